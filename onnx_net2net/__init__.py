@@ -1,0 +1,1 @@
+"""Grow trained ONNX models without changing what they compute."""

@@ -1,0 +1,25 @@
+"""What can go wrong, by the exit code that the command line gives it."""
+
+
+class Net2NetError(Exception):
+    """Base of every error this package raises on purpose; its text is one line meant for the user."""
+
+    exit_code = 2
+
+
+class NotEquivalentError(Net2NetError):
+    """The student does not compute what the teacher computes (exit 1)."""
+
+    exit_code = 1
+
+
+class BadInputError(Net2NetError):
+    """The file, model, option or path cannot be used (exit 2)."""
+
+    exit_code = 2
+
+
+class RefusedError(Net2NetError):
+    """A sound request on a sound model that cannot be done exactly (exit 3)."""
+
+    exit_code = 3
