@@ -1,0 +1,292 @@
+"""The forward pass: the dims of every tensor, node by node, each asked through its rule.
+
+This is the "remapping inference algorithm that makes a forward pass through the graph, querying each operation"
+that Net2Net (Chen, Goodfellow, Shlens 2016, section 2.3) asks for. Dims are found by propagation alone: equal
+sizes never mean equal dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_net2net import dims, sizes
+from onnx_net2net.dims import Axes, Axis, Dim
+from onnx_net2net.model import Draft, Model
+from onnx_net2net.operation import Op, Statements
+from onnx_net2net.rules import lookup
+from onnx_net2net.rules.movement import permute_units
+
+
+@dataclass(eq=False)
+class Use:
+    """A constant read by one input of one node.
+
+    Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie.
+    """
+
+    node: int
+    input: int
+    constant: gs.Constant
+    axes: Axes
+
+
+@dataclass
+class Shuffle:
+    """Reshape, Transpose, Reshape that together permute one axis, like the channel shuffle of ShuffleNet."""
+
+    first: int
+    last: int
+    axis: int
+    order: np.ndarray
+
+
+@dataclass
+class Analysis:
+    """The dims of a graph and what its nodes said about them.
+
+    Attributes:
+        draft: The graph that the node numbers below count in.
+        sizes: Teacher sizes at the probe binding.
+        axes: Axes of each activation, by tensor name.
+        uses: Each read of a constant, by (node, input).
+        said: Statements of each node, by its number.
+        shuffles: Node runs that are treated as one permutation, by the number of the last node.
+    """
+
+    draft: Draft
+    sizes: sizes.Sizes
+    axes: dict[str, Axes] = field(default_factory=dict)
+    uses: dict[tuple[int, int], Use] = field(default_factory=dict)
+    said: dict[int, Statements] = field(default_factory=dict)
+    shuffles: dict[int, Shuffle] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """The nodes of the graph, in order."""
+        nodes: list[gs.Node] = self.draft.graph.nodes
+        return nodes
+
+    def input_axes(self, node: int, index: int) -> Axes | None:
+        """Return the axes that a node sees at an input, or None where they are not known."""
+        use = self.uses.get((node, index))
+        return use.axes if use else self.axes.get(self.nodes[node].inputs[index].name)
+
+    def dims(self) -> list[Dim]:
+        """Return the dims that constants or activations have, in the order of their first use."""
+        found: dict[int, Dim] = {}
+        for axes in (*(use.axes for use in self.uses.values()), *self.axes.values()):
+            for axis in axes:
+                for dim in dims.leaves(axis):
+                    found.setdefault(id(dim), dim)
+        return list(found.values())
+
+
+def infer(model: Model) -> Analysis:
+    """Infer the dims of every tensor of a model; no weight is read.
+
+    A graph with channel shuffles is looked at in two ways, as products of axes and unit by unit, and the one
+    that leaves more weights growable is returned.
+    """
+    known = sizes.infer(model.proto)
+    analysis = _forward(model, known, unitwise=False)
+    if not any(True for _ in _find_shuffles(analysis)):
+        return analysis
+    other = _forward(model, known, unitwise=True)
+    return max(analysis, other, key=_growable_elements)
+
+
+def _growable_elements(analysis: Analysis) -> int:
+    total = 0
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
+        if any(not dim.frozen for axis in use.axes for dim in dims.leaves(axis)):
+            total += int(np.prod([axis.size for axis in use.axes], initial=1))
+    return total
+
+
+def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
+    analysis = Analysis(model.draft(), known)
+    graph = analysis.draft.graph
+    for tensor in graph.inputs:
+        _freeze(_variable_axes(analysis, tensor.name), f"is the model's input {tensor.name!r}")
+    if unitwise:
+        analysis.shuffles = {shuffle.last: shuffle for shuffle in _find_shuffles(analysis)}
+    inside = {n for s in analysis.shuffles.values() for n in range(s.first, s.last)}
+    versions = sizes.versions_of(model.proto)
+    matrices: dict[int, Axes] = {}
+    for number, node in enumerate(graph.nodes):
+        if number not in inside and not _is_alias(node):
+            _visit(analysis, number, node, versions, matrices)
+    for tensor in graph.outputs:
+        _freeze(_output_axes(analysis, tensor), f"is the model's output {tensor.name!r}")
+    return analysis
+
+
+def _is_alias(node: gs.Node) -> bool:
+    """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
+    return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
+    """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
+    while not isinstance(tensor, gs.Constant):
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.domain not in ("", "ai.onnx"):
+            return None
+        if producer.op == "Constant":
+            value = producer.attrs.get("value")
+            return value if isinstance(value, gs.Constant) else None
+        if producer.op != "Identity":
+            return None
+        tensor = producer.inputs[0]
+    return tensor
+
+
+def _visit(
+    analysis: Analysis, number: int, node: gs.Node, versions: dict[str, int], matrices: dict[int, Axes]
+) -> None:
+    """Ask the rule of one node what it says of its axes."""
+    op = _operation(analysis, number, node, versions, matrices)
+    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    captured = analysis.draft.captured(node)
+    rule = lookup(node.domain or "", node.op, op.version)
+    shuffle = analysis.shuffles.get(number)
+    if bodies or captured:
+        op.freeze_all("has a body, which is not looked into")
+        for name in captured:
+            _freeze(_named_axes(analysis, name), f"is read in the body of {op.kind} {op.label!r}")
+    elif shuffle:
+        source = _source_axes(analysis, analysis.nodes[shuffle.first], 0)
+        if source is not None and op.outputs[0] is not None:
+            permute_units(op, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
+            op.unify_all(_without(source, shuffle.axis), _without(op.outputs[0], shuffle.axis))
+    elif rule is None:
+        domain = f"{node.domain}::" if node.domain else ""
+        op.freeze_all(f"has no growth rule ({domain}{node.op}, opset {op.version}; see onnx_net2net.rules.rule)")
+    elif _is_partly_unknown(analysis, op, node):
+        op.freeze_all("has an operand whose shape could not be inferred")
+    else:
+        rule(op)
+    analysis.said[number] = op.said
+
+
+def _operation(
+    analysis: Analysis, number: int, node: gs.Node, versions: dict[str, int], matrices: dict[int, Axes]
+) -> Op:
+    inputs: list[Axes | None] = []
+    values: list[np.ndarray | None] = []
+    for index, tensor in enumerate(node.inputs):
+        constant = constant_of(tensor)
+        axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
+        if axes is None:
+            axes = analysis.axes.get(tensor.name)
+        value = analysis.sizes.values.get(tensor.name)
+        for axis in axes or ():
+            if axis.size == 1 or (value is not None and value.dtype.kind == "i" and value.ndim <= 1):
+                dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else "is a list of sizes or places")
+        inputs.append(axes)
+        values.append(value)
+    outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
+    label = node.name or (node.outputs[0].name if node.outputs else "")
+    version = versions.get(node.domain or "", 1)
+    constant = [tensor.name in analysis.sizes.constant for tensor in node.inputs]
+    domain = "" if node.domain in (None, "ai.onnx") else node.domain
+    return Op(
+        node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
+        constant=constant,
+    )  # fmt: skip
+
+
+def _use(
+    analysis: Analysis, number: int, index: int, constant: gs.Constant, matrices: dict[int, Axes]
+) -> Axes | None:
+    shape = constant.shape
+    if shape is None:
+        return None
+    key = id(constant)
+    if sum(size > 1 for size in shape) > 1:
+        axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
+    else:
+        axes = tuple(Dim(size) for size in shape)
+    analysis.uses[number, index] = Use(number, index, constant, axes)
+    return axes
+
+
+def _variable_axes(analysis: Analysis, name: str) -> Axes | None:
+    """Return the axes of an activation, made fresh at its first mention; None when its shape is not known."""
+    if name not in analysis.axes:
+        shape = analysis.sizes.shape(name)
+        if shape is None:
+            return None
+        analysis.axes[name] = tuple(Dim(size) for size in shape)
+    return analysis.axes[name]
+
+
+def _named_axes(analysis: Analysis, name: str) -> Iterator[Axis]:
+    yield from analysis.axes.get(name, ())
+    for use in analysis.uses.values():
+        if use.constant.name == name:
+            yield from use.axes
+
+
+def _output_axes(analysis: Analysis, tensor: gs.Tensor) -> Iterable[Axis] | None:
+    constant = constant_of(tensor)
+    return _named_axes(analysis, constant.name) if constant is not None else analysis.axes.get(tensor.name)
+
+
+def _source_axes(analysis: Analysis, node: gs.Node, index: int) -> Axes | None:
+    return analysis.axes.get(node.inputs[index].name)
+
+
+def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
+    for axis in axes or ():
+        dims.freeze(axis, reason)
+
+
+def _is_partly_unknown(analysis: Analysis, op: Op, node: gs.Node) -> bool:
+    """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
+    tensors = [*zip(op.inputs, node.inputs, strict=True), *zip(op.outputs, node.outputs, strict=True)]
+    return any(axes is None and tensor.name for axes, tensor in tensors)
+
+
+def _without(axes: Axes, position: int) -> Axes:
+    return axes[:position] + axes[position + 1 :]
+
+
+def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
+    """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
+    position = {id(node): number for number, node in enumerate(analysis.nodes)}
+    for number, node in enumerate(analysis.nodes):
+        chain = [node]
+        while len(chain) < 3 and chain[-1].op in ("Reshape", "Transpose"):
+            readers = chain[-1].outputs[0].outputs
+            if len(readers) != 1 or readers[0].inputs[0] is not chain[-1].outputs[0]:
+                break
+            chain.append(readers[0])
+        if [n.op for n in chain] != ["Reshape", "Transpose", "Reshape"]:
+            continue
+        found = _permutation(analysis, chain)
+        if found is not None:
+            yield Shuffle(number, position[id(chain[-1])], *found)
+
+
+def _permutation(analysis: Analysis, chain: list[gs.Node]) -> tuple[int, np.ndarray] | None:
+    """Return (axis, order) when the chain permutes one axis: out[k] = in[order[k]]."""
+    shape, split, merged = (
+        analysis.sizes.shape(tensor.name) for tensor in (chain[0].inputs[0], chain[0].outputs[0], chain[2].outputs[0])
+    )
+    perm = chain[1].attrs.get("perm")
+    if shape is None or split is None or shape != merged or perm is None or len(split) <= len(shape):
+        return None
+    extra = len(split) - len(shape)
+    for axis in range(len(shape)):
+        inner = range(axis, axis + extra + 1)
+        outside = [p for p in range(len(split)) if p not in inner]
+        if all(perm[p] == p for p in outside) and split == (*shape[:axis], *split[axis : inner.stop], *shape[axis + 1 :]):
+            order = np.arange(shape[axis]).reshape(split[axis : inner.stop])
+            return axis, order.transpose([perm[p] - axis for p in inner]).reshape(-1)
+    return None

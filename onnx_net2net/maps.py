@@ -1,0 +1,269 @@
+"""How a dim grows: from old units to new ones, and how maps compose along an axis.
+
+A dim of n units grown to q has a pair (E, D) with D E = I: E copies old units to new ones, D says what readers
+of the new units must weigh them by. Both are held as vectors: unit j of the student is a copy of unit `index[j]`
+of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies of one unit.
+
+    replicate   Net2WiderNet (paper, section 2.3): old units in place, new ones copies of random old ones
+    uniform     every unit copied equally often, for dims that a statistic reads
+    zero_out    new units of their own, which nobody reads yet: exact where no statistic reads the dim
+    zero_in     new units that compute 0 = phi(0) and are read at random
+    random_pad  the paper's baseline: new units of their own, read at random. Not exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnx_net2net.dims import Axis, Dim, Product, resolve
+
+Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
+KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """How the units of a student axis come from those of the teacher's.
+
+    Attributes:
+        old: Number of units of the teacher.
+        index: int64 [q], the teacher's unit that each unit of the student copies.
+        weight: float64 [q], by which readers of the copies weigh them.
+        kind: int8 [q], position in `KINDS` of the way a unit came about; 0 for old units and copies.
+        first: bool [q], whether the unit is the teacher's own rather than a new one.
+    """
+
+    old: int
+    index: np.ndarray
+    weight: np.ndarray
+    kind: np.ndarray
+    first: np.ndarray
+
+    @property
+    def new(self) -> int:
+        """Number of units of the student."""
+        return len(self.index)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing changes."""
+        return self.new == self.old and bool(self.first.all())
+
+    def __repr__(self) -> str:
+        return f"Map({self.old} -> {self.new})"
+
+
+Growth = Mapping[Dim, Map]
+
+
+def identity(size: int) -> Map:
+    """Return the map of a dim that does not grow."""
+    return Map(size, np.arange(size), np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))
+
+
+def replicate(old: int, new: int, rng: np.random.Generator) -> Map:
+    """Keep the old units in place and add copies of units drawn at random (Net2WiderNet, section 2.3)."""
+    return from_index(old, np.concatenate([np.arange(old), rng.integers(0, old, new - old)]))
+
+
+def uniform(old: int, new: int) -> Map:
+    """Copy every unit new / old times, which keeps means, variances and norms up to a factor.
+
+    Raises:
+        ValueError: If `new` is not a multiple of `old`.
+    """
+    if new % old:
+        raise ValueError(f"{new} is not a multiple of {old}")
+    return from_index(old, np.tile(np.arange(old), new // old))
+
+
+def from_index(old: int, index: np.ndarray) -> Map:
+    """Return the map of copies `index`; the copies of a unit share its weight equally."""
+    counts = np.bincount(index, minlength=old)
+    first = np.zeros(len(index), bool)
+    first[np.unique(index, return_index=True)[1]] = True
+    return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
+
+
+def padded(old: int, new: int, kind: Kind) -> Map:
+    """Keep the old units and add `new - old` units that are no copies; readers weigh them by 0."""
+    added = new - old
+    return Map(
+        old,
+        np.concatenate([np.arange(old), np.arange(added) % old]),
+        np.concatenate([np.ones(old), np.zeros(added)]),
+        np.concatenate([np.zeros(old, np.int8), np.full(added, KINDS.index(kind), np.int8)]),
+        np.arange(new) < old,
+    )
+
+
+def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) -> Map:
+    """Return the map of an axis from those of its dims.
+
+    Args:
+        axis: Any expression over dims.
+        growth: Maps of the dims that grow.
+        weighed: Dims whose weights count (all by default); for the others the weight is 1.
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        own = growth.get(axis)
+        if own is None:
+            return identity(axis.size)
+        if weighed is not None and axis not in weighed:
+            return Map(own.old, own.index, np.ones(own.new), own.kind, own.first)
+        return own
+    parts = [compose(part, growth, weighed) for part in axis.parts]
+    if isinstance(axis, Product):
+        result = parts[0]
+        for part in parts[1:]:
+            result = _outer(result, part)
+        return result
+    offsets = np.cumsum([0] + [part.old for part in parts])
+    return Map(
+        int(offsets[-1]),
+        np.concatenate([part.index + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
+        np.concatenate([part.weight for part in parts]),
+        np.concatenate([part.kind for part in parts]),
+        np.concatenate([part.first for part in parts]),
+    )
+
+
+def _outer(a: Map, b: Map) -> Map:
+    return Map(
+        a.old * b.old,
+        (a.index[:, None] * b.old + b.index).reshape(-1),
+        (a.weight[:, None] * b.weight).reshape(-1),
+        np.maximum(a.kind[:, None], b.kind).reshape(-1),
+        (a.first[:, None] & b.first).reshape(-1),
+    )
+
+
+def new_size(axis: Axis, growth: Growth) -> int:
+    """Return the size of an axis in the student."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return growth[axis].new if axis in growth else axis.size
+    sizes = [new_size(part, growth) for part in axis.parts]
+    return int(np.prod(sizes)) if isinstance(axis, Product) else sum(sizes)
+
+
+@dataclass(frozen=True)
+class Side:
+    """How one axis of a weight grows.
+
+    Attributes:
+        map: The map of the axis.
+        reads: The weight reads the axis (it is summed over), so that copies are weighed; else it makes the axis.
+        spread: Whether copies may be weighed unevenly: all that are copies of one unit are summed together.
+    """
+
+    map: Map
+    reads: bool = False
+    spread: bool = True
+
+
+@dataclass(frozen=True)
+class Style:
+    """How new values are drawn.
+
+    Attributes:
+        seed: Seed of every random draw; each tensor draws from a stream of its own.
+        spread: Standard deviation, relative to the tensor's, of what is added to one copy's outgoing weights and
+            subtracted from another's, so that copies learn different things. Exact (growth-math, N of section 1).
+        noise: Standard deviation, relative to the tensor's, of noise on the incoming weights of all but the first
+            copy (paper, section 2.3). Not exact.
+    """
+
+    seed: int = 0
+    spread: float = 0.3
+    noise: float = 0.0
+
+
+def grow(values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, additive: bool) -> np.ndarray:
+    """Grow a weight along its axes.
+
+    Args:
+        values: The teacher's weight.
+        sides: For each axis, how it grows.
+        style: How new values are drawn.
+        rng: Where they are drawn from.
+        additive: Whether the weight is multiplied into other values or added to them, rather than scaling them
+            unit by unit; new units that start at zero have zeros here.
+
+    Returns:
+        The student's weight, of the same dtype.
+    """
+    result = values
+    for position, side in enumerate(sides):
+        if not side.map.is_identity:
+            result = np.take(result, side.map.index, axis=position)
+    result = np.array(result) if result is values else result
+    if not is_float(result.dtype):
+        return result
+    deviation = _deviation(values)
+    for position, side in enumerate(sides):
+        view = np.moveaxis(result, position, 0)
+        if side.reads:
+            _weigh(view, side, style, deviation, rng)
+        else:
+            _make(view, side.map, style, deviation, rng, additive)
+    return result
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Tell whether values of this type can be divided among copies."""
+    return dtype.name in ("float16", "float32", "float64", "bfloat16")
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Estimate the standard deviation from a regular sample."""
+    sample = values.reshape(-1)[:: max(1, values.size // 65536)].astype(np.float64)
+    return float(sample.std()) if sample.size > 1 else 0.0
+
+
+def _weigh(view: np.ndarray, side: Side, style: Style, deviation: float, rng: np.random.Generator) -> None:
+    """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were."""
+    weight = side.map.weight
+    scaled = np.flatnonzero(weight != 1.0)
+    if len(scaled):
+        factors = weight[scaled].reshape(-1, *(1,) * (view.ndim - 1))
+        view[scaled] = (view[scaled] * factors.astype(view.dtype)).astype(view.dtype)
+    copies = np.flatnonzero(~side.map.first & (side.map.kind == 0) & (side.map.weight > 0))
+    if style.spread and side.spread and len(copies) and view.ndim > 1:
+        copies = copies[np.argsort(side.map.index[copies], kind="stable")]
+        sources, starts = np.unique(side.map.index[copies], return_index=True)
+        originals = np.flatnonzero(side.map.first)
+        originals = originals[np.searchsorted(side.map.index[originals], sources)] if len(originals) else originals
+        moved = _draw((len(copies), *view.shape[1:]), style.spread * deviation, rng, view.dtype)
+        view[copies] += moved
+        view[originals] -= np.add.reduceat(moved, starts, axis=0)
+    read_at_random = np.flatnonzero(np.isin(side.map.kind, (KINDS.index("zero_in"), KINDS.index("random_pad"))))
+    if len(read_at_random):
+        view[read_at_random] = _draw((len(read_at_random), *view.shape[1:]), deviation, rng, view.dtype)
+
+
+def _make(
+    view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, additive: bool
+) -> None:
+    """Draw the incoming weights of new units that are no plain copies."""
+    own = np.flatnonzero(np.isin(map.kind, (KINDS.index("zero_out"), KINDS.index("random_pad"))))
+    if len(own) and view.ndim > 1:
+        view[own] = _draw((len(own), *view.shape[1:]), deviation, rng, view.dtype)
+    if additive:
+        view[map.kind == KINDS.index("zero_in")] = 0
+    if style.noise and additive and view.ndim > 1:
+        copies = np.flatnonzero(~map.first & (map.kind == 0))
+        view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation, rng, view.dtype)
+
+
+def _draw(shape: tuple[int, ...], deviation: float, rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:
+    """Draw uniformly with the given standard deviation, which is much cheaper than a normal draw."""
+    values = rng.random(shape, dtype=np.float32)
+    values -= 0.5
+    values *= deviation * 12**0.5
+    return values.astype(dtype, copy=False)

@@ -1,0 +1,88 @@
+"""Names of dims: the module whose parameters make the dim, as the exporter wrote it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_net2net.dims import Dim, leaves
+from onnx_net2net.inference import Analysis, Use
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_ANONYMOUS = re.compile(r"^(onnx::.*|val_\d+|_val_\d+|\d+|.*::.*)$")
+_PARAMETER = re.compile(
+    r"[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
+    r"|weight_bias|ReadVariableOp)$"
+)
+
+
+def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
+    """Name every dim that a constant has; names are unique and stable for a given file.
+
+    Args:
+        analysis: The dims.
+        proto: The model, whose node metadata may hold module paths.
+    """
+    reads = {
+        (number, index, position)
+        for number, said in analysis.said.items()
+        for contraction in said.contractions
+        for index, position in contraction.sides
+    }
+    ranked: list[tuple[int, int, Use, int]] = []
+    for (number, index), use in analysis.uses.items():
+        is_matrix = sum(axis.size > 1 for axis in use.axes) > 1
+        for position in range(len(use.axes)):
+            rank = 2 if (number, index, position) in reads else 0 if is_matrix else 1
+            ranked.append((rank, number, use, position))
+    names: dict[Dim, str] = {}
+    taken: Counter[str] = Counter()
+    for _, number, use, position in sorted(ranked, key=lambda entry: entry[:2]):
+        fresh = [dim for dim in dict.fromkeys(leaves(use.axes[position])) if dim not in names and dim.size > 1]
+        single = [dim for dim in dict.fromkeys(leaves(use.axes[position])) if dim not in names and dim.size == 1]
+        label = module_of(analysis.nodes[number], proto.graph.node[number], use.constant.name)
+        for place, dim in enumerate(fresh):
+            _give(names, taken, dim, f"{label}[{place}]" if len(fresh) > 1 else label)
+        for dim in single:
+            names[dim] = names.get(dim.origin, label) if dim.origin is not None else label
+    return names
+
+
+def _give(names: dict[Dim, str], taken: Counter[str], dim: Dim, label: str) -> None:
+    taken[label] += 1
+    names[dim] = label if taken[label] == 1 else f"{label}#{taken[label]}"
+
+
+def module_of(node: gs.Node, proto: onnx.NodeProto, constant: str) -> str:
+    """Return the path of the module that a node belongs to, or the best name that there is for it."""
+    for entry in proto.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = _literal_list(entry.value)
+            if len(scopes) > 1 and scopes[-2]:
+                return scopes[-2]
+    if not _ANONYMOUS.match(constant) and not (constant.startswith("/") or "_output_" in constant):
+        return _PARAMETER.sub("", constant)
+    path = _path(proto.name)
+    return path or constant or node.op
+
+
+def _literal_list(text: str) -> list[str]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _path(name: str) -> str:
+    """Turn a node name like /layer1/layer1.0/conv1/Conv into layer1.0.conv1."""
+    if "/" not in name:
+        return ""
+    path = ""
+    for step in name.strip("/").split("/")[:-1]:
+        path = step if step.startswith(path + ".") or not path else f"{path}.{step}"
+    return path

@@ -1,0 +1,299 @@
+"""What a rule sees of one node, and what it may say about it.
+
+A rule reads `inputs`, `outputs` (axes), `values` (integers that are known) and `attrs`, and makes statements:
+which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freeze`), which carry a statistic
+(`uniform`), which are summed over (`contract`), and which numbers in the node are sizes (`sizes`, `attribute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnx_net2net import dims
+from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product
+from onnx_net2net.signature import Operand, Term, parse
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The node sums over an axis: copies of a unit must together weigh what the unit weighed.
+
+    Attributes:
+        axis: What is summed over, as an expression over dims.
+        sides: (input, axis position) of each operand that has it; the weight is put on one of them.
+        law: "sum"; "mean" (the node divides by the size); "square" (it sums squares).
+    """
+
+    axis: Axis
+    sides: tuple[tuple[int, int], ...]
+    law: str = "sum"
+
+
+@dataclass(frozen=True)
+class SizeInput:
+    """Element `element` of integer input `input` is the total size of `axes` (0 and -1 speak for themselves)."""
+
+    input: int
+    element: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`."""
+
+    name: str
+    element: int | None
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Input `input` holds, for each unit of the result, its place: result[k] = units[order[k]]."""
+
+    input: int
+    units: tuple[Axis, ...]
+    order: np.ndarray
+
+
+@dataclass
+class Statements:
+    """What a rule said about its node, beyond the dims that it unified."""
+
+    contractions: list[Contraction] = field(default_factory=list)
+    size_inputs: list[SizeInput] = field(default_factory=list)
+    size_attributes: list[SizeAttribute] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+    pointwise: str | None = None
+    scales: set[int] = field(default_factory=set)
+
+
+class Op:
+    """One node as its rule sees it.
+
+    Attributes:
+        kind: Operator type, `domain` and `version` (the opset imported for it) say which.
+        label: How messages call the node.
+        attrs: Attribute values by name.
+        inputs: For each input its axes, or None where it is left out or is not a tensor of known shape.
+        outputs: The same for outputs.
+        values: For each input its value, where it is a small constant or follows from shapes, else None.
+        constant: For each input, whether its value is the same whatever the dynamic sizes.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        label: str,
+        inputs: Sequence[Axes | None],
+        outputs: Sequence[Axes | None],
+        *,
+        domain: str = "",
+        version: int = 1,
+        attrs: Mapping[str, Any] | None = None,
+        values: Sequence[np.ndarray | None] = (),
+        constant: Sequence[bool] = (),
+    ) -> None:
+        self.kind, self.label, self.domain, self.version = kind, label, domain, version
+        self.attrs = dict(attrs or {})
+        self.inputs, self.outputs = list(inputs), list(outputs)
+        self.values = list(values) or [None] * len(self.inputs)
+        self.constant = list(constant) or [False] * len(self.inputs)
+        self.said = Statements()
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def input(self, index: int) -> Axes | None:
+        """Return the axes of an input, or None where the node does not have it."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def output(self, index: int = 0) -> Axes | None:
+        """Return the axes of an output, or None where the node does not have it."""
+        return self.outputs[index] if index < len(self.outputs) else None
+
+    def value(self, index: int) -> np.ndarray | None:
+        """Return the known value of an input, or None."""
+        return self.values[index] if index < len(self.values) else None
+
+    def has(self, index: int) -> bool:
+        """Tell whether the node has this input."""
+        return self.input(index) is not None
+
+    def ints(self, name: str, index: int | None = None) -> list[int] | None:
+        """Return integers given by an attribute or, in newer opsets, by an input; None when neither is known."""
+        if name in self.attrs:
+            value = self.attrs[name]
+            return [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+        known = self.value(index) if index is not None else None
+        return None if known is None else [int(v) for v in known.reshape(-1)]
+
+    def axis(self, rank: int, default: int, name: str = "axis") -> int:
+        """Return an axis attribute as a nonnegative number."""
+        return int(self.attrs.get(name, default)) % max(rank, 1)
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    def why(self, reason: str) -> str:
+        """Phrase a reason with the node in front."""
+        return f"{self.kind} {self.label!r} {reason}"
+
+    def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
+        """State that two axes are the same units in the same order."""
+        return dims.unify(a, b, self.why(reason))
+
+    def unify_all(self, left: Iterable[Axis], right: Iterable[Axis]) -> None:
+        """State that two runs of axes are the same, one by one."""
+        for a, b in zip(left, right, strict=True):
+            self.unify(a, b)
+
+    def freeze(self, axes: Axis | Iterable[Axis] | None, reason: str) -> None:
+        """Fix axes at their size and order."""
+        for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
+            dims.freeze(axis, self.why(reason))
+
+    def freeze_all(self, reason: str) -> None:
+        """Fix every axis of the node."""
+        for axes in (*self.inputs, *self.outputs):
+            self.freeze(axes, reason)
+
+    def uniform(self, axes: Iterable[Axis], reason: str = "takes a statistic over it") -> None:
+        """Allow only growth that copies all units of these axes equally often."""
+        for axis in axes:
+            dims.keep_uniform(axis, self.why(reason))
+
+    def only_copies(self, axis: Axis, reason: str) -> None:
+        """Allow only growth whose new units are copies of old ones."""
+        dims.only_copies(axis, self.why(reason))
+
+    def contract(self, axis: Axis, sides: Iterable[tuple[int, int]], law: str = "sum") -> None:
+        """State that the node sums over an axis."""
+        self.said.contractions.append(Contraction(axis, tuple(sides), law))
+
+    def size(self, index: int, element: int, *axes: Axis) -> None:
+        """State that an element of an integer input is the total size of the axes."""
+        self.said.size_inputs.append(SizeInput(index, element, axes))
+
+    def attribute(self, name: str, *axes: Axis, element: int | None = None) -> None:
+        """State that an attribute (or one entry of it) is the total size of the axes."""
+        self.said.size_attributes.append(SizeAttribute(name, element, axes))
+
+    def select(self, index: int, units: Sequence[Axis], order: np.ndarray) -> None:
+        """State that an integer input lists the places of units: result[k] = units[order[k]]."""
+        self.said.selections.append(Selection(index, tuple(units), order))
+
+    def pointwise(self, kind: str) -> None:
+        """State what the node does to a zero: "zero" keeps it, "relu" too but stops its gradient, else "any"."""
+        self.said.pointwise = kind
+
+    def scales(self, *inputs: int) -> None:
+        """State that these inputs multiply or divide; growth by zeros copies them instead."""
+        self.said.scales.update(inputs)
+
+    def broadcast(self, operands: Iterable[Axes | None], result: Axes) -> None:
+        """State the multidirectional broadcasting of the ONNX specification: aligned at the right, 1 stretches."""
+        for axes in operands:
+            for a, b in zip(reversed(axes or ()), reversed(result), strict=False):
+                if a.size == b.size:
+                    self.unify(a, b)
+                elif a.size != 1:
+                    self.freeze((a, b), "has axes that do not broadcast")
+
+    # -- signatures ------------------------------------------------------------------------------------
+
+    def apply(
+        self, text: str, *, sizes: Mapping[str, str | int] | None = None, fixed: str = "", uniform: str = ""
+    ) -> None:
+        """Make the statements of a signature (see `onnx_net2net.signature`).
+
+        Args:
+            text: The signature.
+            sizes: For letters whose size a product alone does not tell: a number, or the name of the attribute
+                that holds it (1 where it is absent) and follows the size when the dim grows.
+            fixed: Letters, separated by spaces, of axes that never grow.
+            uniform: Letters of axes that a statistic runs over.
+        """
+        signature = parse(text)
+        known: dict[str, Axis | Axes] = {}
+        numbers = {
+            name: int(self.attrs.get(size, 1)) if isinstance(size, str) else size
+            for name, size in (sizes or {}).items()
+        }
+        places: dict[tuple[str, int], int] = {}
+        for operands, tensors, is_input in (
+            (signature.inputs, self.inputs, True),
+            (signature.outputs, self.outputs, False),
+        ):
+            for index, (operand, axes) in enumerate(zip(operands, tensors, strict=False)):
+                if axes is None:
+                    continue
+                matched = _align(operand, axes)
+                if matched is None:
+                    self.freeze_all("has an operand of unexpected rank")
+                    return
+                for term, position, run in matched:
+                    if is_input:
+                        places.update({(name, index): position for name in term.names})
+                    self._bind(term, run, known, numbers)
+        for name in fixed.split():
+            self.freeze(known.get(name), "works along this axis")
+        for name in uniform.split():
+            found = known.get(name, ())
+            self.uniform(found if isinstance(found, tuple) else (found,))
+        for name, holders in signature.contracted().items():
+            axis = known.get(name)
+            sides = [(index, places[name, index]) for index in holders if (name, index) in places]
+            if axis is not None and not isinstance(axis, tuple):
+                self.contract(axis, sides)
+        for name, size in (sizes or {}).items():
+            axis = known.get(name)
+            if isinstance(size, str) and axis is not None and not isinstance(axis, tuple):
+                self.attribute(size, axis)
+
+    def _bind(self, term: Term, run: Axes, known: dict[str, Axis | Axes], numbers: dict[str, int]) -> None:
+        """Give the letters of a term their axes, or unify with those they have."""
+        if term.star:
+            earlier = known.setdefault(term.names[0], run)
+            if isinstance(earlier, tuple) and len(earlier) == len(run):
+                self.unify_all(earlier, run)
+            return
+        if not run:
+            return
+        (axis,) = run
+        if len(term.names) == 1:
+            earlier = known.setdefault(term.names[0], axis)
+            if isinstance(earlier, tuple) or (term.broadcast and axis.size == 1 != earlier.size):
+                return
+            self.unify(earlier, axis)
+            return
+        missing = [name for name in term.names if name not in known and name not in numbers]
+        covered = 1
+        for name in term.names:
+            covered *= known[name].size if name in known else numbers.get(name, 1)  # type: ignore[union-attr]
+        if len(missing) > 1 or axis.size % max(covered, 1) or covered == 0:
+            self.freeze(axis, "does not divide this axis")
+            return
+        for name in term.names:
+            if name not in known:
+                known[name] = Dim(numbers[name] if name in numbers else axis.size // covered)
+        self.unify(Product([known[name] for name in term.names]), axis)  # type: ignore[misc]
+
+
+def _align(operand: Operand, axes: Axes) -> list[tuple[Term, int, Axes]] | None:
+    """Pair the terms of an operand with axes: (term, position, run of axes); None when the rank does not fit."""
+    terms = list(operand)
+    stars = [i for i, term in enumerate(terms) if term.star]
+    while not stars and len(terms) > len(axes) and terms[0].broadcast:
+        terms.pop(0)
+    spare = len(axes) - len(terms) + (1 if stars else 0)
+    if spare < 0 or (not stars and spare):
+        return None
+    matched, position = [], 0
+    for term in terms:
+        width = spare if term.star else 1
+        matched.append((term, position, tuple(axes[position : position + width])))
+        position += width
+    return matched

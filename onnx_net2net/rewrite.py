@@ -1,0 +1,410 @@
+"""From maps to a student: weights, attributes, sizes, and the few nodes that a map needs.
+
+Weights are rewritten lazily: what is put into the draft here is computed when the student is saved. Of the three
+kinds of numbers that follow a width, attributes (`group`) are set, size constants are replaced at the one input
+that reads them, and sizes taken from Shape follow by themselves, also where they must not: a size that is used
+as data (sqrt of a head's width, 1 / N) keeps the teacher's value.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace as changed
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from onnx_net2net import sizes
+from onnx_net2net.dims import Axes, Axis, Dim, leaves
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.inference import Analysis, Use
+from onnx_net2net.maps import Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.model import Model
+from onnx_net2net.operation import Contraction, Selection
+
+Roles = dict[tuple[int, int], dict[int, tuple[Contraction, Map]]]
+"""For each read of a constant (node, input): the axes that it weighs, with the map to weigh them by."""
+
+
+def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, metadata: dict[str, str]) -> Model:
+    """Grow a model.
+
+    Args:
+        teacher: The model that was analysed.
+        analysis: Its dims; the draft in it is edited and must not be used again.
+        growth: Map of each dim that grows.
+        style: How new values are drawn.
+        metadata: Entries for the student's metadata.
+
+    Returns:
+        The student; its weights are computed when it is saved.
+
+    Raises:
+        RefusedError: If a map cannot be carried out exactly; says where and why.
+    """
+    roles: Roles = {}
+    inserts = list(_weigh_contractions(analysis, growth, roles))
+    _rewrite_constants(analysis, growth, roles, style)
+    for node, index, position, map in inserts:
+        _insert_scale(analysis, node, index, position, map)
+    _rewrite_attributes(analysis, growth)
+    _rewrite_sizes(teacher, analysis, growth)
+    for number, said in analysis.said.items():
+        for selection in said.selections:
+            _rewrite_selection(analysis, number, selection, growth)
+    _restate_shapes(analysis, growth)
+    _drop_unread(analysis)
+    return analysis.draft.finish(metadata)
+
+
+def _grown(axis: Axis, growth: Growth) -> set[Dim]:
+    return {dim for dim in leaves(axis) if dim in growth}
+
+
+# --- Sums: somebody has to weigh the copies ------------------------------------------------------------------
+
+
+def _weigh_contractions(
+    analysis: Analysis, growth: Growth, roles: Roles
+) -> Iterator[tuple[gs.Node, int, int, Map]]:
+    """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            weighed = _grown(contraction.axis, growth)
+            if not weighed:
+                continue
+            maps = [
+                _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
+                for index, position in contraction.sides
+            ]
+            if all((map.weight == 1).all() for map in maps):
+                continue  # a mean over equally many copies is the mean
+            for (index, position), map in zip(contraction.sides, maps, strict=True):
+                carrier = _carrier(analysis, number, index, position, weighed)
+                if carrier is not None:
+                    roles.setdefault(carrier[:2], {})[carrier[2]] = contraction, map
+                    break
+            else:
+                (index, position), map = contraction.sides[-1], maps[-1]
+                yield analysis.nodes[number], index, position, map
+
+
+def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth, weighed: set[Dim]) -> Map:
+    map = compose(axes[position], growth, weighed)
+    if contraction.law == "mean":
+        return changed(map, weight=map.weight * (new_size(contraction.axis, growth) / contraction.axis.size))
+    if contraction.law == "square":
+        return changed(map, weight=np.sqrt(map.weight))
+    return map
+
+
+def _carrier(
+    analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim]
+) -> tuple[int, int, int] | None:
+    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of."""
+    while True:
+        use = analysis.uses.get((number, index))
+        if use is not None:
+            return (number, index, position) if is_float(_dtype(use.constant)) else None
+        tensor = analysis.nodes[number].inputs[index]
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or len(tensor.outputs) != 1 or producer.op not in ("Identity", "Transpose", "Unsqueeze",
+                                                                              "Squeeze", "Reshape"):  # fmt: skip
+            return None
+        number, index = _number(analysis, producer), 0
+        axes = analysis.input_axes(number, 0) or ()
+        holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
+        if len(holders) != 1:
+            return None
+        position = holders[0]
+
+
+def _number(analysis: Analysis, node: gs.Node) -> int:
+    return next(number for number, other in enumerate(analysis.nodes) if other is node)
+
+
+def _insert_scale(analysis: Analysis, node: gs.Node, index: int, position: int, map: Map) -> None:
+    """Multiply an operand by the weights of its units, where no weight could carry them."""
+    tensor, draft = node.inputs[index], analysis.draft
+    dtype = _numpy_dtype(analysis, tensor)
+    rank = len(analysis.sizes.shape(tensor.name) or ())
+    shape = (map.new, *(1,) * (rank - 1 - position))
+    weights = draft.constant(f"{tensor.name}_weights", map.weight.astype(dtype).reshape(shape))
+    scaled = gs.Variable(draft.unique_name(f"{tensor.name}_weighed"), dtype=tensor.dtype)
+    mul = gs.Node("Mul", draft.unique_name(f"{node.name or tensor.name}_weigh"), inputs=[tensor, weights], outputs=[scaled])
+    draft.graph.nodes.append(mul)
+    node.inputs[index] = scaled
+
+
+def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(analysis.sizes.dtype(tensor.name)))
+
+
+def _dtype(constant: gs.Constant) -> np.dtype:
+    values = constant._values
+    code = values.tensor.data_type if hasattr(values, "tensor") else None
+    return np.dtype(helper.tensor_dtype_to_np_dtype(code)) if code is not None else np.dtype(values.dtype)
+
+
+# --- Weights -------------------------------------------------------------------------------------------------
+
+
+def _rewrite_constants(analysis: Analysis, growth: Growth, roles: Roles, style: Style) -> None:
+    """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
+    by_constant: dict[int, list[Use]] = {}
+    for use in analysis.uses.values():
+        by_constant.setdefault(id(use.constant), []).append(use)
+    for uses in by_constant.values():
+        if any(_grown(axis, growth) for use in uses for axis in use.axes):
+            _rewrite_constant(analysis, uses, growth, roles, style)
+
+
+def _rewrite_constant(analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style) -> None:
+    alike: dict[bytes, list[tuple[Use, list[Side]]]] = {}
+    for use in uses:
+        sides = _sides(use, growth, roles)
+        key = b"|".join(
+            side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides
+        )
+        alike.setdefault(key, []).append((use, sides))
+    constant = uses[0].constant
+    original = analysis.draft.reader(constant)
+    dtype = helper.np_dtype_to_tensor_dtype(_dtype(constant))
+    name = constant.name
+    kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
+    for group in alike.values():
+        use, sides = group[0]
+        if all(side.map.is_identity for side in sides):
+            continue
+        shape = [side.map.new for side in sides]
+        additive = use.input not in analysis.said[use.node].scales
+        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), additive)
+        if not kept:
+            analysis.draft.replace(constant, shape, compute)
+            kept = True
+            continue
+        own = analysis.draft.lazy_constant(name, dtype, shape, compute, like=constant)
+        for use, _ in group:
+            analysis.nodes[use.node].inputs[use.input] = own
+
+
+class _Computation:
+    """The grown values of one constant, computed whenever they are asked for, always the same."""
+
+    def __init__(
+        self, read: Callable[[], np.ndarray], sides: list[Side], style: Style, salt: int, additive: bool
+    ) -> None:
+        self._read, self._sides, self._style, self._salt, self._additive = read, sides, style, salt, additive
+
+    def __call__(self) -> np.ndarray:
+        rng = np.random.Generator(np.random.SFC64([self._style.seed, self._salt]))
+        return grow(self._read(), self._sides, self._style, rng, self._additive)
+
+
+def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:
+    weighs = roles.get((use.node, use.input), {})
+    sides = []
+    for position, axis in enumerate(use.axes):
+        if position not in weighs:
+            sides.append(Side(compose(axis, growth)))
+            continue
+        contraction, _ = weighs[position]
+        weighed = _grown(contraction.axis, growth)
+        even = contraction.law != "sum" or weighed != _grown(axis, growth)
+        sides.append(Side(_weights(contraction, use.axes, position, growth, weighed), reads=True, spread=not even))
+    return sides
+
+
+# --- Numbers that are sizes ----------------------------------------------------------------------------------
+
+
+def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        wanted: dict[str, dict[int | None, tuple[int, int]]] = {}
+        for size in said.size_attributes:
+            old, new = _total(size.axes, growth)
+            wanted.setdefault(size.name, {})[size.element] = old, new
+        for name, entries in wanted.items():
+            if all(old == new for old, new in entries.values()):
+                continue
+            if None in entries:
+                node.attrs[name] = entries[None][1]
+            elif name in node.attrs:
+                values = list(node.attrs[name])
+                for element, (old, new) in entries.items():
+                    values[element or 0] = new if old != new else values[element or 0]
+                node.attrs[name] = values
+            elif len({new for _, new in entries.values()}) > 1:
+                node.attrs[name] = [entries[element][1] for element in sorted(entries, key=lambda e: e or 0)]
+
+
+def _total(axes: Sequence[Axis], growth: Growth) -> tuple[int, int]:
+    return sum(axis.size for axis in axes), sum(new_size(axis, growth) for axis in axes)
+
+
+def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
+    """Give each node the numbers that it needs at the student's sizes, where the graph would not compute them."""
+    student = _student_sizes(teacher, analysis, growth)
+    arithmetic = set(analysis.sizes.values)
+    for number, node in enumerate(list(analysis.nodes)):
+        needs = _needs(analysis, number, growth)
+        passes_on = any(output.name in arithmetic for output in node.outputs)
+        for index, tensor in enumerate(node.inputs):
+            have, need = student.values.get(tensor.name), needs.get(index)
+            if need is None and not passes_on:  # a size used as data keeps its value
+                need = analysis.sizes.values.get(tensor.name)
+            if have is not None and need is not None and not np.array_equal(have, need):
+                node.inputs[index] = _supply(analysis, tensor, have, need)
+        _split_unequal(analysis, number, growth)
+    for tensor in analysis.draft.graph.outputs:
+        have, need = student.values.get(tensor.name), analysis.sizes.values.get(tensor.name)
+        if have is not None and need is not None and not np.array_equal(have, need):
+            raise RefusedError(f"the model's output {tensor.name!r} is a size that would grow")
+
+
+def _student_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> sizes.Sizes:
+    types = dict(analysis.sizes.types)
+    for name, axes in analysis.axes.items():
+        if any(_grown(axis, growth) for axis in axes):
+            types[name] = helper.make_tensor_type_proto(
+                analysis.sizes.dtype(name), [new_size(axis, growth) for axis in axes]
+            )
+    for use in analysis.uses.values():
+        if any(_grown(axis, growth) for axis in use.axes):
+            name = use.constant.name
+            types[name] = helper.make_tensor_type_proto(
+                analysis.sizes.dtype(name), [new_size(axis, growth) for axis in use.axes]
+            )
+    return sizes.reevaluate(teacher.proto, analysis.sizes, types)
+
+
+def _needs(analysis: Analysis, number: int, growth: Growth) -> dict[int, np.ndarray]:
+    """Return the values that the integer inputs of a node must have in the student."""
+    needs: dict[int, np.ndarray] = {}
+    node = analysis.nodes[number]
+    for size in analysis.said[number].size_inputs if number in analysis.said else ():
+        if size.input >= len(node.inputs):
+            continue
+        raw = analysis.sizes.values.get(node.inputs[size.input].name)
+        if raw is None:
+            continue
+        need = needs.setdefault(size.input, raw.copy())
+        old, new = _total(size.axes, growth)
+        given = int(raw.reshape(-1)[size.element])
+        if _follows(node, given, old) or (old == new and not _copies_grown(analysis, number, size.element, given, growth)):
+            continue
+        need.reshape(-1)[size.element] = new
+    return needs
+
+
+def _follows(node: gs.Node, given: int, size: int) -> bool:
+    """Tell whether an entry takes its size from elsewhere: -1 of Reshape, 1 of Expand where it is stretched."""
+    return (node.op == "Reshape" and given == -1) or (node.op == "Expand" and given == 1 != size)
+
+
+def _copies_grown(analysis: Analysis, number: int, element: int, given: int, growth: Growth) -> bool:
+    """Tell whether an entry 0 of Reshape copies an input size that grows although the output's does not."""
+    node = analysis.nodes[number]
+    source = analysis.input_axes(number, 0) or ()
+    return (
+        node.op == "Reshape" and given == 0 and element < len(source) and bool(_grown(source[element], growth))
+    )
+
+
+def _supply(analysis: Analysis, tensor: gs.Tensor, have: np.ndarray, need: np.ndarray) -> gs.Tensor:
+    """Return a tensor of the needed value: a constant, or the computed one corrected where sizes are dynamic."""
+    draft = analysis.draft
+    if not analysis.sizes.binding or tensor.name in analysis.sizes.constant:
+        return draft.constant(f"{tensor.name}_grown", need)
+    producer = tensor.inputs[0] if tensor.inputs else None
+    if producer is not None and producer.op == "Concat" and have.ndim == 1:
+        parts, start = [], 0
+        for part in producer.inputs:
+            stop = start + int(np.prod(analysis.sizes.shape(part.name) or (1,)))
+            same = np.array_equal(have[start:stop], need[start:stop])
+            parts.append(part if same else _supply(analysis, part, have[start:stop], need[start:stop]))
+            start = stop
+        return _emit(analysis, "Concat", parts, tensor, axis=0)
+    times = draft.constant(f"{tensor.name}_times", need)
+    over = draft.constant(f"{tensor.name}_over", np.where(have == 0, 1, have).astype(have.dtype))
+    return _emit(analysis, "Div", [_emit(analysis, "Mul", [tensor, times], tensor), over], tensor)
+
+
+def _emit(analysis: Analysis, kind: str, inputs: list[gs.Tensor], like: gs.Tensor, **attrs: int) -> gs.Tensor:
+    draft = analysis.draft
+    output = gs.Variable(draft.unique_name(f"{like.name}_grown"), dtype=like.dtype)
+    draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{like.name}_{kind}"), dict(attrs), list(inputs), [output]))
+    return output
+
+
+def _split_unequal(analysis: Analysis, number: int, growth: Growth) -> None:
+    """Write down the sizes of a Split that gave none, where its parts no longer are equal."""
+    node, said = analysis.nodes[number], analysis.said.get(number)
+    if node.op != "Split" or said is None or not said.size_inputs or len(node.inputs) > 1:
+        return
+    totals = [_total(size.axes, growth) for size in said.size_inputs]
+    if any(old != new for old, new in totals) and len({new for _, new in totals}) > 1:
+        node.attrs.pop("num_outputs", None)
+        node.inputs.append(analysis.draft.constant(f"{node.outputs[0].name}_sizes", np.array([n for _, n in totals])))
+
+
+# --- Rearranged units ----------------------------------------------------------------------------------------
+
+
+def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, growth: Growth) -> None:
+    """Say where the units of the target are in the grown source; a shuffle becomes one Gather."""
+    if not any(_grown(unit, growth) for unit in selection.units):
+        return
+    widths = np.array([new_size(unit, growth) for unit in selection.units])
+    starts = np.cumsum(widths) - widths
+    places = np.concatenate([np.arange(starts[k], starts[k] + widths[k]) for k in selection.order])
+    node, draft = analysis.nodes[number], analysis.draft
+    shuffle = analysis.shuffles.get(number)
+    index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
+    if shuffle is None:
+        node.inputs[selection.input] = index
+        return
+    output = node.outputs[0]
+    node.outputs.clear()
+    source = analysis.nodes[shuffle.first].inputs[0]
+    name = draft.unique_name(f"{node.name or output.name}_shuffle")
+    draft.graph.nodes.append(gs.Node("Gather", name, {"axis": shuffle.axis}, [source, index], [output]))
+
+
+# --- What is left over ---------------------------------------------------------------------------------------
+
+
+def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
+    """Bring the recorded shapes of activations up to date."""
+    for name, tensor in analysis.draft.graph.tensors().items():
+        axes = analysis.axes.get(name)
+        if isinstance(tensor, gs.Variable) and tensor.shape is not None and axes is not None:
+            if len(axes) == len(tensor.shape):
+                tensor.shape = [
+                    new_size(axis, growth) if _grown(axis, growth) else size
+                    for axis, size in zip(axes, tensor.shape, strict=True)
+                ]
+
+
+def _drop_unread(analysis: Analysis) -> None:
+    """Remove nodes that nobody reads any more."""
+    graph = analysis.draft.graph
+    kept = {tensor.name for tensor in graph.outputs}
+    for node in graph.nodes:
+        kept |= analysis.draft.captured(node)
+    unread = [node for node in graph.nodes if _is_unread(node, kept)]
+    while unread:
+        node = unread.pop()
+        producers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+        node.inputs.clear()
+        node.outputs.clear()
+        unread += [producer for producer in producers if _is_unread(producer, kept)]
+    graph.nodes[:] = [node for node in graph.nodes if node.outputs]
+
+
+def _is_unread(node: gs.Node, kept: set[str]) -> bool:
+    return not any(tensor.outputs or tensor.name in kept for tensor in node.outputs)

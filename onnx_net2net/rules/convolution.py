@@ -1,0 +1,50 @@
+"""Convolutions and pooling: channels pass or are summed over, kernels and positions stay."""
+
+from onnx_net2net.operation import Op
+from onnx_net2net.rules import rule, signature
+
+# Group j of the output reads group j of the input; depthwise is i = o = 1, and the group count grows.
+signature("Conv", "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
+signature("ConvTranspose", "n (g i) *x, (g i) o *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
+
+signature("AveragePool", "LpPool", "GlobalAveragePool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y")
+signature("GlobalMaxPool", "n c *x -> n c *y", fixed="x y", pointwise="relu")
+
+
+@rule("MaxPool")
+def max_pool(op: Op) -> None:
+    """Pool each channel; `Indices` count through all channels, so a graph that reads them fixes those."""
+    op.apply("n c *x -> n c *y, n c *y", fixed="x y")
+    op.pointwise("zero")
+    if op.output(1) is not None:
+        op.freeze(op.output(1), "returns indices that count through this axis")
+
+
+@rule("Resize", "Upsample")
+def resize(op: Op) -> None:
+    """Interpolate positions; an axis of unchanged size passes through."""
+    source, target = op.input(0), op.output()
+    if source is None or target is None or op.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        op.freeze_all("crops and resizes")
+        return
+    listed = [a % len(source) for a in op.attrs.get("axes", range(len(source)))]
+    for position, (a, b) in enumerate(zip(source, target, strict=True)):
+        if a.size != b.size or not op.unify(a, b):
+            op.freeze((a, b), "interpolates along this axis")
+        elif position in listed and op.has(3):
+            op.size(3, listed.index(position), b)
+
+
+@rule("DepthToSpace")
+def depth_to_space(op: Op) -> None:
+    """Move blocks of channels into space; mode CRD has the block innermost, DCR (default) outermost."""
+    r = int(op.attrs["blocksize"])
+    channels = "(c r s)" if op.attrs.get("mode") == "CRD" else "(r s c)"
+    op.apply(f"n {channels} h w -> n c (h r) (w s)", sizes={"r": r, "s": r}, fixed="r s h w")
+
+
+@rule("SpaceToDepth")
+def space_to_depth(op: Op) -> None:
+    """Move blocks of space into channels, the block outermost."""
+    r = int(op.attrs["blocksize"])
+    op.apply("n c (h r) (w s) -> n (r s c) h w", sizes={"r": r, "s": r}, fixed="r s h w")

@@ -1,0 +1,58 @@
+"""Operators that act on each unit alone: a selection of units commutes with them."""
+
+from onnx_net2net.operation import Op
+from onnx_net2net.rules import rule
+
+# phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient.
+ZERO = (
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
+    "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Round",
+    "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
+)  # fmt: skip
+RELU = ("Relu", "ThresholdedRelu")
+ANY = (
+    "Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "IsInf", "IsNaN", "Log", "Not", "Reciprocal",
+    "Sigmoid", "Softplus",
+)  # fmt: skip
+
+
+def _unary(kind: str) -> None:
+    @rule(*{"zero": ZERO, "relu": RELU, "any": ANY}[kind])
+    def unary(op: Op) -> None:
+        """phi(x), unit by unit; further inputs (the type of CastLike) are not read as data."""
+        op.apply("*x -> *x")
+        op.pointwise(kind)
+
+
+for _kind in ("zero", "relu", "any"):
+    _unary(_kind)
+
+
+@rule("Clip")
+def clip(op: Op) -> None:
+    """Clip each unit; the bounds are scalars. Relu6 and the like keep zero but stop its gradient at the edge."""
+    op.apply("*x -> *x")
+    low, high = (op.attrs.get(name, op.value(index + 1)) for index, name in enumerate(("min", "max")))
+    holds_zero = (low is None or low <= 0) and (high is None or high >= 0)
+    op.pointwise(("relu" if low == 0 or high == 0 else "zero") if holds_zero else "any")
+
+
+@rule("Dropout")
+def dropout(op: Op) -> None:
+    """Pass the data through, with the mask beside it."""
+    op.apply("*x -> *x, *x")
+    op.pointwise("zero")
+
+
+@rule("Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",
+      "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")  # fmt: skip
+def broadcasting(op: Op) -> None:
+    """Combine operands unit by unit, broadcast to the result."""
+    result = op.output()
+    if result is None or (op.version < 7 and op.attrs.get("broadcast")):
+        op.freeze_all("has operands of unknown shape")
+        return
+    op.broadcast(op.inputs, result)
+    if op.kind in ("Mul", "Div", "PRelu", "Pow", "Mod"):
+        op.scales(*range(len(op.inputs)))
+    op.pointwise("zero" if op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu") else "any")

@@ -1,0 +1,213 @@
+"""Data movement: the same units in other places."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, leaves, units
+from onnx_net2net.operation import Op
+from onnx_net2net.rules import rule
+
+
+@rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform", "EyeLike")
+def source(op: Op) -> None:
+    """Make a tensor from nothing or from sizes; nothing is known of its axes."""
+    if op.kind != "Constant":
+        op.freeze(op.output(), "makes this axis")
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(op: Op) -> None:
+    """Fill a tensor whose sizes are the input."""
+    for element, axis in enumerate(op.output() or ()):
+        op.size(0, element, axis)
+
+
+@rule("Concat")
+def concat(op: Op) -> None:
+    """Lay the inputs end to end along `axis`."""
+    target = op.output()
+    if target is None or any(axes is None for axes in op.inputs):
+        op.freeze_all("has operands of unknown shape")
+        return
+    at = op.axis(len(target), 1)
+    parts = [axes for axes in op.inputs if axes is not None]
+    for axes in parts:
+        op.unify_all((*axes[:at], *axes[at + 1 :]), (*target[:at], *target[at + 1 :]))
+    op.unify(Concat(axes[at] for axes in parts), target[at])
+
+
+@rule("Split")
+def split(op: Op) -> None:
+    """Cut an axis into the outputs. Sizes that are not given are equal parts, and have to be given if they grow apart."""
+    source = op.input(0)
+    if source is None or any(axes is None for axes in op.outputs):
+        op.freeze_all("has operands of unknown shape")
+        return
+    at = op.axis(len(source), 0)
+    parts = [axes for axes in op.outputs if axes is not None]
+    for axes in parts:
+        op.unify_all((*axes[:at], *axes[at + 1 :]), (*source[:at], *source[at + 1 :]))
+    op.unify(Concat(axes[at] for axes in parts), source[at])
+    for element, axes in enumerate(parts):
+        if op.version >= 13:
+            op.size(1, element, axes[at])
+        else:
+            op.attribute("split", axes[at], element=element)
+
+
+@rule("Slice")
+def slice_(op: Op) -> None:
+    """Take a range of each listed axis; with step 1 the axis is cut there."""
+    source, target = op.input(0), op.output()
+    if source is None or target is None:
+        op.freeze_all("has operands of unknown shape")
+        return
+    starts, ends = op.ints("starts", 1), op.ints("ends", 2)
+    listed = op.ints("axes", 3) or list(range(len(starts or ())))
+    steps = op.ints("steps", 4) or [1] * len(listed)
+    if starts is None or ends is None or (op.has(3) and op.value(3) is None) or (op.has(4) and op.value(4) is None):
+        for a, b in zip(source, target, strict=True):
+            if a.size != b.size or not op.unify(a, b):
+                op.freeze((a, b), "slices this axis at places that are not known")
+        return
+    ranges = {a % len(source): (element, starts[element], ends[element], steps[element]) for element, a in
+              enumerate(listed)}  # fmt: skip
+    for position, (a, b) in enumerate(zip(source, target, strict=True)):
+        element, start, end, step = ranges.get(position, (-1, 0, a.size, 1))
+        first, last, _ = slice(start, end, step).indices(a.size)
+        if (first, last, step) == (0, a.size, 1):
+            op.unify(a, b)
+        elif step != 1 or not _take_range(op, element, a, b, first, last):
+            op.freeze((a, b), "takes a strided range of this axis")
+
+
+def _take_range(op: Op, element: int, source: Axis, target: Axis, first: int, last: int) -> bool:
+    """State that `target` is the units first..last of `source`, and the bounds with it."""
+    pieces = cut(source, last)
+    inner = pieces and cut(pieces[0], first)
+    if not inner or not op.unify(inner[1], target):
+        return False
+    for index, name, axes in ((1, "starts", inner[:1]), (2, "ends", inner)):
+        if name in op.attrs:
+            op.attribute(name, *axes, element=element)
+        else:
+            op.size(index, element, *axes)
+    return True
+
+
+@rule("Reshape")
+def reshape(op: Op) -> None:
+    """Merge and split axes, row-major: runs of axes with equal products are the same units."""
+    shape = op.output()
+    match_runs(op, op.input(0), shape)
+    for element, axis in enumerate(shape or ()):
+        if "shape" in op.attrs:
+            op.attribute("shape", axis, element=element)
+        else:
+            op.size(1, element, axis)
+
+
+@rule("Flatten", "Squeeze", "Unsqueeze")
+def refold(op: Op) -> None:
+    """Merge axes, or drop and add axes of size 1; no size is written down."""
+    match_runs(op, op.input(0), op.output())
+
+
+def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
+    """Unify the shortest runs of axes whose sizes have the same product."""
+    if source is None or target is None:
+        op.freeze_all("has operands of unknown shape")
+        return
+    left, right = [a for a in source if a.size != 1], [a for a in target if a.size != 1]
+    while left and right:
+        xs, ys = [left.pop(0)], [right.pop(0)]
+        while (m := Product(xs).size) != (n := Product(ys).size) and (left if m < n else right):
+            xs.append(left.pop(0)) if m < n else ys.append(right.pop(0))
+        op.unify(Product(xs), Product(ys), "regroups axes that have no common factors")
+    op.freeze((*left, *right), "has an empty tensor")
+
+
+@rule("Transpose")
+def transpose(op: Op) -> None:
+    """Permute axes (reversed by default)."""
+    axes, target = op.input(0), op.output()
+    if axes is None or target is None:
+        op.freeze_all("has operands of unknown shape")
+        return
+    op.unify_all([axes[a] for a in op.attrs.get("perm", range(len(axes))[::-1])], target)
+
+
+@rule("Expand")
+def expand(op: Op) -> None:
+    """Broadcast to given sizes."""
+    target = op.output() or ()
+    op.broadcast(op.inputs[:1], target)
+    shape = op.value(1)
+    offset = len(target) - (len(shape) if shape is not None else len(target))
+    for element, axis in enumerate(target[offset:]):
+        op.size(1, element, axis)
+
+
+@rule("Tile")
+def tile(op: Op) -> None:
+    """Repeat along axes: the repetition is the outer factor."""
+    source, target, repeats = op.input(0), op.output(), op.value(1)
+    if source is None or target is None or repeats is None:
+        op.freeze_all("repeats a number of times that is not known")
+        return
+    for element, (a, b, times) in enumerate(zip(source, target, repeats.tolist(), strict=True)):
+        if times == 1:
+            op.unify(a, b)
+        elif a.size == 1:
+            op.size(1, element, b)
+        else:
+            op.unify(Product((Dim(times, op.why("repeats this often")), a)), b)
+
+
+@rule("Gather")
+def gather(op: Op) -> None:
+    """Take entries along an axis; a constant list of distinct places moves units, other indices fix the axis."""
+    data, indices, target = op.input(0), op.input(1), op.output()
+    if data is None or indices is None or target is None:
+        op.freeze_all("has operands of unknown shape")
+        return
+    at = op.axis(len(data), 0)
+    op.unify_all((*data[:at], *data[at + 1 :]), (*target[:at], *target[at + len(indices) :]))
+    places = op.value(1)
+    if op.constant[1] and places is not None and places.ndim == 1 and len(np.unique(places)) == places.size > 1:
+        permute_units(op, data[at], target[at], places % data[at].size)
+        return
+    op.unify_all(indices, target[at : at + len(indices)])
+    op.freeze(data[at], "looks entries up along this axis")
+
+
+@rule("Pad")
+def pad(op: Op) -> None:
+    """Add constant entries at either end of an axis; they belong to no unit and stay as many."""
+    source, target = op.input(0), op.output()
+    pads = op.ints("pads", 1) or op.ints("paddings")
+    if source is None or target is None or pads is None:
+        op.freeze_all("pads by amounts that are not known")
+        return
+    listed = op.ints("axes", 3) or list(range(len(source)))
+    constant = op.attrs.get("mode", "constant") == "constant"
+    amounts = {a % len(source): (pads[k], pads[k + len(listed)]) for k, a in enumerate(listed)}
+    for position, (a, b) in enumerate(zip(source, target, strict=True)):
+        before, after = amounts.get(position, (0, 0))
+        reason = op.why("pads this axis")
+        if (before, after) == (0, 0):
+            op.unify(a, b)
+        elif constant and before >= 0 and after >= 0:
+            op.unify(Concat((Dim(before, reason), a, Dim(after, reason))), b)
+        else:
+            op.freeze((a, b), "pads this axis with its own entries or cuts it")
+
+
+def permute_units(op: Op, source: Axis, target: Axis, order: np.ndarray) -> None:
+    """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own."""
+    if all(dim.frozen for dim in (*leaves(source), *leaves(target))):
+        return
+    single = units(source)
+    op.unify(Concat(single[k] for k in order), target)
+    op.select(1, single, order)

@@ -1,0 +1,69 @@
+"""Normalisers: a statistic over an axis admits only growth that keeps it (growth-math: class U_r)."""
+
+from onnx_net2net.operation import Op
+from onnx_net2net.rules import rule, signature
+
+@rule("BatchNormalization")
+def batch_normalization(op: Op) -> None:
+    """Normalise each channel alone, in inference as in training mode."""
+    if op.attrs.get("spatial", 1) == 0:
+        op.freeze_all("normalises each position alone (spatial=0)")
+        return
+    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c")
+    op.scales(1, 4)
+
+
+signature("InstanceNormalization", "n c *x, c, c -> n c *x", uniform="x", scales=(1,))
+signature("GroupNormalization", "n (g c) *x, g, g -> n (g c) *x", since=18, sizes={"g": "num_groups"}, uniform="c x")
+signature(
+    "GroupNormalization", "n (g c) *x, (g c), (g c) -> n (g c) *x", since=21, sizes={"g": "num_groups"}, uniform="c x"
+)
+
+
+@rule("LayerNormalization")
+def layer_normalization(op: Op) -> None:
+    """Normalise over the axes from `axis` on; Mean and InvStdDev keep them as size 1."""
+    axes = op.input(0)
+    if axes is None:
+        return
+    at = op.axis(len(axes), -1)
+    op.unify_all(axes, op.output() or axes)
+    op.broadcast([op.input(1), op.input(2)], axes)
+    op.uniform(axes[at:])
+    for extra in op.outputs[1:]:
+        op.unify_all(axes[:at], (extra or axes)[:at])
+    op.scales(1)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(op: Op) -> None:
+    """Normalise over `axes` (0, 2, 3 by default)."""
+    axes = op.input(0) or ()
+    op.apply("*x -> *x")
+    op.uniform(axes[a] for a in (op.ints("axes") or [0, 2, 3]))
+
+
+@rule("LRN")
+def local_response_normalization(op: Op) -> None:
+    """Normalise over neighbouring channels, so that their order is part of the function."""
+    op.apply("n c *x -> n c *x", fixed="c")
+
+
+@rule("LpNormalization")
+def lp_normalization(op: Op) -> None:
+    """Divide by a norm along an axis; copies would change the norm."""
+    axes = op.input(0)
+    op.apply("*x -> *x")
+    if axes:
+        op.freeze(axes[op.axis(len(axes), -1)], "divides by a norm along this axis")
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(op: Op) -> None:
+    """Normalise over an axis (before opset 13: over all axes from it on), which has to keep its units."""
+    axes = op.input(0)
+    op.apply("*x -> *x")
+    if axes:
+        at = op.axis(len(axes), -1 if op.version >= 13 else 1)
+        op.freeze(axes[at : at + 1 if op.version >= 13 else None], "normalises over this axis")
+    op.pointwise("any")

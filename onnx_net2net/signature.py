@@ -1,0 +1,89 @@
+"""The language of rules: an operator's axes in the style of einops.
+
+    Conv   "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y"
+
+A letter is a dim; `(a b)` a product, row-major; `*x` any number of axes; `~` after a term marks an axis that
+broadcasts when it is absent or has size 1. Inputs that a node leaves out are skipped. The same letter means
+the same units wherever it stands, and where it stands tells its role: in two inputs and no output it is
+contracted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Term:
+    """One axis of a signature (or, starred, a run of axes).
+
+    Attributes:
+        names: The dims whose product the axis is; a single one for a plain axis.
+        star: The term stands for any number of axes.
+        broadcast: The axis may be missing or of size 1.
+    """
+
+    names: tuple[str, ...]
+    star: bool = False
+    broadcast: bool = False
+
+
+Operand = tuple[Term, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The axes of each input and output of an operator."""
+
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+
+    def contracted(self) -> dict[str, list[int]]:
+        """Return the names in two or more inputs and no output, with the inputs that hold them."""
+        kept = {name for operand in self.outputs for term in operand for name in term.names}
+        holders: dict[str, list[int]] = {}
+        for index, operand in enumerate(self.inputs):
+            for name in dict.fromkeys(name for term in operand for name in term.names):
+                holders.setdefault(name, []).append(index)
+        return {name: where for name, where in holders.items() if name not in kept and len(where) > 1}
+
+
+@cache
+def parse(text: str) -> Signature:
+    """Parse a signature.
+
+    Raises:
+        ValueError: The text is not a signature; the message quotes it.
+    """
+    try:
+        left, right = text.split("->")
+        return Signature(_operands(left), _operands(right))
+    except ValueError as error:
+        raise ValueError(f"not a signature: {text!r} ({error})") from None
+
+
+def _operands(text: str) -> tuple[Operand, ...]:
+    return tuple(_operand(part) for part in text.split(","))
+
+
+def _operand(text: str) -> Operand:
+    terms: list[Term] = []
+    words = text.replace("(", " ( ").replace(")", " ) ").split()
+    while words:
+        word = words.pop(0)
+        if word == "(":
+            close = words.index(")")
+            terms.append(Term(tuple(_name(inner) for inner in words[:close])))
+            del words[: close + 1]
+        else:
+            terms.append(Term((_name(word.strip("*~")),), star=word[0] == "*", broadcast=word[-1] == "~"))
+    if sum(term.star for term in terms) > 1:
+        raise ValueError(f"more than one * in {text.strip()!r}")
+    return tuple(terms)
+
+
+def _name(word: str) -> str:
+    if not word.isidentifier():
+        raise ValueError(f"{word!r} is not a name")
+    return word

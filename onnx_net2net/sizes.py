@@ -1,0 +1,290 @@
+"""Concrete sizes: the shape of every tensor, and the value of every small tensor that follows from shapes.
+
+Dynamic axes are bound to distinct probe sizes and the graph is walked once, node by node: a node whose inputs
+are all known and small is evaluated by `onnx.reference`, any other is typed by the operator's own shape
+inference in `onnx`, with the known values as data. No weight is read. Where the inference of an operator fails,
+its outputs and what follows from them alone stay unknown, which freezes them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+from onnx.reference.ops import load_op
+
+SMALL = 1024
+"""Elements up to which a tensor is evaluated; sizes, bounds and index lists are far below."""
+
+PROBES = (
+    (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41),  # coprime: no product of two dynamic axes looks like another
+    (3, 224, 192, 160, 256, 288, 320, 352, 384, 416, 448, 480),  # images whose pyramids meet again
+    (2, 64, 96, 128, 32, 48, 80, 112, 144, 176, 208, 240),
+    (1,) * 12,
+)
+"""Sizes tried for the dynamic axes, in order; the first set that the whole graph accepts is used."""
+
+_EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
+"""Types on which the reference operators keep to the specification."""
+
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+
+
+@dataclass
+class Sizes:
+    """What is known of each tensor of a graph under one binding of its dynamic axes.
+
+    Attributes:
+        types: Element type and shape, as protobuf types.
+        values: Values of small tensors that follow from constants and shapes.
+        constant: Names of the values that follow from constants alone, whatever the dynamic sizes.
+        binding: Probe size of each dynamic axis.
+        failures: For each tensor that could not be typed, why.
+    """
+
+    types: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    constant: set[str] = field(default_factory=set)
+    binding: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a tensor, or None where it is not known or not a tensor."""
+        proto = self.types.get(name)
+        if proto is None or not proto.tensor_type.HasField("shape"):
+            return None
+        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
+        return None if -1 in shape else shape
+
+    def dtype(self, name: str) -> int:
+        """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
+        proto = self.types.get(name)
+        return int(proto.tensor_type.elem_type) if proto is not None else 0
+
+
+def infer(model: onnx.ModelProto) -> Sizes:
+    """Infer the sizes of a (weightless) model at the first probe binding that fits it.
+
+    Args:
+        model: Model whose large initializers may lack their bytes.
+
+    Returns:
+        The sizes under the binding with the fewest nodes that could not be typed.
+    """
+    best: Sizes | None = None
+    for probe in PROBES:
+        sizes = infer_at(model, bind(model.graph, probe))
+        if best is None or len(sizes.failures) < len(best.failures):
+            best = sizes
+        if not sizes.failures or not sizes.binding:
+            break
+    assert best is not None
+    return best
+
+
+def bind(graph: onnx.GraphProto, probe: Iterable[int]) -> dict[str, int]:
+    """Give each dynamic axis of the graph inputs a size; axes of one name share it.
+
+    Returns:
+        Sizes by dim_param, or by "input:axis" where the axis has no name.
+    """
+    names = (key for value in graph.input for key, _ in _dynamic(value))
+    fresh = iter(probe)
+    binding: dict[str, int] = {}
+    last = 1
+    for name in names:
+        if name not in binding:
+            last = next(fresh, last + 2)
+            binding[name] = last
+    return binding
+
+
+def _dynamic(value: onnx.ValueInfoProto) -> Iterator[tuple[str, Any]]:
+    for position, dim in enumerate(value.type.tensor_type.shape.dim):
+        if not dim.HasField("dim_value") or dim.dim_value <= 0:
+            yield dim.dim_param or f"{value.name}:{position}", dim
+
+
+def infer_at(model: onnx.ModelProto, binding: Mapping[str, int]) -> Sizes:
+    """Infer the sizes of a model under a given binding of its dynamic axes."""
+    sizes = Sizes(binding=dict(binding))
+    for value in model.graph.input:
+        typed = onnx.ValueInfoProto()
+        typed.CopyFrom(value)
+        for name, dim in _dynamic(typed):
+            dim.dim_value = binding[name]
+        sizes.types[value.name] = typed.type
+    for tensor in model.graph.initializer:
+        note_constant(sizes, tensor.name, tensor)
+    for sparse in model.graph.sparse_initializer:
+        sizes.types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
+    walk(model.graph.node, sizes, versions_of(model), model.ir_version)
+    return sizes
+
+
+def reevaluate(model: onnx.ModelProto, old: Sizes, types: dict[str, onnx.TypeProto]) -> Sizes:
+    """Compute the values that follow from shapes again, for other shapes.
+
+    Args:
+        model: The model.
+        old: Its sizes; only what has a value there is computed.
+        types: The types of all tensors, with the new shapes.
+    """
+    new = Sizes(types=types, binding=old.binding)
+    computed = {name for node in model.graph.node for name in node.output if name in old.values}
+    new.values = {name: value for name, value in old.values.items() if name not in computed}
+    for node in model.graph.node:
+        if any(name in computed for name in node.output):
+            try:
+                _evaluate(node, new, versions_of(model))
+            except Exception:  # arithmetic on weights, whose values are not known here
+                continue
+    return new
+
+
+def versions_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the opset version that the model imports for each domain; ai.onnx is ""."""
+    versions = {entry.domain or "": entry.version for entry in model.opset_import}
+    versions.setdefault("", versions.get("ai.onnx", 1))
+    return versions
+
+
+def note_constant(sizes: Sizes, name: str, tensor: onnx.TensorProto) -> None:
+    """Record the type of a constant, and its value when it is small and its bytes are here."""
+    sizes.types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    inline = tensor.data_location != onnx.TensorProto.EXTERNAL
+    if inline and np.prod(tensor.dims, initial=1) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
+        sizes.values[name] = numpy_helper.to_array(tensor)
+        sizes.constant.add(name)
+
+
+def walk(nodes: Iterable[onnx.NodeProto], sizes: Sizes, versions: dict[str, int], ir_version: int) -> None:
+    """Type the outputs of sorted nodes, in order."""
+    imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    for node in nodes:
+        try:
+            if _evaluate(node, sizes, versions):
+                continue
+        except Exception:  # the reference operators do not cover every version and type; typing needs no values
+            _forget(node, sizes)
+        try:
+            _type(node, sizes, versions, imports, ir_version)
+        except Exception as error:  # any operator's inference may reject its inputs, each in its own way
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            sizes.failures.update(dict.fromkeys(filter(None, node.output), reason[0]))
+
+
+def _forget(node: onnx.NodeProto, sizes: Sizes) -> None:
+    for name in node.output:
+        sizes.values.pop(name, None)
+        sizes.types.pop(name, None)
+
+
+def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> bool:
+    """Compute the outputs of a node whose inputs are known; tell whether that was done."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Constant":
+        return _constant(node, sizes)
+    if node.op_type in ("Shape", "Size"):
+        shape = sizes.shape(node.input[0])
+        if shape is None:
+            return False
+        attrs = {a.name: a.i for a in node.attribute}
+        value = shape[attrs.get("start", 0) : attrs.get("end", len(shape))] if node.op_type == "Shape" else None
+        _set_value(sizes, node.output[0], np.array(np.prod(shape, initial=1) if value is None else value, np.int64))
+        return True
+    if not node.input or node.op_type in _RANDOM or any(a.type == a.GRAPH for a in node.attribute):
+        return False
+    inputs = [sizes.values.get(name) if name else None for name in node.input]
+    if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):
+        return False
+    if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
+        return False
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad") and _is_large(
+        node, inputs
+    ):
+        return False
+    operator = _operator(node.op_type, versions[""])
+    with np.errstate(all="ignore"):
+        results = operator(node, {"log": _silent, "opsets": versions, "verbose": 0, "new_ops": None}).run(*inputs)
+    fixed = all(name in sizes.constant for name in node.input if name)
+    for name, result in zip(node.output, results, strict=False):
+        result = np.asarray(result)
+        if name and result.size <= SMALL:
+            _set_value(sizes, name, result)
+            if fixed:
+                sizes.constant.add(name)
+        elif name:
+            sizes.types[name] = helper.make_tensor_type_proto(
+                helper.np_dtype_to_tensor_dtype(result.dtype), result.shape
+            )
+    return True
+
+
+def _silent(*_: Any) -> None:
+    """Take the messages of the reference operators."""
+
+
+@cache
+def _operator(kind: str, version: int) -> Any:
+    return load_op("", kind, version)
+
+
+def _is_large(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
+    """Tell whether a node would blow small inputs up, so that it is better typed than computed."""
+    if node.op_type in ("ConstantOfShape", "Expand"):
+        shape = inputs[-1]
+        return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
+    if node.op_type == "Range":
+        start, limit, delta = (float(np.asarray(value)) for value in inputs)  # type: ignore[arg-type]
+        return delta == 0 or (limit - start) / delta > SMALL
+    return node.op_type != "Tile" or float(np.prod(inputs[1])) * inputs[0].size > SMALL  # type: ignore[union-attr, arg-type]
+
+
+def _set_value(sizes: Sizes, name: str, value: np.ndarray) -> None:
+    sizes.values[name] = value
+    sizes.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _constant(node: onnx.NodeProto, sizes: Sizes) -> bool:
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        note_constant(sizes, node.output[0], attribute.t)
+        return True
+    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    if attribute.name not in dtypes:
+        return False
+    _set_value(sizes, node.output[0], np.array(helper.get_attribute_value(attribute), dtypes[attribute.name]))
+    sizes.constant.add(node.output[0])
+    return True
+
+
+def _type(
+    node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int], imports: list[onnx.OperatorSetIdProto], ir_version: int
+) -> None:
+    """Type the outputs of a node by the schema of its operator."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    schema = defs.get_schema(node.op_type, versions.get(domain, 1), domain)
+    known = {name: sizes.types[name] for name in node.input if name in sizes.types}
+    data = {name: _tensor(sizes.values[name], name) for name in node.input if name in sizes.values}
+    if any(name and name not in known for name in node.input):
+        raise ValueError("follows a tensor of unknown shape")
+    inferred = shape_inference.infer_node_outputs(
+        schema, node, known, data, opset_imports=imports, ir_version=ir_version
+    )
+    for name in node.output:
+        if name in inferred:
+            sizes.types[name] = inferred[name]
+    for name in node.output:
+        if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
+            raise ValueError("has an output whose shape depends on data")
+
+
+def _tensor(value: np.ndarray, name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(value), name)
