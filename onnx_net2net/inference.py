@@ -135,7 +135,7 @@ def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
     """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
     while not isinstance(tensor, gs.Constant):
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.domain not in ("", "ai.onnx"):
+        if producer is None or producer.domain not in (None, "", "ai.onnx"):
             return None
         if producer.op == "Constant":
             value = producer.attrs.get("value")

@@ -308,11 +308,11 @@ class Draft:
         return name
 
     def constant(self, name: str, values: Array) -> gs.Constant:
-        """A new constant of any shape and any type that ml_dtypes and ONNX share; `name` is made unique."""
+        """A new constant, of any type that ONNX shares with numpy or ml_dtypes but text; `name` is made unique."""
         tensor = ir.tensor(values)
-        if tensor.dtype != ir.DataType.STRING and tensor.nbytes > INLINE_BYTES:
+        if tensor.nbytes > INLINE_BYTES:
             return self.lazy_constant(name, int(tensor.dtype), values.shape, lambda: values)
-        proto = ir.to_proto(tensor)
+        proto = ir.serde.serialize_tensor(tensor)
         proto.name = self.unique_name(name)
         return gs.Constant(proto.name, LazyValues(proto))
 
@@ -482,7 +482,7 @@ def _resolve(tensor: onnx.TensorProto, weights: Mapping[int, ir.TensorProtocol])
 
 def _tensor_proto(constant: gs.Constant) -> onnx.TensorProto:
     values = constant._values  # `values` would try to load a stub
-    return values.tensor if isinstance(values, LazyValues) else ir.to_proto(ir.tensor(values))
+    return values.tensor if isinstance(values, LazyValues) else ir.serde.serialize_tensor(ir.tensor(values))
 
 
 def _inherit(new: onnx.TensorProto, old: onnx.TensorProto) -> None:
@@ -512,7 +512,9 @@ def _detach(
     """
     for tensor in _tensors(proto):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if tensor.data_type in _OPAQUE_TYPES and not external:
+        if tensor.data_type in _OPAQUE_TYPES:
+            if external:
+                raise BadInputError(f"tensor {tensor.name} is in an external file, but text and untyped ones cannot be")
             continue
         key, size = _stub_key(tensor), _nbytes(tensor)
         if key in weights:
@@ -598,8 +600,8 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_versions(proto: onnx.ModelProto) -> None:
     if not proto.HasField("graph"):
         raise BadInputError("it holds no graph, so it is no ONNX model")
-    if proto.ir_version > NEWEST_IR:
-        raise BadInputError(f"IR version {proto.ir_version} is newer than the newest supported, {NEWEST_IR}")
+    if not 0 < proto.ir_version <= NEWEST_IR:
+        raise BadInputError(f"it has IR version {proto.ir_version}; supported are 1 to {NEWEST_IR}")
     versions = [opset.version for opset in proto.opset_import if opset.domain in _DEFAULT_DOMAIN]
     if not versions:
         raise BadInputError("it imports no version of the default operator set")
@@ -845,22 +847,27 @@ def _merge(
     dense = [t if new.get(t.name) in (None, old.get(t.name)) else new[t.name] for t in graph.initializer]
     for tensor, original in zip(dense, graph.initializer, strict=True):
         _inherit(tensor, original)
-    added = [tensor for name, tensor in new.items() if name not in _by_name(graph.initializer)]
+    added = _missing(after.initializer, graph.initializer)
     _refill(graph.initializer, [tensor for tensor in dense if stays(tensor.name)] + added)
     _refill(graph.sparse_initializer, (t for t in graph.sparse_initializer if stays(t.values.name)))
 
     inputs, initializers = _by_name(after.input), set(_initializer_names(graph))
     kept = [value for value in graph.input if value.name in inputs or value.name in initializers]
-    late = [value for name, value in inputs.items() if name not in _by_name(graph.input)]
+    late = _missing(after.input, graph.input)
     if proto.ir_version < 4:  # there every initializer is an input too
         late += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in added]
     _refill(graph.input, _retyped(kept + late, types))
     outputs = _by_name(graph.output)
     _refill(graph.output, _retyped([outputs.get(value.name, value) for value in after.output], types))
-    known = {*_by_name(before.value_info), *_by_name(graph.value_info)}
-    late = [value for value in after.value_info if value.name not in known]
+    late = _missing(after.value_info, [*before.value_info, *graph.value_info])
     _refill(graph.value_info, _retyped([v for v in graph.value_info if v.name not in gone] + late, types))
     _refill(graph.quantization_annotation, (q for q in graph.quantization_annotation if q.tensor_name not in gone))
+
+
+def _missing(items: Iterable[Any], known: Iterable[Any]) -> list[Any]:
+    """Those items that have no namesake among the known ones."""
+    names = set(_by_name(known))
+    return [item for item in items if item.name not in names]
 
 
 def _tensor_names(graph: onnx.GraphProto) -> set[str]:

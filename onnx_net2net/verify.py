@@ -283,10 +283,8 @@ def _teach(
             with _blaming(BadInputError, "the teacher does not run"):
                 runner = open_with(path, level)
                 if not cases:
-                    noisy = runner
-                    if not _movable(specs):
-                        proto = _with_nudged_tables(onnx.load(path, load_external_data=False))
-                        noisy = open_with(proto.SerializeToString(), level, folder=path.parent)
+                    twin = _with_nudged_tables(onnx.load(path, load_external_data=False))
+                    noisy = open_with(twin.SerializeToString(), level, folder=path.parent) if twin else runner
                     cases = _cases(runner, noisy, specs, given, samples, seed, progress)
                 else:
                     answers = _run_all(runner, [case.feeds for case in cases], "teacher", progress)
@@ -346,24 +344,20 @@ def _bytes(feeds: Feeds) -> int:
     return sum(array.nbytes for array in feeds.values())
 
 
-def _movable(specs: Sequence[InputSpec]) -> set[str]:
-    """The inputs that can be moved a little without becoming something else."""
-    return {spec.name for spec in specs if spec.kind in {"real", "positive"} and spec.dtype.kind == "f"}
-
-
 def _nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -> Feeds:
     """The inputs with every float moved by one unit in the last place, up or down at random."""
     moved = dict(feeds)
-    for name in _movable(specs):
-        up = rng.random(feeds[name].shape) < 0.5
-        moved[name] = np.nextafter(feeds[name], np.where(up, np.inf, -np.inf).astype(feeds[name].dtype))
+    for spec in specs:
+        if spec.kind in {"real", "positive"} and spec.dtype.kind == "f":  # a moved mask or id would be another one
+            target = np.where(rng.random(feeds[spec.name].shape) < 0.5, np.inf, -np.inf)
+            moved[spec.name] = np.nextafter(feeds[spec.name], target.astype(spec.dtype))
     return moved
 
 
-def _with_nudged_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, changed in place, with what it looks up in tables moved by one unit in the last place.
+def _with_nudged_tables(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with what it looks up in tables moved by one unit in the last place; None if there is nothing.
 
-    This is how a language model gets its floats: its inputs are whole numbers.
+    This is how a language model gets its floats: its inputs are whole numbers. Changes ``proto``.
     """
     tables = {tensor.name: tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1}
     nodes = []
@@ -378,6 +372,8 @@ def _with_nudged_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
             factors = helper.make_tensor(f"{name}/factors", table.data_type, signs.shape, 1 + epsilon * signs)
             proto.graph.initializer.append(factors)
             nodes.append(helper.make_node("Mul", [node.output[0], factors.name], [name]))
+    if len(nodes) == len(proto.graph.node):
+        return None
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return proto
@@ -461,9 +457,8 @@ def _first_difference(
     old, new = (onnx.load(path, load_external_data=False) for path in (teacher, student))
     theirs = {name for node in new.graph.node for name in node.output}
     common = [name for node in old.graph.node for name in node.output if name and name in theirs]
-    specs = input_specs(old)
-    nudged = _nudged(feeds, specs, np.random.default_rng(0))
-    noisy = old if _movable(specs) else _with_nudged_tables(onnx.load(teacher, load_external_data=False))
+    nudged = _nudged(feeds, input_specs(old), np.random.default_rng(0))
+    noisy = _with_nudged_tables(onnx.load(teacher, load_external_data=False)) or old
     for start in range(0, len(common), _CHUNK):
         names = common[start : start + _CHUNK]
         first = _intermediates(old, names, teacher.parent, _LEVELS[0], provider, feeds)
