@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -171,7 +172,22 @@ def _visit(
         op.freeze_all("has an operand whose shape could not be inferred")
     else:
         rule(op)
+    _freeze_unspoken(analysis, number, op)
     analysis.said[number] = op.said
+
+
+def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
+    """Fix the axes of constants that the rule did not speak of, like the scales of Resize."""
+    spoken = [contraction.axis for contraction in op.said.contractions]
+    for index, axes in enumerate(op.inputs):
+        if (number, index) not in analysis.uses:
+            continue
+        others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
+        around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
+        for axis in axes or ():
+            dim = dims.resolve(axis)
+            if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
+                op.freeze(dim, "reads this operand as it is")
 
 
 def _operation(
@@ -261,25 +277,25 @@ def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
     position = {id(node): number for number, node in enumerate(analysis.nodes)}
     for number, node in enumerate(analysis.nodes):
-        chain = [node]
-        while len(chain) < 3 and chain[-1].op in ("Reshape", "Transpose"):
-            readers = chain[-1].outputs[0].outputs
-            if len(readers) != 1 or readers[0].inputs[0] is not chain[-1].outputs[0]:
+        run = [node]
+        while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
+            readers = run[-1].outputs[0].outputs
+            if len(readers) != 1 or readers[0].inputs[0] is not run[-1].outputs[0]:
                 break
-            chain.append(readers[0])
-        if [n.op for n in chain] != ["Reshape", "Transpose", "Reshape"]:
+            run.append(readers[0])
+        if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:
             continue
-        found = _permutation(analysis, chain)
+        found = _permutation(analysis, run)
         if found is not None:
-            yield Shuffle(number, position[id(chain[-1])], *found)
+            yield Shuffle(number, position[id(run[-1])], *found)
 
 
-def _permutation(analysis: Analysis, chain: list[gs.Node]) -> tuple[int, np.ndarray] | None:
-    """Return (axis, order) when the chain permutes one axis: out[k] = in[order[k]]."""
+def _permutation(analysis: Analysis, run: list[gs.Node]) -> tuple[int, np.ndarray] | None:
+    """Return (axis, order) when the run permutes one axis: out[k] = in[order[k]]."""
     shape, split, merged = (
-        analysis.sizes.shape(tensor.name) for tensor in (chain[0].inputs[0], chain[0].outputs[0], chain[2].outputs[0])
+        analysis.sizes.shape(tensor.name) for tensor in (run[0].inputs[0], run[0].outputs[0], run[2].outputs[0])
     )
-    perm = chain[1].attrs.get("perm")
+    perm = run[1].attrs.get("perm")
     if shape is None or split is None or shape != merged or perm is None or len(split) <= len(shape):
         return None
     extra = len(split) - len(shape)

@@ -32,7 +32,10 @@ SCALES = (1.0, 0.1, 3.0)
 
 # Sizes of the dynamic axes that are not the batch. Odd and distinct ones show the most, U-Nets and patches want
 # multiples of their stride, and the large ones are for models that take nothing smaller.
-_SIZES = ((5, 7, 9, 11, 13), (64, 96, 32, 48, 80), (33, 47, 29, 37, 41), (96, 64, 80, 48, 32), (3, 4, 6, 8), (32,), (1,), (2,), (16,))
+_SIZES = (
+    *((5, 7, 9, 11, 13), (64, 96, 32, 48, 80), (33, 47, 29, 37, 41), (96, 64, 80, 48, 32)),
+    *((3, 4, 6, 8), (32,), (1,), (2,), (16,)),
+)
 _LARGE_SIZES = ((128,), (224,), (256,), (384,), (512,))
 _BATCHES = (2, 1, 3)
 _RARE_BATCHES = (4, 8, 16, 32, 64)

@@ -31,7 +31,6 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_ir.external_data import CallbackInfo, convert_tensors_to_external
@@ -239,11 +238,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     files: dict[str, Path] = {}
     try:
         _check_versions(proto)
+        _check_text(proto)
         _check_structure(proto)
         _detach(proto, weights, path, files)
-    except (BadInputError, ValueError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInputError(f"{path or 'the model'} cannot be used: {reason}") from error
+    except (BadInputError, ValueError, TypeError, AssertionError) as error:
+        raise BadInputError(f"{path or 'the model'} cannot be used: {_first_line(error)}") from error
     # A fresh copy, because protobuf frees the memory of the removed data only with the message as a whole.
     sources = () if path is None else (path, *files.values())
     return Model(_copy(proto), weights, path, bool(files), sources)
@@ -267,8 +266,11 @@ class Draft:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._weights = dict(model.weights)
-        with G_LOGGER.suppress():
-            self.graph = gs.import_onnx(_portable(model.proto))
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
+            try:
+                self.graph = gs.import_onnx(_portable(model.proto))
+            except Exception as error:  # whatever it stumbles over in a model that it does not expect
+                raise BadInputError(f"onnx-graphsurgeon cannot take the model: {_first_line(error)}") from error
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
         self._before = self._export()
@@ -547,14 +549,15 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
     """The data of a tensor in a file, checked to be there but not read."""
     if path is None:
         raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
-    info = ExternalDataInfo(tensor)
-    if info.location not in files:
-        files[info.location] = _data_file(path, info.location)
-    file, offset = files[info.location], info.offset or 0
-    if info.length not in (None, size):
-        raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {info.location}, which says {info.length}")
-    if file.stat().st_size < offset + size:
-        raise BadInputError(f"external data file {info.location} is too short for tensor {tensor.name}")
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location, offset, length = info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", size))
+    if location not in files:
+        files[location] = _data_file(path, location)
+    file = files[location]
+    if length != size:
+        raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {location}, but claims {length}")
+    if not 0 <= offset <= file.stat().st_size - size:
+        raise BadInputError(f"external data file {location} is too short for tensor {tensor.name}")
     kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
     # Given an absolute path and no base folder onnx-ir leaves the checks to us: it would refuse hard links and the
     # links of a Hugging Face cache, which are harmless here.
@@ -595,6 +598,25 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
     except DecodeError as error:
         raise BadInputError(f"{path} is no ONNX model, or a truncated one") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_text(proto: onnx.ModelProto) -> None:
+    """Refuse names that are not UTF-8: protobuf gives these as bytes, which nothing expects."""
+    texts = [tensor.name for tensor in _tensors(proto)]
+    for scope in _scopes(proto):
+        values = [value for value in (*scope.input, *scope.output, *scope.value_info) if hasattr(value, "type")]
+        texts += [scope.name, scope.doc_string, *_initializer_names(scope)]
+        texts += [*_value_names(scope.input), *_value_names(scope.output), *_value_names(scope.value_info)]
+        texts += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
+        for node in scope.node:
+            texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+            texts += [attribute.name for attribute in node.attribute]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadInputError("it has names that are not UTF-8 text")
 
 
 def _check_versions(proto: onnx.ModelProto) -> None:
@@ -659,7 +681,7 @@ def _why_missing(scope: Any, node: onnx.NodeProto, name: str) -> str:
 
 def _value_names(values: Iterable[Any]) -> list[str]:
     """Names of inputs or outputs, which functions list as plain strings."""
-    return [value if isinstance(value, str) else value.name for value in values]
+    return [getattr(value, "name", value) for value in values]
 
 
 def _initializer_names(scope: Any) -> list[str]:
@@ -837,31 +859,45 @@ def _merge(
     types = _changed_types(before, after)
     _refill(graph.node, [nodes[index] for index in _sorted_indices(nodes)])
 
-    produced = {name for node in nodes for name in node.output}
-    shown_before, shown = {*_initializer_names(before), *captured_before}, set(_initializer_names(after))
-
-    def stays(name: str) -> bool:
-        return name in shown or (name not in produced and (name in captured or name not in shown_before))
-
-    old, new = _by_name(before.initializer), _by_name(after.initializer)
-    dense = [t if new.get(t.name) in (None, old.get(t.name)) else new[t.name] for t in graph.initializer]
-    for tensor, original in zip(dense, graph.initializer, strict=True):
-        _inherit(tensor, original)
     added = _missing(after.initializer, graph.initializer)
-    _refill(graph.initializer, [tensor for tensor in dense if stays(tensor.name)] + added)
-    _refill(graph.sparse_initializer, (t for t in graph.sparse_initializer if stays(t.values.name)))
-
-    inputs, initializers = _by_name(after.input), set(_initializer_names(graph))
-    kept = [value for value in graph.input if value.name in inputs or value.name in initializers]
+    _merge_initializers(graph, before, after, captured_before, captured)
+    alive = {*_initializer_names(graph), *_value_names(after.input)}
     late = _missing(after.input, graph.input)
     if proto.ir_version < 4:  # there every initializer is an input too
         late += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in added]
-    _refill(graph.input, _retyped(kept + late, types))
+    _refill(graph.input, _retyped([value for value in graph.input if value.name in alive] + late, types))
     outputs = _by_name(graph.output)
     _refill(graph.output, _retyped([outputs.get(value.name, value) for value in after.output], types))
     late = _missing(after.value_info, [*before.value_info, *graph.value_info])
     _refill(graph.value_info, _retyped([v for v in graph.value_info if v.name not in gone] + late, types))
     _refill(graph.quantization_annotation, (q for q in graph.quantization_annotation if q.tensor_name not in gone))
+
+
+def _merge_initializers(
+    graph: onnx.GraphProto,
+    before: onnx.GraphProto,
+    after: onnx.GraphProto,
+    captured_before: Collection[str],
+    captured: Collection[str],
+) -> None:
+    """Take over changed and new initializers, and drop those that had a use before and have none now."""
+    produced = {name for node in graph.node for name in node.output}
+    used_before, used = {*_initializer_names(before), *captured_before}, set(_initializer_names(after))
+
+    def stays(name: str) -> bool:
+        return name in used or (name not in produced and (name in captured or name not in used_before))
+
+    old, new = _by_name(before.initializer), _by_name(after.initializer)
+    merged = []
+    for tensor in graph.initializer:
+        changed = new.get(tensor.name)
+        if changed is not None and changed != old.get(tensor.name):
+            _inherit(changed, tensor)
+            merged.append(changed)
+        elif stays(tensor.name):
+            merged.append(tensor)
+    _refill(graph.initializer, merged + _missing(after.initializer, graph.initializer))
+    _refill(graph.sparse_initializer, (t for t in graph.sparse_initializer if stays(t.values.name)))
 
 
 def _missing(items: Iterable[Any], known: Iterable[Any]) -> list[Any]:

@@ -74,12 +74,13 @@ def slice_(op: Op) -> None:
     ranges = {a % len(source): (element, starts[element], ends[element], steps[element]) for element, a in
               enumerate(listed)}  # fmt: skip
     for position, (a, b) in enumerate(zip(source, target, strict=True)):
-        element, start, end, step = ranges.get(position, (-1, 0, a.size, 1))
-        first, last, _ = slice(start, end, step).indices(a.size)
-        if (first, last, step) == (0, a.size, 1):
+        if position not in ranges:
             op.unify(a, b)
-        elif step != 1 or not _take_range(op, element, a, b, first, last):
-            op.freeze((a, b), "takes a strided range of this axis")
+            continue
+        element, start, end, step = ranges[position]
+        first, last, _ = slice(start, end, step).indices(a.size)
+        if step != 1 or not _take_range(op, element, a, b, first, last):
+            op.freeze((a, b), "takes a range of this axis that cuts through its factors or skips entries")
 
 
 def _take_range(op: Op, element: int, source: Axis, target: Axis, first: int, last: int) -> bool:

@@ -5,11 +5,12 @@ from onnx_net2net.rules import rule, signature
 
 @rule("BatchNormalization")
 def batch_normalization(op: Op) -> None:
-    """Normalise each channel alone, in inference as in training mode."""
+    """Normalise each channel alone; in training mode by its statistics over all else (which standardises weights)."""
     if op.attrs.get("spatial", 1) == 0:
         op.freeze_all("normalises each position alone (spatial=0)")
         return
-    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c")
+    training = op.attrs.get("training_mode", 0) or (op.version < 14 and op.output(1) is not None)
+    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c", uniform="n s" if training else "")
     op.scales(1, 4)
 
 
