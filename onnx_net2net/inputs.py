@@ -8,6 +8,7 @@ its values forward to the operators that limit them; which sizes are accepted, o
 from __future__ import annotations
 
 import ast
+import itertools
 import operator
 import os
 import zipfile
@@ -208,7 +209,8 @@ def one_line(error: object, limit: int = 300) -> str:
 
 def _recipes() -> Iterator[tuple[int, tuple[int, ...], bool]]:
     """Batch size, sizes, and whether these go to the axes by name, each its own, or by position."""
-    yield from ((batch, sizes, True) for batch, sizes in zip(_BATCHES, _SIZES, strict=False))
+    for own in (True, False):  # each size once, with the batches in turn
+        yield from ((batch, sizes, own) for batch, sizes in zip(itertools.cycle(_BATCHES), _SIZES[:5], strict=False))
     yield from ((batch, sizes, own) for sizes in _SIZES for own in (True, False) for batch in _BATCHES)
     yield from ((batch, sizes, True) for sizes in _LARGE_SIZES for batch in sorted(_BATCHES))
     yield from ((batch, sizes, True) for batch in _RARE_BATCHES for sizes in _SIZES[:2])

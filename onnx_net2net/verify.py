@@ -2,8 +2,8 @@
 
 How far apart two equal models may be is not a constant: a deep network or a half-precision one scatters more than a
 shallow one. The yardstick is the teacher's own float noise, which is how far its outputs move when onnxruntime
-rearranges its arithmetic (graph optimizations off or on) and when its float inputs, or the vectors that it looks up
-for whole numbers, move by one unit in the last place. A student may be a few times as far away, and no farther.
+rearranges its arithmetic (graph optimizations off or on) and when its float inputs and the results of its layers move
+by one unit in the last place. A student may be a few times as far away, and no farther.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MAX_TOLERANCE = 0.01
 
 _LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 _CHUNK = 128  # intermediate tensors fetched in one run: what bounds the memory of the search
+# Where the error of one unit in the last place is put that measures the noise.
 _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -64,7 +65,7 @@ Embed = Callable[[str], Sequence[Array | None] | None]
 """For a tensor of the teacher, the positions of its units on each axis of the student's (None: all of
 the axis); None if the two cannot be compared."""
 
-Judge = Callable[[str, Array | None, Sequence[Array]], "OutputReport"]
+_Judge = Callable[[str, Array | None, Sequence[Array]], "OutputReport"]
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,11 @@ class _Case:
 
     feeds: Feeds
     answers: list[dict[str, Array]]  # one an optimization level
-    nudged: dict[str, Array]  # the answer when the floats move by one unit in the last place
+    nudged: dict[str, Array]  # the answer when everything moves by one unit in the last place
     binding: dict[str, int] = field(default_factory=dict)
     failed: bool = False
 
-    def judged(self, answer: Mapping[str, Array], judge: Judge) -> Iterator[OutputReport]:
+    def judged(self, answer: Mapping[str, Array], judge: _Judge) -> Iterator[OutputReport]:
         """Compares a student's answer to this case, output by output."""
         for name in self.answers[0]:
             yield judge(name, answer.get(name), [*(known[name] for known in self.answers), self.nudged[name]])
@@ -403,7 +404,7 @@ def _compare(
     Args:
         name: For the report.
         student: Its values, None if the student has none.
-        teacher: The teacher's values at each optimization level, and last those of the nudged inputs.
+        teacher: The teacher's values at each optimization level, and last those with everything nudged.
         rtol: As in `verify`.
         atol: As in `verify`.
     """
@@ -417,8 +418,8 @@ def _compare(
     if epsilon is not None:
         *rearranged, nudged = (_largest(_gap(first, one)) if one.shape == first.shape else 0.0 for one in teacher[1:])
         levels = max(rearranged, default=0.0)
-        # The levels alone when there is no float input to nudge. They are no multiple of the noise otherwise: some
-        # optimizations approximate, and a student that gets only some of them lands between the two.
+        # The levels are the noise only where nothing could be moved. Otherwise they are added once: some optimizations
+        # approximate, and a student that gets only some of them lands between the two.
         noise = max(nudged or levels, epsilon * largest, float(ml_dtypes.finfo(first.dtype).tiny))
         limit = max(MAX_TOLERANCE, 4 * epsilon) * largest  # bfloat16 has steps of 0.8 %
         allowed = np.asarray(min(NOISE_FACTOR * noise + levels, limit))
@@ -467,7 +468,7 @@ def _epsilon(dtype: np.dtype[Any]) -> float | None:
 
 
 def _first_difference(
-    teacher: Path, student: Path, feeds: Feeds, provider: str, judge: Judge, embed: Embed | None
+    teacher: Path, student: Path, feeds: Feeds, provider: str, judge: _Judge, embed: Embed | None
 ) -> str | None:
     """The first float tensor of the teacher, in topological order, that the student does not reproduce."""
     old, new = (onnx.load(path, load_external_data=False) for path in (teacher, student))
