@@ -1,1 +1,29 @@
-"""Grow trained ONNX models without changing what they compute."""
+"""Grow trained ONNX models without changing what they compute (Net2Net, Chen, Goodfellow, Shlens 2016).
+
+from onnx_net2net import inspect, verify, widen
+
+print(inspect("teacher.onnx"))
+result = widen("teacher.onnx", factor=1.5)
+verify("teacher.onnx", result.student).raise_if_different()
+result.student.save("student.onnx")
+"""
+
+from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
+from onnx_net2net.model import Model, load
+from onnx_net2net.verify import Verification, verify
+from onnx_net2net.widen import Inspection, Widening, inspect, widen
+
+__all__ = [
+    "BadInputError",
+    "Inspection",
+    "Model",
+    "Net2NetError",
+    "NotEquivalentError",
+    "RefusedError",
+    "Verification",
+    "Widening",
+    "inspect",
+    "load",
+    "verify",
+    "widen",
+]

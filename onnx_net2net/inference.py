@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_net2net import dims, sizes
 from onnx_net2net.dims import Axes, Axis, Dim
 from onnx_net2net.model import Draft, Model
-from onnx_net2net.operation import Op, Statements
+from onnx_net2net.operation import LISTED, UNREAD, Op, Statements
 from onnx_net2net.rules import lookup
 from onnx_net2net.rules.movement import permute_units
 
@@ -147,9 +147,7 @@ def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
     return tensor
 
 
-def _visit(
-    analysis: Analysis, number: int, node: gs.Node, versions: dict[str, int], matrices: dict[int, Axes]
-) -> None:
+def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, int], matrices: dict[int, Axes]) -> None:
     """Ask the rule of one node what it says of its axes."""
     op = _operation(analysis, number, node, versions, matrices)
     bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
@@ -187,7 +185,7 @@ def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
         for axis in axes or ():
             dim = dims.resolve(axis)
             if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
-                op.freeze(dim, "reads this operand as it is")
+                op.freeze(dim, UNREAD)
 
 
 def _operation(
@@ -203,7 +201,7 @@ def _operation(
         value = analysis.sizes.values.get(tensor.name)
         for axis in axes or ():
             if axis.size == 1 or (value is not None and value.dtype.kind == "i" and value.ndim <= 1):
-                dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else "is a list of sizes or places")
+                dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
     outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
@@ -217,9 +215,7 @@ def _operation(
     )  # fmt: skip
 
 
-def _use(
-    analysis: Analysis, number: int, index: int, constant: gs.Constant, matrices: dict[int, Axes]
-) -> Axes | None:
+def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, matrices: dict[int, Axes]) -> Axes | None:
     shape = constant.shape
     if shape is None:
         return None
@@ -302,7 +298,11 @@ def _permutation(analysis: Analysis, run: list[gs.Node]) -> tuple[int, np.ndarra
     for axis in range(len(shape)):
         inner = range(axis, axis + extra + 1)
         outside = [p for p in range(len(split)) if p not in inner]
-        if all(perm[p] == p for p in outside) and split == (*shape[:axis], *split[axis : inner.stop], *shape[axis + 1 :]):
+        if all(perm[p] == p for p in outside) and split == (
+            *shape[:axis],
+            *split[axis : inner.stop],
+            *shape[axis + 1 :],
+        ):
             order = np.arange(shape[axis]).reshape(split[axis : inner.stop])
             return axis, order.transpose([perm[p] - axis for p in inner]).reshape(-1)
     return None

@@ -247,9 +247,7 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: float, rng: np
         view[read_at_random] = _draw((len(read_at_random), *view.shape[1:]), deviation, rng, view.dtype)
 
 
-def _make(
-    view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, additive: bool
-) -> None:
+def _make(view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, additive: bool) -> None:
     """Draw the incoming weights of new units that are no plain copies."""
     own = np.flatnonzero(np.isin(map.kind, (KINDS.index("zero_out"), KINDS.index("random_pad"))))
     if len(own) and view.ndim > 1:

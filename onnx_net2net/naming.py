@@ -9,7 +9,7 @@ from collections import Counter
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.dims import Dim, leaves
+from onnx_net2net.dims import Axis, Dim, leaves
 from onnx_net2net.inference import Analysis, Use
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -41,15 +41,25 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
             ranked.append((rank, number, use, position))
     names: dict[Dim, str] = {}
     taken: Counter[str] = Counter()
-    for _, number, use, position in sorted(ranked, key=lambda entry: entry[:2]):
-        fresh = [dim for dim in dict.fromkeys(leaves(use.axes[position])) if dim not in names and dim.size > 1]
-        single = [dim for dim in dict.fromkeys(leaves(use.axes[position])) if dim not in names and dim.size == 1]
-        label = module_of(analysis.nodes[number], proto.graph.node[number], use.constant.name)
-        for place, dim in enumerate(fresh):
-            _give(names, taken, dim, f"{label}[{place}]" if len(fresh) > 1 else label)
-        for dim in single:
-            names[dim] = names.get(dim.origin, label) if dim.origin is not None else label
+    ranked.sort(key=lambda entry: entry[:2])
+    for frozen in (False, True):  # dims that can grow have the first choice of names
+        for _, number, use, position in ranked:
+            label = module_of(analysis.nodes[number], proto.graph.node[number], use.constant.name)
+            _name_axis(names, taken, label, use.axes[position], frozen)
     return names
+
+
+def _name_axis(names: dict[Dim, str], taken: Counter[str], label: str, axis: Axis, frozen: bool) -> None:
+    """Name the dims of an axis that have no name yet and are (or are not) frozen."""
+    nameless = [dim for dim in dict.fromkeys(leaves(axis)) if dim not in names and bool(dim.frozen) == frozen]
+    whole = [dim for dim in nameless if dim.origin is None]
+    for place, dim in enumerate(whole):
+        _give(names, taken, dim, f"{label}[{place}]" if len(whole) > 1 else label)
+    for dim in nameless:
+        if dim.origin is not None:  # units of one dim share its name
+            if dim.origin not in names:
+                _give(names, taken, dim.origin, label)
+            names[dim] = names[dim.origin]
 
 
 def _give(names: dict[Dim, str], taken: Counter[str], dim: Dim, label: str) -> None:
@@ -59,13 +69,13 @@ def _give(names: dict[Dim, str], taken: Counter[str], dim: Dim, label: str) -> N
 
 def module_of(node: gs.Node, proto: onnx.NodeProto, constant: str) -> str:
     """Return the path of the module that a node belongs to, or the best name that there is for it."""
+    if not _ANONYMOUS.match(constant) and not (constant.startswith("/") or "_output_" in constant):
+        return _PARAMETER.sub("", constant)
     for entry in proto.metadata_props:
         if entry.key == _SCOPES:
             scopes = _literal_list(entry.value)
             if len(scopes) > 1 and scopes[-2]:
                 return scopes[-2]
-    if not _ANONYMOUS.match(constant) and not (constant.startswith("/") or "_output_" in constant):
-        return _PARAMETER.sub("", constant)
     path = _path(proto.name)
     return path or constant or node.op
 

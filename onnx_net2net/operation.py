@@ -17,6 +17,12 @@ from onnx_net2net import dims
 from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.signature import Operand, Term, parse
 
+KERNEL = "works along this axis"
+LISTED = "is a list of sizes or places"
+UNREAD = "reads this operand as it is"
+ROUTINE = (KERNEL, LISTED, UNREAD)
+"""Reasons for which axes are fixed in every network: kernels and positions, not channels."""
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -239,7 +245,7 @@ class Op:
                         places.update({(name, index): position for name in term.names})
                     self._bind(term, run, known, numbers)
         for name in fixed.split():
-            self.freeze(known.get(name), "works along this axis")
+            self.freeze(known.get(name), KERNEL)
         for name in uniform.split():
             found = known.get(name, ())
             self.uniform(found if isinstance(found, tuple) else (found,))

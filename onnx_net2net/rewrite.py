@@ -11,9 +11,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace as changed
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
@@ -67,9 +67,7 @@ def _grown(axis: Axis, growth: Growth) -> set[Dim]:
 # --- Sums: somebody has to weigh the copies ------------------------------------------------------------------
 
 
-def _weigh_contractions(
-    analysis: Analysis, growth: Growth, roles: Roles
-) -> Iterator[tuple[gs.Node, int, int, Map]]:
+def _weigh_contractions(analysis: Analysis, growth: Growth, roles: Roles) -> Iterator[tuple[gs.Node, int, int, Map]]:
     """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
     for number, said in analysis.said.items():
         for contraction in said.contractions:
@@ -134,19 +132,23 @@ def _insert_scale(analysis: Analysis, node: gs.Node, index: int, position: int, 
     shape = (map.new, *(1,) * (rank - 1 - position))
     weights = draft.constant(f"{tensor.name}_weights", map.weight.astype(dtype).reshape(shape))
     scaled = gs.Variable(draft.unique_name(f"{tensor.name}_weighed"), dtype=tensor.dtype)
-    mul = gs.Node("Mul", draft.unique_name(f"{node.name or tensor.name}_weigh"), inputs=[tensor, weights], outputs=[scaled])
+    mul = gs.Node(
+        "Mul", draft.unique_name(f"{node.name or tensor.name}_weigh"), inputs=[tensor, weights], outputs=[scaled]
+    )
     draft.graph.nodes.append(mul)
     node.inputs[index] = scaled
 
 
-def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype:
-    return np.dtype(helper.tensor_dtype_to_np_dtype(analysis.sizes.dtype(tensor.name)))
+def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(analysis.sizes.dtype(tensor.name)))
+    return dtype
 
 
-def _dtype(constant: gs.Constant) -> np.dtype:
+def _dtype(constant: gs.Constant) -> np.dtype[Any]:
     values = constant._values
     code = values.tensor.data_type if hasattr(values, "tensor") else None
-    return np.dtype(helper.tensor_dtype_to_np_dtype(code)) if code is not None else np.dtype(values.dtype)
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(code) if code is not None else values.dtype)
+    return dtype
 
 
 # --- Weights -------------------------------------------------------------------------------------------------
@@ -166,9 +168,7 @@ def _rewrite_constant(analysis: Analysis, uses: list[Use], growth: Growth, roles
     alike: dict[bytes, list[tuple[Use, list[Side]]]] = {}
     for use in uses:
         sides = _sides(use, growth, roles)
-        key = b"|".join(
-            side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides
-        )
+        key = b"|".join(side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides)
         alike.setdefault(key, []).append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
@@ -295,7 +295,9 @@ def _needs(analysis: Analysis, number: int, growth: Growth) -> dict[int, np.ndar
         need = needs.setdefault(size.input, raw.copy())
         old, new = _total(size.axes, growth)
         given = int(raw.reshape(-1)[size.element])
-        if _follows(node, given, old) or (old == new and not _copies_grown(analysis, number, size.element, given, growth)):
+        if _follows(node, given, old) or (
+            old == new and not _copies_grown(analysis, number, size.element, given, growth)
+        ):
             continue
         need.reshape(-1)[size.element] = new
     return needs
@@ -310,9 +312,7 @@ def _copies_grown(analysis: Analysis, number: int, element: int, given: int, gro
     """Tell whether an entry 0 of Reshape copies an input size that grows although the output's does not."""
     node = analysis.nodes[number]
     source = analysis.input_axes(number, 0) or ()
-    return (
-        node.op == "Reshape" and given == 0 and element < len(source) and bool(_grown(source[element], growth))
-    )
+    return node.op == "Reshape" and given == 0 and element < len(source) and bool(_grown(source[element], growth))
 
 
 def _supply(analysis: Analysis, tensor: gs.Tensor, have: np.ndarray, need: np.ndarray) -> gs.Tensor:
@@ -337,7 +337,9 @@ def _supply(analysis: Analysis, tensor: gs.Tensor, have: np.ndarray, need: np.nd
 def _emit(analysis: Analysis, kind: str, inputs: list[gs.Tensor], like: gs.Tensor, **attrs: int) -> gs.Tensor:
     draft = analysis.draft
     output = gs.Variable(draft.unique_name(f"{like.name}_grown"), dtype=like.dtype)
-    draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{like.name}_{kind}"), dict(attrs), list(inputs), [output]))
+    draft.graph.nodes.append(
+        gs.Node(kind, draft.unique_name(f"{like.name}_{kind}"), dict(attrs), list(inputs), [output])
+    )
     return output
 
 
@@ -382,12 +384,12 @@ def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
     """Bring the recorded shapes of activations up to date."""
     for name, tensor in analysis.draft.graph.tensors().items():
         axes = analysis.axes.get(name)
-        if isinstance(tensor, gs.Variable) and tensor.shape is not None and axes is not None:
-            if len(axes) == len(tensor.shape):
-                tensor.shape = [
-                    new_size(axis, growth) if _grown(axis, growth) else size
-                    for axis, size in zip(axes, tensor.shape, strict=True)
-                ]
+        stated = tensor.shape if isinstance(tensor, gs.Variable) else None
+        if axes is not None and stated is not None and len(axes) == len(stated):
+            tensor.shape = [
+                new_size(axis, growth) if _grown(axis, growth) else size
+                for axis, size in zip(axes, stated, strict=True)
+            ]
 
 
 def _drop_unread(analysis: Analysis) -> None:

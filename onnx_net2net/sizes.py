@@ -242,7 +242,7 @@ def _is_large(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
         shape = inputs[-1]
         return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
     if node.op_type == "Range":
-        start, limit, delta = (float(np.asarray(value)) for value in inputs)  # type: ignore[arg-type]
+        start, limit, delta = (float(np.asarray(value)) for value in inputs)
         return delta == 0 or (limit - start) / delta > SMALL
     return node.op_type != "Tile" or float(np.prod(inputs[1])) * inputs[0].size > SMALL  # type: ignore[union-attr, arg-type]
 
@@ -266,7 +266,11 @@ def _constant(node: onnx.NodeProto, sizes: Sizes) -> bool:
 
 
 def _type(
-    node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int], imports: list[onnx.OperatorSetIdProto], ir_version: int
+    node: onnx.NodeProto,
+    sizes: Sizes,
+    versions: dict[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+    ir_version: int,
 ) -> None:
     """Type the outputs of a node by the schema of its operator."""
     domain = "" if node.domain == "ai.onnx" else node.domain

@@ -25,6 +25,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from onnx_net2net.embedding import embedding
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError
 from onnx_net2net.inputs import (
     SCALES,
@@ -179,7 +180,7 @@ def verify(
         seed: Of the generated inputs.
         progress: Told what is running, how many runs are done, and of how many.
         embed: Tells where the units of a teacher's tensor are in the student's, to compare tensors that have grown
-            in the search for the first one that differs.
+            in the search for the first one that differs; by default found from the two graphs.
 
     Returns:
         The comparison; a difference is no exception, see `Verification.raise_if_different`.
@@ -208,6 +209,7 @@ def verify(
         culprit = None
         if failed is not None:
             with contextlib.suppress(Exception):  # no probing may hide the finding
+                embed = embed or embedding(old, new)
                 culprit = _first_difference(old_path, new_path, failed, _provider_name(provider), judge, embed)
     return Verification(
         equivalent=failed is None,

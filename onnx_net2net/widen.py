@@ -172,11 +172,25 @@ def widen(
         "multiple_of": multiple_of, "map": map, "spread": spread, "noise": noise, "seed": seed,
         "version": version("onnx-net2net"), "teacher": fingerprint(model),
     }  # fmt: skip
+    if not plan.growth and (factor is None or factor > 1):
+        raise RefusedError(f"nothing can grow: {_main_reason(inspection, factor)}")
     covered = _covered(analysis, plan.growth)
     student = rewrite(model, analysis, plan.growth, style, {HISTORY: json.dumps([*history(model), record])})
     exact = map != "random_pad" and not noise
     fixed = tuple(group for group in inspection.groups if group.reason)
     return Widening(model, student, tuple(plan.changes()), exact, seed, covered, fixed)
+
+
+def _main_reason(inspection: Inspection, factor: float | None) -> str:
+    """Return why the largest dim stays as it is."""
+    if not inspection.groups:
+        return "the model has no weights with a dim of more than one unit"
+    growable = [group for group in inspection.groups if group.reason is None]
+    if growable:
+        largest = max(growable, key=lambda group: group.elements)
+        return f"{largest!r} cannot have {factor} times its size; its next sizes are multiples of {largest.size}"
+    hidden = [group for group in inspection.groups if group.reason not in (None, "")]
+    return str(max(hidden, key=lambda group: group.elements).reason)
 
 
 def history(model: Model) -> list[dict[str, object]]:
@@ -224,9 +238,12 @@ def _check_options(
 
 def _inspect(model: Model, analysis: Analysis) -> Inspection:
     names = name_dims(analysis, model.proto)
+    alive = {dim for use in analysis.uses.values() for axis in use.axes for dim in leaves(axis)}
     groups: dict[int, Group] = {}
     of_dim: dict[Dim, Group] = {}
     for dim, name in names.items():
+        if dim.size == 0 or dim not in alive:
+            continue
         key = id(dim.origin or dim)
         group = groups.setdefault(key, Group(name, ()))
         group.dims = (*group.dims, dim)

@@ -6,7 +6,7 @@ from onnx_net2net.rules import rule
 
 @rule("Gemm")
 def gemm(op: Op) -> None:
-    """alpha * A' B' + beta * C, with C broadcast to the result."""
+    """Alpha * A' B' + beta * C, with C broadcast to the result."""
     a = "k m" if op.attrs.get("transA", 0) else "m k"
     b = "n k" if op.attrs.get("transB", 0) else "k n"
     op.apply(f"{a}, {b}, m~ n~ -> m n")

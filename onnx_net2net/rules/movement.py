@@ -39,7 +39,7 @@ def concat(op: Op) -> None:
 
 @rule("Split")
 def split(op: Op) -> None:
-    """Cut an axis into the outputs. Sizes that are not given are equal parts, and have to be given if they grow apart."""
+    """Cut an axis into the outputs; parts without sizes are equal, and get sizes when they grow apart."""
     source = op.input(0)
     if source is None or any(axes is None for axes in op.outputs):
         op.freeze_all("has operands of unknown shape")

@@ -3,6 +3,7 @@
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule, signature
 
+
 @rule("BatchNormalization")
 def batch_normalization(op: Op) -> None:
     """Normalise each channel alone; in training mode by its statistics over all else (which standardises weights)."""

@@ -1,0 +1,7 @@
+"""Lets `python -m onnx_net2net` be the command line."""
+
+import sys
+
+from onnx_net2net.cli import main
+
+sys.exit(main())

@@ -1,0 +1,208 @@
+"""The command line: inspect, widen, verify.
+
+Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
+equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_net2net.errors import BadInputError, Net2NetError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except Net2NetError as error:
+        print(f"onnx-net2net: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("onnx-net2net: interrupted, nothing written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes."
+    )
+    parser.add_argument("--version", action="version", version=version("onnx-net2net"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_inspect(commands)
+    _add_widen(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, help: str, example: str, run: Callable[[argparse.Namespace], int]) -> Any:
+    command = commands.add_parser(
+        name, help=help, description=help, epilog=f"example: onnx-net2net {name} {example}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_inspect(commands: Any) -> None:
+    command = _command(commands, "inspect", "list the dims of a model and what may be done with them",
+                       "teacher.onnx", _inspect)  # fmt: skip
+    command.add_argument("model", type=Path, metavar="MODEL")
+    command.add_argument("--json", action="store_true", help="print JSON, with every fixed axis too")
+
+
+def _add_widen(commands: Any) -> None:
+    command = _command(commands, "widen", "widen hidden dims; the student computes what the teacher computes",
+                       "teacher.onnx -o student.onnx --factor 1.5 --set 'layer3.*=2x'", _widen)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
+    command.add_argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)")
+    command.add_argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
+                         help="size of the dims that match: units (96) or a multiplier (1.5x)")  # fmt: skip
+    command.add_argument("--only", action="append", default=[], metavar="PATTERN", help="dims that --factor is for")
+    command.add_argument("--multiple-of", type=int, default=1, metavar="M", help="new sizes are multiples of this")
+    command.add_argument("--map", default="replicate", choices=("replicate", "zero_out", "zero_in", "random_pad"),
+                         help="what new units are: copies, unread, silent, or random (not exact)")  # fmt: skip
+    command.add_argument("--spread", type=float, default=0.3, metavar="S",
+                         help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
+    command.add_argument("--noise", type=float, default=0.0, metavar="S",
+                         help="noise on the incoming weights of copies, as in the paper (not exact)")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
+def _add_verify(commands: Any) -> None:
+    command = _command(commands, "verify", "compare all outputs of two models on several inputs and sizes",
+                       "teacher.onnx student.onnx --provider cuda", _verify)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="A")
+    command.add_argument("student", type=Path, metavar="B")
+    command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
+def _add_checking(command: Any) -> None:
+    command.add_argument("--provider", default="cpu", help="where to run: cpu, cuda, ... or an execution provider")
+    command.add_argument("--data", type=Path, metavar="NPZ", help="inputs to compare on, instead of generated ones")
+    command.add_argument("--samples", type=int, default=3, metavar="N", help="least number of generated inputs")
+    command.add_argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)")
+    command.add_argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.widen import inspect
+
+    inspection = inspect(options.model)
+    if options.json:
+        _print_json(report.inspection_dict(inspection))
+        return 0
+    console = _console()
+    console.print(report.inspection_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"))
+    routine = sum(map(report.is_routine, inspection.groups))
+    if routine:
+        console.print(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
+    return 0
+
+
+def _widen(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.verify import verify
+    from onnx_net2net.widen import widen
+
+    started = time.perf_counter()
+    widening = widen(
+        options.teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
+        multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
+        seed=options.seed,
+    )  # fmt: skip
+    console = _console()
+    if not options.json:
+        console.print(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
+        for line in report.fixed_lines(widening.fixed):
+            console.print(line, highlight=False)
+    verification = None
+    with _progress() as progress, widening.student.stage(options.output, progress=progress) as staged:
+        if options.verify:
+            verification = verify(widening.teacher, staged.path, progress=progress, **_checking(options))
+            if widening.exact:
+                verification.raise_if_different()
+        staged.commit()
+    if options.json:
+        checked = verification.to_dict() if verification else None
+        _print_json({**report.widening_dict(widening), "verification": checked, "output": str(options.output)})
+        return 0
+    if not widening.exact:
+        console.print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
+    console.print(str(verification or "not verified (--no-verify)"), highlight=False)
+    console.print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s", highlight=False)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from onnx_net2net.verify import verify
+
+    with _progress() as progress:
+        verification = verify(options.teacher, options.student, progress=progress, **_checking(options))
+    if options.json:
+        _print_json(verification.to_dict())
+    else:
+        print(verification)
+    return 0 if verification.equivalent else 1
+
+
+def _checking(options: argparse.Namespace) -> dict[str, Any]:
+    if options.samples < 1:
+        raise BadInputError(f"--samples must be at least 1, not {options.samples}")
+    names = ("provider", "data", "samples", "rtol", "atol", "seed")
+    return {name: getattr(options, name) for name in names}
+
+
+def _sizes(items: Sequence[str]) -> dict[str, int | str]:
+    sizes: dict[str, int | str] = {}
+    for item in items:
+        pattern, equals, size = item.rpartition("=")
+        if not equals or not pattern or not size:
+            raise BadInputError(f"--set {item}: write PATTERN=SIZE, like 'layer3.*=96' or 'layer3.*=1.5x'")
+        sizes[pattern] = size
+    return sizes
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """Yield a function that moves a bar on a terminal's stderr, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

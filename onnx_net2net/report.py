@@ -1,0 +1,124 @@
+"""What people and programs read: tables and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from onnx_net2net.model import Model
+from onnx_net2net.operation import ROUTINE
+from onnx_net2net.widen import Group, Inspection, Widening
+
+
+def inspection_table(inspection: Inspection, title: str) -> Table:
+    """Return the dims as a table; axes that are fixed in every network (kernels, size lists) are left out."""
+    table = _table(title, "dim", "size", "tensors", "weights", "can it grow?")
+    for group in inspection.groups:
+        if not is_routine(group):
+            row = group.name, f"{group.size:,}", str(group.tensors), f"{group.elements:,}", _state(group)
+            table.add_row(*row, style="dim" if group.reason else None)
+    return table
+
+
+def inspection_dict(inspection: Inspection) -> dict[str, Any]:
+    """Return the dims, all of them, as JSON-ready values."""
+    return {
+        "parameters": inspection.elements,
+        "dims": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "tensors": group.tensors,
+                "weights": group.elements,
+                "growable": group.reason is None,
+                "multiples_only": group.is_uniform,
+                "reason": group.reason,
+            }
+            for group in inspection.groups
+        ],
+    }
+
+
+def widening_table(widening: Widening, title: str) -> Table:
+    """Return what grew as a table with before and after."""
+    table = _table(title, "dim", "before", "after", "wanted", "map", "tensors")
+    for change in widening.changes:
+        wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
+        stays = change.new == change.old
+        row = change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)
+        table.add_row(*row, style="dim" if stays else None)
+    table.add_section()
+    before, after = widening.teacher.parameters, widening.student.parameters
+    table.add_row("parameters", f"{before:,}", f"{after:,}", "", "", "")
+    table.add_row("file size", size_text(file_size(widening.teacher)), size_text(widening.student.nbytes), "", "", "")
+    return table
+
+
+def widening_dict(widening: Widening) -> dict[str, Any]:
+    """Return what grew as JSON-ready values."""
+    return {
+        "exact": widening.exact,
+        "seed": widening.seed,
+        "covered": widening.covered,
+        "parameters": {"before": widening.teacher.parameters, "after": widening.student.parameters},
+        "dims": [
+            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map}
+            for c in widening.changes
+        ],
+        "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],
+    }
+
+
+def fixed_lines(groups: tuple[Group, ...], most: int = 5) -> list[str]:
+    """Return the main reasons for which dims stay fixed, the one that holds most weights first."""
+    weights: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        if group.reason and not is_routine(group):
+            weights[group.reason] += group.elements
+            names.setdefault(group.reason, []).append(group.name)
+    lines = []
+    for reason, _ in weights.most_common(most):
+        shown = ", ".join(names[reason][:3]) + (f" and {len(names[reason]) - 3} more" if len(names[reason]) > 3 else "")
+        lines.append(f"fixed: {shown}: {reason}")
+    if len(weights) > most:
+        lines.append(f"fixed: {len(weights) - most} more reasons, see inspect")
+    return lines
+
+
+def is_routine(group: Group) -> bool:
+    """Tell whether a dim is fixed for a reason that every network has: kernels, positions, lists of sizes."""
+    return group.reason is not None and group.reason.endswith(ROUTINE)
+
+
+def _state(group: Group) -> str:
+    if group.reason:
+        return f"no: {group.reason}"
+    return f"yes, in multiples of {group.size}" if group.is_uniform else "yes"
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="left" if name in ("map", "can it grow?") else "right", overflow="fold")
+    return table
+
+
+def file_size(model: Model) -> int:
+    """Return the bytes of a model's files, or of its weights where it has no file."""
+    return sum(Path(source).stat().st_size for source in model.sources) if model.sources else model.nbytes
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in a unit that fits."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} GB"

@@ -1,0 +1,136 @@
+"""Small models: built, run, and grown at random; shared by the tests of rules and of whole graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_net2net import inference, sizes
+from onnx_net2net.dims import Axis, Dim
+from onnx_net2net.inference import Analysis
+from onnx_net2net.maps import Growth, Map, Style, compose, from_index
+from onnx_net2net.model import Model, load
+from onnx_net2net.rewrite import rewrite
+
+Array = np.ndarray
+LAST_OPSET = 26  # that onnxruntime runs
+TOLERANCE = {"float16": 2e-2, "float32": 2e-4, "float64": 1e-11}
+
+
+def value_info(name: str, array: Array, dynamic: Collection[int] = ()) -> onnx.ValueInfoProto:
+    shape = [f"{name}_{axis}" if axis in dynamic else size for axis, size in enumerate(array.shape)]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)
+
+
+def build(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Array],
+    outputs: Iterable[str],
+    constants: Mapping[str, Array] | None = None,
+    *,
+    opset: int = 18,
+    dynamic: Collection[int] = (),
+) -> onnx.ModelProto:
+    """A model that takes arrays like `inputs`; the types of its outputs are found by running it."""
+    initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
+    infos = [value_info(name, array, dynamic) for name, array in inputs.items()]
+    untyped = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph(list(nodes), "g", infos, untyped, initializers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
+    results = dict(zip([value.name for value in untyped], run(proto, inputs), strict=True))
+    typed = [value_info(name, array, dynamic) for name, array in results.items()]
+    del proto.graph.output[:]
+    proto.graph.output.extend(typed)
+    return proto
+
+
+def run(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
+    """Run in onnxruntime without optimizations, or with the reference operators where it has no kernel."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of several unrelated classes
+        if "NOT_IMPLEMENTED" not in str(error) and "No Op registered" not in str(error) and "float64" not in str(error):
+            raise
+        return ReferenceEvaluator(proto).run(None, dict(feeds))
+    return session.run(None, dict(feeds))
+
+
+def weighty(model: Model) -> onnx.ModelProto:
+    """The model with the bytes of all its weights."""
+    with model.on_disk() as path:
+        return onnx.load(path)
+
+
+def growable(analysis: Analysis) -> list[Dim]:
+    """The dims that may grow; those that share a ratio with a frozen one may not."""
+    dims = analysis.dims()
+    stuck = {dim.ratio.root() for dim in dims if dim.ratio is not None and dim.frozen}
+    return [dim for dim in dims if not dim.frozen and (dim.ratio is None or dim.ratio.root() not in stuck)]
+
+
+def random_growth(dims: Iterable[Dim], rng: np.random.Generator, chance: float = 0.7) -> dict[Dim, Map]:
+    """Maps of some of the dims: any copies in any order, equally many of each unit where a ratio asks for it."""
+    growth: dict[Dim, Map] = {}
+    times: dict[object, int] = {}
+    for dim in dims:
+        if dim.ratio is not None:
+            index = np.tile(np.arange(dim.size), times.setdefault(dim.ratio.root(), int(rng.integers(1, 4))))
+        else:
+            more = rng.integers(1, dim.size + 3) if rng.random() < chance else 0
+            index = np.concatenate([np.arange(dim.size), rng.integers(0, dim.size, more)])
+        if len(index) > dim.size:
+            growth[dim] = from_index(dim.size, rng.permutation(index))
+    return growth
+
+
+def copied(array: Array, axes: Sequence[Axis], growth: Growth) -> Array:
+    """E·x: the array with the units of each axis copied as the maps of its dims say."""
+    for position, axis in enumerate(axes):
+        array = np.take(array, compose(axis, growth).index, axis=position)
+    return array
+
+
+def analyse_open(model: Model) -> Analysis:
+    """The dims of a model whose inputs and outputs may grow as well."""
+    analysis = Analysis(model.draft(), sizes.infer(model.proto))
+    matrices: dict[int, tuple[Axis, ...]] = {}
+    for number, node in enumerate(analysis.nodes):
+        inference._visit(analysis, number, node, sizes.versions_of(model.proto), matrices)
+    return analysis
+
+
+def conform(proto: onnx.ModelProto, feeds: Mapping[str, Array], rng: np.random.Generator) -> set[int]:
+    """Assert op(E·x) = E·op(x) for random E; return the sizes of the dims that grew."""
+    model = load(proto)
+    analysis = analyse_open(model)
+    growth = random_growth(growable(analysis), rng)
+    if not growth:
+        return set()
+    names = [value.name for value in proto.graph.output]
+    axes = {name: analysis.axes.get(name, ()) for name in (*feeds, *names)}
+    student = weighty(rewrite(model, analysis, growth, Style(int(rng.integers(99))), {}))
+    expected = dict(zip(names, run(proto, feeds), strict=True))
+    actual = dict(zip(names, run(student, {n: copied(x, axes[n], growth) for n, x in feeds.items()}), strict=True))
+    for name in names:
+        assert_close(actual[name], copied(expected[name], axes[name], growth), f"{name} for {growth}")
+    return {dim.size for dim in growth}
+
+
+def assert_close(actual: Array, expected: Array, what: str = "", tolerance: float | None = None) -> None:
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.dtype == expected.dtype, what
+    if actual.dtype.name not in TOLERANCE:
+        np.testing.assert_array_equal(actual, expected, what)
+        return
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
+    bound = (TOLERANCE[actual.dtype.name] if tolerance is None else tolerance) * scale
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=what)

@@ -1,0 +1,551 @@
+"""Widen and verify every model of some folders, and tell what went wrong.
+
+Each model is widened and verified in a worker process, so that a crash, a hang or a leak costs one line of the
+report and not the run. Packed graphs (``.onnx.xz``) may come without their weights: a tensor whose ``doc_string`` is
+``random:mean,std,min,max`` gets values of that distribution, the same in every run.
+
+    python tools/run_corpus.py corpus --json results.jsonl
+    python tools/run_corpus.py corpus --sample 40 --exit-code
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import itertools
+import json
+import lzma
+import math
+import multiprocessing
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import onnx
+from onnx import helper
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+SUFFIXES = (".onnx", ".onnx.xz")
+ENOUGH = 0.9
+"""Share of the weights that should lie on an axis that grew."""
+
+FAILURES = ("wrong", "broken", "crash", "timeout")
+"""What ``--exit-code`` reports; the other ways not to be exact are verdicts on the model or the request."""
+
+_ATTENTION_FREE = {"LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model at one factor."""
+
+    path: Path
+    family: str
+    factor: float
+
+
+@dataclass
+class Result:
+    """What became of one job; all but the first fields stay empty as far as it did not get.
+
+    Attributes:
+        path: The model.
+        family: The folder that it is in.
+        exporter: What its file name says of the exporter.
+        factor: The width multiplier.
+        status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
+            ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
+        error: One line that says why it is not exact.
+        traceback: Of a crash.
+        nodes: Number of nodes of the teacher.
+        covered: Share of the weight elements that lie on an axis that grew.
+        grown: Number of dims that grew.
+        kept: Number of growable dims that stayed, because no size near the wanted one is possible.
+        fixed: Elements on dims that cannot grow, by reason, the largest first.
+        ratio: The largest of the outputs' errors as multiples of the teacher's own noise.
+        diverges_at: The first tensor that differs.
+        widen_seconds: Time to load, analyse and rewrite.
+        verify_seconds: Time to compute the weights and compare.
+    """
+
+    path: str
+    family: str
+    exporter: str
+    factor: float
+    status: str = "crash"
+    error: str = ""
+    traceback: str = ""
+    nodes: int = 0
+    covered: float | None = None
+    grown: int = 0
+    kept: int = 0
+    fixed: dict[str, int] = field(default_factory=dict)
+    ratio: float | None = None
+    diverges_at: str | None = None
+    widen_seconds: float | None = None
+    verify_seconds: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time for all of it."""
+        return (self.widen_seconds or 0.0) + (self.verify_seconds or 0.0)
+
+
+# --- Models -----------------------------------------------------------------------------------------------------
+
+
+def read_model(path: Path) -> onnx.ModelProto | Path:
+    """Return what `onnx_net2net.load` takes: a plain file as it is, a packed one unpacked and with weights."""
+    if path.suffix != ".xz":
+        return path
+    model = onnx.ModelProto.FromString(lzma.decompress(path.read_bytes()))
+    for tensor in _tensors(model.graph):
+        if tensor.doc_string.startswith("random:"):
+            _fill(tensor)
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of a graph and of the graphs in it; those in attributes get their node's name."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.name = attribute.t.name or node.output[0]
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+
+
+def _fill(tensor: onnx.TensorProto) -> None:
+    """Draw values from the distribution that the tensor's text describes, seeded by its name."""
+    mean, std, low, high = map(float, tensor.doc_string.removeprefix("random:").split(","))
+    rng = np.random.default_rng(zlib.crc32(tensor.name.encode()))
+    shape = tuple(tensor.dims)
+    if low >= 0:  # variances and scales stay positive
+        most = max(high, 1.5 * mean) if high < 4 * mean else 1.5 * mean
+        values = rng.uniform(max(low, 0.5 * mean), most, shape)
+    else:
+        values = np.clip(rng.normal(mean, std or 0.02, shape), low, high)
+    tensor.raw_data = values.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes()
+    tensor.doc_string = ""
+
+
+def is_cnn(path: Path) -> bool:
+    """Tell whether a model has Conv, Gemm or MatMul layers, and neither attention nor recurrence.
+
+    Attention is a MatMul of two tensors that both depend on the inputs, or any node of ``com.microsoft``.
+    """
+    try:
+        data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        graph = onnx.ModelProto.FromString(data).graph
+    except Exception:  # whoever opens it later says what is wrong with it
+        return False
+    constant = {tensor.name for tensor in graph.initializer} | {""}
+    layers = False
+    for node in graph.node:
+        if node.domain == "com.microsoft" or node.op_type in _ATTENTION_FREE:
+            return False
+        known = [name in constant for name in node.input]
+        if node.op_type == "MatMul" and not any(known):
+            return False
+        layers |= node.op_type in _LAYERS
+        if all(known) and not any(attribute.HasField("g") for attribute in node.attribute):
+            constant.update(node.output)
+    return layers
+
+
+def exporter(path: Path) -> str:
+    """Guess from a file's name what exported it."""
+    name = path.name.split(".onnx")[0]
+    if re.search(r"_ts\d*(_|$)", name):
+        return "TorchScript"
+    return "dynamo" if re.search(r"_dyn\d*(_|$)", name) else "other"
+
+
+def find_models(folders: Sequence[Path], patterns: Sequence[str], cnn: bool, sample: int | None) -> list[Path]:
+    """List the models in some folders, or a sample of them, always the same."""
+    found = {path for folder in folders for path in _models_in(folder)}
+    chosen = [p for p in sorted(found) if not patterns or any(_matches(p, pattern) for pattern in patterns)]
+    if cnn:
+        chosen = [path for path in chosen if is_cnn(path)]
+    return chosen if sample is None else spread(chosen, sample)
+
+
+def _models_in(folder: Path) -> Iterator[Path]:
+    candidates = [folder] if folder.is_file() else folder.rglob("*")
+    return (path for path in candidates if path.name.endswith(SUFFIXES) and path.is_file())
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    return fnmatch.fnmatch(str(path), pattern) or fnmatch.fnmatch(path.name, pattern)
+
+
+def spread(paths: Iterable[Path], number: int) -> list[Path]:
+    """Choose some paths, from each folder in turn, by a hash of their names."""
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(paths, key=lambda path: (zlib.crc32(path.name.encode()), path)):
+        folders.setdefault(path.parent, []).append(path)
+    rounds = itertools.zip_longest(*(folders[folder] for folder in sorted(folders)))
+    turns = (path for path in itertools.chain.from_iterable(rounds) if path is not None)
+    return sorted(itertools.islice(turns, number))
+
+
+# --- One job ----------------------------------------------------------------------------------------------------
+
+
+def run_job(job: Job) -> Result:
+    """Widen and verify one model; nothing that Python can catch escapes."""
+    result = Result(str(job.path), job.family, exporter(job.path), job.factor)
+    try:
+        _widen_and_verify(job, result)
+    except Exception as error:
+        result.status = _status(error)
+        result.error = _one_line(error)
+        if result.status == "crash":
+            result.traceback = traceback.format_exc()
+            result.error = f"{type(error).__name__}: {result.error} ({_place(error)})"
+    return result
+
+
+def _widen_and_verify(job: Job, result: Result) -> None:
+    from onnx_net2net.verify import verify
+    from onnx_net2net.widen import widen
+
+    source = read_model(job.path)
+    start = time.perf_counter()
+    widening = widen(source, factor=job.factor)
+    result.widen_seconds = time.perf_counter() - start
+    result.nodes = len(widening.teacher.proto.graph.node)
+    result.covered = widening.covered
+    result.grown = sum(change.new != change.old for change in widening.changes)
+    result.kept = len(widening.changes) - result.grown
+    reasons: Counter[str] = Counter()
+    for group in widening.fixed:
+        reasons[group.reason or ""] += group.elements
+    result.fixed = dict(reasons.most_common(5))
+    start = time.perf_counter()
+    try:
+        verification = verify(widening.teacher, widening.student)
+    finally:
+        result.verify_seconds = time.perf_counter() - start
+    ratios = [report.ratio for report in verification.outputs]
+    result.ratio = max((ratio for ratio in ratios if math.isfinite(ratio)), default=None)
+    result.status = "exact" if verification.equivalent else "wrong"
+    result.error = "" if verification.equivalent else str(verification)
+    result.diverges_at = verification.diverges_at
+
+
+def _status(error: Exception) -> str:
+    from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
+
+    if isinstance(error, NotEquivalentError):
+        return "broken"
+    if isinstance(error, RefusedError):
+        return "refused"
+    if isinstance(error, BadInputError):
+        return "no teacher" if "teacher" in str(error) else "bad input"
+    return "crash"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:600]
+
+
+def _place(error: BaseException) -> str:
+    """Return where in this package an exception came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "onnx_net2net" in frame.filename] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}"
+
+
+# --- Workers ----------------------------------------------------------------------------------------------------
+
+
+def _work(connection: Connection, folder: str, memory: float | None, verbose: bool) -> None:
+    """Answer jobs until told to stop; the first answer only says that the worker is ready."""
+    tempfile.tempdir = folder  # of the parent, which removes it even when this process is killed
+    if not verbose:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # native libraries print, too
+        os.dup2(nowhere, 2)
+    if memory is not None:
+        import resource
+
+        limit = int(memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    import onnx_net2net.verify
+    import onnx_net2net.widen  # noqa: F401 - so that importing is not part of the first job
+
+    connection.send(None)
+    with contextlib.suppress(EOFError):
+        while (job := connection.recv()) is not None:
+            connection.send(run_job(job))
+
+
+class Worker:
+    """A process that does one job at a time, and is replaced when it dies or takes too long."""
+
+    def __init__(self, folder: str, memory: float | None, timeout: float, verbose: bool) -> None:
+        self._arguments = folder, memory, verbose
+        self._timeout = timeout
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the death of the process ends the connection
+        self.job: Job | None = None
+        self.is_ready = False
+        self.deadline = time.monotonic() + 120
+
+    def give(self, job: Job) -> None:
+        """Start a job."""
+        self.job = job
+        self.deadline = time.monotonic() + self._timeout
+        self.connection.send(job)
+
+    def collect(self) -> Result | None:
+        """Return the result that has come, or None if the worker just became ready."""
+        try:
+            answer: Result | None = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(5)
+            return self._replace("crash", f"the worker died with exit code {self._process.exitcode}")
+        self.is_ready, self.job = True, None
+        return answer
+
+    def expire(self) -> Result | None:
+        """Give up what takes too long."""
+        return self._replace("timeout", f"not done after {self._timeout:g} s")
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+    def _replace(self, status: str, error: str) -> Result | None:
+        self.stop()
+        job = self.job
+        if job is None and not self.is_ready:
+            raise RuntimeError(f"a worker does not start: {error}")
+        self._start()
+        if job is None:
+            return None
+        return Result(str(job.path), job.family, exporter(job.path), job.factor, status, error)
+
+
+def run_all(
+    jobs: Sequence[Job], number: int, timeout: float, memory: float | None, verbose: bool, done: Callable[[Result], None]
+) -> None:
+    """Run jobs in a pool of workers; `done` is told each result as it comes."""
+    waiting = deque(jobs)
+    with tempfile.TemporaryDirectory(prefix="run_corpus.", ignore_cleanup_errors=True) as folder:
+        workers = [Worker(folder, memory, timeout, verbose) for _ in range(min(number, len(jobs)))]
+        try:
+            while waiting or any(worker.job for worker in workers):
+                _step(workers, waiting, done)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+def _step(workers: Sequence[Worker], waiting: deque[Job], done: Callable[[Result], None]) -> None:
+    """Hand out jobs, wait for something to happen, and see to it."""
+    for worker in workers:
+        if waiting and worker.is_ready and worker.job is None:
+            worker.give(waiting.popleft())
+    busy = [worker for worker in workers if worker.job is not None or not worker.is_ready]
+    patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+    spoke = wait([worker.connection for worker in busy], patience)
+    for worker in busy:
+        if worker.connection in spoke:
+            result = worker.collect()
+        elif time.monotonic() >= worker.deadline:
+            result = worker.expire()
+        else:
+            continue
+        if result is not None:
+            done(result)
+
+
+# --- Report -----------------------------------------------------------------------------------------------------
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a markdown table; all columns but the first two are numbers."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([line(lines[0]), line(rule), *map(line, lines[1:])])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return the table by family and exporter."""
+    factors = sorted({result.factor for result in results})
+    header = ["family", "exporter", "models"]
+    for factor in factors:
+        header += [f"exact {factor:g}x", f"covered {factor:g}x"]
+    header += ["ratio", "worst ratio", "slowest"]
+    kinds = sorted({(result.family, result.exporter) for result in results})
+    rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], factors) for kind in kinds]
+    if len(rows) > 1:
+        rows.append(_row("all", "", results, factors))
+    return markdown(header, rows)
+
+
+def _row(family: str, source: str, results: Sequence[Result], factors: Sequence[float]) -> list[str]:
+    row = [family, source, str(len({result.path for result in results}))]
+    for factor in factors:
+        here = [result for result in results if result.factor == factor]
+        row.append(str(sum(result.status == "exact" for result in here)))
+        row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
+    ratios = [result.ratio for result in results if result.ratio is not None]
+    row += [f"{statistics.median(ratios):.2g}", f"{max(ratios):.2g}"] if ratios else ["-", "-"]
+    return [*row, f"{max(result.seconds for result in results):.1f} s"]
+
+
+def findings(results: Sequence[Result]) -> Iterator[str]:
+    """Yield one line for everything that is not exact or hardly grew, the worst first."""
+    rank = {status: number for number, status in enumerate((*FAILURES, "refused", "bad input", "no teacher", "exact"))}
+    for result in sorted(results, key=lambda r: (rank[r.status], r.covered or 0.0, r.path, r.factor)):
+        who = f"{result.family}/{Path(result.path).name} {result.factor:g}x"
+        if result.status != "exact":
+            yield f"{result.status}: {who}: {_shortened(result.error, 220)}"
+        elif (result.covered or 0.0) < ENOUGH:
+            yield f"covered {result.covered or 0.0:.0%}: {who}: {_shortened(_why_kept(result), 220)}"
+
+
+def _why_kept(result: Result) -> str:
+    kept = [f"{result.kept} dims have no exact size near the wanted one"] if result.kept else []
+    fixed = [f"{reason} [{elements:,}]" for reason, elements in itertools.islice(result.fixed.items(), 2)]
+    return "; ".join(kept + fixed) or "it has no weights on hidden dims"
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
+    """Return the table of the most costly reasons not to grow, node and tensor names left out."""
+    elements: Counter[str] = Counter()
+    models: dict[str, set[str]] = {}
+    for result in results:
+        for reason, count in result.fixed.items():
+            kind = re.sub(r"'[^']*'", "'*'", reason)
+            elements[kind] += count
+            models.setdefault(kind, set()).add(result.path)
+    rows = [(kind, "", str(len(models[kind])), f"{count:,}") for kind, count in elements.most_common(number)]
+    return markdown(["reason", "", "models", "elements"], rows)
+
+
+def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
+    """Print the tables and the findings."""
+    print(summary(results), file=out)
+    print(f"\nexact, covered: models that are exact, and with {ENOUGH:.0%} of the weights on an axis that grew;", file=out)
+    print("ratio: largest error by the teacher's own float noise, median and worst.", file=out)
+    lines = list(findings(results))
+    if lines:
+        shown = lines if limit is None else lines[:limit]
+        print(f"\n{len(lines)} not exact or covered less:\n", file=out)
+        print(*(f"- {line}" for line in shown), sep="\n", file=out)
+        if len(shown) < len(lines):
+            print(f"- ... and {len(lines) - len(shown)} more (--limit)", file=out)
+    if any(result.fixed for result in results):
+        print(f"\nWhy dims cannot grow:\n\n{frozen_reasons(results)}", file=out)
+
+
+# --- Command line -----------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Widen and verify every model of some folders.")
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
+    parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
+    parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
+    parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over the folders, always the same")
+    parser.add_argument(
+        "--cnn",
+        action="store_true",
+        help="only models with Conv, Gemm or MatMul layers and none of: a MatMul of two activations, "
+        "com.microsoft operators, LSTM, GRU, RNN",
+    )
+    parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="per model and factor (default: 60)")
+    parser.add_argument("--memory", metavar="GB", type=float, help="limit of each worker")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write one JSON line per model and factor")
+    parser.add_argument("--limit", metavar="N", type=int, help="list at most N findings")
+    parser.add_argument("--exit-code", action="store_true", help="exit 1 if a student is wrong, or anything crashed or hung")
+    parser.add_argument("--verbose", action="store_true", help="show what the workers print")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not folder.exists():
+            parser.error(f"no such folder: {folder}")
+    if options.jobs < 1 or options.timeout <= 0 or (options.sample or 1) < 1:
+        parser.error("--jobs, --timeout and --sample must be positive")
+    return options
+
+
+def _run(jobs: Sequence[Job], options: argparse.Namespace) -> list[Result]:
+    """Run the jobs, with a progress bar on a terminal."""
+    results: list[Result] = []
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(options.json.open("w")) if options.json else None
+        bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty()))
+        task = bar.add_task("models x factors", total=len(jobs))
+
+        def done(result: Result) -> None:
+            results.append(result)
+            if file is not None:
+                print(json.dumps(_jsonable(asdict(result))), file=file, flush=True)
+            bar.update(task, advance=1)
+
+        run_all(jobs, options.jobs, options.timeout, options.memory, options.verbose, done)
+    return results
+
+
+def _jsonable(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the corpus; returns the exit code."""
+    options = _parse(arguments)
+    paths = find_models(options.folders, options.filter, options.cnn, options.sample)
+    if not paths:
+        print("there are no models", file=sys.stderr)
+        return 2
+    jobs = [Job(path, path.resolve().parent.name, factor) for path in paths for factor in options.factors]
+    results = _run(jobs, options)
+    report(results, options.limit, sys.stdout)
+    failed = sum(result.status in FAILURES for result in results)
+    return 1 if failed and options.exit_code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
