@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims, sizes
 from onnx_net2net.dims import Axes, Axis, Dim
 from onnx_net2net.model import Draft, Model
-from onnx_net2net.operation import LISTED, UNREAD, Op, Statements
+from onnx_net2net.operation import LISTED, UNREAD, Contraction, Op, Statements
 from onnx_net2net.rules import lookup
 from onnx_net2net.rules.movement import permute_units
+
+DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+"""Element types whose values copies can share."""
 
 
 @dataclass(eq=False)
@@ -170,8 +174,16 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
         op.freeze_all("has an operand whose shape could not be inferred")
     else:
         rule(op)
+    for contraction in op.said.contractions:
+        if not _is_divisible(analysis, node, contraction):
+            op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")
     _freeze_unspoken(analysis, number, op)
     analysis.said[number] = op.said
+
+
+def _is_divisible(analysis: Analysis, node: gs.Node, contraction: Contraction) -> bool:
+    """Tell whether what is summed is of a type that copies can share."""
+    return any(analysis.sizes.dtype(node.inputs[index].name) in DIVISIBLE for index, _ in contraction.sides)
 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:

@@ -192,7 +192,12 @@ class Op:
         self.said.selections.append(Selection(index, tuple(units), order))
 
     def pointwise(self, kind: str) -> None:
-        """State what the node does to a zero: "zero" keeps it, "relu" too but stops its gradient, else "any"."""
+        """State what the node does to each unit alone.
+
+        Args:
+            kind: "zero" keeps a unit of zeros; "relu" too, but stops its gradient; "partial" may make an infinity or
+                no number of a unit of random values; "any" else.
+        """
         self.said.pointwise = kind
 
     def scales(self, *inputs: int) -> None:

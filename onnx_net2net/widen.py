@@ -174,6 +174,7 @@ def widen(
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing can grow: {_main_reason(inspection, factor)}")
+    plan.check_map()
     covered = _covered(analysis, plan.growth)
     student = rewrite(model, analysis, plan.growth, style, {HISTORY: json.dumps([*history(model), record])})
     exact = map != "random_pad" and not noise
@@ -336,6 +337,16 @@ class _Plan:
             self._grow(group, self._nearest(group, wanted))
             taken.update(self.growth)
 
+    def check_map(self) -> None:
+        """Refuse a map that no dim admits; where some do, the others are replicated and the report says so.
+
+        Raises:
+            RefusedError: If every dim that grows had to be replicated instead.
+        """
+        unfit = [dim for dim in self.growth if dim in self._unfit]
+        if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
+            raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
+
     def changes(self) -> Iterable[Change]:
         """Yield what became of every dim that was to grow."""
         for group in self._groups:
@@ -375,6 +386,9 @@ class _Plan:
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
             )
+        unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
+        if unfit and self._kind in _UNFITTING:
+            raise RefusedError(f"{group.name!r} does not admit the map {self._kind}: {unfit}; replicate does")
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
 
@@ -393,7 +407,7 @@ class _Plan:
             self.growth[dim] = self._map(dim, size)
 
     def _map(self, dim: Dim, size: int) -> Map:
-        if self._kind == "replicate" or dim in self._unfit or dim.copies is not None:
+        if self._kind == "replicate" or dim in self._unfit:
             return replicate(dim.size, size, self._rng)
         return padded(dim.size, size, self._kind)
 
@@ -452,13 +466,34 @@ def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:
     return rivals
 
 
-def _unfit(analysis: Analysis, kind: Kind) -> set[Dim]:
-    """Return the dims that do not admit new units starting at zero: phi(0) != 0, or dead behind a ReLU."""
-    if kind != "zero_in":
-        return set()
-    unfit: set[Dim] = set()
+def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
+    """Return the dims that do not admit a kind of new units, with the reason.
+
+    Units that start at zero (`zero_in`) need phi(0) = 0 all the way, and learn nothing behind a ReLU; units of random
+    values that are weighed by 0 (`zero_out`) must stay finite. Neither may change a statistic or an extreme.
+    """
+    if kind not in _UNFITTING:
+        return {}
+    unfit: dict[Dim, str] = {}
+    for dim in analysis.dims():
+        if dim.statistic or dim.copies:
+            unfit[dim] = dim.statistic or dim.copies or ""
     for number, said in analysis.said.items():
-        if said.pointwise in ("any", "relu"):
-            for tensor in analysis.nodes[number].outputs:
-                unfit.update(dim for axis in analysis.axes.get(tensor.name, ()) for dim in leaves(axis))
+        reason = _UNFITTING[kind].get(said.pointwise or "")
+        if reason:
+            node = analysis.nodes[number]
+            for tensor in node.outputs:
+                for dim in (d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)):
+                    unfit.setdefault(dim, f"{node.op} {node.name or tensor.name!r} {reason}")
     return unfit
+
+
+_UNFITTING: dict[str, dict[str, str]] = {
+    "zero_in": {
+        "any": "does not keep zeros",
+        "partial": "does not keep zeros",
+        "relu": "lets no gradient through at zero, so that the new units would never learn",
+    },
+    "zero_out": {"partial": "may make an infinity of random values"},
+}
+"""For each map, what of a node between the units and their readers rules it out."""

@@ -31,13 +31,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import onnx
 from onnx import helper
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:  # the workers import the package, not this process
+    from onnx_net2net.model import Model
 
 SUFFIXES = (".onnx", ".onnx.xz")
 ENOUGH = 0.9
@@ -77,6 +80,7 @@ class Result:
         grown: Number of dims that grew.
         kept: Number of growable dims that stayed, because no size near the wanted one is possible.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
+        stuck: Of a model that grew little: elements that have no dim that can grow, by reason.
         ratio: The largest of the outputs' errors as multiples of the teacher's own noise.
         diverges_at: The first tensor that differs.
         widen_seconds: Time to load, analyse and rewrite.
@@ -95,6 +99,7 @@ class Result:
     grown: int = 0
     kept: int = 0
     fixed: dict[str, int] = field(default_factory=dict)
+    stuck: dict[str, int] = field(default_factory=dict)
     ratio: float | None = None
     diverges_at: str | None = None
     widen_seconds: float | None = None
@@ -239,6 +244,8 @@ def _widen_and_verify(job: Job, result: Result) -> None:
     for group in widening.fixed:
         reasons[group.reason or ""] += group.elements
     result.fixed = dict(reasons.most_common(5))
+    if widening.covered < ENOUGH:
+        result.stuck = _stuck(widening.teacher)
     start = time.perf_counter()
     try:
         verification = verify(widening.teacher, widening.student)
@@ -251,6 +258,20 @@ def _widen_and_verify(job: Job, result: Result) -> None:
     result.diverges_at = verification.diverges_at
 
 
+def _stuck(teacher: Model) -> dict[str, int]:
+    """Return the elements of the constants that have no dim that can grow, by the reason of their longest axis."""
+    from onnx_net2net.dims import leaves
+    from onnx_net2net.inference import infer
+
+    reasons: Counter[str] = Counter()
+    for use in {id(use.constant): use for use in infer(teacher).uses.values()}.values():
+        found = [dim for axis in use.axes for dim in leaves(axis)]
+        if found and all(dim.frozen for dim in found):
+            longest = max(found, key=lambda dim: dim.size)
+            reasons[longest.frozen or ""] += math.prod(axis.size for axis in use.axes)
+    return dict(reasons.most_common(5))
+
+
 def _status(error: Exception) -> str:
     from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 
@@ -259,7 +280,7 @@ def _status(error: Exception) -> str:
     if isinstance(error, RefusedError):
         return "refused"
     if isinstance(error, BadInputError):
-        return "no teacher" if "teacher" in str(error) else "bad input"
+        return "no teacher" if str(error).startswith("the teacher") else "bad input"
     return "crash"
 
 
@@ -354,7 +375,12 @@ class Worker:
 
 
 def run_all(
-    jobs: Sequence[Job], number: int, timeout: float, memory: float | None, verbose: bool, done: Callable[[Result], None]
+    jobs: Sequence[Job],
+    number: int,
+    done: Callable[[Result], None],
+    timeout: float = 60.0,
+    memory: float | None = None,
+    verbose: bool = False,
 ) -> None:
     """Run jobs in a pool of workers; `done` is told each result as it comes."""
     waiting = deque(jobs)
@@ -441,8 +467,8 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
 
 def _why_kept(result: Result) -> str:
     kept = [f"{result.kept} dims have no exact size near the wanted one"] if result.kept else []
-    fixed = [f"{reason} [{elements:,}]" for reason, elements in itertools.islice(result.fixed.items(), 2)]
-    return "; ".join(kept + fixed) or "it has no weights on hidden dims"
+    stuck = [f"{reason} [{elements:,}]" for reason, elements in itertools.islice(result.stuck.items(), 2)]
+    return "; ".join(kept + stuck) or "it has no weights on hidden dims"
 
 
 def _shortened(text: str, length: int) -> str:
@@ -450,12 +476,12 @@ def _shortened(text: str, length: int) -> str:
 
 
 def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
-    """Return the table of the most costly reasons not to grow, node and tensor names left out."""
+    """Return the table of the reasons that keep most weights from growing, node and tensor names left out."""
     elements: Counter[str] = Counter()
     models: dict[str, set[str]] = {}
-    for result in results:
-        for reason, count in result.fixed.items():
-            kind = re.sub(r"'[^']*'", "'*'", reason)
+    for result in {result.path: result for result in results if result.stuck}.values():
+        for reason, count in result.stuck.items():
+            kind = re.sub(r"(?<!\w)'[^']*'", "'*'", reason)
             elements[kind] += count
             models.setdefault(kind, set()).add(result.path)
     rows = [(kind, "", str(len(models[kind])), f"{count:,}") for kind, count in elements.most_common(number)]
@@ -465,8 +491,8 @@ def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
 def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     """Print the tables and the findings."""
     print(summary(results), file=out)
-    print(f"\nexact, covered: models that are exact, and with {ENOUGH:.0%} of the weights on an axis that grew;", file=out)
-    print("ratio: largest error by the teacher's own float noise, median and worst.", file=out)
+    print(f"\nexact: so many models are; covered: so many have {ENOUGH:.0%} of their weights on an axis", file=out)
+    print("that grew; ratio: largest error by the teacher's own float noise, median and worst.", file=out)
     lines = list(findings(results))
     if lines:
         shown = lines if limit is None else lines[:limit]
@@ -474,8 +500,8 @@ def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
         print(*(f"- {line}" for line in shown), sep="\n", file=out)
         if len(shown) < len(lines):
             print(f"- ... and {len(lines) - len(shown)} more (--limit)", file=out)
-    if any(result.fixed for result in results):
-        print(f"\nWhy dims cannot grow:\n\n{frozen_reasons(results)}", file=out)
+    if any(result.stuck for result in results):
+        print(f"\nWhy weights cannot grow:\n\n{frozen_reasons(results)}", file=out)
 
 
 # --- Command line -----------------------------------------------------------------------------------------------
@@ -486,7 +512,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
-    parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over the folders, always the same")
+    parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
         "--cnn",
         action="store_true",
@@ -498,7 +524,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", metavar="GB", type=float, help="limit of each worker")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write one JSON line per model and factor")
     parser.add_argument("--limit", metavar="N", type=int, help="list at most N findings")
-    parser.add_argument("--exit-code", action="store_true", help="exit 1 if a student is wrong, or anything crashed or hung")
+    parser.add_argument("--exit-code", action="store_true", help="exit 1 if a student is wrong, or one crashed or hung")
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     options = parser.parse_args(arguments)
     for folder in options.folders:
@@ -525,7 +551,7 @@ def _run(jobs: Sequence[Job], options: argparse.Namespace) -> list[Result]:
                 print(json.dumps(_jsonable(asdict(result))), file=file, flush=True)
             bar.update(task, advance=1)
 
-        run_all(jobs, options.jobs, options.timeout, options.memory, options.verbose, done)
+        run_all(jobs, options.jobs, done, options.timeout, options.memory, options.verbose)
     return results
 
 

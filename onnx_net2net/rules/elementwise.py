@@ -3,28 +3,27 @@
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
 
-# phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient.
+# phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient. PARTIAL ones can
+# make an infinity or no number of a unit of random values, which nobody could then weigh by 0.
 ZERO = (
-    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
+    "Abs", "Asinh", "Atan", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
     "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Round",
-    "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
+    "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tanh",
 )  # fmt: skip
 RELU = ("Relu", "ThresholdedRelu")
-ANY = (
-    "Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "IsInf", "IsNaN", "Log", "Not", "Reciprocal",
-    "Sigmoid", "Softplus",
-)  # fmt: skip
+ANY = ("BitwiseNot", "Cos", "HardSigmoid", "IsInf", "IsNaN", "Not", "Sigmoid", "Softplus")
+PARTIAL = ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal", "Sqrt", "Tan")
 
 
 def _unary(kind: str) -> None:
-    @rule(*{"zero": ZERO, "relu": RELU, "any": ANY}[kind])
+    @rule(*{"zero": ZERO, "relu": RELU, "any": ANY, "partial": PARTIAL}[kind])
     def unary(op: Op) -> None:
         """phi(x), unit by unit; further inputs (the type of CastLike) are not read as data."""
         op.apply("*x -> *x")
         op.pointwise(kind)
 
 
-for _kind in ("zero", "relu", "any"):
+for _kind in ("zero", "relu", "any", "partial"):
     _unary(_kind)
 
 
@@ -55,4 +54,5 @@ def broadcasting(op: Op) -> None:
     op.broadcast(op.inputs, result)
     if op.kind in ("Mul", "Div", "PRelu", "Pow", "Mod"):
         op.scales(*range(len(op.inputs)))
-    op.pointwise("zero" if op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu") else "any")
+    zero = op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu")
+    op.pointwise("zero" if zero else "partial" if op.kind in ("Div", "Pow", "Mod") else "any")
