@@ -341,7 +341,9 @@ def units(axis: Axis) -> list[Axis]:
         return list(pieces)
     if isinstance(axis, Product):
         rows, columns = units(axis.parts[0]), units(Product(axis.parts[1:]))
-        return [resolve(Product((row, column))) for row in rows for column in columns]
+        for row in rows:  # copies of a row would stand between its units and the next row's
+            freeze(row, "its units are rearranged one by one")
+        return [column for _ in rows for column in columns]
     return [unit for part in axis.parts for unit in units(part)]
 
 

@@ -165,7 +165,7 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
     elif shuffle:
         source = _source_axes(analysis, analysis.nodes[shuffle.first], 0)
         if source is not None and op.outputs[0] is not None:
-            permute_units(op, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
+            permute_units(op, shuffle.axis, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
             op.unify_all(_without(source, shuffle.axis), _without(op.outputs[0], shuffle.axis))
     elif rule is None:
         domain = f"{node.domain}::" if node.domain else ""
@@ -188,6 +188,8 @@ def _is_divisible(analysis: Analysis, node: gs.Node, contraction: Contraction) -
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of constants that the rule did not speak of, like the scales of Resize."""
+    if op.kind in ("Shape", "Size"):  # a size follows its tensor
+        return
     spoken = [contraction.axis for contraction in op.said.contractions]
     for index, axes in enumerate(op.inputs):
         if (number, index) not in analysis.uses:

@@ -59,11 +59,19 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class Selection:
-    """Input `input` holds, for each unit of the result, its place: result[k] = units[order[k]]."""
+    """The node picks units along an axis: result[k] = units[order[k]].
 
-    input: int
+    Attributes:
+        axis: The axis.
+        units: The units of the source, in order.
+        order: int64, which of them the result has.
+        input: The input that lists the places; None where no input does, so that a grown node becomes a Gather.
+    """
+
+    axis: int
     units: tuple[Axis, ...]
     order: np.ndarray
+    input: int | None
 
 
 @dataclass
@@ -187,9 +195,9 @@ class Op:
         """State that an attribute (or one entry of it) is the total size of the axes."""
         self.said.size_attributes.append(SizeAttribute(name, element, axes))
 
-    def select(self, index: int, units: Sequence[Axis], order: np.ndarray) -> None:
-        """State that an integer input lists the places of units: result[k] = units[order[k]]."""
-        self.said.selections.append(Selection(index, tuple(units), order))
+    def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
+        """State that the node picks units along an axis; see `Selection`."""
+        self.said.selections.append(Selection(axis, tuple(units), order, index))
 
     def pointwise(self, kind: str) -> None:
         """State what the node does to each unit alone.

@@ -358,23 +358,22 @@ def _split_unequal(analysis: Analysis, number: int, growth: Growth) -> None:
 
 
 def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, growth: Growth) -> None:
-    """Say where the units of the target are in the grown source; a shuffle becomes one Gather."""
+    """Say where the picked units are in the grown source; a shuffle or a strided Slice becomes one Gather."""
     if not any(_grown(unit, growth) for unit in selection.units):
         return
     widths = np.array([new_size(unit, growth) for unit in selection.units])
     starts = np.cumsum(widths) - widths
     places = np.concatenate([np.arange(starts[k], starts[k] + widths[k]) for k in selection.order])
     node, draft = analysis.nodes[number], analysis.draft
-    shuffle = analysis.shuffles.get(number)
     index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
-    if shuffle is None:
+    if selection.input is not None:
         node.inputs[selection.input] = index
         return
     output = node.outputs[0]
     node.outputs.clear()
-    source = analysis.nodes[shuffle.first].inputs[0]
-    name = draft.unique_name(f"{node.name or output.name}_shuffle")
-    draft.graph.nodes.append(gs.Node("Gather", name, {"axis": shuffle.axis}, [source, index], [output]))
+    first = analysis.nodes[analysis.shuffles[number].first] if number in analysis.shuffles else node
+    name = draft.unique_name(f"{node.name or output.name}_Gather")
+    draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
 
 
 # --- What is left over ---------------------------------------------------------------------------------------

@@ -7,8 +7,19 @@ from onnx_net2net.rules import rule, signature
 signature("Conv", "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 signature("ConvTranspose", "n (g i) *x, (g i) o *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 
-signature("AveragePool", "LpPool", "GlobalAveragePool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y")
-signature("GlobalMaxPool", "n c *x -> n c *y", fixed="x y", pointwise="relu")
+signature("AveragePool", "LpPool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y")
+
+
+@rule("GlobalAveragePool", "GlobalMaxPool")
+def global_pool(op: Op) -> None:
+    """Reduce all positions of each channel; some exporters put channels there and mean a ReduceMean."""
+    op.apply("n c *x -> n c *y")
+    for position, axis in list(enumerate(op.input(0) or ()))[2:]:
+        if op.kind == "GlobalAveragePool":
+            op.contract(axis, [(0, position)], "mean")
+        else:
+            op.only_copies(axis, "takes an extreme over this axis")
+    op.pointwise("zero")
 
 
 @rule("MaxPool")

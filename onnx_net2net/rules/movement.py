@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, leaves, units
+from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
 
@@ -79,8 +79,23 @@ def slice_(op: Op) -> None:
             continue
         element, start, end, step = ranges[position]
         first, last, _ = slice(start, end, step).indices(a.size)
-        if step != 1 or not _take_range(op, element, a, b, first, last):
+        if step == 1:
+            taken = _take_range(op, element, a, b, first, last)
+        elif first < step and b.size * step == a.size:
+            taken = _take_every(op, a, b, step)
+        else:
+            taken = len(ranges) == 1 and permute_units(op, position, a, b, np.arange(a.size)[start:end:step])
+        if not taken:
             op.freeze((a, b), "takes a range of this axis that cuts through its factors or skips entries")
+
+
+def _take_every(op: Op, source: Axis, target: Axis, step: int) -> bool:
+    """State that `target` is one of each `step` units of `source`: the outer factor of (outer step)."""
+    factors = factor(source, step, op.why("takes every so many units of this axis"))
+    if factors is None:
+        return False
+    op.freeze(factors[1], "takes every so many units of this axis")
+    return op.unify(factors[0], target)
 
 
 def _take_range(op: Op, element: int, source: Axis, target: Axis, first: int, last: int) -> bool:
@@ -176,8 +191,8 @@ def gather(op: Op) -> None:
     at = op.axis(len(data), 0)
     op.unify_all((*data[:at], *data[at + 1 :]), (*target[:at], *target[at + len(indices) :]))
     places = op.value(1)
-    if op.constant[1] and places is not None and places.ndim == 1 and len(np.unique(places)) == places.size > 1:
-        permute_units(op, data[at], target[at], places % data[at].size)
+    if op.constant[1] and places is not None and places.ndim == 1 and places.size > 1 and len(target) == len(data):
+        permute_units(op, at, data[at], target[at], places % data[at].size, 1)
         return
     op.unify_all(indices, target[at : at + len(indices)])
     op.freeze(data[at], "looks entries up along this axis")
@@ -205,10 +220,21 @@ def pad(op: Op) -> None:
             op.freeze((a, b), "pads this axis with its own entries or cuts it")
 
 
-def permute_units(op: Op, source: Axis, target: Axis, order: np.ndarray) -> None:
-    """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own."""
+def permute_units(
+    op: Op, position: int, source: Axis, target: Axis, order: np.ndarray, index: int | None = None
+) -> bool:
+    """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own.
+
+    Args:
+        op: The node.
+        position: The axis of the source.
+        source: That axis.
+        target: The axis of the result.
+        order: Places in the source.
+        index: The input that lists them, if one does.
+    """
     if all(dim.frozen for dim in (*leaves(source), *leaves(target))):
-        return
+        return True
     single = units(source)
-    op.unify(Concat(single[k] for k in order), target)
-    op.select(1, single, order)
+    op.select(position, single, order, index)
+    return op.unify(Concat(single[k] for k in order), target)
