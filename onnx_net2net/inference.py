@@ -275,8 +275,9 @@ def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
 
 def _is_partly_unknown(analysis: Analysis, op: Op, node: gs.Node) -> bool:
     """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
-    tensors = [*zip(op.inputs, node.inputs, strict=True), *zip(op.outputs, node.outputs, strict=True)]
-    return any(axes is None and tensor.name for axes, tensor in tensors)
+    read = {tensor.name for tensor in analysis.draft.graph.outputs}
+    results = [(axes, t) for axes, t in zip(op.outputs, node.outputs, strict=True) if t.outputs or t.name in read]
+    return any(axes is None and t.name for axes, t in (*zip(op.inputs, node.inputs, strict=True), *results))
 
 
 def _without(axes: Axes, position: int) -> Axes:

@@ -7,12 +7,10 @@ its values forward to the operators that limit them; which sizes are accepted, o
 
 from __future__ import annotations
 
-import ast
 import itertools
-import operator
 import os
+import re
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +18,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner, numpy_helper
+import onnx_ir as ir
+from onnx import TensorProto, helper, inliner
 
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.flow import LENGTHS, Flow, Size, declared_shape
+from onnx_net2net.messages import one_line
+from onnx_net2net.tensors import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = [
+    *("SCALES", "Array", "Feeds", "InputSpec"),
+    *("accepted", "bindings", "check_feeds", "draw", "input_specs", "one_line", "read_npz"),
+]
+
 Feeds = dict[str, Array]
-Size = int | str  # a number, the name of a dynamic axis, or arithmetic over such names
 
 SCALES = (1.0, 0.1, 3.0)
 """Standard deviations for float inputs, one a sample in turn."""
@@ -41,37 +46,11 @@ _LARGE_SIZES = ((128,), (224,), (256,), (384,), (512,))
 _BATCHES = (2, 1, 3)
 _RARE_BATCHES = (4, 8, 16, 32, 64)
 
-# Operators that hand on the values of some inputs: all other values of their outputs are harmless.
-_MOVES = """Cast CastLike Identity Reshape Flatten Squeeze Unsqueeze Slice Transpose Expand Tile Split Pad Clip Gather
-    GatherElements GatherND ReduceMax ReduceMin ReverseSequence Floor Ceil Round Abs Dropout Trilu"""
-_ONWARD: dict[str, Sequence[int]] = {
-    **dict.fromkeys(_MOVES.split(), (0,)),
-    **dict.fromkeys(("Concat", "Max", "Min"), range(1000)),
-    "Where": (1, 2),
-    "ScatterND": (0, 2),
-    "ScatterElements": (0, 2),
-}
-# Operators that look values up: {index input: table input}, and the attribute that names the table's axis.
-_LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
-    "Gather": ({1: 0}, "axis"),
-    "GatherElements": ({1: 0}, "axis"),
-    "ScatterElements": ({1: 0}, "axis"),
-    "GatherBlockQuantized": ({1: 0}, "gather_axis"),
-    "GatherND": ({1: 0}, "batch_dims"),
-    "ScatterND": ({1: 0}, ""),
-    "EmbedLayerNormalization": ({0: 2, 1: 4, 8: 3}, ""),
-    "RotaryEmbedding": ({1: 2, 3: 1}, ""),
-    "ArrayFeatureExtractor": ({1: 0}, "-1"),
-}
-_LENGTHS = {("LSTM", 4): "", ("GRU", 4): "", ("RNN", 4): "", ("ReverseSequence", 1): "time_axis"}
+# What a whole number or a float is for, by the (operator, input) pairs or the operators that it reaches.
 _COUNTS = {("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 1), ("Loop", 0)}
 _COUNTS |= {("TopK", 1), ("Resize", 3), ("Slice", 2)}
 _POSITIVE = {("Sqrt", 0), ("Log", 0), ("BatchNormalization", 4)}
 _MASKING = {"Equal", "Not", "And", "Or", "Sub", "Mul", "ReduceSum", "CumSum", "Greater", "Less", "Where"}
-_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-    ast.Div: operator.floordiv, ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,19 +75,19 @@ class InputSpec:
 
 
 def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
-    """Reads what the model takes; the data of large weights may be missing from ``proto``.
+    """Read what the model takes; the data of large weights may be missing from ``proto``.
 
     Raises:
         BadInputError: An input is not a tensor, or does not say how many axes it has.
     """
     graph = (inliner.inline_local_functions(proto) if proto.functions else proto).graph
     constants = {tensor.name for tensor in graph.initializer}  # IR 3 lists them among the inputs
-    flow = _Flow(graph)
+    flow = Flow(graph)
     return [_spec(info, flow) for info in graph.input if info.name not in constants]
 
 
 def bindings(specs: Sequence[InputSpec]) -> Iterator[dict[str, int]]:
-    """Candidate sizes for the dynamic axes, the most telling first; one empty binding where all is static."""
+    """Yield sizes for the dynamic axes, the most telling first; one empty binding where all is static."""
     places: dict[str, int | None] = {}  # the axis where a name is first seen, None for a batch
     for spec in specs:
         for axis, size in enumerate(spec.shape):
@@ -132,7 +111,7 @@ def bindings(specs: Sequence[InputSpec]) -> Iterator[dict[str, int]]:
 def accepted(
     specs: Sequence[InputSpec], run: Callable[[Feeds], object], rng: np.random.Generator, *, wanted: int = 3
 ) -> list[dict[str, int]]:
-    """Up to ``wanted`` bindings with which the model runs.
+    """Return up to ``wanted`` bindings with which the model runs.
 
     Args:
         specs: What `input_specs` returned.
@@ -164,7 +143,7 @@ def accepted(
 def draw(
     specs: Sequence[InputSpec], binding: Mapping[str, int], rng: np.random.Generator, *, scale: float = 1.0
 ) -> Feeds:
-    """Draws one sample: for every input, by name, an array of its dtype and shape.
+    """Draw one sample: for every input, by name, an array of its dtype and shape.
 
     Args:
         specs: What `input_specs` returned.
@@ -176,7 +155,7 @@ def draw(
 
 
 def read_npz(path: str | os.PathLike[str], specs: Sequence[InputSpec]) -> Feeds:
-    """Reads the user's own inputs: for every input of the model one array under its name.
+    """Read the user's own inputs: for every input of the model one array under its name.
 
     Raises:
         BadInputError: The file is no npz of plain arrays, or does not fit the model.
@@ -190,7 +169,7 @@ def read_npz(path: str | os.PathLike[str], specs: Sequence[InputSpec]) -> Feeds:
 
 
 def check_feeds(feeds: Mapping[str, Array], specs: Sequence[InputSpec], source: str = "data") -> Feeds:
-    """Returns ``feeds`` in the dtypes that the model takes.
+    """Return ``feeds`` in the dtypes that the model takes.
 
     Raises:
         BadInputError: A name is missing or unknown, or an array has another dtype or shape than declared.
@@ -201,14 +180,8 @@ def check_feeds(feeds: Mapping[str, Array], specs: Sequence[InputSpec], source: 
     return {spec.name: _checked(np.asarray(feeds[spec.name]), spec, source) for spec in specs}
 
 
-def one_line(error: object, limit: int = 300) -> str:
-    """The text of an error in one line of at most ``limit`` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def _recipes() -> Iterator[tuple[int, tuple[int, ...], bool]]:
-    """Batch size, sizes, and whether these go to the axes by name, each its own, or by position."""
+    """Yield batch size, sizes, and whether these go to the axes by name, each its own, or by position."""
     for own in (True, False):  # each size once, with the batches in turn
         yield from ((batch, sizes, own) for batch, sizes in zip(itertools.cycle(_BATCHES), _SIZES[:5], strict=False))
     yield from ((batch, sizes, own) for sizes in _SIZES for own in (True, False) for batch in _BATCHES)
@@ -217,47 +190,39 @@ def _recipes() -> Iterator[tuple[int, tuple[int, ...], bool]]:
 
 
 def _close_totals(binding: dict[str, int]) -> None:
-    """Makes a ``total_sequence_length`` the sum of past and present, as decoders name those axes."""
+    """Make a ``total_sequence_length`` the sum of past and present, as decoders name those axes."""
     parts = [size for name, size in binding.items() if ("past" in name or "seq" in name) and "total" not in name]
     for name in binding:
         if name.startswith("total") and parts:
             binding[name] = sum(parts)
 
 
-def _expression(size: str) -> ast.expr | None:
-    """A dim_param that is arithmetic, such as ``past_length + 1`` or ``2*s0``; None for a mere name."""
+def _expression(size: str) -> ir.SymbolicDim | None:
+    """Return a dim_param that is arithmetic, such as ``past_length + 1`` or ``2*s0``; None for a mere name."""
     if not any(sign in size for sign in ("+", "*", "/", " - ")):
         return None
+    dim = ir.SymbolicDim(re.sub("/+", "//", size))  # sizes are whole
     try:
-        return ast.parse(size, mode="eval").body
-    except SyntaxError:
+        dim.free_symbols()
+    except ValueError:  # it cannot be parsed
         return None
+    return dim
 
 
 def _names(size: Size) -> list[str]:
     if isinstance(size, int):
         return []
     expression = _expression(size)
-    return [node.id for node in ast.walk(expression) if isinstance(node, ast.Name)] if expression else [size]
+    return sorted(expression.free_symbols()) if expression else [size]
 
 
 def _resolve(size: Size, binding: Mapping[str, int]) -> int | None:
-    """The number that a size stands for, None where the binding does not tell."""
-    if isinstance(size, int):
-        return size
-    expression = None if size in binding else _expression(size)
-    try:
-        return _evaluate(expression, binding) if expression else binding[size]
-    except (KeyError, ZeroDivisionError):
-        return None
-
-
-def _evaluate(node: ast.expr, binding: Mapping[str, int]) -> int:
-    if isinstance(node, ast.Constant):
-        return int(node.value)  # type: ignore[arg-type]
-    if isinstance(node, ast.BinOp):
-        return _ARITHMETIC[type(node.op)](_evaluate(node.left, binding), _evaluate(node.right, binding))
-    return binding[node.id if isinstance(node, ast.Name) else ast.unparse(node)]
+    """Return the number that a size stands for, None where the binding does not tell."""
+    if isinstance(size, int) or size in binding:
+        return size if isinstance(size, int) else binding[size]
+    expression = _expression(size)
+    value = expression.evaluate(binding) if expression else None
+    return value if isinstance(value, int) else None
 
 
 def _values(spec: InputSpec, binding: Mapping[str, int], rng: np.random.Generator, scale: float) -> Any:
@@ -295,15 +260,15 @@ def _checked(array: Array, spec: InputSpec, source: str) -> Array:
     return array
 
 
-def _spec(info: onnx.ValueInfoProto, flow: _Flow) -> InputSpec:
-    """Decides what an input is for from its type, its name and the operators its values reach."""
+def _spec(info: onnx.ValueInfoProto, flow: Flow) -> InputSpec:
+    """Decide what an input is for from its type, its name and the operators its values reach."""
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type"):
         kind = (info.type.WhichOneof("value") or "value without a type").removesuffix("_type").replace("_", " ")
         raise BadInputError(f"input {info.name!r} is a {kind}; only tensors can be fed")
     if not tensor.HasField("shape"):
         raise BadInputError(f"input {info.name!r} does not declare how many axes it has")
-    dtype, shape = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), _shape(info)
+    dtype, shape = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), declared_shape(info)
     spec = partial(InputSpec, info.name, dtype, shape)
     uses, bounds = flow.follow(info.name)
     if tensor.elem_type == TensorProto.STRING:
@@ -311,7 +276,7 @@ def _spec(info: onnx.ValueInfoProto, flow: _Flow) -> InputSpec:
     if "mask" in info.name.lower() and "id" not in info.name.lower():
         return spec("mask")
     if bounds:
-        return spec("whole", low=int(any(use in _LENGTHS for use in uses)), bounds=tuple(bounds))
+        return spec("whole", low=int(any(use in LENGTHS for use in uses)), bounds=tuple(bounds))
     if dtype.kind not in "iub":  # numpy does not count bfloat16 among its floats
         return spec("positive" if uses & _POSITIVE else "real")
     if uses & _COUNTS and dtype.kind != "b":
@@ -320,129 +285,3 @@ def _spec(info: onnx.ValueInfoProto, flow: _Flow) -> InputSpec:
         return spec("whole", low=int(np.iinfo(dtype).min), bounds=((int(np.iinfo(dtype).max) + 1, 0),))
     masking = len(shape) > 1 and dtype.kind != "b" and any(op in _MASKING for op, _ in uses)
     return spec("mask" if masking else "flag")
-
-
-def _shape(info: onnx.ValueInfoProto) -> tuple[Size, ...]:
-    """The declared sizes; an axis without a usable name gets one of its own."""
-    return tuple(
-        dim.dim_value if dim.dim_value > 0
-        else f"{info.name}[{axis}]" if dim.dim_param.strip() in {"", "?", "-1", "None"}
-        else dim.dim_param.strip()
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim)
-    )  # fmt: skip
-
-
-class _Flow:
-    """Where the values of a tensor go in a graph and in the bodies inside it."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
-        self.producers: dict[str, onnx.NodeProto] = {}
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.shapes: dict[str, tuple[Size, ...]] = {}
-        self.aliases: dict[str, list[str]] = defaultdict(list)  # across the borders of If, Loop and Scan
-        self._read(graph)
-
-    def follow(self, name: str) -> tuple[set[tuple[str, int]], list[tuple[Size, int]]]:
-        """The (operator, input) pairs that the values reach, and their bounds as in `InputSpec`."""
-        uses: set[tuple[str, int]] = set()
-        bounds: set[tuple[Size, int]] = set()
-        queue = [(name, 0)]  # a tensor, and how much it exceeds the input at most
-        seen = set(queue)
-        while queue:
-            tensor, shift = queue.pop()
-            onward = [(alias, shift) for alias in self.aliases[tensor]]
-            for node, index in self.readers[tensor]:
-                uses.add((node.op_type, index))
-                limits = [(size, shift + extra) for size, extra in self._limits(node, index)]
-                # A shift by the whole table serves negative indices only: Where(i < 0, i + size, i).
-                bounds.update((size, extra) for size, extra in limits if isinstance(size, str) or extra < size)
-                step = self._step(node, index)
-                onward += [(output, shift + step) for output in node.output if step is not None]
-            queue += [state for state in onward if state not in seen and len(seen) < 100_000]  # loops may count
-            seen.update(onward)
-        return uses, sorted(bounds, key=str)
-
-    def _read(self, graph: onnx.GraphProto) -> None:
-        self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
-        for info in (*graph.input, *graph.value_info, *graph.output):
-            if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
-                self.shapes[info.name] = _shape(info)
-        for node in graph.node:
-            for index, name in enumerate(node.input):
-                self.readers[name].append((node, index))
-            self.producers.update(dict.fromkeys(node.output, node))
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.name == "value":
-                    self.constants[node.output[0]] = attribute.t
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    self._read(attribute.g)
-                    self._join(node, attribute.g)
-
-    def _join(self, node: onnx.NodeProto, body: onnx.GraphProto) -> None:
-        if node.op_type in {"Loop", "Scan"}:
-            for outer, inner in zip(node.input, body.input, strict=False):
-                self.aliases[outer].append(inner.name)
-        handed_out = body.output[1:] if node.op_type == "Loop" else body.output  # a Loop keeps its condition
-        for inner, name in zip(handed_out, node.output, strict=False):
-            self.aliases[inner.name].append(name)
-
-    def _step(self, node: onnx.NodeProto, index: int) -> int | None:
-        """What the node adds at most to the values it hands on, None where it makes something else of them."""
-        if node.op_type in {"Add", "Sub"} and len(node.input) == 2:
-            other = self._whole(node.input[1 - index])
-            if other is not None and (node.op_type, index) != ("Sub", 1):
-                return int(other.max()) if node.op_type == "Add" else -int(other.min())
-            return 0 if node.op_type == "Add" and self._switched(node.input[1 - index]) else None
-        if node.op_type == "Mul" and self._switched(node.output[0]):
-            return 0
-        return 0 if index in _ONWARD.get(node.op_type, ()) else None
-
-    def _switched(self, name: str) -> bool:
-        """Whether a tensor is one side of ``a * switch + b * (1 - switch)``, which is Where in arithmetic."""
-        node = self.producers.get(name)
-        factors = [self.producers.get(factor) for factor in node.input] if node and node.op_type == "Mul" else []
-        return any(factor is not None and factor.op_type == "Cast" for factor in factors)
-
-    def _limits(self, node: onnx.NodeProto, index: int) -> list[tuple[Size, int]]:
-        """The bounds that an input of the node puts on the values given to it."""
-        if node.op_type == "OneHot" and index == 0:
-            depth = self._whole(node.input[1])
-            return [] if depth is None else [(int(depth.max()), 0)]
-        if (node.op_type, index) in _LENGTHS:  # from one to the whole length
-            axis = _attribute(node, _LENGTHS[node.op_type, index])
-            return [(size, -1) for size in self._sizes(node.input[0])[axis:][:1]] or [(1, -1)]
-        tables, axis_name = _LOOKUPS.get(node.op_type, ({}, ""))
-        if index not in tables or tables[index] >= len(node.input):
-            return []
-        sizes = self._sizes(node.input[tables[index]])
-        axis = -1 if axis_name == "-1" else _attribute(node, axis_name)
-        if node.op_type.endswith("ND"):  # indexes several axes at once
-            return [(size, 0) for size in sizes[axis:]]
-        return [(sizes[axis], 0)] if -len(sizes) <= axis < len(sizes) else []
-
-    def _sizes(self, name: str) -> Sequence[Size]:
-        """The shape of a tensor where it is a constant, a stored weight or declared; else empty."""
-        if name in self.constants:
-            return tuple(self.constants[name].dims)
-        node = self.producers.get(name)
-        if node is not None and node.op_type in {"Identity", "Cast", "DequantizeLinear", "Transpose"}:
-            sizes = self._sizes(node.input[0])
-            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(sizes))[::-1])
-            return [sizes[axis] for axis in order] if sizes and node.op_type == "Transpose" else sizes
-        return self.shapes.get(name, ())
-
-    def _whole(self, name: str) -> Array | None:
-        """An integer constant with its data, None for anything else."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_type not in {TensorProto.INT32, TensorProto.INT64}:
-            return None
-        try:
-            value = numpy_helper.to_array(tensor)
-        except (ValueError, OSError):  # the data is not here
-            return None
-        return value if value.size else None
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)

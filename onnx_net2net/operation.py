@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -249,7 +249,7 @@ class Op:
             for index, (operand, axes) in enumerate(zip(operands, tensors, strict=False)):
                 if axes is None:
                     continue
-                matched = _align(operand, axes)
+                matched = align(operand, axes)
                 if matched is None:
                     self.freeze_all("has an operand of unexpected rank")
                     return
@@ -301,8 +301,11 @@ class Op:
         self.unify(Product([known[name] for name in term.names]), axis)  # type: ignore[misc]
 
 
-def _align(operand: Operand, axes: Axes) -> list[tuple[Term, int, Axes]] | None:
-    """Pair the terms of an operand with axes: (term, position, run of axes); None when the rank does not fit."""
+T = TypeVar("T")
+
+
+def align(operand: Operand, axes: Sequence[T]) -> list[tuple[Term, int, tuple[T, ...]]] | None:
+    """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
     terms = list(operand)
     stars = [i for i, term in enumerate(terms) if term.star]
     while not stars and len(terms) > len(axes) and terms[0].broadcast:

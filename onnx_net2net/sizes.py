@@ -8,7 +8,7 @@ its outputs and what follows from them alone stay unknown, which freezes them la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -67,6 +67,25 @@ class Sizes:
         return int(proto.tensor_type.elem_type) if proto is not None else 0
 
 
+Typed = tuple[int, tuple[int, ...]]
+"""An element type (onnx.TensorProto.DataType) and a shape."""
+
+TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
+"""Types the outputs of an operator from the types of its inputs, its attributes and the known input values."""
+
+_type_functions: dict[tuple[str, str], TypeFunction] = {}
+
+
+def type_function(*kinds: str, domain: str) -> Callable[[TypeFunction], TypeFunction]:
+    """Register how to type the outputs of operators that have no schema in `onnx`."""
+
+    def register(function: TypeFunction) -> TypeFunction:
+        _type_functions.update({(domain, kind): function for kind in kinds})
+        return function
+
+    return register
+
+
 def infer(model: onnx.ModelProto) -> Sizes:
     """Infer the sizes of a (weightless) model at the first probe binding that fits it.
 
@@ -121,6 +140,8 @@ def infer_at(model: onnx.ModelProto, binding: Mapping[str, int]) -> Sizes:
         sizes.types[value.name] = typed.type
     for tensor in model.graph.initializer:
         note_constant(sizes, tensor.name, tensor)
+    unknown = {o for n in model.graph.node if not _is_known(n, versions_of(model)) for o in n.output}
+    sizes.types.update({v.name: v.type for v in model.graph.value_info if v.name in unknown})
     for sparse in model.graph.sparse_initializer:
         sizes.types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
     walk(model.graph.node, sizes, versions_of(model), model.ir_version)
@@ -174,6 +195,14 @@ def walk(nodes: Iterable[onnx.NodeProto], sizes: Sizes, versions: dict[str, int]
             _forget(node, sizes)
         try:
             _type(node, sizes, versions, imports, ir_version)
+        except defs.SchemaError:  # an operator that only the runtime knows: what the file says of its outputs
+            sizes.failures.update(
+                {
+                    name: f"{node.op_type} has no schema"
+                    for name in filter(None, node.output)
+                    if sizes.shape(name) is None
+                }
+            )
         except Exception as error:  # any operator's inference may reject its inputs, each in its own way
             reason = str(error).strip().splitlines() or [type(error).__name__]
             sizes.failures.update(dict.fromkeys(filter(None, node.output), reason[0]))
@@ -231,6 +260,12 @@ def _silent(*_: Any) -> None:
     """Take the messages of the reference operators."""
 
 
+def _is_known(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
+    """Tell whether the outputs of a node can be typed without what the file says of them."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return (domain, node.op_type) in _type_functions or defs.has(node.op_type, versions.get(domain, 1), domain)
+
+
 @cache
 def _operator(kind: str, version: int) -> Any:
     return load_op("", kind, version)
@@ -274,6 +309,9 @@ def _type(
 ) -> None:
     """Type the outputs of a node by the schema of its operator."""
     domain = "" if node.domain == "ai.onnx" else node.domain
+    if (domain, node.op_type) in _type_functions:
+        _type_by_function(node, sizes, _type_functions[domain, node.op_type])
+        return
     schema = defs.get_schema(node.op_type, versions.get(domain, 1), domain)
     known = {name: sizes.types[name] for name in node.input if name in sizes.types}
     data = {name: _tensor(sizes.values[name], name) for name in node.input if name in sizes.values}
@@ -288,6 +326,18 @@ def _type(
     for name in node.output:
         if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
             raise ValueError("has an output whose shape depends on data")
+
+
+def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction) -> None:
+    attrs = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attrs = {name: value.decode() if isinstance(value, bytes) else value for name, value in attrs.items()}
+    shapes = [sizes.shape(name) for name in node.input]
+    types = [None if s is None else (sizes.dtype(n), s) for n, s in zip(node.input, shapes, strict=True)]
+    if any(known is None and name for known, name in zip(types, node.input, strict=True)):
+        raise ValueError("follows a tensor of unknown shape")
+    results = function(types, attrs, [sizes.values.get(name) for name in node.input])
+    for name, (dtype, shape) in zip(node.output, results, strict=False):
+        sizes.types[name] = helper.make_tensor_type_proto(dtype, shape)
 
 
 def _tensor(value: np.ndarray, name: str) -> onnx.TensorProto:

@@ -15,9 +15,14 @@ An operator without a rule freezes its dims. Rules for operators of your own are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any
 
-from onnx_net2net.operation import Op
+from onnx_net2net.operation import Op, align
+from onnx_net2net.signature import Signature, Term, parse
+from onnx_net2net.sizes import Typed, type_function
 
 Rule = Callable[[Op], None]
 
@@ -74,6 +79,27 @@ def signature(
 
     apply.__doc__ = text
     rule(*names, domain=domain, since=since)(apply)
+    if domain:  # operators without a schema in onnx take their shapes from the signature too
+        type_function(*names, domain=domain)(partial(_typed, parse(text)))
+
+
+def _typed(
+    signature: Signature, types: Sequence[Typed | None], attrs: Mapping[str, Any], values: Sequence[Any]
+) -> list[Typed]:
+    """Type the outputs of an operator by its signature: letters have the sizes that they have in the inputs."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for operand, known in zip(signature.inputs, types, strict=False):
+        for term, _, run in align(operand, known[1]) or () if known else ():
+            if term.star or len(term.names) == 1:
+                sizes.setdefault(term.names[0], run)
+    dtype = next(known[0] for known in types if known)
+    return [(dtype, sum((_size(term, sizes) for term in operand), ())) for operand in signature.outputs]
+
+
+def _size(term: Term, sizes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    if term.star:
+        return sizes[term.names[0]]
+    return (prod(prod(sizes[name]) for name in term.names),)
 
 
 def lookup(domain: str, kind: str, version: int) -> Rule | None:
@@ -89,25 +115,18 @@ def supported() -> Iterator[tuple[str, str, int]]:
             yield domain, kind, since
 
 
-from onnx_net2net.rules import (  # noqa: E402  the families register themselves
+from onnx_net2net.rules import (  # noqa: E402, F401  the families register themselves
+    attention,
+    contrib,
     convolution,
     elementwise,
+    indexing,
     linear,
     movement,
     normalization,
+    quantized,
+    recurrent,
     reduction,
 )
 
-__all__ = [
-    "Op",
-    "convolution",
-    "elementwise",
-    "linear",
-    "lookup",
-    "movement",
-    "normalization",
-    "reduction",
-    "rule",
-    "signature",
-    "supported",
-]
+__all__ = ["Op", "lookup", "rule", "signature", "supported"]

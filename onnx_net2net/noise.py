@@ -1,0 +1,75 @@
+"""Float noise: move the inputs of a model and the results of its layers by one unit in the last place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_net2net.inputs import Feeds, InputSpec
+from onnx_net2net.protos import refill
+
+# Where the error of one unit in the last place is put.
+_LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
+
+
+def epsilon(dtype: np.dtype[Any]) -> float | None:
+    """Return the relative spacing of a float type, None for any other type."""
+    try:
+        return float(ml_dtypes.finfo(dtype).eps)
+    except ValueError:
+        return None
+
+
+def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -> Feeds:
+    """Return the inputs with every float moved by one unit in the last place, up or down at random."""
+    moved = dict(feeds)
+    for spec in specs:
+        if spec.kind in {"real", "positive"} and spec.dtype.kind == "f":  # a moved mask or id would be another one
+            target = np.where(rng.random(feeds[spec.name].shape) < 0.5, np.inf, -np.inf)
+            moved[spec.name] = np.nextafter(feeds[spec.name], target.astype(spec.dtype))
+    return moved
+
+
+def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model, changed in place, with such an error behind every layer that has weights.
+
+    Moving the inputs alone would miss what gets lost later, where numbers are larger, and a language model takes
+    nothing but whole numbers.
+    """
+    rng = np.random.default_rng(0)
+    floats = {t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(_dtype(t)))}
+    nodes = []
+    for node in proto.graph.node:
+        nodes.append(node)
+        weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
+        if weight is not None and node.op_type in _LAYERS and math.prod(weight.dims) > 4:  # fewer: sizes and scales
+            name = node.output[0]
+            node.output[0] = f"{name}/exact"
+            signs = rng.choice([-1, 1], _per_unit(node, weight))
+            values = (1 + signs * step).ravel()
+            factor = helper.make_tensor(f"{name}/error", weight.data_type, signs.shape, values)
+            proto.graph.initializer.append(factor)
+            nodes.append(helper.make_node("Mul", [node.output[0], factor.name], [name]))
+    refill(proto.graph.node, nodes)
+    return proto
+
+
+def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:
+    """Return the shape of one factor for each output unit of a layer, or of a single one where that is hard to tell."""
+    dims, flags = list(weight.dims), {attribute.name for attribute in node.attribute if attribute.i}
+    place = list(node.input).index(weight.name)
+    if len(dims) < 2 or flags & {"transA", "axis"} or place != (node.op_type != "Gather"):
+        return []
+    if node.op_type == "Conv":
+        return [dims[0], *[1] * (len(dims) - 2)]
+    return [dims[0 if "transB" in flags else -1]] if node.op_type in {"MatMul", "Gemm", "Gather"} else []

@@ -1,0 +1,1 @@
+"""Attention as one operator: heads, and the widths of queries, keys and values, are dims."""

@@ -1,0 +1,1 @@
+"""Indexing, searching and the rest of ai.onnx: most axes stay fixed, others pass."""

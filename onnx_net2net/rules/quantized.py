@@ -1,0 +1,1 @@
+"""Quantized weights and activations: the scale carries the division, or nothing does."""

@@ -1,0 +1,132 @@
+"""Run models in onnxruntime: providers without silent fallback, and types that numpy lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import helper
+
+from onnx_net2net.errors import BadInputError, Net2NetError
+from onnx_net2net.inputs import Feeds
+from onnx_net2net.messages import one_line
+from onnx_net2net.tensors import Array
+
+LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+}
+_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of float32's 23
+
+
+class Runner:
+    """A model opened in onnxruntime; a call runs it."""
+
+    def __init__(
+        self, model: Path | bytes, level: ort.GraphOptimizationLevel, *, provider: str, folder: Path | None = None
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model: A file, or a serialized model.
+            level: One of `LEVELS`.
+            provider: What `provider_name` returned.
+            folder: Where a serialized model has its external data.
+
+        Raises:
+            BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
+        """
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        source = model if isinstance(model, bytes) else str(model)
+        providers = [(provider, _OPTIONS.get(provider, {}))]
+        self._session = ort.InferenceSession(source, options, providers, enable_fallback=0)
+        if (got := self._session.get_providers()[0]) != provider:  # onnxruntime only prints a warning
+            raise BadInputError(f"{provider} cannot be loaded, onnxruntime would run on {got}{_hint(provider)}")
+        self._names = [value.name for value in self._session.get_outputs()]
+        values = (*self._session.get_inputs(), *self._session.get_outputs())
+        self._exotic = any("bfloat16" in value.type or "float8" in value.type for value in values)
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Return the outputs by name; members of sequences and maps count as outputs."""
+        if self._exotic:  # types that numpy lacks
+            inputs = {name: _to_ort(array) for name, array in feeds.items()}
+            values = [_from_ort(value) for value in self._session.run_with_ort_values(None, inputs)]
+        else:
+            values = self._session.run(None, feeds)
+        return dict(itertools.chain.from_iterable(map(_tensors, self._names, values)))
+
+
+def provider_name(name: str) -> str:
+    """Return the full name of an execution provider that this onnxruntime has.
+
+    Raises:
+        BadInputError: If there is none.
+    """
+    full = _PROVIDERS.get(name.lower(), name)
+    if full not in ort.get_available_providers():
+        if full not in ort.get_all_providers():
+            raise BadInputError(f"there is no provider {name!r}; known are {', '.join(_PROVIDERS)}")
+        raise BadInputError(f"this onnxruntime has no {full}{_hint(full)}")
+    return full
+
+
+@contextlib.contextmanager
+def blaming(kind: type[Net2NetError], what: str) -> Iterator[None]:
+    """Turn whatever onnxruntime raises into one line of ``kind``."""
+    try:
+        yield
+    except Net2NetError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        raise kind(f"{what}: {one_line(error)}") from None
+
+
+def _hint(provider: str) -> str:
+    if provider in {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+        return "; pip install 'onnx-net2net[gpu]' brings it, the driver and the CUDA libraries have to be there"
+    return "; install the onnxruntime package that was built with it"
+
+
+def _to_ort(array: Array) -> ort.OrtValue:
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _from_ort(value: ort.OrtValue) -> Any:
+    """Return the value as numpy has it; onnxruntime itself converts no bfloat16."""
+    if not value.is_tensor():
+        return None  # a sequence beside a bfloat16 tensor: not seen so far
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.element_type()))
+    if dtype.kind != "V":
+        return value.numpy()
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, dtype).reshape(value.shape())
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the tensors of an output, which may be a sequence or a map."""
+    if isinstance(value, list | dict):
+        members = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, member in members:
+            yield from _tensors(f"{name}[{key!r}]", member)
+    elif value is not None:
+        yield name, np.asarray(value)

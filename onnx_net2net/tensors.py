@@ -1,0 +1,168 @@
+"""Where the bytes of a tensor are, and stubs: tensors of a proto whose bytes are in a table of weights instead.
+
+Small tensors stay in the proto. Of a **stub** there are the name, type, shape and documentation; its only
+external-data entry is a key into the table. External-data files are checked here and read when somebody asks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.protos import all_tensors
+
+Array = np.ndarray[Any, Any]
+Weights = dict[int, ir.TensorProtocol]
+
+INLINE_BYTES = 1024
+"""Tensors up to this size stay in the proto: they are shapes, axes, scalars that the analysis looks at."""
+
+_STUB = "onnx_net2net.stub"
+_DATA_FIELDS = (
+    *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"),
+    "data_location",
+)
+_OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
+_keys = itertools.count()
+
+
+def stub_key(tensor: onnx.TensorProto) -> int | None:
+    """Return the key of a stub, None for any other tensor."""
+    return next((int(entry.value) for entry in tensor.external_data if entry.key == _STUB), None)
+
+
+def make_stub(tensor: onnx.TensorProto, weight: ir.TensorProtocol, weights: Weights) -> None:
+    """Take the data out of a tensor; `weight`, which is put into `weights`, stands for it."""
+    key = next(_keys)
+    weights[key] = weight
+    set_external(tensor, {_STUB: key})
+
+
+def set_external(tensor: onnx.TensorProto, entries: Mapping[str, object]) -> None:
+    """Replace the data of a tensor by external-data entries."""
+    clear_data(tensor)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def set_inline(tensor: onnx.TensorProto, content: bytes) -> None:
+    """Replace the data of a tensor by bytes."""
+    clear_data(tensor)
+    tensor.raw_data = content
+
+
+def clear_data(tensor: onnx.TensorProto) -> None:
+    """Remove the data of a tensor, or the reference to it."""
+    for field in _DATA_FIELDS:
+        tensor.ClearField(field)
+
+
+def data_of(tensor: onnx.TensorProto, weights: Mapping[int, ir.TensorProtocol]) -> ir.TensorProtocol:
+    """Return the tensor behind a stub, or the tensor itself; nothing is read yet."""
+    key = stub_key(tensor)
+    return ir.serde.TensorProtoTensor(tensor) if key is None else weights[key]
+
+
+def inherit(new: onnx.TensorProto, old: onnx.TensorProto) -> None:
+    """Let a tensor that takes the place of another keep its documentation."""
+    if not new.doc_string and old.doc_string:
+        new.doc_string = old.doc_string
+    if not new.metadata_props:
+        new.metadata_props.extend(old.metadata_props)
+
+
+def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -> list[Path]:
+    """Turn every larger tensor into a stub and every small external one into an inline one.
+
+    Args:
+        proto: The model; changed in place. Stubs in it are allowed.
+        weights: What the stubs stand for; receives what is taken out.
+        path: The file the model came from; None if it cannot have external data.
+
+    Returns:
+        The external-data files.
+
+    Raises:
+        BadInputError: If a tensor has not the data that its type and shape ask for.
+    """
+    files: dict[str, Path] = {}
+    for tensor in all_tensors(proto):
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if tensor.data_type in _OPAQUE_TYPES:
+            if external:
+                raise BadInputError(f"tensor {tensor.name} is in an external file, but text and untyped ones cannot be")
+            continue
+        size, key = _nbytes(tensor), stub_key(tensor)
+        known = key in weights
+        if key is not None and known:
+            weight = weights[key]
+        else:
+            weight = _external(tensor, size, path, files) if external else _in_memory(tensor, size)
+        if size > INLINE_BYTES and not known:
+            make_stub(tensor, weight, weights)
+        elif size <= INLINE_BYTES and external:
+            set_inline(tensor, weight.tobytes() if size else b"")
+    return list(files.values())
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    if any(size < 0 for size in tensor.dims):
+        raise BadInputError(f"tensor {tensor.name} has a negative dimension")
+    return int(math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+
+
+def _in_memory(tensor: onnx.TensorProto, size: int) -> ir.TensorProtocol:
+    """Return the data of a tensor as an array that no longer needs the proto."""
+    source = ir.serde.TensorProtoTensor(tensor)  # knows which field holds which type
+    content, kind = source.tobytes(), source.dtype
+    if len(content) != size:
+        raise BadInputError(f"tensor {tensor.name} has {len(content)} bytes of data instead of {size}")
+    raw = np.frombuffer(content, np.uint8)
+    if kind.bitwidth < 8:  # several elements to a byte
+        return ir.PackedTensor(raw, kind, shape=source.shape, name=tensor.name)
+    return ir.Tensor(raw.view(kind.numpy()).reshape(tensor.dims), dtype=kind, name=tensor.name)
+
+
+def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dict[str, Path]) -> ir.ExternalTensor:
+    """Return the data of a tensor in a file, checked to be there but not read."""
+    if path is None:
+        raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location, offset, length = info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", size))
+    if location not in files:
+        files[location] = _data_file(path, location)
+    file = files[location]
+    if length != size:
+        raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {location}, but claims {length}")
+    if not 0 <= offset <= file.stat().st_size - size:
+        raise BadInputError(f"external data file {location} is too short for tensor {tensor.name}")
+    kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
+    # Given an absolute path and no base folder onnx-ir leaves the checks to us: it would refuse hard links and the
+    # links of a Hugging Face cache, which are harmless here.
+    return ir.ExternalTensor(file, offset, None, kind, shape=shape, name=tensor.name)
+
+
+def _data_file(model: Path, location: str) -> Path:
+    """Return the external-data file of a model, if the model may have it.
+
+    It must stay in the model's folder, after resolving links too. A Hugging Face cache, where the model and
+    its data are links into one other folder, is accepted.
+    """
+    names = PureWindowsPath(location)  # splits at both / and \
+    if not location or names.anchor or PurePosixPath(location).is_absolute() or ".." in names.parts:
+        raise BadInputError(f"external data location {location!r} is not a path inside the model's folder")
+    file = (model.parent / location).resolve()
+    if not file.is_file():
+        raise BadInputError(f"external data file {location} is missing")
+    if model.parent.resolve() not in file.parents and model.resolve().parent != file.parent:
+        raise BadInputError(f"external data file {location} is a link that leaves the model's folder")
+    return file
