@@ -36,8 +36,18 @@ def parse(path: Path) -> onnx.ModelProto:
         raise BadInputError(f"{path} is no ONNX model, or a truncated one") from error
 
 
-def check_versions(proto: onnx.ModelProto) -> None:
-    """Refuse what is no model, or one of a version that is not supported."""
+def check(proto: onnx.ModelProto) -> None:
+    """Refuse a model that cannot be used.
+
+    Raises:
+        BadInputError: With the reason.
+    """
+    _check_versions(proto)
+    _check_text(proto)
+    check_structure(proto)
+
+
+def _check_versions(proto: onnx.ModelProto) -> None:
     if not proto.HasField("graph"):
         raise BadInputError("it holds no graph, so it is no ONNX model")
     if not 0 < proto.ir_version <= NEWEST_IR:
@@ -51,7 +61,7 @@ def check_versions(proto: onnx.ModelProto) -> None:
             raise BadInputError(f"it uses operator set {version}; supported are {supported}")
 
 
-def check_text(proto: onnx.ModelProto) -> None:
+def _check_text(proto: onnx.ModelProto) -> None:
     """Refuse names that are not UTF-8: protobuf gives these as bytes, which nothing expects."""
     texts = [tensor.name for tensor in all_tensors(proto)]
     for scope in scopes(proto):

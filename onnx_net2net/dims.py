@@ -21,13 +21,18 @@ _serial = count()
 
 
 class Ratio:
-    """Dims that share a ratio must all grow by the same whole factor."""
+    """Dims that share a ratio must all grow by the same whole factor; `members` counts those that still stand."""
 
-    __slots__ = ("_to", "shared")
+    __slots__ = ("_to", "members")
 
     def __init__(self) -> None:
         self._to: Ratio | None = None
-        self.shared = False
+        self.members = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether there is more than one such dim."""
+        return self.root().members > 1
 
     def root(self) -> Ratio:
         """Return the representative of the class."""
@@ -41,7 +46,7 @@ class Ratio:
         mine, its = self.root(), other.root()
         if mine is not its:
             mine._to = its
-            its.shared = True
+            its.members += mine.members
 
 
 class Dim:
@@ -157,17 +162,17 @@ def keep_uniform(axis: Axis, reason: str, ratio: Ratio | None = None) -> None:
     """Allow only growth that copies every unit of the axis the same number of times."""
     axis = resolve(axis)
     if isinstance(axis, Dim):
-        ratio = ratio or Ratio()
-        if axis.ratio is not None:
+        if axis.ratio is None:
+            axis.ratio = ratio or Ratio()
+            axis.ratio.root().members += 1
+        elif ratio is not None:
             axis.ratio.join(ratio)
-        axis.ratio = ratio
         axis.statistic = axis.statistic or reason
-    elif isinstance(axis, Product) and (ratio is None or not ratio.root().shared):
+    elif isinstance(axis, Product) and (ratio is None or not ratio.shared):
         for part in axis.parts:
             keep_uniform(part, reason)
     elif isinstance(axis, Concat) and all(isinstance(part, Dim) for part in axis.parts):
         shared = ratio or Ratio()
-        shared.root().shared = True
         for part in axis.parts:
             keep_uniform(part, reason, shared)
     else:
@@ -216,7 +221,7 @@ def _bind(dim: Dim, axis: Axis, reason: str) -> bool:
     if any(leaf is dim for leaf in leaves(axis)):
         return False
     _inherit(axis, dim, reason)
-    dim._to = axis
+    _retire(dim, axis)
     return True
 
 
@@ -350,4 +355,10 @@ def units(axis: Axis) -> list[Axis]:
 def _replace(dim: Dim, axis: Axis) -> None:
     """Bind a dim to an axis of fresh dims."""
     _inherit(axis, dim, dim.frozen or "a statistic runs over it")
+    _retire(dim, axis)
+
+
+def _retire(dim: Dim, axis: Axis) -> None:
     dim._to = axis
+    if dim.ratio is not None:
+        dim.ratio.root().members -= 1

@@ -38,7 +38,7 @@ def first_difference(
     """
     old, noisy, new = (onnx.load(path, load_external_data=False) for path in (teacher, teacher, student))
     theirs = {name for node in new.graph.node for name in node.output}
-    common = [name for node in old.graph.node for name in node.output if name and name in theirs]
+    common: list[str] = [name for node in old.graph.node for name in node.output if name and name in theirs]
     moved = nudged(feeds, input_specs(old), np.random.default_rng(0))
     noisy_twin(noisy)
     plain, optimized = LEVELS

@@ -199,12 +199,12 @@ def _close_totals(binding: dict[str, int]) -> None:
 
 def _expression(size: str) -> ir.SymbolicDim | None:
     """Return a dim_param that is arithmetic, such as ``past_length + 1`` or ``2*s0``; None for a mere name."""
-    if not any(sign in size for sign in ("+", "*", "/", " - ")):
+    if "**" in size or not any(sign in size for sign in ("+", "*", "/", " - ")):  # powers could take for ever
         return None
     dim = ir.SymbolicDim(re.sub("/+", "//", size))  # sizes are whole
     try:
         dim.free_symbols()
-    except ValueError:  # it cannot be parsed
+    except (ValueError, TypeError, ArithmeticError):  # no arithmetic after all
         return None
     return dim
 
@@ -218,10 +218,10 @@ def _names(size: Size) -> list[str]:
 
 def _resolve(size: Size, binding: Mapping[str, int]) -> int | None:
     """Return the number that a size stands for, None where the binding does not tell."""
-    if isinstance(size, int) or size in binding:
-        return size if isinstance(size, int) else binding[size]
-    expression = _expression(size)
-    value = expression.evaluate(binding) if expression else None
+    if isinstance(size, int):
+        return size
+    expression = None if size in binding else _expression(size)
+    value = expression.evaluate(binding) if expression else binding.get(size)
     return value if isinstance(value, int) else None
 
 

@@ -9,6 +9,8 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
     zero_out    new units of their own, which nobody reads yet: exact where no statistic reads the dim
     zero_in     new units that compute 0 = phi(0) and are read at random
     random_pad  the paper's baseline: new units of their own, read at random. Not exact.
+    mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
+    zero_pad    the same with units that hold zero, for RMSNormalization
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from onnx_net2net.dims import Axis, Dim, Product, resolve
 
 Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
 KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
+ORIGINS = (*KINDS, "mean")
+"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class Map:
         old: Number of units of the teacher.
         index: int64 [q], the teacher's unit that each unit of the student copies.
         weight: float64 [q], by which readers of the copies weigh them.
-        kind: int8 [q], position in `KINDS` of the way a unit came about; 0 for old units and copies.
+        kind: int8 [q], position in `ORIGINS` of the way a unit came about; 0 for old units and copies.
         first: bool [q], whether the unit is the teacher's own rather than a new one.
     """
 
@@ -101,6 +105,23 @@ def padded(old: int, new: int, kind: Kind) -> Map:
     )
 
 
+def pad(old: int, new: int, held: str) -> Map:
+    """Copy all units as often as they fit and pad the rest with units that hold their "mean" or "zero".
+
+    Readers of the copies share the weight; the padding is weighed by 0.
+    """
+    times = new // old
+    rest = np.arange(new) >= times * old
+    origin = ORIGINS.index("mean" if held == "mean" else "zero_in")
+    return Map(
+        old,
+        np.arange(new) % old,
+        np.where(rest, 0.0, 1.0 / times),
+        np.where(rest, origin, 0).astype(np.int8),
+        np.arange(new) < old,
+    )
+
+
 def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) -> Map:
     """Return the map of an axis from those of its dims.
 
@@ -160,11 +181,13 @@ class Side:
         map: The map of the axis.
         reads: The weight reads the axis (it is summed over), so that copies are weighed; else it makes the axis.
         spread: Whether copies may be weighed unevenly: all that are copies of one unit are summed together.
+        silent: Whether units that start at zero still hold zero where they are read, so that they are read at random.
     """
 
     map: Map
     reads: bool = False
     spread: bool = True
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +207,14 @@ class Style:
     noise: float = 0.0
 
 
-def grow(values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, additive: bool) -> np.ndarray:
+Filler = Literal["own", "copy", "zero"]
+"""What a weight has for units that are no copies: values of their own, those of a copy (where it scales units one by
+one), or zero (the shift of a normaliser)."""
+
+
+def grow(
+    values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, filler: Filler, factor: float = 1.0
+) -> np.ndarray:
     """Grow a weight along its axes.
 
     Args:
@@ -192,8 +222,8 @@ def grow(values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Gen
         sides: For each axis, how it grows.
         style: How new values are drawn.
         rng: Where they are drawn from.
-        additive: Whether the weight is multiplied into other values or added to them, rather than scaling them
-            unit by unit; new units that start at zero have zeros here.
+        filler: What it has for units that are no copies.
+        factor: By which all of it is multiplied.
 
     Returns:
         The student's weight, of the same dtype.
@@ -211,7 +241,9 @@ def grow(values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Gen
         if side.reads:
             _weigh(view, side, style, deviation, rng)
         else:
-            _make(view, side.map, style, deviation, rng, additive)
+            _make(view, side.map, style, deviation, rng, filler)
+    if factor != 1.0:
+        result *= np.array(factor, result.dtype)
     return result
 
 
@@ -242,21 +274,30 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: float, rng: np
         moved = _draw((len(copies), *view.shape[1:]), style.spread * deviation, rng, view.dtype)
         view[copies] += moved
         view[originals] -= np.add.reduceat(moved, starts, axis=0)
-    read_at_random = np.flatnonzero(np.isin(side.map.kind, (KINDS.index("zero_in"), KINDS.index("random_pad"))))
-    if len(read_at_random):
-        view[read_at_random] = _draw((len(read_at_random), *view.shape[1:]), deviation, rng, view.dtype)
+    at_random = _units(side.map, "random_pad", *(("zero_in", "mean") if side.silent else ()))
+    if len(at_random):
+        view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation, rng, view.dtype)
 
 
-def _make(view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, additive: bool) -> None:
-    """Draw the incoming weights of new units that are no plain copies."""
-    own = np.flatnonzero(np.isin(map.kind, (KINDS.index("zero_out"), KINDS.index("random_pad"))))
+def _make(view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, filler: Filler) -> None:
+    """Give new units that are no plain copies their incoming weights."""
+    own = _units(map, "zero_out", "random_pad")
     if len(own) and view.ndim > 1:
         view[own] = _draw((len(own), *view.shape[1:]), deviation, rng, view.dtype)
-    if additive:
-        view[map.kind == KINDS.index("zero_in")] = 0
-    if style.noise and additive and view.ndim > 1:
+    if filler == "copy":
+        return
+    view[_units(map, "zero_in")] = 0
+    mean = _units(map, "mean")
+    if len(mean):
+        view[mean] = 0 if filler == "zero" else view[map.first].mean(axis=0, dtype=np.float64).astype(view.dtype)
+    if style.noise and view.ndim > 1:
         copies = np.flatnonzero(~map.first & (map.kind == 0))
         view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation, rng, view.dtype)
+
+
+def _units(map: Map, *origins: str) -> np.ndarray:
+    """Return the places of the units that came about in one of these ways."""
+    return np.flatnonzero(np.isin(map.kind, [ORIGINS.index(origin) for origin in origins]))
 
 
 def _draw(shape: tuple[int, ...], deviation: float, rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_net2net.checks import OPSETS, check_structure, check_text, check_versions, parse
+from onnx_net2net.checks import OPSETS, check, parse
 from onnx_net2net.draft import Draft
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.messages import one_line
@@ -136,9 +136,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     proto = copy.deepcopy(source) if path is None else parse(path)
     weights: Weights = {}
     try:
-        check_versions(proto)
-        check_text(proto)
-        check_structure(proto)
+        check(proto)
         files = detach(proto, weights, path)
     except (BadInputError, ValueError, TypeError, AssertionError) as error:
         raise BadInputError(f"{path or 'the model'} cannot be used: {one_line(error)}") from error

@@ -43,7 +43,9 @@ def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
     nothing but whole numbers.
     """
     rng = np.random.default_rng(0)
-    floats = {t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(_dtype(t)))}
+    floats = {
+        t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
+    }
     nodes = []
     for node in proto.graph.node:
         nodes.append(node)
@@ -58,10 +60,6 @@ def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Mul", [node.output[0], factor.name], [name]))
     refill(proto.graph.node, nodes)
     return proto
-
-
-def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
-    return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
 
 def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:

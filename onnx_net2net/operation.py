@@ -74,6 +74,25 @@ class Selection:
     input: int | None
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """The node normalises by a statistic over axes.
+
+    Attributes:
+        axes: What the statistic runs over.
+        law: "layer" (mean and variance) or "rms", which units that it does not notice can pad; None otherwise.
+        input: The input that is normalised.
+        scale: The input that scales the result.
+        shift: The input that is added to it, if any.
+    """
+
+    axes: tuple[Axis, ...]
+    law: str | None = None
+    input: int = 0
+    scale: int | None = None
+    shift: int | None = None
+
+
 @dataclass
 class Statements:
     """What a rule said about its node, beyond the dims that it unified."""
@@ -82,6 +101,7 @@ class Statements:
     size_inputs: list[SizeInput] = field(default_factory=list)
     size_attributes: list[SizeAttribute] = field(default_factory=list)
     selections: list[Selection] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
     pointwise: str | None = None
     scales: set[int] = field(default_factory=set)
 
@@ -174,10 +194,24 @@ class Op:
         for axes in (*self.inputs, *self.outputs):
             self.freeze(axes, reason)
 
-    def uniform(self, axes: Iterable[Axis], reason: str = "takes a statistic over it") -> None:
-        """Allow only growth that copies all units of these axes equally often."""
-        for axis in axes:
-            dims.keep_uniform(axis, self.why(reason))
+    def uniform(
+        self,
+        axes: Iterable[Axis],
+        law: str | None = None,
+        *,
+        input: int = 0,
+        scale: int | None = None,
+        shift: int | None = None,
+    ) -> None:
+        """State that a statistic runs over axes, so that all their units are copied equally often.
+
+        With a `law` the dim may also be padded to any width by units that the statistic does not notice, its scale
+        and the node's `epsilon` corrected; see `Statistic`.
+        """
+        over = tuple(axes)
+        for axis in over:
+            dims.keep_uniform(axis, self.why("takes a statistic over it"))
+        self.said.statistics.append(Statistic(over, law, input, scale, shift))
 
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""
@@ -203,8 +237,8 @@ class Op:
         """State what the node does to each unit alone.
 
         Args:
-            kind: "zero" keeps a unit of zeros; "relu" too, but stops its gradient; "partial" may make an infinity or
-                no number of a unit of random values; "any" else.
+            kind: "linear" (any mixing of units commutes); "zero" keeps a unit of zeros; "relu" too, but stops its
+                gradient; "partial" may make an infinity or no number of a unit of random values; "any" else.
         """
         self.said.pointwise = kind
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Any
 
@@ -21,12 +22,22 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import Analysis, Use
-from onnx_net2net.maps import Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.operation import Contraction, Selection
+from onnx_net2net.padding import State, States, follow
 
-Roles = dict[tuple[int, int], dict[int, tuple[Contraction, Map]]]
-"""For each read of a constant (node, input): the axes that it weighs, with the map to weigh them by."""
+
+@dataclass(frozen=True)
+class Role:
+    """A constant weighs the units that a sum runs over; `silent` says that padding units hold zero there."""
+
+    contraction: Contraction
+    silent: bool
+
+
+Roles = dict[tuple[int, int], dict[int, Role]]
+"""For each read of a constant (node, input): the axes that it weighs."""
 
 
 def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, metadata: dict[str, str]) -> Model:
@@ -46,8 +57,9 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
     roles: Roles = {}
-    inserts = list(_weigh_contractions(analysis, growth, roles))
-    _rewrite_constants(analysis, growth, roles, style)
+    states, _ = follow(analysis, _pads(growth))
+    inserts = list(_weigh_contractions(analysis, growth, roles, states))
+    _rewrite_constants(analysis, growth, roles, style, _correct_normalisers(analysis, growth))
     for node, index, position, map in inserts:
         _insert_scale(analysis, node, index, position, map)
     _rewrite_attributes(analysis, growth)
@@ -64,10 +76,18 @@ def _grown(axis: Axis, growth: Growth) -> set[Dim]:
     return {dim for dim in leaves(axis) if dim in growth}
 
 
+def _pads(growth: Growth) -> dict[Dim, State]:
+    """Return the dims with units that start as the mean of the others or as zero."""
+    starts = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
+    return {dim: starts[int(map.kind.max())] for dim, map in growth.items() if int(map.kind.max()) in starts}  # type: ignore[misc]
+
+
 # --- Sums: somebody has to weigh the copies ------------------------------------------------------------------
 
 
-def _weigh_contractions(analysis: Analysis, growth: Growth, roles: Roles) -> Iterator[tuple[gs.Node, int, int, Map]]:
+def _weigh_contractions(
+    analysis: Analysis, growth: Growth, roles: Roles, states: States
+) -> Iterator[tuple[gs.Node, int, int, Map]]:
     """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
     for number, said in analysis.said.items():
         for contraction in said.contractions:
@@ -80,14 +100,24 @@ def _weigh_contractions(analysis: Analysis, growth: Growth, roles: Roles) -> Ite
             ]
             if all((map.weight == 1).all() for map in maps):
                 continue  # a mean over equally many copies is the mean
-            for (index, position), map in zip(contraction.sides, maps, strict=True):
+            for index, position in contraction.sides:
                 carrier = _carrier(analysis, number, index, position, weighed)
                 if carrier is not None:
-                    roles.setdefault(carrier[:2], {})[carrier[2]] = contraction, map
+                    silent = _is_silent(analysis, number, contraction, index, weighed, states)
+                    roles.setdefault(carrier[:2], {})[carrier[2]] = Role(contraction, silent)
                     break
             else:
                 (index, position), map = contraction.sides[-1], maps[-1]
                 yield analysis.nodes[number], index, position, map
+
+
+def _is_silent(
+    analysis: Analysis, number: int, contraction: Contraction, carrier: int, weighed: set[Dim], states: States
+) -> bool:
+    """Tell whether padding units hold zero in every other operand, so that any weights read them."""
+    others = [index for index, _ in contraction.sides if index != carrier]
+    held = [states.get(analysis.nodes[number].inputs[index].name, {}) for index in others]
+    return bool(others) and all(state.get(dim) == "zero" for state in held for dim in weighed if dim in state)
 
 
 def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth, weighed: set[Dim]) -> Map:
@@ -154,34 +184,68 @@ def _dtype(constant: gs.Constant) -> np.dtype[Any]:
 # --- Weights -------------------------------------------------------------------------------------------------
 
 
-def _rewrite_constants(analysis: Analysis, growth: Growth, roles: Roles, style: Style) -> None:
+Corrections = dict[tuple[int, int], tuple[float, bool]]
+"""For the scale and shift of normalisers (node, input): a factor, and whether padding units have zero there."""
+
+
+def _correct_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
+    """Make normalisers not notice padding: a mean square over more units is smaller by their share.
+
+    With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
+    """
+    corrections: Corrections = {}
+    for number, said in analysis.said.items():
+        for statistic in said.statistics:
+            padded = [
+                growth[d] for axis in statistic.axes for d in leaves(axis) if d in growth and growth[d].kind.any()
+            ]
+            if not padded or statistic.law is None:
+                continue
+            (map,) = padded
+            share = float((map.kind == 0).mean())
+            node = analysis.nodes[number]
+            node.attrs["epsilon"] = float(node.attrs.get("epsilon", 1e-5)) * share
+            if statistic.scale is not None:
+                corrections[number, statistic.scale] = share**0.5, False
+            if statistic.shift is not None:
+                corrections[number, statistic.shift] = 1.0, True
+    return corrections
+
+
+def _rewrite_constants(
+    analysis: Analysis, growth: Growth, roles: Roles, style: Style, corrections: Corrections
+) -> None:
     """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
     by_constant: dict[int, list[Use]] = {}
     for use in analysis.uses.values():
         by_constant.setdefault(id(use.constant), []).append(use)
     for uses in by_constant.values():
         if any(_grown(axis, growth) for use in uses for axis in use.axes):
-            _rewrite_constant(analysis, uses, growth, roles, style)
+            _rewrite_constant(analysis, uses, growth, roles, style, corrections)
 
 
-def _rewrite_constant(analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style) -> None:
-    alike: dict[bytes, list[tuple[Use, list[Side]]]] = {}
+def _rewrite_constant(
+    analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style, corrections: Corrections
+) -> None:
+    alike: dict[tuple[bytes, Filler, float], list[tuple[Use, list[Side]]]] = {}
     for use in uses:
         sides = _sides(use, growth, roles)
+        factor, is_shift = corrections.get((use.node, use.input), (1.0, False))
+        scales = use.input in analysis.said[use.node].scales
+        filler: Filler = "copy" if scales else "zero" if is_shift else "own"
         key = b"|".join(side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides)
-        alike.setdefault(key, []).append((use, sides))
+        alike.setdefault((key, filler, factor), []).append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(_dtype(constant))
     name = constant.name
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
-    for group in alike.values():
+    for (_, filler, factor), group in alike.items():
         use, sides = group[0]
         if all(side.map.is_identity for side in sides):
             continue
         shape = [side.map.new for side in sides]
-        additive = use.input not in analysis.said[use.node].scales
-        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), additive)
+        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), filler, factor)
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True
@@ -195,13 +259,20 @@ class _Computation:
     """The grown values of one constant, computed whenever they are asked for, always the same."""
 
     def __init__(
-        self, read: Callable[[], np.ndarray], sides: list[Side], style: Style, salt: int, additive: bool
+        self,
+        read: Callable[[], np.ndarray],
+        sides: list[Side],
+        style: Style,
+        salt: int,
+        filler: Filler,
+        factor: float,
     ) -> None:
-        self._read, self._sides, self._style, self._salt, self._additive = read, sides, style, salt, additive
+        self._read, self._sides, self._style = read, sides, style
+        self._salt, self._filler, self._factor = salt, filler, factor
 
     def __call__(self) -> np.ndarray:
         rng = np.random.Generator(np.random.SFC64([self._style.seed, self._salt]))
-        return grow(self._read(), self._sides, self._style, rng, self._additive)
+        return grow(self._read(), self._sides, self._style, rng, self._filler, self._factor)
 
 
 def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:
@@ -211,10 +282,11 @@ def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:
         if position not in weighs:
             sides.append(Side(compose(axis, growth)))
             continue
-        contraction, _ = weighs[position]
+        contraction, silent = weighs[position].contraction, weighs[position].silent
         weighed = _grown(contraction.axis, growth)
         even = contraction.law != "sum" or weighed != _grown(axis, growth)
-        sides.append(Side(_weights(contraction, use.axes, position, growth, weighed), reads=True, spread=not even))
+        map = _weights(contraction, use.axes, position, growth, weighed)
+        sides.append(Side(map, reads=True, spread=not even, silent=silent))
     return sides
 
 

@@ -216,7 +216,7 @@ def _cases(
     seed: int,
     progress: Progress | None,
 ) -> list[_Case]:
-    """Return the inputs to compare on, with the teacher's answers: the given ones, or generated ones that it accepts."""
+    """Return the given inputs, or generated ones that the teacher accepts, with its answers."""
     rng = np.random.default_rng(seed)
     cases: list[_Case] = []
 

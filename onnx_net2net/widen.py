@@ -18,9 +18,10 @@ import onnx
 from onnx_net2net.dims import Axis, Dim, Product, Ratio, leaves, resolve
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.inference import Analysis, infer
-from onnx_net2net.maps import KINDS, Kind, Map, Style, from_index, padded, replicate, uniform
+from onnx_net2net.maps import KINDS, ORIGINS, Kind, Map, Style, from_index, pad, padded, replicate, uniform
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims
+from onnx_net2net.padding import paddable
 from onnx_net2net.rewrite import rewrite
 
 HISTORY = "onnx_net2net.history"
@@ -301,6 +302,7 @@ class _Plan:
         self._wanted: dict[int, float] = {}
         self._rivals = _rivals(analysis)
         self._unfit = _unfit(analysis, kind)
+        self._paddable = paddable(analysis)
         self._by_ratio: dict[Ratio, list[Group]] = {}
         for group in self._groups:
             for ratio in {dim.ratio.root() for dim in group.dims if dim.ratio is not None}:
@@ -354,7 +356,7 @@ class _Plan:
                 continue
             maps = [self.growth[dim] for dim in group.dims if dim in self.growth]
             new = sum(self.growth[dim].new if dim in self.growth else dim.size for dim in group.dims)
-            kind = next((KINDS[int(map.kind.max())] for map in maps), "")
+            kind = next((_map_name(map, group) for map in maps), "")
             wanted = self._wanted.get(id(group), float(new))
             yield Change(group.name, group.size, new, wanted, kind, group.tensors)
 
@@ -368,7 +370,8 @@ class _Plan:
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""
-        return math.lcm(group.size, self._multiple) if group.is_uniform else self._multiple
+        whole = group.is_uniform and not any(dim in self._paddable for dim in group.dims)
+        return math.lcm(group.size, self._multiple) if whole else self._multiple
 
     def _nearest(self, group: Group, wanted: float) -> int:
         """Return the nearest size that a group can have, its own included."""
@@ -401,7 +404,7 @@ class _Plan:
         if len(group.dims) > 1:
             self._grow_units(group, size)
         elif group.is_uniform:
-            self._grow_ratio(group, size // group.size)
+            self._grow_statistic(group, size)
         else:
             (dim,) = group.dims
             self.growth[dim] = self._map(dim, size)
@@ -410,6 +413,14 @@ class _Plan:
         if self._kind == "replicate" or dim in self._unfit:
             return replicate(dim.size, size, self._rng)
         return padded(dim.size, size, self._kind)
+
+    def _grow_statistic(self, group: Group, size: int) -> None:
+        """Copy all units equally often where that gives the size; else pad."""
+        if size % group.size:
+            (dim,) = group.dims
+            self.growth[dim] = pad(dim.size, size, self._paddable[dim])
+        else:
+            self._grow_ratio(group, size // group.size)
 
     def _grow_ratio(self, group: Group, times: int) -> None:
         """Grow all dims that share a ratio with the group."""
@@ -428,6 +439,13 @@ class _Plan:
         for dim, copies in zip(free, np.diff(bounds).astype(int), strict=True):
             if copies > 1:
                 self.growth[dim] = from_index(1, np.zeros(copies, np.int64))
+
+
+def _map_name(map: Map, group: Group) -> str:
+    origin = ORIGINS[int(map.kind.max())]
+    if group.is_uniform:
+        return {"replicate": "uniform", "mean": "mean_pad", "zero_in": "zero_pad"}[origin]
+    return origin
 
 
 def _target(pattern: str, text: int | str, size: int) -> int:

@@ -15,8 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import model as model_module
+from onnx_net2net import tensors
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model import load
+from onnx_net2net.protos import all_tensors
+from onnx_net2net.tensors import clear_data
 
 FLOAT = TensorProto.FLOAT
 rng = np.random.default_rng(0)
@@ -65,10 +68,10 @@ def normalised(proto, folder=None):
     proto = onnx.ModelProto.FromString(proto.SerializeToString())
     if folder is not None:
         onnx.load_external_data_for_model(proto, os.fspath(folder))
-    for item in model_module._tensors(proto):
+    for item in all_tensors(proto):
         if item.data_type not in (TensorProto.STRING, TensorProto.UNDEFINED):
             content = ir.serde.TensorProtoTensor(item).tobytes()
-            model_module._clear_data(item)
+            clear_data(item)
             item.raw_data = content
     return proto
 
@@ -417,7 +420,7 @@ def not_a_number():
 @pytest.mark.parametrize("inline", [1024, 0], ids=["inline", "stubs"])
 @pytest.mark.parametrize("name", FEATURES)
 def test_round_trip_loses_nothing(name, inline, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_module, "INLINE_BYTES", inline)
+    monkeypatch.setattr(tensors, "INLINE_BYTES", inline)
     original = FEATURES[name]()
     before = original.SerializeToString()
     loaded = load(original)
@@ -432,7 +435,7 @@ def test_round_trip_loses_nothing(name, inline, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_round_trip_with_external_data(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_module, "INLINE_BYTES", 64)
+    monkeypatch.setattr(tensors, "INLINE_BYTES", 64)
     monkeypatch.setattr(model_module, "SINGLE_FILE_LIMIT", 0)
     original = FEATURES[name]()
     load(original).save(tmp_path / "m.onnx")

@@ -96,7 +96,7 @@ def write_large(path: Path, nbytes: int, width: int) -> None:
 
 
 def write_chain(path: Path, count: int) -> None:
-    """Write a graph of about so many nodes with tiny weights: residual blocks of Conv, BatchNormalization, Relu, Add."""
+    """Write a graph of about so many nodes, residual blocks of Conv, BatchNormalization, Relu and Add; tiny weights."""
     rng = np.random.default_rng(0)
 
     def weight(name: str, *shape: int) -> TensorProto:

@@ -78,9 +78,10 @@ class Result:
         nodes: Number of nodes of the teacher.
         covered: Share of the weight elements that lie on an axis that grew.
         grown: Number of dims that grew.
-        kept: Number of growable dims that stayed, because no size near the wanted one is possible.
+        kept: Number of growable dims that stayed: no size near the wanted one is exact, or another factor of the
+            same axis grew.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
-        stuck: Of a model that grew little: elements that have no dim that can grow, by reason.
+        stuck: Of a model that grew little: elements that have no dim that can grow, by the reasons for that.
         ratio: The largest of the outputs' errors as multiples of the teacher's own noise.
         diverges_at: The first tensor that differs.
         widen_seconds: Time to load, analyse and rewrite.
@@ -259,16 +260,16 @@ def _widen_and_verify(job: Job, result: Result) -> None:
 
 
 def _stuck(teacher: Model) -> dict[str, int]:
-    """Return the elements of the constants that have no dim that can grow, by the reason of their longest axis."""
+    """Return the elements of the constants that have no dim that can grow, by the reasons of their axes."""
     from onnx_net2net.dims import leaves
     from onnx_net2net.inference import infer
 
     reasons: Counter[str] = Counter()
     for use in {id(use.constant): use for use in infer(teacher).uses.values()}.values():
         found = [dim for axis in use.axes for dim in leaves(axis)]
-        if found and all(dim.frozen for dim in found):
-            longest = max(found, key=lambda dim: dim.size)
-            reasons[longest.frozen or ""] += math.prod(axis.size for axis in use.axes)
+        if all(dim.frozen for dim in found):
+            elements = math.prod(axis.size for axis in use.axes)
+            reasons.update({dim.frozen or "": elements for dim in found if dim.size > 1})
     return dict(reasons.most_common(5))
 
 
@@ -416,16 +417,16 @@ def _step(workers: Sequence[Worker], waiting: deque[Job], done: Callable[[Result
 # --- Report -----------------------------------------------------------------------------------------------------
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a markdown table; all columns but the first two are numbers."""
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    """Lay out a markdown table; all columns but the first `texts` are numbers."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        padded = (c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
         return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    rule = ["-" * width if i < texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join([line(lines[0]), line(rule), *map(line, lines[1:])])
 
 
@@ -440,7 +441,7 @@ def summary(results: Sequence[Result]) -> str:
     rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], factors) for kind in kinds]
     if len(rows) > 1:
         rows.append(_row("all", "", results, factors))
-    return markdown(header, rows)
+    return markdown(header, rows, texts=2)
 
 
 def _row(family: str, source: str, results: Sequence[Result], factors: Sequence[float]) -> list[str]:
@@ -455,20 +456,32 @@ def _row(family: str, source: str, results: Sequence[Result], factors: Sequence[
 
 
 def findings(results: Sequence[Result]) -> Iterator[str]:
-    """Yield one line for everything that is not exact or hardly grew, the worst first."""
+    """Yield one line for each way not to be exact or to grow little, with the models that share it; the worst first."""
     rank = {status: number for number, status in enumerate((*FAILURES, "refused", "bad input", "no teacher", "exact"))}
+    fates: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (rank[r.status], r.covered or 0.0, r.path, r.factor)):
-        who = f"{result.family}/{Path(result.path).name} {result.factor:g}x"
-        if result.status != "exact":
-            yield f"{result.status}: {who}: {_shortened(result.error, 220)}"
-        elif (result.covered or 0.0) < ENOUGH:
-            yield f"covered {result.covered or 0.0:.0%}: {who}: {_shortened(_why_kept(result), 220)}"
+        if result.status != "exact" or (result.covered or 0.0) < ENOUGH:
+            shared = result.error if result.status not in ("exact", "wrong") else result.path
+            fates.setdefault((result.status, shared), []).append(result)
+    for found in fates.values():
+        first = found[0]
+        fate = f"covered {first.covered or 0.0:.0%}" if first.status == "exact" else first.status
+        why = _why_kept(first) if first.status == "exact" else first.error
+        yield f"{fate}: {_who(found)}: {_shortened(why, 220)}"
+
+
+def _who(results: Sequence[Result]) -> str:
+    """Name the models of some results, the first few of them, and the factors."""
+    names = list(dict.fromkeys(f"{result.family}/{Path(result.path).name}" for result in results))
+    factors = " ".join(f"{factor:g}x" for factor in sorted({result.factor for result in results}))
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    return f"{', '.join(names[:3] + more)} ({factors})"
 
 
 def _why_kept(result: Result) -> str:
-    kept = [f"{result.kept} dims have no exact size near the wanted one"] if result.kept else []
-    stuck = [f"{reason} [{elements:,}]" for reason, elements in itertools.islice(result.stuck.items(), 2)]
-    return "; ".join(kept + stuck) or "it has no weights on hidden dims"
+    kept = [f"{result.kept} growable dims keep their size"] if result.kept else []
+    stuck = [f"{reason} [{elements:,}]" for reason, elements in itertools.islice(result.stuck.items(), 3)]
+    return "; ".join(kept + stuck) or "the dims that grew have few weights"
 
 
 def _shortened(text: str, length: int) -> str:
@@ -476,7 +489,10 @@ def _shortened(text: str, length: int) -> str:
 
 
 def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
-    """Return the table of the reasons that keep most weights from growing, node and tensor names left out."""
+    """Return the table of the reasons that keep most weights from growing, node and tensor names left out.
+
+    Only of models that grew little; a weight counts for each of its axes.
+    """
     elements: Counter[str] = Counter()
     models: dict[str, set[str]] = {}
     for result in {result.path: result for result in results if result.stuck}.values():
@@ -484,8 +500,8 @@ def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
             kind = re.sub(r"(?<!\w)'[^']*'", "'*'", reason)
             elements[kind] += count
             models.setdefault(kind, set()).add(result.path)
-    rows = [(kind, "", str(len(models[kind])), f"{count:,}") for kind, count in elements.most_common(number)]
-    return markdown(["reason", "", "models", "elements"], rows)
+    rows = [(kind, str(len(models[kind])), f"{count:,}") for kind, count in elements.most_common(number)]
+    return markdown(["reason", "models", "elements"], rows, texts=1)
 
 
 def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
@@ -496,7 +512,7 @@ def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     lines = list(findings(results))
     if lines:
         shown = lines if limit is None else lines[:limit]
-        print(f"\n{len(lines)} not exact or covered less:\n", file=out)
+        print("\nNot exact, or covered less:\n", file=out)
         print(*(f"- {line}" for line in shown), sep="\n", file=out)
         if len(shown) < len(lines):
             print(f"- ... and {len(lines) - len(shown)} more (--limit)", file=out)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -29,19 +30,26 @@ Rule = Callable[[Op], None]
 _registry: dict[tuple[str, str], list[tuple[int, Rule]]] = {}
 
 
-def rule(*kinds: str, domain: str = "", since: int = 1) -> Callable[[Rule], Rule]:
+def rule(*kinds: str, domain: str = "", since: int = 1, pointwise: str | None = None) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators.
 
     Args:
         kinds: Operator types.
         domain: Operator domain; "" is ai.onnx.
         since: First opset version of the domain that the rule speaks for; the newest that fits is used.
+        pointwise: See `Op.pointwise`.
     """
 
     def register(function: Rule) -> Rule:
+        def speak(op: Op) -> None:
+            if pointwise:
+                op.pointwise(pointwise)
+            function(op)
+
+        speak.__doc__ = function.__doc__
         for kind in kinds:
             versions = _registry.setdefault((domain, kind), [])
-            versions[:] = sorted([v for v in versions if v[0] != since] + [(since, function)], key=lambda v: v[0])
+            versions[:] = sorted([v for v in versions if v[0] != since] + [(since, speak)], key=lambda v: v[0])
         return function
 
     return register
@@ -74,11 +82,9 @@ def signature(
     def apply(op: Op) -> None:
         op.apply(text, sizes=sizes, fixed=fixed, uniform=uniform)
         op.scales(*scales)
-        if pointwise:
-            op.pointwise(pointwise)
 
     apply.__doc__ = text
-    rule(*names, domain=domain, since=since)(apply)
+    rule(*names, domain=domain, since=since, pointwise=pointwise)(apply)
     if domain:  # operators without a schema in onnx take their shapes from the signature too
         type_function(*names, domain=domain)(partial(_typed, parse(text)))
 
@@ -115,18 +121,23 @@ def supported() -> Iterator[tuple[str, str, int]]:
             yield domain, kind, since
 
 
-from onnx_net2net.rules import (  # noqa: E402, F401  the families register themselves
-    attention,
-    contrib,
-    convolution,
-    elementwise,
-    indexing,
-    linear,
-    movement,
-    normalization,
-    quantized,
-    recurrent,
-    reduction,
+FAMILIES = (
+    "attention",
+    "contrib",
+    "convolution",
+    "elementwise",
+    "fixed",
+    "indexing",
+    "linear",
+    "movement",
+    "normalization",
+    "quantized",
+    "recurrent",
+    "reduction",
 )
+"""The modules of this package; each registers its rules when it is imported."""
 
-__all__ = ["Op", "lookup", "rule", "signature", "supported"]
+for _family in FAMILIES:
+    import_module(f"{__name__}.{_family}")
+
+__all__ = ["FAMILIES", "Op", "lookup", "rule", "signature", "supported"]

@@ -7,7 +7,8 @@ from onnx_net2net.rules import rule, signature
 signature("Conv", "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 signature("ConvTranspose", "n (g i) *x, (g i) o *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 
-signature("AveragePool", "LpPool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y")
+signature("AveragePool", "n c *x -> n c *y", fixed="x y", pointwise="linear")
+signature("LpPool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y", pointwise="zero")
 
 
 @rule("GlobalAveragePool", "GlobalMaxPool")
@@ -19,7 +20,7 @@ def global_pool(op: Op) -> None:
             op.contract(axis, [(0, position)], "mean")
         else:
             op.only_copies(axis, "takes an extreme over this axis")
-    op.pointwise("zero")
+    op.pointwise("linear" if op.kind == "GlobalAveragePool" else "zero")
 
 
 @rule("MaxPool")
@@ -31,7 +32,7 @@ def max_pool(op: Op) -> None:
         op.freeze(op.output(1), "returns indices that count through this axis")
 
 
-@rule("Resize", "Upsample")
+@rule("Resize", "Upsample", pointwise="linear")
 def resize(op: Op) -> None:
     """Interpolate positions; an axis of unchanged size passes through."""
     source, target = op.input(0), op.output()
@@ -46,7 +47,7 @@ def resize(op: Op) -> None:
             op.size(3, listed.index(position), b)
 
 
-@rule("DepthToSpace")
+@rule("DepthToSpace", pointwise="linear")
 def depth_to_space(op: Op) -> None:
     """Move blocks of channels into space; mode CRD has the block innermost, DCR (default) outermost."""
     r = int(op.attrs["blocksize"])
@@ -54,7 +55,7 @@ def depth_to_space(op: Op) -> None:
     op.apply(f"n {channels} h w -> n c (h r) (w s)", sizes={"r": r, "s": r}, fixed="r s h w")
 
 
-@rule("SpaceToDepth")
+@rule("SpaceToDepth", pointwise="linear")
 def space_to_depth(op: Op) -> None:
     """Move blocks of space into channels, the block outermost."""
     r = int(op.attrs["blocksize"])

@@ -1,30 +1,41 @@
 """Operators that act on each unit alone: a selection of units commutes with them."""
 
+from onnx import TensorProto
+
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
 
 # phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient. PARTIAL ones can
 # make an infinity or no number of a unit of random values, which nobody could then weigh by 0.
 ZERO = (
-    "Abs", "Asinh", "Atan", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
-    "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Round",
+    "Abs", "Asinh", "Atan", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike",
+    "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Round",
     "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tanh",
 )  # fmt: skip
+LINEAR = ("Identity", "Neg")
 RELU = ("Relu", "ThresholdedRelu")
 ANY = ("BitwiseNot", "Cos", "HardSigmoid", "IsInf", "IsNaN", "Not", "Sigmoid", "Softplus")
 PARTIAL = ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal", "Sqrt", "Tan")
 
 
 def _unary(kind: str) -> None:
-    @rule(*{"zero": ZERO, "relu": RELU, "any": ANY, "partial": PARTIAL}[kind])
+    @rule(*{"linear": LINEAR, "zero": ZERO, "relu": RELU, "any": ANY, "partial": PARTIAL}[kind])
     def unary(op: Op) -> None:
         """phi(x), unit by unit; further inputs (the type of CastLike) are not read as data."""
         op.apply("*x -> *x")
         op.pointwise(kind)
 
 
-for _kind in ("zero", "relu", "any", "partial"):
+for _kind in ("linear", "zero", "relu", "any", "partial"):
     _unary(_kind)
+
+
+@rule("Cast")
+def cast(op: Op) -> None:
+    """Convert each unit; between types with fractions that is linear up to rounding."""
+    op.apply("*x -> *x")
+    fractions = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    op.pointwise("linear" if op.attrs.get("to") in fractions else "zero")
 
 
 @rule("Clip")
@@ -40,7 +51,7 @@ def clip(op: Op) -> None:
 def dropout(op: Op) -> None:
     """Pass the data through, with the mask beside it."""
     op.apply("*x -> *x, *x")
-    op.pointwise("zero")
+    op.pointwise("linear")
 
 
 @rule("Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",

@@ -23,7 +23,7 @@ def constant_of_shape(op: Op) -> None:
         op.size(0, element, axis)
 
 
-@rule("Concat")
+@rule("Concat", pointwise="linear")
 def concat(op: Op) -> None:
     """Lay the inputs end to end along `axis`."""
     target = op.output()
@@ -37,7 +37,7 @@ def concat(op: Op) -> None:
     op.unify(Concat(axes[at] for axes in parts), target[at])
 
 
-@rule("Split")
+@rule("Split", pointwise="linear")
 def split(op: Op) -> None:
     """Cut an axis into the outputs; parts without sizes are equal, and get sizes when they grow apart."""
     source = op.input(0)
@@ -56,7 +56,7 @@ def split(op: Op) -> None:
             op.attribute("split", axes[at], element=element)
 
 
-@rule("Slice")
+@rule("Slice", pointwise="linear")
 def slice_(op: Op) -> None:
     """Take a range of each listed axis; with step 1 the axis is cut there."""
     source, target = op.input(0), op.output()
@@ -112,7 +112,7 @@ def _take_range(op: Op, element: int, source: Axis, target: Axis, first: int, la
     return True
 
 
-@rule("Reshape")
+@rule("Reshape", pointwise="linear")
 def reshape(op: Op) -> None:
     """Merge and split axes, row-major: runs of axes with equal products are the same units."""
     shape = op.output()
@@ -124,7 +124,7 @@ def reshape(op: Op) -> None:
             op.size(1, element, axis)
 
 
-@rule("Flatten", "Squeeze", "Unsqueeze")
+@rule("Flatten", "Squeeze", "Unsqueeze", pointwise="linear")
 def refold(op: Op) -> None:
     """Merge axes, or drop and add axes of size 1; no size is written down."""
     match_runs(op, op.input(0), op.output())
@@ -144,7 +144,7 @@ def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
     op.freeze((*left, *right), "has an empty tensor")
 
 
-@rule("Transpose")
+@rule("Transpose", pointwise="linear")
 def transpose(op: Op) -> None:
     """Permute axes (reversed by default)."""
     axes, target = op.input(0), op.output()
@@ -154,7 +154,7 @@ def transpose(op: Op) -> None:
     op.unify_all([axes[a] for a in op.attrs.get("perm", range(len(axes))[::-1])], target)
 
 
-@rule("Expand")
+@rule("Expand", pointwise="linear")
 def expand(op: Op) -> None:
     """Broadcast to given sizes."""
     target = op.output() or ()
@@ -165,7 +165,7 @@ def expand(op: Op) -> None:
         op.size(1, element, axis)
 
 
-@rule("Tile")
+@rule("Tile", pointwise="linear")
 def tile(op: Op) -> None:
     """Repeat along axes: the repetition is the outer factor."""
     source, target, repeats = op.input(0), op.output(), op.value(1)
@@ -181,7 +181,7 @@ def tile(op: Op) -> None:
             op.unify(Product((Dim(times, op.why("repeats this often")), a)), b)
 
 
-@rule("Gather")
+@rule("Gather", pointwise="linear")
 def gather(op: Op) -> None:
     """Take entries along an axis; a constant list of distinct places moves units, other indices fix the axis."""
     data, indices, target = op.input(0), op.input(1), op.output()
@@ -198,7 +198,7 @@ def gather(op: Op) -> None:
     op.freeze(data[at], "looks entries up along this axis")
 
 
-@rule("Pad")
+@rule("Pad", pointwise="linear")
 def pad(op: Op) -> None:
     """Add constant entries at either end of an axis; they belong to no unit and stay as many."""
     source, target = op.input(0), op.output()

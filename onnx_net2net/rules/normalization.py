@@ -31,7 +31,7 @@ def layer_normalization(op: Op) -> None:
     at = op.axis(len(axes), -1)
     op.unify_all(axes, op.output() or axes)
     op.broadcast([op.input(1), op.input(2)], axes)
-    op.uniform(axes[at:])
+    op.uniform(axes[at:], "layer", scale=1, shift=2)
     for extra in op.outputs[1:]:
         op.unify_all(axes[:at], (extra or axes)[:at])
     op.scales(1)

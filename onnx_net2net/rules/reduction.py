@@ -39,7 +39,8 @@ def reduce(op: Op) -> None:
             op.only_copies(axis, "takes an extreme over this axis")
         else:
             op.freeze(axis, "reduces this axis in a way that copies change")
-    op.pointwise("any" if op.kind in ("ReduceProd", "ReduceLogSum", "ReduceLogSumExp") else "zero")
+    linear, unsafe = ("ReduceSum", "ReduceMean"), ("ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+    op.pointwise("linear" if op.kind in linear else "any" if op.kind in unsafe else "zero")
 
 
 @rule("ArgMax", "ArgMin")

@@ -1,0 +1,139 @@
+"""Widths that are no multiples, for dims that a LayerNormalization or RMSNormalization reads.
+
+Copying every unit equally often is not the only way to keep a statistic. Units that hold the mean of the others
+change no mean, and a variance only by a factor; units that hold zero change a mean square only by a factor. The
+factor goes into the scale and the epsilon of the normaliser (growth-math section 2). Which of the two holds where,
+a forward pass tells: what makes the units is linear, so that they can hold the mean; a normaliser turns means into
+zeros; whatever else is neither, and must not reach a normaliser.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from onnx_net2net.dims import Dim, leaves, resolve
+from onnx_net2net.inference import Analysis
+from onnx_net2net.operation import Statistic
+
+State = Literal["mean", "zero", "other"]
+"""What the padding units of a dim hold in a tensor."""
+
+States = dict[str, dict[Dim, State]]
+"""States by tensor name and dim."""
+
+PADS: dict[str, State] = {"layer": "mean", "rms": "zero"}
+"""What units a normaliser does not notice, by its law."""
+
+
+def paddable(analysis: Analysis) -> dict[Dim, State]:
+    """Return the dims that can be padded to any width, with what their padding units hold."""
+    laws: dict[Dim, set[str | None]] = {}
+    for number, said in analysis.said.items():
+        for statistic in said.statistics:
+            law = statistic.law if _is_alone(analysis, number, statistic) else None
+            for dim in (d for axis in statistic.axes for d in leaves(axis)):
+                laws.setdefault(dim, set()).add(law)
+    pads = {dim: PADS[law] for dim, known in laws.items() if len(known) == 1 and (law := next(iter(known))) in PADS}
+    pads = {dim: pad for dim, pad in pads.items() if dim.ratio and not dim.ratio.shared and not dim.copies}
+    _, noticed = follow(analysis, pads)
+    return {dim: pad for dim, pad in pads.items() if dim not in noticed}
+
+
+def _is_alone(analysis: Analysis, number: int, statistic: Statistic) -> bool:
+    """Tell whether a statistic runs over one plain dim and its scale and shift are constants that can be corrected."""
+    operands = [operand for operand in (statistic.scale, statistic.shift) if operand is not None]
+    present = [o for o in operands if o < len(analysis.nodes[number].inputs) and analysis.nodes[number].inputs[o].name]
+    return (
+        len(statistic.axes) == 1
+        and isinstance(resolve(statistic.axes[0]), Dim)
+        and statistic.scale in present
+        and all((number, operand) in analysis.uses for operand in present)
+    )
+
+
+def follow(analysis: Analysis, pads: dict[Dim, State]) -> tuple[States, set[Dim]]:
+    """Follow padding units through the graph.
+
+    Args:
+        analysis: The dims.
+        pads: What the constants that make a dim put into its padding units.
+
+    Returns:
+        What the padding units hold in each tensor, and the dims whose normalisers would notice them.
+    """
+    states: States = {}
+    noticed: set[Dim] = set()
+    for number, node in enumerate(analysis.nodes):
+        if number not in analysis.said:
+            continue
+        held = [_held(analysis, number, index, pads, states) for index in range(len(node.inputs))]
+        for statistic in analysis.said[number].statistics:
+            for dim in (d for axis in statistic.axes for d in leaves(axis) if d in pads):
+                if held[statistic.input].get(dim) != pads[dim]:
+                    noticed.add(dim)
+        for tensor in node.outputs:
+            dims_here = {d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)} & pads.keys()
+            if dims_here:
+                states[tensor.name] = {dim: _result(analysis, number, node, dim, held) for dim in dims_here}
+    return states, noticed
+
+
+def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], states: States) -> dict[Dim, State]:
+    use = analysis.uses.get((number, index))
+    if use is None:
+        return states.get(analysis.nodes[number].inputs[index].name, {})
+    return {dim: pads[dim] for axis in use.axes for dim in leaves(axis) if dim in pads}
+
+
+def _result(analysis: Analysis, number: int, node: gs.Node, dim: Dim, held: list[dict[Dim, State]]) -> State:
+    """Return what a node makes of the padding units of a dim."""
+    said = analysis.said[number]
+    operands = {index: state[dim] for index, state in enumerate(held) if dim in state}
+    if not operands:
+        return "other"
+    found = set(operands.values())
+    if any(dim in leaves(axis) for statistic in said.statistics for axis in statistic.axes):
+        return "zero"  # the mean less the mean, or zero; the shift is made zero
+    if said.pointwise == "linear":
+        return found.pop() if len(found) == 1 else "other"
+    if node.op in ("Add", "Sub", "Sum", "Mean"):
+        whole = len(operands) == len(node.inputs)
+        return found.pop() if len(found) == 1 and (whole or found == {"mean"}) else "other"
+    if node.op in ("Mul", "Div"):
+        if len(operands) == 1 and 0 in operands:
+            return operands[0]
+        if node.op == "Mul" and "zero" in _of_activations(analysis, number, operands):
+            return "zero"
+        return operands[1] if node.op == "Mul" and len(operands) == 1 else "other"
+    if said.contractions:
+        return _product(analysis, number, operands, dim)
+    return "zero" if said.pointwise in ("zero", "relu") and found == {"zero"} else "other"
+
+
+def _of_activations(analysis: Analysis, number: int, operands: dict[int, State]) -> set[State]:
+    """Return what the operands hold that are no constants: those that scale are copied, whatever they pad."""
+    return {state for index, state in operands.items() if (number, index) not in analysis.uses}
+
+
+def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: Dim) -> State:
+    """Return what a product of two operands (0 and 1) plus a bias holds on a dim that it does not sum over."""
+    operands = {index: state for index, state in operands.items() if _keeps(analysis, number, index, dim)}
+    factors = {operands[index] for index in (0, 1) if index in operands}
+    bias = {state for index, state in operands.items() if index > 1}
+    if 0 in operands and 1 in operands:
+        factors = {"zero"} if "zero" in _of_activations(analysis, number, operands) else {"other"}
+    held = factors | bias
+    has_bias = len(analysis.nodes[number].inputs) > 2 and analysis.nodes[number].inputs[2].name
+    if held == {"zero"} and has_bias and not bias:
+        return "other"  # a bias that does not have the dim adds to all of its units
+    return held.pop() if len(held) == 1 else "other"
+
+
+def _keeps(analysis: Analysis, number: int, index: int, dim: Dim) -> bool:
+    """Tell whether an operand has the dim on an axis that the node does not sum over."""
+    sums = [c for c in analysis.said[number].contractions if dim in leaves(c.axis)]
+    summed = {side for contraction in sums for side in contraction.sides}
+    axes = analysis.input_axes(number, index) or ()
+    return any(dim in leaves(axis) and (index, position) not in summed for position, axis in enumerate(axes))

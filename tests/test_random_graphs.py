@@ -1,0 +1,472 @@
+"""Random small networks, widened at random, compute what they did.
+
+A network is a sequence of blocks drawn from those below; each block is a few nodes as exporters write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import assert_close, build, run, weighty
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_net2net import inspect, widen
+from onnx_net2net.errors import RefusedError
+
+Block = Callable[["Net", str], str]
+IMAGE: dict[str, Block] = {}
+VECTOR: dict[str, Block] = {}
+
+
+@dataclass
+class Net:
+    """A network that is being written down."""
+
+    rng: np.random.Generator
+    opset: int
+    dtype: type = np.float32
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    side: dict[str, int] = field(default_factory=dict)
+    batch: str = ""
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, like: str = "", **attrs: Any) -> Any:
+        """Add a node; its results have the channels and the side of `like` (the first input) unless stated."""
+        names = [f"{kind.lower()}{len(self.nodes)}_{k}" if outputs > 1 else f"{kind.lower()}{len(self.nodes)}" for k in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=f"n{len(self.nodes)}", **attrs))
+        for name in names:
+            self.channels[name], self.side[name] = (table.get(like or inputs[0], 1) for table in (self.channels, self.side))
+        return names if outputs > 1 else names[0]
+
+    def weight(self, *shape: int, kind: str = "w", low: float | None = None) -> str:
+        name = f"{kind}{len(self.constants)}"
+        values = self.rng.standard_normal(shape) if low is None else self.rng.random(shape) + low
+        scale = 1.0 if low is not None or len(shape) < 2 else np.prod(shape[1:]) ** -0.5
+        self.constants[name] = (values * scale).astype(self.dtype)
+        return name
+
+    def ints(self, *values: int) -> str:
+        name = f"i{len(self.constants)}"
+        self.constants[name] = np.array(values, np.int64)
+        return name
+
+    def scalar(self, value: float) -> str:
+        name = f"s{len(self.constants)}"
+        self.constants[name] = np.array(value, self.dtype)
+        return name
+
+    def zeros(self, size: int) -> str:
+        """A zero bias, one initializer for all of a size, as exporters merge them."""
+        self.constants.setdefault(f"zeros{size}", np.zeros(size, self.dtype))
+        return f"zeros{size}"
+
+    def act(self, x: str) -> str:
+        kind = self.pick("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softplus", "silu", "gelu")
+        if kind == "silu":
+            return self.node("Mul", x, self.node("Sigmoid", x))
+        if kind == "gelu":
+            scaled = self.node("Erf", self.node("Div", x, self.scalar(2**0.5)))
+            return self.node("Mul", self.node("Mul", x, self.node("Add", scaled, self.scalar(1))), self.scalar(0.5))
+        return self.node(kind, x)
+
+    def pick(self, *options: Any) -> Any:
+        return options[self.rng.integers(len(options))]
+
+    def conv(self, x: str, out: int, kernel: int = 1, group: int = 1) -> str:
+        weight = self.weight(out, self.channels[x] // group, kernel, kernel)
+        bias = self.pick([], [self.weight(out)], [self.zeros(out)])
+        pads = [kernel // 2] * 4
+        y = self.node("Conv", x, weight, *bias, kernel_shape=[kernel, kernel], pads=pads, group=group)
+        self.channels[y] = out
+        return y
+
+    def linear(self, x: str, out: int) -> str:
+        width = self.channels[x]
+        form = self.pick("gemm", "transposed", "matmul")
+        if form == "matmul":
+            y = self.node("Add", self.node("MatMul", x, self.weight(width, out)), self.pick(self.weight(out), self.zeros(out)))
+        elif form == "gemm":
+            y = self.node("Gemm", x, self.weight(width, out), self.weight(out))
+        else:
+            y = self.node("Gemm", x, self.weight(out, width), self.zeros(out), transB=1, alpha=0.5)
+        self.channels[y] = out
+        return y
+
+    def slice(self, x: str, start: int, end: int, axis: int = 1) -> str:
+        if self.opset < 10:
+            return self.node("Slice", x, starts=[start], ends=[end], axes=[axis])
+        return self.node("Slice", x, self.ints(start), self.ints(end), self.ints(axis))
+
+    def reduce(self, x: str, axes: list[int], keepdims: int) -> str:
+        if self.opset < 18:
+            return self.node("ReduceMean", x, axes=axes, keepdims=keepdims)
+        return self.node("ReduceMean", x, self.ints(*axes), keepdims=keepdims)
+
+    def batch_size(self, x: str) -> str:
+        """The batch size as a tensor of one element, as traced from x.size(0)."""
+        taken = self.node("Gather", self.node("Shape", x), self.ints(0), axis=0)
+        return taken
+
+
+def image(function: Block) -> Block:
+    IMAGE[function.__name__] = function
+    return function
+
+
+def vector(function: Block) -> Block:
+    VECTOR[function.__name__] = function
+    return function
+
+
+# --- Blocks on images (n c h w) -----------------------------------------------------------------------------------
+
+
+@image
+def conv(net: Net, x: str) -> str:
+    return net.act(net.conv(x, net.pick(4, 6, 10), net.pick(1, 3)))
+
+
+@image
+def conv_bn(net: Net, x: str) -> str:
+    c = net.pick(4, 6, 8)
+    params = [net.weight(c, low=0.5), net.weight(c), net.weight(c), net.weight(c, low=0.5)]
+    return net.act(net.node("BatchNormalization", net.conv(x, c, 3), *params))
+
+
+@image
+def grouped(net: Net, x: str) -> str:
+    x = net.conv(x, 6)
+    return net.act(net.conv(x, net.pick(6, 12), 3, group=net.pick(2, 3)))
+
+
+@image
+def depthwise(net: Net, x: str) -> str:
+    c = net.channels[x]
+    x = net.act(net.conv(x, c * net.pick(1, 2), 3, group=c))
+    return net.conv(x, net.pick(4, 6))
+
+
+@image
+def residual(net: Net, x: str) -> str:
+    c = net.channels[x]
+    return net.act(net.node("Add", x, net.conv(net.act(net.conv(x, net.pick(3, 5))), c, 3)))
+
+
+@image
+def squeeze_excite(net: Net, x: str) -> str:
+    c = net.channels[x]
+    gate = net.node("GlobalAveragePool", x) if net.pick(0, 1) else net.reduce(x, [2, 3], 1)
+    gate = net.node("Sigmoid", net.conv(net.node("Relu", net.conv(gate, net.pick(2, 3))), c))
+    return net.node("Mul", x, gate, like=x)
+
+
+@image
+def dense(net: Net, x: str) -> str:
+    grown = net.conv(net.act(x), 3, 3)
+    y = net.node("Concat", x, grown, axis=1)
+    net.channels[y] = net.channels[x] + 3
+    return y
+
+
+@image
+def split_and_gate(net: Net, x: str) -> str:
+    c = net.pick(3, 4)
+    x = net.conv(x, 2 * c)
+    if net.opset >= 13:
+        a, b = net.node("Split", x, net.ints(c, c), outputs=2, axis=1)
+    else:
+        a, b = net.node("Split", x, outputs=2, axis=1, split=[c, c])
+    y = net.node("Mul", a, net.node("Sigmoid", b))
+    net.channels[y] = c
+    return y
+
+
+@image
+def sliced(net: Net, x: str) -> str:
+    x = net.conv(x, 7)
+    a, b = net.slice(x, 0, 3), net.slice(x, net.pick(3, -4), 2**31 - 1)
+    net.channels[a], net.channels[b] = 3, 4
+    y = net.node("Concat", net.conv(a, 2), net.act(b), axis=-3)
+    net.channels[y] = 6
+    return y
+
+
+@image
+def shuffle(net: Net, x: str) -> str:
+    x, g = net.conv(x, 6), net.pick(2, 3)
+    h = net.side[x]
+    x = net.node("Reshape", x, net.ints(-1, g, 6 // g, h, h))
+    x = net.node("Reshape", net.node("Transpose", x, perm=[0, 2, 1, 3, 4]), net.ints(-1, 6, h, h))
+    return net.conv(x, 6, 1, group=net.pick(1, 2, 3))
+
+
+@image
+def pool(net: Net, x: str) -> str:
+    if net.side[x] < 4:
+        return net.node("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
+    y = net.node(net.pick("MaxPool", "AveragePool"), x, kernel_shape=[2, 2], strides=[2, 2])
+    net.side[y] = net.side[x] // 2
+    return y
+
+
+@image
+def upsample(net: Net, x: str) -> str:
+    if net.side[x] > 4 or net.opset < 11:
+        return net.node("Identity", x)
+    h = net.side[x]
+    scales = f"scales{len(net.constants)}"
+    net.constants[scales] = np.array([1, 1, 2, 2], np.float32)
+    y = net.node("Resize", x, "", scales, mode="nearest")
+    net.side[y] = 2 * h
+    return y
+
+
+@image
+def pixel_shuffle(net: Net, x: str) -> str:
+    if net.side[x] > 4:
+        return net.node("Identity", x)
+    y = net.node("DepthToSpace", net.conv(x, 12), blocksize=2, **({"mode": net.pick("DCR", "CRD")} if net.opset > 10 else {}))
+    net.channels[y], net.side[y] = 3, 2 * net.side[x]
+    return y
+
+
+@image
+def instance_norm(net: Net, x: str) -> str:
+    c = net.channels[x]
+    return net.node("InstanceNormalization", x, net.weight(c), net.weight(c))
+
+
+@image
+def group_norm(net: Net, x: str) -> str:
+    """As PyTorch exports it below opset 18: an InstanceNormalization of the groups."""
+    x, h, ones, zeros = net.conv(x, 6), net.side[x], f"ones{len(net.constants)}", net.zeros(3)
+    net.constants[ones] = np.ones(3, net.dtype)
+    y = net.node("InstanceNormalization", net.node("Reshape", x, net.ints(0, 3, -1)), ones, zeros)
+    y = net.node("Reshape", y, net.node("Shape", x) if net.pick(0, 1) else net.ints(-1, 6, h, h), like=x)
+    return net.node("Add", net.node("Mul", y, net.weight(6, 1, 1)), net.weight(6, 1, 1))
+
+
+@image
+def prelu(net: Net, x: str) -> str:
+    return net.node("PRelu", x, net.weight(net.channels[x], 1, 1))
+
+
+@image
+def standardised(net: Net, x: str) -> str:
+    return net.node("Conv", x, net.node("Identity", net.weight(net.channels[x], net.channels[x], 1, 1)), like=x)
+
+
+# --- Blocks on vectors (n c) --------------------------------------------------------------------------------------
+
+
+@vector
+def linear(net: Net, x: str) -> str:
+    return net.act(net.linear(x, net.pick(5, 8)))
+
+
+@vector
+def bottleneck(net: Net, x: str) -> str:
+    return net.node("Add", x, net.linear(net.act(net.linear(x, net.pick(6, 9))), net.channels[x]))
+
+
+@vector
+def tied(net: Net, x: str) -> str:
+    """A matrix and its transpose, like an embedding and its head."""
+    c, matrix = net.channels[x], net.weight(net.channels[x], 7)
+    hidden = net.act(net.node("MatMul", x, matrix))
+    y = net.node("MatMul", hidden, net.node("Transpose", matrix, perm=[1, 0]))
+    net.channels[y] = c
+    return y
+
+
+@vector
+def siamese(net: Net, x: str) -> str:
+    """One matrix, through an alias too, on two inputs."""
+    c, matrix = net.channels[x], net.weight(net.channels[x], 6)
+    alias = net.node("Identity", matrix)
+    a, b = net.node("MatMul", x, matrix), net.node("MatMul", net.node("Tanh", x), alias)
+    y = net.node("Sub", net.act(a), net.act(b))
+    net.channels[y] = 6
+    assert c
+    return y
+
+
+@vector
+def layer_norm(net: Net, x: str) -> str:
+    """As PyTorch exports it below opset 17: of elementary operators."""
+    x, c = net.linear(x, 4), 4
+    centred = net.node("Sub", x, net.reduce(x, [-1], 1))
+    variance = net.reduce(net.node("Pow", centred, net.scalar(2)), [-1], 1)
+    scaled = net.node("Div", centred, net.node("Sqrt", net.node("Add", variance, net.scalar(1e-5))))
+    y = net.node("Add", net.node("Mul", scaled, net.weight(c)), net.weight(c))
+    net.channels[y] = c
+    return y
+
+
+@vector
+def heads(net: Net, x: str) -> str:
+    """Split into heads, mixed per head, merged; the batch size is computed where it is dynamic."""
+    x, h, d = net.linear(x, 6), net.pick(2, 3), 0
+    d = 6 // h
+    if net.pick(0, 1):
+        shape = net.node("Concat", net.batch_size(x), net.ints(h), net.ints(d), axis=0)
+    else:
+        shape = net.ints(-1, h, d)
+    y = net.node("Reshape", x, shape)
+    y = net.node("MatMul", y, net.weight(d, 4))
+    y = net.node("Tanh", y)
+    back = net.ints(0, -1) if net.pick(0, 1) else net.node("Concat", net.batch_size(x), net.ints(h * 4), axis=0)
+    y = net.node("Reshape", y, back)
+    net.channels[y] = 4 * h
+    return y
+
+
+@vector
+def unsqueezed(net: Net, x: str) -> str:
+    c = net.channels[x]
+    if net.opset >= 13:
+        y = net.node("Squeeze", net.node("Relu", net.node("Unsqueeze", x, net.ints(1))), net.ints(1))
+    else:
+        y = net.node("Squeeze", net.node("Relu", net.node("Unsqueeze", x, axes=[1])), axes=[1])
+    net.channels[y] = c
+    return y
+
+
+# --- Networks -----------------------------------------------------------------------------------------------------
+
+
+def network(seed: int, dtype: type = np.float32, blocks: int = 4) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Blocks on images, flattened or pooled, then blocks on vectors."""
+    rng = np.random.default_rng(seed)
+    net = Net(rng, opset=int(rng.choice([9, 11, 13, 17, 20])), dtype=dtype)
+    feeds = {"x": rng.standard_normal((2, 3, 6, 6)).astype(dtype)}
+    net.channels["x"], net.side["x"] = 3, 6
+    x = net.conv("x", net.pick(4, 6), 3)
+    for name in rng.choice(list(IMAGE), blocks):
+        x = IMAGE[name](net, x)
+    if net.pick(0, 1):
+        x = net.reduce(x, [2, 3], 0)
+    else:
+        size = net.channels[x] * net.side[x] ** 2
+        forms = [lambda: net.node("Flatten", x, like=x), lambda: net.node("Reshape", x, net.ints(0, -1), like=x)]
+        forms.append(lambda: net.node("Reshape", x, net.node("Concat", net.batch_size(x), net.ints(-1), axis=0), like=x))
+        x = net.pick(*forms)()
+        net.channels[x] = size
+    for name in rng.choice(list(VECTOR), blocks // 2):
+        x = VECTOR[name](net, x)
+    outputs = [net.linear(x, 3)] + ([x] if rng.random() < 0.1 else [])
+    dynamic = {0} if rng.random() < 0.5 else set()
+    return build(net.nodes, feeds, outputs, net.constants, opset=net.opset, dynamic=dynamic), feeds
+
+
+def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], widening: Any) -> bool:
+    """Assert that teacher and student agree; tell whether anything grew."""
+    expected = run(proto, feeds)
+    for result, wanted in zip(run(weighty(widening.student), feeds), expected, strict=True):
+        assert_close(result, wanted, "student", 1e-4)
+    return any(change.new > change.old for change in widening.changes)
+
+
+def widened(seed: int, **options: Any) -> bool:
+    proto, feeds = network(seed)
+    try:
+        widening = widen(proto, seed=seed, **options)
+    except RefusedError as error:  # nothing in it can grow, or not by that
+        assert "\n" not in str(error)
+        return False
+    return check(proto, feeds, widening)
+
+
+FACTORS = (1.3, 1.5, 2.0, 2.7)
+
+
+def by_factor(seed: int) -> bool:
+    return widened(seed, factor=FACTORS[seed % len(FACTORS)])
+
+
+def by_sizes(seed: int) -> bool:
+    """Grow every dim that may, all factors of a product at once, to odd sizes."""
+    proto, feeds = network(seed)
+    rng = np.random.default_rng(seed)
+    free = [group for group in inspect(proto).groups if group.reason is None]
+    if not free:
+        return False
+    sizes = {
+        group.name: group.size * 2 if group.is_uniform else group.size + int(rng.integers(1, group.size + 2))
+        for group in free
+        if rng.random() < 0.7
+    } or {free[0].name: 2 * free[0].size}
+    return check(proto, feeds, widen(proto, sizes=sizes, seed=seed))
+
+
+def most(results: list[bool]) -> bool:
+    return sum(results) >= 0.8 * len(results)
+
+
+@pytest.mark.parametrize("chunk", range(8))
+def test_random_networks_widened_by_a_factor_compute_the_same(chunk: int) -> None:
+    assert most([by_factor(seed) for seed in range(chunk, 160, 8)])
+
+
+@pytest.mark.parametrize("chunk", range(8))
+def test_random_networks_widened_to_random_sizes_compute_the_same(chunk: int) -> None:
+    assert most([by_sizes(seed) for seed in range(1000 + chunk, 1160, 8)])
+
+
+@pytest.mark.parametrize("map", ["zero_out", "zero_in"])
+def test_random_networks_with_units_of_their_own_compute_the_same(map: str) -> None:
+    for seed in range(2000, 2040):
+        widened(seed, factor=1.5, map=map)
+
+
+def test_nothing_is_computed_twice_as_wide_twice_over() -> None:
+    proto, feeds = network(7)
+    once = widen(proto, factor=1.5, seed=1)
+    twice = widen(weighty(once.student), factor=1.5, seed=2)
+    check(proto, feeds, once)
+    check(proto, feeds, twice)
+
+
+def test_doubles_agree_to_twelve_digits() -> None:
+    for seed in range(6):
+        proto, feeds = network(seed, np.float64)
+        student = weighty(widen(proto, factor=1.5, seed=seed).student)
+        results = (ReferenceEvaluator(model).run(None, feeds) for model in (student, proto))
+        for result, wanted in zip(*results, strict=True):
+            assert_close(result, wanted, f"network {seed}", 1e-12)
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_each_block_on_images_lets_something_grow(name: str) -> None:
+    net = Net(np.random.default_rng(3), opset=13)
+    net.channels["x"], net.side["x"] = 3, 4
+    x = IMAGE[name](net, net.act(net.conv("x", 4)))
+    y = net.conv(x, 2)
+    feeds = {"x": net.rng.standard_normal((2, 3, 4, 4)).astype(np.float32)}
+    proto = build(net.nodes, feeds, [y], net.constants, opset=13)
+    assert check(proto, feeds, widen(proto, factor=2))
+
+
+@pytest.mark.parametrize("name", VECTOR)
+def test_each_block_on_vectors_lets_something_grow(name: str) -> None:
+    net = Net(np.random.default_rng(3), opset=13)
+    net.channels["x"] = 3
+    y = net.linear(VECTOR[name](net, net.act(net.linear("x", 5))), 2)
+    feeds = {"x": net.rng.standard_normal((2, 3)).astype(np.float32)}
+    proto = build(net.nodes, feeds, [y], net.constants, opset=13)
+    assert check(proto, feeds, widen(proto, factor=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(10))
+def test_many_random_networks_compute_the_same(chunk: int) -> None:
+    for seed in range(10_000 + chunk, 12_000, 10):
+        by_factor(seed)
+        by_sizes(seed + 10_000)
