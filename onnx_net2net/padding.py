@@ -14,7 +14,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.dims import Dim, leaves, resolve
-from onnx_net2net.inference import Analysis
+from onnx_net2net.inference import DIVISIBLE, Analysis
 from onnx_net2net.operation import Statistic
 
 State = Literal["mean", "zero", "other"]
@@ -84,7 +84,9 @@ def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], s
     use = analysis.uses.get((number, index))
     if use is None:
         return states.get(analysis.nodes[number].inputs[index].name, {})
-    return {dim: pads[dim] for axis in use.axes for dim in leaves(axis) if dim in pads}
+    # Integers and what scales units one by one are copied, and hold neither means nor zeros.
+    copied = index in analysis.said[number].scales or analysis.sizes.dtype(use.constant.name) not in DIVISIBLE
+    return {dim: "other" if copied else pads[dim] for axis in use.axes for dim in leaves(axis) if dim in pads}
 
 
 def _result(analysis: Analysis, number: int, node: gs.Node, dim: Dim, held: list[dict[Dim, State]]) -> State:
@@ -104,17 +106,12 @@ def _result(analysis: Analysis, number: int, node: gs.Node, dim: Dim, held: list
     if node.op in ("Mul", "Div"):
         if len(operands) == 1 and 0 in operands:
             return operands[0]
-        if node.op == "Mul" and "zero" in _of_activations(analysis, number, operands):
+        if node.op == "Mul" and "zero" in found:
             return "zero"
         return operands[1] if node.op == "Mul" and len(operands) == 1 else "other"
     if said.contractions:
         return _product(analysis, number, operands, dim)
     return "zero" if said.pointwise in ("zero", "relu") and found == {"zero"} else "other"
-
-
-def _of_activations(analysis: Analysis, number: int, operands: dict[int, State]) -> set[State]:
-    """Return what the operands hold that are no constants: those that scale are copied, whatever they pad."""
-    return {state for index, state in operands.items() if (number, index) not in analysis.uses}
 
 
 def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: Dim) -> State:
@@ -123,7 +120,7 @@ def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: D
     factors = {operands[index] for index in (0, 1) if index in operands}
     bias = {state for index, state in operands.items() if index > 1}
     if 0 in operands and 1 in operands:
-        factors = {"zero"} if "zero" in _of_activations(analysis, number, operands) else {"other"}
+        factors = {"zero"} if operands[0] == "zero" else {"other"}
     held = factors | bias
     has_bias = len(analysis.nodes[number].inputs) > 2 and analysis.nodes[number].inputs[2].name
     if held == {"zero"} and has_bias and not bias:

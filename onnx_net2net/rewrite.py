@@ -167,6 +167,7 @@ def _insert_scale(analysis: Analysis, node: gs.Node, index: int, position: int, 
     )
     draft.graph.nodes.append(mul)
     node.inputs[index] = scaled
+    analysis.sizes.types[scaled.name] = analysis.sizes.types[tensor.name]  # another axis may be weighed after this
 
 
 def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype[Any]:
@@ -329,7 +330,7 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
             have, need = student.values.get(tensor.name), needs.get(index)
             if need is None and not passes_on:  # a size used as data keeps its value
                 need = analysis.sizes.values.get(tensor.name)
-            if have is not None and need is not None and not np.array_equal(have, need):
+            if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
         _split_unequal(analysis, number, growth)
     for tensor in analysis.draft.graph.outputs:
@@ -437,6 +438,9 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     starts = np.cumsum(widths) - widths
     places = np.concatenate([np.arange(starts[k], starts[k] + widths[k]) for k in selection.order])
     node, draft = analysis.nodes[number], analysis.draft
+    if selection.input is not None:
+        shape = analysis.sizes.shape(node.inputs[selection.input].name) or ()
+        places = places.reshape([len(places) if size > 1 else 1 for size in shape])
     index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
     if selection.input is not None:
         node.inputs[selection.input] = index

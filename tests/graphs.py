@@ -146,12 +146,15 @@ def conform(proto: onnx.ModelProto, feeds: Mapping[str, Array], rng: np.random.G
     return count > 0
 
 
-def assert_close(actual: Array, expected: Array, what: str = "", tolerance: float | None = None) -> None:
+def assert_close(
+    actual: Array, expected: Array, what: str = "", tolerance: float | None = None, floor: float = 1e-30
+) -> None:
+    """Assert that arrays agree relative to the largest magnitude, or to `floor` where that is larger."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == expected.dtype, what
     if actual.dtype.name not in TOLERANCE:
         np.testing.assert_array_equal(actual, expected, what)
         return
-    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=floor)
     bound = (TOLERANCE[actual.dtype.name] if tolerance is None else tolerance) * scale
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=what)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from onnx_net2net.dims import Axis, Concat, Dim, Product
 from onnx_net2net.maps import (
     KINDS,
+    Filler,
+    Kind,
     Map,
     Side,
     Style,
@@ -19,6 +21,7 @@ from onnx_net2net.maps import (
     grow,
     identity,
     new_size,
+    pad,
     padded,
     replicate,
     uniform,
@@ -126,7 +129,7 @@ def test_uniform_copies_every_unit_equally_often(old: int, times: int) -> None:
 def test_a_permutation_is_not_the_identity() -> None:
     map = from_index(3, np.array([2, 0, 1]))
     assert not map.is_identity
-    np.testing.assert_array_equal(grow(weight(3), [Side(map)], PLAIN, rng(), additive=True), weight(3)[map.index])
+    np.testing.assert_array_equal(grow(weight(3), [Side(map)], PLAIN, rng(), "own"), weight(3)[map.index])
 
 
 def test_uniform_refuses_fractions() -> None:
@@ -135,8 +138,8 @@ def test_uniform_refuses_fractions() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_padding_weighs_new_units_by_nothing(kind: str) -> None:
-    map = padded(3, 8, kind)  # type: ignore[arg-type]
+def test_padding_weighs_new_units_by_nothing(kind: Kind) -> None:
+    map = padded(3, 8, kind)
     assert map.weight.tolist() == [1] * 3 + [0] * 5
     assert [KINDS[k] for k in map.kind] == ["replicate"] * 3 + [kind] * 5
     assert not map.is_identity
@@ -173,7 +176,7 @@ def test_what_reads_the_copies_of_a_unit_sums_to_what_read_the_unit(
     if (np.diff(map.index[map.first]) < 0).any() and style.spread:
         return  # see test_copies_may_stand_before_their_originals
     values = weight(4, axis.size, dtype=dtype)
-    grown = grow(values, [Side(identity(4)), Side(map, reads=True)], style, rng(), additive=True)
+    grown = grow(values, [Side(identity(4)), Side(map, reads=True)], style, rng(), "own")
     assert grown.dtype == dtype
     np.testing.assert_allclose(grown.astype(np.float64) @ e, values, atol=tolerance * max(1, style.spread))
 
@@ -182,7 +185,7 @@ def test_what_reads_the_copies_of_a_unit_sums_to_what_read_the_unit(
 def test_copies_may_stand_before_their_originals() -> None:
     map = from_index(3, np.array([2, 0, 1, 0, 2]))
     values = weight(4, 3)
-    grown = grow(values, [Side(identity(4)), Side(map, reads=True)], Style(spread=0.3), rng(), additive=True)
+    grown = grow(values, [Side(identity(4)), Side(map, reads=True)], Style(spread=0.3), rng(), "own")
     np.testing.assert_allclose(grown @ expansion(map), values, atol=1e-12)
 
 
@@ -190,7 +193,7 @@ def test_copies_may_stand_before_their_originals() -> None:
 @settings(deadline=None)
 def test_a_matrix_between_grown_axes_is_expansion_times_it_times_weighing(rows: Map, columns: Map) -> None:
     values = weight(rows.old, columns.old)
-    grown = grow(values, [Side(rows), Side(columns, reads=True)], PLAIN, rng(), additive=True)
+    grown = grow(values, [Side(rows), Side(columns, reads=True)], PLAIN, rng(), "own")
     kept = rows.kind == 0  # the rest has incoming weights of its own
     np.testing.assert_allclose(grown[kept], (expansion(rows) @ values @ weighing(columns))[kept])
 
@@ -198,17 +201,17 @@ def test_a_matrix_between_grown_axes_is_expansion_times_it_times_weighing(rows: 
 def test_copies_of_a_unit_are_weighed_unevenly() -> None:
     map, values = uniform(6, 18), weight(8, 6)
     sides = [Side(identity(8)), Side(map, reads=True)]
-    grown = grow(values, sides, Style(spread=0.3), rng(), additive=True)
+    grown = grow(values, sides, Style(spread=0.3), rng(), "own")
     columns = grown.reshape(8, 3, 6)
     assert np.abs(columns[:, 0] - columns[:, 1]).min(axis=0).min() > 0
     moved = (columns - values[:, None] / 3)[:, 1:]
     assert 0.8 < moved.std() / (0.3 * values.std()) < 1.2
-    even = grow(values, [sides[0], Side(map, reads=True, spread=False)], Style(spread=0.3), rng(), additive=True)
+    even = grow(values, [sides[0], Side(map, reads=True, spread=False)], Style(spread=0.3), rng(), "own")
     np.testing.assert_allclose(even, np.tile(values / 3, 3))
 
 
 def test_vectors_are_weighed_evenly() -> None:
-    grown = grow(weight(3), [Side(uniform(3, 6), reads=True)], Style(spread=0.5), rng(), additive=True)
+    grown = grow(weight(3), [Side(uniform(3, 6), reads=True)], Style(spread=0.5), rng(), "own")
     np.testing.assert_allclose(grown, np.tile(weight(3) / 2, 2))
 
 
@@ -216,7 +219,7 @@ def test_vectors_are_weighed_evenly() -> None:
 def test_types_are_kept_and_only_floats_divided(dtype: type) -> None:
     values = (weight(3, 4) * 20).astype(dtype)
     sides = [Side(uniform(3, 6)), Side(uniform(4, 8), reads=True)]
-    grown = grow(values, sides, Style(spread=0.3, noise=0.1), rng(), additive=True)
+    grown = grow(values, sides, Style(spread=0.3, noise=0.1), rng(), "own")
     assert grown.dtype == values.dtype
     assert grown.shape == (6, 8)
     if values.dtype.kind in "ib":
@@ -227,27 +230,27 @@ def test_the_teachers_weight_is_not_changed() -> None:
     values = weight(3, 4)
     before = values.copy()
     for rows, columns in ((identity(3), identity(4)), (uniform(3, 6), uniform(4, 8))):
-        grown = grow(values, [Side(rows), Side(columns, reads=True)], Style(spread=1, noise=1), rng(), additive=True)
+        grown = grow(values, [Side(rows), Side(columns, reads=True)], Style(spread=1, noise=1), rng(), "own")
         grown[:] = 7
     np.testing.assert_array_equal(values, before)
 
 
 @pytest.mark.parametrize(
-    ("kind", "reads", "additive", "expected"),
+    ("kind", "side", "filler", "expected"),
     [
-        ("zero_out", False, True, "random"),  # units of their own
-        ("zero_out", True, True, "zero"),  # that nobody reads
-        ("zero_in", False, True, "zero"),  # units that compute 0
-        ("zero_in", True, True, "random"),  # and are read
-        ("zero_in", False, False, "copies"),  # scales of such units are not zeros
-        ("random_pad", False, True, "random"),
-        ("random_pad", True, True, "random"),
+        ("zero_out", {}, "own", "random"),  # units of their own
+        ("zero_out", {"reads": True}, "own", "zero"),  # that nobody reads
+        ("zero_in", {}, "own", "zero"),  # units that compute 0
+        ("zero_in", {"reads": True, "silent": True}, "own", "random"),  # and are read, while they still hold it
+        ("zero_in", {"reads": True}, "own", "zero"),  # but not when they no longer do
+        ("zero_in", {}, "copy", "copies"),  # scales of such units are not zeros
+        ("random_pad", {}, "own", "random"),
+        ("random_pad", {"reads": True}, "own", "random"),
     ],
 )
-def test_new_units_start_as_their_kind_says(kind: str, reads: bool, additive: bool, expected: str) -> None:
+def test_new_units_start_as_their_kind_says(kind: Kind, side: dict[str, bool], filler: Filler, expected: str) -> None:
     values = weight(40, 30)
-    side = Side(padded(40, 70, kind), reads)  # type: ignore[arg-type]
-    grown = grow(values, [side, Side(identity(30))], PLAIN, rng(), additive)
+    grown = grow(values, [Side(padded(40, 70, kind), **side), Side(identity(30))], PLAIN, rng(), filler)
     np.testing.assert_array_equal(grown[:40], values)
     new = grown[40:]
     if expected == "zero":
@@ -260,21 +263,38 @@ def test_new_units_start_as_their_kind_says(kind: str, reads: bool, additive: bo
         assert not np.isin(new, values).any()
 
 
+@pytest.mark.parametrize(("held", "expected"), [("mean", "mean"), ("zero", 0)])
+def test_padding_holds_what_a_statistic_does_not_notice(held: str, expected: str) -> None:
+    map = pad(4, 11, held)
+    assert map.index[:8].tolist() == [0, 1, 2, 3] * 2
+    np.testing.assert_allclose(weighing(map) @ expansion(map), np.eye(4))
+    values = weight(4, 5)
+    grown = grow(values, [Side(map), Side(identity(5))], PLAIN, rng(), "own")
+    np.testing.assert_array_equal(grown[:8], np.tile(values, (2, 1)))
+    np.testing.assert_allclose(grown[8:], np.broadcast_to(values.mean(0) if expected == "mean" else 0, (3, 5)))
+    assert not grow(values, [Side(map), Side(identity(5))], PLAIN, rng(), "zero")[8:].any()
+
+
+def test_all_of_a_weight_is_multiplied_by_the_factor() -> None:
+    grown = grow(weight(4, 3), [Side(uniform(4, 8)), Side(identity(3))], PLAIN, rng(), "own", 0.5)
+    np.testing.assert_array_equal(grown, np.tile(weight(4, 3) / 2, (2, 1)))
+
+
 def test_vectors_of_new_units_are_copied_or_zero() -> None:
     values = weight(5)
     for kind, expected in (("zero_out", values[:3]), ("zero_in", np.zeros(3)), ("random_pad", values[:3])):
-        grown = grow(values, [Side(padded(5, 8, kind))], PLAIN, rng(), additive=True)  # type: ignore[arg-type]
+        grown = grow(values, [Side(padded(5, 8, kind))], PLAIN, rng(), "own")  # type: ignore[arg-type]
         np.testing.assert_array_equal(grown[5:], expected)
 
 
 def test_noise_is_on_the_incoming_weights_of_copies_alone() -> None:
     values, map = weight(30, 40), replicate(30, 60, rng())
     sides = [Side(map), Side(identity(40))]
-    grown = grow(values, sides, Style(spread=0, noise=0.1), rng(), additive=True)
+    grown = grow(values, sides, Style(spread=0, noise=0.1), rng(), "own")
     np.testing.assert_array_equal(grown[:30], values)
     noise = grown[30:] - values[map.index[30:]]
     assert 0.09 < noise.std() / values.std() < 0.11
-    scales = grow(values, sides, Style(spread=0, noise=0.1), rng(), additive=False)
+    scales = grow(values, sides, Style(spread=0, noise=0.1), rng(), "copy")
     np.testing.assert_array_equal(scales, values[map.index])
 
 
@@ -282,7 +302,7 @@ def test_noise_is_on_the_incoming_weights_of_copies_alone() -> None:
 def test_equal_streams_give_equal_weights(style: Style) -> None:
     sides = [Side(uniform(4, 8)), Side(uniform(3, 6), reads=True)]
     one, other, third = (
-        grow(weight(4, 3), sides, style, np.random.default_rng(seed), additive=True) for seed in (1, 1, 2)
+        grow(weight(4, 3), sides, style, np.random.default_rng(seed), "own") for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, other)
     assert not np.array_equal(one, third)

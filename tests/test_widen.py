@@ -154,7 +154,7 @@ def test_noise_is_not_exact():
 )
 def test_sizes_that_are_asked_for(options, expected):
     widening = widen_exactly(MLP, **options)
-    assert {name: size for name, size in new_sizes(widening).items()} == expected
+    assert new_sizes(widening) == expected
     biases = {name.removesuffix(".bias"): len(w) for name, w in weights(widening.student).items() if "bias" in name}
     assert biases == {"fc1": 128, "fc2": 64, "fc3": 10} | expected
 
@@ -224,24 +224,31 @@ def test_sizes_that_cannot_be_had_are_refused(options, words):
     assert "\n" not in str(caught.value)
 
 
-NORMED = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) l = LayerNormalization(h, s, b) y = MatMul(l, down) }"
-
-
-def normed():
-    return net(NORMED, up=draw(8, 16), s=1 + draw(16), b=draw(16), down=draw(16, 4))
+def normed(between=""):
+    """A LayerNormalization behind a linear layer, or behind what stands between the two."""
+    act, source = (f"r = {between}(h)", "r") if between else ("", "h")
+    text = f"""(float[N, 8] x) => (float[N, 4] y) {{
+        h = MatMul(x, up) {act} l = LayerNormalization({source}, s, b) y = MatMul(l, down) }}"""
+    return net(text, up=draw(8, 16), s=1 + draw(16), b=draw(16), down=draw(16, 4))
 
 
 def test_a_dim_that_a_statistic_reads_grows_by_whole_factors():
-    widening = widen_exactly(normed(), factor=2.2)
+    widening = widen_exactly(normed("Relu"), factor=2.2)
     (change,) = widening.changes
     assert (change.old, change.new, change.wanted) == (16, 32, pytest.approx(35.2))
-    assert inspect(normed()).groups[0].is_uniform
-    widen_exactly(normed(), sizes={"up": 48})
-    widen_exactly(normed(), sizes={"up": "2x"})
+    assert inspect(normed("Relu")).groups[0].is_uniform
+    widen_exactly(normed("Relu"), sizes={"up": 48})
+    widen_exactly(normed("Relu"), sizes={"up": "2x"})
     with pytest.raises(RefusedError, match=r"'up' cannot have 20 .*LayerNormalization .*possible are 16 and 32$"):
-        widen(normed(), sizes={"up": 20})
+        widen(normed("Relu"), sizes={"up": 20})
     with pytest.raises(RefusedError, match="possible are 16 and 48"):
-        widen(normed(), sizes={"up": 32}, multiple_of=24)
+        widen(normed("Relu"), sizes={"up": 32}, multiple_of=24)
+
+
+@pytest.mark.parametrize("size", [17, 20, 32, 43])
+def test_units_that_hold_the_mean_change_no_layer_normalization(size):
+    widening = widen_exactly(normed(), sizes={"up": size})
+    assert new_sizes(widening) == {"up": size}
 
 
 def group_norm(groups=4, opset=21):
@@ -278,7 +285,7 @@ def test_group_normalization_as_exported_gets_more_groups_or_more_channels_in_ea
     assert new_sizes(widen_exactly(exported_group_norm(), factor=1.5))[groups.name] == 6
     member_only = {members.name.replace("[", "[[]"): "2x"}
     assert new_sizes(widen_exactly(exported_group_norm(), sizes=member_only)) == {members.name: 8}
-    with pytest.raises(RefusedError, match="whole factors.*possible are 4 and 8"):
+    with pytest.raises(RefusedError, match=r"whole factors.*possible are 4 and 8"):
         widen(exported_group_norm(), sizes={next(iter(member_only)): 6})
 
 
@@ -291,12 +298,12 @@ def test_the_names_that_inspect_shows_can_be_given_back():
 
 def test_a_factor_that_no_dim_can_have_is_refused():
     with pytest.raises(RefusedError, match=r"nothing can grow: up \(16, .*next sizes are multiples of 16"):
-        widen(normed(), factor=1.2)
+        widen(normed("Relu"), factor=1.2)
 
 
 def test_a_model_without_hidden_dims_is_refused():
     linear = net("(float[N, 8] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=draw(8, 4))
-    with pytest.raises(RefusedError, match="nothing can grow: .*'[xy]'"):
+    with pytest.raises(RefusedError, match=r"nothing can grow: .*'[xy]'"):
         widen(linear, factor=2)
     with pytest.raises(RefusedError, match="nothing can grow: the model has no weights"):
         widen(net("(float[N, 8] x) => (float[N, 8] y) { y = Relu(x) }"), factor=2)
@@ -506,7 +513,7 @@ def test_objects_are_readable():
     widening = widen(MLP, factor=1.5)
     assert repr(inspect(MLP)).splitlines()[0] == "fc1 (128, 3 tensors, growable)"
     assert "fc3 (10, 2 tensors, fixed: is the model's output 'logits')" in repr(inspect(MLP))
-    assert "whole factors" in repr(inspect(normed()))
+    assert "whole factors" in repr(inspect(normed("Relu")))
     for text in ("Widening(", "digits_mlp.onnx", "name='fc1', old=128, new=192", "exact=True", "seed=0"):
         assert text in repr(widening)
     assert "0x" not in repr(widening)
@@ -794,7 +801,9 @@ def test_a_users_own_operators_grow_by_the_users_own_rules(registry):
 
 def test_an_operator_of_onnxruntime_grows_by_a_rule_from_outside(registry):
     del rules._registry["", "Relu"]
-    assert inspect(mlp()).groups[0].reason == "Relu 'r' has no growth rule (Relu, opset 18; see onnx_net2net.rules.rule)"
+    assert (
+        inspect(mlp()).groups[0].reason == "Relu 'r' has no growth rule (Relu, opset 18; see onnx_net2net.rules.rule)"
+    )
     rules.signature("Relu", "*x -> *x", pointwise="relu")
     assert new_sizes(widen_exactly(mlp(), factor=1.5)) == {"up": 24}
 
@@ -812,7 +821,9 @@ def light(name):
     proto = onnx.load(LIGHT / f"light_{name}.onnx")
     rng = np.random.default_rng(0)
     given = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    scales = {node.input[index] for node in proto.graph.node if node.op_type == "BatchNormalization" for index in (1, 4)}
+    scales = {
+        node.input[index] for node in proto.graph.node if node.op_type == "BatchNormalization" for index in (1, 4)
+    }
     scales |= {node.input[0] for node in proto.graph.node if node.op_type == "Unsqueeze"}
     values = dict(given)
     for node in proto.graph.node:

@@ -191,8 +191,9 @@ def gather(op: Op) -> None:
     at = op.axis(len(data), 0)
     op.unify_all((*data[:at], *data[at + 1 :]), (*target[:at], *target[at + len(indices) :]))
     places = op.value(1)
-    if op.constant[1] and places is not None and places.ndim == 1 and places.size > 1 and len(target) == len(data):
-        permute_units(op, at, data[at], target[at], places % data[at].size, 1)
+    wide = [position for position, axis in enumerate(indices) if axis.size > 1]
+    if op.constant[1] and places is not None and len(wide) == 1:
+        permute_units(op, at, data[at], target[at + wide[0]], places.reshape(-1) % data[at].size, 1)
         return
     op.unify_all(indices, target[at : at + len(indices)])
     op.freeze(data[at], "looks entries up along this axis")
@@ -235,6 +236,9 @@ def permute_units(
     """
     if all(dim.frozen for dim in (*leaves(source), *leaves(target))):
         return True
+    if np.array_equal(order, np.arange(source.size)):
+        op.select(position, [source], np.array([0]), index)
+        return op.unify(source, target)
     single = units(source)
     op.select(position, single, order, index)
     return op.unify(Concat(single[k] for k in order), target)
