@@ -16,30 +16,35 @@ LEGACY = ("Affine", "Crop", "DynamicSlice", "ImageScaler", "ParametricSoftplus",
 
 FIRST_OPSET = 7  # before it, broadcasting was another
 
+
 def versions():
     """(operator, opset) at each opset that changed an operator, from the first that onnxruntime runs."""
     for schema in defs.get_all_schemas_with_history():
         if schema.domain == "" and schema.name not in CONTROL_FLOW:
             yield schema.name, max(schema.since_version, FIRST_OPSET)
 
+
 @pytest.mark.parametrize("kind", sorted({name for name, _ in versions()}))
 def test_every_operator_has_a_rule_or_a_reason(kind):
     for name, opset in versions():
-
         if name == kind and not _is_removed(kind, opset):
             assert lookup("", kind, opset), f"{kind}-{opset} has no rule and is not in onnx_net2net.rules.fixed.FIXED"
 
+
 def _is_removed(kind, opset):
     return not defs.has(kind, opset, "")
+
 
 @pytest.mark.parametrize("kind", LEGACY)
 def test_operators_from_before_opset_10_have_one_too(kind):
     assert lookup("", kind, FIRST_OPSET)
 
+
 @pytest.mark.parametrize("kind", FIXED)
 def test_a_fixed_operator_is_one_and_has_no_other_rule(kind):
     assert kind in LEGACY or defs.has(kind)
     assert [since for domain, name, since in supported() if (domain, name) == ("", kind)] == [1]
+
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_a_fixed_operator_says_why(kind):

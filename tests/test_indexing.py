@@ -89,7 +89,9 @@ row("DFT", (2, 5, 7, 2), free={2, 5}, opset=17, axis=2, inverse=1)
 row("DFT", (2, 5, 7, 1), np.array(5), free={2, 7}, opset=17, onesided=1)
 row("DFT", (2, 5, 7, 1), free={2, 5})
 row("DFT", (2, 5, 7, 1), None, np.array(-3), free={2, 7})
-row("STFT", (5, 32, 1), np.array(4), floats(8), np.array(8), free={5}, opset=17, onesided=1)
+row("STFT", (5, 32, 1), np.array(4), floats(8), np.array(8), free={5}, opset=17, onesided=0)
+row("STFT", (5, 32, 1), np.array(4), floats(8), free={5}, opset=17)
+row("STFT", (5, 32, 1), np.array(4), None, np.array(8), free={5})
 
 # Channels are sampled one by one.
 REGIONS = np.array([[0, 0, 5, 7], [1, 2, 8, 8], [2, 2, 4, 3]], FLOAT)
@@ -198,7 +200,7 @@ NETS = {
     "ScatterElements": sequence(
         "s = MatMul(x, side) m = ScatterElements<axis = 1, reduction = \"add\">(h, at, s)", at=ints(2, 5, 16, below=5)
     ),
-    "ScatterND": sequence("u = GatherND(h, from) m = ScatterND(h, at, u)", **{"from": PLACES}, at=PLACES[::-1] + [0, 1]),
+    "ScatterND": sequence("u = GatherND(h, of) m = ScatterND(h, at, u)", of=PLACES, at=np.array([[1, 2], [0, 4]])),
     "ScatterND into zeros": sequence(
         "u = GatherND(h, at) m = ScatterND(none, at, u)", at=PLACES, none=np.zeros((2, 5, 16), FLOAT)
     ),
@@ -243,7 +245,8 @@ NETS = {
         channels=12, offsets=draw(4, 3, 1, 1), w=draw(12, 4, 1, 1),
     ),
     "Col2Im": net(
-        "(float[2, 3, 9] x) => (float[2, 4, 4, 4] y) { h = MatMul(up, x) c = Col2Im(h, size, block) y = Conv(c, down) }",
+        "(float[2, 3, 9] x) => (float[2, 4, 4, 4] y) "
+        "{ h = MatMul(up, x) c = Col2Im(h, size, block) y = Conv(c, down) }",
         up=draw(20, 3), down=draw(4, 5, 1, 1), size=np.array([4, 4]), block=np.array([2, 2]),
     ),
     "NegativeLogLikelihoodLoss": sequence(
@@ -258,15 +261,11 @@ NETS = {
 @pytest.mark.parametrize("factor", [1.37, 2])
 @pytest.mark.parametrize("kind", NETS)
 def test_a_wider_net_computes_the_same(kind, factor, map):
-    try:
+    with contextlib.suppress(RefusedError) if map != "replicate" else contextlib.nullcontext():
         widening = widen(NETS[kind], factor=factor, map=map)
-    except RefusedError as error:
-        assert map != "replicate", error
-        assert "no dim admits the map" in str(error)
-        return
-    verify(NETS[kind], widening.student).raise_if_different()
-    assert all(change.new == round(change.wanted) for change in widening.changes if change.new != change.old)
-    assert widening.covered > 0.6
+        verify(NETS[kind], widening.student).raise_if_different()
+        assert all(change.new == round(change.wanted) for change in widening.changes if change.new != change.old)
+        assert widening.covered > 0.6
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,11 @@ def test_a_channel_shuffle_ties_the_channels_that_it_exchanges():
         h = Conv(x, up) a = Reshape(h, split) b = Transpose<perm=[0, 2, 1, 3, 4]>(a) c = Reshape(b, merge)
         s = Add(c, h) y = Conv(s, down) }"""
     shapes = {"split": np.array([2, 3, 4, 8, 8]), "merge": np.array([2, 12, 8, 8])}
-    groups = inspect(net(text, up=(12, 3, 1, 1), down=(4, 12, 1, 1), **shapes)).groups
-    (growable,) = [group for group in groups if group.reason is None]
-    assert growable.tensors == 2
+    proto = net(text, up=(12, 3, 1, 1), down=(4, 12, 1, 1), **shapes)
+    (growable,) = [group for group in inspect(proto).groups if group.reason is None]
+    assert (growable.name, growable.tensors) == ("up", 2)
+    assert structure(proto)["h"].count("up") == 12
+    assert structure(proto)["h"] == structure(proto)["c"] == structure(proto)["s"]
 
 
 def test_vectors_of_equal_value_do_not_tie_layers_but_matrices_do():

@@ -301,6 +301,21 @@ def test_a_factor_that_no_dim_can_have_is_refused():
         widen(normed("Relu"), factor=1.2)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"factor": 2, "only": ["fc3"]}, "'logits'"),
+        ({"sizes": {"fc1": 128}}, "'fc1' has 128 units already"),
+        ({"factor": 1.001}, "nearest|129"),
+    ],
+    ids=str,
+)
+@pytest.mark.xfail(strict=False, reason="the message speaks of a dim that was not asked for, and of multiples of 128")
+def test_the_refusal_speaks_of_what_was_asked_for(options, words):
+    with pytest.raises((BadInputError, RefusedError), match=words):
+        widen(MLP, **options)
+
+
 def test_a_model_without_hidden_dims_is_refused():
     linear = net("(float[N, 8] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=draw(8, 4))
     with pytest.raises(RefusedError, match=r"nothing can grow: .*'[xy]'"):
@@ -447,6 +462,13 @@ def test_what_was_done_is_recorded():
     assert [step["factor"] for step in history(twice)] == [None, 1.5]
     (entry,) = [entry for entry in twice.proto.metadata_props if entry.key == HISTORY]
     assert json.loads(entry.value) == history(twice)
+
+
+@pytest.mark.xfail(strict=False, reason="of a model in memory the keys of its stubs are hashed, not its weights")
+def test_the_hash_of_a_teacher_in_memory_is_that_of_its_content():
+    teacher = net("(float[N, 8] x) => (float[N, 64] y) { y = MatMul(x, w) }", w=draw(8, 64))
+    other = net("(float[N, 8] x) => (float[N, 64] y) { y = MatMul(x, w) }", w=draw(8, 64, seed=1))
+    assert fingerprint(load(teacher)) == fingerprint(load(teacher)) != fingerprint(load(other))
 
 
 def test_a_growth_can_be_repeated_from_its_record(tmp_path):
@@ -811,7 +833,7 @@ def test_an_operator_of_onnxruntime_grows_by_a_rule_from_outside(registry):
 # --- The light models of onnx.backend.test -------------------------------------------------------------------
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-LARGE = {("bvlc_alexnet", 2), ("vgg19", 1.37), ("vgg19", 2), ("zfnet512", 1.37), ("zfnet512", 2)}
+LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
 LIGHT_MODELS = [path.stem.removeprefix("light_") for path in sorted(LIGHT.glob("*.onnx"))]
 
 
@@ -865,19 +887,15 @@ def light_image(name):
 @pytest.mark.parametrize(
     ("name", "factor"),
     [
-        pytest.param(name, factor, marks=[pytest.mark.slow] * ((name, factor) in LARGE))
+        pytest.param(name, factor, marks=[pytest.mark.slow] * (name in LARGE))
         for name in LIGHT_MODELS
         for factor in (1.37, 2)
     ],
 )
-def test_light_models_widen_exactly(name, factor):
-    student = widen(light(name), factor=factor).student
-    for expected, actual in zip(light_answer(name), run(student, light_image(name)), strict=True):
+def test_light_models_widen_exactly_and_nearly_all_of_their_weights_grow(name, factor):
+    widening = widen(light(name), factor=factor)
+    assert widening.covered >= 0.9 or factor != 2
+    for expected, actual in zip(light_answer(name), run(widening.student, light_image(name)), strict=True):
         largest = np.abs(expected).max()
         assert 0 < largest < np.inf
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * largest)
-
-
-@pytest.mark.parametrize("name", LIGHT_MODELS)
-def test_nearly_all_weights_of_light_models_grow(name):
-    assert widen(light(name), factor=2).covered >= 0.9

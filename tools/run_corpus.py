@@ -20,6 +20,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -583,6 +584,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("there are no models", file=sys.stderr)
         return 2
     jobs = [Job(path, path.resolve().parent.name, factor) for path in paths for factor in options.factors]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and their files go, too
     results = _run(jobs, options)
     report(results, options.limit, sys.stdout)
     failed = sum(result.status in FAILURES for result in results)
