@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnx_net2net.errors import BadInputError, Net2NetError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from onnx_net2net.model import Model
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,15 +35,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Net2NetError as error:
         print(f"onnx-net2net: {error}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print("onnx-net2net: there is not enough memory for a model of this size", file=sys.stderr)
+        return BadInputError.exit_code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("onnx-net2net: interrupted, nothing written", file=sys.stderr)
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(BadInputError.exit_code, f"onnx-net2net: {message} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.HelpFormatter):
+    """Adds the default where there is one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        plain = action.default in (None, [], False, True, argparse.SUPPRESS) or "default" in text
+        return text if plain else f"{text} (default: %(default)s)"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes."
-    )
+    parser = _Parser(prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes.")
     parser.add_argument("--version", action="version", version=version("onnx-net2net"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_inspect(commands)
@@ -52,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, help: str, example: str, run: Callable[[argparse.Namespace], int]) -> Any:
     command = commands.add_parser(
         name, help=help, description=help, epilog=f"example: onnx-net2net {name} {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )  # fmt: skip
     command.set_defaults(run=run)
     return command
@@ -117,18 +141,23 @@ def _inspect(options: argparse.Namespace) -> int:
     console.print(report.inspection_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"))
     routine = sum(map(report.is_routine, inspection.groups))
     if routine:
-        console.print(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
+        _say(console, f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
     return 0
 
 
 def _widen(options: argparse.Namespace) -> int:
     from onnx_net2net import report
+    from onnx_net2net.model import load
+    from onnx_net2net.saving import check_target
     from onnx_net2net.verify import verify
     from onnx_net2net.widen import widen
 
     started = time.perf_counter()
+    teacher = load(options.teacher)
+    checking = _checking(options, teacher)
+    check_target(options.output, teacher.sources)
     widening = widen(
-        options.teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
+        teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
         seed=options.seed,
     )  # fmt: skip
@@ -136,11 +165,11 @@ def _widen(options: argparse.Namespace) -> int:
     if not options.json:
         console.print(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
         for line in report.fixed_lines(widening.fixed):
-            console.print(line, highlight=False)
+            _say(console, line)
     verification = None
     with _progress() as progress, widening.student.stage(options.output, progress=progress) as staged:
         if options.verify:
-            verification = verify(widening.teacher, staged.path, progress=progress, **_checking(options))
+            verification = verify(teacher, staged.path, progress=progress, **checking)
             if widening.exact:
                 verification.raise_if_different()
         staged.commit()
@@ -149,17 +178,20 @@ def _widen(options: argparse.Namespace) -> int:
         _print_json({**report.widening_dict(widening), "verification": checked, "output": str(options.output)})
         return 0
     if not widening.exact:
-        console.print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
-    console.print(str(verification or "not verified (--no-verify)"), highlight=False)
-    console.print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s", highlight=False)
+        _say(console, f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
+    _say(console, str(verification or "not verified (--no-verify)"))
+    _say(console, f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from onnx_net2net.model import load
     from onnx_net2net.verify import verify
 
+    teacher = load(options.teacher)
+    checking = _checking(options, teacher)
     with _progress() as progress:
-        verification = verify(options.teacher, options.student, progress=progress, **_checking(options))
+        verification = verify(teacher, options.student, progress=progress, **checking)
     if options.json:
         _print_json(verification.to_dict())
     else:
@@ -167,11 +199,17 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if verification.equivalent else 1
 
 
-def _checking(options: argparse.Namespace) -> dict[str, Any]:
-    if options.samples < 1:
-        raise BadInputError(f"--samples must be at least 1, not {options.samples}")
-    names = ("provider", "data", "samples", "rtol", "atol", "seed")
-    return {name: getattr(options, name) for name in names}
+def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
+    """Return the options of the comparison, refused before anything costs time."""
+    from onnx_net2net.inputs import input_specs, read_npz
+    from onnx_net2net.runtime import provider_name
+    from onnx_net2net.verify import check_options
+
+    check_options(options.samples, options.rtol, options.atol, options.seed)
+    provider = provider_name(options.provider)
+    data = read_npz(options.data, input_specs(teacher.proto)) if options.data else None
+    rest = {name: getattr(options, name) for name in ("samples", "rtol", "atol", "seed")}
+    return {"provider": provider, "data": data, **rest}
 
 
 def _sizes(items: Sequence[str]) -> dict[str, int | str]:
@@ -191,7 +229,12 @@ def _print_json(value: Any) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -51,7 +52,13 @@ class OutputReport:
 
 
 def compare(
-    name: str, student: Array | None, teacher: Sequence[Array], *, rtol: float | None, atol: float | None
+    name: str,
+    student: Array | None,
+    teacher: Sequence[Array],
+    *,
+    rtol: float | None,
+    atol: float | None,
+    units: Mapping[str, float] = MappingProxyType({}),
 ) -> OutputReport:
     """Compare one tensor.
 
@@ -61,12 +68,15 @@ def compare(
         teacher: The teacher's values at each optimization level, and last those with everything nudged.
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
+        units: For tensors whose values come from an operation on numbers of a given size, that size: a probability of
+            1e-6 is as noisy as one of 1.
     """
     first, *others, _ = teacher
     if student is None or student.shape != first.shape:
         return OutputReport(name, math.inf, math.inf, 0.0, 0.0, math.inf, 1.0)
     error = np.min([_gap(student, first), *(_gap(student, other) for other in others if other.shape == first.shape)], 0)
     largest = float(np.max(np.abs(first), initial=0, where=finite(first))) if first.dtype != object else 1.0
+    scale = max(largest, units.get(name, 0.0))
     step = epsilon(first.dtype)
     noise, allowed = 0.0, np.zeros(())
     if step is not None:
@@ -74,8 +84,8 @@ def compare(
         levels = max(rearranged, default=0.0)
         # The levels are the noise only where nothing could be moved. Otherwise they are added once: some optimizations
         # approximate, and a student that gets only some of them lands between the two.
-        noise = max(moved or levels, step * largest, float(ml_dtypes.finfo(first.dtype).tiny))
-        limit = max(MAX_TOLERANCE, 4 * step) * largest  # bfloat16 has steps of 0.8 %
+        noise = max(moved or levels, step * scale, float(ml_dtypes.finfo(first.dtype).tiny))
+        limit = max(MAX_TOLERANCE, 4 * step) * scale  # bfloat16 has steps of 0.8 %
         allowed = np.asarray(min(NOISE_FACTOR * noise + levels, limit))
         if rtol is not None or atol is not None:
             allowed = (atol or 0.0) + (rtol or 0.0) * np.abs(first.astype(np.float64))

@@ -15,8 +15,9 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -212,6 +213,10 @@ Filler = Literal["own", "copy", "zero"]
 one), or zero (the shift of a normaliser)."""
 
 
+Deviation = Callable[[], float]
+"""Estimates the standard deviation of a weight when it is asked for."""
+
+
 def grow(
     values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, filler: Filler, factor: float = 1.0
 ) -> np.ndarray:
@@ -235,9 +240,11 @@ def grow(
     result = np.array(result) if result is values else result
     if not is_float(result.dtype):
         return result
-    deviation = _deviation(values)
+    deviation = cache(partial(_deviation, values))
     for position, side in enumerate(sides):
         view = np.moveaxis(result, position, 0)
+        if side.map.is_identity:
+            continue
         if side.reads:
             _weigh(view, side, style, deviation, rng)
         else:
@@ -258,7 +265,9 @@ def _deviation(values: np.ndarray) -> float:
     return float(sample.std()) if sample.size > 1 else 0.0
 
 
-def _weigh(view: np.ndarray, side: Side, style: Style, deviation: float, rng: np.random.Generator) -> None:
+def _weigh(
+    view: np.ndarray, side: Side, style: Style, deviation: Callable[[], float], rng: np.random.Generator
+) -> None:
     """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were."""
     weight = side.map.weight
     scaled = np.flatnonzero(weight != 1.0)
@@ -271,19 +280,21 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: float, rng: np
         sources, starts = np.unique(side.map.index[copies], return_index=True)
         originals = np.flatnonzero(side.map.first)
         originals = originals[np.searchsorted(side.map.index[originals], sources)] if len(originals) else originals
-        moved = _draw((len(copies), *view.shape[1:]), style.spread * deviation, rng, view.dtype)
+        moved = _draw((len(copies), *view.shape[1:]), style.spread * deviation(), rng, view.dtype)
         view[copies] += moved
         view[originals] -= np.add.reduceat(moved, starts, axis=0)
     at_random = _units(side.map, "random_pad", *(("zero_in", "mean") if side.silent else ()))
     if len(at_random):
-        view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation, rng, view.dtype)
+        view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation(), rng, view.dtype)
 
 
-def _make(view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.random.Generator, filler: Filler) -> None:
+def _make(
+    view: np.ndarray, map: Map, style: Style, deviation: Callable[[], float], rng: np.random.Generator, filler: Filler
+) -> None:
     """Give new units that are no plain copies their incoming weights."""
     own = _units(map, "zero_out", "random_pad")
     if len(own) and view.ndim > 1:
-        view[own] = _draw((len(own), *view.shape[1:]), deviation, rng, view.dtype)
+        view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
     if filler == "copy":
         return
     view[_units(map, "zero_in")] = 0
@@ -292,11 +303,13 @@ def _make(view: np.ndarray, map: Map, style: Style, deviation: float, rng: np.ra
         view[mean] = 0 if filler == "zero" else view[map.first].mean(axis=0, dtype=np.float64).astype(view.dtype)
     if style.noise and view.ndim > 1:
         copies = np.flatnonzero(~map.first & (map.kind == 0))
-        view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation, rng, view.dtype)
+        view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation(), rng, view.dtype)
 
 
 def _units(map: Map, *origins: str) -> np.ndarray:
     """Return the places of the units that came about in one of these ways."""
+    if not map.kind.any():
+        return np.zeros(0, np.intp)
     return np.flatnonzero(np.isin(map.kind, [ORIGINS.index(origin) for origin in origins]))
 
 

@@ -44,7 +44,8 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
     ranked.sort(key=lambda entry: entry[:2])
     for frozen in (False, True):  # dims that can grow have the first choice of names
         for _, number, use, position in ranked:
-            label = module_of(analysis.nodes[number], proto.graph.node[number], use.constant.name)
+            name = use.constant.name or analysis.nodes[number].inputs[use.input].name
+            label = module_of(analysis.nodes[number], proto.graph.node[number], name)
             _name_axis(names, taken, label, use.axes[position], frozen)
     return names
 

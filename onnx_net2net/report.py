@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from onnx_net2net.model import Model
 from onnx_net2net.operation import ROUTINE
@@ -20,7 +21,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
     for group in inspection.groups:
         if not is_routine(group):
             row = group.name, f"{group.size:,}", str(group.tensors), f"{group.elements:,}", _state(group)
-            table.add_row(*row, style="dim" if group.reason else None)
+            table.add_row(*map(Text, row), style="dim" if group.reason else None)
     return table
 
 
@@ -50,7 +51,7 @@ def widening_table(widening: Widening, title: str) -> Table:
         wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
         stays = change.new == change.old
         row = change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)
-        table.add_row(*row, style="dim" if stays else None)
+        table.add_row(*map(Text, row), style="dim" if stays else None)
     table.add_section()
     before, after = widening.teacher.parameters, widening.student.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}", "", "", "")
@@ -102,7 +103,7 @@ def _state(group: Group) -> str:
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="left" if name in ("map", "can it grow?") else "right", overflow="fold")

@@ -63,7 +63,7 @@ def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], 
     Raises:
         BadInputError: If that is not possible there.
     """
-    _check_target(target, sources)
+    check_target(target, sources)
     with contextlib.ExitStack() as stack:
         try:
             # Beside the target, because only then is moving it there atomic.
@@ -116,7 +116,12 @@ def write(
     report(path.name, total, total)
 
 
-def _check_target(target: Path, sources: Iterable[Path]) -> None:
+def check_target(target: Path, sources: Iterable[Path]) -> None:
+    """Refuse a place that cannot be written, or that the model itself is read from.
+
+    Raises:
+        BadInputError: The target is a folder, is in none, or is one of the sources.
+    """
     if target.is_dir():
         raise BadInputError(f"cannot write {target}: it is a folder")
     if not target.parent.is_dir():

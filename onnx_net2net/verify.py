@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -33,6 +34,15 @@ from onnx_net2net.noise import noisy_twin, nudged
 from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
 
 __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Embed", "OutputReport", "Verification", "verify"]
+
+
+QUICK_SECONDS = 0.2
+"""More than the asked samples are run while they take no longer than this."""
+
+MOST_SAMPLES = 24
+
+_BOUNDED = {"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"}
+_MOVES = {"Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Identity", "Split", "Gather"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ def verify(
         BadInputError: The teacher does not run, or the provider or the data cannot be used.
         NotEquivalentError: The student does not run, or has other inputs or outputs.
     """
+    check_options(samples, rtol, atol, seed)
     provider = provider_name(provider)
     open_with = partial(Runner, provider=provider)
     old, new = load(teacher), load(student)
@@ -134,7 +145,7 @@ def verify(
     specs = input_specs(old.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
     gather = partial(_cases, specs=specs, given=feeds, samples=samples, seed=seed, progress=progress)
-    judge = partial(compare, rtol=rtol, atol=atol)
+    judge = partial(compare, rtol=rtol, atol=atol, units=_units(old.proto.graph))
     with old.on_disk() as old_path, new.on_disk() as new_path:
         levels, cases = _teach(old_path, open_with, gather, progress)
         reports: dict[str, list[OutputReport]] = {}
@@ -159,6 +170,21 @@ def verify(
         outputs=tuple(max(found, key=lambda report: report.severity) for found in reports.values()),
         diverges_at=culprit,
     )
+
+
+def check_options(samples: int, rtol: float | None, atol: float | None, seed: int) -> None:
+    """Refuse options of `verify` that make no sense.
+
+    Raises:
+        BadInputError: One of them is out of range.
+    """
+    if samples < 1:
+        raise BadInputError(f"samples must be at least 1, not {samples}")
+    if seed < 0:
+        raise BadInputError(f"the seed must be at least 0, not {seed}")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise BadInputError(f"{name} must be a number of at least 0, not {value}")
 
 
 @dataclass
@@ -226,6 +252,8 @@ def _cases(
         answer = runner(feeds)
         if not any(np.any(finite(values)) for values in answer.values()):
             raise ValueError("all outputs are empty, NaN or infinite, so nothing can be compared")
+        if not cases and _differ(answer, runner(feeds)):
+            raise BadInputError("the teacher is random: two runs on the same inputs differ")
         moved = nudged(feeds, specs, rng)
         try:
             cases.append(_Case(feeds, [answer], noisy(moved)))
@@ -236,12 +264,24 @@ def _cases(
         attempt(check_feeds(given, specs))
         return cases
     found = accepted(specs, attempt, rng)
-    for index in range(len(found), samples):
+    started = time.perf_counter()
+    for index in itertools.count(len(found)):
+        if index >= samples and (index >= MOST_SAMPLES or time.perf_counter() - started > QUICK_SECONDS):
+            break
         with contextlib.suppress(ValueError):  # a scale too large or too small for this model
             attempt(draw(specs, found[index % len(found)], rng, scale=SCALES[index % len(SCALES)]))
     for index, case in enumerate(cases):
         case.binding = found[index % len(found)]
     return cases
+
+
+def _differ(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Tell whether two answers differ by more than threads can make them."""
+    return any(
+        not np.allclose(values, other[name], rtol=0.01, atol=0.01 * np.max(np.abs(values), initial=0), equal_nan=True)
+        for name, values in one.items()
+        if values.dtype.kind == "f"
+    )
 
 
 def _run_all(runner: Runner, feeds: Sequence[Feeds], what: str, progress: Progress | None) -> list[dict[str, Array]]:
@@ -266,6 +306,19 @@ def _check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto) -> Non
             if not _compatible(old[name].type, new[name].type):
                 texts = [helper.printable_value_info(value[name]).lstrip("%") for value in (old, new)]
                 raise NotEquivalentError(f"{what} {texts[0]} of the teacher is {texts[1]} in the student")
+
+
+def _units(graph: onnx.GraphProto) -> dict[str, float]:
+    """Return 1 for the outputs that are probabilities and the like, however small they happen to be."""
+    producers = {name: node for node in graph.node for name in node.output}
+    units = {}
+    for value in graph.output:
+        node = producers.get(value.name)
+        while node is not None and node.op_type in _MOVES:
+            node = producers.get(node.input[0])
+        if node is not None and node.op_type in _BOUNDED:
+            units[value.name] = 1.0
+    return units
 
 
 def _values(graph: onnx.GraphProto, what: str) -> dict[str, onnx.ValueInfoProto]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
+import gc
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -21,11 +23,16 @@ from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.maps import KINDS, ORIGINS, Kind, Map, Style, from_index, pad, padded, replicate, uniform
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims
-from onnx_net2net.padding import paddable
+from onnx_net2net.padding import State, follow, paddable
+from onnx_net2net.protos import all_tensors
 from onnx_net2net.rewrite import rewrite
 
 HISTORY = "onnx_net2net.history"
 """Metadata entry that lists what was done to a model, as JSON."""
+
+
+MOST_UNITS = 2**27
+"""No network has wider axes, and the maps of wider ones would not fit into memory."""
 
 
 @dataclass(eq=False)
@@ -123,7 +130,8 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspecti
         BadInputError: If it cannot be used.
     """
     loaded = load(model)
-    return _inspect(loaded, infer(loaded))
+    with paused_gc():
+        return _inspect(loaded, infer(loaded))
 
 
 def widen(
@@ -159,40 +167,65 @@ def widen(
         BadInputError: If the model cannot be used, or an option makes no sense.
         RefusedError: If a size cannot be had exactly.
     """
-    _check_options(factor, sizes, multiple_of, map, spread, noise)
+    _check_options(factor, sizes, multiple_of, map, spread, noise, seed)
     model = load(teacher)
+    with paused_gc():
+        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise))
+
+
+def _widen(
+    model: Model,
+    factor: float | None,
+    sizes: Mapping[str, int | str],
+    only: Sequence[str],
+    multiple_of: int,
+    map: Kind,
+    style: Style,
+) -> Widening:
     analysis = infer(model)
     inspection = _inspect(model, analysis)
-    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(seed))
-    plan.set_sizes(sizes or {})
+    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed))
+    plan.set_sizes(sizes)
     if factor is not None:
         plan.widen_all(factor, only)
-    style = Style(seed, spread, noise)
     record = {
-        "operation": "widen", "factor": factor, "sizes": dict(sizes or {}), "only": list(only),
-        "multiple_of": multiple_of, "map": map, "spread": spread, "noise": noise, "seed": seed,
+        "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
+        "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
         "version": version("onnx-net2net"), "teacher": fingerprint(model),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
-        raise RefusedError(f"nothing can grow: {_main_reason(inspection, factor)}")
+        raise RefusedError(f"nothing grows: {_main_reason(plan)}")
     plan.check_map()
     covered = _covered(analysis, plan.growth)
     student = rewrite(model, analysis, plan.growth, style, {HISTORY: json.dumps([*history(model), record])})
-    exact = map != "random_pad" and not noise
+    exact = map != "random_pad" and not style.noise
     fixed = tuple(group for group in inspection.groups if group.reason)
-    return Widening(model, student, tuple(plan.changes()), exact, seed, covered, fixed)
+    return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed)
 
 
-def _main_reason(inspection: Inspection, factor: float | None) -> str:
-    """Return why the largest dim stays as it is."""
-    if not inspection.groups:
+@contextlib.contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause the cyclic garbage collector, which would walk the many objects of a large graph again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _main_reason(plan: _Plan) -> str:
+    """Return why the largest of the dims that were to grow stays as it is."""
+    chosen = plan.chosen or list(plan.inspection.groups)
+    if not chosen:
         return "the model has no weights with a dim of more than one unit"
-    growable = [group for group in inspection.groups if group.reason is None]
+    growable = [group for group in chosen if group.reason is None]
     if growable:
         largest = max(growable, key=lambda group: group.elements)
-        return f"{largest!r} cannot have {factor} times its size; its next sizes are multiples of {largest.size}"
-    hidden = [group for group in inspection.groups if group.reason not in (None, "")]
-    return str(max(hidden, key=lambda group: group.elements).reason)
+        return f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+    largest = max(chosen, key=lambda group: group.elements)
+    return f"{largest.name!r}: {largest.reason}"
 
 
 def history(model: Model) -> list[dict[str, object]]:
@@ -208,24 +241,39 @@ def history(model: Model) -> list[dict[str, object]]:
 
 
 def fingerprint(model: Model) -> str:
-    """Return the SHA-256 of the model's file, or of its graph where it has no file."""
+    """Return the SHA-256 of the model's file (not of external data beside it), or of a model in memory."""
     digest = hashlib.sha256()
-    if model.path is None:
-        digest.update(model.proto.SerializeToString(deterministic=True))
-    else:
+    if model.path is not None:
         with open(model.path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+        return digest.hexdigest()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in all_tensors(proto):
+        weight = model.tensor(tensor)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # a stub, whose key is another one each time
+            del tensor.external_data[:]
+            digest.update(weight.tobytes())
+    digest.update(proto.SerializeToString(deterministic=True))
     return digest.hexdigest()
 
 
 def _check_options(
-    factor: float | None, sizes: Mapping[str, int | str] | None, multiple_of: int, map: str, spread: float, noise: float
+    factor: float | None,
+    sizes: Mapping[str, int | str] | None,
+    multiple_of: int,
+    map: str,
+    spread: float,
+    noise: float,
+    seed: int,
 ) -> None:
     if factor is None and not sizes:
         raise BadInputError("give a factor or sizes, or there is nothing to widen")
     if factor is not None and not (math.isfinite(factor) and factor >= 1):
         raise BadInputError(f"the factor must be a number of at least 1, not {factor}")
+    if seed < 0:
+        raise BadInputError(f"the seed must be at least 0, not {seed}")
     if multiple_of < 1:
         raise BadInputError(f"multiple_of must be at least 1, not {multiple_of}")
     if map not in KINDS:
@@ -297,6 +345,8 @@ class _Plan:
         self, analysis: Analysis, inspection: Inspection, multiple_of: int, kind: Kind, rng: np.random.Generator
     ) -> None:
         self.growth: dict[Dim, Map] = {}
+        self.inspection = inspection
+        self.chosen: list[Group] = []
         self._analysis, self._groups = analysis, list(inspection.groups)
         self._multiple, self._kind, self._rng = multiple_of, kind, rng
         self._wanted: dict[int, float] = {}
@@ -312,6 +362,7 @@ class _Plan:
         """Grow the dims that patterns name to given sizes."""
         for pattern, text in sizes.items():
             groups = self._match(pattern)
+            self.chosen += groups
             growable = [group for group in groups if group.reason is None]
             if not growable:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
@@ -321,6 +372,7 @@ class _Plan:
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
         """Grow all dims (or those named) by a factor, one of the factors of each product."""
         chosen = [group for pattern in only for group in self._match(pattern)] if only else self._groups
+        self.chosen += chosen
         candidates = [group for group in dict.fromkeys(chosen) if group.reason is None]
         taken = set(self.growth)
 
@@ -361,7 +413,8 @@ class _Plan:
             yield Change(group.name, group.size, new, wanted, kind, group.tensors)
 
     def _match(self, pattern: str) -> list[Group]:
-        found = [group for group in self._groups if fnmatch.fnmatchcase(group.name, pattern)]
+        exact = [group for group in self._groups if group.name == pattern]  # a name may look like a pattern
+        found = exact or [group for group in self._groups if fnmatch.fnmatchcase(group.name, pattern)]
         if not found:
             names = [group.name for group in self._groups if group.reason is None]
             near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
@@ -401,6 +454,8 @@ class _Plan:
     def _grow(self, group: Group, size: int) -> None:
         if size == group.size:
             return
+        if size > MOST_UNITS:
+            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
         if len(group.dims) > 1:
             self._grow_units(group, size)
         elif group.is_uniform:
@@ -492,10 +547,7 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
     """
     if kind not in _UNFITTING:
         return {}
-    unfit: dict[Dim, str] = {}
-    for dim in analysis.dims():
-        if dim.statistic or dim.copies:
-            unfit[dim] = dim.statistic or dim.copies or ""
+    unfit = {dim: dim.statistic or dim.copies or "" for dim in analysis.dims() if dim.statistic or dim.copies}
     for number, said in analysis.said.items():
         reason = _UNFITTING[kind].get(said.pointwise or "")
         if reason:
@@ -503,15 +555,28 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
             for tensor in node.outputs:
                 for dim in (d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)):
                     unfit.setdefault(dim, f"{node.op} {node.name or tensor.name!r} {reason}")
+    if kind == "zero_in":
+        _note_lost_zeros(analysis, unfit)
     return unfit
 
 
+def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
+    """Add the dims whose new units do not reach their readers as zeros."""
+    zeros: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if not dim.frozen and dim not in unfit}
+    states, _ = follow(analysis, zeros)
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for contraction in said.contractions:
+            for index, _ in contraction.sides:
+                held = states.get(node.inputs[index].name, {})
+                for dim in leaves(contraction.axis):
+                    if held.get(dim, "zero") != "zero":
+                        reason = "reads its units after an operation that does not keep zeros"
+                        unfit.setdefault(dim, f"{node.op} {node.name!r} {reason}")
+
+
 _UNFITTING: dict[str, dict[str, str]] = {
-    "zero_in": {
-        "any": "does not keep zeros",
-        "partial": "does not keep zeros",
-        "relu": "lets no gradient through at zero, so that the new units would never learn",
-    },
+    "zero_in": {"relu": "lets no gradient through at zero, so that the new units would never learn"},
     "zero_out": {"partial": "may make an infinity of random values"},
 }
 """For each map, what of a node between the units and their readers rules it out."""

@@ -301,8 +301,6 @@ def test_noise_is_on_the_incoming_weights_of_copies_alone() -> None:
 @pytest.mark.parametrize("style", [Style(spread=0.3), Style(noise=0.3)], ids=["spread", "noise"])
 def test_equal_streams_give_equal_weights(style: Style) -> None:
     sides = [Side(uniform(4, 8)), Side(uniform(3, 6), reads=True)]
-    one, other, third = (
-        grow(weight(4, 3), sides, style, np.random.default_rng(seed), "own") for seed in (1, 1, 2)
-    )
+    one, other, third = (grow(weight(4, 3), sides, style, np.random.default_rng(seed), "own") for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, other)
     assert not np.array_equal(one, third)

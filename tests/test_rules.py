@@ -151,7 +151,7 @@ case(
     problem="an axis scaled by 1.2 keeps its size 4 and counts as passed through",
 )  # fmt: skip
 case(
-    "Resize", (2, 3, 6, 4), None, None, [6, 7], free={2, 3}, axes=[2, 3], keep_aspect_ratio_policy="not_larger",
+    "Resize", (5, 3, 2, 4), None, None, [1, 3], free={3, 5}, axes=[2, 3], keep_aspect_ratio_policy="not_smaller",
     problem="sizes are bounds under keep_aspect_ratio_policy",
 )  # fmt: skip
 case("Upsample", (2, 3, 4, 4), floats(1, 1, 2, 2), free={2, 3}, opset=9)

@@ -73,6 +73,8 @@ def multi_head_attention(op: Op) -> None:
     if op.has(3):
         said.packed(op.input(3))
         op.freeze(said.width, PACKED)
+    if op.has(6) or (key is not None and len(key) == 4):
+        op.unify(said.value, said.width)  # the operator knows one size for both
     said.mask(5)
     said.cache(6, 1)
     said.positions(4, 8, 9)
@@ -92,23 +94,21 @@ def group_query_attention(op: Op) -> None:
     heads, groups = int(op.attrs["num_heads"]), int(op.attrs["kv_num_heads"])
     width = query[2].size // (heads if key else heads + 2 * groups)
     said = _Attention(op, query, key or query, groups, heads, width, width)
-    if op.has(7):
-        said.width = _rotated(op, width, op.input(7), op.input(8), op.attrs.get("rotary_interleaved", 0))
-    op.unify(said.value, said.width)  # the operator knows one size for both
+    op.unify(said.value, said.width)
+    op.freeze(said.width, "takes multiples of 8 along this axis, and one size for keys and values")
     if key is None:
         op.unify_all(query, (said.batch, said.rows, _end_to_end(said.heads, said.group, said.width, said.width)))
-        op.freeze(said.width, PACKED)
     else:
         said.query(query)
         said.keys(key, said.width)
         said.keys(value, said.width)
     said.positions(5, 6, 9, 12, 13)
+    for index in (7, 8, 14, 15):
+        op.freeze(op.input(index), KERNEL)
+    sink = op.input(11)
+    if sink is not None:
+        op.unify(sink[0], said.heads)
     said.mask(10)
-    op.unify_all(op.input(11) or (), (said.heads,) if op.has(11) else ())
-    for index in (14, 15):
-        op.unify_all(op.input(index) or (), (said.width,) if op.has(index) else ())
-        if op.has(index):
-            op.freeze(said.width, "normalises over this axis before it sums over it")
     said.cache(3, 1)
     said.results(3)
     op.attribute("num_heads", said.heads)
@@ -294,7 +294,7 @@ Values = Sequence[Any]
 
 @type_function("MultiHeadAttention", domain=MICROSOFT)
 def _typed_multi_head(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
-    query, key, value, past = (*types[:3], *(types[6:7] or [None]))
+    query, key, value, _, _, _, past = [*types, *[None] * 7][:7]
     heads = attrs["num_heads"]
     assert query is not None
     dtype, (batch, rows, *_) = query
@@ -309,7 +309,7 @@ def _typed_multi_head(types: Types, attrs: Attrs, values: Values) -> list[Typed]
 
 @type_function("GroupQueryAttention", domain=MICROSOFT)
 def _typed_group_query(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
-    query, key, past = types[0], types[1], types[3]
+    query, key, _, past, *_ = types
     heads, groups = attrs["num_heads"], attrs["kv_num_heads"]
     assert query is not None
     dtype, (batch, rows, hidden) = query
@@ -323,7 +323,7 @@ def _typed_group_query(types: Types, attrs: Attrs, values: Values) -> list[Typed
 
 @type_function("Attention", domain=MICROSOFT)
 def _typed_self_attention(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
-    source, weights, past = (*types[:2], *(types[4:5] or [None]))
+    source, weights, _, _, past = [*types, *[None] * 3][:5]
     assert source is not None
     assert weights is not None
     dtype, (batch, rows, _) = source

@@ -61,9 +61,20 @@ def activated(op: Op) -> None:
 
 signature("Gelu", "QuickGelu", "*x -> *x", domain=MICROSOFT, pointwise="zero")
 signature("BiasGelu", "FastGelu", "*x c, c -> *x c", domain=MICROSOFT, pointwise="zero")
-signature("BiasSplitGelu", "n s (k c), (k c) -> n s c", domain=MICROSOFT, sizes={"k": 2}, fixed="k", pointwise="zero")
 signature("BiasAdd", "n s c, c, n s c -> n s c", domain=MICROSOFT, pointwise="zero")
 signature("BiasDropout", "*x c, c, *x c -> *x c, *x c", domain=MICROSOFT, pointwise="zero")
+
+
+@rule("BiasSplitGelu", domain=MICROSOFT, pointwise="zero")
+def bias_split_gelu(op: Op) -> None:
+    """The first half of each row of X + bias times Gelu of the other."""
+    op.apply("n s (k c), (k c) -> n s c", sizes={"k": 2}, fixed="k")
+
+
+@type_function("BiasSplitGelu", domain=MICROSOFT)
+def _typed_half(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+    dtype, shape = types[0] or (0, ())
+    return [(dtype, (*shape[:-1], shape[-1] // 2))]
 
 
 @rule("BitmaskDropout", domain=MICROSOFT)
@@ -256,10 +267,10 @@ def _typed_skip(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(op: Op) -> None:
-    """Normalise a sum of rows of three tables."""
+    """Normalise a sum of rows of three tables, one of them by position."""
     for table in (op.input(2), op.input(3), op.input(4)):
         op.freeze((table or ())[:1], "looks entries up along this axis")
-    op.apply("b s, b s, v c, p c, g c, c, c, b s, b2~ s -> b s c, b, b s c", uniform="c")
+    op.apply("b s, b s, v c, p c, g c, c, c, b s, b2~ s -> b s c, b, b s c", fixed="s", uniform="c")
     op.scales(5)
 
 

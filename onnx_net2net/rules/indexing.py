@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from onnx_net2net.dims import Dim, Product
-from onnx_net2net.operation import Op
+from onnx_net2net.operation import LISTED, Op
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.sizes import Typed, type_function
 
@@ -105,7 +105,7 @@ def one_hot(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     at = op.axis(len(target), -1)
-    op.freeze(target[at], "counts along this axis")
+    op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")
     op.unify_all(indices, (*target[:at], *target[at + 1 :]))
 
 
@@ -165,6 +165,7 @@ def center_crop_pad(op: Op) -> None:
     if source is None or target is None:
         op.freeze_all(UNKNOWN)
         return
+    op.freeze(op.input(1), LISTED)
     listed = [a % len(source) for a in op.attrs.get("axes", range(len(source)))]
     for position, (a, b) in enumerate(zip(source, target, strict=True)):
         if a.size != b.size or not op.unify(a, b):
@@ -200,7 +201,19 @@ def stft(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     op.unify(signal[0], target[0])
-    op.freeze((*signal[1:], *target[1:]), "transforms windows along this axis")
+    op.freeze((*signal[1:], *target[1:], *(op.input(2) or ())), "transforms windows along this axis")
+
+
+@type_function("STFT", domain="")
+def _stft_type(types: Sequence[Typed | None], attrs: Mapping[str, Any], values: Sequence[Any]) -> list[Typed]:
+    """Type an STFT: the inference of onnx takes an absent `onesided` for 0, though its default is 1."""
+    signal, window = types[0], types[2] if len(types) > 2 else None
+    length = values[3] if len(values) > 3 and values[3] is not None else window and window[1][0]
+    if signal is None or values[1] is None or length is None:
+        raise ValueError("has frames of a length that is not known")
+    dtype, (batch, samples, *_) = signal
+    bins = int(length) // 2 + 1 if attrs.get("onesided", 1) else int(length)
+    return [(dtype, (batch, 1 + (samples - int(length)) // int(values[1]), bins, 2))]
 
 
 # --- Samples of images --------------------------------------------------------------------------------------------
@@ -232,7 +245,7 @@ def col2im(op: Op) -> None:
     if block is None:
         op.freeze_all("has a block of unknown size")
         return
-    op.apply("n (c k) l -> n c *y", sizes={"k": prod(block.tolist())}, fixed="k l y")
+    op.apply("n (c k) l, i, b -> n c *y", sizes={"k": prod(block.tolist())}, fixed="k l y i b")
 
 
 # --- Unit by unit -------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Normalisers: a statistic over an axis admits only growth that keeps it (growth-math: class U_r)."""
 
+from collections.abc import Sequence
+
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule, signature
+from onnx_net2net.sizes import Typed, type_function
 
 
 @rule("BatchNormalization")
@@ -20,6 +23,12 @@ signature("GroupNormalization", "n (g c) *x, g, g -> n (g c) *x", since=18, size
 signature(
     "GroupNormalization", "n (g c) *x, (g c), (g c) -> n (g c) *x", since=21, sizes={"g": "num_groups"}, uniform="c x"
 )
+
+
+@type_function("GroupNormalization", domain="")
+def typed_as_input(types: Sequence[Typed | None], *_: object) -> list[Typed]:
+    """Type the result like the input, which onnx's inference of this operator on single nodes does not."""
+    return [types[0]] if types[0] is not None else []
 
 
 @rule("LayerNormalization")
