@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from onnx_net2net.errors import BadInputError, Net2NetError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from onnx_net2net.model import Model
 
@@ -29,8 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return int(options.run(options))
     except Net2NetError as error:
         print(f"onnx-net2net: {error}", file=sys.stderr)
@@ -38,12 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("onnx-net2net: there is not enough memory for a model of this size", file=sys.stderr)
         return BadInputError.exit_code
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("onnx-net2net: interrupted, nothing written", file=sys.stderr)
         return 130
+    finally:
+        _print("", end="")  # what argparse has printed
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,11 +136,10 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(report.inspection_dict(inspection))
         return 0
-    console = _console()
-    console.print(report.inspection_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"))
+    _show(report.inspection_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"))
     routine = sum(map(report.is_routine, inspection.groups))
     if routine:
-        _say(console, f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
+        _print(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
     return 0
 
 
@@ -161,11 +159,10 @@ def _widen(options: argparse.Namespace) -> int:
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
         seed=options.seed,
     )  # fmt: skip
-    console = _console()
     if not options.json:
-        console.print(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
+        _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
         for line in report.fixed_lines(widening.fixed):
-            _say(console, line)
+            _print(line)
     verification = None
     with _progress() as progress, widening.student.stage(options.output, progress=progress) as staged:
         if options.verify:
@@ -178,9 +175,9 @@ def _widen(options: argparse.Namespace) -> int:
         _print_json({**report.widening_dict(widening), "verification": checked, "output": str(options.output)})
         return 0
     if not widening.exact:
-        _say(console, f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
-    _say(console, str(verification or "not verified (--no-verify)"))
-    _say(console, f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+        _print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
+    _print(str(verification or "not verified (--no-verify)"))
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0
 
 
@@ -195,7 +192,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(verification.to_dict())
     else:
-        print(verification)
+        _print(str(verification))
     return 0 if verification.equivalent else 1
 
 
@@ -223,18 +220,24 @@ def _sizes(items: Sequence[str]) -> dict[str, int | str]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+    _print(json.dumps(value, indent=2))
 
 
-def _console() -> Console:
+def _show(table: Table) -> None:
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    with console.capture() as captured:
+        console.print(table)
+    _print(captured.get(), end="")
 
 
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, soft_wrap=True)
+def _print(text: str, end: str = "\n") -> None:
+    """Print, and go on with the work where whoever read the output has seen enough."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -21,13 +21,19 @@ _serial = count()
 
 
 class Ratio:
-    """Dims that share a ratio must all grow by the same whole factor; `members` counts those that still stand."""
+    """Dims that share a ratio must all grow by the same whole factor.
 
-    __slots__ = ("_to", "members")
+    Attributes:
+        members: How many dims there are that still stand.
+        frozen: Why one of them cannot grow, so that none can, or None.
+    """
+
+    __slots__ = ("_to", "frozen", "members")
 
     def __init__(self) -> None:
         self._to: Ratio | None = None
         self.members = 0
+        self.frozen: str | None = None
 
     @property
     def shared(self) -> bool:
@@ -47,6 +53,7 @@ class Ratio:
         if mine is not its:
             mine._to = its
             its.members += mine.members
+            its.frozen = its.frozen or mine.frozen
 
 
 class Dim:
@@ -156,6 +163,14 @@ def freeze(axis: Axis, reason: str) -> None:
     """Fix the size and order of every dim of the axis; the first reason given is kept."""
     for dim in leaves(axis):
         dim.frozen = dim.frozen or reason
+        _stick(dim)
+
+
+def _stick(dim: Dim) -> None:
+    """Let the ratio of a frozen dim remember that it is."""
+    if dim.frozen and dim.ratio is not None:
+        root = dim.ratio.root()
+        root.frozen = root.frozen or dim.frozen
 
 
 def keep_uniform(axis: Axis, reason: str, ratio: Ratio | None = None) -> None:
@@ -168,6 +183,7 @@ def keep_uniform(axis: Axis, reason: str, ratio: Ratio | None = None) -> None:
         elif ratio is not None:
             axis.ratio.join(ratio)
         axis.statistic = axis.statistic or reason
+        _stick(axis)
     elif isinstance(axis, Product) and (ratio is None or not ratio.shared):
         for part in axis.parts:
             keep_uniform(part, reason)

@@ -187,13 +187,11 @@ def _is_divisible(analysis: Analysis, node: gs.Node, contraction: Contraction) -
 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
-    """Fix the axes of constants that the rule did not speak of, like the scales of Resize."""
+    """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
     if op.kind in ("Shape", "Size"):  # a size follows its tensor
         return
     spoken = [contraction.axis for contraction in op.said.contractions]
     for index, axes in enumerate(op.inputs):
-        if (number, index) not in analysis.uses:
-            continue
         others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
         around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
         for axis in axes or ():

@@ -56,7 +56,7 @@ class Map:
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
-        return self.new == self.old and bool(self.first.all())
+        return self.new == self.old and bool((self.index == np.arange(self.old)).all())
 
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
@@ -268,21 +268,29 @@ def _deviation(values: np.ndarray) -> float:
 def _weigh(
     view: np.ndarray, side: Side, style: Style, deviation: Callable[[], float], rng: np.random.Generator
 ) -> None:
-    """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were."""
-    weight = side.map.weight
-    scaled = np.flatnonzero(weight != 1.0)
+    """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were.
+
+    A unit itself gets what its copies leave, so that their sum is exact in the few bits of half precision too.
+    """
+    map = side.map
+    copies = np.flatnonzero(~map.first & (map.kind == 0) & (map.weight > 0)) if side.spread else np.zeros(0, np.intp)
+    divided = np.zeros(map.new, bool)
+    if len(copies):
+        copies = copies[np.argsort(map.index[copies], kind="stable")]
+        sources, starts = np.unique(map.index[copies], return_index=True)
+        originals = np.flatnonzero(map.first)
+        by_source = originals[np.argsort(map.index[originals])]
+        originals = by_source[np.searchsorted(map.index[by_source], sources)]
+        divided[copies] = divided[originals] = True
+        wide = np.promote_types(view.dtype, np.float32)
+        shares = view[copies] * _column(map.weight[copies], view)
+        if style.spread and view.ndim > 1:
+            shares += _draw(shares.shape, style.spread * deviation(), rng, view.dtype)
+        view[copies] = shares
+        view[originals] = view[originals] - np.add.reduceat(shares.astype(wide, copy=False), starts, axis=0)
+    scaled = np.flatnonzero((map.weight != 1.0) & ~divided)
     if len(scaled):
-        factors = weight[scaled].reshape(-1, *(1,) * (view.ndim - 1))
-        view[scaled] = (view[scaled] * factors.astype(view.dtype)).astype(view.dtype)
-    copies = np.flatnonzero(~side.map.first & (side.map.kind == 0) & (side.map.weight > 0))
-    if style.spread and side.spread and len(copies) and view.ndim > 1:
-        copies = copies[np.argsort(side.map.index[copies], kind="stable")]
-        sources, starts = np.unique(side.map.index[copies], return_index=True)
-        originals = np.flatnonzero(side.map.first)
-        originals = originals[np.searchsorted(side.map.index[originals], sources)] if len(originals) else originals
-        moved = _draw((len(copies), *view.shape[1:]), style.spread * deviation(), rng, view.dtype)
-        view[copies] += moved
-        view[originals] -= np.add.reduceat(moved, starts, axis=0)
+        view[scaled] *= _column(map.weight[scaled], view)
     at_random = _units(side.map, "random_pad", *(("zero_in", "mean") if side.silent else ()))
     if len(at_random):
         view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation(), rng, view.dtype)
@@ -304,6 +312,11 @@ def _make(
     if style.noise and view.ndim > 1:
         copies = np.flatnonzero(~map.first & (map.kind == 0))
         view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation(), rng, view.dtype)
+
+
+def _column(weights: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """Shape the weights of units for multiplication into all that the units have."""
+    return weights.reshape(-1, *(1,) * (view.ndim - 1)).astype(view.dtype)
 
 
 def _units(map: Map, *origins: str) -> np.ndarray:

@@ -41,20 +41,25 @@ class Contraction:
 
 @dataclass(frozen=True)
 class SizeInput:
-    """Element `element` of integer input `input` is the total size of `axes` (0 and -1 speak for themselves)."""
+    """Element `element` of integer input `input` is the total size of `axes` (0 and -1 speak for themselves).
+
+    Where it is a place on an axis, `whole` is that axis: negative places count from its end, large ones mean it.
+    """
 
     input: int
     element: int
     axes: tuple[Axis, ...]
+    whole: Axis | None = None
 
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`."""
+    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`; see `SizeInput`."""
 
     name: str
     element: int | None
     axes: tuple[Axis, ...]
+    whole: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -221,13 +226,13 @@ class Op:
         """State that the node sums over an axis."""
         self.said.contractions.append(Contraction(axis, tuple(sides), law))
 
-    def size(self, index: int, element: int, *axes: Axis) -> None:
-        """State that an element of an integer input is the total size of the axes."""
-        self.said.size_inputs.append(SizeInput(index, element, axes))
+    def size(self, index: int, element: int, *axes: Axis, whole: Axis | None = None) -> None:
+        """State that an element of an integer input is the total size of the axes (a place on the axis `whole`)."""
+        self.said.size_inputs.append(SizeInput(index, element, axes, whole))
 
-    def attribute(self, name: str, *axes: Axis, element: int | None = None) -> None:
-        """State that an attribute (or one entry of it) is the total size of the axes."""
-        self.said.size_attributes.append(SizeAttribute(name, element, axes))
+    def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
+        """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""
+        self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
 
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
         """State that the node picks units along an axis; see `Selection`."""

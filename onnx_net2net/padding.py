@@ -100,6 +100,8 @@ def _result(analysis: Analysis, number: int, node: gs.Node, dim: Dim, held: list
         return "zero"  # the mean less the mean, or zero; the shift is made zero
     if said.pointwise == "linear":
         return found.pop() if len(found) == 1 else "other"
+    if node.op in ("Max", "Min"):
+        return "zero" if found == {"zero"} and len(operands) == len(node.inputs) else "other"
     if node.op in ("Add", "Sub", "Sum", "Mean"):
         whole = len(operands) == len(node.inputs)
         return found.pop() if len(found) == 1 and (whole or found == {"mean"}) else "other"

@@ -295,24 +295,22 @@ def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:
 
 
 def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
+    """Set the attributes that are sizes; places on an axis that still mean the same stay as they are written."""
     for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        wanted: dict[str, dict[int | None, tuple[int, int]]] = {}
+        attrs = analysis.nodes[number].attrs
+        missing: dict[str, dict[int, tuple[int, int]]] = {}
         for size in said.size_attributes:
             old, new = _total(size.axes, growth)
-            wanted.setdefault(size.name, {})[size.element] = old, new
-        for name, entries in wanted.items():
-            if all(old == new for old, new in entries.values()):
-                continue
-            if None in entries:
-                node.attrs[name] = entries[None][1]
-            elif name in node.attrs:
-                values = list(node.attrs[name])
-                for element, (old, new) in entries.items():
-                    values[element or 0] = new if old != new else values[element or 0]
-                node.attrs[name] = values
-            elif len({new for _, new in entries.values()}) > 1:
-                node.attrs[name] = [entries[element][1] for element in sorted(entries, key=lambda e: e or 0)]
+            if size.element is None:
+                if old != new:
+                    attrs[size.name] = new
+            elif size.name not in attrs:
+                missing.setdefault(size.name, {})[size.element] = old, new
+            elif size.whole is None or _place(attrs[size.name][size.element], new_size(size.whole, growth)) != new:
+                attrs[size.name] = [new if k == size.element else v for k, v in enumerate(attrs[size.name])]
+        for name, entries in missing.items():  # equal parts that need not be written down, until they differ
+            if len({new for _, new in entries.values()}) > 1 and any(old != new for old, new in entries.values()):
+                attrs[name] = [new for _, (_, new) in sorted(entries.items())]
 
 
 def _total(axes: Sequence[Axis], growth: Growth) -> tuple[int, int]:
@@ -368,12 +366,21 @@ def _needs(analysis: Analysis, number: int, growth: Growth) -> dict[int, np.ndar
         need = needs.setdefault(size.input, raw.copy())
         old, new = _total(size.axes, growth)
         given = int(raw.reshape(-1)[size.element])
+        if size.whole is not None:
+            if _place(given, new_size(size.whole, growth)) != new:
+                need.reshape(-1)[size.element] = new
+            continue
         if _follows(node, given, old) or (
             old == new and not _copies_grown(analysis, number, size.element, given, growth)
         ):
             continue
         need.reshape(-1)[size.element] = new
     return needs
+
+
+def _place(given: int, size: int) -> int:
+    """Return the place that a bound means on an axis of a size."""
+    return max(0, min(given + size if given < 0 else given, size))
 
 
 def _follows(node: gs.Node, given: int, size: int) -> bool:

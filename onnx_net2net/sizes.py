@@ -341,4 +341,4 @@ def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction
 
 
 def _tensor(value: np.ndarray, name: str) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+    return numpy_helper.from_array(np.asarray(value, order="C"), name)

@@ -306,21 +306,17 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
         for group in {id(g): g for axis in use.axes for d in leaves(axis) if (g := of_dim.get(d))}.values():
             group.tensors += 1
             group.elements += elements
-    _freeze_incomplete_ratios(analysis, groups.values())
+    _freeze_incomplete_ratios(groups.values())
     shown = [group for group in groups.values() if group.size > 1]
     return Inspection(tuple(shown), model.parameters)
 
 
-def _freeze_incomplete_ratios(analysis: Analysis, groups: Iterable[Group]) -> None:
+def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
     """A dim whose growth drags along one that cannot grow cannot grow either."""
-    stuck: dict[Ratio, str] = {}
-    for dim in analysis.dims():
-        if dim.ratio is not None and dim.frozen:
-            stuck.setdefault(dim.ratio.root(), dim.frozen)
     for group in groups:
         for dim in group.dims:
             if dim.ratio is not None and group.reason is None:
-                group.reason = stuck.get(dim.ratio.root())
+                group.reason = dim.ratio.root().frozen
 
 
 def _covered(analysis: Analysis, growth: Mapping[Dim, Map]) -> float:
@@ -572,7 +568,7 @@ def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
                 for dim in leaves(contraction.axis):
                     if held.get(dim, "zero") != "zero":
                         reason = "reads its units after an operation that does not keep zeros"
-                        unfit.setdefault(dim, f"{node.op} {node.name!r} {reason}")
+                        unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}")
 
 
 _UNFITTING: dict[str, dict[str, str]] = {

@@ -61,6 +61,11 @@ row("ScatterND", (5, 7, 3), np.array([[0], [4]]), (2, 7, 3), free={3, 7})
 row("ScatterND", (5, 7, 3), np.array([[0], [0]]), (2, 7, 3), free={3, 7}, reduction="mul")
 row("ScatterND", (5, 7, 3), np.array([[0, 1], [3, 2]]), (2, 3), free={3}, reduction="min", opset=18)
 row("ScatterND", (5, 7), np.array([[0, 1], [3, 2]]), (2,), free=set(), opset=11)
+row("ScatterND", (9, 7), np.array([[2], [3], [4], [5]]), (4, 7), free={2, 3, 4, 7})  # a range is a piece of the axis
+row("ScatterND", (9,), np.array([[-4], [-3], [-2], [-1]]), (4,), free={4, 5}, reduction="add")
+row("ScatterND", (8,), np.array([[3], [4], [5]]), np.zeros((3,), FLOAT), free={2, 3})
+row("ScatterND", (9,), np.array([[3]]), (1,), free=set())
+row("ScatterND", (9,), Fed([[3], [4]]), (2,), free=set())
 row("TensorScatter", (2, 11, 5), (2, 3, 5), Fed([4, 1]), free={2, 5}, opset=24)
 row("TensorScatter", (2, 3, 11, 5), (2, 3, 1, 5), Fed([4, 12]), free={2, 3, 5}, opset=24, mode="circular")
 row("TensorScatter", (2, 5, 11), (2, 5, 3), free={2, 5}, opset=24, axis=-1)
@@ -203,6 +208,10 @@ NETS = {
     "ScatterND": sequence("u = GatherND(h, of) m = ScatterND(h, at, u)", of=PLACES, at=np.array([[1, 2], [0, 4]])),
     "ScatterND into zeros": sequence(
         "u = GatherND(h, at) m = ScatterND(none, at, u)", at=PLACES, none=np.zeros((2, 5, 16), FLOAT)
+    ),
+    "ScatterND of a range": sequence(
+        "c = Concat<axis = -1>(h, h, h) b = ScatterND(bias, at, none) s = Add(c, b) m, k, v = Split<axis = -1>(s, n)",
+        bias=draw(48), at=np.arange(16, 32)[:, None], none=np.zeros(16, FLOAT), n=np.array([16, 16, 16]),
     ),
     "Scatter": sequence("m = Scatter<axis = 1>(h, at, h)", opset=10, at=np.tile(np.arange(5)[::-1, None], (2, 1, 16))),
     "TopK": sequence("m, at = TopK<axis = 1>(h, k)", k=np.array([2])),

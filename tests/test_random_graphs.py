@@ -193,7 +193,7 @@ def split_and_gate(net: Net, x: str) -> str:
 @image
 def sliced(net: Net, x: str) -> str:
     x = net.conv(x, 7)
-    a, b = net.slice(x, 0, 3), net.slice(x, 3, 2**31 - 1)
+    a, b = net.slice(x, 0, 3), net.slice(x, net.pick(3, -4), 2**31 - 1)
     net.channels[a], net.channels[b] = 3, 4
     y = net.node("Concat", net.conv(a, 2), net.act(b), axis=-3)
     net.channels[y] = 6
@@ -474,3 +474,31 @@ def test_many_random_networks_compute_the_same(chunk: int) -> None:
     for seed in range(10_000 + chunk, 12_000, 10):
         by_factor(seed)
         by_sizes(seed + 10_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "constant"),
+    [
+        ("Add", 1),
+        ("Sub", 1),
+        ("Mul", 3),
+        ("Sum", 1),
+        ("Mean", 1),
+        ("Max", -1),
+        ("Min", 1),
+        ("Max", 1),
+        ("Min", -1),
+    ],
+)
+def test_units_of_zeros_stay_exact_behind_a_constant(kind: str, constant: float) -> None:
+    net = Net(np.random.default_rng(0), opset=13)
+    net.channels["x"] = 4
+    hidden = net.node(kind, net.node("Tanh", net.linear("x", 8)), net.scalar(constant))
+    y = net.linear(hidden, 3)
+    feeds = {"x": net.rng.standard_normal((2, 4)).astype(np.float32)}
+    proto = build(net.nodes, feeds, [y], net.constants, opset=13)
+    try:
+        widening = widen(proto, factor=1.5, map="zero_in")
+    except RefusedError:
+        return
+    assert check(proto, feeds, widening)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.verify import verify
+
+verification = sys.modules["onnx_net2net.verify"]  # whose name in the package is the function's
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 MLP = "g (float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, w1) r = Relu(h) m = MatMul(r, w2) y = Add(m, b) }"
@@ -39,7 +42,8 @@ def changed(name, by):
     return mlp(**{name: value})
 
 
-def test_a_model_equals_itself():
+def test_a_model_equals_itself(monkeypatch):
+    monkeypatch.setattr(verification, "QUICK_SECONDS", 0)
     result = verify(mlp(), mlp())
     assert result.equivalent
     assert result.diverges_at is None
@@ -84,7 +88,66 @@ def test_tolerances_given_by_the_user():
     assert verify(mlp(), student, atol=2e-3).equivalent
     assert not verify(mlp(), student, atol=5e-4).equivalent
     assert verify(mlp(), mlp(b=weights()["b"] * 1.0001, w2=weights()["w2"] * 1.0001), rtol=1e-3).equivalent
-    assert not verify(mlp(), mlp(), rtol=-1.0).equivalent
+    assert not verify(mlp(), student, rtol=0, atol=0).equivalent
+    assert verify(mlp(), mlp(), rtol=0, atol=0).equivalent
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rtol": float("nan")}, "rtol must be a number of at least 0, not nan"),
+        ({"rtol": -1.0}, "rtol must be a number of at least 0, not -1.0"),
+        ({"atol": float("nan")}, "atol must be"),
+        ({"atol": -1e-9}, "atol must be"),
+        ({"atol": float("inf")}, "atol must be"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"seed": -1}, "the seed must be at least 0, not -1"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense(options, words):
+    with pytest.raises(BadInputError, match=words):
+        verify(mlp(), changed("b", 1), **options)
+
+
+def test_more_samples_are_run_while_they_are_quick(monkeypatch):
+    monkeypatch.setattr(verification, "QUICK_SECONDS", 1000)
+    assert verify(mlp(), mlp()).runs == verification.MOST_SAMPLES
+    assert verify(mlp(), mlp(), samples=30).runs == 30
+    assert verify(mlp(), mlp(), data={"x": np.ones((5, 8), np.float32)}).runs == 1
+
+
+@pytest.mark.parametrize("noise", ["RandomNormalLike(m)", "RandomUniformLike(m)"])
+def test_a_random_teacher_is_none(noise):
+    text = MLP.replace("y = Add(m, b)", f"a = Add(m, b) z = {noise} y = Add(a, z)")
+    for data in (None, {"x": np.ones((5, 8), np.float32)}):
+        with pytest.raises(BadInputError, match=r"^the teacher is random: two runs on the same inputs differ$"):
+            verify(model(text, **weights()), mlp(), data=data)
+
+
+def test_outputs_with_numbers_that_are_none_are_not_random(recwarn):
+    teacher = model("g (float[4] x) => (float[4] s, float[4] y) { s = Sqrt(x) y = Div(s, zero) }", zero=np.float32(0))
+    data = {"x": np.array([-1, 0, 1, 2], np.float32)}
+    assert verify(teacher, teacher, data=data).equivalent
+    assert not [warning for warning in recwarn if "atol" in str(warning.message)]
+
+
+@pytest.mark.parametrize(("act", "value"), [("Sigmoid", -40), ("Tanh", 1e-20), ("Softmax", -1e30)])
+def test_bounded_outputs_are_as_noisy_as_numbers_near_one_however_small_they_are(act, value):
+    """Most elements are far below the float spacing at 1, and so may be the errors that they have inside."""
+    head = f"g (float[2, 8] x) => (float[2, 7] y) {{ a = {act}(x) s = Slice(a, one, end, one) "
+    x = np.full((2, 8), value, np.float32)
+    x[:, 0] = 0
+
+    def made(tail, by=0.0):
+        return model(f"{head} {tail} }}", one=np.array([1]), end=np.array([8]), shift=np.full(7, by, np.float32))
+
+    def agrees(teacher, by):
+        return verify(teacher, made("y = Add(s, shift)", by), data={"x": x}).equivalent
+
+    assert agrees(made("y = Identity(s)"), 1e-7)
+    assert not agrees(made("y = Identity(s)"), 1e-4)
+    assert not agrees(made("y = Add(s, shift)"), 1e-7)  # a sum is not bounded, and has no such floor
 
 
 def test_tolerance_grows_with_the_teachers_noise():

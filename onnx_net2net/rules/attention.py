@@ -216,6 +216,8 @@ class _Attention:
         if table is not None:
             self.op.freeze(table[3], KERNEL)
             self.op.unify_all(table[:3], (self.batch, self.heads, self.rows))
+            self.op.only_copies(self.heads, "returns its scores")
+        self.op.only_copies(self.rows, "averages values for each unit")  # for a query of zeros too
         self.op.pointwise("zero" if table is None else "any")
 
     def scores(self) -> None:
@@ -272,6 +274,7 @@ def rotary_embedding(op: Op) -> None:
     if given:
         op.attribute("num_heads", heads)
     op.scales(first, first + 1)
+    op.pointwise("zero")
 
 
 def _rotated(op: Op, width: int, cos: Axes | None, sin: Axes | None, interleaved: int) -> Axis:

@@ -47,13 +47,16 @@ def like(kind: str, opset: int = 18) -> TypeFunction:
 
 
 def activated(op: Op) -> None:
-    """State what the activation that is fused into a node does to a unit of zeros."""
+    """State what the activation that is fused into a node, if one is, does to the units on axis 1 of the result."""
     kind = str(op.attrs.get("activation", ""))
     parameters = [float(value) for value in op.attrs.get("activation_params", ())]
+    result = op.output()
+    if kind and result is not None:
+        op.only_copies(result[1], "applies an activation that has been fused into it")
     if kind == "Clip":
         low, high = (*parameters, -np.inf, np.inf)[:2] if parameters else (-np.inf, np.inf)
         op.pointwise("any" if low > 0 or high < 0 else "relu" if 0 in (low, high) else "zero")
-    else:
+    elif kind:
         op.pointwise("relu" if kind in RELU else "any" if kind in ANY else "zero")
 
 
@@ -161,6 +164,7 @@ def pairwise_distance(op: Op) -> None:
     for index, axes in enumerate(sides):
         if axes is not None:
             op.contract(axes[1], [(index, 1)], "square")
+            op.only_copies(axes[0], "returns distances of each unit")
     op.pointwise("any")
 
 

@@ -1,5 +1,7 @@
 """Convolutions and pooling: channels pass or are summed over, kernels and positions stay."""
 
+import numpy as np
+
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule, signature
 
@@ -39,12 +41,24 @@ def resize(op: Op) -> None:
     if source is None or target is None or op.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         op.freeze_all("crops and resizes")
         return
+    scales = next((value for value in (*op.values[1:], op.attrs.get("scales")) if _is_scales(value)), None)
     listed = [a % len(source) for a in op.attrs.get("axes", range(len(source)))]
     for position, (a, b) in enumerate(zip(source, target, strict=True)):
-        if a.size != b.size or not op.unify(a, b):
+        stretched = position in listed and (
+            op.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+            or (scales is not None and scales[listed.index(position)] != 1)
+        )
+        if stretched or a.size != b.size or not op.unify(a, b):
             op.freeze((a, b), "interpolates along this axis")
         elif position in listed and op.has(3):
             op.size(3, listed.index(position), b)
+
+
+def _is_scales(value: object) -> bool:
+    """Tell whether this operand of Resize is its scales: floats, not the region of interest (which is empty)."""
+    if isinstance(value, list):
+        return True
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0
 
 
 @rule("DepthToSpace", pointwise="linear")

@@ -1,14 +1,18 @@
 """Operators that act on each unit alone: a selection of units commutes with them."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from onnx import TensorProto
 
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.sizes import Typed, type_function
 
 # phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient. PARTIAL ones can
 # make an infinity or no number of a unit of random values, which nobody could then weigh by 0.
 ZERO = (
-    "Abs", "Asinh", "Atan", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike",
+    "Abs", "Asinh", "Atan", "CastLike",
     "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Round",
     "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tanh",
 )  # fmt: skip
@@ -54,8 +58,15 @@ def dropout(op: Op) -> None:
     op.pointwise("linear")
 
 
+@type_function("GreaterOrEqual", "LessOrEqual", domain="")
+def typed_as_comparison(types: Sequence[Typed | None], *_: object) -> list[Typed]:
+    """Type a comparison, which onnx's inference of single nodes does not before opset 16."""
+    return [(TensorProto.BOOL, np.broadcast_shapes(*(known[1] for known in types if known)))]
+
+
 @rule("Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",
-      "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")  # fmt: skip
+      "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
+      "LessOrEqual")  # fmt: skip
 def broadcasting(op: Op) -> None:
     """Combine operands unit by unit, broadcast to the result."""
     result = op.output()

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from onnx_net2net.dims import Dim, Product
+import numpy as np
+
+from onnx_net2net.dims import Axis, Dim, Product, cut
 from onnx_net2net.operation import LISTED, Op
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.sizes import Typed, type_function
@@ -54,7 +56,7 @@ def gather_nd(op: Op) -> None:
 
 @rule("ScatterElements", "Scatter", pointwise="zero")
 def scatter_elements(op: Op) -> None:
-    """Y = x; y[i, index[i, j, k], k] = update[i, j, k]: the axes beside `axis` pass, unit by unit."""
+    """Write y[i, index[i, j, k], k] = update[i, j, k] into a copy of x: the axes beside `axis` pass, unit by unit."""
     data, indices, updates, target = op.input(0), op.input(1), op.input(2), op.output()
     if data is None or indices is None or updates is None or target is None:
         op.freeze_all(UNKNOWN)
@@ -70,7 +72,11 @@ def scatter_elements(op: Op) -> None:
 
 @rule("ScatterND")
 def scatter_nd(op: Op) -> None:
-    """Y = x; y[*index[i], :] = update[i, :]: the axes behind those that the indices look along pass."""
+    """Write y[*index[i], :] = update[i, :] into a copy of x: the axes behind those that the places count along pass.
+
+    The first axis passes too where a constant range of it is written, like the biases of the keys among those of
+    queries, keys and values: the axis is cut at the ends of the range.
+    """
     data, indices, updates, target = op.input(0), op.input(1), op.input(2), op.output()
     if data is None or indices is None or updates is None or target is None:
         op.freeze_all(UNKNOWN)
@@ -78,8 +84,26 @@ def scatter_nd(op: Op) -> None:
     depth, places = indices[-1].size, len(indices) - 1
     op.unify_all(data, target)
     op.unify_all(data[depth:], updates[places:])
-    op.freeze((*data[:depth], *indices, *updates[:places]), WRITTEN)
+    if not (depth == places == 1 and _write_range(op, data[0], updates[0])):
+        op.freeze((*data[:depth], *updates[:places]), WRITTEN)
+    op.freeze(indices, LISTED)
     op.pointwise("linear" if op.attrs.get("reduction", "none") in ("none", "add") else "zero")
+
+
+def _write_range(op: Op, target: Axis, written: Axis) -> bool:
+    """State that `written` is the range of `target` that the second input lists, entry by entry, in order."""
+    listed = op.value(1)
+    if not op.constant[1] or listed is None or listed.size < 2:
+        return False
+    order = listed.reshape(-1) % target.size
+    if (order != np.arange(order[0], order[0] + order.size)).any():
+        return False
+    ends = cut(target, int(order[-1]) + 1)
+    pieces = ends and cut(ends[0], int(order[0]))
+    if not ends or not pieces or not op.unify(pieces[1], written):
+        return False
+    op.select(0, (*pieces, ends[1]), np.array([1]), 1)
+    return True
 
 
 @rule("TensorScatter", pointwise="zero")

@@ -9,7 +9,7 @@ from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
 
 
-@rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform", "EyeLike")
+@rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform")
 def source(op: Op) -> None:
     """Make a tensor from nothing or from sizes; nothing is known of its axes."""
     if op.kind != "Constant":
@@ -82,19 +82,20 @@ def slice_(op: Op) -> None:
         if step == 1:
             taken = _take_range(op, element, a, b, first, last)
         elif first < step and b.size * step == a.size:
-            taken = _take_every(op, a, b, step)
+            taken = _take_every(op, element, a, b, step)
         else:
             taken = len(ranges) == 1 and permute_units(op, position, a, b, np.arange(a.size)[start:end:step])
         if not taken:
             op.freeze((a, b), "takes a range of this axis that cuts through its factors or skips entries")
 
 
-def _take_every(op: Op, source: Axis, target: Axis, step: int) -> bool:
+def _take_every(op: Op, element: int, source: Axis, target: Axis, step: int) -> bool:
     """State that `target` is one of each `step` units of `source`: the outer factor of (outer step)."""
     factors = factor(source, step, op.why("takes every so many units of this axis"))
     if factors is None:
         return False
     op.freeze(factors[1], "takes every so many units of this axis")
+    _bound(op, 2, "ends", element, source, source)
     return op.unify(factors[0], target)
 
 
@@ -104,12 +105,17 @@ def _take_range(op: Op, element: int, source: Axis, target: Axis, first: int, la
     inner = pieces and cut(pieces[0], first)
     if not inner or not op.unify(inner[1], target):
         return False
-    for index, name, axes in ((1, "starts", inner[:1]), (2, "ends", inner)):
-        if name in op.attrs:
-            op.attribute(name, *axes, element=element)
-        else:
-            op.size(index, element, *axes)
+    _bound(op, 1, "starts", element, source, inner[0])
+    _bound(op, 2, "ends", element, source, *inner)
     return True
+
+
+def _bound(op: Op, index: int, name: str, element: int, whole: Axis, *before: Axis) -> None:
+    """State that a bound of Slice stands behind the axes `before`."""
+    if name in op.attrs:
+        op.attribute(name, *before, element=element, whole=whole)
+    else:
+        op.size(index, element, *before, whole=whole)
 
 
 @rule("Reshape", pointwise="linear")

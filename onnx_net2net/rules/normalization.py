@@ -25,9 +25,9 @@ signature(
 )
 
 
-@type_function("GroupNormalization", domain="")
+@type_function("GroupNormalization", "MeanVarianceNormalization", domain="")
 def typed_as_input(types: Sequence[Typed | None], *_: object) -> list[Typed]:
-    """Type the result like the input, which onnx's inference of this operator on single nodes does not."""
+    """Type the result like the input, which onnx's inference of single nodes does not for these operators."""
     return [types[0]] if types[0] is not None else []
 
 
