@@ -123,7 +123,7 @@ def _add_verify(commands: Any) -> None:
 def _add_checking(command: Any) -> None:
     command.add_argument("--provider", default="cpu", help="where to run: cpu, cuda, ... or an execution provider")
     command.add_argument("--data", type=Path, metavar="NPZ", help="inputs to compare on, instead of generated ones")
-    command.add_argument("--samples", type=int, default=3, metavar="N", help="least number of generated inputs")
+    command.add_argument("--samples", type=int, metavar="N", help="least number of generated inputs (default: 3 or so)")
     command.add_argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)")
     command.add_argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)")
 

@@ -86,16 +86,20 @@ class Statistic:
     Attributes:
         axes: What the statistic runs over.
         law: "layer" (mean and variance) or "rms", which units that it does not notice can pad; None otherwise.
-        input: The input that is normalised.
+        inputs: The inputs whose sum is normalised, as far as the node has them.
         scale: The input that scales the result.
         shift: The input that is added to it, if any.
+        total: The output that is the sum, if any.
+        epsilon: What the attribute is where it is left out.
     """
 
     axes: tuple[Axis, ...]
     law: str | None = None
-    input: int = 0
+    inputs: tuple[int, ...] = (0,)
     scale: int | None = None
     shift: int | None = None
+    total: int | None = None
+    epsilon: float = 1e-5
 
 
 @dataclass
@@ -107,6 +111,7 @@ class Statements:
     size_attributes: list[SizeAttribute] = field(default_factory=list)
     selections: list[Selection] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
+    defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
     pointwise: str | None = None
     scales: set[int] = field(default_factory=set)
 
@@ -204,9 +209,11 @@ class Op:
         axes: Iterable[Axis],
         law: str | None = None,
         *,
-        input: int = 0,
+        inputs: tuple[int, ...] = (0,),
         scale: int | None = None,
         shift: int | None = None,
+        total: int | None = None,
+        epsilon: float = 1e-5,
     ) -> None:
         """State that a statistic runs over axes, so that all their units are copied equally often.
 
@@ -216,7 +223,7 @@ class Op:
         over = tuple(axes)
         for axis in over:
             dims.keep_uniform(axis, self.why("takes a statistic over it"))
-        self.said.statistics.append(Statistic(over, law, input, scale, shift))
+        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon))
 
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""
@@ -233,6 +240,10 @@ class Op:
     def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
         """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""
         self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
+
+    def default(self, name: str, value: float, axis: Axis) -> None:
+        """State that an attribute that is left out is `value`, and would be another if the axis grew."""
+        self.said.defaults.append((name, value, axis))
 
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
         """State that the node picks units along an axis; see `Selection`."""

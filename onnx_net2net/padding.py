@@ -9,9 +9,8 @@ zeros; whatever else is neither, and must not reach a normaliser.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
-
-import onnx_graphsurgeon as gs
 
 from onnx_net2net.dims import Dim, leaves, resolve
 from onnx_net2net.inference import DIVISIBLE, Analysis
@@ -71,12 +70,13 @@ def follow(analysis: Analysis, pads: dict[Dim, State]) -> tuple[States, set[Dim]
         held = [_held(analysis, number, index, pads, states) for index in range(len(node.inputs))]
         for statistic in analysis.said[number].statistics:
             for dim in (d for axis in statistic.axes for d in leaves(axis) if d in pads):
-                if held[statistic.input].get(dim) != pads[dim]:
+                summed = [held[i] for i in statistic.inputs if i < len(held) and node.inputs[i].name]
+                if any(state.get(dim) != pads[dim] for state in summed):
                     noticed.add(dim)
-        for tensor in node.outputs:
+        for output, tensor in enumerate(node.outputs):
             dims_here = {d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)} & pads.keys()
             if dims_here:
-                states[tensor.name] = {dim: _result(analysis, number, node, dim, held) for dim in dims_here}
+                states[tensor.name] = {dim: _result(analysis, number, output, dim, held) for dim in dims_here}
     return states, noticed
 
 
@@ -89,31 +89,58 @@ def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], s
     return {dim: "other" if copied else pads[dim] for axis in use.axes for dim in leaves(axis) if dim in pads}
 
 
-def _result(analysis: Analysis, number: int, node: gs.Node, dim: Dim, held: list[dict[Dim, State]]) -> State:
-    """Return what a node makes of the padding units of a dim."""
-    said = analysis.said[number]
+def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[dict[Dim, State]]) -> State:
+    """Return what a node makes of the padding units of a dim, in one of its outputs."""
+    said, node = analysis.said[number], analysis.nodes[number]
     operands = {index: state[dim] for index, state in enumerate(held) if dim in state}
     if not operands:
         return "other"
-    found = set(operands.values())
-    if any(dim in leaves(axis) for statistic in said.statistics for axis in statistic.axes):
-        return "zero"  # the mean less the mean, or zero; the shift is made zero
+    for statistic in said.statistics:
+        if any(dim in leaves(axis) for axis in statistic.axes):
+            if output == statistic.total:
+                return operands.get(statistic.inputs[0], "other")
+            return "zero"  # the mean less the mean, or zero; the shift is made zero
     if said.pointwise == "linear":
-        return found.pop() if len(found) == 1 else "other"
-    if node.op in ("Max", "Min"):
-        return "zero" if found == {"zero"} and len(operands) == len(node.inputs) else "other"
-    if node.op in ("Add", "Sub", "Sum", "Mean"):
-        whole = len(operands) == len(node.inputs)
-        return found.pop() if len(found) == 1 and (whole or found == {"mean"}) else "other"
+        return _common(operands.values())
     if node.op in ("Mul", "Div"):
-        if len(operands) == 1 and 0 in operands:
-            return operands[0]
-        if node.op == "Mul" and "zero" in found:
-            return "zero"
-        return operands[1] if node.op == "Mul" and len(operands) == 1 else "other"
+        return _scaled(node.op, operands)
+    if node.op in ("Add", "Sub", "Sum", "Mean", "Max", "Min"):
+        return _combined(node, operands)
     if said.contractions:
-        return _product(analysis, number, operands, dim)
-    return "zero" if said.pointwise in ("zero", "relu") and found == {"zero"} else "other"
+        state = _product(analysis, number, operands, dim)
+        return state if said.pointwise is None or _stays_zero(said.pointwise, state) else "other"
+    # What scales units one by one (the gain of a BatchNormalization, the slope of a PRelu) leaves zeros alone.
+    gains = {index for index in said.scales if (number, index) in analysis.uses}
+    rest = _common(state for index, state in operands.items() if index not in gains)
+    return rest if _stays_zero(said.pointwise or ("zero" if gains else "any"), rest) else "other"
+
+
+def _common(states: Iterable[State]) -> State:
+    """Return what all operands hold, "other" where they differ."""
+    found = set(states)
+    return found.pop() if len(found) == 1 else "other"
+
+
+def _stays_zero(pointwise: str, state: State) -> bool:
+    return state == "zero" and pointwise in ("zero", "relu")
+
+
+def _scaled(kind: str, operands: dict[int, State]) -> State:
+    """Return what a product or quotient holds: an operand without the dim scales all units alike."""
+    if kind == "Mul" and "zero" in operands.values():
+        return "zero"
+    if len(operands) > 1:
+        return "other"
+    return operands.get(0, operands.get(1, "other") if kind == "Mul" else "other")
+
+
+def _combined(node: gs.Node, operands: dict[int, State]) -> State:
+    """Return what a sum or extreme holds: an operand without the dim adds to all units alike, so to zeros too."""
+    state = _common(operands.values())
+    whole = len(operands) == len(node.inputs)
+    if node.op in ("Max", "Min"):
+        return state if state == "zero" and whole else "other"
+    return state if whole or state == "mean" else "other"
 
 
 def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: Dim) -> State:

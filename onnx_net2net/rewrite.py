@@ -205,7 +205,7 @@ def _correct_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
             (map,) = padded
             share = float((map.kind == 0).mean())
             node = analysis.nodes[number]
-            node.attrs["epsilon"] = float(node.attrs.get("epsilon", 1e-5)) * share
+            node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
             if statistic.scale is not None:
                 corrections[number, statistic.scale] = share**0.5, False
             if statistic.shift is not None:
@@ -299,6 +299,9 @@ def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         attrs = analysis.nodes[number].attrs
         missing: dict[str, dict[int, tuple[int, int]]] = {}
+        for name, value, axis in said.defaults:
+            if _grown(axis, growth):
+                attrs[name] = value
         for size in said.size_attributes:
             old, new = _total(size.axes, growth)
             if size.element is None:

@@ -298,3 +298,29 @@ def test_what_is_behind_a_fused_activation_is_not_padded(activation: str) -> Non
 @pytest.mark.parametrize("body", GRAPHS.values(), ids=GRAPHS.keys())
 def test_every_dim_around_a_fused_operator_grows_exactly(body: str) -> None:
     assert check_every_dim(parse(body, 12, WEIGHTS, PACKED)) >= 2
+
+
+@pytest.mark.parametrize("kind", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+@pytest.mark.parametrize("epsilon", ["", "<epsilon = 0.1>"])
+def test_a_stream_that_skip_normalisers_read_grows_to_any_width(kind: str, epsilon: str) -> None:
+    shift = "bias2, " if kind == "SkipLayerNormalization" else ""
+    body = f"""
+        u = MatMul(h, up) d = MatMul(u, down)
+        n, , , s = com.microsoft.{kind}{epsilon}(d, h, gain, {shift}bias)
+        u2 = MatMul(n, gate) f2 = com.microsoft.Gelu(u2) d2 = MatMul(f2, down)
+        r, , , s2 = com.microsoft.{kind}{epsilon}(d2, s, gain2)
+    """
+    proto = parse(body, 12, WEIGHTS, {})
+    for size in (13, 17, 24, 29):
+        grown = widen(proto, sizes={"first": size})
+        assert [change.new for change in grown.changes] == [size]
+        verify(proto, grown.student, samples=1).raise_if_different()
+
+
+@pytest.mark.parametrize("act", ["Relu", "Exp"])
+def test_a_skip_normaliser_of_what_is_not_linear_grows_by_whole_factors(act: str) -> None:
+    body = f"a = {act}(h) d = MatMul(h, square) r = com.microsoft.SkipLayerNormalization(d, a, gain, bias)"
+    proto = parse(body, 12, {**WEIGHTS, "square": (12, 12)}, {})
+    with pytest.raises(RefusedError, match="whole factors"):
+        widen(proto, sizes={"first": 17})
+    verify(proto, widen(proto, sizes={"first": 24}).student, samples=1).raise_if_different()

@@ -77,9 +77,7 @@ def jitter(images: Tensor) -> Tensor:
     cos, sin = scale * angle.cos(), scale * angle.sin()
     pixels = 0.8 * 2 / IMAGE_SIZE  # affine_grid spans the image from -1 to 1
     rows = [cos, -sin, shift[0] * pixels, sin, cos, shift[1] * pixels]
-    grid = functional.affine_grid(
-        torch.stack(rows, dim=1).reshape(-1, 2, 3), list(images.shape), align_corners=False
-    )
+    grid = functional.affine_grid(torch.stack(rows, dim=1).reshape(-1, 2, 3), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
 
 

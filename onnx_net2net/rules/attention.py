@@ -2,9 +2,9 @@
 
 Of h query heads, r read each of the g heads of keys and values: h = (g r). With d the width of a query or key and v
 that of a value, queries are (g r d), keys (g d), values (g v) and results (g r v). Heads are copied whole. The scores
-sum over d inside the operator, so that the queries carry the weights of copies; a scale that the operator takes from
-the size of d, and operands that hold queries or keys together with values, fix d. Keys are not permuted: what runs
-over positions (softmax, masks, caches) works along them.
+sum over d inside the operator, so that the queries carry the weights of copies. A scale that the operator takes from
+the size of d is written down when d grows; operands that hold queries or keys together with values fix d. Keys are
+not permuted: what runs over positions (softmax, masks, caches) works along them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from onnx_net2net.rules import rule
 from onnx_net2net.sizes import Typed, type_function
 
 MICROSOFT = "com.microsoft"
-OWN_SCALE = "scales its scores by the size of this axis"
 PACKED = "reads queries, keys and values from one operand, where only some would carry the weights of copies"
 
 
@@ -222,8 +221,9 @@ class _Attention:
 
     def scores(self) -> None:
         """State that the scores sum over the width, which the queries (the first input) weigh."""
-        if not self.op.attrs.get("scale"):
-            self.op.freeze(self.width, OWN_SCALE)
+        scale = self.op.attrs.get("scale")
+        if scale is None or (self.op.domain and not scale):  # com.microsoft writes 0 for the default
+            self.op.default("scale", self.width.size**-0.5, self.width)
         query = self.op.input(0)
         if query is not None:
             self.op.contract(self.width, [(0, len(query) - 1)])

@@ -47,12 +47,9 @@ def like(kind: str, opset: int = 18) -> TypeFunction:
 
 
 def activated(op: Op) -> None:
-    """State what the activation that is fused into a node, if one is, does to the units on axis 1 of the result."""
+    """State what the activation that is fused into a node, if one is, does to each unit of the result."""
     kind = str(op.attrs.get("activation", ""))
     parameters = [float(value) for value in op.attrs.get("activation_params", ())]
-    result = op.output()
-    if kind and result is not None:
-        op.only_copies(result[1], "applies an activation that has been fused into it")
     if kind == "Clip":
         low, high = (*parameters, -np.inf, np.inf)[:2] if parameters else (-np.inf, np.inf)
         op.pointwise("any" if low > 0 or high < 0 else "relu" if 0 in (low, high) else "zero")
@@ -256,7 +253,8 @@ def skip_layer_normalization(op: Op) -> None:
     if source is None:
         return
     op.broadcast(op.inputs[1:], source)
-    op.uniform(source[-1:])
+    law, bias, shift = ("layer", 4, 3) if op.kind == "SkipLayerNormalization" else ("rms", 3, None)
+    op.uniform(source[-1:], law, inputs=(0, 1, bias), scale=2, shift=shift, total=3, epsilon=1e-12)
     for index, axes in enumerate(op.outputs):
         op.unify_all((axes or source)[: -1 if index in (1, 2) else None], source[: -1 if index in (1, 2) else None])
     op.scales(2)
@@ -274,7 +272,9 @@ def embed_layer_normalization(op: Op) -> None:
     """Normalise a sum of rows of three tables, one of them by position."""
     for table in (op.input(2), op.input(3), op.input(4)):
         op.freeze((table or ())[:1], "looks entries up along this axis")
-    op.apply("b s, b s, v c, p c, g c, c, c, b s, b2~ s -> b s c, b, b s c", fixed="s", uniform="c")
+    op.apply("b s, b s, v c, p c, g c, c, c, b s, b2~ s -> b s c, b, b s c", fixed="s")
+    if (result := op.output()) is not None:
+        op.uniform(result[-1:], "layer", inputs=(2, 3, 4), scale=5, shift=6, total=2, epsilon=1e-12)
     op.scales(5)
 
 

@@ -205,7 +205,7 @@ def gather(op: Op) -> None:
     op.freeze(data[at], "looks entries up along this axis")
 
 
-@rule("Pad", pointwise="linear")
+@rule("Pad")
 def pad(op: Op) -> None:
     """Add constant entries at either end of an axis; they belong to no unit and stay as many."""
     source, target = op.input(0), op.output()
@@ -213,6 +213,8 @@ def pad(op: Op) -> None:
     if source is None or target is None or pads is None:
         op.freeze_all("pads by amounts that are not known")
         return
+    filler = op.value(2) if op.has(2) else op.attrs.get("value", 0)
+    op.pointwise("linear" if filler is not None and not np.any(filler) else "any")
     listed = op.ints("axes", 3) or list(range(len(source)))
     constant = op.attrs.get("mode", "constant") == "constant"
     amounts = {a % len(source): (pads[k], pads[k + len(listed)]) for k, a in enumerate(listed)}
