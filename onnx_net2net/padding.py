@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+import onnx_graphsurgeon as gs
+
 from onnx_net2net.dims import Dim, leaves, resolve
 from onnx_net2net.inference import DIVISIBLE, Analysis
 from onnx_net2net.operation import Statistic
