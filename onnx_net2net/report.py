@@ -17,10 +17,10 @@ from onnx_net2net.widen import Group, Inspection, Widening
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
     """Return the dims as a table; axes that are fixed in every network (kernels, size lists) are left out."""
-    table = _table(title, "dim", "size", "tensors", "weights", "can it grow?")
+    table = _table(title, "dim", "what", "size", "tensors", "weights", "can it grow?")
     for group in inspection.groups:
         if not is_routine(group):
-            row = group.name, f"{group.size:,}", str(group.tensors), f"{group.elements:,}", _state(group)
+            row = group.name, group.role, f"{group.size:,}", str(group.tensors), f"{group.elements:,}", _state(group)
             table.add_row(*map(Text, row), style="dim" if group.reason else None)
     return table
 
@@ -32,11 +32,12 @@ def inspection_dict(inspection: Inspection) -> dict[str, Any]:
         "dims": [
             {
                 "name": group.name,
+                "role": group.role,
                 "size": group.size,
                 "tensors": group.tensors,
                 "weights": group.elements,
                 "growable": group.reason is None,
-                "multiples_only": group.is_uniform,
+                "multiples_only": group.is_uniform and not group.paddable,
                 "reason": group.reason,
             }
             for group in inspection.groups
@@ -99,14 +100,14 @@ def is_routine(group: Group) -> bool:
 def _state(group: Group) -> str:
     if group.reason:
         return f"no: {group.reason}"
-    return f"yes, in multiples of {group.size}" if group.is_uniform else "yes"
+    return f"yes, in multiples of {group.size}" if group.is_uniform and not group.paddable else "yes"
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for name in numbers:
-        table.add_column(name, justify="left" if name in ("map", "can it grow?") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in ("map", "what", "can it grow?") else "right", overflow="fold")
     return table
 
 

@@ -22,7 +22,7 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.maps import KINDS, ORIGINS, Kind, Map, Style, from_index, pad, padded, replicate, uniform
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims
+from onnx_net2net.naming import name_dims, role_dims
 from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.protos import all_tensors
 from onnx_net2net.rewrite import rewrite
@@ -45,6 +45,8 @@ class Group:
         tensors: Number of constants that have it on an axis.
         elements: Number of their elements.
         reason: Why it cannot grow, or None.
+        role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
+        paddable: Whether it can have any width although a statistic runs over it.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Group:
     tensors: int = 0
     elements: int = 0
     reason: str | None = None
+    role: str = ""
+    paddable: bool = False
 
     @property
     def size(self) -> int:
@@ -64,7 +68,8 @@ class Group:
         return any(dim.ratio for dim in self.dims)
 
     def __repr__(self) -> str:
-        state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_uniform else "growable"
+        whole = self.is_uniform and not self.paddable
+        state = f"fixed: {self.reason}" if self.reason else "whole factors" if whole else "growable"
         return f"{self.name} ({self.size}, {self.tensors} tensors, {state})"
 
 
@@ -289,6 +294,7 @@ def _check_options(
 def _inspect(model: Model, analysis: Analysis) -> Inspection:
     names = name_dims(analysis, model.proto)
     alive = {dim for use in analysis.uses.values() for axis in use.axes for dim in leaves(axis)}
+    roles = role_dims(analysis)
     groups: dict[int, Group] = {}
     of_dim: dict[Dim, Group] = {}
     for dim, name in names.items():
@@ -297,6 +303,7 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
         key = id(dim.origin or dim)
         group = groups.setdefault(key, Group(name, ()))
         group.dims = (*group.dims, dim)
+        group.role = group.role or roles.get(dim, "")
         of_dim[dim] = group
     for group in groups.values():
         reasons = [dim.frozen for dim in group.dims]
@@ -307,6 +314,12 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
             group.tensors += 1
             group.elements += elements
     _freeze_incomplete_ratios(groups.values())
+    summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
+    pads = paddable(analysis)
+    for group in groups.values():
+        group.paddable = any(dim in pads for dim in group.dims)
+        if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
+            group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]
     return Inspection(tuple(shown), model.parameters)
 

@@ -108,6 +108,7 @@ def test_inspect_as_json(cli, teacher):
     (first,) = [dim for dim in record["dims"] if dim["name"] == "fc1"]
     assert first == {
         "name": "fc1",
+        "role": "",
         "size": 128,
         "tensors": 3,
         "weights": 16512,

@@ -244,6 +244,9 @@ def permute_units(
     """
     if all(dim.frozen for dim in (*leaves(source), *leaves(target))):
         return True
+    if all(dim.frozen for dim in leaves(target)):
+        op.freeze(source, "looks fixed places up along this axis")
+        return True
     if np.array_equal(order, np.arange(source.size)):
         op.select(position, [source], np.array([0]), index)
         return op.unify(source, target)
