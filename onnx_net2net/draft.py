@@ -30,8 +30,9 @@ class Draft:
     """An editable copy of a model's topology.
 
     Edit `graph` with onnx-graphsurgeon, but take new constants from `constant`, `lazy_constant` and `replace` and
-    read old ones by `read`: a constant's own `values` would fail on a stub. Node bodies (If, Loop, Scan),
-    functions and attributes that onnx-graphsurgeon cannot carry are not shown in `graph` and are kept as they are.
+    read old ones by `read`: a constant's own `values` would fail on a stub. Node bodies (see
+    `onnx_net2net.bodies`), functions and attributes that onnx-graphsurgeon cannot carry are not shown in `graph` and
+    are kept as they are.
     `graph.cleanup()` and `graph.copy()` must not be used: the former does not see what bodies capture, and the
     latter makes all nodes new ones. Nodes need not be kept sorted.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis, Dim, Product, resolve
 from onnx_net2net.inference import infer
 from onnx_net2net.model import Model
@@ -24,7 +25,7 @@ def embedding(teacher: Model, student: Model) -> Callable[[str], Places | None]:
         A function from a tensor's name to one int64 index array for each axis (None: the axis is the same), or to
         None where the two tensors cannot be compared.
     """
-    old, new = infer(teacher).axes, infer(student).axes
+    old, new = infer(open_bodies(teacher).model).axes, infer(open_bodies(student).model).axes
 
     def places(name: str) -> Places | None:
         if name not in old or name not in new or len(old[name]) != len(new[name]):

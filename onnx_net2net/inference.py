@@ -171,7 +171,9 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
         domain = f"{node.domain}::" if node.domain else ""
         op.freeze_all(f"has no growth rule ({domain}{node.op}, opset {op.version}; see onnx_net2net.rules.rule)")
     elif _is_partly_unknown(analysis, op, node):
-        op.freeze_all("has an operand whose shape could not be inferred")
+        own = [analysis.sizes.failures[t.name] for t in node.outputs if t.name in analysis.sizes.failures]
+        is_told = bool(own) and own[0].startswith("has branches")
+        op.freeze_all(own[0] if is_told else "has an operand whose shape could not be inferred")
     else:
         rule(op)
     for contraction in op.said.contractions:
@@ -210,6 +212,9 @@ def _operation(
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
         if axes is None:
             axes = analysis.axes.get(tensor.name)
+        if axes is None and tensor.name in analysis.sizes.constant:  # numbers in an attribute of a Constant node
+            axes = _variable_axes(analysis, tensor.name)
+            _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
         for axis in axes or ():
             if axis.size == 1 or (value is not None and value.dtype.kind == "i" and value.ndim <= 1):

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import Analysis, Use
+from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.operation import Contraction, Selection
@@ -334,10 +334,13 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
             if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
         _split_unequal(analysis, number, growth)
-    for tensor in analysis.draft.graph.outputs:
-        have, need = student.values.get(tensor.name), analysis.sizes.values.get(tensor.name)
+    kept = {tensor.name: f"the model's output {tensor.name!r}" for tensor in analysis.draft.graph.outputs}
+    for node in analysis.nodes:
+        kept.update(dict.fromkeys(analysis.draft.captured(node), f"what {node.op} {node.name!r} reads in its body"))
+    for name, what in kept.items():
+        have, need = student.values.get(name), analysis.sizes.values.get(name)
         if have is not None and need is not None and not np.array_equal(have, need):
-            raise RefusedError(f"the model's output {tensor.name!r} is a size that would grow")
+            raise RefusedError(f"{what} is a size that would grow")
 
 
 def _student_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> sizes.Sizes:
@@ -470,6 +473,10 @@ def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
     for name, tensor in analysis.draft.graph.tensors().items():
         axes = analysis.axes.get(name)
         stated = tensor.shape if isinstance(tensor, gs.Variable) else None
+        constant = constant_of(tensor) if stated is not None else None
+        if constant is not None:
+            tensor.shape = list(constant.shape)
+            continue
         if axes is not None and stated is not None and len(axes) == len(stated):
             tensor.shape = [
                 new_size(axis, growth) if _grown(axis, growth) else size

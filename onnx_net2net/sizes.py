@@ -29,6 +29,9 @@ PROBES = (
 )
 """Sizes tried for the dynamic axes, in order; the first set that the whole graph accepts is used."""
 
+STEPS = 43
+"""How often a loop runs for the sake of sizes, unless the most that it may is known."""
+
 _EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
 """Types on which the reference operators keep to the specification."""
 
@@ -110,11 +113,12 @@ def bind(graph: onnx.GraphProto, probe: Iterable[int]) -> dict[str, int]:
     """Give each dynamic axis of the graph inputs a size; axes of one name share it.
 
     Returns:
-        Sizes by dim_param, or by "input:axis" where the axis has no name.
+        Sizes by dim_param, or by "input:axis" where the axis has no name; how often a loop runs is dynamic too.
     """
     names = (key for value in graph.input for key, _ in _dynamic(value))
     fresh = iter(probe)
-    binding: dict[str, int] = {}
+    loops = (node for node in graph.node if node.op_type == "LoopStart")
+    binding = {f"steps of {node.name or node.output[-1]}": STEPS for node in loops}
     last = 1
     for name in names:
         if name not in binding:

@@ -333,15 +333,17 @@ def _check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto) -> Non
                 raise NotEquivalentError(f"{what} {texts[0]} of the teacher is {texts[1]} in the student")
 
 
-def _units(graph: onnx.GraphProto) -> dict[str, float]:
+def _units(graph: onnx.GraphProto, outer: Mapping[str, onnx.NodeProto] | None = None) -> dict[str, float]:
     """Return 1 for the outputs that are probabilities and the like, however small they happen to be."""
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = {**(outer or {}), **{name: node for node in graph.node for name in node.output}}
     units = {}
     for value in graph.output:
         node = producers.get(value.name)
         while node is not None and node.op_type in _MOVES:
             node = producers.get(node.input[0])
-        branches = [units_of for body in bodies(node) if (units_of := _units(body))] if node is not None else []
+        branches = (
+            [units_of for body in bodies(node) if (units_of := _units(body, producers))] if node is not None else []
+        )
         if node is not None and (node.op_type in _BOUNDED or branches):
             units[value.name] = 1.0
     return units

@@ -17,6 +17,7 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 
+from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis, Dim, Product, Ratio, leaves, resolve
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.inference import Analysis, infer
@@ -136,7 +137,8 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspecti
     """
     loaded = load(model)
     with paused_gc():
-        return _inspect(loaded, infer(loaded))
+        flat = open_bodies(loaded).model
+        return _inspect(flat, infer(flat))
 
 
 def widen(
@@ -187,8 +189,9 @@ def _widen(
     map: Kind,
     style: Style,
 ) -> Widening:
-    analysis = infer(model)
-    inspection = _inspect(model, analysis)
+    opened = open_bodies(model)
+    analysis = infer(opened.model)
+    inspection = _inspect(opened.model, analysis)
     plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed))
     plan.set_sizes(sizes)
     if factor is not None:
@@ -196,13 +199,14 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "version": version("onnx-net2net"), "teacher": fingerprint(model),
+        "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan)}")
     plan.check_map()
     covered = _covered(analysis, plan.growth)
-    student = rewrite(model, analysis, plan.growth, style, {HISTORY: json.dumps([*history(model), record])})
+    metadata = {HISTORY: json.dumps([*history(model), record])}
+    student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
     exact = map != "random_pad" and not style.noise
     fixed = tuple(group for group in inspection.groups if group.reason)
     return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed)

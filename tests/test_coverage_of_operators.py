@@ -9,7 +9,7 @@ from onnx_net2net.rules import lookup, supported
 from onnx_net2net.rules.fixed import FIXED
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
-"""Operators with bodies, which no rule speaks for."""
+"""Operators with bodies, which are opened before rules are asked."""
 
 LEGACY = ("Affine", "Crop", "DynamicSlice", "ImageScaler", "ParametricSoftplus", "Scale", "ScaledTanh")
 """Operators without a schema that onnxruntime still runs up to opset 9."""

@@ -755,17 +755,6 @@ def test_a_hidden_tensor_that_is_also_an_output_keeps_its_size():
     assert "is the model's output 'a'" in {group.reason for group in widening.fixed}
 
 
-def test_what_the_branches_of_an_if_read_keeps_its_size():
-    text = """(float[2, 8] x, bool c) => (float[2, 4] y) {
-        h = MatMul(x, a) r = Relu(h)
-        q = If(c) <then_branch = t () => (float[2, 16] o) { o = Relu(r) },
-                   else_branch = e () => (float[2, 16] p) { p = Neg(r) }>
-        i = MatMul(q, b) s = Relu(i) y = MatMul(s, d) }"""
-    widening = widen_exactly(net(text, a=draw(8, 16), b=draw(16, 6), d=draw(6, 4)), factor=1.5)
-    assert new_sizes(widening) == {"b": 9}
-    assert {g.name: g.reason for g in widening.fixed}["a"] == "is read in the body of If 'q'"
-
-
 @pytest.fixture
 def registry():
     """Rules registered within a test are forgotten after it."""

@@ -262,11 +262,13 @@ def _widen_and_verify(job: Job, result: Result) -> None:
 
 def _stuck(teacher: Model) -> dict[str, int]:
     """Return the elements of the constants that have no dim that can grow, by the reasons of their axes."""
+    from onnx_net2net.bodies import open_bodies
     from onnx_net2net.dims import leaves
     from onnx_net2net.inference import infer
 
     reasons: Counter[str] = Counter()
-    for use in {id(use.constant): use for use in infer(teacher).uses.values()}.values():
+    analysis = infer(open_bodies(teacher).model)
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
         found = [dim for axis in use.axes for dim in leaves(axis)]
         if all(dim.frozen for dim in found):
             elements = math.prod(axis.size for axis in use.axes)

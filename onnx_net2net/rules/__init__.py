@@ -124,6 +124,7 @@ def supported() -> Iterator[tuple[str, str, int]]:
 FAMILIES = (
     "attention",
     "contrib",
+    "control",
     "convolution",
     "elementwise",
     "fixed",
