@@ -17,6 +17,7 @@ NOISE_FACTOR = 20.0
 """How many times the teacher's own noise the student may be away."""
 
 MAX_TOLERANCE = 0.01
+QUANTIZED_TOLERANCE = 0.05
 """However noisy the teacher is, an error above this part of its largest output is one."""
 
 Judge = Callable[[str, Array | None, Sequence[Array]], "OutputReport"]
@@ -59,6 +60,7 @@ def compare(
     rtol: float | None,
     atol: float | None,
     units: Mapping[str, float] = MappingProxyType({}),
+    cap: float = MAX_TOLERANCE,
 ) -> OutputReport:
     """Compare one tensor.
 
@@ -68,6 +70,7 @@ def compare(
         teacher: The teacher's values at each optimization level, and last those with everything nudged.
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
+        cap: The largest error that any noise excuses, as a part of the largest value.
         units: For tensors whose values come from an operation on numbers of a given size, that size: a probability of
             1e-6 is as noisy as one of 1.
     """
@@ -85,7 +88,7 @@ def compare(
         # The levels are the noise only where nothing could be moved. Otherwise they are added once: some optimizations
         # approximate, and a student that gets only some of them lands between the two.
         noise = max(moved or levels, step * scale, float(ml_dtypes.finfo(first.dtype).tiny))
-        limit = max(MAX_TOLERANCE, 4 * step) * scale  # bfloat16 has steps of 0.8 %
+        limit = max(cap, 4 * step) * scale  # bfloat16 has steps of 0.8 %
         allowed = np.asarray(min(NOISE_FACTOR * noise + levels, limit))
         if rtol is not None or atol is not None:
             allowed = (atol or 0.0) + (rtol or 0.0) * np.abs(first.astype(np.float64))

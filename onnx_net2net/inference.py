@@ -25,6 +25,12 @@ from onnx_net2net.rules.movement import permute_units
 DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 """Element types whose values copies can share."""
 
+SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
+"""Element types of integers that copies can share in whole parts."""
+
+_BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
+"""Operators whose vectors of integers are biases."""
+
 
 @dataclass(eq=False)
 class Use:
@@ -177,15 +183,28 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
     else:
         rule(op)
     for contraction in op.said.contractions:
-        if not _is_divisible(analysis, node, contraction):
+        if not _is_divisible(analysis, node, op.said, contraction):
             op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")
     _freeze_unspoken(analysis, number, op)
     analysis.said[number] = op.said
 
 
-def _is_divisible(analysis: Analysis, node: gs.Node, contraction: Contraction) -> bool:
+def _is_divisible(analysis: Analysis, node: gs.Node, said: Statements, contraction: Contraction) -> bool:
     """Tell whether what is summed is of a type that copies can share."""
-    return any(analysis.sizes.dtype(node.inputs[index].name) in DIVISIBLE for index, _ in contraction.sides)
+    return any(
+        analysis.sizes.dtype(node.inputs[index].name) in DIVISIBLE
+        or (contraction.law == "sum" and _is_shareable(analysis, node, said, index))
+        for index, _ in contraction.sides
+    )
+
+
+def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: int) -> bool:
+    """Tell whether an input holds constant integers, with a constant zero point, that copies can share in parts."""
+    if index not in said.integers or analysis.sizes.dtype(node.inputs[index].name) not in SHAREABLE:
+        return False
+    zero_point = said.integers[index].zero_point
+    needed = [node.inputs[i] for i in (index, zero_point) if i < len(node.inputs) and node.inputs[i].name]
+    return all(constant_of(tensor) is not None for tensor in needed)
 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
@@ -217,7 +236,7 @@ def _operation(
             _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
         for axis in axes or ():
-            if axis.size == 1 or (value is not None and value.dtype.kind == "i" and value.ndim <= 1):
+            if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
@@ -230,6 +249,11 @@ def _operation(
         node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
         constant=constant,
     )  # fmt: skip
+
+
+def _is_list(node: gs.Node, value: np.ndarray) -> bool:
+    """Tell whether known integers are sizes or places; those of one byte and the biases of integer sums are not."""
+    return value.dtype.kind == "i" and value.dtype.itemsize > 1 and value.ndim <= 1 and node.op not in _BIASED
 
 
 def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, matrices: dict[int, Axes]) -> Axes | None:

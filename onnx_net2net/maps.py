@@ -218,7 +218,13 @@ Deviation = Callable[[], float]
 
 
 def grow(
-    values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, filler: Filler, factor: float = 1.0
+    values: np.ndarray,
+    sides: list[Side],
+    style: Style,
+    rng: np.random.Generator,
+    filler: Filler,
+    factor: float = 1.0,
+    zero: np.ndarray | None = None,
 ) -> np.ndarray:
     """Grow a weight along its axes.
 
@@ -229,10 +235,13 @@ def grow(
         rng: Where they are drawn from.
         filler: What it has for units that are no copies.
         factor: By which all of it is multiplied.
+        zero: What integers are counted from, in a shape that broadcasts with them, where copies share them.
 
     Returns:
         The student's weight, of the same dtype.
     """
+    if zero is not None and any(side.reads for side in sides):
+        return _grow_integers(values, sides, style, rng, zero)
     result = values
     for position, side in enumerate(sides):
         if not side.map.is_identity:
@@ -252,6 +261,62 @@ def grow(
     if factor != 1.0:
         result *= np.array(factor, result.dtype)
     return result
+
+
+def _grow_integers(
+    values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, zero: np.ndarray
+) -> np.ndarray:
+    """Grow integers axis by axis; copies that are summed share the distance to the zero point in whole parts."""
+    wide = np.int64 if values.dtype.itemsize > 2 else np.int32
+    zero = zero.reshape((1,) * (values.ndim - zero.ndim) + zero.shape).astype(wide)
+    low, high = (int(choose([choose(x.astype(wide)) for x in (values, zero)])) for choose in (np.min, np.max))
+    deviation = _deviation(values)
+    result = values
+    for position, side in enumerate(sides):
+        if side.map.is_identity:
+            continue
+        result = np.take(result, side.map.index, axis=position)
+        if zero.shape[position] > 1:
+            zero = np.take(zero, side.map.index, axis=position)
+        if side.reads:
+            parts, least, most = (np.moveaxis(x - zero, position, 0) for x in (result.astype(wide), low, high))
+            _share(parts, side, style, deviation, rng, least, most)
+            result = (np.moveaxis(parts, 0, position) + zero).astype(values.dtype)
+    return result
+
+
+def _share(
+    view: np.ndarray,
+    side: Side,
+    style: Style,
+    deviation: float,
+    rng: np.random.Generator,
+    least: np.ndarray,
+    most: np.ndarray,
+) -> None:
+    """Divide integers among copies in whole parts from `least` to `most`, unevenly.
+
+    The c parts floor((v + k) / c), k = 0 ... c - 1, sum to v (Hermite's identity) and lie between 0 and v.
+    """
+    read = np.flatnonzero(side.map.weight > 0)
+    order = read[np.argsort(side.map.index[read], kind="stable")]
+    _, starts, counts = np.unique(side.map.index[order], return_index=True, return_counts=True)
+    column = (-1, *(1,) * (view.ndim - 1))
+    rank = (np.arange(len(order)) - np.repeat(starts, counts)).astype(view.dtype)
+    count = np.repeat(counts, counts).astype(view.dtype)
+    parts = (view[order] + rank.reshape(column)) // count.reshape(column)
+    view[...] = 0
+    view[order] = parts
+    copies = rank > 0
+    if not (style.spread and side.spread and copies.any() and view.ndim > 1):
+        return
+    firsts = np.repeat(order[starts], counts - 1)
+    room = np.minimum(view - least, most - view)
+    room = np.minimum(room[order[copies]], room[firsts] // (count[copies] - 1).reshape(column))
+    moved = np.rint(_draw(room.shape, style.spread * deviation, rng, np.dtype(np.float32))).astype(view.dtype)
+    moved = np.clip(moved, -room, room)
+    view[order[copies]] += moved
+    np.subtract.at(view, firsts, moved)
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -17,6 +17,9 @@ from onnx_net2net.protos import refill
 # Where the error of one unit in the last place is put.
 _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
 
+_BEFORE_ROUNDING = 64
+"""Units in the last place put before a quantizer: whatever the error, it moves a few values by a whole step of it."""
+
 
 def epsilon(dtype: np.dtype[Any]) -> float | None:
     """Return the relative spacing of a float type, None for any other type."""
@@ -48,6 +51,12 @@ def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
     }
     nodes = []
     for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] in floats:
+            kind, step = floats[node.input[1]][0].data_type, floats[node.input[1]][1] * _BEFORE_ROUNDING
+            factor = helper.make_tensor(f"{node.output[0]}/error", kind, [], [1 + step * rng.choice([-1, 1])])
+            proto.graph.initializer.append(factor)
+            nodes.append(helper.make_node("Mul", [node.input[0], factor.name], [f"{node.output[0]}/moved"]))
+            node.input[0] = f"{node.output[0]}/moved"
         nodes.append(node)
         weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
         if weight is not None and node.op_type in _LAYERS and math.prod(weight.dims) > 4:  # fewer: sizes and scales

@@ -40,6 +40,19 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """An input holds integers to compute with, counted from a zero point.
+
+    Attributes:
+        zero_point: The input that holds it, where the node has that; 0 otherwise.
+        axis: The axis along which a zero point of one dimension lies.
+    """
+
+    zero_point: int
+    axis: int
+
+
+@dataclass(frozen=True)
 class SizeInput:
     """Element `element` of integer input `input` is the total size of `axes` (0 and -1 speak for themselves).
 
@@ -114,6 +127,7 @@ class Statements:
     defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
     pointwise: str | None = None
     scales: set[int] = field(default_factory=set)
+    integers: dict[int, Integers] = field(default_factory=dict)
 
 
 class Op:
@@ -261,6 +275,16 @@ class Op:
     def scales(self, *inputs: int) -> None:
         """State that these inputs multiply or divide; growth by zeros copies them instead."""
         self.said.scales.update(inputs)
+
+    def integers(self, index: int, zero_point: int, axis: int) -> None:
+        """State that an input holds integers to compute with; copies can share those of a constant in whole parts.
+
+        Args:
+            index: The input.
+            zero_point: The input that holds their zero point, if the node has it.
+            axis: The axis of the integers that a zero point of one dimension lies along.
+        """
+        self.said.integers[index] = Integers(zero_point, axis)
 
     def broadcast(self, operands: Iterable[Axes | None], result: Axes) -> None:
         """State the multidirectional broadcasting of the ONNX specification: aligned at the right, 1 stretches."""

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import Analysis, Use, constant_of
+from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
 from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.operation import Contraction, Selection
@@ -101,7 +101,7 @@ def _weigh_contractions(
             if all((map.weight == 1).all() for map in maps):
                 continue  # a mean over equally many copies is the mean
             for index, position in contraction.sides:
-                carrier = _carrier(analysis, number, index, position, weighed)
+                carrier = _carrier(analysis, number, index, position, weighed, growth, contraction.law)
                 if carrier is not None:
                     silent = _is_silent(analysis, number, contraction, index, weighed, states)
                     roles.setdefault(carrier[:2], {})[carrier[2]] = Role(contraction, silent)
@@ -129,18 +129,23 @@ def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth
     return map
 
 
+_REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "DequantizeLinear")
+"""Operators through which a constant can still be weighed."""
+
+
 def _carrier(
-    analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim]
+    analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
 ) -> tuple[int, int, int] | None:
     """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of."""
     while True:
         use = analysis.uses.get((number, index))
         if use is not None:
-            return (number, index, position) if is_float(_dtype(use.constant)) else None
+            whole = law == "sum" and _grown(use.axes[position], growth) == weighed
+            shared = whole and _holds_integers(analysis, use)
+            return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or len(tensor.outputs) != 1 or producer.op not in ("Identity", "Transpose", "Unsqueeze",
-                                                                              "Squeeze", "Reshape"):  # fmt: skip
+        if producer is None or len(tensor.outputs) != 1 or producer.op not in _REARRANGES:
             return None
         number, index = _number(analysis, producer), 0
         axes = analysis.input_axes(number, 0) or ()
@@ -228,25 +233,27 @@ def _rewrite_constants(
 def _rewrite_constant(
     analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style, corrections: Corrections
 ) -> None:
-    alike: dict[tuple[bytes, Filler, float], list[tuple[Use, list[Side]]]] = {}
+    alike: dict[tuple[bytes, Filler, float, int], list[tuple[Use, list[Side]]]] = {}
     for use in uses:
         sides = _sides(use, growth, roles)
         factor, is_shift = corrections.get((use.node, use.input), (1.0, False))
         scales = use.input in analysis.said[use.node].scales
         filler: Filler = "copy" if scales else "zero" if is_shift else "own"
         key = b"|".join(side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides)
-        alike.setdefault((key, filler, factor), []).append((use, sides))
+        zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
+        alike.setdefault((key, filler, factor, id(zero)), []).append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(_dtype(constant))
     name = constant.name
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
-    for (_, filler, factor), group in alike.items():
+    for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
         if all(side.map.is_identity for side in sides):
             continue
         shape = [side.map.new for side in sides]
-        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), filler, factor)
+        read_zero = _zero_reader(analysis, use)
+        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), filler, factor, read_zero)
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True
@@ -267,13 +274,50 @@ class _Computation:
         salt: int,
         filler: Filler,
         factor: float,
+        zero: Callable[[], np.ndarray] | None,
     ) -> None:
-        self._read, self._sides, self._style = read, sides, style
+        self._read, self._sides, self._style, self._zero = read, sides, style, zero
         self._salt, self._filler, self._factor = salt, filler, factor
 
     def __call__(self) -> np.ndarray:
         rng = np.random.Generator(np.random.SFC64([self._style.seed, self._salt]))
-        return grow(self._read(), self._sides, self._style, rng, self._filler, self._factor)
+        zero = self._zero() if self._zero is not None else None
+        return grow(self._read(), self._sides, self._style, rng, self._filler, self._factor, zero)
+
+
+def _holds_integers(analysis: Analysis, use: Use) -> bool:
+    """Tell whether copies can share the values of a constant in whole parts."""
+    tensor = analysis.nodes[use.node].inputs[use.input]
+    return use.input in analysis.said[use.node].integers and analysis.sizes.dtype(tensor.name) in SHAREABLE
+
+
+def _zero_point(analysis: Analysis, use: Use) -> gs.Constant | None:
+    """Return what the integers of a constant are counted from, None where that is 0."""
+    integers = analysis.said[use.node].integers.get(use.input)
+    zero = analysis.uses.get((use.node, integers.zero_point)) if integers else None
+    return zero.constant if zero else None
+
+
+def _zero_reader(analysis: Analysis, use: Use) -> Callable[[], np.ndarray] | None:
+    """Return what reads the zero point of integers, in a shape that broadcasts with them; None for other constants."""
+    if not _holds_integers(analysis, use):
+        return None
+    constant = _zero_point(analysis, use)
+    if constant is None:
+        return lambda: np.zeros((), np.int8)
+    axis = analysis.said[use.node].integers[use.input].axis
+    read, shape = analysis.draft.reader(constant), [part.size for part in use.axes]
+
+    def zero() -> np.ndarray:
+        values = read()
+        if values.ndim == 1:
+            return values.reshape([-1 if position == axis else 1 for position in range(len(shape))])
+        for position, size in enumerate(shape[len(shape) - values.ndim :]):
+            if values.shape[position] not in (1, size):  # one for each block
+                values = np.repeat(values, size // values.shape[position], axis=position)
+        return values
+
+    return zero
 
 
 def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:

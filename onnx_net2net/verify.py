@@ -24,7 +24,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from onnx_net2net.compare import MAX_TOLERANCE, NOISE_FACTOR, Judge, OutputReport, compare, finite
+from onnx_net2net.compare import MAX_TOLERANCE, NOISE_FACTOR, QUANTIZED_TOLERANCE, Judge, OutputReport, compare, finite
 from onnx_net2net.divergence import Embed, first_difference
 from onnx_net2net.embedding import embedding
 from onnx_net2net.errors import BadInputError, NotEquivalentError
@@ -162,7 +162,8 @@ def verify(
     specs = input_specs(old.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
     gather = partial(_cases, specs=specs, given=feeds, samples=samples, seed=seed, progress=progress)
-    judge = partial(compare, rtol=rtol, atol=atol, units=_units(old.proto.graph))
+    cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
+    judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
     with old.on_disk() as old_path, new.on_disk() as new_path:
         levels, cases = _teach(old_path, open_with, gather, progress)
         reports: dict[str, list[OutputReport]] = {}
@@ -347,6 +348,11 @@ def _units(graph: onnx.GraphProto, outer: Mapping[str, onnx.NodeProto] | None = 
         if node is not None and (node.op_type in _BOUNDED or branches):
             units[value.name] = 1.0
     return units
+
+
+def _is_quantized(graph: onnx.GraphProto) -> bool:
+    """Tell whether activations are rounded to integers, where the last place of a float can move a whole step."""
+    return any("Quantize" in node.op_type or node.op_type.startswith("QLinear") for node in graph.node)
 
 
 def _values(graph: onnx.GraphProto, what: str) -> dict[str, onnx.ValueInfoProto]:

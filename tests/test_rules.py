@@ -225,6 +225,13 @@ case("Einsum", (2, 3, 5), free={2, 3, 5}, equation="abc->ca")
 case("Einsum", (2, 3, 3), free=set(), equation="bii->bi")
 case("Einsum", (2, 3), (3,), (5, 3), free={2, 3, 5}, equation="ij,j,kj->ik")
 
+# Sums of integers, which copies share in whole parts; more in test_quantized.py.
+CODES = fed(np.arange(96).reshape(2, 3, 4, 4) % 7, np.uint8)
+KERNELS = (np.arange(21).reshape(7, 3, 1, 1) - 9).astype(np.int8)
+ZERO = (scalar(0.5), np.array(3, np.uint8))
+case("ConvInteger", CODES, KERNELS, ZERO[1], free={2, 3, 7})
+case("QLinearConv", CODES, *ZERO, KERNELS, scalar(0.5), np.array(0, np.int8), *ZERO, free={2, 3, 7})
+
 # Axes laid end to end.
 case("Concat", (2, 3), (2, 5), free={2, 3, 5}, axis=1)
 case("Concat", (2, 3, 5), (2, 3, 5), free={2, 3, 5}, axis=-1)
