@@ -209,13 +209,11 @@ def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: in
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
-    if op.kind in ("Shape", "Size"):  # a size follows its tensor
-        return
     spoken = [contraction.axis for contraction in op.said.contractions]
     for index, axes in enumerate(op.inputs):
         others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
         around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
-        for axis in axes or ():
+        for axis in axes or () if index not in op.said.ignored else ():
             dim = dims.resolve(axis)
             if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
                 op.freeze(dim, UNREAD)

@@ -365,11 +365,11 @@ def _make(
     view: np.ndarray, map: Map, style: Style, deviation: Callable[[], float], rng: np.random.Generator, filler: Filler
 ) -> None:
     """Give new units that are no plain copies their incoming weights."""
+    if filler == "copy":
+        return
     own = _units(map, "zero_out", "random_pad")
     if len(own) and view.ndim > 1:
         view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
-    if filler == "copy":
-        return
     view[_units(map, "zero_in")] = 0
     mean = _units(map, "mean")
     if len(mean):

@@ -35,7 +35,7 @@ def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -
     for spec in specs:
         if spec.kind in {"real", "positive"} and spec.dtype.kind == "f":  # a moved mask or id would be another one
             target = np.where(rng.random(feeds[spec.name].shape) < 0.5, np.inf, -np.inf)
-            moved[spec.name] = np.nextafter(feeds[spec.name], target.astype(spec.dtype))
+            moved[spec.name] = np.asarray(np.nextafter(feeds[spec.name], target.astype(spec.dtype)))
     return moved
 
 

@@ -127,6 +127,7 @@ class Statements:
     defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
     pointwise: str | None = None
     scales: set[int] = field(default_factory=set)
+    ignored: set[int] = field(default_factory=set)
     integers: dict[int, Integers] = field(default_factory=dict)
 
 
@@ -275,6 +276,10 @@ class Op:
     def scales(self, *inputs: int) -> None:
         """State that these inputs multiply or divide; growth by zeros copies them instead."""
         self.said.scales.update(inputs)
+
+    def ignores(self, *inputs: int) -> None:
+        """State that of these inputs only the type or shape is read, whatever the size; others of no axis stay."""
+        self.said.ignored.update(inputs)
 
     def integers(self, index: int, zero_point: int, axis: int) -> None:
         """State that an input holds integers to compute with; copies can share those of a constant in whole parts.

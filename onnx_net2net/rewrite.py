@@ -394,12 +394,9 @@ def _student_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> sizes.
             types[name] = helper.make_tensor_type_proto(
                 analysis.sizes.dtype(name), [new_size(axis, growth) for axis in axes]
             )
-    for use in analysis.uses.values():
-        if any(_grown(axis, growth) for axis in use.axes):
-            name = use.constant.name
-            types[name] = helper.make_tensor_type_proto(
-                analysis.sizes.dtype(name), [new_size(axis, growth) for axis in use.axes]
-            )
+    for use in analysis.uses.values():  # a constant may have grown for some of its readers only, under other names
+        name = use.constant.name
+        types[name] = helper.make_tensor_type_proto(analysis.sizes.dtype(name), use.constant.shape)
     return sizes.reevaluate(teacher.proto, analysis.sizes, types)
 
 

@@ -163,7 +163,7 @@ case("SpaceToDepth", (2, 3, 10, 14), free={2, 3}, blocksize=2)
 # Units alone.
 case("Cast", (2, 3), free={2, 3}, to=TensorProto.FLOAT16)
 case("Cast", (2, 3), free={2, 3}, to=TensorProto.INT32, opset=9)
-case("CastLike", (2, 3), np.zeros((5,), np.float16), free={2, 3})
+case("CastLike", (2, 3), np.zeros((5,), np.float16), free={2, 3, 5})
 case("Clip", (2, 3), scalar(0.3), scalar(0.6), free={2, 3})
 case("Clip", (2, 3), free={2, 3}, opset=7, min=0.3, max=0.6)
 case("Dropout", (2, 3), free={2, 3}, outputs=2)

@@ -393,3 +393,11 @@ def test_a_teacher_that_needs_optimizations_is_verified_with_them():
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     fused = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     assert verify(fused, fused).equivalent
+
+
+def test_a_scalar_float_input_is_fed():
+    text = (
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x, float s) => (float[2, 3] y) { y = Mul(x, s) }"""
+    )
+    model = onnx.parser.parse_model(text)
+    assert verify(model, model).equivalent

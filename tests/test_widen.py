@@ -895,3 +895,22 @@ def test_light_models_widen_exactly_and_nearly_all_of_their_weights_grow(name, f
         largest = np.abs(expected).max()
         assert 0 < largest < np.inf
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * largest)
+
+
+def test_a_shape_of_a_constant_that_another_node_reads_too_has_its_new_size():
+    rng = np.random.default_rng(0)
+    weights = {
+        "up": rng.standard_normal((8, 16)),
+        "bias": rng.standard_normal((1, 16)),
+        "one": np.ones((1, 1)),
+        "down": rng.standard_normal((16, 4)),
+    }
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 8] x) => (float[2, 4] y) {
+        h = MatMul(x, up) a = Add(h, bias) s = Shape(bias) e = Expand(one, s) m = Mul(a, e) y = MatMul(m, down)
+    }"""
+    teacher = onnx.parser.parse_model(text)
+    for name, values in weights.items():
+        teacher.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    result = widen(teacher, factor=1.5)
+    assert result.covered > 0.9
+    assert verify(teacher, result.student).equivalent

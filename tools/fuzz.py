@@ -242,7 +242,7 @@ def is_exact_in_doubles(model: onnx.ModelProto, factor: float) -> bool:
     return True
 
 
-class Pad(OpRun):
+class Pad(OpRun):  # type: ignore[misc]
     """Pad by a constant, by negative amounts too, which the reference operator cannot."""
 
     def _run(self, data: np.ndarray, pads: np.ndarray, value: Any = None, mode: str = "constant") -> tuple[np.ndarray]:

@@ -25,8 +25,9 @@ PARTIAL = ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal",
 def _unary(kind: str) -> None:
     @rule(*{"linear": LINEAR, "zero": ZERO, "relu": RELU, "any": ANY, "partial": PARTIAL}[kind])
     def unary(op: Op) -> None:
-        """phi(x), unit by unit; further inputs (the type of CastLike) are not read as data."""
+        """phi(x), unit by unit; of a further input (the type of CastLike) no data is read."""
         op.apply("*x -> *x")
+        op.ignores(1)
         op.pointwise(kind)
 
 

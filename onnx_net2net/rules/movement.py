@@ -14,6 +14,7 @@ def source(op: Op) -> None:
     """Make a tensor from nothing or from sizes; nothing is known of its axes."""
     if op.kind != "Constant":
         op.freeze(op.output(), "makes this axis")
+    op.ignores(0)
 
 
 @rule("ConstantOfShape")

@@ -1,0 +1,637 @@
+"""Break the growth rules one at a time, and see whether a test notices.
+
+Each mutation replaces one piece of text of the package in a copy of it, and runs the few tests that should fail. One
+that no test notices survives: either the tests lack a case, or the change means the same.
+
+    python tools/mutate_rules.py
+    python tools/mutate_rules.py --only Attention --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from run_corpus import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "onnx_net2net"
+TIMEOUT = 600.0
+PRELOAD = ["hypothesis", "numpy", "onnx", "onnx.backend.test", "onnx.reference", "onnx_graphsurgeon", "onnx_ir",
+           "onnxruntime", "pytest", "rich.progress"]  # fmt: skip
+"""What takes long to import and is not broken: the processes that run tests are forked from one that has it."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault put into the package.
+
+    Attributes:
+        file: In the package.
+        what: The rule and what is wrong with it.
+        old: Text that occurs once in the file.
+        new: What is put in its place.
+        tests: Test file without "test_" and ".py", and an expression for ``-k``.
+    """
+
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a mutation did: the first test that failed (None if none did), and how long it took."""
+
+    mutation: Mutation
+    killer: str | None
+    seconds: float
+
+
+def grown(*kinds: str) -> tuple[str, str]:
+    """Select the cases of some operators in the table of test_rules.py."""
+    return "rules", " or ".join(f"outputs[{kind}-" for kind in kinds)
+
+
+def indexed(*kinds: str) -> tuple[str, str]:
+    """Select the cases of some operators in the table of test_indexing.py."""
+    return "indexing", " or ".join(f"grown_outputs[{kind}-" for kind in kinds)
+
+
+def contrib(*words: str) -> tuple[str, str]:
+    """Select tests of test_contrib.py."""
+    return "contrib", " or ".join(words)
+
+
+def attention(*words: str) -> tuple[str, str]:
+    """Select tests of test_attention.py."""
+    return "attention", " or ".join(words)
+
+
+def widened(*words: str) -> tuple[str, str]:
+    """Select tests of test_widen.py."""
+    return "widen", " or ".join(words)
+
+
+def mutants(*words: str) -> tuple[str, str]:
+    """Select tests of test_mutants.py."""
+    return "mutants", " or ".join(words)
+
+
+def maps(*words: str) -> tuple[str, str]:
+    """Select tests of test_maps.py."""
+    return "maps", " or ".join(words)
+
+
+CONV = '"n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}'
+CONV_TRANSPOSE = '"n (g i) *x, (g i) o *k, (g o) -> n (g o) *y", sizes={"g": "group"}'
+GROUP_NORM = '"n (g c) *x, (g c), (g c) -> n (g c) *x", since=21, sizes={"g": "num_groups"}, uniform="c x"'
+ROTARY = "rules/attention.py"
+LAYER_UNIFORM = 'op.uniform(axes[at:], "layer", scale=1, shift=2)'
+RMS_UNIFORM = 'op.uniform(axes[at:], "rms", scale=1)'
+
+_ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
+    "rules/convolution.py": [
+        ("Conv: groups outermost of the weight's rows", CONV, CONV.replace(", (g o) i", ", (o g) i"), grown("Conv")),
+        ("Conv: groups outermost of the input", CONV, CONV.replace("n (g i)", "n (i g)"), grown("Conv")),
+        ("Conv: groups outermost of the result", CONV, CONV.replace("-> n (g o)", "-> n (o g)"), grown("Conv")),
+        ("Conv: the bias is not tied", CONV, CONV.replace(", (g o) ->", ", b ->"), grown("Conv")),
+        ("Conv: all weights read all channels", CONV, CONV.replace(" i *k", " (g i) *k"), grown("Conv")),
+        ("Conv: kernel and positions free", f'{CONV}, fixed="x y k"', CONV, grown("Conv")),
+        ("Conv: no groups", CONV, CONV.replace('sizes={"g": "group"}', 'sizes={"g": 1}'), grown("Conv")),
+        ("ConvTranspose: as Conv", CONV_TRANSPOSE, CONV, grown("ConvTranspose")),
+        (
+            "ConvTranspose: groups outermost of the bias",
+            CONV_TRANSPOSE,
+            CONV_TRANSPOSE.replace(", (g o) ->", ", (o g) ->"),
+            grown("ConvTranspose"),
+        ),
+        (
+            "AveragePool: positions free",
+            '"AveragePool", "n c *x -> n c *y", fixed="x y"',
+            '"AveragePool", "n c *x -> n c *y"',
+            grown("AveragePool"),
+        ),
+        ("LpPool: channels fixed", '"GlobalLpPool", "n c *x -> n c *y", fixed="x y"',
+         '"GlobalLpPool", "n c *x -> n c *y", fixed="x y c"', grown("LpPool")),
+        ("GlobalAveragePool: a sum", 'op.contract(axis, [(0, position)], "mean")', 'op.contract(axis, [(0, position)])',
+         grown("GlobalAveragePool")),
+        ("GlobalAveragePool: no contraction", 'op.contract(axis, [(0, position)], "mean")', "pass",
+         grown("GlobalAveragePool")),
+        ("GlobalMaxPool: positions may be more than copies", 'op.only_copies(axis, "takes an extreme over this axis")',
+         "pass", mutants("extreme")),
+        ("MaxPool: indices free", 'op.freeze(op.output(1), "returns indices that count through this axis")', "pass",
+         grown("MaxPool")),
+        ("Resize: a scale near 1 passes", "scales is not None and scales[listed.index(position)] != 1", "False",
+         grown("Resize")),
+        ("Resize: size of the wrong entry", "op.size(3, listed.index(position), b)", "op.size(3, 0, b)",
+         grown("Resize")),
+        ("DepthToSpace: modes swapped", '"(c r s)" if op.attrs.get("mode") == "CRD" else "(r s c)"',
+         '"(r s c)" if op.attrs.get("mode") == "CRD" else "(c r s)"', grown("DepthToSpace")),
+        ("SpaceToDepth: channels outermost", "-> n (r s c) h w", "-> n (c r s) h w", grown("SpaceToDepth")),
+    ],
+    "rules/elementwise.py": [
+        ("unary: result not tied", 'op.apply("*x -> *x")\n        op.pointwise(kind)', "op.pointwise(kind)",
+         ("rules", "own_cases and (Relu or Tanh)")),
+        ("unary: everything keeps zero", "op.pointwise(kind)", 'op.pointwise("zero")', ("rules", "keep_zero_do")),
+        ("Clip: bounds above zero keep zero", 'if holds_zero else "any")', 'if holds_zero else "zero")',
+         ("rules", "keep_zero_do and Clip")),
+        ("Clip: result not tied", 'op.apply("*x -> *x")\n    low, high', "low, high", grown("Clip")),
+        ("Cast: all are linear", '"linear" if op.attrs.get("to") in fractions else "zero"', '"linear"',
+         mutants("cast")),
+        ("Dropout: mask not tied", '"*x -> *x, *x"', '"*x -> *x"', grown("Dropout")),
+        ("broadcasting: only the first operand", "op.broadcast(op.inputs, result)",
+         "op.broadcast(op.inputs[:1], result)", grown("Add", "Mul", "Where")),
+        ("broadcasting: quotients keep zero", '"partial" if op.kind in ("Div", "Pow", "Mod") else "any"', '"zero"',
+         ("rules", "keep_zero_do")),
+        ("Mul and PRelu: missing scales", "op.scales(*range(len(op.inputs)))", "pass", mutants("one_by_one")),
+    ],
+    "rules/linear.py": [
+        ("Gemm: transA ignored", '"k m" if op.attrs.get("transA", 0) else "m k"', '"m k"', grown("Gemm")),
+        ("Gemm: transB ignored", '"n k" if op.attrs.get("transB", 0) else "k n"', '"k n"', grown("Gemm")),
+        ("Gemm: bias on the wrong axes", "m~ n~ -> m n", "n~ m~ -> m n", grown("Gemm")),
+        ("Gemm: result transposed", "m~ n~ -> m n", "m~ n~ -> n m", grown("Gemm")),
+        ("MatMul: missing contraction", "op.contract(a[-1], [(0, len(a) - 1), (1, inner)])", "pass", grown("MatMul")),
+        ("MatMul: weights on the wrong axis of B", "(1, inner)])", "(1, len(b) - 1)])", grown("MatMul")),
+        ("MatMul: the last axis of B is summed", "len(b) - min(len(b), 2)", "len(b) - 1", grown("MatMul")),
+        ("MatMul: leading axes not tied", "op.broadcast([a[:-2], b[:-2]]", "op.broadcast([]", grown("MatMul")),
+        ("Einsum: sums over one operand are not weighed", "if len(holders) == 1:", "if len(holders) == 9:",
+         grown("Einsum")),
+        ("Einsum: diagonals pass", 'op.freeze_all("takes a diagonal")\n        return', "pass", grown("Einsum")),
+        ("Einsum: implicit result has all letters", " if letters.count(x) == 1)", ")", grown("Einsum")),
+    ],
+    "rules/movement.py": [
+        ("Concat: parts in the wrong order", "for axes in parts), target[at])", "for axes in parts[::-1]), target[at])",
+         grown("Concat")),
+        ("Split: parts in the wrong order", "for axes in parts), source[at])", "for axes in parts[::-1]), source[at])",
+         grown("Split")),
+        ("Split: sizes stay", "op.size(1, element, axes[at])", "pass", grown("Split")),
+        ("Split: sizes in the attribute stay", 'op.attribute("split", axes[at], element=element)', "pass",
+         grown("Split")),
+        ("Slice: starts stay", '_bound(op, 1, "starts", element, source, inner[0])', "pass", grown("Slice")),
+        ("Slice: ends forget what is before", '_bound(op, 2, "ends", element, source, *inner)',
+         '_bound(op, 2, "ends", element, source, inner[1])', grown("Slice")),
+        ("Slice: the part before is the result", "not op.unify(inner[1], target)", "not op.unify(inner[0], target)",
+         grown("Slice")),
+        ("Slice: steps may grow", 'op.freeze(factors[1], "takes every so many units of this axis")', "pass",
+         grown("Slice")),
+        ("Reshape: sizes stay", "op.size(1, element, axis)\n\n\n@rule(\"Flatten\"",
+         "pass\n\n\n@rule(\"Flatten\"", grown("Reshape")),
+        ("Reshape: innermost first", "op.unify(Product(xs), Product(ys),", "op.unify(Product(xs[::-1]), Product(ys),",
+         grown("Reshape", "Flatten")),
+        ("Transpose: default keeps the order", "range(len(axes))[::-1]", "range(len(axes))", grown("Transpose")),
+        ("Transpose: inverse permutation",
+         'op.unify_all([axes[a] for a in op.attrs.get("perm", range(len(axes))[::-1])], target)',
+         'op.unify_all(axes, [target[a] for a in op.attrs.get("perm", range(len(axes))[::-1])])', grown("Transpose")),
+        ("Expand: sizes stay", "op.size(1, element, axis)\n\n\n@rule(\"Tile\"", "pass\n\n\n@rule(\"Tile\"",
+         grown("Expand")),
+        ("Tile: repetition innermost", 'Product((Dim(times, op.why("repeats this often")), a))',
+         'Product((a, Dim(times, op.why("repeats this often"))))', grown("Tile")),
+        ("Gather: inverse order", "places.reshape(-1) % data[at].size, 1)",
+         "np.argsort(places.reshape(-1)) % data[at].size, 1)", grown("Gather")),
+        ("Gather: computed places count as a sum", 'op.freeze(data[at], "looks entries up along this axis")',
+         "op.contract(data[at], [(0, at)])",
+         grown("Gather")),
+        ("Pad: ends swapped", "Concat((Dim(before, reason), a, Dim(after, reason)))",
+         "Concat((Dim(after, reason), a, Dim(before, reason)))", grown("Pad")),
+        ("Pad: reflections pass", "elif constant and before >= 0", "elif before >= 0", grown("Pad")),
+        ("Pad: anything keeps zeros", 'else "any")\n    listed', 'else "linear")\n    listed', ("mutants", "pad")),
+        ("permuted units: not permuted", "op.unify(Concat(single[k] for k in order), target)",
+         "op.unify(Concat(single), target)", grown("Gather", "Slice")),
+        ("ConstantOfShape: sizes stay", "op.size(0, element, axis)", "pass", grown("ConstantOfShape")),
+    ],
+    "rules/normalization.py": [
+        ("BatchNormalization: training without a statistic", '"n s" if training else ""', '""',
+         grown("BatchNormalization")),
+        ("BatchNormalization: the variance is not tied", '"n c *s, c, c, c, c -> n', '"n c *s, c, c, c, v -> n',
+         grown("BatchNormalization")),
+        ("BatchNormalization: missing scales", "op.scales(1, 4)", "pass", widened("plain_scales")),
+        ("InstanceNormalization: missing uniform", 'n c *x", uniform="x"', 'n c *x"', grown("InstanceNormalization")),
+        ("GroupNormalization: missing uniform", GROUP_NORM, GROUP_NORM.replace('"c x"', '"x"'),
+         grown("GroupNormalization")),
+        ("GroupNormalization: groups innermost", GROUP_NORM, GROUP_NORM.replace("(g c)", "(c g)"),
+         grown("GroupNormalization")),
+        ("GroupNormalization: scale per group", GROUP_NORM, GROUP_NORM.replace("(g c), (g c)", "g, g"),
+         grown("GroupNormalization")),
+        ("LayerNormalization: missing uniform", LAYER_UNIFORM, "pass", grown("LayerNormalization")),
+        ("LayerNormalization: wrong law", LAYER_UNIFORM, LAYER_UNIFORM.replace("layer", "rms"),
+         widened("hold_the_mean")),
+        ("LayerNormalization: missing gamma correction", LAYER_UNIFORM, LAYER_UNIFORM.replace(", scale=1", ""),
+         widened("hold_the_mean")),
+        ("LayerNormalization: scale and shift swapped", LAYER_UNIFORM, LAYER_UNIFORM.replace("=1", "=0").replace(
+            "=2", "=1").replace("=0", "=2"), widened("hold_the_mean")),
+        ("LayerNormalization: missing shift", LAYER_UNIFORM, LAYER_UNIFORM.replace(", shift=2", ""),
+         widened("hold_the_mean")),
+        ("LayerNormalization: one axis too few", "at = op.axis(len(axes), -1)\n    op.unify_all", "at = len(axes) - 1"
+         "\n    op.unify_all", grown("LayerNormalization")),
+        ("LayerNormalization: the shift is not tied", "op.broadcast([op.input(1), op.input(2)], axes)",
+         "op.broadcast([op.input(1)], axes)", grown("LayerNormalization")),
+        ("MeanVarianceNormalization: wrong default axes", "[0, 2, 3])", "[1, 2, 3])",
+         grown("MeanVarianceNormalization")),
+        ("LRN: channels free", 'op.apply("n c *x -> n c *x", fixed="c")', 'op.apply("n c *x -> n c *x")', grown("LRN")),
+        ("LpNormalization: missing freeze", 'op.freeze(axes[op.axis(len(axes), -1)], "divides', 'str("divides',
+         grown("LpNormalization")),
+        ("Softmax: missing freeze", "op.freeze(axes[at : at + 1 if op.version >= 13 else None],", "str(",
+         grown("Softmax")),
+        ("Softmax: one axis before opset 13", "at : at + 1 if op.version >= 13 else None", "at : at + 1",
+         grown("Softmax")),
+        ("Softmax: default axis of opset 13 before it", "-1 if op.version >= 13 else 1)", "-1)",
+         mutants("softmax")),
+    ],
+    "rules/recurrent.py": [
+        ("recurrent: gates innermost", "d (k h) i", "d (h k) i", mutants("recurrent")),
+        ("recurrent: gates of the recurrence innermost", "d (k h) h", "d (h k) h",
+         mutants("recurrent")),
+        ("recurrent: gates of the bias innermost", "d (b h)", "d (h b)", mutants("recurrent")),
+        ("recurrent: peepholes innermost", "d (p h)", "d (h p)", mutants("recurrent")),
+        ("recurrent: hidden_size stays", ', "h": "hidden_size"', "", mutants("recurrent")),
+        ("recurrent: missing contraction", "op.contract(hidden[2], [(2, 2)])", "pass",
+         mutants("recurrent")),
+        ("recurrent: contraction on the gates", "op.contract(hidden[2], [(2, 2)])", "op.contract(hidden[2], [(2, 1)])",
+         mutants("recurrent")),
+    ],
+    "rules/reduction.py": [
+        ("ReduceMean: a sum", '"ReduceMean": "mean"', '"ReduceMean": "sum"', grown("ReduceMean")),
+        ("ReduceSum: a mean", '"ReduceSum": "sum"', '"ReduceSum": "mean"', grown("ReduceSum")),
+        ("ReduceL2: a sum", '"ReduceL2": "square"', '"ReduceL2": "sum"', grown("ReduceL2")),
+        ("ReduceSumSquare: a sum", '"ReduceSumSquare": "square"', '"ReduceSumSquare": "sum"',
+         grown("ReduceSumSquare")),
+        ("ReduceL1: a square", '"ReduceL1": "sum"', '"ReduceL1": "square"', grown("ReduceL1")),
+        ("reductions: missing contraction", "op.contract(axis, [(0, position)], LAWS[op.kind])", "pass",
+         grown("ReduceSum")),
+        ("ReduceProd: a sum", 'op.freeze(axis, "reduces this axis in a way that copies change")',
+         "op.contract(axis, [(0, position)])",
+         grown("ReduceProd", "ReduceLogSumExp")),
+        ("ReduceMax: more than copies", 'op.only_copies(axis, "takes an extreme over this axis")', "pass",
+         mutants("extreme")),
+        ("reductions: keepdims off by default", 'if op.attrs.get("keepdims", 1) else target)\n    for position',
+         'if op.attrs.get("keepdims", 0) else target)\n    for position', grown("ReduceSum")),
+        ("reductions: noop ignored", 'op.attrs.get("noop_with_empty_axes", 0)', "0", grown("ReduceSum")),
+        ("ArgMax: a sum", 'op.freeze(source[at], "returns positions along this axis")',
+         "op.contract(source[at], [(0, at)])",
+         grown("ArgMax", "ArgMin")),
+    ],
+    "rules/indexing.py": [
+        ("GatherElements: indices not tied to the result", "op.unify(b, c)", "pass", indexed("GatherElements")),
+        ("GatherElements: a sum", "op.freeze(data[at], LOOKED_UP)", "op.contract(data[at], [(0, at)])",
+         indexed("GatherElements")),
+        ("GatherElements: other axes not tied", "position != at and (a.size != b.size or not op.unify(a, b))", "False",
+         indexed("GatherElements")),
+        ("GatherND: batch axes not tied", "op.unify_all(data[:batch], indices[:batch])", "pass", indexed("GatherND")),
+        ("GatherND: a sum", "op.freeze(data[batch : batch + depth], LOOKED_UP)",
+         "[op.contract(data[p], [(0, p)]) for p in range(batch, batch + depth)]", indexed("GatherND")),
+        ("ScatterElements: axis free", "position == at or a.size", "a.size", mutants("scattering")),
+        ("ScatterND: missing freeze", "op.freeze((*data[:depth], *updates[:places]), WRITTEN)", "pass",
+         indexed("ScatterND")),
+        ("ScatterND: the range is not moved", "op.select(0, (*pieces, ends[1]), np.array([1]), 1)", "pass",
+         indexed("ScatterND")),
+        ("ScatterND: the piece before is written", "op.unify(pieces[1], written)", "op.unify(pieces[0], written)",
+         indexed("ScatterND")),
+        ("TensorScatter: missing freeze", "op.freeze((cache[at], update[at]), WRITTEN)", "pass",
+         indexed("TensorScatter")),
+        ("TensorScatter: wrong default axis", "op.axis(len(cache), -2)", "op.axis(len(cache), -1)",
+         indexed("TensorScatter")),
+        ("OneHot: missing freeze", 'op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")', "pass",
+         indexed("OneHot")),
+        ("OneHot: wrong default axis", "at = op.axis(len(target), -1)", "at = op.axis(len(target), 0)",
+         indexed("OneHot")),
+        ("TopK: a sum", 'op.freeze(source[at], "ranks the entries along this axis")',
+         "op.contract(source[at], [(0, at)])", indexed("TopK")),
+        ("CumSum: missing freeze", "op.freeze(source[int(axis.reshape(-1)[0]) % len(source)],", "str(",
+         indexed("CumSum", "CumProd")),
+        ("ReverseSequence: lengths not tied",
+         'op.unify(source[op.axis(len(source), 1, "batch_axis")], lengths[0])', "pass", indexed("ReverseSequence")),
+        ("ReverseSequence: axes swapped", 'op.axis(len(source), 0, "time_axis")',
+         'op.axis(len(source), 1, "time_axis")', indexed("ReverseSequence")),
+        ("Trilu: matrix free", 'op.apply("*b m n -> *b m n", fixed="m n")', 'op.apply("*b m n -> *b m n")',
+         indexed("Trilu")),
+        ("CenterCropPad: size of the wrong entry", "op.size(1, listed.index(position), b)", "op.size(1, 0, b)",
+         indexed("CenterCropPad")),
+        ("Det: rows may be permuted", '"*b m n -> *b", fixed="m n"', '"*b m n -> *b", fixed="b n m"', indexed("Det")),
+        ("DFT: the parts of complex numbers free", "if position in (at, len(source) - 1):", "if position == at:",
+         indexed("DFT")),
+        ("DFT: wrong default axis", "1 if op.version < 20 else -2", "1", indexed("DFT")),
+        ("STFT: batch not tied", "op.unify(signal[0], target[0])", "pass", indexed("STFT")),
+        ("GridSample: batch of the grid not tied", '"n c *x, n *y r -> n c *y"', '"n c *x, m *y r -> n c *y"',
+         indexed("GridSample")),
+        ("GridSample: positions free", '"n c *x, n *y r -> n c *y", fixed="x y r"',
+         '"n c *x, n *y r -> n c *y", fixed="x"', indexed("GridSample")),
+        ("RoiAlign: regions not tied to the result", 'signature("RoiAlign", "b c *x, r q, r -> r c *y", fixed="b x r q',
+         'signature("RoiAlign", "b c *x, r q, r -> s c *y", fixed="b x q', indexed("RoiAlign")),
+        ("DeformConv: offset groups ignored", "axes is not None and parts > 1", "axes is not None and parts > 99",
+         indexed("DeformConv")),
+        ("DeformConv: groups innermost of the bias", "(g o), n m *y -> n (g o) *y", "(o g), n m *y -> n (g o) *y",
+         mutants("groups")),
+        ("Col2Im: block outermost", '"n (c k) l, i, b -> n c *y"', '"n (k c) l, i, b -> n c *y"', indexed("Col2Im")),
+        ("losses: classes free", '"n c *x, n *x, c -> n *x, n c *x", fixed="c"', '"n c *x, n *x, c -> n *x, n c *x"',
+         indexed("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")),
+        ("CausalConvWithState: state not tied", "n c s -> n c t, n c s", "n z s -> n c t, n z s",
+         indexed("CausalConvWithState")),
+    ],
+    "rules/attention.py": [
+        ("attention: missing contraction", "self.op.contract(self.width, [(0, len(query) - 1)])", "pass",
+         attention("outputs[23")),
+        ("attention: the default scale follows the width",
+         'self.op.default("scale", self.width.size**-0.5, self.width)', "pass", attention("Attention")),
+        ("attention: repeated heads outermost", "Product((self.group, Dim(heads // groups)))",
+         "Product((Dim(heads // groups), self.group))", attention("Attention")),
+        ("attention: heads innermost", "return batch, positions, Product((heads, width))",
+         "return batch, positions, Product((width, heads))", attention("Attention")),
+        ("Attention: q_num_heads stays", 'op.attribute("q_num_heads", said.heads)', "pass", attention("Attention")),
+        ("Attention: kv_num_heads stays", 'op.attribute("kv_num_heads", said.group)\n    said.scores()\n\n\n@rule("Mul',
+         'said.scores()\n\n\n@rule("Mul', attention("Attention")),
+        ("Attention: causal rows free", 'if op.attrs.get("is_causal", 0):', "if False:", attention("Attention")),
+        ("attention: positions of keys free", "op.freeze(self.columns, KERNEL)", "pass", attention("Attention")),
+        ("attention: mask not tied", "self.op.broadcast([mask[:-1]], (self.batch, self.heads, self.rows))", "pass",
+         attention("Attention")),
+        ("attention: cache of values as wide as keys", "(caches(first + 1), self.value)",
+         "(caches(first + 1), self.width)", attention("Attention")),
+        ("attention: cache has the heads of queries", "(self.batch, self.group, width))", "(self.batch, self.heads, "
+         "width))", attention("Attention")),
+        ("attention: result as wide as keys", "_laid_out(result, self.batch, self.heads, self.rows, self.value)",
+         "_laid_out(result, self.batch, self.heads, self.rows, self.width)", attention("Attention")),
+        ("attention: values before keys end to end",
+         "Concat((Product((heads, width)), Product((group, width)), Product((group, value))))",
+         "Concat((Product((heads, width)), Product((group, value)), Product((group, width))))",
+         attention("Attention")),
+        ("MultiHeadAttention: num_heads stays",
+         'op.attribute("num_heads", said.heads)\n    said.scores()\n\n\n@rule("G',
+         'said.scores()\n\n\n@rule("G', attention("MultiHeadAttention")),
+        ("MultiHeadAttention: a packed bias may widen keys",
+         "said.packed(op.input(3))\n        op.freeze(said.width, PACKED)", "said.packed(op.input(3))",
+         attention("MultiHeadAttention")),
+        ("GroupQueryAttention: width free",
+         'op.freeze(said.width, "takes multiples of 8 along this axis, and one size for keys and values")', "pass",
+         attention("GroupQueryAttention")),
+        ("com.microsoft.Attention: missing contraction", "op.contract(source[-1], [(0, 2), (1, 0)])", "pass",
+         attention("Attention")),
+        ("com.microsoft.Attention: sizes of queries, keys and values stay",
+         'op.attribute("qkv_hidden_sizes", Product((said.heads, wide)), element=element)', "pass",
+         attention("Attention")),
+        ("RotaryEmbedding: layouts swapped", "(pairs, two) if interleaved else (two, pairs)",
+         "(two, pairs) if interleaved else (pairs, two)", attention("RotaryEmbedding")),
+        ("RotaryEmbedding: rotated width stays", 'op.attribute("rotary_embedding_dim", cos[-1], cos[-1])', "pass",
+         attention("RotaryEmbedding")),
+        ("RotaryEmbedding: tables not tied", "op.unify(cache[-1], pairs)", "pass", attention("RotaryEmbedding")),
+        ("RotaryEmbedding: missing scales", "op.scales(first, first + 1)", "pass", mutants("rotary")),
+    ],
+    "rules/contrib.py": [
+        ("BiasGelu: bias not tied", '"BiasGelu", "FastGelu", "*x c, c -> *x c"', '"BiasGelu", "FastGelu", "*x c, b -> '
+         '*x c"', contrib("BiasGelu")),
+        ("BiasSplitGelu: halves innermost", '"n s (k c), (k c) -> n s c"', '"n s (c k), (c k) -> n s c"',
+         contrib("without_a_kernel")),
+        ("FusedMatMul: missing contraction", "op.contract(a[left[-1]], [(0, left[-1]), (1, inner)])", "pass",
+         contrib("FusedMatMul")),
+        ("FusedMatMul: weights on the wrong axis", "[(0, left[-1]), (1, inner)]", "[(0, left[-1]), (1, right[-1])]",
+         contrib("FusedMatMul")),
+        ("FusedMatMul: transBatch ignored", "order = [*order[1:-1], order[0], order[-1]]", "pass",
+         contrib("FusedMatMul")),
+        ("MatMulNBits: columns are summed", 'op.freeze(a[-1], "is multiplied by packed integers, which cannot be '
+         'divided among copies")', "op.contract(a[-1], [(0, len(a) - 1)])", contrib("MatMulNBits")),
+        ("MatMulNBits: rows outermost of the scales", '"(n b)" if scales', '"(b n)" if scales',
+         contrib("MatMulNBits")),
+        ("CDist: a sum", 'op.contract(axes[1], [(index, 1)], "square")', "op.contract(axes[1], [(index, 1)])",
+         contrib("CDist")),
+        ("CDist: one side is not weighed", "for index, axes in enumerate(sides):", "for index, axes in "
+         "enumerate(sides[:1]):", contrib("CDist")),
+        ("FusedConv: groups innermost of the sum", "(g o), n (g o) *y -> n (g o) *y", "(g o), n (o g) *y -> n (g o) *y",
+         mutants("groups")),
+        ("fused activations: all keep zero", '"relu" if kind in RELU else "any" if kind in ANY else "zero"', '"zero"',
+         mutants("a_fused_activation")),
+        ("fused activations: unsaid", "    activated(op)\n\n\ntype_function(\"FusedGemm\"", "\n\ntype_function("
+         '"FusedGemm"', contrib("fused_activation")),
+        ("RMSNormalization: missing uniform", RMS_UNIFORM, "pass", contrib("RMSNormalization")),
+        ("RMSNormalization: wrong law", RMS_UNIFORM, RMS_UNIFORM.replace("rms", "layer"), mutants("rms")),
+        ("RMSNormalization: missing gamma correction", RMS_UNIFORM, RMS_UNIFORM.replace(", scale=1", ""),
+         mutants("rms")),
+        ("RMSNormalization: scale not tied", "op.broadcast([op.input(1)], axes)", "pass", contrib("RMSNormalization",
+         "SimplifiedLayerNormalization")),
+        ("SkipLayerNormalization: missing uniform",
+         "op.uniform(source[-1:], law, inputs=(0, 1, bias), scale=2, shift=shift, total=3, epsilon=1e-12)", "pass",
+         contrib("SkipLayerNormalization")),
+        ("SkipLayerNormalization: gamma of the wrong operand", "scale=2, shift=shift, total=3, epsilon=1e-12",
+         "scale=1, shift=shift, total=3, epsilon=1e-12", contrib("grows_to_any_width")),
+        ("SkipLayerNormalization: another default epsilon", "scale=2, shift=shift, total=3, epsilon=1e-12",
+         "scale=2, shift=shift, total=3, epsilon=1e-2", contrib("grows_to_any_width")),
+        ("SkipLayerNormalization: the sum counts as normal", "shift=shift, total=3, epsilon", "shift=shift, epsilon",
+         contrib("grows_to_any_width")),
+        ("SkipLayerNormalization: only the first operand is summed", "inputs=(0, 1, bias), scale=2", "scale=2",
+         contrib("not_linear")),
+        ("SkipLayerNormalization: laws swapped", '("layer", 4, 3) if op.kind ==', '("layer", 4, 3) if op.kind !=',
+         contrib("grows_to_any_width")),
+        ("EmbedLayerNormalization: positions not tied", "v c, p c, g c, c, c, b s", "v c, p z, g c, c, c, b s",
+         contrib("EmbedLayerNormalization")),
+        ("EmbedLayerNormalization: missing uniform",
+         'op.uniform(result[-1:], "layer", inputs=(2, 3, 4), scale=5, shift=6, total=2, epsilon=1e-12)', "pass",
+         contrib("EmbedLayerNormalization")),
+        ("GroupNorm: groups innermost", '"n *x (g c)" if op.attrs.get("channels_last", 1) else "n (g c) *x"',
+         '"n *x (c g)" if op.attrs.get("channels_last", 1) else "n (c g) *x"', contrib("without_a_kernel")),
+        ("GroupNorm: layouts swapped", '"n *x (g c)" if op.attrs.get("channels_last", 1) else "n (g c) *x"',
+         '"n (g c) *x" if op.attrs.get("channels_last", 1) else "n *x (g c)"', contrib("without_a_kernel")),
+    ],
+    "rewrite.py": [
+        ("laws: a mean is a sum", 'if contraction.law == "mean":', 'if contraction.law == "none":',
+         grown("ReduceMean")),
+        ("laws: a square is a sum", "weight=np.sqrt(map.weight)", "weight=map.weight", grown("ReduceL2")),
+        ("normalisers: missing epsilon correction", "statistic.epsilon)) * share", "statistic.epsilon))",
+         contrib("grows_to_any_width")),
+        ("normalisers: missing gamma correction", "share**0.5, False", "1.0, False", widened("hold_the_mean")),
+        ("normalisers: padding keeps the shift", "1.0, True", "1.0, False", widened("hold_the_mean")),
+        ("attributes stay", "attrs[size.name] = new\n", "pass\n", grown("Conv")),
+        ("default attributes are not written", "attrs[name] = value\n", "pass\n", attention("outputs[23")),
+        ("sizes that are data follow the width", "if need is None and not passes_on:", "if False:",
+         widened("used_as_data")),
+        ("selections stay", "for selection in said.selections:", "for selection in said.selections[:0]:",
+         grown("Gather")),
+    ],
+    "maps.py": [
+        ("products: innermost first", "(a.index[:, None] * b.old + b.index)", "(a.index[:, None] + a.old * b.index)",
+         grown("Reshape")),
+        ("weights: copies get the whole weight", "1.0 / counts[index]", "1.0 + 0 * index", grown("MatMul")),
+    ],
+    "operation.py": [
+        ("signatures: missing contractions", "self.contract(axis, sides)", "pass", grown("Gemm")),
+        ("signatures: letters are never fixed", "self.freeze(known.get(name), KERNEL)", "pass", grown("Conv")),
+        ("signatures: attributes stay", "self.attribute(size, axis)", "pass", grown("Conv")),
+        ("broadcasting: aligned at the left", "zip(reversed(axes or ()), reversed(result), strict=False)",
+         "zip(axes or (), result, strict=False)", grown("Add")),
+    ],
+    "padding.py": [
+        ("padding: laws swapped", '{"layer": "mean", "rms": "zero"}', '{"layer": "zero", "rms": "mean"}',
+         widened("hold_the_mean")),
+        ("padding: nothing is noticed", "noticed.add(dim)", "pass", contrib("not_linear")),
+        ("padding: activations keep means", 'state == "zero" and pointwise in ("zero", "relu")',
+         'pointwise in ("zero", "relu")', contrib("not_linear")),
+    ],
+}  # fmt: skip
+MUTATIONS = [Mutation(file, *row) for file, rows in _ROWS.items() for row in rows]
+
+
+def mutated(mutation: Mutation, source: str) -> str:
+    """Return the text of a file with the fault in it.
+
+    Raises:
+        ValueError: The text that it replaces does not occur once.
+    """
+    if source.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.what}: {mutation.file} has {source.count(mutation.old)} times {mutation.old!r}")
+    return source.replace(mutation.old, mutation.new)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How pytest ended: its exit code (None if it did not) and what it printed."""
+
+    code: int | None
+    text: str
+
+
+def run_tests(package: Path, ground: Path, tests: Sequence[str], log: Path) -> Run:
+    """Run tests of the ground with the package in a folder, in a process of its own."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    process = context.Process(target=_run_pytest, args=(str(package), str(ground), list(tests), str(log)))
+    process.start()
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return Run(None, "timeout")
+    return Run(process.exitcode, log.read_text(errors="replace"))
+
+
+def _run_pytest(package: str, ground: str, tests: list[str], log: str) -> None:
+    """Run pytest with the mutated package, after making sure that it is that one."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ground)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, package)
+    import pytest
+
+    found = importlib.util.find_spec(PACKAGE)
+    assert found is not None
+    assert found.origin is not None
+    assert found.origin.startswith(package), found.origin
+    options = ["-q", "-x", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+    code = pytest.main([*options, *tests])
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def arguments_of(tests: tuple[str, str]) -> list[str]:
+    """Return a selection as pytest takes it."""
+    return [f"tests/test_{tests[0]}.py", "-k", tests[1]]
+
+
+def try_mutation(mutation: Mutation, ground: Path) -> Outcome:
+    """Break one rule in a copy of the package, and run its tests.
+
+    Raises:
+        ValueError: No tests were run.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutant.") as folder:
+        package = Path(folder).resolve()
+        shutil.copytree(ROOT / PACKAGE, package / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        file = package / PACKAGE / mutation.file
+        file.write_text(mutated(mutation, file.read_text()))
+        done = run_tests(package, ground, arguments_of(mutation.tests), package / "log")
+        killer = None if done.code == 0 else _killer(done)
+    return Outcome(mutation, killer, time.perf_counter() - start)
+
+
+def _killer(run: Run) -> str:
+    """Return the test that failed, or what else happened."""
+    if run.code is None:
+        return run.text
+    if run.code in (4, 5) or "in _run_pytest" in run.text:  # nothing selected, or not the mutated package
+        raise ValueError(f"no tests were run: {run.text[-500:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (?:tests/test_)?(\S.*?)(?: - .*)?$", run.text, re.MULTILINE)
+    return found[1] if found else "the package is broken"
+
+
+def lay_ground(ground: Path) -> None:
+    """Copy the tests to a place where the package is not."""
+    shutil.copytree(ROOT / "tests", ground / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", ground)
+    (ground / "models").symlink_to(ROOT / "models")
+
+
+def unmutated_failures(mutations: Sequence[Mutation], ground: Path, jobs: int) -> list[str]:
+    """Run the tests of all mutations without any, file by file; return what fails."""
+    selected: dict[str, list[str]] = {}
+    for mutation in mutations:
+        selected.setdefault(mutation.tests[0], []).append(f"({mutation.tests[1]})")
+
+    def run_file(name: str) -> list[str]:
+        expression = " or ".join(dict.fromkeys(selected[name]))
+        done = run_tests(ROOT, ground, arguments_of((name, expression)), ground / f"{name}.log")
+        return [] if done.code == 0 else [_killer(done)]
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [failure for found in pool.map(run_file, selected) for failure in found]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """List what killed each mutation."""
+    rows = [
+        [outcome.mutation.file, outcome.mutation.what, outcome.killer or "SURVIVED", f"{outcome.seconds:.1f}"]
+        for outcome in outcomes
+    ]
+    return markdown(["file", "mutation", "killed by", "s"], rows, texts=3)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Break the growth rules one at a time, and run their tests.")
+    parser.add_argument("--only", metavar="TEXT", action="append", default=[], help="mutations whose text has this")
+    parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument("--no-baseline", action="store_true", help="do not check that the tests pass unmutated")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs must be positive")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the mutations; returns 1 if one survives."""
+    options = _parse(arguments)
+    wanted = [text.lower() for text in options.only]
+    chosen = [m for m in MUTATIONS if not wanted or any(text in f"{m.file} {m.what}".lower() for text in wanted)]
+    for mutation in chosen:
+        mutated(mutation, (ROOT / PACKAGE / mutation.file).read_text())
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="mutants.") as folder:
+        ground = Path(folder).resolve()
+        lay_ground(ground)
+        failures = [] if options.no_baseline else unmutated_failures(chosen, ground, options.jobs)
+        if failures:
+            print("these tests fail without a mutation:", *failures, sep="\n", file=sys.stderr)
+            return 2
+        with ThreadPoolExecutor(options.jobs) as pool:
+            outcomes = list(pool.map(lambda mutation: try_mutation(mutation, ground), chosen))
+    survivors = [outcome for outcome in outcomes if outcome.killer is None]
+    print(table(outcomes))
+    print(f"\n{len(outcomes)} mutations, {len(outcomes) - len(survivors)} killed, {len(survivors)} survived")
+    print(*(f"- {outcome.mutation.file}: {outcome.mutation.what}" for outcome in survivors), sep="\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
