@@ -190,6 +190,12 @@ class Side:
     spread: bool = True
     silent: bool = False
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells apart sides that grow a weight differently."""
+        arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
+        return self.reads, self.spread, self.silent, *(array.tobytes() for array in arrays)
+
 
 @dataclass(frozen=True)
 class Style:

@@ -233,13 +233,13 @@ def _rewrite_constants(
 def _rewrite_constant(
     analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style, corrections: Corrections
 ) -> None:
-    alike: dict[tuple[bytes, Filler, float, int], list[tuple[Use, list[Side]]]] = {}
+    alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
     for use in uses:
         sides = _sides(use, growth, roles)
         factor, is_shift = corrections.get((use.node, use.input), (1.0, False))
         scales = use.input in analysis.said[use.node].scales
         filler: Filler = "copy" if scales else "zero" if is_shift else "own"
-        key = b"|".join(side.map.index.tobytes() + side.map.weight.tobytes() * side.reads for side in sides)
+        key = tuple(side.key for side in sides)
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
         alike.setdefault((key, filler, factor, id(zero)), []).append((use, sides))
     constant = uses[0].constant

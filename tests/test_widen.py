@@ -914,3 +914,24 @@ def test_a_shape_of_a_constant_that_another_node_reads_too_has_its_new_size():
     result = widen(teacher, factor=1.5)
     assert result.covered > 0.9
     assert verify(teacher, result.student).equivalent
+
+
+def test_a_tied_matrix_that_reads_padding_as_zeros_in_one_place_and_as_means_in_another_is_untied():
+    """Units that pad a LayerNormalization hold their mean in front of it, zero behind it; only zeros are read freely."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "up": rng.standard_normal((4, 6)),
+        "gain": 1 + rng.random(6),
+        "shift": rng.standard_normal(6),
+        "down": rng.standard_normal((6, 3)),
+    }
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[5, 4] x) => (float[5, 3] y) {
+        h = MatMul(x, up) n = LayerNormalization(h, gain, shift)
+        a = MatMul(n, down) b = MatMul(h, down) y = Add(a, b)
+    }"""
+    teacher = onnx.parser.parse_model(text)
+    for name, values in weights.items():
+        teacher.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    result = widen(teacher, sizes={"up": 9})
+    assert [change.map for change in result.changes] == ["mean_pad"]
+    assert verify(teacher, result.student).equivalent
