@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -81,6 +82,11 @@ class Analysis:
         """The nodes of the graph, in order."""
         nodes: list[gs.Node] = self.draft.graph.nodes
         return nodes
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of each node, by its id."""
+        return {id(node): number for number, node in enumerate(self.nodes)}
 
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
@@ -169,7 +175,7 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
         for name in captured:
             _freeze(_named_axes(analysis, name), f"is read in the body of {op.kind} {op.label!r}")
     elif shuffle:
-        source = _source_axes(analysis, analysis.nodes[shuffle.first], 0)
+        source = analysis.input_axes(shuffle.first, 0)
         if source is not None and op.outputs[0] is not None:
             permute_units(op, shuffle.axis, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
             op.unify_all(_without(source, shuffle.axis), _without(op.outputs[0], shuffle.axis))
@@ -289,10 +295,6 @@ def _output_axes(analysis: Analysis, tensor: gs.Tensor) -> Iterable[Axis] | None
     return _named_axes(analysis, constant.name) if constant is not None else analysis.axes.get(tensor.name)
 
 
-def _source_axes(analysis: Analysis, node: gs.Node, index: int) -> Axes | None:
-    return analysis.axes.get(node.inputs[index].name)
-
-
 def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
     for axis in axes or ():
         dims.freeze(axis, reason)
@@ -311,7 +313,6 @@ def _without(axes: Axes, position: int) -> Axes:
 
 def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
-    position = {id(node): number for number, node in enumerate(analysis.nodes)}
     for number, node in enumerate(analysis.nodes):
         run = [node]
         while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
@@ -323,7 +324,7 @@ def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
             continue
         found = _permutation(analysis, run)
         if found is not None:
-            yield Shuffle(number, position[id(run[-1])], *found)
+            yield Shuffle(number, analysis.numbers[id(run[-1])], *found)
 
 
 def _permutation(analysis: Analysis, run: list[gs.Node]) -> tuple[int, np.ndarray] | None:

@@ -336,9 +336,7 @@ def _deviation(values: np.ndarray) -> float:
     return float(sample.std()) if sample.size > 1 else 0.0
 
 
-def _weigh(
-    view: np.ndarray, side: Side, style: Style, deviation: Callable[[], float], rng: np.random.Generator
-) -> None:
+def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng: np.random.Generator) -> None:
     """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were.
 
     A unit itself gets what its copies leave, so that their sum is exact in the few bits of half precision too.
@@ -368,7 +366,7 @@ def _weigh(
 
 
 def _make(
-    view: np.ndarray, map: Map, style: Style, deviation: Callable[[], float], rng: np.random.Generator, filler: Filler
+    view: np.ndarray, map: Map, style: Style, deviation: Deviation, rng: np.random.Generator, filler: Filler
 ) -> None:
     """Give new units that are no plain copies their incoming weights."""
     if filler == "copy":

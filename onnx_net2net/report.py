@@ -37,7 +37,7 @@ def inspection_dict(inspection: Inspection) -> dict[str, Any]:
                 "tensors": group.tensors,
                 "weights": group.elements,
                 "growable": group.reason is None,
-                "multiples_only": group.is_uniform and not group.paddable,
+                "multiples_only": group.is_whole,
                 "reason": group.reason,
             }
             for group in inspection.groups
@@ -100,7 +100,7 @@ def is_routine(group: Group) -> bool:
 def _state(group: Group) -> str:
     if group.reason:
         return f"no: {group.reason}"
-    return f"yes, in multiples of {group.size}" if group.is_uniform and not group.paddable else "yes"
+    return f"yes, in multiples of {group.size}" if group.is_whole else "yes"
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:

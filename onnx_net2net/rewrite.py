@@ -147,16 +147,12 @@ def _carrier(
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or len(tensor.outputs) != 1 or producer.op not in _REARRANGES:
             return None
-        number, index = _number(analysis, producer), 0
+        number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
         holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
         if len(holders) != 1:
             return None
         position = holders[0]
-
-
-def _number(analysis: Analysis, node: gs.Node) -> int:
-    return next(number for number, other in enumerate(analysis.nodes) if other is node)
 
 
 def _insert_scale(analysis: Analysis, node: gs.Node, index: int, position: int, map: Map) -> None:

@@ -47,7 +47,7 @@ class Group:
         elements: Number of their elements.
         reason: Why it cannot grow, or None.
         role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
-        paddable: Whether it can have any width although a statistic runs over it.
+        padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Group:
     elements: int = 0
     reason: str | None = None
     role: str = ""
-    paddable: bool = False
+    padding: State | None = None
 
     @property
     def size(self) -> int:
@@ -65,12 +65,16 @@ class Group:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether it grows by whole factors only."""
+        """Whether a statistic runs over it, which copies of all units keep."""
         return any(dim.ratio for dim in self.dims)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it grows by whole factors only."""
+        return self.is_uniform and self.padding is None
+
     def __repr__(self) -> str:
-        whole = self.is_uniform and not self.paddable
-        state = f"fixed: {self.reason}" if self.reason else "whole factors" if whole else "growable"
+        state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
         return f"{self.name} ({self.size}, {self.tensors} tensors, {state})"
 
 
@@ -85,7 +89,6 @@ class Inspection:
 
     groups: tuple[Group, ...]
     elements: int
-    seconds: float = 0.0
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.groups))
@@ -321,7 +324,7 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
     summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
     pads = paddable(analysis)
     for group in groups.values():
-        group.paddable = any(dim in pads for dim in group.dims)
+        group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]
@@ -365,7 +368,6 @@ class _Plan:
         self._wanted: dict[int, float] = {}
         self._rivals = _rivals(analysis)
         self._unfit = _unfit(analysis, kind)
-        self._paddable = paddable(analysis)
         self._by_ratio: dict[Ratio, list[Group]] = {}
         for group in self._groups:
             for ratio in {dim.ratio.root() for dim in group.dims if dim.ratio is not None}:
@@ -436,8 +438,7 @@ class _Plan:
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""
-        whole = group.is_uniform and not any(dim in self._paddable for dim in group.dims)
-        return math.lcm(group.size, self._multiple) if whole else self._multiple
+        return math.lcm(group.size, self._multiple) if group.is_whole else self._multiple
 
     def _nearest(self, group: Group, wanted: float) -> int:
         """Return the nearest size that a group can have, its own included."""
@@ -451,7 +452,11 @@ class _Plan:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
         if size != group.size and size % step:
             near = sorted({max(group.size, size // step * step), -(-size // step) * step})
-            why = f"it grows by whole factors ({self._statistic(group)})" if group.is_uniform else "of multiple_of"
+            why = (
+                f"it grows by whole factors ({self._statistic(group)})"
+                if group.is_whole
+                else f"it is no multiple of {step}"
+            )
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
             )
@@ -486,7 +491,8 @@ class _Plan:
         """Copy all units equally often where that gives the size; else pad."""
         if size % group.size:
             (dim,) = group.dims
-            self.growth[dim] = pad(dim.size, size, self._paddable[dim])
+            assert group.padding is not None  # other sizes were refused, or are not offered
+            self.growth[dim] = pad(dim.size, size, group.padding)
         else:
             self._grow_ratio(group, size // group.size)
 

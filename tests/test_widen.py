@@ -917,7 +917,7 @@ def test_a_shape_of_a_constant_that_another_node_reads_too_has_its_new_size():
 
 
 def test_a_tied_matrix_that_reads_padding_as_zeros_in_one_place_and_as_means_in_another_is_untied():
-    """Units that pad a LayerNormalization hold their mean in front of it, zero behind it; only zeros are read freely."""
+    """Units that pad a LayerNormalization hold a mean in front of it and zero behind it; only zeros are read freely."""
     rng = np.random.default_rng(0)
     weights = {
         "up": rng.standard_normal((4, 6)),
