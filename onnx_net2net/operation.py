@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,15 +55,17 @@ class Integers:
 
 @dataclass(frozen=True)
 class SizeInput:
-    """Element `element` of integer input `input` is the total size of `axes` (0 and -1 speak for themselves).
+    """Element `element` of integer input `input` is the total size of `axes`.
 
     Where it is a place on an axis, `whole` is that axis: negative places count from its end, large ones mean it.
+    Numbers in `instead` are no sizes, but stand for that of an axis (0 of Reshape), or for whatever fits (None).
     """
 
     input: int
     element: int
     axes: tuple[Axis, ...]
     whole: Axis | None = None
+    instead: Mapping[int, Axis | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,9 +251,16 @@ class Op:
         """State that the node sums over an axis."""
         self.said.contractions.append(Contraction(axis, tuple(sides), law))
 
-    def size(self, index: int, element: int, *axes: Axis, whole: Axis | None = None) -> None:
-        """State that an element of an integer input is the total size of the axes (a place on the axis `whole`)."""
-        self.said.size_inputs.append(SizeInput(index, element, axes, whole))
+    def size(
+        self,
+        index: int,
+        element: int,
+        *axes: Axis,
+        whole: Axis | None = None,
+        instead: Mapping[int, Axis | None] = MappingProxyType({}),
+    ) -> None:
+        """State that an element of an integer input is the total size of the axes; see `SizeInput`."""
+        self.said.size_inputs.append(SizeInput(index, element, axes, whole, instead))
 
     def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
         """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""

@@ -413,9 +413,11 @@ def _needs(analysis: Analysis, number: int, growth: Growth) -> dict[int, np.ndar
             if _place(given, new_size(size.whole, growth)) != new:
                 need.reshape(-1)[size.element] = new
             continue
-        if _follows(node, given, old) or (
-            old == new and not _copies_grown(analysis, number, size.element, given, growth)
-        ):
+        if given in size.instead:
+            stands_for = size.instead[given]
+            if stands_for is None or new_size(stands_for, growth) == new:
+                continue
+        elif old == new:
             continue
         need.reshape(-1)[size.element] = new
     return needs
@@ -424,18 +426,6 @@ def _needs(analysis: Analysis, number: int, growth: Growth) -> dict[int, np.ndar
 def _place(given: int, size: int) -> int:
     """Return the place that a bound means on an axis of a size."""
     return max(0, min(given + size if given < 0 else given, size))
-
-
-def _follows(node: gs.Node, given: int, size: int) -> bool:
-    """Tell whether an entry takes its size from elsewhere: -1 of Reshape, 1 of Expand where it is stretched."""
-    return (node.op == "Reshape" and given == -1) or (node.op == "Expand" and given == 1 != size)
-
-
-def _copies_grown(analysis: Analysis, number: int, element: int, given: int, growth: Growth) -> bool:
-    """Tell whether an entry 0 of Reshape copies an input size that grows although the output's does not."""
-    node = analysis.nodes[number]
-    source = analysis.input_axes(number, 0) or ()
-    return node.op == "Reshape" and given == 0 and element < len(source) and bool(_grown(source[element], growth))
 
 
 def _supply(analysis: Analysis, tensor: gs.Tensor, have: np.ndarray, need: np.ndarray) -> gs.Tensor:

@@ -122,13 +122,14 @@ def _bound(op: Op, index: int, name: str, element: int, whole: Axis, *before: Ax
 @rule("Reshape", pointwise="linear")
 def reshape(op: Op) -> None:
     """Merge and split axes, row-major: runs of axes with equal products are the same units."""
-    shape = op.output()
-    match_runs(op, op.input(0), shape)
+    source, shape = op.input(0), op.output()
+    match_runs(op, source, shape)
     for element, axis in enumerate(shape or ()):
         if "shape" in op.attrs:
             op.attribute("shape", axis, element=element)
         else:
-            op.size(1, element, axis)
+            copied = source[element] if source is not None and element < len(source) else None
+            op.size(1, element, axis, instead={-1: None} if op.attrs.get("allowzero") else {-1: None, 0: copied})
 
 
 @rule("Flatten", "Squeeze", "Unsqueeze", pointwise="linear")
@@ -169,7 +170,7 @@ def expand(op: Op) -> None:
     shape = op.value(1)
     offset = len(target) - (len(shape) if shape is not None else len(target))
     for element, axis in enumerate(target[offset:]):
-        op.size(1, element, axis)
+        op.size(1, element, axis, instead={1: None} if axis.size != 1 else {})
 
 
 @rule("Tile", pointwise="linear")
