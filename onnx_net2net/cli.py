@@ -161,7 +161,7 @@ def _widen(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in report.fixed_lines(widening.fixed):
+        for line in (*report.fixed_lines(widening.fixed), *widening.notes):
             _print(line)
     verification = None
     with _progress() as progress, widening.student.stage(options.output, progress=progress) as staged:

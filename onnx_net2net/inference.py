@@ -68,6 +68,7 @@ class Analysis:
         uses: Each read of a constant, by (node, input).
         said: Statements of each node, by its number.
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
+        cut: Outputs that are hidden units too: what they have more in the student is cut off.
     """
 
     draft: Draft
@@ -76,6 +77,7 @@ class Analysis:
     uses: dict[tuple[int, int], Use] = field(default_factory=dict)
     said: dict[int, Statements] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
 
     @property
     def nodes(self) -> list[gs.Node]:
@@ -138,9 +140,34 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
     for number, node in enumerate(graph.nodes):
         if number not in inside and not _is_alias(node):
             _visit(analysis, number, node, versions, matrices)
-    for tensor in graph.outputs:
-        _freeze(_output_axes(analysis, tensor), f"is the model's output {tensor.name!r}")
+    _close_outputs(analysis)
     return analysis
+
+
+def _close_outputs(analysis: Analysis) -> None:
+    """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
+    read = set(_read_by_weights(analysis))
+    for tensor in analysis.draft.graph.outputs:
+        made = bool(tensor.inputs) and constant_of(tensor) is None
+        for axis in _output_axes(analysis, tensor) or ():
+            free = {dim for dim in dims.leaves(axis) if not dim.frozen}
+            if made and free and free <= read:
+                analysis.cut.add(tensor.name)
+            else:
+                dims.freeze(axis, f"is the model's output {tensor.name!r}")
+
+
+def _read_by_weights(analysis: Analysis) -> Iterator[Dim]:
+    """Yield the dims that a weight sums over, itself or what is made of weights alone."""
+    constant = {""}
+    for node in analysis.nodes:
+        if all(tensor.name in constant or constant_of(tensor) is not None for tensor in node.inputs):
+            constant.update(tensor.name for tensor in node.outputs)
+    for number, said in analysis.said.items():
+        inputs = analysis.nodes[number].inputs
+        for contraction in said.contractions:
+            if any((number, i) in analysis.uses or inputs[i].name in constant for i, _ in contraction.sides):
+                yield from dims.leaves(contraction.axis)
 
 
 def _is_alias(node: gs.Node) -> bool:

@@ -72,6 +72,7 @@ def widening_dict(widening: Widening) -> dict[str, Any]:
             for c in widening.changes
         ],
         "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],
+        "notes": list(widening.notes),
     }
 
 

@@ -67,6 +67,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+    _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)
     _drop_unread(analysis)
     return analysis.draft.finish(metadata)
@@ -490,6 +491,36 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     first = analysis.nodes[analysis.shuffles[number].first] if number in analysis.shuffles else node
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
+
+
+# --- Outputs ---------------------------------------------------------------------------------------------------
+
+
+def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
+    """Cut outputs that are hidden units too back to the teacher's: of the copies of a unit, the first."""
+    draft = analysis.draft
+    for output in draft.graph.outputs:
+        grown = [p for p, axis in enumerate(analysis.axes.get(output.name, ())) if _grown(axis, growth)]
+        if not grown or output.name not in analysis.cut:
+            continue
+        inner = gs.Variable(draft.unique_name(f"{output.name}_grown"), dtype=output.dtype, shape=output.shape)
+        axes = analysis.axes[inner.name] = analysis.axes.pop(output.name)
+        for node in (*output.inputs, *output.outputs):
+            for tensors in (node.inputs, node.outputs):
+                for position, tensor in enumerate(tensors):
+                    if tensor is output:
+                        tensors[position] = inner
+        source = inner
+        for position in grown:
+            map = compose(axes[position], growth)
+            places = np.flatnonzero(map.first)[np.argsort(map.index[map.first])]
+            index = draft.constant(f"{output.name}_units", places)
+            cut = (
+                output if position == grown[-1] else gs.Variable(draft.unique_name(f"{output.name}_cut"), output.dtype)
+            )
+            name = draft.unique_name(f"{output.name}_Gather")
+            draft.graph.nodes.append(gs.Node("Gather", name, {"axis": position}, [source, index], [cut]))
+            source = cut
 
 
 # --- What is left over ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 
-from onnx_net2net.bodies import open_bodies
+from onnx_net2net.bodies import Opened, open_bodies
 from onnx_net2net.dims import Axis, Dim, Product, Ratio, leaves, resolve
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.inference import Analysis, infer
@@ -118,6 +118,7 @@ class Widening:
         seed: Seed of every random choice.
         covered: Share of the weight elements that lie on an axis that grew.
         fixed: The dims that could not grow, with the reason.
+        notes: What else was done to the graph, for people.
     """
 
     teacher: Model
@@ -127,6 +128,7 @@ class Widening:
     seed: int
     covered: float
     fixed: tuple[Group, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
@@ -209,10 +211,20 @@ def _widen(
     plan.check_map()
     covered = _covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
+    notes = tuple(_notes(opened, analysis, plan.growth))
     student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
     exact = map != "random_pad" and not style.noise
     fixed = tuple(group for group in inspection.groups if group.reason)
-    return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed)
+    return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed, notes)
+
+
+def _notes(opened: Opened, analysis: Analysis, growth: Mapping[Dim, Map]) -> Iterator[str]:
+    """Say what was done to the graph besides growing it."""
+    for what, names in opened.notes().items():
+        yield f"{what}: {', '.join(names)}"
+    cut = sorted(name for name in analysis.cut if any(d in growth for a in analysis.axes[name] for d in leaves(a)))
+    if cut:
+        yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
 
 
 @contextlib.contextmanager

@@ -747,11 +747,37 @@ def test_doubles_agree_to_their_last_digits():
 # --- What stays as it is -------------------------------------------------------------------------------------
 
 
-def test_a_hidden_tensor_that_is_also_an_output_keeps_its_size():
+HIDDEN_OUTPUT = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
+    a = MatMul(x, up) r = Relu(a) i = MatMul(r, mid) s = Relu(i) y = MatMul(s, down) }"""
+
+
+@pytest.mark.parametrize("kind", ["replicate", "zero_out"])
+def test_a_hidden_tensor_that_is_also_an_output_grows_and_is_cut_to_the_teachers_units(kind):
+    teacher = net(HIDDEN_OUTPUT, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4))
+    widening = widen_exactly(teacher, factor=1.5, map=kind)
+    assert new_sizes(widening) == {"up": 18, "mid": 9}
+    graph = contents(widening.student).graph
+    assert [value.type.tensor_type.shape.dim[1].dim_value for value in graph.output] == [4, 12]
+    assert [node.op_type for node in graph.node].count("Gather") == 1
+    assert widening.notes == ("outputs cut to the teacher's units (a Gather): a",)
+
+
+def test_an_output_of_several_hidden_axes_is_cut_along_each():
+    text = """(float[2, 8] x) => (float[2, 4] y, float[2, 3, 5] a) {
+        h = MatMul(x, up) a = Reshape(h, heads) t = Transpose<perm=[0, 2, 1]>(a) f = Reshape(t, flat)
+        y = MatMul(f, down) }"""
+    shapes = {"heads": np.array([2, 3, 5]), "flat": np.array([2, 15])}
+    teacher = net(text, up=draw(8, 15), down=draw(15, 4), **shapes)
+    widening = widen_exactly(teacher, sizes={"up[0]": 4, "up[1]": "2x"})
+    assert weights(widening.student)["up"].shape == (8, 40)
+
+
+def test_an_output_that_no_weight_reads_keeps_its_size():
     text = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
-        a = MatMul(x, up) r = Relu(a) i = MatMul(r, mid) s = Relu(i) y = MatMul(s, down) }"""
-    widening = widen_exactly(net(text, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4)), factor=1.5)
-    assert new_sizes(widening) == {"mid": 9}
+        h = MatMul(x, up) a = MatMul(x, side) y = MatMul(h, down) s = ReduceSum<keepdims=1>(a, one) }"""
+    teacher = net(text, up=draw(8, 6), side=draw(8, 12), down=draw(6, 4), one=np.array([1]))
+    widening = widen_exactly(teacher, factor=1.5)
+    assert new_sizes(widening) == {"up": 9}
     assert "is the model's output 'a'" in {group.reason for group in widening.fixed}
 
 
