@@ -95,7 +95,7 @@ def _add_widen(commands: Any) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
     command.add_argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)")
     command.add_argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
-                         help="size of the dims that match: units (96) or a multiplier (1.5x)")  # fmt: skip
+                         help="size of dims that match, hidden or not: units (96) or a multiplier (2x)")  # fmt: skip
     command.add_argument("--only", action="append", default=[], metavar="PATTERN", help="dims that --factor is for")
     command.add_argument("--multiple-of", type=int, default=1, metavar="M", help="new sizes are multiples of this")
     command.add_argument("--map", default="replicate", choices=("replicate", "zero_out", "zero_in", "random_pad"),
@@ -104,6 +104,8 @@ def _add_widen(commands: Any) -> None:
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--noise", type=float, default=0.0, metavar="S",
                          help="noise on the incoming weights of copies, as in the paper (not exact)")  # fmt: skip
+    command.add_argument("--prior", type=float, metavar="P",
+                         help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -157,7 +159,7 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed,
+        seed=options.seed, prior=options.prior,
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))

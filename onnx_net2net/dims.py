@@ -61,26 +61,33 @@ class Dim:
 
     Attributes:
         size: Number of units in the teacher.
-        frozen: Why the dim must keep its size and order, or None.
+        fixed: Why the dim must keep its size and order, or None.
+        pinned: Why it keeps its size unless it is asked for by name (it is the model's input or output), or None.
         ratio: Set when every unit must be copied the same number of times.
         statistic: Why that is so: the node that takes a statistic over the dim.
         copies: Why new units must be copies of old ones (a maximum runs over the dim), or None.
         origin: For a single unit cut out of a larger dim, that dim; units are then chosen among all of it.
     """
 
-    __slots__ = ("_to", "copies", "frozen", "origin", "ratio", "serial", "size", "statistic")
+    __slots__ = ("_to", "copies", "fixed", "origin", "pinned", "ratio", "serial", "size", "statistic")
 
-    def __init__(self, size: int, frozen: str | None = None, origin: Dim | None = None) -> None:
+    def __init__(self, size: int, fixed: str | None = None, origin: Dim | None = None) -> None:
         self.size = size
-        self.frozen = frozen
+        self.fixed = fixed
+        self.pinned: str | None = None
         self.ratio: Ratio | None = None
         self.statistic: str | None = None
         self.copies: str | None = None
         self.origin = origin
         self.serial = next(_serial)
         self._to: Axis | None = None
-        if size <= 1 and frozen is None and origin is None:
-            self.frozen = "an axis of size 1 broadcasts"
+        if size <= 1 and fixed is None and origin is None:
+            self.fixed = "an axis of size 1 broadcasts"
+
+    @property
+    def frozen(self) -> str | None:
+        """Why the dim does not grow of itself: it is fixed or pinned."""
+        return self.fixed or self.pinned
 
     def __repr__(self) -> str:
         return f"d{self.serial}:{self.size}{'!' if self.frozen else ''}"
@@ -162,7 +169,14 @@ def leaves(axis: Axis) -> Iterator[Dim]:
 def freeze(axis: Axis, reason: str) -> None:
     """Fix the size and order of every dim of the axis; the first reason given is kept."""
     for dim in leaves(axis):
-        dim.frozen = dim.frozen or reason
+        dim.fixed = dim.fixed or reason
+        _stick(dim)
+
+
+def pin(axis: Axis, reason: str) -> None:
+    """Keep the size of every dim of the axis unless it is asked for by name; the first reason given is kept."""
+    for dim in leaves(axis):
+        dim.pinned = dim.pinned or reason
         _stick(dim)
 
 
@@ -243,8 +257,10 @@ def _bind(dim: Dim, axis: Axis, reason: str) -> bool:
 
 def _inherit(axis: Axis, dim: Dim, reason: str) -> None:
     """Carry over to the axis what is known of the dim that it replaces."""
-    if dim.frozen:
-        freeze(axis, dim.frozen)
+    if dim.fixed:
+        freeze(axis, dim.fixed)
+    if dim.pinned:
+        pin(axis, dim.pinned)
     if dim.ratio:
         keep_uniform(axis, dim.statistic or reason, dim.ratio)
     if dim.copies:
@@ -357,7 +373,7 @@ def units(axis: Axis) -> list[Axis]:
     if isinstance(axis, Dim):
         if axis.size == 1:
             return [axis]
-        pieces = [Dim(1, axis.frozen, origin=axis) for _ in range(axis.size)]
+        pieces = [Dim(1, axis.fixed, origin=axis) for _ in range(axis.size)]
         _replace(axis, Concat(pieces))
         return list(pieces)
     if isinstance(axis, Product):

@@ -131,7 +131,8 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
     analysis = Analysis(model.draft(), known)
     graph = analysis.draft.graph
     for tensor in graph.inputs:
-        _freeze(_variable_axes(analysis, tensor.name), f"is the model's input {tensor.name!r}")
+        for axis in _variable_axes(analysis, tensor.name) or ():
+            dims.pin(axis, f"is the model's input {tensor.name!r}")
     if unitwise:
         analysis.shuffles = {shuffle.last: shuffle for shuffle in _find_shuffles(analysis)}
     inside = {n for s in analysis.shuffles.values() for n in range(s.first, s.last)}
@@ -154,7 +155,7 @@ def _close_outputs(analysis: Analysis) -> None:
             if made and free and free <= read:
                 analysis.cut.add(tensor.name)
             else:
-                dims.freeze(axis, f"is the model's output {tensor.name!r}")
+                dims.pin(axis, f"is the model's output {tensor.name!r}")
 
 
 def _read_by_weights(analysis: Analysis) -> Iterator[Dim]:
@@ -242,7 +243,7 @@ def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: in
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
-    spoken = [contraction.axis for contraction in op.said.contractions]
+    spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
     for index, axes in enumerate(op.inputs):
         others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
         around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}

@@ -11,6 +11,8 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
     random_pad  the paper's baseline: new units of their own, read at random. Not exact.
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
     zero_pad    the same with units that hold zero, for RMSNormalization
+    prior       new classes: no weights yet, and a bias that gives each a chosen probability
+    never       new classes under a softmax: a bias so low that their probability is 0
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ from onnx_net2net.dims import Axis, Dim, Product, resolve
 
 Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
 KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
-ORIGINS = (*KINDS, "mean")
-"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads."""
+ORIGINS = (*KINDS, "mean", "prior", "never")
+"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads, the last two are new classes."""
+
+NEVER = -1e4
+"""A logit whose exponential is 0 in every format, half precision included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +99,14 @@ def from_index(old: int, index: np.ndarray) -> Map:
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
 
 
-def padded(old: int, new: int, kind: Kind) -> Map:
+def padded(old: int, new: int, kind: str) -> Map:
     """Keep the old units and add `new - old` units that are no copies; readers weigh them by 0."""
     added = new - old
     return Map(
         old,
         np.concatenate([np.arange(old), np.arange(added) % old]),
         np.concatenate([np.ones(old), np.zeros(added)]),
-        np.concatenate([np.zeros(old, np.int8), np.full(added, KINDS.index(kind), np.int8)]),
+        np.concatenate([np.zeros(old, np.int8), np.full(added, ORIGINS.index(kind), np.int8)]),
         np.arange(new) < old,
     )
 
@@ -207,11 +212,17 @@ class Style:
             subtracted from another's, so that copies learn different things. Exact (growth-math, N of section 1).
         noise: Standard deviation, relative to the tensor's, of noise on the incoming weights of all but the first
             copy (paper, section 2.3). Not exact.
+        prior: The probability at which new classes start.
     """
 
     seed: int = 0
     spread: float = 0.3
     noise: float = 0.0
+    prior: float = 0.01
+
+    def logit(self, origin: str) -> float:
+        """Return the logit at which a new class starts."""
+        return float(np.log(self.prior / (1 - self.prior))) if self.prior and origin == "prior" else NEVER
 
 
 Filler = Literal["own", "copy", "zero"]
@@ -375,6 +386,8 @@ def _make(
     if len(own) and view.ndim > 1:
         view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
     view[_units(map, "zero_in")] = 0
+    for origin in ("prior", "never"):
+        view[_units(map, origin)] = style.logit(origin) if view.ndim == 1 else 0
     mean = _units(map, "mean")
     if len(mean):
         view[mean] = 0 if filler == "zero" else view[map.first].mean(axis=0, dtype=np.float64).astype(view.dtype)

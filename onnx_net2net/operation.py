@@ -20,6 +20,7 @@ from onnx_net2net.signature import Operand, Term, parse
 
 KERNEL = "works along this axis"
 LISTED = "is a list of sizes or places"
+LOOKED_UP = "looks entries up along this axis"
 UNREAD = "reads this operand as it is"
 ROUTINE = (KERNEL, LISTED, UNREAD)
 """Reasons for which axes are fixed in every network: kernels and positions, not channels."""
@@ -132,6 +133,8 @@ class Statements:
     scales: set[int] = field(default_factory=set)
     ignored: set[int] = field(default_factory=set)
     integers: dict[int, Integers] = field(default_factory=dict)
+    tables: list[Axis] = field(default_factory=list)
+    normalised: list[Axis] = field(default_factory=list)
 
 
 class Op:
@@ -216,6 +219,17 @@ class Op:
         """Fix axes at their size and order."""
         for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
             dims.freeze(axis, self.why(reason))
+
+    def look_up(self, axis: Axis) -> None:
+        """State that numbers made at run time choose entries along an axis: it keeps its size, or grows at its end."""
+        dims.pin(axis, self.why(LOOKED_UP))
+        self.said.tables.append(axis)
+
+    def normalise(self, axes: Iterable[Axis]) -> None:
+        """State that a softmax runs over axes: they keep their size, or get entries of probability 0."""
+        for axis in axes:
+            dims.pin(axis, self.why("normalises over this axis"))
+            self.said.normalised.append(axis)
 
     def freeze_all(self, reason: str) -> None:
         """Fix every axis of the node."""

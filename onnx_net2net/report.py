@@ -37,6 +37,7 @@ def inspection_dict(inspection: Inspection) -> dict[str, Any]:
                 "tensors": group.tensors,
                 "weights": group.elements,
                 "growable": group.reason is None,
+                "on_request": group.on_request,
                 "multiples_only": group.is_whole,
                 "reason": group.reason,
             }
@@ -100,7 +101,7 @@ def is_routine(group: Group) -> bool:
 
 def _state(group: Group) -> str:
     if group.reason:
-        return f"no: {group.reason}"
+        return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
     return f"yes, in multiples of {group.size}" if group.is_whole else "yes"
 
 

@@ -67,6 +67,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+    _add_priors(analysis, growth, style)
     _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)
     _drop_unread(analysis)
@@ -493,7 +494,36 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
 
 
-# --- Outputs ---------------------------------------------------------------------------------------------------
+# --- The interface -------------------------------------------------------------------------------------------
+
+
+def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
+    """Add a bias that holds the prior of new classes, where the layer that makes them has none."""
+    classes = {dim for dim, map in growth.items() if ORIGINS[int(map.kind.max())] in ("prior", "never")}
+    if not classes:
+        return
+    vectors = [use for use in analysis.uses.values() if sum(axis.size > 1 for axis in use.axes) == 1]
+    biased = {dim for use in vectors for axis in use.axes for dim in leaves(axis)}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        if not said.contractions or not any((number, index) in analysis.uses for index in range(len(node.inputs))):
+            continue
+        axes = analysis.axes.get(node.outputs[0].name, ())
+        for position, axis in enumerate(axes):
+            made = _grown(axis, growth) & classes - biased
+            if made:
+                map = compose(axis, growth, made)
+                logits = np.array([style.logit(ORIGINS[kind]) if kind else 0.0 for kind in map.kind])
+                _insert_shift(analysis, node, logits.reshape(-1, *(1,) * (len(axes) - 1 - position)))
+
+
+def _insert_shift(analysis: Analysis, node: gs.Node, values: np.ndarray) -> None:
+    """Add values to the result of a node."""
+    draft, output = analysis.draft, node.outputs[0]
+    values = values.astype(_numpy_dtype(analysis, output))
+    node.outputs[0] = inner = gs.Variable(draft.unique_name(f"{output.name}_unbiased"), dtype=output.dtype)
+    bias = draft.constant(f"{output.name}_bias", values)
+    draft.graph.nodes.append(gs.Node("Add", draft.unique_name(f"{output.name}_Add"), {}, [inner, bias], [output]))
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:

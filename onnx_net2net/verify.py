@@ -13,7 +13,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from onnx_net2net.compare import MAX_TOLERANCE, NOISE_FACTOR, QUANTIZED_TOLERANC
 from onnx_net2net.divergence import Embed, first_difference
 from onnx_net2net.embedding import embedding
 from onnx_net2net.errors import BadInputError, NotEquivalentError
+from onnx_net2net.history import grown_interface
 from onnx_net2net.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw, input_specs, read_npz
 from onnx_net2net.model import Array, Model, Progress, load
 from onnx_net2net.noise import noisy_twin, nudged
@@ -134,7 +135,8 @@ def verify(
 
     Args:
         teacher: The reference: a file or a model in memory.
-        student: What is judged; it must have inputs and outputs of the same names, types and compatible shapes.
+        student: What is judged; it must have inputs and outputs of the same names, types and compatible shapes. Where
+            it was given more classes or input channels on request, the old ones, which come first, are compared.
         provider: Where to run: ``cpu``, ``cuda``, ``tensorrt``, ``dml``, ``coreml``, ``openvino``, ``rocm`` or the
             full name of an onnxruntime execution provider.
         data: Inputs to use instead of generated ones: arrays by name, or an npz file of them.
@@ -158,7 +160,8 @@ def verify(
     provider = provider_name(provider)
     open_with = partial(Runner, provider=provider)
     old, new = load(teacher), load(student)
-    _check_interfaces(old.proto.graph, new.proto.graph)
+    grown = grown_interface(old, new)
+    _check_interfaces(old.proto.graph, new.proto.graph, grown)
     specs = input_specs(old.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
     gather = partial(_cases, specs=specs, given=feeds, samples=samples, seed=seed, progress=progress)
@@ -169,7 +172,8 @@ def verify(
         reports: dict[str, list[OutputReport]] = {}
         for level in levels:
             with blaming(NotEquivalentError, "the student does not run"):
-                answers = _run_all(open_with(new_path, level), [case.feeds for case in cases], "student", progress)
+                runner = _on_old_part(open_with(new_path, level), grown, np.random.default_rng(seed))
+                answers = _run_all(runner, [case.feeds for case in cases], "student", progress)
             for case, answer in zip(cases, answers, strict=True):
                 for report in case.judged(answer, judge):
                     reports.setdefault(report.name, []).append(report)
@@ -188,6 +192,31 @@ def verify(
         outputs=tuple(max(found, key=lambda report: report.severity) for found in reports.values()),
         diverges_at=culprit,
     )
+
+
+def _on_old_part(
+    run: Callable[[Feeds], dict[str, Array]], grown: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator
+) -> Callable[[Feeds], dict[str, Array]]:
+    """Let a student with a larger interface take the teacher's inputs, and return the teacher's part of its outputs.
+
+    New entries of inputs get values of old ones, drawn at random: whatever they are, they must not matter.
+    """
+    if not grown:
+        return run
+
+    def run_old_part(feeds: Feeds) -> dict[str, Array]:
+        feeds = dict(feeds)
+        for (name, axis), (old, new) in grown.items():
+            if name in feeds and feeds[name].shape[axis] == old:
+                places = np.concatenate([np.arange(old), rng.integers(0, old, new - old)])
+                feeds[name] = np.take(feeds[name], places, axis=axis)
+        answer = run(feeds)
+        for (name, axis), (old, new) in grown.items():
+            if name in answer and answer[name].shape[axis] == new:
+                answer[name] = np.take(answer[name], np.arange(old), axis=axis)
+        return answer
+
+    return run_old_part
 
 
 def check_options(samples: int | None, rtol: float | None, atol: float | None, seed: int) -> None:
@@ -310,7 +339,9 @@ def _check_repeatable(runner: Runner, case: _Case) -> None:
                 raise BadInputError("the teacher is random: two runs on the same inputs differ")
 
 
-def _run_all(runner: Runner, feeds: Sequence[Feeds], what: str, progress: Progress | None) -> list[dict[str, Array]]:
+def _run_all(
+    runner: Callable[[Feeds], dict[str, Array]], feeds: Sequence[Feeds], what: str, progress: Progress | None
+) -> list[dict[str, Array]]:
     answers = []
     for done, one in enumerate(feeds):
         if progress is not None:
@@ -323,13 +354,16 @@ def _bytes(feeds: Feeds) -> int:
     return sum(array.nbytes for array in feeds.values())
 
 
-def _check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto) -> None:
+def _check_interfaces(
+    teacher: onnx.GraphProto, student: onnx.GraphProto, grown: Mapping[tuple[str, int], tuple[int, int]]
+) -> None:
     for what in ("input", "output"):
         old, new = _values(teacher, what), _values(student, what)
         if old.keys() != new.keys():
             raise NotEquivalentError(f"the student's {what}s are {sorted(new)}, the teacher's {sorted(old)}")
         for name in old:
-            if not _compatible(old[name].type, new[name].type):
+            changed = {axis for place, axis in grown if place == name}
+            if not _compatible(old[name].type, new[name].type, changed):
                 texts = [helper.printable_value_info(value[name]).lstrip("%") for value in (old, new)]
                 raise NotEquivalentError(f"{what} {texts[0]} of the teacher is {texts[1]} in the student")
 
@@ -360,11 +394,14 @@ def _values(graph: onnx.GraphProto, what: str) -> dict[str, onnx.ValueInfoProto]
     return {value.name: value for value in getattr(graph, what) if value.name not in constants or what == "output"}
 
 
-def _compatible(one: onnx.TypeProto, other: onnx.TypeProto) -> bool:
+def _compatible(one: onnx.TypeProto, other: onnx.TypeProto, changed: Collection[int] = ()) -> bool:
     first, second = one.tensor_type, other.tensor_type
     if one.WhichOneof("value") != other.WhichOneof("value") or first.elem_type != second.elem_type:
         return False
     if not (first.HasField("shape") and second.HasField("shape")):
         return True
-    pairs = itertools.zip_longest(first.shape.dim, second.shape.dim)
-    return all(a and b and (0 in (a.dim_value, b.dim_value) or a.dim_value == b.dim_value) for a, b in pairs)
+    pairs = enumerate(itertools.zip_longest(first.shape.dim, second.shape.dim))
+    return all(
+        a and b and (axis in changed or 0 in (a.dim_value, b.dim_value) or a.dim_value == b.dim_value)
+        for axis, (a, b) in pairs
+    )

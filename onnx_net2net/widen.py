@@ -6,12 +6,11 @@ import contextlib
 import difflib
 import fnmatch
 import gc
-import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -20,17 +19,26 @@ import onnx
 from onnx_net2net.bodies import Opened, open_bodies
 from onnx_net2net.dims import Axis, Dim, Product, Ratio, leaves, resolve
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.inference import Analysis, infer
-from onnx_net2net.maps import KINDS, ORIGINS, Kind, Map, Style, from_index, pad, padded, replicate, uniform
+from onnx_net2net.history import HISTORY, fingerprint, history
+from onnx_net2net.inference import DIVISIBLE, Analysis, infer
+from onnx_net2net.maps import (
+    KINDS,
+    ORIGINS,
+    Kind,
+    Map,
+    Style,
+    compose,
+    from_index,
+    new_size,
+    pad,
+    padded,
+    replicate,
+    uniform,
+)
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims, role_dims
 from onnx_net2net.padding import State, follow, paddable
-from onnx_net2net.protos import all_tensors
 from onnx_net2net.rewrite import rewrite
-
-HISTORY = "onnx_net2net.history"
-"""Metadata entry that lists what was done to a model, as JSON."""
-
 
 MOST_UNITS = 2**27
 """No network has wider axes, and the maps of wider ones would not fit into memory."""
@@ -48,6 +56,8 @@ class Group:
         reason: Why it cannot grow, or None.
         role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
+        on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
+            input channels).
     """
 
     name: str
@@ -57,6 +67,7 @@ class Group:
     reason: str | None = None
     role: str = ""
     padding: State | None = None
+    on_request: bool = False
 
     @property
     def size(self) -> int:
@@ -157,6 +168,7 @@ def widen(
     spread: float = 0.3,
     noise: float = 0.0,
     seed: int = 0,
+    prior: float | None = None,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -164,13 +176,17 @@ def widen(
         teacher: A path, a model in memory or a loaded model; it is not changed.
         factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
             size that it can have exactly. Of the factors of one axis (groups x channels) one grows.
-        sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`).
+        sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`). A pattern that
+            matches nothing else may name a dim of the interface (classes, vocabulary, input channels): the old
+            inputs and outputs stay as they are and come first.
         only: Patterns of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
         spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
         noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
         seed: Seed of every random choice.
+        prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
+            a softmax it can only be 0, or the old outputs would change.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -179,10 +195,10 @@ def widen(
         BadInputError: If the model cannot be used, or an option makes no sense.
         RefusedError: If a size cannot be had exactly.
     """
-    _check_options(factor, sizes, multiple_of, map, spread, noise, seed)
+    _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
     model = load(teacher)
     with paused_gc():
-        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise))
+        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior)
 
 
 def _widen(
@@ -193,18 +209,20 @@ def _widen(
     multiple_of: int,
     map: Kind,
     style: Style,
+    prior: float | None,
 ) -> Widening:
     opened = open_bodies(model)
     analysis = infer(opened.model)
     inspection = _inspect(opened.model, analysis)
-    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed))
+    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior)
+    style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
     if factor is not None:
         plan.widen_all(factor, only)
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
+        "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan)}")
@@ -252,37 +270,6 @@ def _main_reason(plan: _Plan) -> str:
     return f"{largest.name!r}: {largest.reason}"
 
 
-def history(model: Model) -> list[dict[str, object]]:
-    """Return what was done to a model before, oldest first, as its metadata says."""
-    for entry in model.proto.metadata_props:
-        if entry.key == HISTORY:
-            try:
-                steps = json.loads(entry.value)
-            except ValueError:
-                return []
-            return steps if isinstance(steps, list) else []
-    return []
-
-
-def fingerprint(model: Model) -> str:
-    """Return the SHA-256 of the model's file (not of external data beside it), or of a model in memory."""
-    digest = hashlib.sha256()
-    if model.path is not None:
-        with open(model.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    for tensor in all_tensors(proto):
-        weight = model.tensor(tensor)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # a stub, whose key is another one each time
-            del tensor.external_data[:]
-            digest.update(weight.tobytes())
-    digest.update(proto.SerializeToString(deterministic=True))
-    return digest.hexdigest()
-
-
 def _check_options(
     factor: float | None,
     sizes: Mapping[str, int | str] | None,
@@ -291,6 +278,7 @@ def _check_options(
     spread: float,
     noise: float,
     seed: int,
+    prior: float | None,
 ) -> None:
     if factor is None and not sizes:
         raise BadInputError("give a factor or sizes, or there is nothing to widen")
@@ -302,6 +290,8 @@ def _check_options(
         raise BadInputError(f"multiple_of must be at least 1, not {multiple_of}")
     if map not in KINDS:
         raise BadInputError(f"there is no map {map!r}; there are {', '.join(KINDS)}")
+    if prior is not None and not 0 <= prior < 1:
+        raise BadInputError(f"the prior must be a probability below 1, not {prior}")
     for name, value in (("spread", spread), ("noise", noise)):
         if not (math.isfinite(value) and value >= 0):
             raise BadInputError(f"{name} must be a number of at least 0, not {value}")
@@ -327,6 +317,7 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
     for group in groups.values():
         reasons = [dim.frozen for dim in group.dims]
         group.reason = next((reason for reason in reasons if reason), None) if all(reasons) else None
+        group.on_request = bool(group.reason) and not any(dim.fixed for dim in group.dims)
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
         elements = math.prod(axis.size for axis in use.axes)
         for group in {id(g): g for axis in use.axes for d in leaves(axis) if (g := of_dim.get(d))}.values():
@@ -370,9 +361,16 @@ class _Plan:
     """Sizes and maps chosen so far."""
 
     def __init__(
-        self, analysis: Analysis, inspection: Inspection, multiple_of: int, kind: Kind, rng: np.random.Generator
+        self,
+        analysis: Analysis,
+        inspection: Inspection,
+        multiple_of: int,
+        kind: Kind,
+        rng: np.random.Generator,
+        prior: float | None,
     ) -> None:
         self.growth: dict[Dim, Map] = {}
+        self._prior = prior
         self.inspection = inspection
         self.chosen: list[Group] = []
         self._analysis, self._groups = analysis, list(inspection.groups)
@@ -391,10 +389,12 @@ class _Plan:
             groups = self._match(pattern)
             self.chosen += groups
             growable = [group for group in groups if group.reason is None]
-            if not growable:
+            on_request = [group for group in groups if group.on_request]
+            if not growable and not on_request:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
-            for group in growable:
-                self._grow_exactly(group, _target(pattern, text, group.size))
+            for group in growable or on_request:
+                grow = self._grow_exactly if growable else self._append
+                grow(group, _target(pattern, text, group.size))
 
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
         """Grow all dims (or those named) by a factor, one of the factors of each product."""
@@ -478,6 +478,30 @@ class _Plan:
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
 
+    def _append(self, group: Group, size: int) -> None:
+        """Give a dim of the interface more units behind the old ones, which they do not touch."""
+        if size < group.size:
+            raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
+        self._wanted[id(group)] = float(size)
+        if size == group.size:
+            return
+        if size > MOST_UNITS:
+            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
+        origin, reason = _appended(self._analysis, group, self._prior)
+        if reason:
+            raise RefusedError(f"{group.name!r} cannot have {size} units: {reason}")
+        (dim,) = group.dims
+        self.growth[dim] = padded(dim.size, size, origin)
+        for name, _, axis in _interface(self._analysis, {dim}):
+            if not compose(axis, self.growth).first[: axis.size].all():
+                raise RefusedError(f"{group.name!r} cannot have {size} units: those of {name!r} would be shifted")
+
+    def interface(self) -> dict[str, list[tuple[str, int, int, int]]]:
+        """Return where inputs and outputs grow, from which size to which, for the record."""
+        grown = {dim for dim in self.growth if dim.pinned}
+        found = [(n, p, a.size, new_size(a, self.growth)) for n, p, a in _interface(self._analysis, grown)]
+        return {"interface": found} if found else {}
+
     def _statistic(self, group: Group) -> str:
         return next((dim.statistic for dim in group.dims if dim.statistic), "a statistic runs over it")
 
@@ -545,6 +569,38 @@ def _target(pattern: str, text: int | str, size: int) -> int:
         return int(text)
     except (ValueError, OverflowError):
         raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None
+
+
+def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[str, str | None]:
+    """Return how new units of a dim of the interface come about, and why they cannot.
+
+    Units that a weight reads, and entries of tables, are of their own and weighed by 0; the others are classes.
+    """
+    dims = set(group.dims)
+    read = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
+    listed = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
+    normalised = any(dims & set(leaves(axis)) for said in analysis.said.values() for axis in said.normalised)
+    unfit = _unfit(analysis, "zero_out")
+    reason = next((unfit[dim] for dim in group.dims if dim in unfit), None)
+    if len(dims) > 1:
+        reason = "its units are rearranged one by one"
+    if dims & (read | listed):
+        return "zero_out", "a softmax over it would notice them" if normalised else reason
+    integers = {use.constant.name for use in analysis.uses.values() if any(dims & set(leaves(a)) for a in use.axes)}
+    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in integers):
+        reason = "its weights are integers, which cannot express a prior"
+    if normalised and prior:
+        reason = "under a softmax new classes change the old ones, unless they start at a prior of 0"
+    return "never" if normalised else "prior", reason
+
+
+def _interface(analysis: Analysis, dims: set[Dim]) -> Iterator[tuple[str, int, Axis]]:
+    """Yield where inputs and outputs have one of the dims: their name, the position and the axis."""
+    graph = analysis.draft.graph
+    for tensor in (*graph.inputs, *graph.outputs):
+        for position, axis in enumerate(analysis.axes.get(tensor.name, ())):
+            if dims & set(leaves(axis)):
+                yield tensor.name, position, axis
 
 
 def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:

@@ -9,8 +9,8 @@ from onnx import helper, numpy_helper, parser
 
 from onnx_net2net import RefusedError, inspect, load, verify, widen
 from onnx_net2net.bodies import DOMAIN, open_bodies
+from onnx_net2net.history import HISTORY
 from onnx_net2net.protos import scopes
-from onnx_net2net.widen import HISTORY
 
 FACTORS = (1.37, 2)
 

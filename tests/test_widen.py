@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from onnx_net2net import BadInputError, RefusedError, inspect, load, rules, verify, widen
-from onnx_net2net.widen import HISTORY, fingerprint, history
+from onnx_net2net.history import HISTORY, fingerprint, history
 
 MODELS = Path(__file__).parent.parent / "models"
 DIGITS = ("digits_mlp", "digits_resnet", "digits_inception_bn")

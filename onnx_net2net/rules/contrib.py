@@ -271,7 +271,8 @@ def _typed_skip(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
 def embed_layer_normalization(op: Op) -> None:
     """Normalise a sum of rows of three tables, one of them by position."""
     for table in (op.input(2), op.input(3), op.input(4)):
-        op.freeze((table or ())[:1], "looks entries up along this axis")
+        for axis in (table or ())[:1]:
+            op.look_up(axis)
     op.apply("b s, b s, v c, p c, g c, c, c, b s, b2~ s -> b s c, b, b s c", fixed="s")
     if (result := op.output()) is not None:
         op.uniform(result[-1:], "layer", inputs=(2, 3, 4), scale=5, shift=6, total=2, epsilon=1e-12)

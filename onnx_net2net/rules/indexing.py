@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from onnx_net2net.dims import Axis, Dim, Product, cut
-from onnx_net2net.operation import LISTED, Op
+from onnx_net2net.operation import LISTED, LOOKED_UP, Op
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.sizes import Typed, type_function
 
-LOOKED_UP = "looks entries up along this axis"
 WRITTEN = "writes entries along this axis, where copies would be written twice"
 UNKNOWN = "has operands of unknown shape"
 

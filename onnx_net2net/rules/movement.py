@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
-from onnx_net2net.operation import Op
+from onnx_net2net.operation import LOOKED_UP, Op
 from onnx_net2net.rules import rule
 
 
@@ -204,7 +204,10 @@ def gather(op: Op) -> None:
         permute_units(op, at, data[at], target[at + wide[0]], places.reshape(-1) % data[at].size, 1)
         return
     op.unify_all(indices, target[at : at + len(indices)])
-    op.freeze(data[at], "looks entries up along this axis")
+    if op.constant[1]:
+        op.freeze(data[at], LOOKED_UP)
+    else:
+        op.look_up(data[at])
 
 
 @rule("Pad")

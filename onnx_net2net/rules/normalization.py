@@ -76,5 +76,5 @@ def softmax(op: Op) -> None:
     op.apply("*x -> *x")
     if axes:
         at = op.axis(len(axes), -1 if op.version >= 13 else 1)
-        op.freeze(axes[at : at + 1 if op.version >= 13 else None], "normalises over this axis")
+        op.normalise(axes[at : at + 1 if op.version >= 13 else None])
     op.pointwise("any")

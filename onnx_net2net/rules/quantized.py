@@ -180,7 +180,7 @@ def unary(op: Op) -> None:
     if axes and op.kind == "QLinearSoftmax":
         single = op.attrs.get("opset", 13) >= 13
         at = op.axis(len(axes), -1 if single else 1)
-        op.freeze(axes[at : at + 1 if single else None], "normalises over this axis")
+        op.normalise(axes[at : at + 1 if single else None])
 
 
 @rule("QLinearConcat", domain=MICROSOFT, pointwise="any")

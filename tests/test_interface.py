@@ -1,0 +1,185 @@
+"""Inputs and outputs that grow on request: new classes, vocabulary and input channels beside the old ones."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnx_net2net import BadInputError, NotEquivalentError, RefusedError, inspect, load, verify, widen
+from onnx_net2net.cli import main
+from onnx_net2net.history import grown_interface
+from onnx_net2net.maps import NEVER
+
+HEAD = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) z = MatMul(r, down) y = Add(z, bias) }"
+
+
+def net(text, **weights):
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
+    return proto
+
+
+def draw(*shape):
+    return (np.random.default_rng(shape).standard_normal(shape) * 0.5).astype(np.float32)
+
+
+def classifier(text=HEAD):
+    weights = {"up": draw(8, 16), "down": draw(16, 4), "bias": draw(4)}
+    return net(text, **{name: w for name, w in weights.items() if name in text})
+
+
+def grow(teacher, **options):
+    """Widen, and assert that the teacher's part is as it was."""
+    student = widen(teacher, **options).student
+    assert verify(teacher, student).equivalent
+    with student.on_disk() as path:
+        return student, onnx.load(path)
+
+
+def run(proto, **feeds):
+    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def name_of(teacher, size, reason=""):
+    """The dim of this size that grows on request only."""
+    (group,) = [g for g in inspect(teacher).groups if g.size == size and g.on_request and reason in g.reason]
+    return group.name
+
+
+@pytest.mark.parametrize("prior", [None, 0.01, 0.25, 0.0])
+def test_new_classes_start_at_the_prior_and_the_old_ones_stay(prior):
+    teacher, x = classifier(), draw(5, 8)
+    student, proto = grow(teacher, sizes={name_of(teacher, 4): 7}, prior=prior)
+    (old,), (new,) = run(teacher, x=x), run(proto, x=x)
+    np.testing.assert_array_equal(new[:, :4], old)
+    share = 0.01 if prior is None else prior
+    np.testing.assert_allclose(new[:, 4:], np.log(share / (1 - share)) if share else NEVER, rtol=1e-6)
+    assert grown_interface(load(teacher), student) == {("y", 1): (4, 7)}
+    assert proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 7
+
+
+def test_a_layer_without_a_bias_gets_one_for_the_prior():
+    teacher = classifier("(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) y = MatMul(r, down) }")
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.5)
+    assert not any(node.op_type == "Sub" for node in proto.graph.node)
+    np.testing.assert_allclose(run(proto, x=draw(3, 8))[0][:, 4:], 0, atol=0)
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.1)
+    np.testing.assert_allclose(run(proto, x=draw(3, 8))[0][:, 4:], np.log(1 / 9), rtol=1e-6)
+
+
+def test_under_a_softmax_new_classes_have_probability_zero():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = Softmax(w)"))
+    name, x = name_of(teacher, 4), draw(5, 8)
+    _, proto = grow(teacher, sizes={name: 6})
+    (old,), (new,) = run(teacher, x=x), run(proto, x=x)
+    np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
+    with pytest.raises(RefusedError, match="under a softmax new classes change the old ones"):
+        widen(teacher, sizes={name: 6}, prior=0.1)
+
+
+def test_what_else_runs_over_classes_refuses():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = ReduceMax<keepdims=1>(w, one)"))
+    teacher.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    del teacher.graph.output[:]
+    teacher.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1]))
+    teacher.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["N", 4]))
+    with pytest.raises(RefusedError):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_new_input_channels_do_not_matter_yet():
+    text = "(float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) { h = Conv<pads=[1, 1, 1, 1]>(x, k) y = Conv(h, m) }"
+    teacher = net(text, k=draw(6, 3, 3, 3), m=draw(5, 6, 1, 1))
+    _, proto = grow(teacher, sizes={name_of(teacher, 3): 4})
+    x = draw(2, 3, 6, 6)
+    (old,) = run(teacher, x=x)
+    for extra in draw(2, 1, 6, 6), 100 + draw(2, 1, 6, 6):
+        np.testing.assert_allclose(run(proto, x=np.concatenate([x, extra], axis=1))[0], old, rtol=1e-5, atol=1e-6)
+    assert [tuple(t.dims) for t in proto.graph.initializer] == [(6, 4, 3, 3), (5, 6, 1, 1)]
+
+
+EMBEDDED = """(int64[N, S] x) => (float[N, S, 20] y) {
+    e = Gather(table, x) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) HEAD }"""
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_grows_at_its_end(tied):
+    head = "t = Transpose<perm=[1, 0]>(table) y = MatMul(d, t)" if tied else "y = MatMul(d, out)"
+    weights = {"table": draw(20, 8), "up": draw(8, 12), "down": draw(12, 8), **({} if tied else {"out": draw(8, 20)})}
+    teacher = net(EMBEDDED.replace("HEAD", head), **weights)
+    names = {group.name for group in inspect(teacher).groups if group.size == 20}
+    assert len(names) == (1 if tied else 2)
+    _, proto = grow(teacher, sizes=dict.fromkeys(names, 24))
+    (y,) = run(proto, x=np.array([[3, 23, 0]]))
+    assert y.shape == (1, 3, 24)
+    assert np.isfinite(y).all()
+    table = next(numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "table")
+    assert table.shape == (24, 8)
+    assert table[20:].std() == pytest.approx(weights["table"].std(), rel=0.5), "new tokens look like the old ones"
+
+
+def test_units_that_a_statistic_reads_are_refused():
+    text = "(float[N, 8] x) => (float[N, 4] y) { n = LayerNormalization(x, gamma) y = MatMul(n, down) }"
+    teacher = net(text, gamma=draw(8), down=draw(8, 4))
+    with pytest.raises(RefusedError, match="takes a statistic over it"):
+        widen(teacher, sizes={name_of(teacher, 8): 12})
+
+
+def test_old_outputs_are_never_shifted():
+    text = "(float[N, 8] x) => (float[N, 9] y) { a = MatMul(x, one) b = MatMul(x, two) y = Concat<axis=1>(a, b) }"
+    teacher = net(text, one=draw(8, 4), two=draw(8, 5))
+    with pytest.raises(RefusedError, match="those of 'y' would be shifted"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+    grow(teacher, sizes={name_of(teacher, 5): 6})
+
+
+def test_a_pattern_that_matches_hidden_dims_leaves_the_interface_alone():
+    widening = widen(classifier(), sizes={"*": "2x"})
+    assert [(change.old, change.new) for change in widening.changes] == [(16, 32)]
+    assert not grown_interface(widening.teacher, widening.student)
+
+
+def test_a_factor_leaves_the_interface_alone():
+    assert [change.old for change in widen(classifier(), factor=2).changes] == [16]
+
+
+@pytest.mark.parametrize("prior", [-0.1, 1.0, float("nan")])
+def test_a_prior_is_a_probability(prior):
+    with pytest.raises(BadInputError, match="prior"):
+        widen(classifier(), factor=2, prior=prior)
+
+
+def test_verify_takes_other_sizes_only_from_a_student_that_was_given_them():
+    teacher = classifier()
+    student, proto = grow(teacher, sizes={name_of(teacher, 4): 6})
+    del proto.metadata_props[:]
+    with pytest.raises(NotEquivalentError, match="output"):
+        verify(teacher, proto)
+    twice, _ = grow(student, sizes={name_of(student.proto, 6): 9})
+    assert verify(teacher, twice).equivalent
+
+
+def test_verify_sees_a_wrong_old_class():
+    teacher = classifier()
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6})
+    bias = next(t for t in proto.graph.initializer if t.name == "bias")
+    values = numpy_helper.to_array(bias).copy()
+    values[2] += 0.1
+    bias.CopyFrom(numpy_helper.from_array(values, "bias"))
+    assert not verify(teacher, proto).equivalent
+
+
+def test_the_command_line_grows_classes(tmp_path, capsys):
+    teacher, student = tmp_path / "t.onnx", tmp_path / "s.onnx"
+    onnx.save(classifier(), teacher)
+    assert main(["inspect", str(teacher)]) == 0
+    assert "only by --set: is the model's output 'y'" in " ".join(capsys.readouterr().out.split())
+    name = name_of(classifier(), 4)
+    assert main(["widen", str(teacher), "-o", str(student), "--set", f"{name}=6", "--prior", "0.2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [(d["before"], d["after"], d["map"]) for d in record["dims"]] == [(4, 6, "prior")]
+    assert record["verification"]["equivalent"]
+    assert main(["verify", str(teacher), str(student)]) == 0
