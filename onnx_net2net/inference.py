@@ -95,6 +95,26 @@ class Analysis:
         use = self.uses.get((node, index))
         return use.axes if use else self.axes.get(self.nodes[node].inputs[index].name)
 
+    def is_derived(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads follows from constants alone."""
+        return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    @cached_property
+    def _derived(self) -> set[str]:
+        names = {""}
+        for node in self.nodes:
+            if all(tensor.name in names or constant_of(tensor) is not None for tensor in node.inputs):
+                names.update(tensor.name for tensor in node.outputs)
+        return names
+
+    def weighings(self) -> Iterator[tuple[int, int, Contraction]]:
+        """Yield each sum in which a weight, or what follows from weights alone, takes part: node, input and sum."""
+        for number, said in self.said.items():
+            for contraction in said.contractions:
+                for index, _ in contraction.sides:
+                    if self.is_derived(number, index):
+                        yield number, index, contraction
+
     def dims(self) -> list[Dim]:
         """Return the dims that constants or activations have, in the order of their first use."""
         found: dict[int, Dim] = {}
@@ -147,7 +167,7 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
 
 def _close_outputs(analysis: Analysis) -> None:
     """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
-    read = set(_read_by_weights(analysis))
+    read = {dim for _, _, contraction in analysis.weighings() for dim in dims.leaves(contraction.axis)}
     for tensor in analysis.draft.graph.outputs:
         made = bool(tensor.inputs) and constant_of(tensor) is None
         for axis in _output_axes(analysis, tensor) or ():
@@ -156,19 +176,6 @@ def _close_outputs(analysis: Analysis) -> None:
                 analysis.cut.add(tensor.name)
             else:
                 dims.pin(axis, f"is the model's output {tensor.name!r}")
-
-
-def _read_by_weights(analysis: Analysis) -> Iterator[Dim]:
-    """Yield the dims that a weight sums over, itself or what is made of weights alone."""
-    constant = {""}
-    for node in analysis.nodes:
-        if all(tensor.name in constant or constant_of(tensor) is not None for tensor in node.inputs):
-            constant.update(tensor.name for tensor in node.outputs)
-    for number, said in analysis.said.items():
-        inputs = analysis.nodes[number].inputs
-        for contraction in said.contractions:
-            if any((number, i) in analysis.uses or inputs[i].name in constant for i, _ in contraction.sides):
-                yield from dims.leaves(contraction.axis)
 
 
 def _is_alias(node: gs.Node) -> bool:

@@ -135,6 +135,7 @@ class Statements:
     integers: dict[int, Integers] = field(default_factory=dict)
     tables: list[Axis] = field(default_factory=list)
     normalised: list[Axis] = field(default_factory=list)
+    closed: bool = False
 
 
 class Op:
@@ -233,6 +234,7 @@ class Op:
 
     def freeze_all(self, reason: str) -> None:
         """Fix every axis of the node."""
+        self.said.closed = True
         for axes in (*self.inputs, *self.outputs):
             self.freeze(axes, reason)
 

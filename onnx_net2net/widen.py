@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.bodies import Opened, open_bodies
-from onnx_net2net.dims import Axis, Dim, Product, Ratio, leaves, resolve
+from onnx_net2net.dims import Axes, Axis, Dim, Product, Ratio, leaves, resolve
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import DIVISIBLE, Analysis, infer
@@ -222,6 +222,7 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
+        "prior": prior,
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
@@ -343,15 +344,38 @@ def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
 
 
 def _covered(analysis: Analysis, growth: Mapping[Dim, Map]) -> float:
+    """Return the share of the weight elements on a grown axis.
+
+    A constant is a weight if an operator sums over one of its axes, looks entries up in it or says nothing of it, or
+    if it shares a dim with such a one, as biases do: masks and lists of positions are none.
+    """
+    constants = list({id(use.constant): use for use in analysis.uses.values()}.values())
+    tables = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
+    matrices: list[Axes] = [use.axes for use in constants if _dims(use.axes) & tables]
+    for number, said in analysis.said.items():
+        if said.closed:
+            sides = range(len(analysis.nodes[number].inputs))
+            matrices += [analysis.input_axes(number, i) or () for i in sides if analysis.is_derived(number, i)]
+    for number, index, contraction in analysis.weighings():
+        matrices.append((contraction.axis,))
+        if not all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            matrices.append(analysis.input_axes(number, index) or ())
+    weighty = {dim for axes in matrices for dim in _dims(axes)}
     total = grown = 0
-    for use in {id(use.constant): use for use in analysis.uses.values() if use.constant.dtype is not None}.values():
+    for use in constants:
+        dims = _dims(use.axes)
         if analysis.sizes.dtype(use.constant.name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            continue
+        if dims.isdisjoint(weighty):
             continue
         elements = math.prod(axis.size for axis in use.axes)
         total += elements
-        if any(dim in growth for axis in use.axes for dim in leaves(axis)):
-            grown += elements
+        grown += elements if any(dim in growth for dim in dims) else 0
     return grown / total if total else 0.0
+
+
+def _dims(axes: Axes) -> set[Dim]:
+    return {dim for axis in axes for dim in leaves(axis)}
 
 
 # --- What to do ----------------------------------------------------------------------------------------------

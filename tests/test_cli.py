@@ -96,7 +96,7 @@ def test_inspect_lists_the_dims(cli, teacher):
     assert "teacher.onnx: 17,226 parameters" in out
     rows = {row.split()[0]: row.split()[1:] for row in out.splitlines() if row.strip()}
     assert rows["fc1"] == ["128", "3", "16,512", "yes"]
-    assert rows["fc3"] == ["10", "2", "650", "no:", "is", "the", "model's", "output", "'logits'"]
+    assert rows["fc3"] == ["10", "2", "650", "only", "by", "--set:", "is", "the", "model's", "output", "'logits'"]
 
 
 def test_inspect_as_json(cli, teacher):
@@ -113,6 +113,7 @@ def test_inspect_as_json(cli, teacher):
         "tensors": 3,
         "weights": 16512,
         "growable": True,
+        "on_request": False,
         "multiples_only": False,
         "reason": None,
     }
@@ -123,7 +124,8 @@ def test_inspect_says_which_node_is_the_reason(cli, tmp_path):
     proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = Softmax(h) }", up=draw(8, 16))
     proto.graph.node[1].name = "/head/Softmax"
     onnx.save(proto, tmp_path / "m.onnx")
-    assert "no: Softmax '/head/Softmax' normalises over this axis" in cli("inspect", tmp_path / "m.onnx").out
+    told = cli("inspect", tmp_path / "m.onnx").out
+    assert "only by --set: Softmax '/head/Softmax' normalises over this axis" in " ".join(told.split())
 
 
 def test_widen_prints_before_and_after_and_writes_the_student(cli, teacher):
@@ -148,7 +150,7 @@ def test_widen_as_json(cli, teacher):
     )
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert set(record) == {"exact", "seed", "covered", "parameters", "dims", "fixed", "verification", "output"}
+    assert set(record) == {"exact", "seed", "covered", "parameters", "dims", "fixed", "notes", "verification", "output"}
     assert (record["exact"], record["seed"], record["output"]) == (True, 5, str(path))
     assert record["parameters"]["before"] == 17226 < record["parameters"]["after"]
     assert record["dims"][0] == {"name": "fc1", "before": 128, "after": 176, "wanted": 128 * 1.37, "map": "replicate"}
@@ -579,7 +581,7 @@ def test_too_little_memory_is_one_line(cli, teacher, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--set", "fc3=20"], "'fc3' cannot grow: .*'logits'"),
+        (["--set", "fc3=20", "--map", "zero_in", "--set", "fc1=150"], "'fc1' does not admit the map zero_in"),
         (["--set", "fc1=150", "--multiple-of", "8"], "cannot have 150 units exactly.*144 and 152"),
         (["--factor", "1.5", "--map", "zero_in"], "zero_in.*Relu"),
     ],
@@ -836,7 +838,11 @@ def test_the_command_itself(tmp_path, command):
     assert (code, err) == (0, "")
     assert re.search(r"^equivalent in \d+ runs", out, re.MULTILINE)
     assert path.exists()
-    assert_refused(spawn("widen", MLP, "-o", tmp_path / "s.onnx", "--set", "fc3=20", command=command), 3, "cannot grow")
+    assert_refused(
+        spawn("widen", MLP, "-o", tmp_path / "s.onnx", "--set", "fc1=150", "--multiple-of", "8", command=command),
+        3,
+        "exactly",
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

@@ -208,8 +208,7 @@ def test_options_that_make_no_sense(options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sizes": {"fc3": 20}}, "'fc3' cannot grow: .*output 'logits'"),
-        ({"sizes": {"fc1[[]0]": 20}}, "cannot grow: .*input 'image'"),
+        ({"sizes": {"fc3": 20, "fc1": 150}, "map": "zero_in"}, "'fc1' does not admit the map zero_in"),
         ({"sizes": {"fc1": 150}, "multiple_of": 8}, "'fc1' cannot have 150 units exactly.*possible are 144 and 152"),
         ({"sizes": {"fc1": 130}, "multiple_of": 100}, "possible are 128 and 200"),
     ],
@@ -219,6 +218,11 @@ def test_sizes_that_cannot_be_had_are_refused(options, words):
     with pytest.raises(RefusedError, match=words) as caught:
         widen(MLP, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dim_that_can_never_grow_is_refused_with_the_reason():
+    with pytest.raises(RefusedError, match="'conv1#2' cannot grow: Conv 'node_Conv_222' works along this axis"):
+        widen(RESNET, sizes={"conv1#2": 5})
 
 
 def normed(between=""):
