@@ -104,6 +104,8 @@ def _add_widen(commands: Any) -> None:
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--noise", type=float, default=0.0, metavar="S",
                          help="noise on the incoming weights of copies, as in the paper (not exact)")  # fmt: skip
+    command.add_argument("--weigh-norms", action="store_true",
+                         help="any width where norms admit multiples only, by writing them as arithmetic")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
@@ -159,7 +161,7 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior,
+        seed=options.seed, prior=options.prior, weigh_norms=options.weigh_norms,
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))

@@ -24,6 +24,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
 from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
+from onnx_net2net.normalisers import Corrections, adapt_normalisers, weigh_copies
 from onnx_net2net.operation import Contraction, Selection
 from onnx_net2net.padding import State, States, follow
 
@@ -59,7 +60,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     roles: Roles = {}
     states, _ = follow(analysis, _pads(growth))
     inserts = list(_weigh_contractions(analysis, growth, roles, states))
-    _rewrite_constants(analysis, growth, roles, style, _correct_normalisers(analysis, growth))
+    _rewrite_constants(analysis, growth, roles, style, adapt_normalisers(analysis, growth))
     for node, index, position, map in inserts:
         _insert_scale(analysis, node, index, position, map)
     _rewrite_attributes(analysis, growth)
@@ -67,6 +68,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+    weigh_copies(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style)
     _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)
@@ -186,34 +188,6 @@ def _dtype(constant: gs.Constant) -> np.dtype[Any]:
 
 
 # --- Weights -------------------------------------------------------------------------------------------------
-
-
-Corrections = dict[tuple[int, int], tuple[float, bool]]
-"""For the scale and shift of normalisers (node, input): a factor, and whether padding units have zero there."""
-
-
-def _correct_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
-    """Make normalisers not notice padding: a mean square over more units is smaller by their share.
-
-    With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
-    """
-    corrections: Corrections = {}
-    for number, said in analysis.said.items():
-        for statistic in said.statistics:
-            padded = [
-                growth[d] for axis in statistic.axes for d in leaves(axis) if d in growth and growth[d].kind.any()
-            ]
-            if not padded or statistic.law is None:
-                continue
-            (map,) = padded
-            share = float((map.kind == 0).mean())
-            node = analysis.nodes[number]
-            node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
-            if statistic.scale is not None:
-                corrections[number, statistic.scale] = share**0.5, False
-            if statistic.shift is not None:
-                corrections[number, statistic.shift] = 1.0, True
-    return corrections
 
 
 def _rewrite_constants(

@@ -37,6 +37,7 @@ from onnx_net2net.maps import (
 )
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims, role_dims
+from onnx_net2net.normalisers import weighable
 from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.rewrite import rewrite
 
@@ -56,6 +57,7 @@ class Group:
         reason: Why it cannot grow, or None.
         role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
+        weighed: Whether its normalisers are to be written as arithmetic that weighs copies, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
     """
@@ -67,6 +69,7 @@ class Group:
     reason: str | None = None
     role: str = ""
     padding: State | None = None
+    weighed: bool = False
     on_request: bool = False
 
     @property
@@ -82,7 +85,7 @@ class Group:
     @property
     def is_whole(self) -> bool:
         """Whether it grows by whole factors only."""
-        return self.is_uniform and self.padding is None
+        return self.is_uniform and self.padding is None and not self.weighed
 
     def __repr__(self) -> str:
         state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
@@ -169,6 +172,7 @@ def widen(
     noise: float = 0.0,
     seed: int = 0,
     prior: float | None = None,
+    weigh_norms: bool = False,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -187,6 +191,8 @@ def widen(
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
             a softmax it can only be 0, or the old outputs would change.
+        weigh_norms: Let dims in front of LayerNormalization and its kin have any width, where they admit multiples
+            only: the nodes become arithmetic (some ten nodes each) in which the copies of a unit share its weight.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -198,7 +204,9 @@ def widen(
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
     model = load(teacher)
     with paused_gc():
-        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior)
+        return _widen(
+            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, weigh_norms
+        )
 
 
 def _widen(
@@ -210,10 +218,13 @@ def _widen(
     map: Kind,
     style: Style,
     prior: float | None,
+    weigh_norms: bool,
 ) -> Widening:
     opened = open_bodies(model)
     analysis = infer(opened.model)
     inspection = _inspect(opened.model, analysis)
+    if weigh_norms:
+        _weigh_norms(analysis, inspection)
     plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -222,7 +233,7 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "prior": prior,
+        "prior": prior, "weigh_norms": weigh_norms,
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
@@ -230,20 +241,25 @@ def _widen(
     plan.check_map()
     covered = _covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
-    notes = tuple(_notes(opened, analysis, plan.growth))
+    notes = tuple(_notes(opened, analysis, plan))
     student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
     exact = map != "random_pad" and not style.noise
     fixed = tuple(group for group in inspection.groups if group.reason)
     return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed, notes)
 
 
-def _notes(opened: Opened, analysis: Analysis, growth: Mapping[Dim, Map]) -> Iterator[str]:
-    """Say what was done to the graph besides growing it."""
+def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:
+    """Say what was done to the graph besides growing it, and what could be done."""
     for what, names in opened.notes().items():
         yield f"{what}: {', '.join(names)}"
-    cut = sorted(name for name in analysis.cut if any(d in growth for a in analysis.axes[name] for d in leaves(a)))
+    cut = sorted(name for name in analysis.cut if any(d in plan.growth for a in analysis.axes[name] for d in leaves(a)))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
+    free = weighable(analysis)
+    held = [group.name for group in plan.held() if group.is_whole and any(dim in free for dim in group.dims)]
+    if held:
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        yield f"multiples only: {', '.join(held[:3])}{more} (--weigh-norms lets them have any size)"
 
 
 @contextlib.contextmanager
@@ -333,6 +349,13 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
             group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]
     return Inspection(tuple(shown), model.parameters)
+
+
+def _weigh_norms(analysis: Analysis, inspection: Inspection) -> None:
+    """Free the dims whose normalisers can be written as arithmetic from growing by whole factors."""
+    free = weighable(analysis)
+    for group in inspection.groups:
+        group.weighed = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
 
 
 def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
@@ -452,6 +475,11 @@ class _Plan:
         if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
 
+    def held(self) -> list[Group]:
+        """Return the groups that were to grow and keep their size."""
+        wanted = [group for group in self._groups if self._wanted.get(id(group), group.size) != group.size]
+        return [group for group in wanted if not any(dim in self.growth for dim in group.dims)]
+
     def changes(self) -> Iterable[Change]:
         """Yield what became of every dim that was to grow."""
         for group in self._groups:
@@ -495,6 +523,7 @@ class _Plan:
             )
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
+                + (" (weigh_norms may allow any)" if group.is_whole else "")
             )
         unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
         if unfit and self._kind in _UNFITTING:
@@ -551,8 +580,11 @@ class _Plan:
         """Copy all units equally often where that gives the size; else pad."""
         if size % group.size:
             (dim,) = group.dims
-            assert group.padding is not None  # other sizes were refused, or are not offered
-            self.growth[dim] = pad(dim.size, size, group.padding)
+            if group.padding is not None:
+                self.growth[dim] = pad(dim.size, size, group.padding)
+            else:
+                assert group.weighed  # other sizes were refused, or are not offered
+                self.growth[dim] = replicate(dim.size, size, self._rng)
         else:
             self._grow_ratio(group, size // group.size)
 
@@ -577,7 +609,7 @@ class _Plan:
 
 def _map_name(map: Map, group: Group) -> str:
     origin = ORIGINS[int(map.kind.max())]
-    if group.is_uniform:
+    if group.is_uniform and not group.weighed:
         return {"replicate": "uniform", "mean": "mean_pad", "zero_in": "zero_pad"}[origin]
     return origin
 
