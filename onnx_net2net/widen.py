@@ -582,7 +582,7 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
 def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
     """Add the dims whose new units do not reach their readers as zeros."""
     zeros: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if not dim.frozen and dim not in unfit}
-    states, _ = follow(analysis, zeros)
+    states = follow(analysis, zeros).states
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for contraction in said.contractions:

@@ -935,3 +935,38 @@ def test_a_tied_matrix_that_reads_padding_as_zeros_in_one_place_and_as_means_in_
     result = widen(teacher, sizes={"up": 9})
     assert [change.map for change in result.changes] == ["mean_pad"]
     assert verify(teacher, result.student).equivalent
+
+
+def residual_layer(branch, **extra):
+    """x + branch(LayerNormalization(x)), read by a LayerNormalization and a matrix."""
+    text = f"""(float[5, 4] x) => (float[5, 3] y) {{
+        h = MatMul(x, up) n = LayerNormalization(h, gain, shift) {branch}
+        s = Add(h, f) m = LayerNormalization(s, gain, shift) y = MatMul(m, down)
+    }}"""
+    own = {"up": draw(4, 6), "gain": 1 + draw(6), "shift": draw(6), "down": draw(6, 3)}
+    return net(text, **own, **extra)
+
+
+@pytest.mark.parametrize("scale", [draw(6), np.zeros(6, np.float32), np.array([1, -1, 1, -1, 0, 0], np.float32)])
+@pytest.mark.parametrize("factor", [1.37, 2.5])
+def test_padding_goes_through_a_scale_of_each_unit(scale, factor):
+    """What makes the units puts the mean of the scaled units into the padding, over the padding's own scale."""
+    branch = "a = MatMul(n, into) g = Gelu(a) b = MatMul(g, out) c = Add(b, bias) f = Mul(scale, c)"
+    teacher = residual_layer(branch, into=draw(6, 8), out=draw(8, 6), bias=draw(6, seed=1), scale=scale, opset=20)
+    result = widen_exactly(teacher, factor=factor)
+    assert {change.map for change in result.changes} == {"mean_pad", "replicate"}
+    assert result.covered == 1
+
+
+@pytest.mark.parametrize(
+    ("branch", "columns"),
+    [
+        ("b = MatMul(n, out) c = Mul(b, scale) f = Add(b, c)", 6),  # scaled and read as it is
+        ("b = MatMul(n, out) c, d = Split<axis = 1, num_outputs = 2>(b) f = Sub(c, d)", 12),  # a mean of each half
+    ],
+)
+def test_padding_is_refused_where_one_row_cannot_hold_two_means(branch, columns):
+    teacher = residual_layer(branch, out=draw(6, columns), scale=draw(6))
+    with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
+        widen(teacher, sizes={"up": 9})
+    widen_exactly(teacher, sizes={"up": 12})
