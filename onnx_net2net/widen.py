@@ -161,7 +161,8 @@ def widen(
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
         factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
-            size that it can have exactly. Of the factors of one axis (groups x channels) one grows.
+            size that it can have exactly. Of the factors of one axis (groups x channels) one grows: that which lets
+            most weights grow, and comes near the factor.
         sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`).
         only: Patterns of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
@@ -391,10 +392,12 @@ class _Plan:
         candidates = [group for group in dict.fromkeys(chosen) if group.reason is None]
         taken = set(self.growth)
 
-        def merit(group: Group) -> tuple[bool, float, bool, int]:
-            size = self._nearest(group, group.size * factor)
-            missed = abs(size / group.size - factor)
-            return size == group.size, round(missed, 2), len(group.dims) > 1, -group.elements
+        def merit(group: Group) -> tuple[bool, float, bool]:
+            """Put first what lets most elements grow, less the part of the growth that the nearest size misses."""
+            wanted = group.size * factor
+            size = self._nearest(group, wanted)
+            missed = abs(size - wanted) / (wanted - group.size) if size != group.size else 1.0
+            return size == group.size, group.elements * (round(missed, 2) - 1), len(group.dims) > 1
 
         for group in sorted(candidates, key=merit):
             wanted = group.size * factor

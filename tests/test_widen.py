@@ -970,3 +970,21 @@ def test_padding_is_refused_where_one_row_cannot_hold_two_means(branch, columns)
     with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
         widen(teacher, sizes={"up": 9})
     widen_exactly(teacher, sizes={"up": 12})
+
+
+def test_of_the_factors_of_an_axis_that_grows_which_lets_most_weights_grow():
+    """A table of 6 x 6 biases for each of 6 heads grows with the heads alone; queries would with both factors."""
+    text = """(float[6, 8] x) => (float[6, 3] y) {
+        q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+        q1 = Reshape(q0, split) k1 = Reshape(k0, split) v1 = Reshape(v0, split)
+        q = Transpose<perm = [1, 0, 2]>(q1) k = Transpose<perm = [1, 2, 0]>(k1) v = Transpose<perm = [1, 0, 2]>(v1)
+        s = MatMul(q, k) b = Add(s, bias) p = Softmax(b) a = MatMul(p, v)
+        m = Transpose<perm = [1, 0, 2]>(a) r = Reshape(m, merge) y = MatMul(r, out)
+    }"""
+    split, merge = np.array([6, 6, 8]), np.array([6, 48])
+    matrices = {name: draw(8, 48, seed=seed) for seed, name in enumerate(("wq", "wk", "wv"))}
+    teacher = net(text, **matrices, bias=draw(6, 6, 6), out=draw(48, 3), split=split, merge=merge)
+    result = widen_exactly(teacher, factor=1.37)  # 11 of 8 columns would come nearer than 8 of 6 heads
+    assert result.covered == 1
+    assert [change.new for change in result.changes if change.old == 6] == [8]
+    assert not any(change.new > change.old == 8 for change in result.changes)
