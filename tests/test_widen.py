@@ -988,3 +988,15 @@ def test_of_the_factors_of_an_axis_that_grows_which_lets_most_weights_grow():
     assert result.covered == 1
     assert [change.new for change in result.changes if change.old == 6] == [8]
     assert not any(change.new > change.old == 8 for change in result.changes)
+
+
+@pytest.mark.parametrize("units", [40, 800])
+def test_a_list_of_all_units_of_a_dim_moves_them(units):
+    """What torch.export makes of as_strided; the list is not taken for a table's indices, however wide the dim is."""
+    text = """(float[2, 4] x) => (float[2, 3] y) {
+        a = MatMul(x, up) g = Gather<axis = 1>(a, order) r = Reshape(g, flat) y = MatMul(r, down)
+    }"""
+    order = np.random.default_rng(0).permutation(units).reshape(units, 1)
+    teacher = net(text, up=draw(4, units), down=draw(units, 3), order=order, flat=np.array([2, units]))
+    result = widen_exactly(teacher, factor=1.5)
+    assert result.covered == 1
