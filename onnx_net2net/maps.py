@@ -188,18 +188,20 @@ class Side:
         reads: The weight reads the axis (it is summed over), so that copies are weighed; else it makes the axis.
         spread: Whether copies may be weighed unevenly: all that are copies of one unit are summed together.
         silent: Whether units that start at zero still hold zero where they are read, so that they are read at random.
+        scale: Reads what a later node multiplies the units by, so that padding holds the mean of the products.
     """
 
     map: Map
     reads: bool = False
     spread: bool = True
     silent: bool = False
+    scale: Callable[[], np.ndarray] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """What tells apart sides that grow a weight differently."""
         arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
-        return self.reads, self.spread, self.silent, *(array.tobytes() for array in arrays)
+        return self.reads, self.spread, self.silent, id(self.scale), *(array.tobytes() for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,9 @@ class Style:
         return float(np.log(self.prior / (1 - self.prior))) if self.prior and origin == "prior" else NEVER
 
 
-Filler = Literal["own", "copy", "zero"]
+Filler = Literal["own", "copy", "zero", "size"]
 """What a weight has for units that are no copies: values of their own, those of a copy (where it scales units one by
-one), or zero (the shift of a normaliser)."""
+one), zero (the shift of a normaliser), or its root mean square (where `Side.scale` reads it)."""
 
 
 Deviation = Callable[[], float]
@@ -274,7 +276,7 @@ def grow(
         if side.reads:
             _weigh(view, side, style, deviation, rng)
         else:
-            _make(view, side.map, style, deviation, rng, filler)
+            _make(view, side, style, deviation, rng, filler)
     if factor != 1.0:
         result *= np.array(factor, result.dtype)
     return result
@@ -377,9 +379,10 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
 
 
 def _make(
-    view: np.ndarray, map: Map, style: Style, deviation: Deviation, rng: np.random.Generator, filler: Filler
+    view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng: np.random.Generator, filler: Filler
 ) -> None:
     """Give new units that are no plain copies their incoming weights."""
+    map = side.map
     if filler == "copy":
         return
     own = _units(map, "zero_out", "random_pad")
@@ -390,10 +393,28 @@ def _make(
         view[_units(map, origin)] = style.logit(origin) if view.ndim == 1 else 0
     mean = _units(map, "mean")
     if len(mean):
-        view[mean] = 0 if filler == "zero" else view[map.first].mean(axis=0, dtype=np.float64).astype(view.dtype)
+        units = view[map.first]
+        view[mean] = 0 if filler == "zero" else _size(units) if filler == "size" else _mean(units, side.scale)
     if style.noise and view.ndim > 1:
         copies = np.flatnonzero(~map.first & (map.kind == 0))
         view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation(), rng, view.dtype)
+
+
+def _mean(units: np.ndarray, scale: Callable[[], np.ndarray] | None) -> np.ndarray:
+    """Return the mean of units, or that of scaled units over the scale that padding has."""
+    if scale is None:
+        mean = units.mean(axis=0, dtype=np.float64)
+    else:
+        factors = scale().reshape(-1)
+        mean = np.tensordot(factors.astype(np.float64), units.astype(np.float64), 1)
+        mean /= len(factors) * float(_size(factors))
+    return np.asarray(mean).astype(units.dtype)
+
+
+def _size(values: np.ndarray) -> np.ndarray:
+    """Return the root mean square of values, or 1 where they all are 0: what is never 0 can be divided by."""
+    size: np.ndarray = np.sqrt(np.mean(np.square(values.astype(np.float64)))).astype(values.dtype)
+    return size if size else np.ones_like(size)
 
 
 def _column(weights: np.ndarray, view: np.ndarray) -> np.ndarray:

@@ -17,11 +17,11 @@ from onnx import helper
 
 from onnx_net2net.dims import Dim, leaves
 from onnx_net2net.inference import Analysis
-from onnx_net2net.maps import Growth, Map, compose
+from onnx_net2net.maps import Filler, Growth, Map, compose
 from onnx_net2net.operation import Statistic
 
-Corrections = dict[tuple[int, int], tuple[float, bool]]
-"""For the scale and shift of normalisers (node, input): a factor, and whether padding units have zero there."""
+Corrections = dict[tuple[int, int], tuple[float, Filler]]
+"""For the scale and shift of normalisers and other scales (node, input): a factor, and what padding units have."""
 
 _NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 """Types whose statistics are taken in single precision."""
@@ -74,9 +74,9 @@ def adapt_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
             node = analysis.nodes[number]
             node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
             if statistic.scale is not None:
-                corrections[number, statistic.scale] = share**0.5, False
+                corrections[number, statistic.scale] = share**0.5, "copy"
             if statistic.shift is not None:
-                corrections[number, statistic.shift] = 1.0, True
+                corrections[number, statistic.shift] = 1.0, "zero"
     return corrections
 
 

@@ -5,12 +5,16 @@ change no mean, and a variance only by a factor; units that hold zero change a m
 factor goes into the scale and the epsilon of the normaliser (growth-math section 2). Which of the two holds where,
 a forward pass tells: what makes the units is linear, so that they can hold the mean; a normaliser turns means into
 zeros; whatever else is neither, and must not reach a normaliser.
+
+Where a later node scales the units one by one (the layer scale of x + gamma * f(x)), what makes them has to put the
+mean of the scaled units into the padding, over the padding's own scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import onnx_graphsurgeon as gs
 
@@ -21,8 +25,20 @@ from onnx_net2net.operation import Statistic
 State = Literal["mean", "zero", "other"]
 """What the padding units of a dim hold in a tensor."""
 
-States = dict[str, dict[Dim, State]]
-"""States by tensor name and dim."""
+
+class Scale(NamedTuple):
+    """Padding units hold what this constant, read by this input of this node, turns into the mean."""
+
+    node: int
+    input: int
+
+
+Held = State | Scale
+States = dict[str, dict[Dim, Held]]
+"""What padding units hold, by tensor name and dim."""
+
+Scales = dict[tuple[int, int], dict[Dim, Scale]]
+"""For reads of constants (node, input): what scales the units of a dim that they make."""
 
 PADS: dict[str, State] = {"layer": "mean", "rms": "zero"}
 """What units a normaliser does not notice, by its law."""
@@ -38,7 +54,7 @@ def paddable(analysis: Analysis) -> dict[Dim, State]:
                 laws.setdefault(dim, set()).add(law)
     pads = {dim: PADS[law] for dim, known in laws.items() if len(known) == 1 and (law := next(iter(known))) in PADS}
     pads = {dim: pad for dim, pad in pads.items() if dim.ratio and not dim.ratio.shared and not dim.copies}
-    _, noticed = follow(analysis, pads)
+    noticed = follow(analysis, pads).noticed
     return {dim: pad for dim, pad in pads.items() if dim not in noticed}
 
 
@@ -54,44 +70,109 @@ def _is_alone(analysis: Analysis, number: int, statistic: Statistic) -> bool:
     )
 
 
-def follow(analysis: Analysis, pads: dict[Dim, State]) -> tuple[States, set[Dim]]:
+@dataclass
+class Padding:
+    """What becomes of padding units.
+
+    Attributes:
+        states: What they hold in each tensor.
+        noticed: The dims whose normalisers would notice them.
+        scales: What turns into the mean what constants put into them.
+    """
+
+    states: States
+    noticed: set[Dim]
+    scales: Scales
+
+
+def follow(analysis: Analysis, pads: dict[Dim, State]) -> Padding:
     """Follow padding units through the graph.
 
     Args:
         analysis: The dims.
         pads: What the constants that make a dim put into its padding units.
-
-    Returns:
-        What the padding units hold in each tensor, and the dims whose normalisers would notice them.
     """
-    states: States = {}
-    noticed: set[Dim] = set()
+    scales = _later_scales(analysis, pads)
+    while True:
+        padding = _follow(analysis, pads, scales)
+        vain = {
+            (dim, s) for made in scales.values() for dim, s in made.items() if not _is_mean(padding, dim, s, analysis)
+        }
+        if not vain:
+            return padding
+        scales = {key: {d: s for d, s in made.items() if (d, s) not in vain} for key, made in scales.items()}
+
+
+def _is_mean(padding: Padding, dim: Dim, scale: Scale, analysis: Analysis) -> bool:
+    """Tell whether a scale indeed turns what is put into padding units into the mean."""
+    return padding.states[analysis.nodes[scale.node].outputs[0].name].get(dim) == "mean"
+
+
+def _later_scales(analysis: Analysis, pads: dict[Dim, State]) -> Scales:
+    """Find the constants whose units a later product with a vector scales, before anyone else reads them."""
+    scales: Scales = {}
+    for (number, index), use in analysis.uses.items():
+        wide = [resolve(axis) for axis in use.axes if axis.size > 1]
+        if analysis.nodes[number].op != "Mul" or len(wide) != 1:
+            continue
+        (dim,) = wide
+        if isinstance(dim, Dim) and pads.get(dim) == "mean":
+            for maker in _makers(analysis, number, 1 - index, dim):
+                scales.setdefault(maker, {})[dim] = Scale(number, index)
+    return scales
+
+
+def _makers(analysis: Analysis, number: int, index: int, dim: Dim) -> Iterator[tuple[int, int]]:
+    """Yield the constants that give an operand a dim, as far back as nobody else reads what they make."""
+    queue = [(number, index)]
+    while queue:
+        number, index = queue.pop()
+        if not _keeps(analysis, number, index, dim):
+            continue
+        tensor = analysis.nodes[number].inputs[index]
+        if (number, index) in analysis.uses:
+            yield number, index
+        elif len(tensor.outputs) == 1 and tensor.inputs:
+            producer = analysis.numbers[id(tensor.inputs[0])]
+            if producer in analysis.said:
+                queue += [(producer, i) for i in range(len(analysis.nodes[producer].inputs))]
+
+
+def _follow(analysis: Analysis, pads: dict[Dim, State], scales: Scales) -> Padding:
+    padding = Padding({}, set(), scales)
     for number, node in enumerate(analysis.nodes):
         if number not in analysis.said:
             continue
-        held = [_held(analysis, number, index, pads, states) for index in range(len(node.inputs))]
+        held = [_held(analysis, number, index, pads, padding) for index in range(len(node.inputs))]
         for statistic in analysis.said[number].statistics:
             for dim in (d for axis in statistic.axes for d in leaves(axis) if d in pads):
                 summed = [held[i] for i in statistic.inputs if i < len(held) and node.inputs[i].name]
                 if any(state.get(dim) != pads[dim] for state in summed):
-                    noticed.add(dim)
+                    padding.noticed.add(dim)
         for output, tensor in enumerate(node.outputs):
             dims_here = {d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)} & pads.keys()
             if dims_here:
-                states[tensor.name] = {dim: _result(analysis, number, output, dim, held) for dim in dims_here}
-    return states, noticed
+                padding.states[tensor.name] = {d: _result(analysis, number, output, d, held) for d in dims_here}
+    return padding
 
 
-def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], states: States) -> dict[Dim, State]:
+def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], padding: Padding) -> dict[Dim, Held]:
     use = analysis.uses.get((number, index))
     if use is None:
-        return states.get(analysis.nodes[number].inputs[index].name, {})
+        return padding.states.get(analysis.nodes[number].inputs[index].name, {})
     # Integers and what scales units one by one are copied, and hold neither means nor zeros.
     copied = index in analysis.said[number].scales or analysis.sizes.dtype(use.constant.name) not in DIVISIBLE
-    return {dim: "other" if copied else pads[dim] for axis in use.axes for dim in leaves(axis) if dim in pads}
+    own = padding.scales.get((number, index), {})
+    held: dict[Dim, Held] = {}
+    for axis in map(resolve, use.axes):
+        for dim in (d for d in leaves(axis) if d in pads):
+            # The mean is taken over an axis, which must not have other units beside those of the dim.
+            mixed = pads[dim] == "mean" and axis is not dim
+            held[dim] = "other" if copied or mixed else own.get(dim, pads[dim])
+    return held
 
 
-def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[dict[Dim, State]]) -> State:
+def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[dict[Dim, Held]]) -> Held:
     """Return what a node makes of the padding units of a dim, in one of its outputs."""
     said, node = analysis.said[number], analysis.nodes[number]
     operands = {index: state[dim] for index, state in enumerate(held) if dim in state}
@@ -105,7 +186,7 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     if said.pointwise == "linear":
         return _common(operands.values())
     if node.op in ("Mul", "Div"):
-        return _scaled(node.op, operands)
+        return _scaled(number, node.op, operands)
     if node.op in ("Add", "Sub", "Sum", "Mean", "Max", "Min"):
         return _combined(node, operands)
     if said.contractions:
@@ -117,26 +198,28 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     return rest if _stays_zero(said.pointwise or ("zero" if gains else "any"), rest) else "other"
 
 
-def _common(states: Iterable[State]) -> State:
+def _common(states: Iterable[Held]) -> Held:
     """Return what all operands hold, "other" where they differ."""
     found = set(states)
     return found.pop() if len(found) == 1 else "other"
 
 
-def _stays_zero(pointwise: str, state: State) -> bool:
+def _stays_zero(pointwise: str, state: Held) -> bool:
     return state == "zero" and pointwise in ("zero", "relu")
 
 
-def _scaled(kind: str, operands: dict[int, State]) -> State:
+def _scaled(number: int, kind: str, operands: dict[int, Held]) -> Held:
     """Return what a product or quotient holds: an operand without the dim scales all units alike."""
     if kind == "Mul" and "zero" in operands.values():
         return "zero"
+    if any(state == Scale(number, 1 - index) for index, state in operands.items()):
+        return "mean"
     if len(operands) > 1:
         return "other"
     return operands.get(0, operands.get(1, "other") if kind == "Mul" else "other")
 
 
-def _combined(node: gs.Node, operands: dict[int, State]) -> State:
+def _combined(node: gs.Node, operands: dict[int, Held]) -> Held:
     """Return what a sum or extreme holds: an operand without the dim adds to all units alike, so to zeros too."""
     state = _common(operands.values())
     whole = len(operands) == len(node.inputs)
@@ -145,7 +228,7 @@ def _combined(node: gs.Node, operands: dict[int, State]) -> State:
     return state if whole or state == "mean" else "other"
 
 
-def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: Dim) -> State:
+def _product(analysis: Analysis, number: int, operands: dict[int, Held], dim: Dim) -> Held:
     """Return what a product of two operands (0 and 1) plus a bias holds on a dim that it does not sum over."""
     operands = {index: state for index, state in operands.items() if _keeps(analysis, number, index, dim)}
     factors = {operands[index] for index in (0, 1) if index in operands}
@@ -154,7 +237,7 @@ def _product(analysis: Analysis, number: int, operands: dict[int, State], dim: D
         factors = {"zero"} if operands[0] == "zero" else {"other"}
     held = factors | bias
     has_bias = len(analysis.nodes[number].inputs) > 2 and analysis.nodes[number].inputs[2].name
-    if held == {"zero"} and has_bias and not bias:
+    if held != {"mean"} and has_bias and not bias:
         return "other"  # a bias that does not have the dim adds to all of its units
     return held.pop() if len(held) == 1 else "other"
 

@@ -26,7 +26,7 @@ from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose
 from onnx_net2net.model import Model
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, weigh_copies
 from onnx_net2net.operation import Contraction, Selection
-from onnx_net2net.padding import State, States, follow
+from onnx_net2net.padding import Scales, State, States, follow
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
     roles: Roles = {}
-    states, _ = follow(analysis, _pads(growth))
-    inserts = list(_weigh_contractions(analysis, growth, roles, states))
-    _rewrite_constants(analysis, growth, roles, style, adapt_normalisers(analysis, growth))
+    padding = follow(analysis, _pads(growth))
+    inserts = list(_weigh_contractions(analysis, growth, roles, padding.states))
+    corrections = adapt_normalisers(analysis, growth)
+    corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
+    _rewrite_constants(analysis, growth, roles, style, corrections, _read_scales(analysis, padding.scales))
     for node, index, position, map in inserts:
         _insert_scale(analysis, node, index, position, map)
     _rewrite_attributes(analysis, growth)
@@ -190,8 +192,19 @@ def _dtype(constant: gs.Constant) -> np.dtype[Any]:
 # --- Weights -------------------------------------------------------------------------------------------------
 
 
+ScaleReaders = dict[tuple[int, int], dict[Dim, Callable[[], np.ndarray]]]
+"""For reads of constants (node, input): what reads the scale that the units of a dim get in a later node."""
+
+
+def _read_scales(analysis: Analysis, scales: Scales) -> ScaleReaders:
+    """Return for each constant whose units are scaled later what reads the scale: one reader for each scale."""
+    used = {scale for made in scales.values() for scale in made.values()}
+    readers = {scale: analysis.draft.reader(analysis.uses[scale].constant) for scale in used}
+    return {key: {dim: readers[scale] for dim, scale in made.items()} for key, made in scales.items()}
+
+
 def _rewrite_constants(
-    analysis: Analysis, growth: Growth, roles: Roles, style: Style, corrections: Corrections
+    analysis: Analysis, growth: Growth, roles: Roles, style: Style, corrections: Corrections, scales: ScaleReaders
 ) -> None:
     """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
     by_constant: dict[int, list[Use]] = {}
@@ -199,18 +212,23 @@ def _rewrite_constants(
         by_constant.setdefault(id(use.constant), []).append(use)
     for uses in by_constant.values():
         if any(_grown(axis, growth) for use in uses for axis in use.axes):
-            _rewrite_constant(analysis, uses, growth, roles, style, corrections)
+            _rewrite_constant(analysis, uses, growth, roles, style, corrections, scales)
 
 
 def _rewrite_constant(
-    analysis: Analysis, uses: list[Use], growth: Growth, roles: Roles, style: Style, corrections: Corrections
+    analysis: Analysis,
+    uses: list[Use],
+    growth: Growth,
+    roles: Roles,
+    style: Style,
+    corrections: Corrections,
+    scales: ScaleReaders,
 ) -> None:
     alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
     for use in uses:
-        sides = _sides(use, growth, roles)
-        factor, is_shift = corrections.get((use.node, use.input), (1.0, False))
-        scales = use.input in analysis.said[use.node].scales
-        filler: Filler = "copy" if scales else "zero" if is_shift else "own"
+        sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
+        usual: Filler = "copy" if use.input in analysis.said[use.node].scales else "own"
+        factor, filler = corrections.get((use.node, use.input), (1.0, usual))
         key = tuple(side.key for side in sides)
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
         alike.setdefault((key, filler, factor, id(zero)), []).append((use, sides))
@@ -292,12 +310,13 @@ def _zero_reader(analysis: Analysis, use: Use) -> Callable[[], np.ndarray] | Non
     return zero
 
 
-def _sides(use: Use, growth: Growth, roles: Roles) -> list[Side]:
+def _sides(use: Use, growth: Growth, roles: Roles, scales: dict[Dim, Callable[[], np.ndarray]]) -> list[Side]:
     weighs = roles.get((use.node, use.input), {})
     sides = []
     for position, axis in enumerate(use.axes):
         if position not in weighs:
-            sides.append(Side(compose(axis, growth)))
+            scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None)
+            sides.append(Side(compose(axis, growth), scale=scale))
             continue
         contraction, silent = weighs[position].contraction, weighs[position].silent
         weighed = _grown(contraction.axis, growth)

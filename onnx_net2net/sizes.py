@@ -18,8 +18,8 @@ import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference.ops import load_op
 
-SMALL = 1024
-"""Elements up to which a tensor is evaluated; sizes, bounds and index lists are far below."""
+SMALL = 2048
+"""Elements up to which a tensor is evaluated; sizes and bounds are far below, lists of the units of a dim just so."""
 
 PROBES = (
     (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41),  # coprime: no product of two dynamic axes looks like another

@@ -25,6 +25,9 @@ Weights = dict[int, ir.TensorProtocol]
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the proto: they are shapes, axes, scalars that the analysis looks at."""
 
+LIST_BYTES = 16 * 1024
+"""The same for integers of 64 bits, which list the units that a Gather takes."""
+
 _STUB = "onnx_net2net.stub"
 _DATA_FIELDS = (
     *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"),
@@ -107,9 +110,10 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
             weight = weights[key]
         else:
             weight = _external(tensor, size, path, files) if external else _in_memory(tensor, size)
-        if size > INLINE_BYTES and not known:
+        is_small = size <= (LIST_BYTES if tensor.data_type == onnx.TensorProto.INT64 else INLINE_BYTES)
+        if not is_small and not known:
             make_stub(tensor, weight, weights)
-        elif size <= INLINE_BYTES and external:
+        elif is_small and external:
             set_inline(tensor, weight.tobytes() if size else b"")
     return list(files.values())
 

@@ -179,7 +179,8 @@ def widen(
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
         factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
-            size that it can have exactly. Of the factors of one axis (groups x channels) one grows.
+            size that it can have exactly. Of the factors of one axis (groups x channels) one grows: that which lets
+            most weights grow, and comes near the factor.
         sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`). A pattern that
             matches nothing else may name a dim of the interface (classes, vocabulary, input channels): the old
             inputs and outputs stay as they are and come first.
@@ -450,10 +451,12 @@ class _Plan:
         candidates = [group for group in dict.fromkeys(chosen) if group.reason is None]
         taken = set(self.growth)
 
-        def merit(group: Group) -> tuple[bool, float, bool, int]:
-            size = self._nearest(group, group.size * factor)
-            missed = abs(size / group.size - factor)
-            return size == group.size, round(missed, 2), len(group.dims) > 1, -group.elements
+        def merit(group: Group) -> tuple[bool, float, bool]:
+            """Put first what lets most elements grow, less the part of the growth that the nearest size misses."""
+            wanted = group.size * factor
+            size = self._nearest(group, wanted)
+            missed = abs(size - wanted) / (wanted - group.size) if size != group.size else 1.0
+            return size == group.size, group.elements * (round(missed, 2) - 1), len(group.dims) > 1
 
         for group in sorted(candidates, key=merit):
             wanted = group.size * factor
@@ -523,7 +526,7 @@ class _Plan:
             )
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
-                + (" (weigh_norms may allow any)" if group.is_whole else "")
+                + (" (any with weigh_norms)" if weighable(self._analysis).issuperset(group.dims) else "")
             )
         unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
         if unfit and self._kind in _UNFITTING:
@@ -706,7 +709,7 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
 def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
     """Add the dims whose new units do not reach their readers as zeros."""
     zeros: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if not dim.frozen and dim not in unfit}
-    states, _ = follow(analysis, zeros)
+    states = follow(analysis, zeros).states
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for contraction in said.contractions:

@@ -95,7 +95,7 @@ def test_a_norm_over_several_axes():
 
 def test_without_it_the_nearest_multiples_are_named():
     teacher = post_norm(NORMS["LayerNormalization"])
-    with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(weigh_norms may allow any\)"):
+    with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with weigh_norms\)"):
         widen(teacher, sizes={stream(teacher).name: 11})
 
 

@@ -240,7 +240,7 @@ def test_a_dim_that_a_statistic_reads_grows_by_whole_factors():
     assert inspect(normed("Relu")).groups[0].is_uniform
     widen_exactly(normed("Relu"), sizes={"up": 48})
     widen_exactly(normed("Relu"), sizes={"up": "2x"})
-    with pytest.raises(RefusedError, match=r"'up' cannot have 20 .*LayerNormalization .*possible are 16 and 32$"):
+    with pytest.raises(RefusedError, match=r"'up' cannot have 20 .*LayerNormalization .*possible are 16 and 32 "):
         widen(normed("Relu"), sizes={"up": 20})
     with pytest.raises(RefusedError, match="possible are 16 and 48"):
         widen(normed("Relu"), sizes={"up": 32}, multiple_of=24)
@@ -965,3 +965,68 @@ def test_a_tied_matrix_that_reads_padding_as_zeros_in_one_place_and_as_means_in_
     result = widen(teacher, sizes={"up": 9})
     assert [change.map for change in result.changes] == ["mean_pad"]
     assert verify(teacher, result.student).equivalent
+
+
+def residual_layer(branch, **extra):
+    """x + branch(LayerNormalization(x)), read by a LayerNormalization and a matrix."""
+    text = f"""(float[5, 4] x) => (float[5, 3] y) {{
+        h = MatMul(x, up) n = LayerNormalization(h, gain, shift) {branch}
+        s = Add(h, f) m = LayerNormalization(s, gain, shift) y = MatMul(m, down)
+    }}"""
+    own = {"up": draw(4, 6), "gain": 1 + draw(6), "shift": draw(6), "down": draw(6, 3)}
+    return net(text, **own, **extra)
+
+
+@pytest.mark.parametrize("scale", [draw(6), np.zeros(6, np.float32), np.array([1, -1, 1, -1, 0, 0], np.float32)])
+@pytest.mark.parametrize("factor", [1.37, 2.5])
+def test_padding_goes_through_a_scale_of_each_unit(scale, factor):
+    """What makes the units puts the mean of the scaled units into the padding, over the padding's own scale."""
+    branch = "a = MatMul(n, into) g = Gelu(a) b = MatMul(g, out) c = Add(b, bias) f = Mul(scale, c)"
+    teacher = residual_layer(branch, into=draw(6, 8), out=draw(8, 6), bias=draw(6, seed=1), scale=scale, opset=20)
+    result = widen_exactly(teacher, factor=factor)
+    assert {change.map for change in result.changes} == {"mean_pad", "replicate"}
+    assert result.covered == 1
+
+
+@pytest.mark.parametrize(
+    ("branch", "columns"),
+    [
+        ("b = MatMul(n, out) c = Mul(b, scale) f = Add(b, c)", 6),  # scaled and read as it is
+        ("b = MatMul(n, out) c, d = Split<axis = 1, num_outputs = 2>(b) f = Sub(c, d)", 12),  # a mean of each half
+    ],
+)
+def test_padding_is_refused_where_one_row_cannot_hold_two_means(branch, columns):
+    teacher = residual_layer(branch, out=draw(6, columns), scale=draw(6))
+    with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
+        widen(teacher, sizes={"up": 9})
+    widen_exactly(teacher, sizes={"up": 12})
+
+
+def test_of_the_factors_of_an_axis_that_grows_which_lets_most_weights_grow():
+    """A table of 6 x 6 biases for each of 6 heads grows with the heads alone; queries would with both factors."""
+    text = """(float[6, 8] x) => (float[6, 3] y) {
+        q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+        q1 = Reshape(q0, split) k1 = Reshape(k0, split) v1 = Reshape(v0, split)
+        q = Transpose<perm = [1, 0, 2]>(q1) k = Transpose<perm = [1, 2, 0]>(k1) v = Transpose<perm = [1, 0, 2]>(v1)
+        s = MatMul(q, k) b = Add(s, bias) p = Softmax(b) a = MatMul(p, v)
+        m = Transpose<perm = [1, 0, 2]>(a) r = Reshape(m, merge) y = MatMul(r, out)
+    }"""
+    split, merge = np.array([6, 6, 8]), np.array([6, 48])
+    matrices = {name: draw(8, 48, seed=seed) for seed, name in enumerate(("wq", "wk", "wv"))}
+    teacher = net(text, **matrices, bias=draw(6, 6, 6), out=draw(48, 3), split=split, merge=merge)
+    result = widen_exactly(teacher, factor=1.37)  # 11 of 8 columns would come nearer than 8 of 6 heads
+    assert result.covered == 1
+    assert [change.new for change in result.changes if change.old == 6] == [8]
+    assert not any(change.new > change.old == 8 for change in result.changes)
+
+
+@pytest.mark.parametrize("units", [40, 800])
+def test_a_list_of_all_units_of_a_dim_moves_them(units):
+    """What torch.export makes of as_strided; the list is not taken for a table's indices, however wide the dim is."""
+    text = """(float[2, 4] x) => (float[2, 3] y) {
+        a = MatMul(x, up) g = Gather<axis = 1>(a, order) r = Reshape(g, flat) y = MatMul(r, down)
+    }"""
+    order = np.random.default_rng(0).permutation(units).reshape(units, 1)
+    teacher = net(text, up=draw(4, units), down=draw(units, 3), order=order, flat=np.array([2, units]))
+    result = widen_exactly(teacher, factor=1.5)
+    assert result.covered == 1
