@@ -16,8 +16,9 @@ from onnx_net2net.inference import Analysis, Use
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ANONYMOUS = re.compile(r"^(onnx::.*|val_\d+|_val_\d+|\d+|.*::.*)$")
 _PARAMETER = re.compile(
-    r"[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
-    r"|weight_bias|ReadVariableOp)$"
+    r"((/[A-Z]\w*)?/ReadVariableOp(_\d+)?"  # TensorFlow: layer/Operator/ReadVariableOp
+    r"|[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
+    r"|weight_bias|[wb]_\d+|(weight|bias)_[ih]h(_l\d+)?(_reverse)?))(:\d+)?$"
 )
 
 
@@ -94,10 +95,12 @@ def _path(name: str) -> str:
     """Turn a node name like /layer1/layer1.0/conv1/Conv into layer1.0.conv1."""
     if "/" not in name:
         return ""
-    path = ""
+    path: list[str] = []
     for step in name.strip("/").split("/")[:-1]:
-        path = step if step.startswith(path + ".") or not path else f"{path}.{step}"
-    return path
+        if path and step.startswith(path[-1] + "."):  # a module of a list is called after it
+            path.pop()
+        path.append(step)
+    return ".".join(path)
 
 
 ATTRIBUTE_ROLES = {
