@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -101,49 +100,3 @@ def _path(name: str) -> str:
             path.pop()
         path.append(step)
     return ".".join(path)
-
-
-ATTRIBUTE_ROLES = {
-    "group": "groups",
-    "num_groups": "groups",
-    "num_heads": "heads",
-    "q_num_heads": "heads",
-    "kv_num_heads": "kv heads",
-    "hidden_size": "state",
-}
-
-
-def role_dims(analysis: Analysis) -> dict[Dim, str]:
-    """Tell what people call the dims, by what nodes do with them; most have no special role."""
-    roles: dict[Dim, str] = {}
-    sums: Counter[Dim] = Counter()
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        for size in said.size_attributes:
-            if size.name in ATTRIBUTE_ROLES:
-                _assign(roles, (dim for axis in size.axes for dim in leaves(axis)), ATTRIBUTE_ROLES[size.name])
-        if node.op == "Gather" and (number, 0) in analysis.uses and (number, 1) not in analysis.uses:
-            table = analysis.uses[number, 0].axes
-            _assign(roles, leaves(table[int(node.attrs.get("axis", 0)) % len(table)]), "vocabulary")
-        if node.op == "MatMul":
-            _role_attention(analysis, number, roles)
-        if node.op == "Add" and not any((number, index) in analysis.uses for index in (0, 1)):
-            sums.update({dim for axis in analysis.axes.get(node.outputs[0].name, ()) for dim in leaves(axis)})
-    _assign(roles, (dim for dim, count in sums.items() if count > 1), "residual stream")
-    return roles
-
-
-def _role_attention(analysis: Analysis, number: int, roles: dict[Dim, str]) -> None:
-    """In a product of two activations the summed dim is a head's width, and what runs beside it are heads."""
-    if any((number, index) in analysis.uses for index in (0, 1)):
-        return
-    axes = analysis.input_axes(number, 0) or ()
-    if len(axes) > 2:
-        _assign(roles, leaves(axes[-1]), "head_dim")
-        _assign(roles, leaves(axes[-3]), "heads")
-
-
-def _assign(roles: dict[Dim, str], dims: Iterable[Dim], role: str) -> None:
-    for dim in dims:
-        if dim.size > 1:
-            roles.setdefault(dim, role)

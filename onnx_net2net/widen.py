@@ -23,10 +23,11 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.maps import KINDS, ORIGINS, Kind, Map, Style, from_index, pad, padded, replicate, uniform
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims, role_dims
+from onnx_net2net.naming import name_dims
 from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.protos import all_tensors
 from onnx_net2net.rewrite import rewrite
+from onnx_net2net.roles import role_dims
 
 HISTORY = "onnx_net2net.history"
 """Metadata entry that lists what was done to a model, as JSON."""
@@ -46,7 +47,7 @@ class Group:
         tensors: Number of constants that have it on an axis.
         elements: Number of their elements.
         reason: Why it cannot grow, or None.
-        role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
+        role: What people call it (see `onnx_net2net.roles`), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
     """
 
@@ -310,7 +311,7 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
         key = id(dim.origin or dim)
         group = groups.setdefault(key, Group(name, ()))
         group.dims = (*group.dims, dim)
-        group.role = group.role or roles.get(dim, "")
+        group.role = group.role or roles.get(dim.origin or dim, "")
         of_dim[dim] = group
     for group in groups.values():
         reasons = [dim.frozen for dim in group.dims]
