@@ -163,8 +163,8 @@ def widen(
         teacher: A path, a model in memory or a loaded model; it is not changed.
         factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
             size that it can have exactly. Of the factors of one axis (groups x channels) one grows.
-        sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`).
-        only: Patterns of the dims that `factor` is for.
+        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`).
+        only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
         spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
@@ -431,6 +431,7 @@ class _Plan:
     def _match(self, pattern: str) -> list[Group]:
         exact = [group for group in self._groups if group.name == pattern]  # a name may look like a pattern
         found = exact or [group for group in self._groups if fnmatch.fnmatchcase(group.name, pattern)]
+        found = found or [group for group in self._groups if fnmatch.fnmatchcase(group.role, pattern)]
         if not found:
             names = [group.name for group in self._groups if group.reason is None]
             near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]

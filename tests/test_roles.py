@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_net2net import inspect
+from onnx_net2net import inspect, widen
+from onnx_net2net.errors import BadInputError
 
 
 def net(text, opset=18, **constants):
@@ -280,3 +281,30 @@ def test_normalised_groups():
 def test_what_softmax_runs_over_are_classes():
     text = "(float[2, 8] x) => (float[2, 4] y) { h = MatMul(x, up) r = Relu(h) z = MatMul(r, out) y = Softmax(z) }"
     assert roles(net(text, up=(8, 16), out=(16, 4))) == {"out": "classes", "up#2": "input features"}
+
+
+# --- Roles as patterns ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("only", ["ffn", "f?n"])
+def test_only_dims_of_a_role(only):
+    grown = widen(block(), factor=2, only=[only]).changes
+    assert [(change.name, change.new) for change in grown] == [("up", 24)]
+
+
+def test_sizes_of_a_role():
+    assert [change.new for change in widen(block(), sizes={"value head_dim": 7}).changes] == [7]
+
+
+def test_a_name_wins_over_a_role():
+    text = """(float[2, 8] x) => (float[2, 8] y) {
+        h = MatMul(x, stem) a = MatMul(h, up) r = Relu(a) b = MatMul(r, down) s = Add(h, b)
+        c = MatMul(s, ffn) t = Relu(c) y = MatMul(t, head) }"""
+    proto = net(text, stem=(8, 10), up=(10, 12), down=(12, 10), ffn=(10, 14), head=(14, 8))
+    assert roles(proto)["up"] == "ffn"
+    assert [change.name for change in widen(proto, factor=2, only=["ffn"]).changes] == ["ffn"]
+
+
+def test_a_role_that_no_dim_has():
+    with pytest.raises(BadInputError, match="no dim is named 'experts'"):
+        widen(block(), factor=2, only=["experts"])
