@@ -14,10 +14,11 @@ from onnx_net2net.inference import Analysis, Use
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ANONYMOUS = re.compile(r"^(onnx::.*|val_\d+|_val_\d+|\d+|.*::.*)$")
+_MOVES = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
 _PARAMETER = re.compile(
-    r"((/[A-Z]\w*)?/ReadVariableOp(_\d+)?"  # TensorFlow: layer/Operator/ReadVariableOp
+    r"((/([A-Z]\w*|convolution))?/(ReadVariableOp(_\d+)?|merged_input)"  # TensorFlow: layer/Operator/ReadVariableOp
     r"|[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
-    r"|weight_bias|[wb]_\d+|(weight|bias)_[ih]h(_l\d+)?(_reverse)?))(:\d+)?$"
+    r"|weight_bias|[wb]_\d+|(weight|bias)_[ih]h(_l\d+)?(_reverse)?))(_quantized)?(:\d+)?$"
 )
 
 
@@ -35,10 +36,14 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
         for index, position in contraction.sides
     }
     ranked: list[tuple[int, int, Use, int]] = []
+    readers: dict[Use, int] = {}
     for (number, index), use in analysis.uses.items():
         is_matrix = sum(axis.size > 1 for axis in use.axes) > 1
-        for position in range(len(use.axes)):
-            rank = 2 if (number, index, position) in reads else 0 if is_matrix else 1
+        readers[use] = _reader(analysis, number) if index == 0 else number
+        summed = _summed(analysis, readers[use]) if readers[use] != number else set()
+        for position, axis in enumerate(use.axes):
+            is_read = (number, index, position) in reads or not summed.isdisjoint(leaves(axis))
+            rank = 2 if is_read else 0 if is_matrix else 1
             ranked.append((rank, number, use, position))
     names: dict[Dim, str] = {}
     taken: Counter[str] = Counter()
@@ -46,9 +51,24 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
     for frozen in (False, True):  # dims that can grow have the first choice of names
         for _, number, use, position in ranked:
             name = use.constant.name or analysis.nodes[number].inputs[use.input].name
-            label = module_of(analysis.nodes[number], proto.graph.node[number], name)
+            reader = readers[use]
+            label = module_of(analysis.nodes[reader], proto.graph.node[reader], name)
             _name_axis(names, taken, label, use.axes[position], frozen)
     return names
+
+
+def _reader(analysis: Analysis, number: int) -> int:
+    """Return the node that reads what a node makes of a constant by dequantizing or moving it, or the node itself."""
+    node = analysis.nodes[number]
+    while node.op in _MOVES and len(node.outputs[0].outputs) == 1:
+        node = node.outputs[0].outputs[0]
+    return analysis.numbers[id(node)]
+
+
+def _summed(analysis: Analysis, number: int) -> set[Dim]:
+    """Return the dims that a node sums over."""
+    said = analysis.said.get(number)
+    return {dim for contraction in said.contractions for dim in leaves(contraction.axis)} if said else set()
 
 
 def _name_axis(names: dict[Dim, str], taken: Counter[str], label: str, axis: Axis, frozen: bool) -> None:
