@@ -95,8 +95,9 @@ def _add_widen(commands: Any) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
     command.add_argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)")
     command.add_argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
-                         help="size of dims that match, hidden or not: units (96) or a multiplier (2x)")  # fmt: skip
-    command.add_argument("--only", action="append", default=[], metavar="PATTERN", help="dims that --factor is for")
+                         help="size of the dims of that name or role: units (96) or a multiplier (2x)")  # fmt: skip
+    command.add_argument("--only", action="append", default=[], metavar="PATTERN",
+                         help="names or roles (ffn) of the dims that --factor is for")  # fmt: skip
     command.add_argument("--multiple-of", type=int, default=1, metavar="M", help="new sizes are multiples of this")
     command.add_argument("--map", default="replicate", choices=("replicate", "zero_out", "zero_in", "random_pad"),
                          help="what new units are: copies, unread, silent, or random (not exact)")  # fmt: skip

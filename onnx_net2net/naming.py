@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,9 +14,11 @@ from onnx_net2net.inference import Analysis, Use
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ANONYMOUS = re.compile(r"^(onnx::.*|val_\d+|_val_\d+|\d+|.*::.*)$")
+_MOVES = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
 _PARAMETER = re.compile(
-    r"[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
-    r"|weight_bias|ReadVariableOp)$"
+    r"((/([A-Z]\w*|convolution))?/(ReadVariableOp(_\d+)?|merged_input)"  # TensorFlow: layer/Operator/ReadVariableOp
+    r"|[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
+    r"|weight_bias|[wb]_\d+|(weight|bias)_[ih]h(_l\d+)?(_reverse)?))(_quantized)?(:\d+)?$"
 )
 
 
@@ -35,10 +36,14 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
         for index, position in contraction.sides
     }
     ranked: list[tuple[int, int, Use, int]] = []
+    readers: dict[Use, int] = {}
     for (number, index), use in analysis.uses.items():
         is_matrix = sum(axis.size > 1 for axis in use.axes) > 1
-        for position in range(len(use.axes)):
-            rank = 2 if (number, index, position) in reads else 0 if is_matrix else 1
+        readers[use] = _reader(analysis, number) if index == 0 else number
+        summed = _summed(analysis, readers[use]) if readers[use] != number else set()
+        for position, axis in enumerate(use.axes):
+            is_read = (number, index, position) in reads or not summed.isdisjoint(leaves(axis))
+            rank = 2 if is_read else 0 if is_matrix else 1
             ranked.append((rank, number, use, position))
     names: dict[Dim, str] = {}
     taken: Counter[str] = Counter()
@@ -46,9 +51,24 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
     for frozen in (False, True):  # dims that can grow have the first choice of names
         for _, number, use, position in ranked:
             name = use.constant.name or analysis.nodes[number].inputs[use.input].name
-            label = module_of(analysis.nodes[number], proto.graph.node[number], name)
+            reader = readers[use]
+            label = module_of(analysis.nodes[reader], proto.graph.node[reader], name)
             _name_axis(names, taken, label, use.axes[position], frozen)
     return names
+
+
+def _reader(analysis: Analysis, number: int) -> int:
+    """Return the node that reads what a node makes of a constant by dequantizing or moving it, or the node itself."""
+    node = analysis.nodes[number]
+    while node.op in _MOVES and len(node.outputs[0].outputs) == 1:
+        node = node.outputs[0].outputs[0]
+    return analysis.numbers[id(node)]
+
+
+def _summed(analysis: Analysis, number: int) -> set[Dim]:
+    """Return the dims that a node sums over."""
+    said = analysis.said.get(number)
+    return {dim for contraction in said.contractions for dim in leaves(contraction.axis)} if said else set()
 
 
 def _name_axis(names: dict[Dim, str], taken: Counter[str], label: str, axis: Axis, frozen: bool) -> None:
@@ -94,53 +114,9 @@ def _path(name: str) -> str:
     """Turn a node name like /layer1/layer1.0/conv1/Conv into layer1.0.conv1."""
     if "/" not in name:
         return ""
-    path = ""
+    path: list[str] = []
     for step in name.strip("/").split("/")[:-1]:
-        path = step if step.startswith(path + ".") or not path else f"{path}.{step}"
-    return path
-
-
-ATTRIBUTE_ROLES = {
-    "group": "groups",
-    "num_groups": "groups",
-    "num_heads": "heads",
-    "q_num_heads": "heads",
-    "kv_num_heads": "kv heads",
-    "hidden_size": "state",
-}
-
-
-def role_dims(analysis: Analysis) -> dict[Dim, str]:
-    """Tell what people call the dims, by what nodes do with them; most have no special role."""
-    roles: dict[Dim, str] = {}
-    sums: Counter[Dim] = Counter()
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        for size in said.size_attributes:
-            if size.name in ATTRIBUTE_ROLES:
-                _assign(roles, (dim for axis in size.axes for dim in leaves(axis)), ATTRIBUTE_ROLES[size.name])
-        if node.op == "Gather" and (number, 0) in analysis.uses and (number, 1) not in analysis.uses:
-            table = analysis.uses[number, 0].axes
-            _assign(roles, leaves(table[int(node.attrs.get("axis", 0)) % len(table)]), "vocabulary")
-        if node.op == "MatMul":
-            _role_attention(analysis, number, roles)
-        if node.op == "Add" and not any((number, index) in analysis.uses for index in (0, 1)):
-            sums.update({dim for axis in analysis.axes.get(node.outputs[0].name, ()) for dim in leaves(axis)})
-    _assign(roles, (dim for dim, count in sums.items() if count > 1), "residual stream")
-    return roles
-
-
-def _role_attention(analysis: Analysis, number: int, roles: dict[Dim, str]) -> None:
-    """In a product of two activations the summed dim is a head's width, and what runs beside it are heads."""
-    if any((number, index) in analysis.uses for index in (0, 1)):
-        return
-    axes = analysis.input_axes(number, 0) or ()
-    if len(axes) > 2:
-        _assign(roles, leaves(axes[-1]), "head_dim")
-        _assign(roles, leaves(axes[-3]), "heads")
-
-
-def _assign(roles: dict[Dim, str], dims: Iterable[Dim], role: str) -> None:
-    for dim in dims:
-        if dim.size > 1:
-            roles.setdefault(dim, role)
+        if path and step.startswith(path[-1] + "."):  # a module of a list is called after it
+            path.pop()
+        path.append(step)
+    return ".".join(path)

@@ -36,10 +36,11 @@ from onnx_net2net.maps import (
     uniform,
 )
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims, role_dims
+from onnx_net2net.naming import name_dims
 from onnx_net2net.normalisers import weighable
 from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.rewrite import rewrite
+from onnx_net2net.roles import role_dims
 
 MOST_UNITS = 2**27
 """No network has wider axes, and the maps of wider ones would not fit into memory."""
@@ -55,7 +56,7 @@ class Group:
         tensors: Number of constants that have it on an axis.
         elements: Number of their elements.
         reason: Why it cannot grow, or None.
-        role: What people call it (residual stream, heads, head_dim, groups, vocabulary, state), or "".
+        role: What people call it (see `onnx_net2net.roles`), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
         weighed: Whether its normalisers are to be written as arithmetic that weighs copies, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
@@ -181,10 +182,10 @@ def widen(
         factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
             size that it can have exactly. Of the factors of one axis (groups x channels) one grows: that which lets
             most weights grow, and comes near the factor.
-        sizes: Sizes by dim name or pattern: a number of units (`96`) or a multiplier (`"2x"`). A pattern that
+        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`). What
             matches nothing else may name a dim of the interface (classes, vocabulary, input channels): the old
             inputs and outputs stay as they are and come first.
-        only: Patterns of the dims that `factor` is for.
+        only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
         spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
@@ -330,7 +331,7 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
         key = id(dim.origin or dim)
         group = groups.setdefault(key, Group(name, ()))
         group.dims = (*group.dims, dim)
-        group.role = group.role or roles.get(dim, "")
+        group.role = group.role or roles.get(dim.origin or dim, "")
         of_dim[dim] = group
     for group in groups.values():
         reasons = [dim.frozen for dim in group.dims]
@@ -497,6 +498,7 @@ class _Plan:
     def _match(self, pattern: str) -> list[Group]:
         exact = [group for group in self._groups if group.name == pattern]  # a name may look like a pattern
         found = exact or [group for group in self._groups if fnmatch.fnmatchcase(group.name, pattern)]
+        found = found or [group for group in self._groups if fnmatch.fnmatchcase(group.role, pattern)]
         if not found:
             names = [group.name for group in self._groups if group.reason is None]
             near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
