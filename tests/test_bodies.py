@@ -177,6 +177,23 @@ def test_sizes_and_inserted_nodes_find_their_place_inside():
     assert len(grown(widen_exactly(teacher, factor=2))) >= 1
 
 
+@pytest.mark.parametrize("factor", FACTORS)
+def test_an_axis_that_is_squeezed_if_its_dynamic_size_is_1_keeps_no_other_from_growing(factor):
+    teacher = net(
+        """(float[N, 6, T] x) => (float[N, 4] y) {
+        h = Conv<kernel_shape = [5], strides = [9]>(x, a) s = Shape(h) i = Constant<value_int = 2>() n = Gather(s, i)
+        u = Constant<value_int = 1>() c = Equal(n, u) m = Constant<value_ints = [-1]>()
+        q = If(c) <then_branch = t () => (float[N, 16] o) { o = Squeeze(h, m) },
+                   else_branch = e () => (float[N, 16, U] p) { p = Identity(h) }>
+        r = Relu(q) y = Gemm(r, b) }""",
+        a=draw(16, 6, 5),
+        b=draw(16, 4),
+    )
+    for attribute in next(node for node in teacher.graph.node if node.op_type == "If").attribute:
+        attribute.g.output[0].type.tensor_type.ClearField("shape")
+    assert widen_exactly(teacher, factor=factor).covered == 1
+
+
 def test_branches_of_different_ranks_keep_what_they_give():
     teacher = net(
         """(float[N, 8] x, bool c) => (float y) {
