@@ -20,6 +20,9 @@ _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "M
 _BEFORE_ROUNDING = 64
 """Units in the last place put before a quantizer: whatever the error, it moves a few values by a whole step of it."""
 
+_BEFORE_DYNAMIC_ROUNDING = 1024 * float(np.finfo(np.float32).eps)
+"""The same, as a part of the value, where each has an error of its own: what moves no step is rounded away."""
+
 
 def epsilon(dtype: np.dtype[Any]) -> float | None:
     """Return the relative spacing of a float type, None for any other type."""
@@ -57,6 +60,12 @@ def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto.graph.initializer.append(factor)
             nodes.append(helper.make_node("Mul", [node.input[0], factor.name], [f"{node.output[0]}/moved"]))
             node.input[0] = f"{node.output[0]}/moved"
+        if node.op_type == "DynamicQuantizeLinear":  # its scale follows a factor, so that each value gets its own
+            error, moved = f"{node.output[0]}/error", f"{node.output[0]}/moved"
+            bounds = {"low": 1 - _BEFORE_DYNAMIC_ROUNDING, "high": 1 + _BEFORE_DYNAMIC_ROUNDING, "seed": 0.0}
+            nodes.append(helper.make_node("RandomUniformLike", [node.input[0]], [error], **bounds))
+            nodes.append(helper.make_node("Mul", [node.input[0], error], [moved]))
+            node.input[0] = moved
         nodes.append(node)
         weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
         if weight is not None and node.op_type in _LAYERS and math.prod(weight.dims) > 4:  # fewer: sizes and scales
