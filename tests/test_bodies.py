@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from onnx_net2net import RefusedError, inspect, load, verify, widen
+from onnx_net2net import inspect, load, verify, widen
 from onnx_net2net.bodies import DOMAIN, open_bodies
 from onnx_net2net.protos import scopes
 from onnx_net2net.widen import HISTORY
@@ -249,8 +249,7 @@ def test_an_if_on_a_size_that_may_change_is_kept():
     opened = open_bodies(load(model))
     assert not opened.folded
     assert (DOMAIN, "If") in {(node.domain, node.op_type) for node in opened.model.proto.graph.node}
-    with pytest.raises(RefusedError, match="If 'q'"):
-        widen(model, factor=2)
+    assert widen_exactly(model, factor=2).covered == 1  # verified with a batch of 1, too, which takes the other branch
 
 
 def test_an_if_on_a_constant_that_can_be_fed_is_kept():
@@ -375,3 +374,17 @@ def test_functions_are_inlined_and_the_history_says_so():
     assert not student.functions
     (record,) = json.loads(next(e.value for e in student.metadata_props if e.key == HISTORY))
     assert record["inlined functions"] == ["corpus.fn::Swish"]
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_what_a_softmax_in_a_branch_needs_stands_in_the_branch(factor):
+    teacher = net(
+        """(float[N, 8] x, bool c) => (float[N, 4] y) {
+        h = MatMul(x, a)
+        q = If(c) <then_branch = t () => (float[N, 16] o) { m = Neg(h) o = Softmax(m) },
+                   else_branch = e () => (float[N, 16] p) { p = Relu(h) }>
+        y = MatMul(q, d) }""",
+        a=draw(8, 16),
+        d=draw(16, 4),
+    )
+    assert widen_exactly(teacher, factor=factor).covered == 1

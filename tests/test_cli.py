@@ -120,10 +120,10 @@ def test_inspect_as_json(cli, teacher):
 
 
 def test_inspect_says_which_node_is_the_reason(cli, tmp_path):
-    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = Softmax(h) }", up=draw(8, 16))
-    proto.graph.node[1].name = "/head/Softmax"
+    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = LogSoftmax(h) }", up=draw(8, 16))
+    proto.graph.node[1].name = "/head/LogSoftmax"
     onnx.save(proto, tmp_path / "m.onnx")
-    assert "no: Softmax '/head/Softmax' normalises over this axis" in cli("inspect", tmp_path / "m.onnx").out
+    assert "no: LogSoftmax '/head/LogSoftmax' normalises over this axis" in cli("inspect", tmp_path / "m.onnx").out
 
 
 def test_widen_prints_before_and_after_and_writes_the_student(cli, teacher):
