@@ -467,15 +467,21 @@ def dynamically_quantized(width: int) -> onnx.ModelProto:
     return proto
 
 
-def test_a_rounding_step_behind_dynamic_quantization_is_noise_and_a_wrong_weight_is_not() -> None:
+def test_a_rounding_step_behind_dynamic_quantization_is_noise() -> None:
     teacher = dynamically_quantized(48)
     student = dynamically_quantized(48)
     weights = numpy_helper.to_array(student.graph.initializer[0])
     moved = weights * (1 + 2e-6 * np.sign(weights - weights.mean()))  # a few units in the last place
     student.graph.initializer[0].CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "w"))
     assert all(verify(teacher, student, seed=seed).equivalent for seed in range(4))
-    wrong = dynamically_quantized(48)
-    weights = weights.copy()
-    weights[:, 5] *= 1.5
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.5])
+def test_no_rounding_steps_excuse_what_is_wrong_in_most_runs(factor: float) -> None:
+    teacher, wrong = dynamically_quantized(2000), dynamically_quantized(2000)  # so many that each run has other steps
+    weights = numpy_helper.to_array(wrong.graph.initializer[0]).copy()
+    weights[:, 5] *= factor
     wrong.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
-    assert not verify(teacher, wrong).equivalent
+    found = verify(teacher, wrong)
+    assert not found.equivalent
+    assert found.outputs[0].max_rel < 0.05
