@@ -23,6 +23,7 @@ from onnx_net2net import sizes
 from onnx_net2net.checks import DEFAULT_DOMAIN, check_structure
 from onnx_net2net.model import Model
 from onnx_net2net.protos import bodies, initializer_names, refill, scopes, sorted_indices, value_names
+from onnx_net2net.sequences import without_sequences
 
 DOMAIN = "onnx_net2net.body"
 """Domain of the nodes that stand at the ends of opened bodies; they never reach a saved model."""
@@ -101,10 +102,11 @@ class Opened:
 
 
 def open_bodies(model: Model) -> Opened:
-    """Open every body and function of a model that can be opened; the others stay as they are, and freeze dims."""
+    """Open every body, function and sequence of a model that can be opened; the others stay, and freeze dims."""
     proto, inlined = _inlined(model.proto)
+    proto = without_sequences(proto)
     if not any(True for node in proto.graph.node for _ in bodies(node)):
-        return Opened(_like(model, proto) if inlined else model, inlined=inlined)
+        return Opened(model if proto is model.proto else _like(model, proto), inlined=inlined)
     proto = copy.deepcopy(proto)
     names = _unique_names(proto)
     decisions = _Decisions()

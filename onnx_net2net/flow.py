@@ -83,6 +83,12 @@ class Flow:
             seen.update(onward)
         return uses, sorted(bounds, key=str)
 
+    def compared(self, name: str) -> list[int]:
+        """Return the constants that nodes compare the values of a tensor with; bodies see it under the same name."""
+        nodes = [(node, index) for node, index in self.readers[name] if node.op_type == "Equal"]
+        constants = [self._whole(node.input[1 - index]) for node, index in nodes]
+        return sorted({int(value) for values in constants if values is not None for value in values.ravel()})
+
     def _read(self, graph: onnx.GraphProto) -> None:
         self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
         for info in (*graph.input, *graph.value_info, *graph.output):

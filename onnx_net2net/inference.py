@@ -161,6 +161,7 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
     for number, node in enumerate(graph.nodes):
         if number not in inside and not _is_alias(node):
             _visit(analysis, number, node, versions, matrices)
+    _freeze_positions(analysis)
     _close_outputs(analysis)
     return analysis
 
@@ -228,6 +229,23 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
             op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")
     _freeze_unspoken(analysis, number, op)
     analysis.said[number] = op.said
+
+
+def _freeze_positions(analysis: Analysis) -> None:
+    """Fix what a Softmax normalises over where no weight reads it: positions that attention looks at, not units."""
+    shared: dict[int, str] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for position in said.shares:
+            reason = f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis"
+            axis = (analysis.input_axes(number, 0) or ())[position]
+            shared.update({id(dim): reason for dim in dims.leaves(axis)})
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            if not any((number, index) in analysis.uses for index, _ in contraction.sides):
+                for dim in dims.leaves(contraction.axis):
+                    if id(dim) in shared:
+                        dims.freeze(dim, shared[id(dim)])
 
 
 def _is_divisible(analysis: Analysis, node: gs.Node, said: Statements, contraction: Contraction) -> bool:

@@ -61,9 +61,10 @@ class InputSpec:
         name: The input's name.
         dtype: Its numpy dtype (``ml_dtypes`` for bfloat16, object for strings).
         shape: One size an axis; strings are resolved by a binding.
-        kind: ``real``, ``positive``, ``whole``, ``mask``, ``flag`` or ``text``.
+        kind: ``real``, ``positive``, ``whole``, ``mask``, ``flag``, ``choice`` or ``text``.
         low: The smallest value of a ``whole`` input.
         bounds: A ``whole`` input stays below ``size - shift`` for every ``(size, shift)``.
+        choices: The values of a ``choice``.
     """
 
     name: str
@@ -72,6 +73,7 @@ class InputSpec:
     kind: str = "real"
     low: int = 0
     bounds: tuple[tuple[Size, int], ...] = ()
+    choices: tuple[int, ...] = ()
 
 
 def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
@@ -187,6 +189,8 @@ def _recipes() -> Iterator[tuple[int, tuple[int, ...], bool]]:
     yield from ((batch, sizes, own) for sizes in _SIZES for own in (True, False) for batch in _BATCHES)
     yield from ((batch, sizes, True) for sizes in _LARGE_SIZES for batch in sorted(_BATCHES))
     yield from ((batch, sizes, True) for batch in _RARE_BATCHES for sizes in _SIZES[:2])
+    # Signals whose length comes first; further axes are the batch of states, under no name that would tell.
+    yield from ((batch, (size, batch), True) for batch in _BATCHES for (size,) in _LARGE_SIZES)
 
 
 def _close_totals(binding: dict[str, int]) -> None:
@@ -234,6 +238,8 @@ def _values(spec: InputSpec, binding: Mapping[str, int], rng: np.random.Generato
         return np.full(shape, "a", dtype=object)
     if spec.kind == "mask" and shape:  # ones, then zeros: what padding leaves
         return np.arange(shape[-1]) < rng.integers(1, shape[-1], (*shape[:-1], 1), endpoint=True)
+    if spec.kind == "choice":
+        return rng.choice(spec.choices, shape)
     if spec.kind in {"mask", "flag"}:
         flags = rng.integers(0, 2, shape or (1,))
         flags.flat[:1] = 1
@@ -283,5 +289,8 @@ def _spec(info: onnx.ValueInfoProto, flow: Flow) -> InputSpec:
         return spec("whole", low=1, bounds=((4, 0),))
     if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) > 2:  # pixels
         return spec("whole", low=int(np.iinfo(dtype).min), bounds=((int(np.iinfo(dtype).max) + 1, 0),))
+    choices = flow.compared(info.name) if shape in ((), (1,)) else []
+    if choices:  # a mode, like a sampling rate; where one is asked for, there is another
+        return spec("choice", choices=tuple(choices) if len(choices) > 1 else (choices[0], choices[0] + 1))
     masking = len(shape) > 1 and dtype.kind != "b" and any(op in _MASKING for op, _ in uses)
     return spec("mask" if masking else "flag")

@@ -17,8 +17,13 @@ from onnx_net2net.protos import refill
 # Where the error of one unit in the last place is put.
 _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
 
+_DYNAMIC = "DynamicQuantizeLinear"
+
 _BEFORE_ROUNDING = 64
 """Units in the last place put before a quantizer: whatever the error, it moves a few values by a whole step of it."""
+
+_BEFORE_DYNAMIC_ROUNDING = 1024 * float(np.finfo(np.float32).eps)
+"""The same, as a part of the value, where each has an error of its own: what moves no step is rounded away."""
 
 
 def epsilon(dtype: np.dtype[Any]) -> float | None:
@@ -39,11 +44,20 @@ def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -
     return moved
 
 
-def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
+def is_rounded_dynamically(proto: onnx.ModelProto) -> bool:
+    """Tell whether `noisy_twin` finds quantizers that choose their own steps."""
+    return any(node.op_type == _DYNAMIC for node in proto.graph.node)
+
+
+def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> onnx.ModelProto:
     """Return the model, changed in place, with such an error behind every layer that has weights.
 
     Moving the inputs alone would miss what gets lost later, where numbers are larger, and a language model takes
     nothing but whole numbers.
+
+    Args:
+        proto: The model.
+        steps: Whether dynamic quantizers shall round some values to another step.
     """
     rng = np.random.default_rng(0)
     floats = {
@@ -57,6 +71,12 @@ def noisy_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto.graph.initializer.append(factor)
             nodes.append(helper.make_node("Mul", [node.input[0], factor.name], [f"{node.output[0]}/moved"]))
             node.input[0] = f"{node.output[0]}/moved"
+        if steps and node.op_type == _DYNAMIC:  # its scale follows a factor, so that each value gets its own
+            error, moved = f"{node.output[0]}/error", f"{node.output[0]}/moved"
+            bounds = {"low": 1 - _BEFORE_DYNAMIC_ROUNDING, "high": 1 + _BEFORE_DYNAMIC_ROUNDING, "seed": 0.0}
+            nodes.append(helper.make_node("RandomUniformLike", [node.input[0]], [error], **bounds))
+            nodes.append(helper.make_node("Mul", [node.input[0], error], [moved]))
+            node.input[0] = moved
         nodes.append(node)
         weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
         if weight is not None and node.op_type in _LAYERS and math.prod(weight.dims) > 4:  # fewer: sizes and scales

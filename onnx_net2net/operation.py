@@ -129,6 +129,7 @@ class Statements:
     selections: list[Selection] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
+    shares: list[int] = field(default_factory=list)
     pointwise: str | None = None
     scales: set[int] = field(default_factory=set)
     ignored: set[int] = field(default_factory=set)
@@ -262,6 +263,11 @@ class Op:
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""
         dims.only_copies(axis, self.why(reason))
+
+    def shares(self, position: int) -> None:
+        """State that the node gives shares of a whole along an axis: e^x of each unit over the sum of all of them."""
+        self.said.normalised += (self.input(0) or ())[position : position + 1]
+        self.said.shares.append(position)
 
     def contract(self, axis: Axis, sides: Iterable[tuple[int, int]], law: str = "sum") -> None:
         """State that the node sums over an axis."""

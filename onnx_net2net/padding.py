@@ -53,6 +53,8 @@ def paddable(analysis: Analysis) -> dict[Dim, State]:
             for dim in (d for axis in statistic.axes for d in leaves(axis)):
                 laws.setdefault(dim, set()).add(law)
     pads = {dim: PADS[law] for dim, known in laws.items() if len(known) == 1 and (law := next(iter(known))) in PADS}
+    normalised = {dim for said in analysis.said.values() for axis in said.normalised for dim in leaves(axis)}
+    pads = {dim: pad for dim, pad in pads.items() if dim not in normalised}
     pads = {dim: pad for dim, pad in pads.items() if dim.ratio and not dim.ratio.shared and not dim.copies}
     noticed = follow(analysis, pads).noticed
     return {dim: pad for dim, pad in pads.items() if dim not in noticed}

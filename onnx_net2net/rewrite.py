@@ -64,7 +64,8 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
     _rewrite_constants(analysis, growth, roles, style, corrections, _read_scales(analysis, padding.scales))
     for node, index, position, map in inserts:
-        _insert_scale(analysis, node, index, position, map)
+        _insert(analysis, "Mul", node, index, position, map.weight)
+    _keep_shares(analysis, growth)
     _rewrite_attributes(analysis, growth)
     _rewrite_sizes(teacher, analysis, growth)
     for number, said in analysis.said.items():
@@ -161,20 +162,47 @@ def _carrier(
         position = holders[0]
 
 
-def _insert_scale(analysis: Analysis, node: gs.Node, index: int, position: int, map: Map) -> None:
-    """Multiply an operand by the weights of its units, where no weight could carry them."""
-    tensor, draft = node.inputs[index], analysis.draft
-    dtype = _numpy_dtype(analysis, tensor)
-    rank = len(analysis.sizes.shape(tensor.name) or ())
-    shape = (map.new, *(1,) * (rank - 1 - position))
-    weights = draft.constant(f"{tensor.name}_weights", map.weight.astype(dtype).reshape(shape))
-    scaled = gs.Variable(draft.unique_name(f"{tensor.name}_weighed"), dtype=tensor.dtype)
-    mul = gs.Node(
-        "Mul", draft.unique_name(f"{node.name or tensor.name}_weigh"), inputs=[tensor, weights], outputs=[scaled]
-    )
-    draft.graph.nodes.append(mul)
-    node.inputs[index] = scaled
+def _insert(analysis: Analysis, kind: str, node: gs.Node, index: int, position: int, values: np.ndarray) -> None:
+    """Multiply an operand by weights of its units, where no weight could carry them, or add to it."""
+    tensor = node.inputs[index]
+    scaled = gs.Variable(analysis.draft.unique_name(f"{tensor.name}_weighed"), dtype=tensor.dtype)
     analysis.sizes.types[scaled.name] = analysis.sizes.types[tensor.name]  # another axis may be weighed after this
+    _combine(analysis, kind, node.name or tensor.name, tensor, position, values, scaled)
+    node.inputs[index] = scaled
+
+
+def _append(analysis: Analysis, kind: str, node: gs.Node, position: int, values: np.ndarray) -> None:
+    """Multiply the result of a node by one value for each unit of an axis, or add to it."""
+    result = node.outputs[0]
+    node.outputs[0] = inner = gs.Variable(analysis.draft.unique_name(f"{result.name}_plain"), dtype=result.dtype)
+    analysis.sizes.types[inner.name] = analysis.sizes.types[result.name]
+    _combine(analysis, kind, node.name or result.name, inner, position, values, result)
+
+
+def _combine(
+    analysis: Analysis, kind: str, name: str, tensor: gs.Tensor, position: int, values: np.ndarray, result: gs.Variable
+) -> None:
+    """Add a node that combines a tensor with one value for each unit of an axis."""
+    draft = analysis.draft
+    rank = len(analysis.sizes.shape(tensor.name) or ())
+    values = values.astype(_numpy_dtype(analysis, tensor)).reshape(-1, *(1,) * (rank - 1 - position))
+    weights = draft.constant(f"{tensor.name}_weights", values)
+    draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{name}_weigh"), {}, [tensor, weights], [result]))
+
+
+def _keep_shares(analysis: Analysis, growth: Growth) -> None:
+    """Let copies under a Softmax share what their unit had, and give each of them the whole of it behind.
+
+    With the logarithm of their number taken off c copies of x, their sum is c * e^(x - log c) = e^x.
+    """
+    for number, said in analysis.said.items():
+        for position in said.shares:
+            map = compose((analysis.input_axes(number, 0) or ())[position], growth)
+            if map.is_identity or map.kind.any():  # new classes have a logit of their own
+                continue
+            copies = np.bincount(map.index)[map.index]
+            _insert(analysis, "Add", analysis.nodes[number], 0, position, -np.log(copies))
+            _append(analysis, "Mul", analysis.nodes[number], position, copies)
 
 
 def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype[Any]:
@@ -507,16 +535,7 @@ def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
             if made:
                 map = compose(axis, growth, made)
                 logits = np.array([style.logit(ORIGINS[kind]) if kind else 0.0 for kind in map.kind])
-                _insert_shift(analysis, node, logits.reshape(-1, *(1,) * (len(axes) - 1 - position)))
-
-
-def _insert_shift(analysis: Analysis, node: gs.Node, values: np.ndarray) -> None:
-    """Add values to the result of a node."""
-    draft, output = analysis.draft, node.outputs[0]
-    values = values.astype(_numpy_dtype(analysis, output))
-    node.outputs[0] = inner = gs.Variable(draft.unique_name(f"{output.name}_unbiased"), dtype=output.dtype)
-    bias = draft.constant(f"{output.name}_bias", values)
-    draft.graph.nodes.append(gs.Node("Add", draft.unique_name(f"{output.name}_Add"), {}, [inner, bias], [output]))
+                _append(analysis, "Add", node, position, logits)
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:

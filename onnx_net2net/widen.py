@@ -641,8 +641,8 @@ def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[st
     read = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
     listed = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
     normalised = any(dims & set(leaves(axis)) for said in analysis.said.values() for axis in said.normalised)
-    unfit = _unfit(analysis, "zero_out")
-    reason = next((unfit[dim] for dim in group.dims if dim in unfit), None)
+    unfit = {} if normalised else _unfit(analysis, "zero_out")
+    reason = next((unfit.get(dim) or dim.statistic or dim.copies for dim in group.dims), None)
     if len(dims) > 1:
         reason = "its units are rearranged one by one"
     if dims & (read | listed):
@@ -697,6 +697,9 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
         return {}
     unfit = {dim: dim.statistic or dim.copies or "" for dim in analysis.dims() if dim.statistic or dim.copies}
     for number, said in analysis.said.items():
+        for dim in (dim for axis in said.normalised for dim in leaves(axis)):
+            node = analysis.nodes[number]
+            unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis")
         reason = _UNFITTING[kind].get(said.pointwise or "")
         if reason:
             node = analysis.nodes[number]

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from onnx_net2net import RefusedError, inspect, load, verify, widen
+from onnx_net2net import inspect, load, verify, widen
 from onnx_net2net.bodies import DOMAIN, open_bodies
 from onnx_net2net.history import HISTORY
 from onnx_net2net.protos import scopes
@@ -177,6 +177,23 @@ def test_sizes_and_inserted_nodes_find_their_place_inside():
     assert len(grown(widen_exactly(teacher, factor=2))) >= 1
 
 
+@pytest.mark.parametrize("factor", FACTORS)
+def test_an_axis_that_is_squeezed_if_its_dynamic_size_is_1_keeps_no_other_from_growing(factor):
+    teacher = net(
+        """(float[N, 6, T] x) => (float[N, 4] y) {
+        h = Conv<kernel_shape = [5], strides = [9]>(x, a) s = Shape(h) i = Constant<value_int = 2>() n = Gather(s, i)
+        u = Constant<value_int = 1>() c = Equal(n, u) m = Constant<value_ints = [-1]>()
+        q = If(c) <then_branch = t () => (float[N, 16] o) { o = Squeeze(h, m) },
+                   else_branch = e () => (float[N, 16, U] p) { p = Identity(h) }>
+        r = Relu(q) y = Gemm(r, b) }""",
+        a=draw(16, 6, 5),
+        b=draw(16, 4),
+    )
+    for attribute in next(node for node in teacher.graph.node if node.op_type == "If").attribute:
+        attribute.g.output[0].type.tensor_type.ClearField("shape")
+    assert widen_exactly(teacher, factor=factor).covered == 1
+
+
 def test_branches_of_different_ranks_keep_what_they_give():
     teacher = net(
         """(float[N, 8] x, bool c) => (float y) {
@@ -232,8 +249,7 @@ def test_an_if_on_a_size_that_may_change_is_kept():
     opened = open_bodies(load(model))
     assert not opened.folded
     assert (DOMAIN, "If") in {(node.domain, node.op_type) for node in opened.model.proto.graph.node}
-    with pytest.raises(RefusedError, match="If 'q'"):
-        widen(model, factor=2)
+    assert widen_exactly(model, factor=2).covered == 1  # verified with a batch of 1, too, which takes the other branch
 
 
 def test_an_if_on_a_constant_that_can_be_fed_is_kept():
@@ -358,3 +374,17 @@ def test_functions_are_inlined_and_the_history_says_so():
     assert not student.functions
     (record,) = json.loads(next(e.value for e in student.metadata_props if e.key == HISTORY))
     assert record["inlined functions"] == ["corpus.fn::Swish"]
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_what_a_softmax_in_a_branch_needs_stands_in_the_branch(factor):
+    teacher = net(
+        """(float[N, 8] x, bool c) => (float[N, 4] y) {
+        h = MatMul(x, a)
+        q = If(c) <then_branch = t () => (float[N, 16] o) { m = Neg(h) o = Softmax(m) },
+                   else_branch = e () => (float[N, 16] p) { p = Relu(h) }>
+        y = MatMul(q, d) }""",
+        a=draw(8, 16),
+        d=draw(16, 4),
+    )
+    assert widen_exactly(teacher, factor=factor).covered == 1

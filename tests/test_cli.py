@@ -134,11 +134,11 @@ def test_inspect_as_json(cli, teacher):
 
 
 def test_inspect_says_which_node_is_the_reason(cli, tmp_path):
-    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = Softmax(h) }", up=draw(8, 16))
-    proto.graph.node[1].name = "/head/Softmax"
+    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = LogSoftmax(h) }", up=draw(8, 16))
+    proto.graph.node[1].name = "/head/LogSoftmax"
     onnx.save(proto, tmp_path / "m.onnx")
     told = cli("inspect", tmp_path / "m.onnx").out
-    assert "only by --set: Softmax '/head/Softmax' normalises over this axis" in " ".join(told.split())
+    assert "only by --set: LogSoftmax '/head/LogSoftmax' normalises over this axis" in " ".join(told.split())
 
 
 def test_widen_prints_before_and_after_and_writes_the_student(cli, teacher):

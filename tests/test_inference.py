@@ -246,7 +246,7 @@ def test_a_dynamic_batch_changes_nothing():
     ("body", "reason"),
     [
         ("y = MatMul(x, up)", "is the model's output 'y'"),
-        ("h = MatMul(x, up) y = Softmax(h)", "Softmax 'y' normalises over this axis"),
+        ("h = MatMul(x, up) y = LogSoftmax(h)", "LogSoftmax 'y' normalises over this axis"),
         ("h = MatMul(x, up) a = ArgMax<axis=1>(h) y = Cast<to=1>(a)", "ArgMax 'a' returns positions along this axis"),
         ("h = MatMul(x, up) s = ReduceProd(h, one) y = Relu(s)", "ReduceProd 's' reduces this axis in a way"),
         ("h = MatMul(x, up) c = CumSum(h, one) s = ReduceSum(c) y = Relu(s)", "CumSum 'c' "),
@@ -263,9 +263,9 @@ def test_the_reason_names_the_node(body, reason):
 
 
 def test_a_named_node_is_called_by_its_name():
-    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = Softmax(h) }", up=(8, 16))
-    proto.graph.node[1].name = "/head/Softmax"
-    assert reasons(proto)["up"] == "Softmax '/head/Softmax' normalises over this axis"
+    proto = net("(float[2, 8] x) => (float[2, 16] y) { h = MatMul(x, up) y = LogSoftmax(h) }", up=(8, 16))
+    proto.graph.node[1].name = "/head/LogSoftmax"
+    assert reasons(proto)["up"] == "LogSoftmax '/head/LogSoftmax' normalises over this axis"
 
 
 def test_inputs_outputs_and_kernels_are_fixed():

@@ -246,3 +246,22 @@ def test_npy_is_no_npz(tmp_path):
     np.save(tmp_path / "one.npy", np.ones(3))
     with pytest.raises(BadInputError, match="no npz"):
         read_npz(tmp_path / "one.npy", input_specs(onnx.ModelProto()))
+
+
+@pytest.mark.parametrize(("numbers", "drawn"), [([16000], {16000, 16001}), ([8000, 16000], {8000, 16000})])
+def test_a_mode_is_one_of_the_numbers_that_it_is_compared_with(numbers, drawn):
+    constants = {f"c{number}": np.array(number, np.int64) for number in numbers}
+    body = " ".join(f"e{name} = Equal(rate, {name}) y{name} = Cast<to = 1>(e{name})" for name in constants)
+    proto = model(f"g (int64 rate) => (float y{next(iter(constants))}) {{ {body} }}", **constants)
+    assert set(values(proto, "rate").tolist()) == drawn
+
+
+def test_the_batch_of_a_state_has_no_name_that_would_tell():
+    proto = model("g (float[?, ?] x, float[2, ?, 8] state) => (float y) { y = Identity(state) }")
+    specs = input_specs(proto)
+
+    def run(feeds):
+        assert feeds["x"].shape[0] == feeds["state"].shape[1]
+        assert feeds["x"].shape[1] >= 128
+
+    assert accepted(specs, run, np.random.default_rng(0))

@@ -454,3 +454,34 @@ def test_integers_are_not_padded_by_a_mean() -> None:
     assert [change.new for change in widen(proto, factor=1.9).changes] == [20]
     with pytest.raises(RefusedError, match="nothing"):
         widen(proto, factor=1.3)
+
+
+def dynamically_quantized(width: int) -> onnx.ModelProto:
+    """Two layers; what the first makes is rounded to steps of its own range."""
+    text = """(float[16, 8] x) => (float[16, 3] y) { h = MatMul(x, w) r = Relu(h)
+        q, s, z = DynamicQuantizeLinear(r) i = MatMulInteger(q, v, z) f = Cast<to = 1>(i) y = Mul(f, s) }"""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, width)).astype(np.float32), "v": rng.integers(-90, 90, (width, 3), np.int8)}
+    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return proto
+
+
+def test_a_rounding_step_behind_dynamic_quantization_is_noise() -> None:
+    teacher = dynamically_quantized(48)
+    student = dynamically_quantized(48)
+    weights = numpy_helper.to_array(student.graph.initializer[0])
+    moved = weights * (1 + 2e-6 * np.sign(weights - weights.mean()))  # a few units in the last place
+    student.graph.initializer[0].CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "w"))
+    assert all(verify(teacher, student, seed=seed).equivalent for seed in range(4))
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.5])
+def test_no_rounding_steps_excuse_what_is_wrong_in_most_runs(factor: float) -> None:
+    teacher, wrong = dynamically_quantized(2000), dynamically_quantized(2000)  # so many that each run has other steps
+    weights = numpy_helper.to_array(wrong.graph.initializer[0]).copy()
+    weights[:, 5] *= factor
+    wrong.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
+    found = verify(teacher, wrong)
+    assert not found.equivalent
+    assert found.outputs[0].max_rel < 0.05

@@ -1030,3 +1030,23 @@ def test_a_list_of_all_units_of_a_dim_moves_them(units):
     teacher = net(text, up=draw(4, units), down=draw(units, 3), order=order, flat=np.array([2, units]))
     result = widen_exactly(teacher, factor=1.5)
     assert result.covered == 1
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize("factor", [1.37, 2])
+def test_a_softmax_over_hidden_units_gives_copies_shares_of_what_the_unit_had(factor, opset):
+    text = "(float[5, 8] x) => (float[5, 4] y) { h = MatMul(x, up) p = Softmax<axis = 1>(h) y = MatMul(p, down) }"
+    teacher = net(text, opset=opset, up=draw(8, 16), down=draw(16, 4))
+    widened = widen(teacher, factor=factor)
+    assert widened.covered == 1
+    verify(teacher, widened.student).raise_if_different()
+
+
+def test_what_attention_normalises_over_stays():
+    text = """(float[2, 5, 8] x) => (float[2, 5, 4] y) { k = MatMul(slots, wk) t = Transpose<perm = [1, 0]>(k)
+        v = MatMul(slots, wv) q = MatMul(x, wq) s = MatMul(q, t) p = Softmax(s) a = MatMul(p, v)
+        y = MatMul(a, wo) }"""
+    names = {"wk": draw(6, 12), "wv": draw(6, 10), "wq": draw(8, 12), "wo": draw(10, 4)}
+    teacher = net(text, slots=draw(7, 6), **names)
+    assert {group.size: group.reason for group in inspect(teacher).groups}[7] == "Softmax 'p' normalises over this axis"
+    verify(teacher, widen(teacher, factor=2).student).raise_if_different()

@@ -123,6 +123,7 @@ def supported() -> Iterator[tuple[str, str, int]]:
 
 FAMILIES = (
     "attention",
+    "classical",
     "contrib",
     "control",
     "convolution",

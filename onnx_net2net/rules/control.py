@@ -12,6 +12,7 @@ import onnx
 from onnx_net2net.dims import Axes
 from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.movement import match_runs
 from onnx_net2net.sizes import STEPS, Typed, type_function
 
 BODY = "onnx_net2net.body"
@@ -24,12 +25,19 @@ Values = Sequence["np.ndarray | None"]
 
 @rule("If", domain=BODY)
 def if_end(op: Op) -> None:
-    """Either branch gives the outputs: condition, outputs of one branch, outputs of the other -> outputs."""
+    """Either branch gives the outputs: condition, outputs of one branch, outputs of the other -> outputs.
+
+    Branches may differ in axes of size 1 where sizes say which is taken, as when an axis of dynamic size is squeezed.
+    """
     count = len(op.outputs)
     for number, output in enumerate(op.outputs):
-        _same(op, op.input(1 + number), op.input(1 + count + number))
+        one, other = op.input(1 + number), op.input(1 + count + number)
+        if op.value(0) is not None and one is not None and other is not None and len(one) != len(other):
+            match_runs(op, one, other)
+        else:
+            _same(op, one, other)
         if output is not None:
-            _same(op, op.input(1 + number), output)
+            _same(op, one if one is not None and len(one) == len(output) else other, output)
     op.pointwise("linear")
 
 
@@ -37,6 +45,8 @@ def if_end(op: Op) -> None:
 def _typed_if(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
     count = len(types) // 2
     pairs = list(zip(types[1 : 1 + count], types[1 + count :], strict=True))
+    if values[0] is not None:
+        return [one if values[0].item() else other for one, other in pairs if one is not None and other is not None]
     if any(one != other for one, other in pairs):
         raise ValueError("has branches that give other shapes")
     return [one for one, _ in pairs if one is not None]

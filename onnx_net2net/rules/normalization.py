@@ -71,10 +71,13 @@ def lp_normalization(op: Op) -> None:
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(op: Op) -> None:
-    """Normalise over an axis (before opset 13: over all axes from it on), which has to keep its units."""
+    """Normalise over an axis (before opset 13: over all axes from it on); copies of a unit share what it had."""
     axes = op.input(0)
     op.apply("*x -> *x")
     if axes:
         at = op.axis(len(axes), -1 if op.version >= 13 else 1)
-        op.normalise(axes[at : at + 1 if op.version >= 13 else None])
+        if op.kind == "Softmax" and (op.version >= 13 or at == len(axes) - 1):
+            op.shares(at)
+        else:
+            op.normalise(axes[at : at + 1 if op.version >= 13 else None])
     op.pointwise("any")
