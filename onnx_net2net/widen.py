@@ -246,7 +246,7 @@ def _widen(
     notes = tuple(_notes(opened, analysis, plan))
     student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
     exact = map != "random_pad" and not style.noise
-    fixed = tuple(group for group in inspection.groups if group.reason)
+    fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
     return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed, notes)
 
 

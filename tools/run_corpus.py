@@ -56,11 +56,12 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 @dataclass(frozen=True)
 class Job:
-    """One model at one factor."""
+    """One model at one factor, with norms as they are or weighed where they admit multiples only."""
 
     path: Path
     family: str
     factor: float
+    weigh_norms: bool = False
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Result:
         family: The folder that it is in.
         exporter: What its file name says of the exporter.
         factor: The width multiplier.
+        weigh_norms: Whether norms may be written as arithmetic.
         status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
             ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
         error: One line that says why it is not exact.
@@ -93,6 +95,7 @@ class Result:
     family: str
     exporter: str
     factor: float
+    weigh_norms: bool = False
     status: str = "crash"
     error: str = ""
     traceback: str = ""
@@ -218,7 +221,7 @@ def spread(paths: Iterable[Path], number: int) -> list[Path]:
 
 def run_job(job: Job) -> Result:
     """Widen and verify one model; nothing that Python can catch escapes."""
-    result = Result(str(job.path), job.family, exporter(job.path), job.factor)
+    result = _result(job)
     try:
         _widen_and_verify(job, result)
     except Exception as error:
@@ -236,7 +239,7 @@ def _widen_and_verify(job: Job, result: Result) -> None:
 
     source = read_model(job.path)
     start = time.perf_counter()
-    widening = widen(source, factor=job.factor)
+    widening = widen(source, factor=job.factor, weigh_norms=job.weigh_norms)
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(widening.teacher.proto.graph.node)
     result.covered = widening.covered
@@ -297,6 +300,10 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "onnx_net2net" in frame.filename] or frames
     return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}"
+
+
+def _result(job: Job) -> Result:
+    return Result(str(job.path), job.family, exporter(job.path), job.factor, job.weigh_norms)
 
 
 # --- Workers ----------------------------------------------------------------------------------------------------
@@ -375,7 +382,9 @@ class Worker:
         self._start()
         if job is None:
             return None
-        return Result(str(job.path), job.family, exporter(job.path), job.factor, status, error)
+        result = _result(job)
+        result.status, result.error = status, error
+        return result
 
 
 def run_all(
@@ -435,22 +444,23 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -
 
 def summary(results: Sequence[Result]) -> str:
     """Return the table by family and exporter."""
-    factors = sorted({result.factor for result in results})
+    ways = sorted({(result.factor, result.weigh_norms) for result in results})
     header = ["family", "exporter", "models"]
-    for factor in factors:
-        header += [f"exact {factor:g}x", f"covered {factor:g}x"]
+    for factor, weigh in ways:
+        way = f"{factor:g}x{' weighed' if weigh else ''}"
+        header += [f"exact {way}", f"covered {way}"]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
-    rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], factors) for kind in kinds]
+    rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], ways) for kind in kinds]
     if len(rows) > 1:
-        rows.append(_row("all", "", results, factors))
+        rows.append(_row("all", "", results, ways))
     return markdown(header, rows, texts=2)
 
 
-def _row(family: str, source: str, results: Sequence[Result], factors: Sequence[float]) -> list[str]:
+def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[tuple[float, bool]]) -> list[str]:
     row = [family, source, str(len({result.path for result in results}))]
-    for factor in factors:
-        here = [result for result in results if result.factor == factor]
+    for way in ways:
+        here = [result for result in results if (result.factor, result.weigh_norms) == way]
         row.append(str(sum(result.status == "exact" for result in here)))
         row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
     ratios = [result.ratio for result in results if result.ratio is not None]
@@ -530,6 +540,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Widen and verify every model of some folders.")
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
+    parser.add_argument("--weigh-norms", action="store_true", help="factors that are not whole also with weighed norms")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -585,7 +596,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not paths:
         print("there are no models", file=sys.stderr)
         return 2
-    jobs = [Job(path, path.resolve().parent.name, factor) for path in paths for factor in options.factors]
+    ways = [(factor, False) for factor in options.factors]
+    ways += [(factor, True) for factor in options.factors if options.weigh_norms and factor % 1]
+    jobs = [Job(path, path.resolve().parent.name, *way) for path in paths for way in ways]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and their files go, too
     results = _run(jobs, options)
     report(results, options.limit, sys.stdout)
