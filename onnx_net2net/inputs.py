@@ -8,8 +8,10 @@ its values forward to the operators that limit them; which sizes are accepted, o
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +113,12 @@ def bindings(specs: Sequence[InputSpec]) -> Iterator[dict[str, int]]:
 
 
 def accepted(
-    specs: Sequence[InputSpec], run: Callable[[Feeds], object], rng: np.random.Generator, *, wanted: int = 3
+    specs: Sequence[InputSpec],
+    run: Callable[[Feeds], object],
+    rng: np.random.Generator,
+    *,
+    wanted: int = 3,
+    slow: float = math.inf,
 ) -> list[dict[str, int]]:
     """Return up to ``wanted`` bindings with which the model runs.
 
@@ -120,6 +127,7 @@ def accepted(
         run: Runs the model once and raises, whatever it likes, where the model refuses.
         rng: Draws the values.
         wanted: How many bindings are enough.
+        slow: Two are enough where a run takes longer than so many seconds.
 
     Raises:
         BadInputError: The model refuses every candidate; the text has its last words.
@@ -131,11 +139,14 @@ def accepted(
         if found and max(binding.values()) > max(largest, _SIZES[1][1]):
             continue  # large sizes are costly and small ones are accepted
         try:
+            started = time.perf_counter()
             run(draw(specs, binding, rng, scale=SCALES[len(found) % len(SCALES)]))
             found.append(binding)
+            if time.perf_counter() - started > slow:
+                wanted = min(wanted, 2)
         except Exception as error:  # onnxruntime's errors have no base of their own
             refusal = error
-        if len(found) == wanted:
+        if len(found) >= wanted:
             break
     if not found:
         raise BadInputError(f"no generated input is accepted (--data inputs.npz can give some): {one_line(refusal)}")

@@ -129,6 +129,8 @@ def _write_out(analysis: Analysis, number: int, statistic: Statistic, maps: list
     operands = [(kind, inputs[index]) for kind, index in (("Mul", statistic.scale), ("Add", statistic.shift))
                 if index is not None and index < len(inputs) and inputs[index].name]  # fmt: skip
     for operator, operand in operands:
+        if statistic.beside:
+            operand = write.unsqueezed(operand, list(range(1, len(maps) + 1)), opset)
         result = write(operator, [result, operand])
     write("Identity", [result], outputs[0])
 
@@ -148,6 +150,12 @@ class _Writer:
     def constant(self, what: str, values: np.ndarray) -> gs.Constant:
         """Return a new constant."""
         return self._draft.constant(f"{self._name}_{what}", values)
+
+    def unsqueezed(self, tensor: gs.Tensor, axes: list[int], opset: int) -> gs.Tensor:
+        """Give a tensor axes of size 1."""
+        if opset < 13:
+            return self("Unsqueeze", [tensor], axes=axes)
+        return self("Unsqueeze", [tensor, self.constant("axes", np.array(axes))])
 
     def __call__(
         self, kind: str, inputs: list[gs.Tensor], output: gs.Variable | None = None, **attrs: object

@@ -108,6 +108,7 @@ class Statistic:
         shift: The input that is added to it, if any.
         total: The output that is the sum, if any.
         epsilon: What the attribute is where it is left out.
+        beside: Scale and shift lie along the axis in front of `axes`, not along these.
     """
 
     axes: tuple[Axis, ...]
@@ -117,6 +118,7 @@ class Statistic:
     shift: int | None = None
     total: int | None = None
     epsilon: float = 1e-5
+    beside: bool = False
 
 
 @dataclass
@@ -249,6 +251,7 @@ class Op:
         shift: int | None = None,
         total: int | None = None,
         epsilon: float = 1e-5,
+        beside: bool = False,
     ) -> None:
         """State that a statistic runs over axes, so that all their units are copied equally often.
 
@@ -258,7 +261,7 @@ class Op:
         over = tuple(axes)
         for axis in over:
             dims.keep_uniform(axis, self.why("takes a statistic over it"))
-        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon))
+        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon, beside))
 
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""

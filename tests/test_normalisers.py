@@ -93,6 +93,22 @@ def test_a_norm_over_several_axes():
     verify(teacher, widen(teacher, sizes={"up": 8}, weigh_norms=True).student).raise_if_different()
 
 
+@pytest.mark.parametrize("opset", [11, 18])
+def test_groups_that_exporters_write_as_instances(opset):
+    text = """(float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {
+        h = Conv(x, up) g = Reshape(h, groups) n = InstanceNormalization<epsilon=1e-3>(g, ones, zeros)
+        b = Reshape(n, back) r = Relu(b) y = Conv(r, down) }"""
+    weights = {"up": draw(12, 3, 1, 1), "down": draw(5, 12, 1, 1), "ones": 1 + draw(3), "zeros": draw(3)}
+    teacher = net(text, opset, groups=np.array([0, 3, -1]), back=np.array([-1, 12, 4, 4]), **weights)
+    inside = next(group for group in inspect(teacher).groups if group.size == 4 and group.reason is None)
+    assert inside.is_whole
+    widening = widen(teacher, sizes={inside.name: 7}, weigh_norms=True)
+    verify(teacher, widening.student).raise_if_different()
+    assert "InstanceNormalization" not in ops(widening.student)
+    whole = widen(teacher, sizes={inside.name: 8}, weigh_norms=True)
+    assert "InstanceNormalization" in ops(whole.student)
+
+
 def test_without_it_the_nearest_multiples_are_named():
     teacher = post_norm(NORMS["LayerNormalization"])
     with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with weigh_norms\)"):

@@ -18,7 +18,14 @@ def batch_normalization(op: Op) -> None:
     op.scales(1, 4)
 
 
-signature("InstanceNormalization", "n c *x, c, c -> n c *x", uniform="x", scales=(1,))
+@rule("InstanceNormalization")
+def instance_normalization(op: Op) -> None:
+    """Normalise each channel by its own statistics; groups of channels, where these were made one."""
+    op.apply("n c *x, c, c -> n c *x")
+    op.uniform((op.input(0) or ())[2:], "layer", scale=1, shift=2, beside=True)
+    op.scales(1)
+
+
 signature("GroupNormalization", "n (g c) *x, g, g -> n (g c) *x", since=18, sizes={"g": "num_groups"}, uniform="c x")
 signature(
     "GroupNormalization", "n (g c) *x, (g c), (g c) -> n (g c) *x", since=21, sizes={"g": "num_groups"}, uniform="c x"
