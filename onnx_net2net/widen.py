@@ -58,7 +58,8 @@ class Group:
         reason: Why it cannot grow, or None.
         role: What people call it (see `onnx_net2net.roles`), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
-        weighed: Whether its normalisers are to be written as arithmetic that weighs copies, so that it has any width.
+        weighable: Whether its normalisers can be written as arithmetic that weighs copies, so that it has any width.
+        weighed: Whether they are to be.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
     """
@@ -70,6 +71,7 @@ class Group:
     reason: str | None = None
     role: str = ""
     padding: State | None = None
+    weighable: bool = False
     weighed: bool = False
     on_request: bool = False
 
@@ -225,8 +227,8 @@ def _widen(
     opened = open_bodies(model)
     analysis = infer(opened.model)
     inspection = _inspect(opened.model, analysis)
-    if weigh_norms:
-        _weigh_norms(analysis, inspection)
+    for group in inspection.groups:
+        group.weighed = weigh_norms and group.weighable
     plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -257,8 +259,7 @@ def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:
     cut = sorted(name for name in analysis.cut if any(d in plan.growth for a in analysis.axes[name] for d in leaves(a)))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
-    free = weighable(analysis)
-    held = [group.name for group in plan.held() if group.is_whole and any(dim in free for dim in group.dims)]
+    held = [group.name for group in plan.held() if group.is_whole and group.weighable]
     if held:
         more = f" and {len(held) - 3} more" if len(held) > 3 else ""
         yield f"multiples only: {', '.join(held[:3])}{more} (--weigh-norms lets them have any size)"
@@ -344,20 +345,14 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
             group.elements += elements
     _freeze_incomplete_ratios(groups.values())
     summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
-    pads = paddable(analysis)
+    pads, free = paddable(analysis), weighable(analysis)
     for group in groups.values():
         group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
+        group.weighable = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]
     return Inspection(tuple(shown), model.parameters)
-
-
-def _weigh_norms(analysis: Analysis, inspection: Inspection) -> None:
-    """Free the dims whose normalisers can be written as arithmetic from growing by whole factors."""
-    free = weighable(analysis)
-    for group in inspection.groups:
-        group.weighed = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
 
 
 def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
@@ -528,7 +523,7 @@ class _Plan:
             )
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
-                + (" (any with weigh_norms)" if weighable(self._analysis).issuperset(group.dims) else "")
+                + (" (any with weigh_norms)" if group.is_whole and group.weighable else "")
             )
         unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
         if unfit and self._kind in _UNFITTING:
