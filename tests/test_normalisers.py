@@ -109,6 +109,20 @@ def test_groups_that_exporters_write_as_instances(opset):
     assert "InstanceNormalization" in ops(whole.student)
 
 
+def test_standardised_weights():
+    text = """(float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {
+        h = Conv(x, up) r = Relu(h) f = Reshape(k, flat)
+        b = BatchNormalization<training_mode=1, epsilon=1e-3>(f, gain, shift, mean, var) w = Reshape(b, back)
+        y = Conv(r, w) }"""
+    weights = {"up": draw(6, 3, 1, 1), "k": draw(5, 6, 3, 3), "gain": 1 + draw(5), "shift": draw(5)}
+    sizes = {"flat": np.array([1, 5, -1]), "back": np.array([5, 6, 3, 3])}
+    teacher = net(text, mean=np.zeros(5, np.float32), var=np.ones(5, np.float32), **weights, **sizes)
+    teacher.graph.node[-1].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
+    assert any(group.is_whole for group in inspect(teacher).groups if group.size == 6)
+    verify(teacher, widen(teacher, sizes={"up": 8}, weigh_norms=True).student).raise_if_different()
+    verify(teacher, widen(teacher, sizes={"up": 12}).student).raise_if_different()
+
+
 def test_without_it_the_nearest_multiples_are_named():
     teacher = post_norm(NORMS["LayerNormalization"])
     with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with weigh_norms\)"):

@@ -14,7 +14,11 @@ def batch_normalization(op: Op) -> None:
         op.freeze_all("normalises each position alone (spatial=0)")
         return
     training = op.attrs.get("training_mode", 0) or (op.version < 14 and op.output(1) is not None)
-    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c", uniform="n s" if training else "")
+    axes = op.input(0) or ()
+    standardises = bool(training and axes and axes[0].size == 1)  # each unit of a weight by its own statistics
+    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c", uniform="n s" if training and not standardises else "")
+    if standardises:
+        op.uniform(axes[2:], "layer", scale=1, shift=2, beside=True)
     op.scales(1, 4)
 
 
