@@ -112,7 +112,7 @@ def test_groups_that_exporters_write_as_instances(opset):
 def test_standardised_weights():
     text = """(float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {
         h = Conv(x, up) r = Relu(h) f = Reshape(k, flat)
-        b = BatchNormalization<training_mode=1, epsilon=1e-3>(f, gain, shift, mean, var) w = Reshape(b, back)
+        b, rm, rv = BatchNormalization<training_mode=1, epsilon=1e-3>(f, gain, shift, mean, var) w = Reshape(b, back)
         y = Conv(r, w) }"""
     weights = {"up": draw(6, 3, 1, 1), "k": draw(5, 6, 3, 3), "gain": 1 + draw(5), "shift": draw(5)}
     sizes = {"flat": np.array([1, 5, -1]), "back": np.array([5, 6, 3, 3])}
