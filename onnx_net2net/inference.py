@@ -69,6 +69,7 @@ class Analysis:
         said: Statements of each node, by its number.
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
+        untied: Matrices that the rewriting had to give their uses in several versions.
     """
 
     draft: Draft
@@ -78,6 +79,7 @@ class Analysis:
     said: dict[int, Statements] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    untied: list[str] = field(default_factory=list)
 
     @property
     def nodes(self) -> list[gs.Node]:

@@ -265,6 +265,8 @@ def _rewrite_constant(
     dtype = helper.np_dtype_to_tensor_dtype(_dtype(constant))
     name = constant.name
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
+    if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
+        analysis.untied.append(name)
     for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
         if all(side.map.is_identity for side in sides):

@@ -245,11 +245,13 @@ def _widen(
     plan.check_map()
     covered = _covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
-    notes = tuple(_notes(opened, analysis, plan))
+    notes = list(_notes(opened, analysis, plan))
     student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
     exact = map != "random_pad" and not style.noise
     fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
-    return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed, notes)
+    if analysis.untied:
+        notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
+    return Widening(model, student, tuple(plan.changes()), exact, style.seed, covered, fixed, tuple(notes))
 
 
 def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:

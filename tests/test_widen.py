@@ -612,6 +612,7 @@ def test_a_tied_embedding_and_head():
     widening = widen_exactly(teacher, factor=1.5)
     assert sorted(new_sizes(widening).values()) == [18, 24]
     assert widening.covered == 1
+    assert widening.notes == ("untied, as their uses grow differently: table",)
 
 
 def test_weights_in_constant_nodes_and_behind_identities():
@@ -964,6 +965,7 @@ def test_a_tied_matrix_that_reads_padding_as_zeros_in_one_place_and_as_means_in_
         teacher.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
     result = widen(teacher, sizes={"up": 9})
     assert [change.map for change in result.changes] == ["mean_pad"]
+    assert result.notes == ("untied, as their uses grow differently: down",)
     assert verify(teacher, result.student).equivalent
 
 
