@@ -105,8 +105,9 @@ def _add_widen(commands: Any) -> None:
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--noise", type=float, default=0.0, metavar="S",
                          help="noise on the incoming weights of copies, as in the paper (not exact)")  # fmt: skip
-    command.add_argument("--weigh-norms", action="store_true",
-                         help="any width where norms admit multiples only, by writing them as arithmetic")  # fmt: skip
+    command.add_argument("--weigh-norms", action=argparse.BooleanOptionalAction,
+                         help="any width where norms admit multiples only, by writing them as arithmetic (default: "
+                         "where --factor would be missed by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")

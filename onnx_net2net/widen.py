@@ -42,6 +42,9 @@ from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.rewrite import rewrite
 from onnx_net2net.roles import role_dims
 
+FAR = 0.1
+"""Part of the wanted size by which multiples may miss it before norms are weighed."""
+
 MOST_UNITS = 2**27
 """No network has wider axes, and the maps of wider ones would not fit into memory."""
 
@@ -59,7 +62,6 @@ class Group:
         role: What people call it (see `onnx_net2net.roles`), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
         weighable: Whether its normalisers can be written as arithmetic that weighs copies, so that it has any width.
-        weighed: Whether they are to be.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
     """
@@ -72,7 +74,6 @@ class Group:
     role: str = ""
     padding: State | None = None
     weighable: bool = False
-    weighed: bool = False
     on_request: bool = False
 
     @property
@@ -88,7 +89,7 @@ class Group:
     @property
     def is_whole(self) -> bool:
         """Whether it grows by whole factors only."""
-        return self.is_uniform and self.padding is None and not self.weighed
+        return self.is_uniform and self.padding is None
 
     def __repr__(self) -> str:
         state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
@@ -175,7 +176,7 @@ def widen(
     noise: float = 0.0,
     seed: int = 0,
     prior: float | None = None,
-    weigh_norms: bool = False,
+    weigh_norms: bool | None = None,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -195,8 +196,9 @@ def widen(
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
             a softmax it can only be 0, or the old outputs would change.
-        weigh_norms: Let dims in front of LayerNormalization and its kin have any width, where they admit multiples
-            only: the nodes become arithmetic (some ten nodes each) in which the copies of a unit share its weight.
+        weigh_norms: Whether dims in front of LayerNormalization and its kin may have any width, where these admit
+            multiples only: the nodes become arithmetic (some ten nodes each) in which the copies of a unit share its
+            weight. By default where `factor` would be missed by more than a tenth, and not for `sizes`.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -222,14 +224,12 @@ def _widen(
     map: Kind,
     style: Style,
     prior: float | None,
-    weigh_norms: bool,
+    weigh_norms: bool | None,
 ) -> Widening:
     opened = open_bodies(model)
     analysis = infer(opened.model)
     inspection = _inspect(opened.model, analysis)
-    for group in inspection.groups:
-        group.weighed = weigh_norms and group.weighable
-    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior)
+    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, weigh_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
     if factor is not None:
@@ -261,10 +261,15 @@ def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:
     cut = sorted(name for name in analysis.cut if any(d in plan.growth for a in analysis.axes[name] for d in leaves(a)))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
-    held = [group.name for group in plan.held() if group.is_whole and group.weighable]
+    weighed, held = plan.odd()
+    if weighed:
+        yield f"norms that weigh copies, written as arithmetic (--no-weigh-norms keeps them): {_some(weighed)}"
     if held:
-        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
-        yield f"multiples only: {', '.join(held[:3])}{more} (--weigh-norms lets them have any size)"
+        yield f"multiples only, far from what was wanted (--weigh-norms lets them have any size): {_some(held)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager
@@ -414,9 +419,10 @@ class _Plan:
         kind: Kind,
         rng: np.random.Generator,
         prior: float | None,
+        weigh_norms: bool | None,
     ) -> None:
         self.growth: dict[Dim, Map] = {}
-        self._prior = prior
+        self._prior, self._weigh_norms = prior, weigh_norms
         self.inspection = inspection
         self.chosen: list[Group] = []
         self._analysis, self._groups = analysis, list(inspection.groups)
@@ -476,10 +482,15 @@ class _Plan:
         if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
 
-    def held(self) -> list[Group]:
-        """Return the groups that were to grow and keep their size."""
-        wanted = [group for group in self._groups if self._wanted.get(id(group), group.size) != group.size]
-        return [group for group in wanted if not any(dim in self.growth for dim in group.dims)]
+    def odd(self) -> tuple[list[str], list[str]]:
+        """Return the groups in front of norms whose sizes are no multiples, and those that stay for want of one."""
+        whole = [group for group in self._groups if group.is_whole and group.weighable]
+        grown = [group.name for group in whole if any(self._is_odd(dim) for dim in group.dims)]
+        held = [group for group in whole if not any(dim in self.growth for dim in group.dims)]
+        return grown, [group.name for group in held if self._wanted.get(id(group), group.size) != group.size]
+
+    def _is_odd(self, dim: Dim) -> bool:
+        return dim in self.growth and self.growth[dim].new % dim.size != 0
 
     def changes(self) -> Iterable[Change]:
         """Yield what became of every dim that was to grow."""
@@ -507,15 +518,23 @@ class _Plan:
         return math.lcm(group.size, self._multiple) if group.is_whole else self._multiple
 
     def _nearest(self, group: Group, wanted: float) -> int:
-        """Return the nearest size that a group can have, its own included."""
-        step = self._step(group)
-        sizes = {group.size, *(step * k for k in (math.floor(wanted / step), math.ceil(wanted / step)))}
-        return min((size for size in sizes if size >= group.size), key=lambda size: (abs(size - wanted), size))
+        """Return the nearest size that a group can have, its own included; norms are weighed where it is far off."""
+
+        def nearest(step: int) -> int:
+            sizes = {group.size, *(step * k for k in (math.floor(wanted / step), math.ceil(wanted / step)))}
+            return min((size for size in sizes if size >= group.size), key=lambda size: (abs(size - wanted), size))
+
+        size = nearest(self._step(group))
+        is_far = abs(size - wanted) > FAR * wanted
+        weigh = group.is_whole and group.weighable and self._weigh_norms is not False
+        return nearest(self._multiple) if weigh and is_far else size
 
     def _grow_exactly(self, group: Group, size: int) -> None:
         step = self._step(group)
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
+        if self._weigh_norms and group.weighable:
+            step = self._multiple
         if size != group.size and size % step:
             near = sorted({max(group.size, size // step * step), -(-size // step) * step})
             why = (
@@ -585,7 +604,7 @@ class _Plan:
             if group.padding is not None:
                 self.growth[dim] = pad(dim.size, size, group.padding)
             else:
-                assert group.weighed  # other sizes were refused, or are not offered
+                assert group.weighable  # other sizes were refused, or are not offered
                 self.growth[dim] = replicate(dim.size, size, self._rng)
         else:
             self._grow_ratio(group, size // group.size)
@@ -611,7 +630,7 @@ class _Plan:
 
 def _map_name(map: Map, group: Group) -> str:
     origin = ORIGINS[int(map.kind.max())]
-    if group.is_uniform and not group.weighed:
+    if group.is_uniform and not (group.is_whole and map.new % map.old):
         return {"replicate": "uniform", "mean": "mean_pad", "zero_in": "zero_pad"}[origin]
     return origin
 

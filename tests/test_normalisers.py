@@ -146,12 +146,29 @@ def test_padding_is_preferred_because_it_keeps_the_node():
     assert widening.changes[0].map == "mean_pad"
 
 
-def test_the_command_line_hints_at_it_and_takes_it(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--factor", "1.37"], "written as arithmetic (--no-weigh-norms keeps them): up"),
+        (["--factor", "1.37", "--no-weigh-norms"], "multiples only, far from what was wanted (--weigh-norms"),
+        (["--factor", "1.95"], None),
+        (["--set", "up=11", "--weigh-norms"], "written as arithmetic"),
+        (["--set", "up=16"], None),
+    ],
+)
+def test_the_command_line_says_what_became_of_norms(tmp_path, capsys, options, hint):
     path, student = tmp_path / "t.onnx", tmp_path / "s.onnx"
     onnx.save(post_norm(NORMS["LayerNormalization"]), path)
-    assert main(["widen", str(path), "-o", str(student), "--factor", "1.37"]) == 0
-    assert "--weigh-norms" in capsys.readouterr().out
-    assert main(["widen", str(path), "-o", str(student), "--factor", "1.37", "--weigh-norms"]) == 0
+    assert main(["widen", str(path), "-o", str(student), *options]) == 0
     out = capsys.readouterr().out
     assert "equivalent in" in out
-    assert "--weigh-norms" not in out
+    assert hint in out if hint else "weigh-norms" not in out
+    kept = [node.op_type for node in onnx.load(student).graph.node].count("LayerNormalization")
+    assert kept == (0 if "arithmetic" in (hint or "") else 2)
+
+
+def test_an_explicit_size_that_needs_arithmetic_is_refused_unless_it_is_asked_for(tmp_path, capsys):
+    path = tmp_path / "t.onnx"
+    onnx.save(post_norm(NORMS["LayerNormalization"]), path)
+    assert main(["widen", str(path), "-o", str(tmp_path / "s.onnx"), "--set", "up=11"]) == 3
+    assert "possible are 8 and 16" in capsys.readouterr().err

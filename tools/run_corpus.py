@@ -56,12 +56,12 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 @dataclass(frozen=True)
 class Job:
-    """One model at one factor, with norms as they are or weighed where they admit multiples only."""
+    """One model at one factor; norms are weighed where they admit multiples only, or kept."""
 
     path: Path
     family: str
     factor: float
-    weigh_norms: bool = False
+    keep_norms: bool = False
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Result:
         family: The folder that it is in.
         exporter: What its file name says of the exporter.
         factor: The width multiplier.
-        weigh_norms: Whether norms may be written as arithmetic.
+        keep_norms: Whether norms may not be written as arithmetic.
         status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
             ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
         error: One line that says why it is not exact.
@@ -95,7 +95,7 @@ class Result:
     family: str
     exporter: str
     factor: float
-    weigh_norms: bool = False
+    keep_norms: bool = False
     status: str = "crash"
     error: str = ""
     traceback: str = ""
@@ -239,7 +239,7 @@ def _widen_and_verify(job: Job, result: Result) -> None:
 
     source = read_model(job.path)
     start = time.perf_counter()
-    widening = widen(source, factor=job.factor, weigh_norms=job.weigh_norms)
+    widening = widen(source, factor=job.factor, weigh_norms=False if job.keep_norms else None)
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(widening.teacher.proto.graph.node)
     result.covered = widening.covered
@@ -303,7 +303,7 @@ def _place(error: BaseException) -> str:
 
 
 def _result(job: Job) -> Result:
-    return Result(str(job.path), job.family, exporter(job.path), job.factor, job.weigh_norms)
+    return Result(str(job.path), job.family, exporter(job.path), job.factor, job.keep_norms)
 
 
 # --- Workers ----------------------------------------------------------------------------------------------------
@@ -444,10 +444,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -
 
 def summary(results: Sequence[Result]) -> str:
     """Return the table by family and exporter."""
-    ways = sorted({(result.factor, result.weigh_norms) for result in results})
+    ways = sorted({(result.factor, result.keep_norms) for result in results})
     header = ["family", "exporter", "models"]
-    for factor, weigh in ways:
-        way = f"{factor:g}x{' weighed' if weigh else ''}"
+    for factor, keep in ways:
+        way = f"{factor:g}x{' norms kept' if keep else ''}"
         header += [f"exact {way}", f"covered {way}"]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
@@ -460,7 +460,7 @@ def summary(results: Sequence[Result]) -> str:
 def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[tuple[float, bool]]) -> list[str]:
     row = [family, source, str(len({result.path for result in results}))]
     for way in ways:
-        here = [result for result in results if (result.factor, result.weigh_norms) == way]
+        here = [result for result in results if (result.factor, result.keep_norms) == way]
         row.append(str(sum(result.status == "exact" for result in here)))
         row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
     ratios = [result.ratio for result in results if result.ratio is not None]
@@ -540,7 +540,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Widen and verify every model of some folders.")
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
-    parser.add_argument("--weigh-norms", action="store_true", help="factors that are not whole also with weighed norms")
+    parser.add_argument("--keep-norms", action="store_true", help="factors that are not whole also with norms kept")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -597,7 +597,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("there are no models", file=sys.stderr)
         return 2
     ways = [(factor, False) for factor in options.factors]
-    ways += [(factor, True) for factor in options.factors if options.weigh_norms and factor % 1]
+    ways += [(factor, True) for factor in options.factors if options.keep_norms and factor % 1]
     jobs = [Job(path, path.resolve().parent.name, *way) for path in paths for way in ways]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and their files go, too
     results = _run(jobs, options)
