@@ -105,9 +105,9 @@ def _add_widen(commands: Any) -> None:
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--noise", type=float, default=0.0, metavar="S",
                          help="noise on the incoming weights of copies, as in the paper (not exact)")  # fmt: skip
-    command.add_argument("--weigh-norms", action=argparse.BooleanOptionalAction,
-                         help="any width where norms admit multiples only, by writing them as arithmetic (default: "
-                         "where --factor would be missed by a tenth)")  # fmt: skip
+    command.add_argument("--fill-norms", action=argparse.BooleanOptionalAction,
+                         help="any width where norms admit multiples only, by filling up what they read (default: "
+                         "where multiples would miss --factor by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
@@ -163,7 +163,7 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, weigh_norms=options.weigh_norms,
+        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms,
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))

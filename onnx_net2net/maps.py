@@ -88,7 +88,12 @@ def uniform(old: int, new: int) -> Map:
     """
     if new % old:
         raise ValueError(f"{new} is not a multiple of {old}")
-    return from_index(old, np.tile(np.arange(old), new // old))
+    return in_turn(old, new)
+
+
+def in_turn(old: int, new: int) -> Map:
+    """Copy the units one after another, from the first again after the last, until there are enough."""
+    return from_index(old, np.arange(new) % old)
 
 
 def from_index(old: int, index: np.ndarray) -> Map:

@@ -1,65 +1,34 @@
-"""Normalisers at widths that are no multiples: padding that they do not notice, or copies that they weigh.
+"""Normalisers at widths that are no multiples: padding that they do not notice, or whole multiples for them alone.
 
-A statistic over copies of some units more often than of others is another statistic. Where padding units stand
-beside whole copies, the scale and the epsilon of the node make up for their share. Where copies stand beside single
-units, the node is written as the arithmetic that it is, with means that weigh every copy.
+A statistic over some units copied more often than others is another statistic. Where padding units stand beside whole
+copies, the scale and the epsilon of the node make up for their share. Where copies stand beside single units, the node
+gets all that it reads filled up to the next whole multiple, and its result is cut again: in its statistic a unit
+without a copy counts as often as one with its copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import prod
-
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
 
-from onnx_net2net.dims import Dim, leaves
+from onnx_net2net.dims import Axis, Concat, Dim, Product, leaves, resolve
 from onnx_net2net.inference import Analysis
-from onnx_net2net.maps import Filler, Growth, Map, compose
-from onnx_net2net.operation import Statistic
+from onnx_net2net.maps import Filler, Growth, new_size
 
 Corrections = dict[tuple[int, int], tuple[float, Filler]]
 """For the scale and shift of normalisers and other scales (node, input): a factor, and what padding units have."""
 
-_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-"""Types whose statistics are taken in single precision."""
-
-
-def weighable(analysis: Analysis) -> set[Dim]:
-    """Return the dims whose statistics are all of normalisers that can be written as arithmetic."""
-    can: set[Dim] = set()
-    cannot: set[Dim] = set()
-    for number, said in analysis.said.items():
-        for statistic in said.statistics:
-            over = {dim for axis in statistic.axes for dim in leaves(axis)}
-            (can if _is_plain(analysis, number, statistic) else cannot).update(over)
-    return can - cannot
-
-
-def _is_plain(analysis: Analysis, number: int, statistic: Statistic) -> bool:
-    """Tell whether a normaliser has a known law, runs over the last axes and gives out nothing else that is read."""
-    node = analysis.nodes[number]
-    axes = analysis.axes.get(node.outputs[0].name, ())
-    kept = {tensor.name for tensor in analysis.draft.graph.outputs}
-    others = [tensor for index, tensor in enumerate(node.outputs) if index not in (0, statistic.total)]
-    last = axes[len(axes) - len(statistic.axes) :]
-    return (
-        statistic.law is not None
-        and [list(leaves(axis)) for axis in last] == [list(leaves(axis)) for axis in statistic.axes]
-        and not any(tensor.outputs or tensor.name in kept for tensor in others)
-    )
+Times = dict[Dim, int]
+"""How often each unit of a dim counts in a statistic."""
 
 
 def adapt_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
-    """Make normalisers not notice how their dims grow.
+    """Make normalisers not notice padding: a mean square over more units is smaller by their share.
 
     With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
-    Normalisers of units that are copied unequally often are replaced by arithmetic, as soon as all else is rewritten.
 
     Returns:
-        What becomes of the scale and shift of those in front of which units are padded.
+        What becomes of the scale and shift.
     """
     corrections: Corrections = {}
     for number, said in analysis.said.items():
@@ -80,88 +49,112 @@ def adapt_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
     return corrections
 
 
-def weigh_copies(analysis: Analysis, growth: Growth, opset: int) -> None:
-    """Write the normalisers of units that are copied unequally often as arithmetic that weighs the copies."""
+# --- Whole multiples for the node alone ----------------------------------------------------------------------
+
+
+def fillable(analysis: Analysis) -> set[Dim]:
+    """Return the dims of statistics whose nodes can be given whole multiples: they state neither sums nor sizes."""
+    can: set[Dim] = set()
+    cannot: set[Dim] = set()
+    for said in analysis.said.values():
+        over = {dim for statistic in said.statistics for axis in statistic.axes for dim in leaves(axis)}
+        told = [axis for size in said.size_inputs for axis in size.axes]
+        told += [axis for size in said.size_attributes for axis in size.axes]
+        told += [contraction.axis for contraction in said.contractions]
+        can |= over
+        cannot |= over & {dim for axis in told for dim in leaves(axis)}
+    return can - cannot
+
+
+def fill_up(analysis: Analysis, growth: Growth, opset: int) -> None:
+    """Fill up what normalisers of unequally many copies read, to the next whole multiple, and cut what they make."""
     for number, said in analysis.said.items():
-        for statistic in said.statistics:
-            maps = [compose(axis, growth) for axis in statistic.axes]
-            if not any(map.kind.any() for map in maps) and not all(_is_even(map) for map in maps):
-                _write_out(analysis, number, statistic, maps, opset)
+        times: Times = {}
+        for axis in (axis for statistic in said.statistics for axis in statistic.axes):
+            times.update(_times(axis, growth))
+        odd = {dim for dim, often in times.items() if new_size(dim, growth) != often * dim.size}
+        if odd:
+            _surround(analysis, number, times, odd, growth, opset)
 
 
-def _is_even(map: Map) -> bool:
-    """Tell whether every unit is copied equally often."""
-    return bool(np.allclose(map.weight * map.new, map.old))
+def _times(axis: Axis, growth: Growth) -> Times:
+    """Return how often the units of a normalised axis are to count: parts that are laid end to end equally often."""
+    axis = resolve(axis)
+    if isinstance(axis, Product):
+        return {dim: often for part in axis.parts for dim, often in _times(part, growth).items()}
+    dims = list(leaves(axis))
+    if any(dim in growth and growth[dim].kind.any() for dim in dims):
+        return {}  # padding, which the node does not notice
+    return dict.fromkeys(dims, max(-(-new_size(dim, growth) // dim.size) for dim in dims))
 
 
-def _write_out(analysis: Analysis, number: int, statistic: Statistic, maps: list[Map], opset: int) -> None:
-    """Replace a node by (x - mean) / sqrt(mean of squares + epsilon) * scale + shift."""
-    node = analysis.nodes[number]
-    inputs, outputs = list(node.inputs), list(node.outputs)
-    node.inputs.clear()
-    node.outputs.clear()
-    write = _Writer(analysis, node.name or outputs[0].name)
-    terms = [inputs[index] for index in statistic.inputs if index < len(inputs) and inputs[index].name]
-    total = terms[0]
-    for term in terms[1:]:
-        total = write("Add", [total, term])
-    if statistic.total is not None and statistic.total < len(outputs) and outputs[statistic.total].name:
-        total = write("Identity", [total], outputs[statistic.total])
-    dtype = analysis.sizes.dtype(outputs[0].name)
-    wide = onnx.TensorProto.FLOAT if dtype in _NARROW else dtype
-    x = write("Cast", [total], to=wide) if wide != dtype else total
-    kind = helper.tensor_dtype_to_np_dtype(wide)
-    weights = _weights(maps).astype(kind)
+def _surround(analysis: Analysis, number: int, times: Times, odd: set[Dim], growth: Growth, opset: int) -> None:
+    """Give a node whole multiples: fill up its inputs, and cut its outputs."""
+    node, draft = analysis.nodes[number], analysis.draft
 
-    def mean(values: gs.Tensor) -> gs.Tensor:
-        weighed = write("Mul", [values, write.constant("weights", weights)])
-        axes = np.arange(-len(maps), 0)
-        if opset < 13:
-            return write("ReduceSum", [weighed], axes=axes.tolist(), keepdims=1)
-        return write("ReduceSum", [weighed, write.constant("axes", axes)], keepdims=1)
-
-    centred = write("Sub", [x, mean(x)]) if statistic.law == "layer" else x
-    epsilon = np.array(node.attrs.get("epsilon", statistic.epsilon), kind)
-    spread = write("Add", [mean(write("Mul", [centred, centred])), write.constant("epsilon", epsilon)])
-    result = write("Div", [centred, write("Sqrt", [spread])])
-    if wide != dtype:
-        result = write("Cast", [result], to=dtype)
-    operands = [(kind, inputs[index]) for kind, index in (("Mul", statistic.scale), ("Add", statistic.shift))
-                if index is not None and index < len(inputs) and inputs[index].name]  # fmt: skip
-    for operator, operand in operands:
-        if statistic.beside:
-            operand = write.unsqueezed(operand, list(range(1, len(maps) + 1)), opset)
-        result = write(operator, [result, operand])
-    write("Identity", [result], outputs[0])
-
-
-def _weights(maps: Iterable[Map]) -> np.ndarray:
-    """Return what each element counts in a mean over some axes: the elements that are copies of one share its part."""
-    parts = np.ix_(*(map.weight / map.old for map in maps))
-    return np.asarray(prod(parts[1:], start=parts[0]))
-
-
-class _Writer:
-    """Appends nodes in the place of one, under its name."""
-
-    def __init__(self, analysis: Analysis, name: str) -> None:
-        self._draft, self._name = analysis.draft, name
-
-    def constant(self, what: str, values: np.ndarray) -> gs.Constant:
-        """Return a new constant."""
-        return self._draft.constant(f"{self._name}_{what}", values)
-
-    def unsqueezed(self, tensor: gs.Tensor, axes: list[int], opset: int) -> gs.Tensor:
-        """Give a tensor axes of size 1."""
-        if opset < 13:
-            return self("Unsqueeze", [tensor], axes=axes)
-        return self("Unsqueeze", [tensor, self.constant("axes", np.array(axes))])
-
-    def __call__(
-        self, kind: str, inputs: list[gs.Tensor], output: gs.Variable | None = None, **attrs: object
-    ) -> gs.Tensor:
-        """Append a node and return its result."""
-        name = self._draft.unique_name(f"{self._name}_{kind}")
-        result = output if output is not None else gs.Variable(self._draft.unique_name(f"{name}_out"))
-        self._draft.graph.nodes.append(gs.Node(kind, name, dict(attrs), inputs, [result]))
+    def emit(kind: str, inputs: list[gs.Tensor], output: gs.Variable | None, **attrs: object) -> gs.Variable:
+        name = draft.unique_name(f"{node.name or node.outputs[0].name}_{kind}")
+        result = gs.Variable(draft.unique_name(f"{name}_out")) if output is None else output
+        draft.graph.nodes.append(gs.Node(kind, name, dict(attrs), inputs, [result]))
         return result
+
+    def take(source: gs.Tensor, places: np.ndarray, axis: int, output: gs.Variable | None = None) -> gs.Variable:
+        """Take places along an axis; a run of them is a Slice, which is faster than a Gather."""
+        start, stop = int(places[0]), int(places[-1]) + 1
+        if not np.array_equal(places, np.arange(start, stop)):
+            return emit("Gather", [source, draft.constant("places", places)], output, axis=axis)
+        if opset < 10:
+            return emit("Slice", [source], output, starts=[start], ends=[stop], axes=[axis])
+        bounds = [draft.constant(name, np.array([value])) for name, value in
+                  (("start", start), ("stop", stop), ("axis", axis))]  # fmt: skip
+        return emit("Slice", [source, *bounds], output)
+
+    for index, tensor in enumerate(node.inputs):
+        for position, axis in enumerate(analysis.input_axes(number, index) or ()):
+            if odd & set(leaves(axis)):
+                places = _filled(axis, times, growth)
+                size = new_size(axis, growth)
+                if np.array_equal(places[:size], np.arange(size)):
+                    node.inputs[index] = emit(
+                        "Concat", [tensor, take(tensor, places[size:], position)], None, axis=position
+                    )
+                else:
+                    node.inputs[index] = take(tensor, places, position)
+                tensor = node.inputs[index]
+    for index, tensor in enumerate(node.outputs):
+        for position, axis in reversed(list(enumerate(analysis.axes.get(tensor.name, ())))):
+            if odd & set(leaves(axis)):
+                whole = gs.Variable(draft.unique_name(f"{tensor.name}_whole"), dtype=tensor.dtype)
+                take(whole, _own(axis, times, growth), position, tensor)
+                node.outputs[index] = tensor = whole
+
+
+def _filled(axis: Axis, times: Times, growth: Growth) -> np.ndarray:
+    """Return where the units of an axis that is filled up are in the student's; copies lie one round after another."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        size = new_size(axis, growth)
+        places = np.arange(times[axis] * axis.size if axis in times else size)
+        return np.where(places < size, places, places % axis.size)
+    parts = [_filled(part, times, growth) for part in axis.parts]
+    return _composed(axis, parts, [new_size(part, growth) for part in axis.parts])
+
+
+def _own(axis: Axis, times: Times, growth: Growth) -> np.ndarray:
+    """Return where the student's units of an axis are in the one that is filled up."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return np.arange(new_size(axis, growth))
+    parts = [_own(part, times, growth) for part in axis.parts]
+    return _composed(axis, parts, [len(_filled(part, times, growth)) for part in axis.parts])
+
+
+def _composed(axis: Product | Concat, parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
+    """Return places on an axis from those on its parts, which have so many units."""
+    if isinstance(axis, Concat):
+        offsets = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate([part + offset for part, offset in zip(parts, offsets, strict=True)])
+    places = parts[0]
+    for part, size in zip(parts[1:], sizes[1:], strict=True):
+        places = (places[:, None] * size + part).reshape(-1)
+    return places

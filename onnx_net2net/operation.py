@@ -108,7 +108,6 @@ class Statistic:
         shift: The input that is added to it, if any.
         total: The output that is the sum, if any.
         epsilon: What the attribute is where it is left out.
-        beside: Scale and shift lie along the axis in front of `axes`, not along these.
     """
 
     axes: tuple[Axis, ...]
@@ -118,7 +117,6 @@ class Statistic:
     shift: int | None = None
     total: int | None = None
     epsilon: float = 1e-5
-    beside: bool = False
 
 
 @dataclass
@@ -251,7 +249,6 @@ class Op:
         shift: int | None = None,
         total: int | None = None,
         epsilon: float = 1e-5,
-        beside: bool = False,
     ) -> None:
         """State that a statistic runs over axes, so that all their units are copied equally often.
 
@@ -261,7 +258,7 @@ class Op:
         over = tuple(axes)
         for axis in over:
             dims.keep_uniform(axis, self.why("takes a statistic over it"))
-        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon, beside))
+        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon))
 
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""

@@ -66,7 +66,6 @@ def _is_alone(analysis: Analysis, number: int, statistic: Statistic) -> bool:
     present = [o for o in operands if o < len(analysis.nodes[number].inputs) and analysis.nodes[number].inputs[o].name]
     return (
         len(statistic.axes) == 1
-        and not statistic.beside
         and isinstance(resolve(statistic.axes[0]), Dim)
         and statistic.scale in present
         and all((number, operand) in analysis.uses for operand in present)

@@ -39,7 +39,7 @@ def inspection_dict(inspection: Inspection) -> dict[str, Any]:
                 "growable": group.reason is None,
                 "on_request": group.on_request,
                 "multiples_only": group.is_whole,
-                "weighable": group.weighable,
+                "fillable": group.fillable,
                 "reason": group.reason,
             }
             for group in inspection.groups
@@ -103,7 +103,7 @@ def is_routine(group: Group) -> bool:
 def _state(group: Group) -> str:
     if group.reason:
         return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
-    more = " (any with --weigh-norms)" if group.weighable else ""
+    more = " (any with --fill-norms)" if group.fillable else ""
     return f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
 
 

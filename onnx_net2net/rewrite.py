@@ -24,7 +24,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
 from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
-from onnx_net2net.normalisers import Corrections, adapt_normalisers, weigh_copies
+from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.operation import Contraction, Selection
 from onnx_net2net.padding import Scales, State, States, follow
 
@@ -71,7 +71,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
-    weigh_copies(analysis, growth, sizes.versions_of(teacher.proto)[""])
+    fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style)
     _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)

@@ -29,6 +29,7 @@ from onnx_net2net.maps import (
     Style,
     compose,
     from_index,
+    in_turn,
     new_size,
     pad,
     padded,
@@ -37,13 +38,13 @@ from onnx_net2net.maps import (
 )
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims
-from onnx_net2net.normalisers import weighable
+from onnx_net2net.normalisers import fillable
 from onnx_net2net.padding import State, follow, paddable
 from onnx_net2net.rewrite import rewrite
 from onnx_net2net.roles import role_dims
 
 FAR = 0.1
-"""Part of the wanted size by which multiples may miss it before norms are weighed."""
+"""Part of the wanted size by which multiples may miss it before norms are filled up."""
 
 MOST_UNITS = 2**27
 """No network has wider axes, and the maps of wider ones would not fit into memory."""
@@ -61,7 +62,7 @@ class Group:
         reason: Why it cannot grow, or None.
         role: What people call it (see `onnx_net2net.roles`), or "".
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
-        weighable: Whether its normalisers can be written as arithmetic that weighs copies, so that it has any width.
+        fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
     """
@@ -73,7 +74,7 @@ class Group:
     reason: str | None = None
     role: str = ""
     padding: State | None = None
-    weighable: bool = False
+    fillable: bool = False
     on_request: bool = False
 
     @property
@@ -176,7 +177,7 @@ def widen(
     noise: float = 0.0,
     seed: int = 0,
     prior: float | None = None,
-    weigh_norms: bool | None = None,
+    fill_norms: bool | None = None,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -196,9 +197,10 @@ def widen(
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
             a softmax it can only be 0, or the old outputs would change.
-        weigh_norms: Whether dims in front of LayerNormalization and its kin may have any width, where these admit
-            multiples only: the nodes become arithmetic (some ten nodes each) in which the copies of a unit share its
-            weight. By default where `factor` would be missed by more than a tenth, and not for `sizes`.
+        fill_norms: Whether dims in front of LayerNormalization and its kin may have any width, where these admit
+            multiples only: what the node reads is filled up to the next multiple by units that lack a copy, and its
+            result is cut (Slice, Concat, Slice). By default where multiples would miss `factor` by more than a
+            tenth, and not for `sizes`.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -210,9 +212,7 @@ def widen(
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
     model = load(teacher)
     with paused_gc():
-        return _widen(
-            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, weigh_norms
-        )
+        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms)
 
 
 def _widen(
@@ -224,12 +224,12 @@ def _widen(
     map: Kind,
     style: Style,
     prior: float | None,
-    weigh_norms: bool | None,
+    fill_norms: bool | None,
 ) -> Widening:
     opened = open_bodies(model)
     analysis = infer(opened.model)
     inspection = _inspect(opened.model, analysis)
-    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, weigh_norms)
+    plan = _Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
     if factor is not None:
@@ -237,7 +237,7 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "prior": prior, "weigh_norms": weigh_norms,
+        "prior": prior, "fill_norms": fill_norms,
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
@@ -261,11 +261,11 @@ def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:
     cut = sorted(name for name in analysis.cut if any(d in plan.growth for a in analysis.axes[name] for d in leaves(a)))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
-    weighed, held = plan.odd()
-    if weighed:
-        yield f"norms that weigh copies, written as arithmetic (--no-weigh-norms keeps them): {_some(weighed)}"
+    filled, held = plan.odd()
+    if filled:
+        yield f"filled up to multiples for norms (--no-fill-norms leaves these as they are): {_some(filled)}"
     if held:
-        yield f"multiples only, far from what was wanted (--weigh-norms lets them have any size): {_some(held)}"
+        yield f"multiples only, far from what was wanted (--fill-norms lets them have any size): {_some(held)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -352,10 +352,10 @@ def _inspect(model: Model, analysis: Analysis) -> Inspection:
             group.elements += elements
     _freeze_incomplete_ratios(groups.values())
     summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
-    pads, free = paddable(analysis), weighable(analysis)
+    pads, free = paddable(analysis), fillable(analysis)
     for group in groups.values():
         group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
-        group.weighable = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
+        group.fillable = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]
@@ -419,10 +419,10 @@ class _Plan:
         kind: Kind,
         rng: np.random.Generator,
         prior: float | None,
-        weigh_norms: bool | None,
+        fill_norms: bool | None,
     ) -> None:
         self.growth: dict[Dim, Map] = {}
-        self._prior, self._weigh_norms = prior, weigh_norms
+        self._prior, self._fill_norms = prior, fill_norms
         self.inspection = inspection
         self.chosen: list[Group] = []
         self._analysis, self._groups = analysis, list(inspection.groups)
@@ -484,7 +484,7 @@ class _Plan:
 
     def odd(self) -> tuple[list[str], list[str]]:
         """Return the groups in front of norms whose sizes are no multiples, and those that stay for want of one."""
-        whole = [group for group in self._groups if group.is_whole and group.weighable]
+        whole = [group for group in self._groups if group.is_whole and group.fillable]
         grown = [group.name for group in whole if any(self._is_odd(dim) for dim in group.dims)]
         held = [group for group in whole if not any(dim in self.growth for dim in group.dims)]
         return grown, [group.name for group in held if self._wanted.get(id(group), group.size) != group.size]
@@ -518,7 +518,7 @@ class _Plan:
         return math.lcm(group.size, self._multiple) if group.is_whole else self._multiple
 
     def _nearest(self, group: Group, wanted: float) -> int:
-        """Return the nearest size that a group can have, its own included; norms are weighed where it is far off."""
+        """Return the nearest size that a group can have, its own included; norms are filled up where it is far off."""
 
         def nearest(step: int) -> int:
             sizes = {group.size, *(step * k for k in (math.floor(wanted / step), math.ceil(wanted / step)))}
@@ -526,14 +526,14 @@ class _Plan:
 
         size = nearest(self._step(group))
         is_far = abs(size - wanted) > FAR * wanted
-        weigh = group.is_whole and group.weighable and self._weigh_norms is not False
-        return nearest(self._multiple) if weigh and is_far else size
+        fill = group.is_whole and group.fillable and self._fill_norms is not False
+        return nearest(self._multiple) if fill and is_far else size
 
     def _grow_exactly(self, group: Group, size: int) -> None:
         step = self._step(group)
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
-        if self._weigh_norms and group.weighable:
+        if self._fill_norms and group.fillable:
             step = self._multiple
         if size != group.size and size % step:
             near = sorted({max(group.size, size // step * step), -(-size // step) * step})
@@ -544,7 +544,7 @@ class _Plan:
             )
             raise RefusedError(
                 f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
-                + (" (any with weigh_norms)" if group.is_whole and group.weighable else "")
+                + (" (any with fill_norms)" if group.is_whole and group.fillable else "")
             )
         unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
         if unfit and self._kind in _UNFITTING:
@@ -598,16 +598,13 @@ class _Plan:
         return padded(dim.size, size, self._kind)
 
     def _grow_statistic(self, group: Group, size: int) -> None:
-        """Copy all units equally often where that gives the size; else pad."""
-        if size % group.size:
-            (dim,) = group.dims
-            if group.padding is not None:
-                self.growth[dim] = pad(dim.size, size, group.padding)
-            else:
-                assert group.weighable  # other sizes were refused, or are not offered
-                self.growth[dim] = replicate(dim.size, size, self._rng)
-        else:
+        """Copy all units equally often where that gives the size; else pad, or fill up what norms read."""
+        if size % group.size == 0 and not (self._fill_norms and group.fillable):
             self._grow_ratio(group, size // group.size)
+            return
+        (dim,) = group.dims
+        assert group.padding or group.fillable  # other sizes were refused, or are not offered
+        self.growth[dim] = pad(dim.size, size, group.padding) if group.padding else in_turn(dim.size, size)
 
     def _grow_ratio(self, group: Group, times: int) -> None:
         """Grow all dims that share a ratio with the group."""

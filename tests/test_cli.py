@@ -128,7 +128,7 @@ def test_inspect_as_json(cli, teacher):
         "growable": True,
         "on_request": False,
         "multiples_only": False,
-        "weighable": False,
+        "fillable": False,
         "reason": None,
     }
     assert {dim["reason"] for dim in record["dims"] if dim["name"] == "fc3"} == {"is the model's output 'logits'"}

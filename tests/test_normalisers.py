@@ -1,4 +1,4 @@
-"""Widths that are no multiples in front of normalisers: arithmetic that weighs copies."""
+"""Widths that are no multiples in front of normalisers, which get what they read filled up to whole multiples."""
 
 import numpy as np
 import onnx
@@ -66,22 +66,24 @@ def test_any_width_behind_a_norm_is_exact(norm, size):
         for value in (*teacher.graph.input, *teacher.graph.output):
             for axis, number in enumerate((1, 5)):
                 value.type.tensor_type.shape.dim[axis].dim_value = number
-    widening = widen(teacher, sizes={stream(teacher).name: size}, weigh_norms=True)
+    widening = widen(teacher, sizes={stream(teacher).name: size}, fill_norms=True)
     verify(teacher, widening.student).raise_if_different()
-    assert ("ReduceSum" in ops(widening.student)) == (size % 8 != 0), "whole factors keep the node"
+    assert ops(widening.student).count("Concat") >= (2 if size % 8 else 0)
+    assert ("Concat" in ops(widening.student)) == (size % 8 != 0), "whole factors need nothing"
+    assert "Gather" not in ops(widening.student)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("double", np.float64)])
 def test_other_float_types(kind, dtype):
     teacher = post_norm(NORMS["LayerNormalization"], kind, dtype)
-    widening = widen(teacher, factor=1.37, weigh_norms=True)
+    widening = widen(teacher, factor=1.37, fill_norms=True)
     verify(teacher, widening.student).raise_if_different()
-    assert ops(widening.student).count("Cast") == (4 if dtype == np.float16 else 0), "statistics in single precision"
+    assert widening.changes[0].new == 11
 
 
-def test_before_opset_13_axes_are_attributes():
-    teacher = post_norm(NORMS["SimplifiedLayerNormalization"], opset=12)
-    verify(teacher, widen(teacher, factor=1.37, weigh_norms=True).student).raise_if_different()
+def test_a_model_of_opset_9():
+    teacher = post_norm(NORMS["SimplifiedLayerNormalization"], opset=9)
+    verify(teacher, widen(teacher, factor=1.37, fill_norms=True).student).raise_if_different()
 
 
 def test_a_norm_over_several_axes():
@@ -90,7 +92,7 @@ def test_a_norm_over_several_axes():
     weights = {"up": draw(6, 3, 1, 1), "gain": 1 + draw(6, 4, 4), "shift": draw(6, 4, 4), "down": draw(5, 6, 1, 1)}
     teacher = net(text, **weights)
     assert all(group.is_whole for group in inspect(teacher).groups if group.size == 6 and group.reason is None)
-    verify(teacher, widen(teacher, sizes={"up": 8}, weigh_norms=True).student).raise_if_different()
+    verify(teacher, widen(teacher, sizes={"up": 8}, fill_norms=True).student).raise_if_different()
 
 
 @pytest.mark.parametrize("opset", [11, 18])
@@ -102,11 +104,9 @@ def test_groups_that_exporters_write_as_instances(opset):
     teacher = net(text, opset, groups=np.array([0, 3, -1]), back=np.array([-1, 12, 4, 4]), **weights)
     inside = next(group for group in inspect(teacher).groups if group.size == 4 and group.reason is None)
     assert inside.is_whole
-    widening = widen(teacher, sizes={inside.name: 7}, weigh_norms=True)
+    widening = widen(teacher, sizes={inside.name: 7}, fill_norms=True)
     verify(teacher, widening.student).raise_if_different()
-    assert "InstanceNormalization" not in ops(widening.student)
-    whole = widen(teacher, sizes={inside.name: 8}, weigh_norms=True)
-    assert "InstanceNormalization" in ops(whole.student)
+    assert "Gather" not in ops(widening.student), "copies of whole maps lie behind all others"
 
 
 def test_standardised_weights():
@@ -119,40 +119,63 @@ def test_standardised_weights():
     teacher = net(text, mean=np.zeros(5, np.float32), var=np.ones(5, np.float32), **weights, **sizes)
     teacher.graph.node[-1].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
     assert any(group.is_whole for group in inspect(teacher).groups if group.size == 6)
-    verify(teacher, widen(teacher, sizes={"up": 8}, weigh_norms=True).student).raise_if_different()
+    verify(teacher, widen(teacher, sizes={"up": 8}, fill_norms=True).student).raise_if_different()
     verify(teacher, widen(teacher, sizes={"up": 12}).student).raise_if_different()
 
 
 def test_without_it_the_nearest_multiples_are_named():
     teacher = post_norm(NORMS["LayerNormalization"])
-    with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with weigh_norms\)"):
+    with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with fill_norms\)"):
         widen(teacher, sizes={stream(teacher).name: 11})
 
 
-def test_a_statistic_that_is_read_elsewhere_keeps_the_node():
+def test_a_statistic_that_is_read_elsewhere_stays():
     teacher = post_norm("LayerNormalization(h, gain, shift)")
     for node, name in zip([n for n in teacher.graph.node if n.op_type == "LayerNormalization"], "ab", strict=True):
         node.output.extend([f"mean_{name}"])
         teacher.graph.output.append(helper.make_tensor_value_info(f"mean_{name}", TensorProto.FLOAT, ["N", "S", 1]))
-    with pytest.raises(RefusedError, match="possible are 8 and 16"):
-        widen(teacher, sizes={stream(teacher).name: 11}, weigh_norms=True)
+    verify(teacher, widen(teacher, sizes={stream(teacher).name: 11}, fill_norms=True).student).raise_if_different()
 
 
-def test_padding_is_preferred_because_it_keeps_the_node():
+@pytest.mark.parametrize(("one", "two"), [(5, 3), (4, 6), (9, 7), (11, 3)])
+def test_parts_that_are_normalised_together_count_equally_often(one, two):
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        a = MatMul(x, one) b = MatMul(x, two) r = Relu(a) h = Concat<axis=1>(r, b)
+        n = LayerNormalization(h, gain, shift) y = MatMul(n, down) }"""
+    teacher = net(text, one=draw(6, 4), two=draw(6, 3), gain=1 + draw(7), shift=draw(7), down=draw(7, 4))
+    widening = widen(teacher, sizes={"one": one, "two": two}, fill_norms=True)
+    assert [change.new for change in widening.changes] == [one, two]
+    verify(teacher, widening.student).raise_if_different()
+
+
+@pytest.mark.parametrize("size", [7, 13])
+def test_groups_of_an_operator(size):
+    text = """(float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {
+        h = Conv(x, up) n = GroupNormalization<num_groups=3, epsilon=1e-3>(h, gain, shift) r = Relu(n)
+        y = Conv(r, down) }"""
+    weights = {"up": draw(12, 3, 1, 1), "down": draw(5, 12, 1, 1), "gain": 1 + draw(12), "shift": draw(12)}
+    teacher = net(text, 21, **weights)
+    inside = next(group for group in inspect(teacher).groups if group.size == 4 and group.reason is None)
+    widening = widen(teacher, sizes={inside.name: size}, fill_norms=True)
+    verify(teacher, widening.student).raise_if_different()
+    assert "Gather" in ops(widening.student), "copies lie inside the groups"
+
+
+def test_padding_is_preferred_because_it_inserts_nothing():
     text = "(float[N, 6] x) => (float[N, 4] y) { h = MatMul(x, up) n = LayerNormalization(h, g) y = MatMul(n, down) }"
     teacher = net(text, up=draw(6, 8), g=1 + draw(8), down=draw(8, 4))
-    widening = widen(teacher, factor=1.37, weigh_norms=True)
-    assert "LayerNormalization" in ops(widening.student)
+    widening = widen(teacher, factor=1.37, fill_norms=True)
+    assert "Concat" not in ops(widening.student)
     assert widening.changes[0].map == "mean_pad"
 
 
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (["--factor", "1.37"], "written as arithmetic (--no-weigh-norms keeps them): up"),
-        (["--factor", "1.37", "--no-weigh-norms"], "multiples only, far from what was wanted (--weigh-norms"),
+        (["--factor", "1.37"], "filled up to multiples for norms (--no-fill-norms leaves these as they are): up"),
+        (["--factor", "1.37", "--no-fill-norms"], "multiples only, far from what was wanted (--fill-norms"),
         (["--factor", "1.95"], None),
-        (["--set", "up=11", "--weigh-norms"], "written as arithmetic"),
+        (["--set", "up=11", "--fill-norms"], "filled up to multiples"),
         (["--set", "up=16"], None),
     ],
 )
@@ -162,12 +185,12 @@ def test_the_command_line_says_what_became_of_norms(tmp_path, capsys, options, h
     assert main(["widen", str(path), "-o", str(student), *options]) == 0
     out = capsys.readouterr().out
     assert "equivalent in" in out
-    assert hint in out if hint else "weigh-norms" not in out
-    kept = [node.op_type for node in onnx.load(student).graph.node].count("LayerNormalization")
-    assert kept == (0 if "arithmetic" in (hint or "") else 2)
+    assert hint in out if hint else "fill-norms" not in out
+    added = [node.op_type for node in onnx.load(student).graph.node].count("Concat")
+    assert added == (6 if "filled" in (hint or "") else 0), "what is normalised, scale and shift, twice"
 
 
-def test_an_explicit_size_that_needs_arithmetic_is_refused_unless_it_is_asked_for(tmp_path, capsys):
+def test_an_explicit_size_that_is_no_multiple_is_refused_unless_norms_may_be_filled_up(tmp_path, capsys):
     path = tmp_path / "t.onnx"
     onnx.save(post_norm(NORMS["LayerNormalization"]), path)
     assert main(["widen", str(path), "-o", str(tmp_path / "s.onnx"), "--set", "up=11"]) == 3

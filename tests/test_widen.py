@@ -298,7 +298,7 @@ def test_the_names_that_inspect_shows_can_be_given_back():
 
 def test_a_factor_that_no_dim_can_have_is_refused():
     with pytest.raises(RefusedError, match=r"nothing grows: 'up' has 16 units, and that is the nearest size"):
-        widen(normed("Relu"), factor=1.2, weigh_norms=False)
+        widen(normed("Relu"), factor=1.2, fill_norms=False)
 
 
 @pytest.mark.parametrize(

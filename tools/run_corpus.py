@@ -56,7 +56,7 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 @dataclass(frozen=True)
 class Job:
-    """One model at one factor; norms are weighed where they admit multiples only, or kept."""
+    """One model at one factor; norms that admit multiples only are filled up, or kept."""
 
     path: Path
     family: str
@@ -73,7 +73,7 @@ class Result:
         family: The folder that it is in.
         exporter: What its file name says of the exporter.
         factor: The width multiplier.
-        keep_norms: Whether norms may not be written as arithmetic.
+        keep_norms: Whether dims in front of norms that admit multiples only have no other size.
         status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
             ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
         error: One line that says why it is not exact.
@@ -239,7 +239,7 @@ def _widen_and_verify(job: Job, result: Result) -> None:
 
     source = read_model(job.path)
     start = time.perf_counter()
-    widening = widen(source, factor=job.factor, weigh_norms=False if job.keep_norms else None)
+    widening = widen(source, factor=job.factor, fill_norms=False if job.keep_norms else None)
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(widening.teacher.proto.graph.node)
     result.covered = widening.covered

@@ -14,22 +14,11 @@ def batch_normalization(op: Op) -> None:
         op.freeze_all("normalises each position alone (spatial=0)")
         return
     training = op.attrs.get("training_mode", 0) or (op.version < 14 and op.output(1) is not None)
-    axes = op.input(0) or ()
-    standardises = bool(training and axes and axes[0].size == 1)  # each unit of a weight by its own statistics
-    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c", uniform="n s" if training and not standardises else "")
-    if standardises:
-        op.uniform(axes[2:], "layer", scale=1, shift=2, beside=True)
+    op.apply("n c *s, c, c, c, c -> n c *s, c, c, c, c", uniform="n s" if training else "")
     op.scales(1, 4)
 
 
-@rule("InstanceNormalization")
-def instance_normalization(op: Op) -> None:
-    """Normalise each channel by its own statistics; groups of channels, where these were made one."""
-    op.apply("n c *x, c, c -> n c *x")
-    op.uniform((op.input(0) or ())[2:], "layer", scale=1, shift=2, beside=True)
-    op.scales(1)
-
-
+signature("InstanceNormalization", "n c *x, c, c -> n c *x", uniform="x", scales=(1,))
 signature("GroupNormalization", "n (g c) *x, g, g -> n (g c) *x", since=18, sizes={"g": "num_groups"}, uniform="c x")
 signature(
     "GroupNormalization", "n (g c) *x, (g c), (g c) -> n (g c) *x", since=21, sizes={"g": "num_groups"}, uniform="c x"
