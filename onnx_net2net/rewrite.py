@@ -152,8 +152,10 @@ def _carrier(
             return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or len(tensor.outputs) != 1 or producer.op not in _REARRANGES:
+        if producer is None or producer.op not in _REARRANGES:
             return None
+        if len(tensor.outputs) != 1 or tensor.name in analysis.outputs:
+            return None  # others read it, too
         number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
         holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]

@@ -776,6 +776,33 @@ def test_an_output_of_several_hidden_axes_is_cut_along_each():
     assert weights(widening.student)["up"].shape == (8, 40)
 
 
+def test_a_weight_that_is_turned_and_shown_is_not_divided_among_copies():
+    text = """(float[N, 8] x) => (float[N, 4] y, float[12, 4] t) {
+        h = MatMul(x, up) r = Relu(h) t = Transpose<perm=[1, 0]>(down) y = MatMul(r, t) }"""
+    teacher = net(text, up=draw(8, 12), down=draw(4, 12))
+    assert new_sizes(widen_exactly(teacher, factor=1.5)) == {"up": 18}
+
+
+@pytest.mark.parametrize("shown", ["a", "b", "c"])
+def shown_shuffle(shown):
+    """A channel shuffle, of which a tensor in the middle is an output as well."""
+    text = f"""(float[2, 3, 4, 4] x) => (float[2, 5, 4, 4] y, float[] {shown}) {{
+        h = Conv(x, up) a = Reshape(h, split) b = Transpose<perm=[0, 2, 1, 3, 4]>(a) c = Reshape(b, merged)
+        s = Add(c, h) y = Conv(s, down) }}"""
+    shapes = {"a": (2, 2, 3, 4, 4), "b": (2, 3, 2, 4, 4), "c": (2, 6, 4, 4)}
+    weights = {"up": draw(6, 3, 1, 1), "down": draw(5, 6, 1, 1)}
+    teacher = net(text, split=np.array(shapes["a"]), merged=np.array(shapes["c"]), **weights)
+    teacher.graph.output[1].CopyFrom(helper.make_tensor_value_info(shown, TensorProto.FLOAT, shapes[shown]))
+    return teacher
+
+
+def test_a_channel_shuffle_with_an_output_inside_is_not_replaced_by_a_gather():
+    widen_exactly(shown_shuffle("c"), factor=1.5)
+    for shown in "ab":
+        with pytest.raises(RefusedError):
+            widen(shown_shuffle(shown), factor=1.5)
+
+
 def test_an_output_that_no_weight_reads_keeps_its_size():
     text = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
         h = MatMul(x, up) a = MatMul(x, side) y = MatMul(h, down) s = ReduceSum<keepdims=1>(a, one) }"""
