@@ -175,11 +175,14 @@ def _close_outputs(analysis: Analysis) -> None:
     """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
     read = {dim for _, _, contraction in analysis.weighings() for dim in dims.leaves(contraction.axis)}
     for tensor in analysis.draft.graph.outputs:
-        made = bool(tensor.inputs) and constant_of(tensor) is None
+        is_weight = constant_of(tensor) is not None
+        made = bool(tensor.inputs) and not is_weight
         for axis in _output_axes(analysis, tensor) or ():
             free = {dim for dim in dims.leaves(axis) if not dim.frozen}
             if made and free and free <= read:
                 analysis.cut.add(tensor.name)
+            elif is_weight:
+                dims.freeze(axis, f"is on a weight that is the model's output {tensor.name!r}")
             else:
                 dims.pin(axis, f"is the model's output {tensor.name!r}")
 

@@ -541,14 +541,19 @@ def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
-    """Cut outputs that are hidden units too back to the teacher's: of the copies of a unit, the first."""
+    """Cut outputs that are hidden units too back to the teacher's, and to what they were to have more."""
     draft = analysis.draft
+    asked = {dim: changed(map, first=np.ones(map.new, bool)) for dim, map in growth.items() if dim.pinned}
     for output in draft.graph.outputs:
-        grown = [p for p, axis in enumerate(analysis.axes.get(output.name, ())) if _grown(axis, growth)]
+        maps = [compose(axis, {**growth, **asked}) for axis in analysis.axes.get(output.name, ())]
+        grown = [position for position, map in enumerate(maps) if not map.first.all()]
         if not grown or output.name not in analysis.cut:
             continue
+        if output.shape is not None:
+            sizes = zip(maps, output.shape, strict=True)
+            output.shape = [stated if map.first.sum() == map.old else int(map.first.sum()) for map, stated in sizes]
         inner = gs.Variable(draft.unique_name(f"{output.name}_grown"), dtype=output.dtype, shape=output.shape)
-        axes = analysis.axes[inner.name] = analysis.axes.pop(output.name)
+        analysis.axes[inner.name] = analysis.axes.pop(output.name)
         for node in (*output.inputs, *output.outputs):
             for tensors in (node.inputs, node.outputs):
                 for position, tensor in enumerate(tensors):
@@ -556,9 +561,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
                         tensors[position] = inner
         source = inner
         for position in grown:
-            map = compose(axes[position], growth)
-            places = np.flatnonzero(map.first)[np.argsort(map.index[map.first])]
-            index = draft.constant(f"{output.name}_units", places)
+            index = draft.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = (
                 output if position == grown[-1] else gs.Variable(draft.unique_name(f"{output.name}_cut"), output.dtype)
             )
