@@ -293,10 +293,10 @@ def attention(net: Net, x: str) -> str:
     tokens = net.node("Transpose", net.node("Reshape", x, net.ints(0, 0, -1)), perm=[0, 2, 1])
     query, key, value = (net.node("MatMul", tokens, net.weight(c, d)) for _ in range(3))
     if net.pick(0, 1):
-        key = net.node("Transpose", key, perm=[0, 2, 1])
+        key = net.node("Transpose", net.node("Mul", key, net.scalar(d**-0.5)), perm=[0, 2, 1])
         y = net.node("MatMul", net.node("Softmax", net.node("MatMul", query, key), axis=2), value)
     else:
-        query = net.node("Transpose", query, perm=[0, 2, 1])
+        query = net.node("Transpose", net.node("Mul", query, net.scalar(s**-2.0)), perm=[0, 2, 1])
         y = net.node("MatMul", value, net.node("Softmax", net.node("MatMul", query, key), axis=2))
     y = net.node("Transpose", net.node("MatMul", y, net.weight(d, c)), perm=[0, 2, 1])
     return net.node("Add", x, net.node("Reshape", y, net.ints(0, c, s, s)))
