@@ -200,9 +200,10 @@ def _keep_shares(analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for position in said.shares:
             map = compose((analysis.input_axes(number, 0) or ())[position], growth)
-            if map.is_identity or map.kind.any():  # new classes have a logit of their own
+            old = map.kind == 0  # new classes have a logit of their own
+            copies = np.where(old, np.bincount(map.index[old])[map.index], 1)
+            if (copies == 1).all():
                 continue
-            copies = np.bincount(map.index)[map.index]
             _insert(analysis, "Add", analysis.nodes[number], 0, position, -np.log(copies))
             _append(analysis, "Mul", analysis.nodes[number], position, copies)
 

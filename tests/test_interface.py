@@ -80,6 +80,16 @@ def test_under_a_softmax_new_classes_have_probability_zero():
         widen(teacher, sizes={name: 6}, prior=0.1)
 
 
+def test_under_a_softmax_with_hidden_units_classes_and_copies_keep_the_old_shares():
+    text = """(float[N, 8] x) => (float[N, 3] y, float[N, 4] z) {
+        h = MatMul(x, up) z = MatMul(x, classes) c = Concat<axis=1>(h, z) p = Softmax<axis=1>(c)
+        s = Slice(p, start, end, axis) y = MatMul(s, down) }"""
+    places = {name: np.array([value]) for name, value in (("start", 0), ("end", 6), ("axis", 1))}
+    teacher = net(text, up=draw(8, 6), classes=draw(8, 4), down=draw(6, 3), **places)
+    student, _ = grow(teacher, sizes={name_of(teacher, 4): 6}, factor=1.5)
+    assert grown_interface(load(teacher), student) == {("z", 1): (4, 6)}
+
+
 def test_what_else_runs_over_classes_refuses():
     teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = ReduceMax<keepdims=1>(w, one)"))
     teacher.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))

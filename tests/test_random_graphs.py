@@ -378,11 +378,11 @@ def layer_norm_node(net: Net, x: str) -> str:
 
 @vector
 def shared_out(net: Net, x: str) -> str:
-    """A Softmax of hidden units, which a weight reads."""
+    """A Softmax of hidden units, which a weight reads, and one of a weight."""
     y = net.node("Softmax", net.linear(x, net.pick(5, 7)), axis=net.pick(1, -1))
     y = net.node("MatMul", net.node("Mul", y, y) if net.pick(0, 1) else y, net.weight(net.channels[y], 6))
     net.channels[y] = 6
-    return y
+    return net.node("Mul", y, net.node("Softmax", net.weight(1, 6))) if net.pick(0, 1) else y
 
 
 @vector
