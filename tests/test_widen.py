@@ -378,6 +378,18 @@ def test_zero_out_units_are_read_with_zeros():
     assert np.std(after["up"][:, 16:]) == pytest.approx(np.std(before["up"]), rel=0.3)
 
 
+def test_units_that_a_number_divides_admit_zero_out():
+    text = """(float[N, 8] x) => (float[N, 4] y) {
+        h = MatMul(x, up) d = Div(h, root) e = Erf(d) o = Add(e, one) p = Mul(h, o) r = Mul(p, half)
+        y = MatMul(r, down) }"""
+    numbers = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    widening = widen_exactly(net(text, up=draw(8, 16), down=draw(16, 4), **numbers), factor=1.5, map="zero_out")
+    assert [change.map for change in widening.changes] == ["zero_out"]
+    text = text.replace("Div(h, root)", "Div(h, h)")
+    with pytest.raises(RefusedError, match="may make an infinity of random values"):
+        widen(net(text, up=draw(8, 16), down=draw(16, 4), **numbers), factor=1.5, map="zero_out")
+
+
 @pytest.mark.parametrize("act", ["Tanh", "Gelu", "HardSwish", "Elu", "Identity"])
 def test_zero_in_units_compute_zero_and_are_read_at_random(act):
     widening = widen_exactly(mlp(act, opset=20, ir=9), factor=1.5, map="zero_in")
