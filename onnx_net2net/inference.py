@@ -92,6 +92,11 @@ class Analysis:
         """The number of each node, by its id."""
         return {id(node): number for number, node in enumerate(self.nodes)}
 
+    @cached_property
+    def outputs(self) -> set[str]:
+        """The names of the model's outputs."""
+        return {tensor.name for tensor in self.draft.graph.outputs}
+
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
         use = self.uses.get((node, index))
@@ -172,11 +177,14 @@ def _close_outputs(analysis: Analysis) -> None:
     """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
     read = {dim for _, _, contraction in analysis.weighings() for dim in dims.leaves(contraction.axis)}
     for tensor in analysis.draft.graph.outputs:
-        made = bool(tensor.inputs) and constant_of(tensor) is None
+        is_weight = constant_of(tensor) is not None
+        made = bool(tensor.inputs) and not is_weight
         for axis in _output_axes(analysis, tensor) or ():
             free = {dim for dim in dims.leaves(axis) if not dim.frozen}
             if made and free and free <= read:
                 analysis.cut.add(tensor.name)
+            elif is_weight:
+                dims.freeze(axis, f"is on a weight that is the model's output {tensor.name!r}")
             else:
                 dims.pin(axis, f"is the model's output {tensor.name!r}")
 
@@ -357,8 +365,8 @@ def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
 
 def _is_partly_unknown(analysis: Analysis, op: Op, node: gs.Node) -> bool:
     """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
-    read = {tensor.name for tensor in analysis.draft.graph.outputs}
-    results = [(axes, t) for axes, t in zip(op.outputs, node.outputs, strict=True) if t.outputs or t.name in read]
+    outputs = zip(op.outputs, node.outputs, strict=True)
+    results = [(axes, t) for axes, t in outputs if t.outputs or t.name in analysis.outputs]
     return any(axes is None and t.name for axes, t in (*zip(op.inputs, node.inputs, strict=True), *results))
 
 
@@ -371,8 +379,9 @@ def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     for number, node in enumerate(analysis.nodes):
         run = [node]
         while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
-            readers = run[-1].outputs[0].outputs
-            if len(readers) != 1 or readers[0].inputs[0] is not run[-1].outputs[0]:
+            between = run[-1].outputs[0]
+            readers = between.outputs
+            if len(readers) != 1 or readers[0].inputs[0] is not between or between.name in analysis.outputs:
                 break
             run.append(readers[0])
         if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:

@@ -152,8 +152,10 @@ def _carrier(
             return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or len(tensor.outputs) != 1 or producer.op not in _REARRANGES:
+        if producer is None or producer.op not in _REARRANGES:
             return None
+        if len(tensor.outputs) != 1 or tensor.name in analysis.outputs:
+            return None  # others read it, too
         number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
         holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
@@ -198,9 +200,10 @@ def _keep_shares(analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for position in said.shares:
             map = compose((analysis.input_axes(number, 0) or ())[position], growth)
-            if map.is_identity or map.kind.any():  # new classes have a logit of their own
+            old = map.kind == 0  # new classes have a logit of their own
+            copies = np.where(old, np.bincount(map.index[old])[map.index], 1)
+            if (copies == 1).all():
                 continue
-            copies = np.bincount(map.index)[map.index]
             _insert(analysis, "Add", analysis.nodes[number], 0, position, -np.log(copies))
             _append(analysis, "Mul", analysis.nodes[number], position, copies)
 
@@ -541,14 +544,19 @@ def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
-    """Cut outputs that are hidden units too back to the teacher's: of the copies of a unit, the first."""
+    """Cut outputs that are hidden units too back to the teacher's, and to what they were to have more."""
     draft = analysis.draft
+    asked = {dim: changed(map, first=np.ones(map.new, bool)) for dim, map in growth.items() if dim.pinned}
     for output in draft.graph.outputs:
-        grown = [p for p, axis in enumerate(analysis.axes.get(output.name, ())) if _grown(axis, growth)]
+        maps = [compose(axis, {**growth, **asked}) for axis in analysis.axes.get(output.name, ())]
+        grown = [position for position, map in enumerate(maps) if not map.first.all()]
         if not grown or output.name not in analysis.cut:
             continue
+        if output.shape is not None:
+            sizes = zip(maps, output.shape, strict=True)
+            output.shape = [stated if map.first.sum() == map.old else int(map.first.sum()) for map, stated in sizes]
         inner = gs.Variable(draft.unique_name(f"{output.name}_grown"), dtype=output.dtype, shape=output.shape)
-        axes = analysis.axes[inner.name] = analysis.axes.pop(output.name)
+        analysis.axes[inner.name] = analysis.axes.pop(output.name)
         for node in (*output.inputs, *output.outputs):
             for tensors in (node.inputs, node.outputs):
                 for position, tensor in enumerate(tensors):
@@ -556,9 +564,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
                         tensors[position] = inner
         source = inner
         for position in grown:
-            map = compose(axes[position], growth)
-            places = np.flatnonzero(map.first)[np.argsort(map.index[map.first])]
-            index = draft.constant(f"{output.name}_units", places)
+            index = draft.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = (
                 output if position == grown[-1] else gs.Variable(draft.unique_name(f"{output.name}_cut"), output.dtype)
             )

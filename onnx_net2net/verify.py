@@ -107,6 +107,8 @@ class Verification:
             return f"equivalent: no outputs, {where}"
         figures = f"output {worst.name!r} is off by {worst.max_abs:.2g} (relative {worst.max_rel:.2g}, "
         figures += f"{worst.ratio:.2g} x the teacher's noise, tolerance {worst.tolerance:.2g})"
+        if worst.different_fraction and not worst.max_abs:
+            figures = f"output {worst.name!r} is finite in one of the models only"
         if self.equivalent:
             return f"equivalent in {where}: at worst {figures}"
         first = f"; the first tensor to differ is {self.diverges_at!r}" if self.diverges_at else ""

@@ -258,7 +258,8 @@ def _notes(opened: Opened, analysis: Analysis, plan: _Plan) -> Iterator[str]:
     """Say what was done to the graph besides growing it, and what could be done."""
     for what, names in opened.notes().items():
         yield f"{what}: {', '.join(names)}"
-    cut = sorted(name for name in analysis.cut if any(d in plan.growth for a in analysis.axes[name] for d in leaves(a)))
+    hidden = {dim for dim in plan.growth if not dim.pinned}
+    cut = sorted(name for name in analysis.cut if any(hidden & set(leaves(axis)) for axis in analysis.axes[name]))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
     filled, held = plan.odd()
@@ -566,14 +567,16 @@ class _Plan:
             raise RefusedError(f"{group.name!r} cannot have {size} units: {reason}")
         (dim,) = group.dims
         self.growth[dim] = padded(dim.size, size, origin)
+        shown = {dim: map for dim, map in self.growth.items() if dim.pinned}  # outputs lose what else they get
         for name, _, axis in _interface(self._analysis, {dim}):
-            if not compose(axis, self.growth).first[: axis.size].all():
+            if not compose(axis, shown).first[: axis.size].all():
                 raise RefusedError(f"{group.name!r} cannot have {size} units: those of {name!r} would be shifted")
 
     def interface(self) -> dict[str, list[tuple[str, int, int, int]]]:
         """Return where inputs and outputs grow, from which size to which, for the record."""
         grown = {dim for dim in self.growth if dim.pinned}
-        found = [(n, p, a.size, new_size(a, self.growth)) for n, p, a in _interface(self._analysis, grown)]
+        shown = {dim: self.growth[dim] for dim in grown}
+        found = [(n, p, a.size, new_size(a, shown)) for n, p, a in _interface(self._analysis, grown)]
         return {"interface": found} if found else {}
 
     def _statistic(self, group: Group) -> str:

@@ -80,6 +80,16 @@ def test_under_a_softmax_new_classes_have_probability_zero():
         widen(teacher, sizes={name: 6}, prior=0.1)
 
 
+def test_under_a_softmax_with_hidden_units_classes_and_copies_keep_the_old_shares():
+    text = """(float[N, 8] x) => (float[N, 3] y, float[N, 4] z) {
+        h = MatMul(x, up) z = MatMul(x, classes) c = Concat<axis=1>(h, z) p = Softmax<axis=1>(c)
+        s = Slice(p, start, end, axis) y = MatMul(s, down) }"""
+    places = {name: np.array([value]) for name, value in (("start", 0), ("end", 6), ("axis", 1))}
+    teacher = net(text, up=draw(8, 6), classes=draw(8, 4), down=draw(6, 3), **places)
+    student, _ = grow(teacher, sizes={name_of(teacher, 4): 6}, factor=1.5)
+    assert grown_interface(load(teacher), student) == {("z", 1): (4, 6)}
+
+
 def test_what_else_runs_over_classes_refuses():
     teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = ReduceMax<keepdims=1>(w, one)"))
     teacher.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
@@ -134,6 +144,39 @@ def test_old_outputs_are_never_shifted():
     with pytest.raises(RefusedError, match="those of 'y' would be shifted"):
         widen(teacher, sizes={name_of(teacher, 4): 6})
     grow(teacher, sizes={name_of(teacher, 5): 6})
+
+
+@pytest.mark.parametrize("factor", [None, 1.5])
+def test_an_output_of_hidden_units_and_new_ones_loses_the_copies_only(factor):
+    text = """(float[N, 3, 8] x) => (float[N, 4] y, float[N, 3, 6] h) {
+        h = MatMul(x, up) r = Relu(h) m = MatMul(mix, r) f = Flatten(m) y = MatMul(f, down) }"""
+    teacher = net(text, up=draw(8, 6), mix=draw(5, 3), down=draw(30, 4))
+    student, proto = grow(teacher, sizes={name_of(teacher, 3): 5}, factor=factor)
+    assert grown_interface(load(teacher), student) == {("x", 1): (3, 5), ("h", 1): (3, 5)}
+    assert [dim.dim_value for dim in proto.graph.output[1].type.tensor_type.shape.dim] == [0, 5, 6]
+    assert run(proto, x=draw(2, 5, 8))[1].shape == (2, 5, 6)
+
+
+@pytest.mark.parametrize("first", ["up", "x"])
+def test_an_axis_of_hidden_units_and_new_ones_loses_the_copies_only(first):
+    text = """(float[N, 8] x) => (float[N, 4] y, float[N, 14] c) {
+        h = MatMul(x, up) c = Concat<axis=1>(h, x) r = Relu(c) y = MatMul(r, down) }"""
+    teacher = net(text, up=draw(8, 6), down=draw(14, 4))
+    sizes = {"up": 9, name_of(teacher, 8): 10}
+    _, proto = grow(teacher, sizes=sizes if first == "up" else dict(reversed(sizes.items())))
+    x = draw(2, 8)
+    result = run(proto, x=np.concatenate([x, [[100, 200]] * 2], axis=1).astype(np.float32))[1]
+    np.testing.assert_allclose(result[:, :14], run(teacher, x=x)[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result[:, 14:], [[100, 200]] * 2)
+
+
+def test_a_weight_that_is_an_output_keeps_its_size():
+    text = """(float[N, 8] x) => (float[N, 4] y, float[8, 6] u) {
+        u = Identity(up) h = MatMul(x, u) r = Relu(h) y = MatMul(r, down) }"""
+    teacher = net(text, up=draw(8, 6), down=draw(6, 4))
+    assert [group.size for group in inspect(teacher).groups if group.on_request] == [4]
+    with pytest.raises(RefusedError, match="is on a weight that is the model's output 'u'"):
+        widen(teacher, sizes={"up": 8})
 
 
 def test_a_pattern_that_matches_hidden_dims_leaves_the_interface_alone():

@@ -5,7 +5,7 @@ A network is a sequence of blocks drawn from those below; each block is a few no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 import onnx
 import pytest
 from graphs import assert_close, build, run, weighty
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net import inspect, widen
+from onnx_net2net import Widening, inspect, widen
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.history import grown_interface
 
 Block = Callable[["Net", str], str]
 IMAGE: dict[str, Block] = {}
@@ -36,6 +39,7 @@ class Net:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
     side: dict[str, int] = field(default_factory=dict)
+    lists: set[str] = field(default_factory=set)
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, like: str = "", **attrs: Any) -> Any:
         """Add a node; its results have the channels and the side of `like` (the first input) unless stated."""
@@ -45,6 +49,8 @@ class Net:
         for name in names:
             for table in (self.channels, self.side):
                 table[name] = table.get(like or inputs[0], 1)
+        if kind == "Shape" or self.lists.issuperset(inputs):
+            self.lists.update(names)
         return names if outputs > 1 else names[0]
 
     def weight(self, *shape: int, kind: str = "w", low: float | None = None) -> str:
@@ -57,6 +63,7 @@ class Net:
     def ints(self, *values: int) -> str:
         name = f"i{len(self.constants)}"
         self.constants[name] = np.array(values, np.int64)
+        self.lists.add(name)
         return name
 
     def scalar(self, value: float) -> str:
@@ -266,6 +273,45 @@ def standardised(net: Net, x: str) -> str:
     return net.node("Conv", x, net.node("Identity", net.weight(net.channels[x], net.channels[x], 1, 1)), like=x)
 
 
+@image
+def mixer(net: Net, x: str) -> str:
+    """Layers over the positions, whose hidden units stand beside the channels."""
+    c, s, hidden = net.channels[x], net.side[x], net.pick(5, 8)
+    y = net.node("Reshape", x, net.ints(0, 0, -1))
+    y = net.act(net.node("MatMul", y, net.weight(s * s, hidden)))
+    if net.pick(0, 1):
+        y = net.act(net.node("Transpose", y, perm=[0, 2, 1]))
+        y = net.node("MatMul", net.weight(c, c), net.node("Transpose", y, perm=[0, 2, 1]))
+    y = net.node("Reshape", net.node("MatMul", y, net.weight(hidden, s * s)), net.ints(0, c, s, s))
+    return net.node("Add", x, y)
+
+
+@image
+def attention(net: Net, x: str) -> str:
+    """Positions look at positions, or channels at channels."""
+    c, s, d = net.channels[x], net.side[x], net.pick(4, 6)
+    tokens = net.node("Transpose", net.node("Reshape", x, net.ints(0, 0, -1)), perm=[0, 2, 1])
+    query, key, value = (net.node("MatMul", tokens, net.weight(c, d)) for _ in range(3))
+    if net.pick(0, 1):
+        key = net.node("Transpose", net.node("Mul", key, net.scalar(d**-0.5)), perm=[0, 2, 1])
+        y = net.node("MatMul", net.node("Softmax", net.node("MatMul", query, key), axis=2), value)
+    else:
+        query = net.node("Transpose", net.node("Mul", query, net.scalar(s**-2.0)), perm=[0, 2, 1])
+        y = net.node("MatMul", value, net.node("Softmax", net.node("MatMul", query, key), axis=2))
+    y = net.node("Transpose", net.node("MatMul", y, net.weight(d, c)), perm=[0, 2, 1])
+    return net.node("Add", x, net.node("Reshape", y, net.ints(0, c, s, s)))
+
+
+@image
+def memory(net: Net, x: str) -> str:
+    """Positions look at weights: the units under the Softmax are hidden."""
+    c, s = net.channels[x], net.side[x]
+    tokens = net.node("Transpose", net.node("Reshape", x, net.ints(0, 0, -1)), perm=[0, 2, 1])
+    shares = net.node("Softmax", net.node("MatMul", tokens, net.weight(c, 7)), axis=2)
+    y = net.node("Transpose", net.node("MatMul", shares, net.weight(7, c)), perm=[0, 2, 1])
+    return net.node("Reshape", y, net.ints(-1, c, s, s), like=x)
+
+
 # --- Blocks on vectors (n c) --------------------------------------------------------------------------------------
 
 
@@ -313,6 +359,44 @@ def layer_norm(net: Net, x: str) -> str:
 
 
 @vector
+def layer_norm_node(net: Net, x: str) -> str:
+    """A block of a transformer with the norm behind it, or in front."""
+    if net.opset < 17 or net.dtype is not np.float32:
+        return layer_norm(net, x)
+    x, after = net.linear(x, net.pick(4, 6)), net.pick(0, 1)
+    c = net.channels[x]
+    norm = net.pick("LayerNormalization", "SimplifiedLayerNormalization")
+    shift = [net.weight(c)] if norm == "LayerNormalization" and net.pick(0, 1) else []
+
+    def normed(x: str) -> str:
+        return net.node(norm, x, net.weight(c, low=0.5), *shift, axis=-1, epsilon=1e-3)
+
+    inner = net.linear(net.act(net.linear(x if after else normed(x), 7)), c)
+    y = net.act(net.node("Add", x, inner))
+    return normed(y) if after else y
+
+
+@vector
+def shared_out(net: Net, x: str) -> str:
+    """A Softmax of hidden units, which a weight reads, and one of a weight."""
+    y = net.node("Softmax", net.linear(x, net.pick(5, 7)), axis=net.pick(1, -1))
+    y = net.node("MatMul", net.node("Mul", y, y) if net.pick(0, 1) else y, net.weight(net.channels[y], 6))
+    net.channels[y] = 6
+    return net.node("Mul", y, net.node("Softmax", net.weight(1, 6))) if net.pick(0, 1) else y
+
+
+@vector
+def experts(net: Net, x: str) -> str:
+    """The units of some experts, each times the share of its expert."""
+    gate = net.node("Softmax", net.linear(x, 3), axis=-1)
+    gate = net.node("Reshape", gate, net.ints(0, 3, 1))
+    units = net.node("Reshape", net.act(net.linear(x, 15)), net.ints(0, 3, 5))
+    y = net.node("Reshape", net.node("Mul", units, gate), net.ints(0, -1))
+    net.channels[y] = 15
+    return y
+
+
+@vector
 def heads(net: Net, x: str) -> str:
     """Split into heads, mixed per head, merged; the batch size is computed where it is dynamic."""
     x, h = net.linear(x, 6), net.pick(2, 3)
@@ -344,14 +428,20 @@ def unsqueezed(net: Net, x: str) -> str:
 # --- Networks -----------------------------------------------------------------------------------------------------
 
 
-def network(seed: int, dtype: type = np.float32, blocks: int = 4) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Blocks on images, flattened or pooled, then blocks on vectors."""
+def network(
+    seed: int,
+    dtype: type = np.float32,
+    images: Sequence[str] | None = None,
+    vectors: Sequence[str] | None = None,
+    opsets: Sequence[int] = (9, 11, 13, 17, 20),
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Blocks on images, flattened or pooled, then blocks on vectors; some hidden tensors are outputs too."""
     rng = np.random.default_rng(seed)
-    net = Net(rng, opset=int(rng.choice([9, 11, 13, 17, 20])), dtype=dtype)
+    net = Net(rng, opset=int(rng.choice(opsets)), dtype=dtype)
     feeds = {"x": rng.standard_normal((2, 3, 6, 6)).astype(dtype)}
     net.channels["x"], net.side["x"] = 3, 6
-    x = net.conv("x", net.pick(4, 6), 3)
-    for name in rng.choice(list(IMAGE), blocks):
+    x = net.conv(mixer(net, "x") if net.pick(0, 0, 1) else "x", net.pick(4, 6), 3)
+    for name in rng.choice(list(IMAGE), 4) if images is None else images:
         x = IMAGE[name](net, x)
     if net.pick(0, 1):
         x = net.reduce(x, [2, 3], 0)
@@ -364,40 +454,56 @@ def network(seed: int, dtype: type = np.float32, blocks: int = 4) -> tuple[onnx.
             computed = form == "computed" and net.node("Concat", net.batch_size(x), net.ints(-1), axis=0)
             x = net.node("Reshape", x, computed or net.ints(0, -1))
         net.channels[x] = size
-    for name in rng.choice(list(VECTOR), blocks - 2):
+    for name in rng.choice(list(VECTOR), 2) if vectors is None else vectors:
         x = VECTOR[name](net, x)
-    outputs = [net.linear(x, 3)] + ([x] if rng.random() < 0.1 else [])
+    hidden = [name for node in net.nodes for name in node.output if name not in net.lists]
+    shown = rng.permutation(hidden)[: net.pick(0, 0, 1, 3)]
+    y = net.linear(x, 3)
+    outputs = [net.node(net.pick("Softmax", "Sigmoid"), y) if rng.random() < 0.2 else y, *map(str, shown)]
     dynamic = {0} if rng.random() < 0.5 else set()
     return build(net.nodes, feeds, outputs, net.constants, opset=net.opset, dynamic=dynamic), feeds
 
 
-def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], widening: Any) -> bool:
-    """Assert that teacher and student agree; tell whether anything grew."""
-    expected = run(proto, feeds)
-    for result, wanted in zip(run(weighty(widening.student), feeds), expected, strict=True):
-        assert_close(result, wanted, "student", 1e-4, floor=0.01)  # a mean behind a normaliser is 0 but for noise
+def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], widening: Widening) -> bool:
+    """Assert that teacher and student agree, whatever new inputs hold; tell whether anything grew."""
+    expected, rng = run(proto, feeds), np.random.default_rng(widening.seed)
+    grown = grown_interface(widening.teacher, widening.student)
+    for (name, axis), (old, new) in grown.items():
+        if name in feeds:
+            shape = [new - old if position == axis else size for position, size in enumerate(feeds[name].shape)]
+            more = (100 * rng.standard_normal(shape)).astype(feeds[name].dtype)
+            feeds = {**feeds, name: np.concatenate([feeds[name], more], axis)}
+    results = run(weighty(widening.student), feeds)
+    for output, result, wanted in zip(proto.graph.output, results, expected, strict=True):
+        for axis in range(wanted.ndim):
+            if (output.name, axis) in grown:
+                result = np.take(result, range(wanted.shape[axis]), axis)
+        assert_close(result, wanted, output.name, 1e-4, floor=0.01)  # a mean behind a normaliser is 0 but for noise
     return any(change.new > change.old for change in widening.changes)
 
 
-def widened(seed: int, **options: Any) -> bool:
-    proto, feeds = network(seed)
+def widened(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], **options: Any) -> bool:
+    """Check a student, or that there is a reason for none; tell whether anything grew."""
     try:
-        widening = widen(proto, seed=seed, **options)
-    except RefusedError:  # nothing in it can grow, or not by that
-        return False
-    return check(proto, feeds, widening)
+        widening = widen(proto, **options)
+    except RefusedError as refusal:  # nothing in it can grow, or not by that
+        reason = str(refusal)
+    else:
+        return check(proto, feeds, widening)
+    assert reason
+    return False
 
 
 FACTORS = (1.3, 1.5, 2.0, 2.7)
 
 
-def by_factor(seed: int) -> bool:
-    return widened(seed, factor=FACTORS[seed % len(FACTORS)])
+def by_factor(seed: int, **blocks: Any) -> bool:
+    return widened(*network(seed, **blocks), factor=FACTORS[seed % len(FACTORS)], seed=seed)
 
 
-def by_sizes(seed: int) -> bool:
+def by_sizes(seed: int, **blocks: Any) -> bool:
     """Grow every dim that may, all factors of a product at once, to odd sizes."""
-    proto, feeds = network(seed)
+    proto, feeds = network(seed, **blocks)
     rng = np.random.default_rng(seed)
     free = [group for group in inspect(proto).groups if group.reason is None]
     if not free:
@@ -408,6 +514,29 @@ def by_sizes(seed: int) -> bool:
         if rng.random() < 0.7
     } or {escape(free[0].name): 2 * free[0].size}
     return check(proto, feeds, widen(proto, sizes=sizes, seed=seed))
+
+
+def by_weighing(seed: int, **blocks: Any) -> bool:
+    """Grow behind norms to widths that are no multiples."""
+    blocks = blocks or {"vectors": ["layer_norm_node", "linear", "layer_norm_node"]}
+    proto, feeds = network(seed, opsets=(17, 20), **blocks)
+    return widened(proto, feeds, factor=(1.37, 1.7, 2.4)[seed % 3], fill_norms=True, seed=seed)
+
+
+def by_interface(seed: int, **blocks: Any) -> bool:
+    """Grow classes and input channels beside the old ones, and hidden units with them."""
+    proto, feeds = network(seed, **blocks)
+    rng = np.random.default_rng(seed)
+    asked = [group for group in inspect(proto).groups if group.on_request]
+    if not asked:
+        return False
+    chosen = asked if rng.random() < 0.2 else [asked[rng.integers(len(asked))]]
+    sizes = {escape(group.name): group.size + int(rng.integers(1, 4)) for group in chosen}
+    factor = FACTORS[seed % len(FACTORS)] if rng.random() < 0.5 else None
+    return widened(proto, feeds, sizes=sizes, factor=factor, seed=seed)
+
+
+WAYS = (by_factor, by_sizes, by_weighing, by_interface)
 
 
 def most(results: list[bool]) -> bool:
@@ -424,10 +553,20 @@ def test_random_networks_widened_to_random_sizes_compute_the_same(chunk: int) ->
     assert most([by_sizes(seed) for seed in range(1000 + chunk, 1160, 8)])
 
 
+@pytest.mark.parametrize("chunk", range(2))
+def test_random_networks_with_weighed_norms_have_any_width(chunk: int) -> None:
+    assert most([by_weighing(seed) for seed in range(3000 + chunk, 3040, 2)])
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_random_networks_with_new_inputs_and_outputs_keep_the_old_ones(chunk: int) -> None:
+    assert most([by_interface(seed) for seed in range(4000 + chunk, 4060, 2)])
+
+
 @pytest.mark.parametrize("map", ["zero_out", "zero_in"])
 def test_random_networks_with_units_of_their_own_compute_the_same(map: str) -> None:
     for seed in range(2000, 2040):
-        widened(seed, factor=1.5, map=map)
+        widened(*network(seed), factor=1.5, map=map, seed=seed)
 
 
 def test_a_student_can_be_widened_again() -> None:
@@ -471,9 +610,21 @@ def test_each_block_on_vectors_lets_something_grow(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(10))
 def test_many_random_networks_compute_the_same(chunk: int) -> None:
-    for seed in range(10_000 + chunk, 12_000, 10):
-        by_factor(seed)
-        by_sizes(seed + 10_000)
+    for seed in range(10_000 + chunk, 11_000, 10):
+        for number, way in enumerate(WAYS):
+            way(seed + 10_000 * number)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.integers(0, 2**20), st.sampled_from(WAYS), st.lists(st.sampled_from(list(IMAGE)), max_size=5),
+    st.lists(st.sampled_from(list(VECTOR)), max_size=4),
+)  # fmt: skip
+def test_networks_of_any_blocks_compute_the_same(
+    seed: int, way: Callable[..., bool], images: list[str], vectors: list[str]
+) -> None:
+    event(f"{way.__name__}: {'grew' if way(seed, images=images, vectors=vectors) else 'refused'}")
 
 
 @pytest.mark.parametrize(

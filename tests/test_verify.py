@@ -215,6 +215,12 @@ def test_not_a_number_must_stay_in_place():
         verify(nothing, nothing)
 
 
+def test_infinities_are_named_where_nothing_else_differs():
+    teacher, student = (model("g (float[3] x) => (float[3] y) { y = Add(x, c) }", c=np.float32(c))
+                        for c in ([np.inf, 0, 1], [0, 0, 1]))  # fmt: skip
+    assert "output 'y' is finite in one of the models only in 33.33% of its elements" in str(verify(teacher, student))
+
+
 def test_half_precision_and_doubles():
     for onnx_type, dtype, least in (("float16", np.float16, 1e-4), ("double", np.float64, 0)):
         text = MLP.replace("float[", f"{onnx_type}[")

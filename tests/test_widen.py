@@ -378,6 +378,18 @@ def test_zero_out_units_are_read_with_zeros():
     assert np.std(after["up"][:, 16:]) == pytest.approx(np.std(before["up"]), rel=0.3)
 
 
+def test_units_that_a_number_divides_admit_zero_out():
+    text = """(float[N, 8] x) => (float[N, 4] y) {
+        h = MatMul(x, up) d = Div(h, root) e = Erf(d) o = Add(e, one) p = Mul(h, o) r = Mul(p, half)
+        y = MatMul(r, down) }"""
+    numbers = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    widening = widen_exactly(net(text, up=draw(8, 16), down=draw(16, 4), **numbers), factor=1.5, map="zero_out")
+    assert [change.map for change in widening.changes] == ["zero_out"]
+    text = text.replace("Div(h, root)", "Div(h, h)")
+    with pytest.raises(RefusedError, match="may make an infinity of random values"):
+        widen(net(text, up=draw(8, 16), down=draw(16, 4), **numbers), factor=1.5, map="zero_out")
+
+
 @pytest.mark.parametrize("act", ["Tanh", "Gelu", "HardSwish", "Elu", "Identity"])
 def test_zero_in_units_compute_zero_and_are_read_at_random(act):
     widening = widen_exactly(mlp(act, opset=20, ir=9), factor=1.5, map="zero_in")
@@ -775,6 +787,33 @@ def test_an_output_of_several_hidden_axes_is_cut_along_each():
     teacher = net(text, up=draw(8, 15), down=draw(15, 4), **shapes)
     widening = widen_exactly(teacher, sizes={"up[0]": 4, "up[1]": "2x"})
     assert weights(widening.student)["up"].shape == (8, 40)
+
+
+def test_a_weight_that_is_turned_and_shown_is_not_divided_among_copies():
+    text = """(float[N, 8] x) => (float[N, 4] y, float[12, 4] t) {
+        h = MatMul(x, up) r = Relu(h) t = Transpose<perm=[1, 0]>(down) y = MatMul(r, t) }"""
+    teacher = net(text, up=draw(8, 12), down=draw(4, 12))
+    assert new_sizes(widen_exactly(teacher, factor=1.5)) == {"up": 18}
+
+
+@pytest.mark.parametrize("shown", ["a", "b", "c"])
+def shown_shuffle(shown):
+    """A channel shuffle, of which a tensor in the middle is an output as well."""
+    text = f"""(float[2, 3, 4, 4] x) => (float[2, 5, 4, 4] y, float[] {shown}) {{
+        h = Conv(x, up) a = Reshape(h, split) b = Transpose<perm=[0, 2, 1, 3, 4]>(a) c = Reshape(b, merged)
+        s = Add(c, h) y = Conv(s, down) }}"""
+    shapes = {"a": (2, 2, 3, 4, 4), "b": (2, 3, 2, 4, 4), "c": (2, 6, 4, 4)}
+    weights = {"up": draw(6, 3, 1, 1), "down": draw(5, 6, 1, 1)}
+    teacher = net(text, split=np.array(shapes["a"]), merged=np.array(shapes["c"]), **weights)
+    teacher.graph.output[1].CopyFrom(helper.make_tensor_value_info(shown, TensorProto.FLOAT, shapes[shown]))
+    return teacher
+
+
+def test_a_channel_shuffle_with_an_output_inside_is_not_replaced_by_a_gather():
+    widen_exactly(shown_shuffle("c"), factor=1.5)
+    for shown in "ab":
+        with pytest.raises(RefusedError):
+            widen(shown_shuffle(shown), factor=1.5)
 
 
 def test_an_output_that_no_weight_reads_keeps_its_size():

@@ -78,4 +78,6 @@ def broadcasting(op: Op) -> None:
     if op.kind in ("Mul", "Div", "PRelu", "Pow", "Mod"):
         op.scales(*range(len(op.inputs)))
     zero = op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu")
+    # What new units are divided by is one number, by which the old ones are divided, too.
+    zero |= op.kind == "Div" and all(axis.size == 1 for axis in op.input(1) or ())
     op.pointwise("zero" if zero else "partial" if op.kind in ("Div", "Pow", "Mod") else "any")
