@@ -143,7 +143,8 @@ _REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Dequ
 def _carrier(
     analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
 ) -> tuple[int, int, int] | None:
-    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of."""
+    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of that nobody else reads."""
+    kept = {tensor.name for tensor in analysis.draft.graph.outputs}
     while True:
         use = analysis.uses.get((number, index))
         if use is not None:
@@ -152,7 +153,8 @@ def _carrier(
             return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or len(tensor.outputs) != 1 or producer.op not in _REARRANGES:
+        is_shared = len(tensor.outputs) != 1 or tensor.name in kept
+        if producer is None or is_shared or producer.op not in _REARRANGES:
             return None
         number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
