@@ -366,11 +366,13 @@ def _without(axes: Axes, position: int) -> Axes:
 
 def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
+    kept = {tensor.name for tensor in analysis.draft.graph.outputs}.union(*map(analysis.draft.captured, analysis.nodes))
     for number, node in enumerate(analysis.nodes):
         run = [node]
         while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
-            readers = run[-1].outputs[0].outputs
-            if len(readers) != 1 or readers[0].inputs[0] is not run[-1].outputs[0]:
+            (between,) = run[-1].outputs
+            readers = between.outputs
+            if between.name in kept or len(readers) != 1 or readers[0].inputs[0] is not between:
                 break
             run.append(readers[0])
         if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:

@@ -776,6 +776,28 @@ def test_an_output_of_several_hidden_axes_is_cut_along_each():
     assert weights(widening.student)["up"].shape == (8, 40)
 
 
+def test_a_rearranged_weight_that_is_also_an_output_keeps_its_values():
+    """What divides the weight among copies must stand behind the output."""
+    text = """(float[N, 8] x) => (float[N, 4] y, float[12, 4] t) {
+        h = MatMul(x, up) t = Transpose<perm=[1, 0]>(down) y = MatMul(h, t) }"""
+    teacher = net(text, up=draw(8, 12), down=draw(4, 12))
+    widening = widen_exactly(teacher, factor=1.5)
+    assert widening.notes == ("outputs cut to the teacher's units (a Gather): t",)
+
+
+@pytest.mark.parametrize("between", ["s", "t"])
+def test_a_shuffle_with_an_output_in_its_midst_is_no_single_step(between):
+    text = """(float[2, 3, 4] x) => (float[2, 5, 4] y) {
+        h = Conv(x, up) s = Reshape(h, split) t = Transpose<perm=[0, 2, 1, 3]>(s) m = Reshape(t, whole)
+        a = Add(m, h) y = Conv(a, down) }"""
+    shapes = {"split": np.array([2, 3, 4, 4]), "whole": np.array([2, 12, 4])}
+    teacher = net(text, up=draw(12, 3, 1), down=draw(5, 12, 1), **shapes)
+    assert widen_exactly(teacher, factor=1.5).covered == 1
+    teacher.graph.output.append(helper.make_tensor_value_info(between, TensorProto.FLOAT, None))
+    with pytest.raises(RefusedError, match="nothing grows"):
+        widen(teacher, factor=1.5)
+
+
 def test_an_output_that_no_weight_reads_keeps_its_size():
     text = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
         h = MatMul(x, up) a = MatMul(x, side) y = MatMul(h, down) s = ReduceSum<keepdims=1>(a, one) }"""
