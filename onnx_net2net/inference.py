@@ -90,6 +90,12 @@ class Analysis:
         """The number of each node, by its id."""
         return {id(node): number for number, node in enumerate(self.nodes)}
 
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
+        outputs = frozenset(tensor.name for tensor in self.draft.graph.outputs)
+        return outputs.union(*map(self.draft.captured, self.nodes))
+
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
         use = self.uses.get((node, index))
@@ -366,13 +372,12 @@ def _without(axes: Axes, position: int) -> Axes:
 
 def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
-    kept = {tensor.name for tensor in analysis.draft.graph.outputs}.union(*map(analysis.draft.captured, analysis.nodes))
     for number, node in enumerate(analysis.nodes):
         run = [node]
         while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
             (between,) = run[-1].outputs
             readers = between.outputs
-            if between.name in kept or len(readers) != 1 or readers[0].inputs[0] is not between:
+            if between.name in analysis.kept or len(readers) != 1 or readers[0].inputs[0] is not between:
                 break
             run.append(readers[0])
         if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:

@@ -42,13 +42,12 @@ def _is_plain(analysis: Analysis, number: int, statistic: Statistic) -> bool:
     """Tell whether a normaliser has a known law, runs over the last axes and gives out nothing else that is read."""
     node = analysis.nodes[number]
     axes = analysis.axes.get(node.outputs[0].name, ())
-    kept = {tensor.name for tensor in analysis.draft.graph.outputs}
     others = [tensor for index, tensor in enumerate(node.outputs) if index not in (0, statistic.total)]
     last = axes[len(axes) - len(statistic.axes) :]
     return (
         statistic.law is not None
         and [list(leaves(axis)) for axis in last] == [list(leaves(axis)) for axis in statistic.axes]
-        and not any(tensor.outputs or tensor.name in kept for tensor in others)
+        and not any(tensor.outputs or tensor.name in analysis.kept for tensor in others)
     )
 
 

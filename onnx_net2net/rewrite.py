@@ -143,8 +143,7 @@ _REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Dequ
 def _carrier(
     analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
 ) -> tuple[int, int, int] | None:
-    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of that nobody else reads."""
-    kept = {tensor.name for tensor in analysis.draft.graph.outputs}
+    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of for it alone."""
     while True:
         use = analysis.uses.get((number, index))
         if use is not None:
@@ -153,7 +152,7 @@ def _carrier(
             return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        is_shared = len(tensor.outputs) != 1 or tensor.name in kept
+        is_shared = len(tensor.outputs) != 1 or tensor.name in analysis.kept
         if producer is None or is_shared or producer.op not in _REARRANGES:
             return None
         number, index = analysis.numbers[id(producer)], 0
@@ -589,18 +588,15 @@ def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
 def _drop_unread(analysis: Analysis) -> None:
     """Remove nodes that nobody reads any more."""
     graph = analysis.draft.graph
-    kept = {tensor.name for tensor in graph.outputs}
-    for node in graph.nodes:
-        kept |= analysis.draft.captured(node)
-    unread = [node for node in graph.nodes if _is_unread(node, kept)]
+    unread = [node for node in graph.nodes if _is_unread(node, analysis.kept)]
     while unread:
         node = unread.pop()
         producers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
         node.inputs.clear()
         node.outputs.clear()
-        unread += [producer for producer in producers if _is_unread(producer, kept)]
+        unread += [producer for producer in producers if _is_unread(producer, analysis.kept)]
     graph.nodes[:] = [node for node in graph.nodes if node.outputs]
 
 
-def _is_unread(node: gs.Node, kept: set[str]) -> bool:
+def _is_unread(node: gs.Node, kept: frozenset[str]) -> bool:
     return not any(tensor.outputs or tensor.name in kept for tensor in node.outputs)
