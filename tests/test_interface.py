@@ -70,12 +70,15 @@ def test_a_layer_without_a_bias_gets_one_for_the_prior():
     np.testing.assert_allclose(run(proto, x=draw(3, 8))[0][:, 4:], np.log(1 / 9), rtol=1e-6)
 
 
-def test_under_a_softmax_new_classes_have_probability_zero():
-    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = Softmax(w)"))
+@pytest.mark.parametrize("log", [False, True])
+def test_under_a_softmax_new_classes_have_probability_zero(log):
+    kind = "LogSoftmax" if log else "Softmax"
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) y = {kind}(w)"))
     name, x = name_of(teacher, 4), draw(5, 8)
     _, proto = grow(teacher, sizes={name: 6})
     (old,), (new,) = run(teacher, x=x), run(proto, x=x)
-    np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
+    new = np.exp(new) if log else new
+    np.testing.assert_allclose(new, np.pad(np.exp(old) if log else old, [(0, 0), (0, 2)]), rtol=1e-6)
     with pytest.raises(RefusedError, match="under a softmax new classes change the old ones"):
         widen(teacher, sizes={name: 6}, prior=0.1)
 
@@ -88,6 +91,54 @@ def test_what_else_runs_over_classes_refuses():
     teacher.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["N", 4]))
     with pytest.raises(RefusedError):
         widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ("n = LayerNormalization(w, gain) y = Softmax(n)", "takes a statistic over it"),
+        ("m = ReduceMax<keepdims=1>(w, last) s = Sub(w, m) y = Softmax(s)", "takes an extreme over this axis"),
+    ],
+)
+def test_what_else_runs_over_classes_under_a_softmax_refuses(tail, reason):
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) {tail}"))
+    values = {"gain": 1 + draw(4), "last": np.array([-1])}
+    teacher.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items() if n in tail)
+    with pytest.raises(RefusedError, match=reason):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_classes_that_are_rearranged_one_by_one_refuse():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = Gather<axis=1>(w, order)"))
+    teacher.graph.initializer.append(numpy_helper.from_array(np.array([2, 0, 3, 1]), "order"))
+    with pytest.raises(RefusedError, match="rearranged one by one"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_classes_of_integers_refuse_and_inputs_of_integers_grow():
+    text = """(float[N, 8] x) => (float[N, 4] y) { d = DequantizeLinear(up, scale) h = MatMul(x, d) r = Relu(h)
+        e = DequantizeLinear(down, scale) y = MatMul(r, e) }"""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.integers(-9, 9, shape, np.int8) for name, shape in {"up": (8, 16), "down": (16, 4)}.items()}
+    teacher = net(text, **weights, scale=np.array(0.125, np.float32))
+    with pytest.raises(RefusedError, match="its weights are integers"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+    grow(teacher, sizes={name_of(teacher, 8): 11})
+
+
+def test_a_softmax_over_inputs_refuses():
+    teacher = classifier("(float[N, 8] x) => (float[N, 16] y) { p = Softmax(x) y = MatMul(p, up) }")
+    with pytest.raises(RefusedError, match="a softmax over it would notice them"):
+        widen(teacher, sizes={name_of(teacher, 8): 11})
+
+
+def test_what_is_fixed_grows_not_even_on_request():
+    text = "(float[N, 3, 6] x) => (float[N, 5, 4] y) { h = Conv(x, k) y = Conv(h, m) }"
+    teacher = net(text, k=draw(6, 3, 3), m=draw(5, 6, 1))
+    assert not [group for group in inspect(teacher).groups if group.on_request and "along this axis" in group.reason]
+    (kernel,) = [group.name for group in inspect(teacher).groups if "along this axis" in (group.reason or "")]
+    with pytest.raises(RefusedError, match="works along this axis"):
+        widen(teacher, sizes={kernel: 4})
 
 
 def test_new_input_channels_do_not_matter_yet():

@@ -108,6 +108,24 @@ def test_a_statistic_that_is_read_elsewhere_keeps_the_node():
         widen(teacher, sizes={stream(teacher).name: 11}, weigh_norms=True)
 
 
+def test_the_sum_that_a_skip_normaliser_gives_out_is_still_there():
+    text = """(float[1, 5, 6] x) => (float[1, 5, 4] y) { h = MatMul(x, up)
+        n, , , t = com.microsoft.SkipLayerNormalization(h, k, gain, shift) r = Sigmoid(n) s = Add(r, t)
+        m = LayerNormalization(s, gain, shift) y = MatMul(m, down) }"""
+    weights = {"up": draw(6, 8), "k": draw(1, 5, 8), "gain": 1 + draw(8), "shift": draw(8), "down": draw(8, 4)}
+    teacher = net(text, 17, ', "com.microsoft" : 1', **weights)
+    widening = widen(teacher, sizes={stream(teacher).name: 11}, weigh_norms=True)
+    verify(teacher, widening.student).raise_if_different()
+
+
+def test_another_statistic_keeps_a_norm_from_being_weighed():
+    text = """(float[N, 6] x) => (float[N, 4] y) { h = MatMul(x, up) n = LayerNormalization(h, gain)
+        m = MeanVarianceNormalization<axes=[1]>(h) s = Add(n, m) y = MatMul(s, down) }"""
+    teacher = net(text, up=draw(6, 8), gain=1 + draw(8), down=draw(8, 4))
+    with pytest.raises(RefusedError, match="possible are 8 and 16"):
+        widen(teacher, sizes={stream(teacher).name: 11}, weigh_norms=True)
+
+
 def test_padding_is_preferred_because_it_keeps_the_node():
     text = "(float[N, 6] x) => (float[N, 4] y) { h = MatMul(x, up) n = LayerNormalization(h, g) y = MatMul(n, down) }"
     teacher = net(text, up=draw(6, 8), g=1 + draw(8), down=draw(8, 4))
