@@ -9,7 +9,7 @@ as data (sqrt of a head's width, 1 / N) keeps the teacher's value.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Any
@@ -22,7 +22,7 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
-from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, weigh_copies
 from onnx_net2net.operation import Contraction, Selection
@@ -61,18 +61,21 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     padding = follow(analysis, _pads(growth))
     inserts = list(_weigh_contractions(analysis, growth, roles, padding.states))
     corrections = adapt_normalisers(analysis, growth)
+    biases = _biases(analysis, growth)
+    corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
     _rewrite_constants(analysis, growth, roles, style, corrections, _read_scales(analysis, padding.scales))
     for node, index, position, map in inserts:
         _insert(analysis, "Mul", node, index, position, map.weight)
     _keep_shares(analysis, growth)
+    _silence_new_classes(analysis, growth)
     _rewrite_attributes(analysis, growth)
     _rewrite_sizes(teacher, analysis, growth)
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
     weigh_copies(analysis, growth, sizes.versions_of(teacher.proto)[""])
-    _add_priors(analysis, growth, style)
+    _add_priors(analysis, growth, style, biases.keys())
     _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)
     _drop_unread(analysis)
@@ -199,7 +202,7 @@ def _keep_shares(analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for position in said.shares:
             map = compose((analysis.input_axes(number, 0) or ())[position], growth)
-            if map.is_identity or map.kind.any():  # new classes have a logit of their own
+            if map.is_identity or map.kind.any():  # new classes are no copies
                 continue
             copies = np.bincount(map.index)[map.index]
             _insert(analysis, "Add", analysis.nodes[number], 0, position, -np.log(copies))
@@ -519,24 +522,53 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
 # --- The interface -------------------------------------------------------------------------------------------
 
 
-def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
+def _classes(growth: Growth, origin: str) -> set[Dim]:
+    """Return the dims that have new classes of a kind."""
+    return {dim for dim, map in growth.items() if ORIGINS[int(map.kind.max())] == origin}
+
+
+def _biases(analysis: Analysis, growth: Growth) -> dict[Dim, tuple[int, int]]:
+    """Find for new classes the first vector (node, input) that is added to them, which can hold their prior."""
+    biases: dict[Dim, tuple[int, int]] = {}
+    for key, use in sorted(analysis.uses.items()):
+        said = analysis.said[use.node]
+        weighs = any(index == use.input for contraction in said.contractions for index, _ in contraction.sides)
+        adds = analysis.nodes[use.node].op in ("Add", "Sum") or (bool(said.contractions) and not weighs)
+        if adds and sum(axis.size > 1 for axis in use.axes) == 1:
+            for dim in {dim for axis in use.axes for dim in leaves(axis)} & _classes(growth, "prior"):
+                biases.setdefault(dim, key)
+    return biases
+
+
+def _silence_new_classes(analysis: Analysis, growth: Growth) -> None:
+    """Take so much off new classes in front of a softmax that it gives them a probability of 0.
+
+    What stands between may do anything to a logit (the gain of Div, the sign of Neg), so that no bias could.
+    """
+    silent = _classes(growth, "never")
+    for number, said in analysis.said.items() if silent else ():
+        normalised = {dim for axis in said.normalised for dim in leaves(axis)} & silent
+        for position, axis in enumerate(analysis.input_axes(number, 0) or ()):
+            if normalised & set(leaves(axis)):
+                new = compose(axis, growth).kind == ORIGINS.index("never")
+                _insert(analysis, "Add", analysis.nodes[number], 0, position, np.where(new, NEVER, 0.0))
+
+
+def _add_priors(analysis: Analysis, growth: Growth, style: Style, biased: Collection[Dim]) -> None:
     """Add a bias that holds the prior of new classes, where the layer that makes them has none."""
-    classes = {dim for dim, map in growth.items() if ORIGINS[int(map.kind.max())] in ("prior", "never")}
+    classes = _classes(growth, "prior").difference(biased)
     if not classes:
         return
-    vectors = [use for use in analysis.uses.values() if sum(axis.size > 1 for axis in use.axes) == 1]
-    biased = {dim for use in vectors for axis in use.axes for dim in leaves(axis)}
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         if not said.contractions or not any((number, index) in analysis.uses for index in range(len(node.inputs))):
             continue
         axes = analysis.axes.get(node.outputs[0].name, ())
         for position, axis in enumerate(axes):
-            made = _grown(axis, growth) & classes - biased
+            made = _grown(axis, growth) & classes
             if made:
-                map = compose(axis, growth, made)
-                logits = np.array([style.logit(ORIGINS[kind]) if kind else 0.0 for kind in map.kind])
-                _append(analysis, "Add", node, position, logits)
+                new = compose(axis, growth, made).kind == ORIGINS.index("prior")
+                _append(analysis, "Add", node, position, np.where(new, style.logit, 0.0))
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:

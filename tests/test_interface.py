@@ -77,6 +77,7 @@ def test_under_a_softmax_new_classes_have_probability_zero(log):
     name, x = name_of(teacher, 4), draw(5, 8)
     _, proto = grow(teacher, sizes={name: 6})
     (old,), (new,) = run(teacher, x=x), run(proto, x=x)
+    assert [node.op_type for node in proto.graph.node].count("Add") == 2
     new = np.exp(new) if log else new
     np.testing.assert_allclose(new, np.pad(np.exp(old) if log else old, [(0, 0), (0, 2)]), rtol=1e-6)
     with pytest.raises(RefusedError, match="under a softmax new classes change the old ones"):
@@ -91,6 +92,52 @@ def test_what_else_runs_over_classes_refuses():
     teacher.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["N", 4]))
     with pytest.raises(RefusedError):
         widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+@pytest.mark.parametrize("tail", [
+    "Relu(w)", "Neg(w)", "Sigmoid(w)", "Tanh(w)", "Abs(w)", "Mul(w, w)", "Div(w, far)", "Clip(w, low, high)",
+])  # fmt: skip
+@pytest.mark.parametrize("bias", [(4,), (1, 4), (1, 1)])
+def test_whatever_stands_between_a_layer_and_the_softmax_new_classes_have_probability_zero(tail, bias):
+    text = HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) v = {tail} y = Softmax(v)")
+    numbers = {name: np.array(value, np.float32) for name, value in (("far", -5e3), ("low", -2), ("high", 2))}
+    teacher = net(
+        text, up=draw(8, 16), down=draw(16, 4), bias=draw(*bias), **{k: v for k, v in numbers.items() if k in tail}
+    )
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6})
+    x = draw(5, 8)
+    (old,), (new,) = run(teacher, x=x), run(proto, x=x)
+    np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
+
+
+def test_what_makes_infinities_of_new_classes_refuses_in_front_of_a_softmax_only():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) v = Reciprocal(w) y = Softmax(v)"))
+    with pytest.raises(RefusedError, match="may make an infinity"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) v = Softmax(w) y = Log(v)"))
+    grow(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_a_softmax_of_integers_refuses():
+    tail = """w = Add(z, bias) q = QuantizeLinear(w, s, t) v = com.microsoft.QLinearSoftmax<opset=13>(q, s, t, u, t)
+        y = DequantizeLinear(v, u, t)"""
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", tail))
+    teacher.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    values = {"s": np.array(0.05, np.float32), "u": np.array(1 / 256, np.float32), "t": np.array(0, np.uint8)}
+    teacher.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    with pytest.raises(RefusedError, match="normalised in integers"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+@pytest.mark.parametrize(
+    "tail", ["c = Add(z, wide) y = Add(c, bias)", "y = Add(z, wide)", "c = Mul(z, bias) y = Add(c, wide)"]
+)
+def test_new_classes_start_at_the_prior_once_however_many_vectors_they_meet(tail):
+    text = HEAD.replace("y = Add(z, bias)", tail)
+    weights = {"up": draw(8, 16), "down": draw(16, 4), "bias": draw(4), "wide": draw(1, 4)}
+    teacher = net(text, **{name: weight for name, weight in weights.items() if name in text})
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
