@@ -528,13 +528,12 @@ def _classes(growth: Growth, origin: str) -> set[Dim]:
 
 
 def _biases(analysis: Analysis, growth: Growth) -> dict[Dim, tuple[int, int]]:
-    """Find for new classes the first vector (node, input) that is added to them, which can hold their prior."""
+    """Find for new classes the first constant (node, input) that is added to them, which can hold their prior."""
     biases: dict[Dim, tuple[int, int]] = {}
     for key, use in sorted(analysis.uses.items()):
         said = analysis.said[use.node]
         weighs = any(index == use.input for contraction in said.contractions for index, _ in contraction.sides)
-        adds = analysis.nodes[use.node].op in ("Add", "Sum") or (bool(said.contractions) and not weighs)
-        if adds and sum(axis.size > 1 for axis in use.axes) == 1:
+        if analysis.nodes[use.node].op in ("Add", "Sum") or (said.contractions and not weighs):
             for dim in {dim for axis in use.axes for dim in leaves(axis)} & _classes(growth, "prior"):
                 biases.setdefault(dim, key)
     return biases

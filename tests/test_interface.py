@@ -140,6 +140,27 @@ def test_new_classes_start_at_the_prior_once_however_many_vectors_they_meet(tail
     np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
 
 
+@pytest.mark.parametrize("table", [draw(5, 4), draw(1)])
+def test_new_classes_start_at_the_prior_also_where_their_bias_is_no_vector(table):
+    text = HEAD.replace("bias", "table").replace("[N, ", "[5, ")
+    teacher = net(text, up=draw(8, 16), down=draw(16, 4), table=table * 0)
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+def test_the_bias_of_a_layer_holds_the_prior():
+    teacher = classifier(HEAD.replace("z = MatMul(r, down) y = Add(z, bias)", "y = Gemm(r, down, bias)"))
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Relu", "Gemm"]
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+def test_new_classes_of_a_layer_of_one_row_start_at_the_prior():
+    teacher = net("(float[N, 1] x) => (float[N, 4] y) { y = MatMul(x, row) }", row=draw(1, 4))
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 1))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
