@@ -93,9 +93,10 @@ class Analysis:
         return {id(node): number for number, node in enumerate(self.nodes)}
 
     @cached_property
-    def outputs(self) -> set[str]:
-        """The names of the model's outputs."""
-        return {tensor.name for tensor in self.draft.graph.outputs}
+    def kept(self) -> frozenset[str]:
+        """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
+        outputs = frozenset(tensor.name for tensor in self.draft.graph.outputs)
+        return outputs.union(*map(self.draft.captured, self.nodes))
 
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
@@ -366,7 +367,7 @@ def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
 def _is_partly_unknown(analysis: Analysis, op: Op, node: gs.Node) -> bool:
     """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
     outputs = zip(op.outputs, node.outputs, strict=True)
-    results = [(axes, t) for axes, t in outputs if t.outputs or t.name in analysis.outputs]
+    results = [(axes, t) for axes, t in outputs if t.outputs or t.name in analysis.kept]
     return any(axes is None and t.name for axes, t in (*zip(op.inputs, node.inputs, strict=True), *results))
 
 
@@ -379,9 +380,9 @@ def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
     for number, node in enumerate(analysis.nodes):
         run = [node]
         while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
-            between = run[-1].outputs[0]
+            (between,) = run[-1].outputs
             readers = between.outputs
-            if len(readers) != 1 or readers[0].inputs[0] is not between or between.name in analysis.outputs:
+            if between.name in analysis.kept or len(readers) != 1 or readers[0].inputs[0] is not between:
                 break
             run.append(readers[0])
         if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:

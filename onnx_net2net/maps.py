@@ -12,7 +12,7 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
     zero_pad    the same with units that hold zero, for RMSNormalization
     prior       new classes: no weights yet, and a bias that gives each a chosen probability
-    never       new classes under a softmax: a bias so low that their probability is 0
+    never       new classes under a softmax: no weights yet, and so much is taken off that their probability is 0
 """
 
 from __future__ import annotations
@@ -227,14 +227,16 @@ class Style:
     noise: float = 0.0
     prior: float = 0.01
 
-    def logit(self, origin: str) -> float:
-        """Return the logit at which a new class starts."""
-        return float(np.log(self.prior / (1 - self.prior))) if self.prior and origin == "prior" else NEVER
+    @property
+    def logit(self) -> float:
+        """The logit at which a new class starts."""
+        return float(np.log(self.prior / (1 - self.prior))) if self.prior else NEVER
 
 
-Filler = Literal["own", "copy", "zero", "size"]
+Filler = Literal["own", "copy", "zero", "size", "bias"]
 """What a weight has for units that are no copies: values of their own, those of a copy (where it scales units one by
-one), zero (the shift of a normaliser), or its root mean square (where `Side.scale` reads it)."""
+one), zero (the shift of a normaliser), its root mean square (where `Side.scale` reads it), or the logit of the prior
+(where it is the bias of new classes)."""
 
 
 Deviation = Callable[[], float]
@@ -394,8 +396,7 @@ def _make(
     if len(own) and view.ndim > 1:
         view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
     view[_units(map, "zero_in")] = 0
-    for origin in ("prior", "never"):
-        view[_units(map, origin)] = style.logit(origin) if view.ndim == 1 else 0
+    view[_units(map, "prior", "never")] = style.logit if filler == "bias" else 0
     mean = _units(map, "mean")
     if len(mean):
         units = view[map.first]

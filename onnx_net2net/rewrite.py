@@ -9,7 +9,7 @@ as data (sqrt of a head's width, 1 / N) keeps the teacher's value.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Any
@@ -22,7 +22,7 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
-from onnx_net2net.maps import ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.operation import Contraction, Selection
@@ -61,18 +61,21 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     padding = follow(analysis, _pads(growth))
     inserts = list(_weigh_contractions(analysis, growth, roles, padding.states))
     corrections = adapt_normalisers(analysis, growth)
+    biases = _biases(analysis, growth)
+    corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
     _rewrite_constants(analysis, growth, roles, style, corrections, _read_scales(analysis, padding.scales))
     for node, index, position, map in inserts:
         _insert(analysis, "Mul", node, index, position, map.weight)
     _keep_shares(analysis, growth)
+    _silence_new_classes(analysis, growth)
     _rewrite_attributes(analysis, growth)
     _rewrite_sizes(teacher, analysis, growth)
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
     fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
-    _add_priors(analysis, growth, style)
+    _add_priors(analysis, growth, style, biases.keys())
     _cut_outputs(analysis, growth)
     _restate_shapes(analysis, growth)
     _drop_unread(analysis)
@@ -143,7 +146,7 @@ _REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Dequ
 def _carrier(
     analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
 ) -> tuple[int, int, int] | None:
-    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of."""
+    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of for it alone."""
     while True:
         use = analysis.uses.get((number, index))
         if use is not None:
@@ -152,10 +155,9 @@ def _carrier(
             return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.op not in _REARRANGES:
+        is_shared = len(tensor.outputs) != 1 or tensor.name in analysis.kept
+        if producer is None or is_shared or producer.op not in _REARRANGES:
             return None
-        if len(tensor.outputs) != 1 or tensor.name in analysis.outputs:
-            return None  # others read it, too
         number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
         holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
@@ -169,6 +171,7 @@ def _insert(analysis: Analysis, kind: str, node: gs.Node, index: int, position: 
     tensor = node.inputs[index]
     scaled = gs.Variable(analysis.draft.unique_name(f"{tensor.name}_weighed"), dtype=tensor.dtype)
     analysis.sizes.types[scaled.name] = analysis.sizes.types[tensor.name]  # another axis may be weighed after this
+    analysis.axes[scaled.name] = analysis.input_axes(analysis.numbers[id(node)], index) or ()
     _combine(analysis, kind, node.name or tensor.name, tensor, position, values, scaled)
     node.inputs[index] = scaled
 
@@ -200,7 +203,7 @@ def _keep_shares(analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for position in said.shares:
             map = compose((analysis.input_axes(number, 0) or ())[position], growth)
-            old = map.kind == 0  # new classes have a logit of their own
+            old = map.kind == 0  # new classes are no copies
             copies = np.where(old, np.bincount(map.index[old])[map.index], 1)
             if (copies == 1).all():
                 continue
@@ -523,24 +526,52 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
 # --- The interface -------------------------------------------------------------------------------------------
 
 
-def _add_priors(analysis: Analysis, growth: Growth, style: Style) -> None:
+def _classes(growth: Growth, origin: str) -> set[Dim]:
+    """Return the dims that have new classes of a kind."""
+    return {dim for dim, map in growth.items() if ORIGINS[int(map.kind.max())] == origin}
+
+
+def _biases(analysis: Analysis, growth: Growth) -> dict[Dim, tuple[int, int]]:
+    """Find for new classes the first constant (node, input) that is added to them, which can hold their prior."""
+    biases: dict[Dim, tuple[int, int]] = {}
+    for key, use in sorted(analysis.uses.items()):
+        said = analysis.said[use.node]
+        weighs = any(index == use.input for contraction in said.contractions for index, _ in contraction.sides)
+        if analysis.nodes[use.node].op in ("Add", "Sum") or (said.contractions and not weighs):
+            for dim in {dim for axis in use.axes for dim in leaves(axis)} & _classes(growth, "prior"):
+                biases.setdefault(dim, key)
+    return biases
+
+
+def _silence_new_classes(analysis: Analysis, growth: Growth) -> None:
+    """Take so much off new classes in front of a softmax that it gives them a probability of 0.
+
+    What stands between may do anything to a logit (the gain of Div, the sign of Neg), so that no bias could.
+    """
+    silent = _classes(growth, "never")
+    for number, said in analysis.said.items() if silent else ():
+        normalised = {dim for axis in said.normalised for dim in leaves(axis)} & silent
+        for position, axis in enumerate(analysis.input_axes(number, 0) or ()):
+            if normalised & set(leaves(axis)):
+                new = compose(axis, growth).kind == ORIGINS.index("never")
+                _insert(analysis, "Add", analysis.nodes[number], 0, position, np.where(new, NEVER, 0.0))
+
+
+def _add_priors(analysis: Analysis, growth: Growth, style: Style, biased: Collection[Dim]) -> None:
     """Add a bias that holds the prior of new classes, where the layer that makes them has none."""
-    classes = {dim for dim, map in growth.items() if ORIGINS[int(map.kind.max())] in ("prior", "never")}
+    classes = _classes(growth, "prior").difference(biased)
     if not classes:
         return
-    vectors = [use for use in analysis.uses.values() if sum(axis.size > 1 for axis in use.axes) == 1]
-    biased = {dim for use in vectors for axis in use.axes for dim in leaves(axis)}
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         if not said.contractions or not any((number, index) in analysis.uses for index in range(len(node.inputs))):
             continue
         axes = analysis.axes.get(node.outputs[0].name, ())
         for position, axis in enumerate(axes):
-            made = _grown(axis, growth) & classes - biased
+            made = _grown(axis, growth) & classes
             if made:
-                map = compose(axis, growth, made)
-                logits = np.array([style.logit(ORIGINS[kind]) if kind else 0.0 for kind in map.kind])
-                _append(analysis, "Add", node, position, logits)
+                new = compose(axis, growth, made).kind == ORIGINS.index("prior")
+                _append(analysis, "Add", node, position, np.where(new, style.logit, 0.0))
 
 
 def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
@@ -595,18 +626,15 @@ def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
 def _drop_unread(analysis: Analysis) -> None:
     """Remove nodes that nobody reads any more."""
     graph = analysis.draft.graph
-    kept = {tensor.name for tensor in graph.outputs}
-    for node in graph.nodes:
-        kept |= analysis.draft.captured(node)
-    unread = [node for node in graph.nodes if _is_unread(node, kept)]
+    unread = [node for node in graph.nodes if _is_unread(node, analysis.kept)]
     while unread:
         node = unread.pop()
         producers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
         node.inputs.clear()
         node.outputs.clear()
-        unread += [producer for producer in producers if _is_unread(producer, kept)]
+        unread += [producer for producer in producers if _is_unread(producer, analysis.kept)]
     graph.nodes[:] = [node for node in graph.nodes if node.outputs]
 
 
-def _is_unread(node: gs.Node, kept: set[str]) -> bool:
+def _is_unread(node: gs.Node, kept: frozenset[str]) -> bool:
     return not any(tensor.outputs or tensor.name in kept for tensor in node.outputs)

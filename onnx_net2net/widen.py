@@ -656,8 +656,9 @@ def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[st
     dims = set(group.dims)
     read = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
     listed = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
-    normalised = any(dims & set(leaves(axis)) for said in analysis.said.values() for axis in said.normalised)
-    unfit = {} if normalised else _unfit(analysis, "zero_out")
+    normalised = [number for number, said in analysis.said.items() if dims & _dims((*said.normalised,))]
+    breaking = ((dim, why) for number, dim, why in _breaking(analysis, "zero_out") if number < max(normalised))
+    unfit = dict(breaking) if normalised else _unfit(analysis, "zero_out")
     reason = next((unfit.get(dim) or dim.statistic or dim.copies for dim in group.dims), None)
     if len(dims) > 1:
         reason = "its units are rearranged one by one"
@@ -668,6 +669,9 @@ def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[st
         reason = "its weights are integers, which cannot express a prior"
     if normalised and prior:
         reason = "under a softmax new classes change the old ones, unless they start at a prior of 0"
+    logits = {analysis.nodes[number].inputs[0].name for number in normalised}
+    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in logits):
+        reason = "it is normalised in integers, which cannot express a probability of 0"
     return "never" if normalised else "prior", reason
 
 
@@ -716,15 +720,22 @@ def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
         for dim in (dim for axis in said.normalised for dim in leaves(axis)):
             node = analysis.nodes[number]
             unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis")
-        reason = _UNFITTING[kind].get(said.pointwise or "")
-        if reason:
-            node = analysis.nodes[number]
-            for tensor in node.outputs:
-                for dim in (d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)):
-                    unfit.setdefault(dim, f"{node.op} {node.name or tensor.name!r} {reason}")
+    for _, dim, reason in _breaking(analysis, kind):
+        unfit.setdefault(dim, reason)
     if kind == "zero_in":
         _note_lost_zeros(analysis, unfit)
     return unfit
+
+
+def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
+    """Yield each node whose function rules out a kind of new units, with a dim of its results and the reason."""
+    for number, said in analysis.said.items():
+        reason = _UNFITTING[kind].get(said.pointwise or "")
+        node = analysis.nodes[number]
+        made = [axis for tensor in node.outputs for axis in analysis.axes.get(tensor.name, ())]
+        broken = analysis.input_axes(number, 1) or () if node.op == "Div" else made  # by zero, not of zero
+        for dim in _dims((*broken,)) if reason else ():
+            yield number, dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}"
 
 
 def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:

@@ -295,9 +295,11 @@ def test_the_state_of_a_loop_and_what_is_inside_grow(factor, map):
     assert widening.covered > 0.99
 
 
-def test_a_normalised_state_grows_by_whole_factors():
+def test_a_normalised_state_grows_to_any_width():
     assert sorted(grown(widen_exactly(loop(norm="layer"), factor=2)).values()) == [(12, 24), (16, 32)]
-    assert list(grown(widen_exactly(loop(norm="layer"), factor=1.37)).values()) == [(12, 16)]
+    assert sorted(grown(widen_exactly(loop(norm="layer"), factor=1.37)).values()) == [(12, 16), (16, 22)]
+    kept = widen_exactly(loop(norm="layer"), factor=1.37, fill_norms=False)
+    assert list(grown(kept).values()) == [(12, 16)]
 
 
 def test_how_often_a_loop_runs_may_depend_on_data_and_never_on_a_width():

@@ -6,6 +6,7 @@ when their lists are, and then they stay so under any growth of their dims.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise, product
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnx_net2net.dims import (
     keep_uniform,
     leaves,
     only_copies,
+    pin,
     resolve,
     unify,
     units,
@@ -334,6 +336,30 @@ def test_only_copies_is_carried_over() -> None:
     only_copies(a, "maximum")
     unify(a, b, "same")
     assert {dim.copies for dim in leaves(b)} == {"maximum"}
+
+
+def test_pins_are_carried_over_as_pins() -> None:
+    a, b = Dim(6), Product((Dim(2), Dim(3)))
+    pin(a, "input")
+    unify(a, b, "same")
+    assert {(dim.pinned, dim.fixed) for dim in leaves(b)} == {("input", None)}
+
+
+@pytest.mark.parametrize("hold", [freeze, pin])
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ratio_remembers_that_one_of_its_dims_is_frozen(
+    hold: Callable[[Axis, str], None], place: int, first: bool
+) -> None:
+    dims = [Dim(2), Dim(3), Dim(3), Dim(4)]
+    if first:
+        hold(dims[place], "no")
+    keep_uniform(Concat(dims[:2]), "norm")
+    keep_uniform(Concat(dims[2:]), "norm")
+    if not first:
+        hold(dims[place], "no")
+    unify(dims[1], dims[2], "same")  # joins the ratios
+    assert {dim.ratio.root().frozen for axis in dims for dim in leaves(axis) if dim.ratio} == {"no"}
 
 
 @pytest.mark.parametrize("parts", [(Dim(4),), (Dim(2), Dim(3))])

@@ -70,12 +70,16 @@ def test_a_layer_without_a_bias_gets_one_for_the_prior():
     np.testing.assert_allclose(run(proto, x=draw(3, 8))[0][:, 4:], np.log(1 / 9), rtol=1e-6)
 
 
-def test_under_a_softmax_new_classes_have_probability_zero():
-    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = Softmax(w)"))
+@pytest.mark.parametrize("log", [False, True])
+def test_under_a_softmax_new_classes_have_probability_zero(log):
+    kind = "LogSoftmax" if log else "Softmax"
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) y = {kind}(w)"))
     name, x = name_of(teacher, 4), draw(5, 8)
     _, proto = grow(teacher, sizes={name: 6})
     (old,), (new,) = run(teacher, x=x), run(proto, x=x)
-    np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
+    assert [node.op_type for node in proto.graph.node].count("Add") == 2
+    new = np.exp(new) if log else new
+    np.testing.assert_allclose(new, np.pad(np.exp(old) if log else old, [(0, 0), (0, 2)]), rtol=1e-6)
     with pytest.raises(RefusedError, match="under a softmax new classes change the old ones"):
         widen(teacher, sizes={name: 6}, prior=0.1)
 
@@ -98,6 +102,121 @@ def test_what_else_runs_over_classes_refuses():
     teacher.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["N", 4]))
     with pytest.raises(RefusedError):
         widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+@pytest.mark.parametrize("tail", [
+    "Relu(w)", "Neg(w)", "Sigmoid(w)", "Tanh(w)", "Abs(w)", "Mul(w, w)", "Div(w, far)", "Clip(w, low, high)",
+])  # fmt: skip
+@pytest.mark.parametrize("bias", [(4,), (1, 4), (1, 1)])
+def test_whatever_stands_between_a_layer_and_the_softmax_new_classes_have_probability_zero(tail, bias):
+    text = HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) v = {tail} y = Softmax(v)")
+    numbers = {name: np.array(value, np.float32) for name, value in (("far", -5e3), ("low", -2), ("high", 2))}
+    teacher = net(
+        text, up=draw(8, 16), down=draw(16, 4), bias=draw(*bias), **{k: v for k, v in numbers.items() if k in tail}
+    )
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6})
+    x = draw(5, 8)
+    (old,), (new,) = run(teacher, x=x), run(proto, x=x)
+    np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
+
+
+def test_what_makes_infinities_of_new_classes_refuses_in_front_of_a_softmax_only():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) v = Reciprocal(w) y = Softmax(v)"))
+    with pytest.raises(RefusedError, match="may make an infinity"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) v = Softmax(w) y = Log(v)"))
+    grow(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_a_softmax_of_integers_refuses():
+    tail = """w = Add(z, bias) q = QuantizeLinear(w, s, t) v = com.microsoft.QLinearSoftmax<opset=13>(q, s, t, u, t)
+        y = DequantizeLinear(v, u, t)"""
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", tail))
+    teacher.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    values = {"s": np.array(0.05, np.float32), "u": np.array(1 / 256, np.float32), "t": np.array(0, np.uint8)}
+    teacher.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    with pytest.raises(RefusedError, match="normalised in integers"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+@pytest.mark.parametrize(
+    "tail", ["c = Add(z, wide) y = Add(c, bias)", "y = Add(z, wide)", "c = Mul(z, bias) y = Add(c, wide)"]
+)
+def test_new_classes_start_at_the_prior_once_however_many_vectors_they_meet(tail):
+    text = HEAD.replace("y = Add(z, bias)", tail)
+    weights = {"up": draw(8, 16), "down": draw(16, 4), "bias": draw(4), "wide": draw(1, 4)}
+    teacher = net(text, **{name: weight for name, weight in weights.items() if name in text})
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("table", [draw(5, 4), draw(1)])
+def test_new_classes_start_at_the_prior_also_where_their_bias_is_no_vector(table):
+    text = HEAD.replace("bias", "table").replace("[N, ", "[5, ")
+    teacher = net(text, up=draw(8, 16), down=draw(16, 4), table=table * 0)
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+def test_the_bias_of_a_layer_holds_the_prior():
+    teacher = classifier(HEAD.replace("z = MatMul(r, down) y = Add(z, bias)", "y = Gemm(r, down, bias)"))
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Relu", "Gemm"]
+    np.testing.assert_allclose(run(proto, x=draw(5, 8))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+def test_new_classes_of_a_layer_of_one_row_start_at_the_prior():
+    teacher = net("(float[N, 1] x) => (float[N, 4] y) { y = MatMul(x, row) }", row=draw(1, 4))
+    _, proto = grow(teacher, sizes={name_of(teacher, 4): 6}, prior=0.25)
+    np.testing.assert_allclose(run(proto, x=draw(5, 1))[0][:, 4:], np.log(1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ("n = LayerNormalization(w, gain) y = Softmax(n)", "takes a statistic over it"),
+        ("m = ReduceMax<keepdims=1>(w, last) s = Sub(w, m) y = Softmax(s)", "takes an extreme over this axis"),
+    ],
+)
+def test_what_else_runs_over_classes_under_a_softmax_refuses(tail, reason):
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", f"w = Add(z, bias) {tail}"))
+    values = {"gain": 1 + draw(4), "last": np.array([-1])}
+    teacher.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items() if n in tail)
+    with pytest.raises(RefusedError, match=reason):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_classes_that_are_rearranged_one_by_one_refuse():
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) y = Gather<axis=1>(w, order)"))
+    teacher.graph.initializer.append(numpy_helper.from_array(np.array([2, 0, 3, 1]), "order"))
+    with pytest.raises(RefusedError, match="rearranged one by one"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+
+
+def test_classes_of_integers_refuse_and_inputs_of_integers_grow():
+    text = """(float[N, 8] x) => (float[N, 4] y) { d = DequantizeLinear(up, scale) h = MatMul(x, d) r = Relu(h)
+        e = DequantizeLinear(down, scale) y = MatMul(r, e) }"""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.integers(-9, 9, shape, np.int8) for name, shape in {"up": (8, 16), "down": (16, 4)}.items()}
+    teacher = net(text, **weights, scale=np.array(0.125, np.float32))
+    with pytest.raises(RefusedError, match="its weights are integers"):
+        widen(teacher, sizes={name_of(teacher, 4): 6})
+    grow(teacher, sizes={name_of(teacher, 8): 11})
+
+
+def test_a_softmax_over_inputs_refuses():
+    teacher = classifier("(float[N, 8] x) => (float[N, 16] y) { p = Softmax(x) y = MatMul(p, up) }")
+    with pytest.raises(RefusedError, match="a softmax over it would notice them"):
+        widen(teacher, sizes={name_of(teacher, 8): 11})
+
+
+def test_what_is_fixed_grows_not_even_on_request():
+    text = "(float[N, 3, 6] x) => (float[N, 5, 4] y) { h = Conv(x, k) y = Conv(h, m) }"
+    teacher = net(text, k=draw(6, 3, 3), m=draw(5, 6, 1))
+    assert not [group for group in inspect(teacher).groups if group.on_request and "along this axis" in group.reason]
+    (kernel,) = [group.name for group in inspect(teacher).groups if "along this axis" in (group.reason or "")]
+    with pytest.raises(RefusedError, match="works along this axis"):
+        widen(teacher, sizes={kernel: 4})
 
 
 def test_new_input_channels_do_not_matter_yet():

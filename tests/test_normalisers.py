@@ -137,6 +137,16 @@ def test_a_statistic_that_is_read_elsewhere_stays():
     verify(teacher, widen(teacher, sizes={stream(teacher).name: 11}, fill_norms=True).student).raise_if_different()
 
 
+def test_the_sum_that_a_skip_normaliser_gives_out_is_still_there():
+    text = """(float[1, 5, 6] x) => (float[1, 5, 4] y) { h = MatMul(x, up)
+        n, , , t = com.microsoft.SkipLayerNormalization(h, k, gain, shift) r = Sigmoid(n) s = Add(r, t)
+        m = LayerNormalization(s, gain, shift) y = MatMul(m, down) }"""
+    weights = {"up": draw(6, 8), "k": draw(1, 5, 8), "gain": 1 + draw(8), "shift": draw(8), "down": draw(8, 4)}
+    teacher = net(text, 17, ', "com.microsoft" : 1', **weights)
+    widening = widen(teacher, sizes={stream(teacher).name: 11}, fill_norms=True)
+    verify(teacher, widening.student).raise_if_different()
+
+
 @pytest.mark.parametrize(("one", "two"), [(5, 3), (4, 6), (9, 7), (11, 3)])
 def test_parts_that_are_normalised_together_count_equally_often(one, two):
     text = """(float[N, 6] x) => (float[N, 4] y) {

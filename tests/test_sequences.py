@@ -61,6 +61,46 @@ def test_the_parts_of_a_sequence_grow(name, factor):
     assert not any("Sequence" in node.op_type for node in widened.student.proto.graph.node)
 
 
+STAYS = {
+    "counted from the end without a length": net(HALVES % (", n", "last"), w=(8, 12), v=(6, 3), n=6, zero=0, last=-1),
+    "an element that is put in between": net(
+        LISTED % "e = SequenceEmpty() i = SequenceInsert(e, h) s = SequenceInsert(i, g, zero) z = SequenceAt(s, zero)",
+        w=(8, 6), v=(6, 3), zero=0,
+    ),
+    "stacked along a new axis": net(
+        LISTED % "s = SequenceConstruct(h, g) c = ConcatFromSequence<axis=0, new_axis=1>(s) "
+        "z = ReduceMax<keepdims=0>(c, axes)",
+        w=(8, 6), v=(6, 3), axes=[0],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_a_sequence_that_is_more_than_its_parts_stays(name):
+    kinds = [node.op_type for node in without_sequences(STAYS[name]).graph.node]
+    assert {"SequenceAt", "ConcatFromSequence"}.intersection(kinds)
+    assert any("Sequence" in kind for kind in kinds if kind not in ("SequenceAt", "ConcatFromSequence"))
+
+
+def test_an_axis_is_dropped_only_where_no_lengths_are_given():
+    split = HALVES.replace("<axis=1>(h%s", "<axis=1, keepdims=0>(h%s") % (", n", "one")
+    proto = without_sequences(net(split, w=(8, 12), v=(6, 3), n=6, zero=0, one=1))
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Slice", "Slice", "Mul", "MatMul"]
+
+
+def test_a_place_that_can_be_fed_leaves_the_sequence_as_it_stays():
+    proto = net(HALVES % (", n", "one"), w=(8, 12), v=(6, 3), n=6, zero=0, one=1)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("one", onnx.TensorProto.INT64, []))
+    assert [node.op_type for node in without_sequences(proto).graph.node].count("SequenceAt") == 1
+
+
+def test_a_sequence_that_is_an_output_stays():
+    proto = net(HALVES % (", n", "one"), w=(8, 12), v=(6, 3), n=6, zero=0, one=1)
+    proto.graph.output.append(onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None))
+    kinds = [node.op_type for node in without_sequences(proto).graph.node]
+    assert kinds == ["MatMul", "SplitToSequence", "Slice", "Slice", "Mul", "MatMul"]
+
+
 def test_a_part_that_data_chooses_leaves_the_sequence_as_it_is():
     proto = net(HALVES % (", n", "any"), w=(8, 12), v=(6, 3), n=6, zero=0)
     proto.graph.input.append(onnx.helper.make_tensor_value_info("any", onnx.TensorProto.INT64, []))

@@ -780,7 +780,7 @@ def test_a_hidden_tensor_that_is_also_an_output_grows_and_is_cut_to_the_teachers
 
 
 def test_an_output_of_several_hidden_axes_is_cut_along_each():
-    text = """(float[2, 8] x) => (float[2, 4] y, float[2, 3, 5] a) {
+    text = """(float[2, 8] x) => (float[2, 4] y, float[2, 3, 5] a, float[2, 15] h) {
         h = MatMul(x, up) a = Reshape(h, heads) t = Transpose<perm=[0, 2, 1]>(a) f = Reshape(t, flat)
         y = MatMul(f, down) }"""
     shapes = {"heads": np.array([2, 3, 5]), "flat": np.array([2, 15])}
@@ -789,14 +789,6 @@ def test_an_output_of_several_hidden_axes_is_cut_along_each():
     assert weights(widening.student)["up"].shape == (8, 40)
 
 
-def test_a_weight_that_is_turned_and_shown_is_not_divided_among_copies():
-    text = """(float[N, 8] x) => (float[N, 4] y, float[12, 4] t) {
-        h = MatMul(x, up) r = Relu(h) t = Transpose<perm=[1, 0]>(down) y = MatMul(r, t) }"""
-    teacher = net(text, up=draw(8, 12), down=draw(4, 12))
-    assert new_sizes(widen_exactly(teacher, factor=1.5)) == {"up": 18}
-
-
-@pytest.mark.parametrize("shown", ["a", "b", "c"])
 def shown_shuffle(shown):
     """A channel shuffle, of which a tensor in the middle is an output as well."""
     text = f"""(float[2, 3, 4, 4] x) => (float[2, 5, 4, 4] y, float[] {shown}) {{
@@ -814,6 +806,28 @@ def test_a_channel_shuffle_with_an_output_inside_is_not_replaced_by_a_gather():
     for shown in "ab":
         with pytest.raises(RefusedError):
             widen(shown_shuffle(shown), factor=1.5)
+
+
+def test_a_rearranged_weight_that_is_also_an_output_keeps_its_values():
+    """What divides the weight among copies must stand behind the output."""
+    text = """(float[N, 8] x) => (float[N, 4] y, float[12, 4] t) {
+        h = MatMul(x, up) t = Transpose<perm=[1, 0]>(down) y = MatMul(h, t) }"""
+    teacher = net(text, up=draw(8, 12), down=draw(4, 12))
+    widening = widen_exactly(teacher, factor=1.5)
+    assert widening.notes == ("outputs cut to the teacher's units (a Gather): t",)
+
+
+def test_a_constant_that_is_an_output_keeps_its_size():
+    text = "(float[N, 8] x) => (float[N, 4] y, float[12, 4] c) { h = MatMul(x, up) y = MatMul(h, w) c = Identity(w) }"
+    with pytest.raises(RefusedError, match="is the model's output 'c'"):
+        widen(net(text, up=draw(8, 12), w=draw(12, 4)), factor=1.5)
+
+
+def test_a_rearranged_weight_is_not_divided_for_those_who_look_units_up_in_it():
+    text = """(int64[N] ids) => (float[N, 20] y) {
+        t = Transpose<perm=[1, 0]>(table) u = Gather<axis=1>(t, ids) e = Transpose<perm=[1, 0]>(u) r = Relu(e)
+        y = MatMul(r, t) }"""
+    assert new_sizes(widen_exactly(net(text, table=draw(20, 12)), factor=1.5)) == {"table": 18}
 
 
 def test_an_output_that_no_weight_reads_keeps_its_size():
@@ -1043,6 +1057,67 @@ def test_padding_is_refused_where_one_row_cannot_hold_two_means(branch, columns)
     widen_exactly(teacher, sizes={"up": 12})
 
 
+def test_padding_goes_through_a_number_before_another_scale():
+    branch = "b = MatMul(n, out) c = Mul(b, half) f = Mul(c, scale)"
+    teacher = residual_layer(branch, out=draw(6, 6), scale=draw(6), half=np.array(0.5, np.float32))
+    assert new_sizes(widen_exactly(teacher, sizes={"up": 9})) == {"up": 9}
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        pytest.param("f = Mul(b, c)", id="product of means"),
+        pytest.param("d = Sigmoid(c) f = Div(half, d)", id="quotient of sigmoids"),
+        pytest.param("f = Div(half, b)", id="quotient of means"),
+        pytest.param("f = Max(b, c)", id="extremes of means"),
+    ],
+)
+def test_padding_is_refused_behind_what_keeps_no_means(branch):
+    teacher = residual_layer(
+        f"b = MatMul(n, one) c = MatMul(n, two) {branch}",
+        one=draw(6, 6), two=draw(6, 6, seed=1), half=np.array(0.5, np.float32),
+    )  # fmt: skip
+    with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
+        widen(teacher, sizes={"up": 9})
+
+
+@pytest.mark.parametrize("made", ["a = MatMul(x, up) h = Add(a, half)", "h = Gemm(x, up, half)"])
+def test_padding_of_zeros_is_refused_where_a_number_is_added(made):
+    text = f"(float[5, 4] x) => (float[5, 3] y) {{ {made} n = RMSNormalization(h, gain) y = MatMul(n, down) }}"
+    weights = {"up": draw(4, 6), "half": np.array([0.5], np.float32), "gain": 1 + draw(6), "down": draw(6, 3)}
+    teacher = net(text, opset=23, **weights)
+    with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
+        widen(teacher, sizes={"up": 9})
+    widen_exactly(teacher, sizes={"up": 12})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param("p = Softmax(h) f = MatMul(p, square)", id="softmax and a normaliser"),
+        pytest.param("f = ReduceMax<keepdims = 1>(h, last)", id="extreme and a normaliser"),
+        pytest.param("i = Cast<to = 1>(bytes) f = MatMul(x, i)", id="integers and a normaliser"),
+    ],
+)
+def test_padding_is_refused_where_something_else_would_notice(other):
+    text = f"""(float[5, 4] x) => (float[5, 3] y) {{ h = MatMul(x, up) {other} s = Add(h, f)
+        n = LayerNormalization(s, gain) y = MatMul(n, down) }}"""
+    weights = {"square": draw(6, 6), "last": np.array([-1]), "bytes": np.arange(24, dtype=np.int8).reshape(4, 6)}
+    used = {name: value for name, value in weights.items() if name in other}
+    teacher = net(text, up=draw(4, 6), gain=1 + draw(6), down=draw(6, 3), **used)
+    with pytest.raises(RefusedError, match="cannot have 9 units exactly"):
+        widen(teacher, sizes={"up": 9})
+    widen_exactly(teacher, sizes={"up": 12})
+
+
+def test_units_that_are_normalised_beside_fixed_ones_stay():
+    text = """(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) c = Concat<axis=1>(h, x)
+        n = LayerNormalization(c, gain) y = MatMul(n, down) }"""
+    teacher = net(text, up=draw(8, 12), gain=1 + draw(20), down=draw(20, 4))
+    with pytest.raises(RefusedError, match="is the model's input 'x'"):
+        widen(teacher, sizes={"up": "2x"})
+
+
 def test_of_the_factors_of_an_axis_that_grows_which_lets_most_weights_grow():
     """A table of 6 x 6 biases for each of 6 heads grows with the heads alone; queries would with both factors."""
     text = """(float[6, 8] x) => (float[6, 3] y) {
@@ -1081,6 +1156,13 @@ def test_a_softmax_over_hidden_units_gives_copies_shares_of_what_the_unit_had(fa
     widened = widen(teacher, factor=factor)
     assert widened.covered == 1
     verify(teacher, widened.student).raise_if_different()
+
+
+@pytest.mark.parametrize("map", ["zero_out", "zero_in"])
+def test_a_softmax_over_hidden_units_admits_nothing_but_copies(map):
+    text = "(float[5, 8] x) => (float[5, 4] y) { h = MatMul(x, up) p = Softmax(h) y = MatMul(p, down) }"
+    with pytest.raises(RefusedError, match="no dim admits the map"):
+        widen(net(text, up=draw(8, 16), down=draw(16, 4)), factor=2, map=map)
 
 
 def test_what_attention_normalises_over_stays():

@@ -135,23 +135,6 @@ def _orders(a: int, b: int, attrs: Attrs) -> tuple[list[int], list[int]]:
     return orders[0], orders[1]
 
 
-@rule("MatMulNBits", domain=MICROSOFT)
-def matmul_nbits(op: Op) -> None:
-    """A W' with the rows of W packed in blocks of a few bits: rows are copied whole, columns cannot be divided."""
-    a, scales, zeros = op.input(0), op.input(2), op.input(3)
-    if a is not None:
-        op.freeze(a[-1], "is multiplied by packed integers, which cannot be divided among copies")
-    terms = ["(n b)" if scales and len(scales) == 1 else "n b", "(n z)" if zeros and len(zeros) == 1 else "n z"]
-    op.apply(f"*m k, n blocks w, {', '.join(terms)}, g, n -> *m n", sizes={"n": "N"}, fixed="blocks w b z g")
-    op.scales(2)
-
-
-@type_function("MatMulNBits", domain=MICROSOFT)
-def _typed_nbits(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
-    (dtype, shape), *_ = (known for known in types if known)
-    return [(dtype, (*shape[:-1], attrs["N"]))]
-
-
 @rule("CDist", domain=MICROSOFT)
 def pairwise_distance(op: Op) -> None:
     """Distance of each row of A to each of B: copies of a coordinate together weigh its square."""
@@ -317,8 +300,8 @@ EXPERTS = "chooses among experts, whose weights lie in one tensor"
 FIXED = {
     BLOCKED: ("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Upsample", "ReorderInput",
               "ReorderOutput"),
-    INTEGERS: ("QAttention", "QEmbedLayerNormalization", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
-               "MatMulIntegerToFloat", "MatMulInteger16", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized"),
+    INTEGERS: ("QAttention", "QEmbedLayerNormalization", "DynamicQuantizeLSTM", "MatMulInteger16", "MatMulBnb4",
+               "MatMulFpQ4", "GatherBlockQuantized"),
     EXPERTS: ("MoE", "QMoE"),
 }  # fmt: skip
 

@@ -204,13 +204,13 @@ def pool(op: Op) -> None:
 
 @rule("QLinearReduceMean", domain=MICROSOFT, pointwise="any")
 def reduce_mean(op: Op) -> None:
-    """Average over `axes` (all by default); equally many copies of each unit have the same mean."""
+    """Average over `axes` (all by default), which stay; the others pass."""
     source, target = op.input(0) or (), op.output() or ()
     axes = op.ints("axes")
     reduced = {a % len(source) for a in axes} if axes else set(range(len(source)))
     kept = [axis for position, axis in enumerate(source) if position not in reduced]
     op.unify_all(kept, [t for p, t in enumerate(target) if p not in reduced] if op.attrs.get("keepdims", 1) else target)
-    op.uniform(source[position] for position in sorted(reduced))
+    op.freeze((source[position] for position in sorted(reduced)), "averages integers along this axis")
 
 
 # --- Types of what has no schema in onnx ---------------------------------------------------------------------
@@ -241,6 +241,15 @@ def _type_unary(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[
     elif len(types) <= 3:  # DequantizeLinear
         dtype = _given(types, 1)[0]
     return [(dtype, _given(types, 0)[1])]
+
+
+@type_function("QLinearConv", domain=MICROSOFT)
+def _type_conv(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+    shape, last = _given(types, 0)[1], attrs.get("channels_last", 0)
+    first = (shape[0], shape[-1], *shape[1:-1]) if last else shape
+    operands = [(onnx.TensorProto.FLOAT, first), (onnx.TensorProto.FLOAT, _given(types, 3)[1])]
+    ((_, made),) = like("Conv")(operands, attrs, ())
+    return [(_given(types, 7)[0], (made[0], *made[2:], made[1]) if last else made)]
 
 
 @type_function("QLinearAdd", "QLinearMul", domain=MICROSOFT)
