@@ -110,14 +110,16 @@ def _write_out(analysis: Analysis, number: int, statistic: Statistic, maps: list
     wide = onnx.TensorProto.FLOAT if dtype in _NARROW else dtype
     x = write("Cast", [total], to=wide) if wide != dtype else total
     kind = helper.tensor_dtype_to_np_dtype(wide)
-    weights = _weights(maps).astype(kind)
+    weights, count = _weights(maps).astype(kind), np.array(prod(map.old for map in maps), kind)
 
     def mean(values: gs.Tensor) -> gs.Tensor:
         weighed = write("Mul", [values, write.constant("weights", weights)])
         axes = np.arange(-len(maps), 0)
         if opset < 13:
-            return write("ReduceSum", [weighed], axes=axes.tolist(), keepdims=1)
-        return write("ReduceSum", [weighed, write.constant("axes", axes)], keepdims=1)
+            sum = write("ReduceSum", [weighed], axes=axes.tolist(), keepdims=1)
+        else:
+            sum = write("ReduceSum", [weighed, write.constant("axes", axes)], keepdims=1)
+        return write("Div", [sum, write.constant("count", count)])  # so that rounded weights shift no mean
 
     centred = write("Sub", [x, mean(x)]) if statistic.law == "layer" else x
     epsilon = np.array(node.attrs.get("epsilon", statistic.epsilon), kind)
@@ -133,8 +135,8 @@ def _write_out(analysis: Analysis, number: int, statistic: Statistic, maps: list
 
 
 def _weights(maps: Iterable[Map]) -> np.ndarray:
-    """Return what each element counts in a mean over some axes: the elements that are copies of one share its part."""
-    parts = np.ix_(*(map.weight / map.old for map in maps))
+    """Return what each element counts in a sum over some axes: the elements that are copies of one count as one."""
+    parts = np.ix_(*(map.weight for map in maps))
     return np.asarray(prod(parts[1:], start=parts[0]))
 
 

@@ -108,6 +108,16 @@ def test_a_statistic_that_is_read_elsewhere_keeps_the_node():
         widen(teacher, sizes={stream(teacher).name: 11}, weigh_norms=True)
 
 
+def test_no_rounded_weights_shift_a_mean():
+    """1 / 7 is rounded, and seven of it are not 1: a mean far from 0 would be off by more than the units differ."""
+    text = """(float[N, 6] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) n = LayerNormalization(r, gain)
+        y = MatMul(n, down) }"""
+    teacher = net(text, up=draw(6, 7), gain=1 + draw(7), down=draw(7, 4))
+    with widen(teacher, sizes={"up": 9}, weigh_norms=True).student.on_disk() as path:
+        values = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    assert values["n_count"] == values["n_weights"].sum() == 7
+
+
 def test_the_sum_that_a_skip_normaliser_gives_out_is_still_there():
     text = """(float[1, 5, 6] x) => (float[1, 5, 4] y) { h = MatMul(x, up)
         n, , , t = com.microsoft.SkipLayerNormalization(h, k, gain, shift) r = Sigmoid(n) s = Add(r, t)
