@@ -689,7 +689,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("normalisers: the share of padding", "(map.kind == 0).mean()", "(map.kind != 0).mean()",
          widened("hold_the_mean")),
         ("filled: nodes stay", "if odd:", "if False:", normalised("any_width")),
-        ("filled: copies of the wrong units", "places % axis.size", "(places + 1) % axis.size", normalised("any_width")),
+        ("filled: copies of other units", "places % axis.size", "(places + 1) % axis.size", normalised("any_width")),
         ("filled: only the first input", "for index, tensor in enumerate(node.inputs):",
          "for index, tensor in list(enumerate(node.inputs))[:1]:", normalised("any_width")),
         ("filled: parts end to end count unequally", "max(-(-new_size(dim, growth) // dim.size) for dim in dims)",
