@@ -9,9 +9,10 @@ result.student.save("student.onnx")
 """
 
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
+from onnx_net2net.inspection import Inspection, inspect
 from onnx_net2net.model import Model, load
 from onnx_net2net.verify import Verification, verify
-from onnx_net2net.widen import Inspection, Widening, inspect, widen
+from onnx_net2net.widen import Widening, widen
 
 __all__ = [
     "BadInputError",

@@ -136,7 +136,7 @@ def _add_checking(command: Any) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from onnx_net2net import report
-    from onnx_net2net.widen import inspect
+    from onnx_net2net.inspection import inspect
 
     inspection = inspect(options.model)
     if options.json:

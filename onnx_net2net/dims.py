@@ -166,6 +166,11 @@ def leaves(axis: Axis) -> Iterator[Dim]:
             yield from leaves(part)
 
 
+def leaf_set(*axes: Axis) -> set[Dim]:
+    """Return the dims of some axes."""
+    return {dim for axis in axes for dim in leaves(axis)}
+
+
 def freeze(axis: Axis, reason: str) -> None:
     """Fix the size and order of every dim of the axis; the first reason given is kept."""
     for dim in leaves(axis):

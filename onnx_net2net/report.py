@@ -10,9 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
 from onnx_net2net.operation import ROUTINE
-from onnx_net2net.widen import Group, Inspection, Widening
+from onnx_net2net.widen import Widening
 
 
 def inspection_table(inspection: Inspection, title: str) -> Table:

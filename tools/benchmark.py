@@ -142,7 +142,7 @@ def task_widen(source: str, target: str) -> None:
 
 def task_inspect(source: str) -> None:
     """Find the dims."""
-    from onnx_net2net.widen import inspect
+    from onnx_net2net.inspection import inspect
 
     inspect(source)
 
@@ -155,8 +155,9 @@ def task_onnx(source: str, target: str) -> None:
 def task_scale(source: str) -> None:
     """Find the dims, then widen, and print how long each part took, as JSON."""
     from onnx_net2net import inference, sizes
+    from onnx_net2net.inspection import inspect
     from onnx_net2net.model import load
-    from onnx_net2net.widen import inspect, widen
+    from onnx_net2net.widen import widen
 
     parts: dict[str, float] = {}
 

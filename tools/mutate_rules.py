@@ -851,7 +851,14 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("padding: activations keep means", 'state == "zero" and pointwise in ("zero", "relu")',
          'pointwise in ("zero", "relu")', contrib("not_linear")),
     ],
-    "widen.py": [
+    "inspection.py": [
+        ("interface: what is fixed grows on request", "bool(group.reason) and not any(dim.fixed for dim in group.dims)",
+         "bool(group.reason)", interface("fixed")),
+        ("ratios: a frozen part", "group.reason = dim.ratio.root().frozen", "pass", widened("beside_fixed_ones")),
+        ("filled: padded dims too", "group.fillable = group.padding is None and len", "group.fillable = len",
+         normalised("padding")),
+    ],
+    "plan.py": [
         ("classes: what reads the dim is not asked", "if dims & (read | listed):", "if dims & listed:",
          interface("integers")),
         ("tables: new entries are classes", "if dims & (read | listed):", "if dims & read:", interface("vocabulary")),
@@ -878,17 +885,12 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          interface("softmax_over_inputs")),
         ("interface: old units are shifted", "if not compose(axis, self.growth).first[: axis.size].all():", "if False:",
          interface("never_shifted")),
-        ("interface: what is fixed grows on request", "bool(group.reason) and not any(dim.fixed for dim in group.dims)",
-         "bool(group.reason)", interface("fixed")),
         ("interface: patterns for hidden dims too", "for group in growable or on_request:",
          "for group in [*growable, *on_request]:", interface("leaves_the_interface")),
         ("interface: unsaid in the record", 'return {"interface": found} if found else {}', "return {}",
          interface("start_at_the_prior")),
         ("normalised units: zero_out", "for axis in said.normalised for dim in leaves(axis)):\n            node",
          "for axis in () for dim in leaves(axis)):\n            node", widened("nothing_but_copies")),
-        ("ratios: a frozen part", "group.reason = dim.ratio.root().frozen", "pass", widened("beside_fixed_ones")),
-        ("weighed: padded ones too", "group.weighed = group.padding is None and len", "group.weighed = len",
-         normalised("padding")),
     ],
 }  # fmt: skip
 MUTATIONS = [Mutation(file, *row) for file, rows in _ROWS.items() for row in rows]
