@@ -123,6 +123,16 @@ def test_standardised_weights():
     verify(teacher, widen(teacher, sizes={"up": 12}).student).raise_if_different()
 
 
+def test_a_norm_over_several_axes_that_all_grow():
+    text = """(float[2, 6] x) => (float[2, 5] y) { h = MatMul(x, up) s = Reshape(h, split)
+        n = LayerNormalization<axis=1>(s, gain) r = Reshape(n, whole) y = MatMul(r, down) }"""
+    weights = {"up": draw(6, 12), "gain": 1 + draw(3, 4), "down": draw(12, 5)}
+    teacher = net(text, split=np.array([2, 3, 4]), whole=np.array([2, 12]), **weights)
+    widening = widen(teacher, sizes={"up[[]0]": 4, "up[[]1]": 7}, weigh_norms=True)
+    assert [change.new for change in widening.changes] == [4, 7]
+    verify(teacher, widening.student).raise_if_different()
+
+
 def test_without_it_the_nearest_multiples_are_named():
     teacher = post_norm(NORMS["LayerNormalization"])
     with pytest.raises(RefusedError, match=r"possible are 8 and 16 \(any with fill_norms\)"):
