@@ -128,7 +128,7 @@ def test_a_norm_over_several_axes_that_all_grow():
         n = LayerNormalization<axis=1>(s, gain) r = Reshape(n, whole) y = MatMul(r, down) }"""
     weights = {"up": draw(6, 12), "gain": 1 + draw(3, 4), "down": draw(12, 5)}
     teacher = net(text, split=np.array([2, 3, 4]), whole=np.array([2, 12]), **weights)
-    widening = widen(teacher, sizes={"up[[]0]": 4, "up[[]1]": 7}, weigh_norms=True)
+    widening = widen(teacher, sizes={"up[[]0]": 4, "up[[]1]": 7}, fill_norms=True)
     assert [change.new for change in widening.changes] == [4, 7]
     verify(teacher, widening.student).raise_if_different()
 
