@@ -144,7 +144,7 @@ QUANTIZED_CONV = '{x}, *a, *b, (g o) i *k, *c, *d, *e, *f, (g o) -> {y}", sizes=
 CONV_INTEGER = '"n (g i) *x, (g o) i *k, *a, *b -> n (g o) *y", sizes={"g": "group"}, fixed="x y k"'
 EXTREMES = 'op.only_copies(axis, "quantizes by the extremes of this tensor")'
 COLUMNS = "_per_unit(op, index, b, len(b) - 1)"
-FIRST_COPIES = "np.flatnonzero(map.first)[np.argsort(map.index[map.first])]"
+FIRST_COPIES = "np.flatnonzero(maps[position].first)"
 
 _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
     "rules/convolution.py": [
@@ -642,7 +642,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          "dims.freeze(axis, f\"is the model's input {tensor.name!r}\")", interface("input_channels")),
         ("outputs: what no weight reads is cut", "if made and free and free <= read:", "if made and free:",
          widened("no_weight_reads")),
-        ("outputs: constants are cut", "made = bool(tensor.inputs) and constant_of(tensor) is None", "made = True",
+        ("outputs: constants are cut", "made = bool(tensor.inputs) and not is_weight", "made = True",
          widened("constant_that_is_an_output")),
         ("outputs: hidden ones are pinned", "if made and free and free <= read:", "if False:",
          widened("also_an_output")),
@@ -719,10 +719,10 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          "copies))", "pass", widened("gives_copies_shares")),
         ("shares: copies are not counted again", '_append(analysis, "Mul", analysis.nodes[number], position, copies)',
          "pass", widened("gives_copies_shares")),
-        ("shares: as if all had equally many copies", "np.bincount(map.index)[map.index]",
+        ("shares: as if all had equally many copies", "np.bincount(map.index[old])[map.index]",
          "np.full(map.new, map.new / map.old)", widened("gives_copies_shares")),
         ("shares: wrong axis", "0, position, -np.log(copies))", "0, 0, -np.log(copies))", grown("Softmax")),
-        ("shares: new classes are copies", "if map.is_identity or map.kind.any():", "if map.is_identity:",
+        ("shares: new classes are copies", "old = map.kind == 0", "old = map.kind >= 0",
          interface("softmax")),
         ("priors: none without a bias", '_append(analysis, "Add", node, position, np.where(new, style.logit, 0.0))',
          "pass",
@@ -745,9 +745,10 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          "0, 0, np.where(new, NEVER, 0.0)", interface("probability_zero")),
         ("outputs: all units are given out", "if not grown or output.name not in analysis.cut:", "if True:",
          widened("also_an_output")),
-        ("outputs: the units in front are given out", FIRST_COPIES, "np.arange(map.old)",
+        ("outputs: the units in front are given out", FIRST_COPIES, "np.arange(maps[position].old)",
          widened("several_hidden_axes")),
-        ("outputs: the last copies are given out", FIRST_COPIES, "np.arange(map.new - map.old, map.new)",
+        ("outputs: the last copies are given out", FIRST_COPIES,
+         "np.arange(maps[position].new - maps[position].old, maps[position].new)",
          widened("also_an_output")),
         ("outputs: cut along one axis", "for position in grown:", "for position in grown[-1:]:",
          widened("several_hidden_axes")),
@@ -883,7 +884,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("classes: units that are rearranged", "if len(dims) > 1:", "if False:", interface("rearranged")),
         ("inputs: a softmax over them", '"a softmax over it would notice them" if normalised else reason', "reason",
          interface("softmax_over_inputs")),
-        ("interface: old units are shifted", "if not compose(axis, self.growth).first[: axis.size].all():", "if False:",
+        ("interface: old units are shifted", "if not compose(axis, shown).first[: axis.size].all():", "if False:",
          interface("never_shifted")),
         ("interface: patterns for hidden dims too", "for group in growable or on_request:",
          "for group in [*growable, *on_request]:", interface("leaves_the_interface")),

@@ -445,7 +445,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -
 def summary(results: Sequence[Result]) -> str:
     """Return the table by family and exporter."""
     ways = sorted({(result.factor, result.keep_norms) for result in results})
-    header = ["family", "exporter", "models"]
+    header = ["family", "exporter", "models", "grow"]
     for factor, keep in ways:
         way = f"{factor:g}x{' norms kept' if keep else ''}"
         header += [f"exact {way}", f"covered {way}"]
@@ -458,7 +458,8 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[tuple[float, bool]]) -> list[str]:
-    row = [family, source, str(len({result.path for result in results}))]
+    grown = {result.path for result in results if result.covered is not None}
+    row = [family, source, str(len({result.path for result in results})), str(len(grown))]
     for way in ways:
         here = [result for result in results if (result.factor, result.keep_norms) == way]
         row.append(str(sum(result.status == "exact" for result in here)))
@@ -520,8 +521,15 @@ def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
 def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     """Print the tables and the findings."""
     print(summary(results), file=out)
-    print(f"\nexact: so many models are; covered: so many have {ENOUGH:.0%} of their weights on an axis", file=out)
-    print("that grew; ratio: largest error by the teacher's own float noise, median and worst.", file=out)
+    print(
+        "\ngrow: so many models have a dim that can grow (the others were refused, with a reason, or do not run);",
+        file=out,
+    )
+    print(
+        f"exact: so many students are; covered: so many have {ENOUGH:.0%} of their weights on an axis that grew;",
+        file=out,
+    )
+    print("ratio: largest error by the teacher's own float noise, median and worst.", file=out)
     lines = list(findings(results))
     if lines:
         shown = lines if limit is None else lines[:limit]
