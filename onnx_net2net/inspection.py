@@ -143,7 +143,7 @@ def inspect_analysis(model: Model, analysis: Analysis) -> Inspection:
     pads, free = paddable(analysis), fillable(analysis)
     for group in groups.values():
         group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
-        group.fillable = group.padding is None and len(group.dims) == 1 and group.dims[0] in free
+        group.fillable = len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
     shown = [group for group in groups.values() if group.size > 1]

@@ -120,6 +120,13 @@ def test_whatever_stands_between_a_layer_and_the_softmax_new_classes_have_probab
     np.testing.assert_allclose(new, np.pad(old, [(0, 0), (0, 2)]), rtol=1e-6)
 
 
+def test_classes_may_be_divided_by_what_is_no_class():
+    tail = """w = Add(z, bias) a = Constant<value_ints = [1]>() m = ReduceL1<keepdims = 1>(x, a) v = Div(w, m)
+        y = Softmax(v)"""
+    teacher = classifier(HEAD.replace("y = Add(z, bias)", tail))
+    grow(teacher, sizes={name_of(teacher, 4): 6})
+
+
 def test_what_makes_infinities_of_new_classes_refuses_in_front_of_a_softmax_only():
     teacher = classifier(HEAD.replace("y = Add(z, bias)", "w = Add(z, bias) v = Reciprocal(w) y = Softmax(v)"))
     with pytest.raises(RefusedError, match="may make an infinity"):

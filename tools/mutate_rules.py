@@ -856,8 +856,6 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("interface: what is fixed grows on request", "bool(group.reason) and not any(dim.fixed for dim in group.dims)",
          "bool(group.reason)", interface("fixed")),
         ("ratios: a frozen part", "group.reason = dim.ratio.root().frozen", "pass", widened("beside_fixed_ones")),
-        ("filled: padded dims too", "group.fillable = group.padding is None and len", "group.fillable = len",
-         normalised("padding")),
     ],
     "plan.py": [
         ("classes: what reads the dim is not asked", "if dims & (read | listed):", "if dims & listed:",
@@ -874,7 +872,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          interface("in_front_of")),
         ("classes: infinities behind a softmax", ' if number < max(normalised))', ")", interface("in_front_of")),
         ("classes: quotients are infinite", 'if node.op == "Div" else made', "if False else made",
-         interface("probability_zero")),
+         interface("divided_by")),
         ("classes: of integers", "if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in integers):",
          "if False:", interface("integers")),
         ("classes: a statistic over them", "unfit.get(dim) or dim.statistic or dim.copies for dim",
