@@ -8,6 +8,7 @@ verify("teacher.onnx", result.student).raise_if_different()
 result.student.save("student.onnx")
 """
 
+from onnx_net2net.deepen import Deepening, deepen
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.inspection import Inspection, inspect
 from onnx_net2net.model import Model, load
@@ -16,6 +17,7 @@ from onnx_net2net.widen import Widening, widen
 
 __all__ = [
     "BadInputError",
+    "Deepening",
     "Inspection",
     "Model",
     "Net2NetError",
@@ -23,6 +25,7 @@ __all__ = [
     "RefusedError",
     "Verification",
     "Widening",
+    "deepen",
     "inspect",
     "load",
     "verify",

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_inspect(commands)
     _add_widen(commands)
+    _add_deepen(commands)
     _add_verify(commands)
     return parser
 
@@ -110,6 +111,26 @@ def _add_widen(commands: Any) -> None:
                          "where multiples would miss --factor by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
+def _add_deepen(commands: Any) -> None:
+    command = _command(commands, "deepen", "insert layers; the student computes what the teacher computes",
+                       "teacher.onnx -o student.onnx --after 'layer3.*'", _deepen)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("-o", "--output", type=Path, metavar="STUDENT", help="the file to write")
+    command.add_argument("--list", action="store_true", help="list the layers and what can be inserted behind each")
+    command.add_argument("--after", action="append", default=[], metavar="PATTERN", help="names of layers")
+    command.add_argument("--all", action="store_true", help="behind every layer that an identity can follow")
+    command.add_argument("--count", type=int, default=1, metavar="N", help="how many behind each")
+    command.add_argument("--pairs", type=int, default=0, metavar="N",
+                         help="instead N pairs of a horizontal and a vertical convolution behind each")  # fmt: skip
+    command.add_argument("--with", dest="way", choices=("identity", "pair", "residual"), metavar="KIND",
+                         help="identity, pair or residual, instead of the best for each layer")  # fmt: skip
+    command.add_argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on")
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -182,6 +203,51 @@ def _widen(options: argparse.Namespace) -> int:
         return 0
     if not widening.exact:
         _print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
+    _print(str(verification or "not verified (--no-verify)"))
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _deepen(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.deepen import deepen, places
+    from onnx_net2net.model import load
+    from onnx_net2net.saving import check_target
+    from onnx_net2net.verify import verify
+
+    started = time.perf_counter()
+    teacher = load(options.teacher)
+    if options.list:
+        found = places(teacher)
+        if options.json:
+            _print_json(report.places_list(found))
+        else:
+            _show(report.places_table(found, options.teacher.name))
+        return 0
+    if options.output is None:
+        raise BadInputError("say where to write the student: -o STUDENT (or --list)")
+    checking = _checking(options, teacher)
+    check_target(options.output, teacher.sources)
+    with _progress() as progress:
+        deepening = deepen(
+            teacher, after=options.after, all=options.all, count=options.count, pairs=options.pairs,
+            way=options.way,
+            calibrate=options.calibrate, seed=options.seed, progress=progress,
+        )  # fmt: skip
+    if not options.json:
+        _show(report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}"))
+        for line in deepening.notes:
+            _print(line)
+    verification = None
+    with _progress() as progress, deepening.student.stage(options.output, progress=progress) as staged:
+        if options.verify:
+            verification = verify(teacher, staged.path, progress=progress, **checking)
+            verification.raise_if_different()
+        staged.commit()
+    if options.json:
+        checked = verification.to_dict() if verification else None
+        _print_json({**report.deepening_dict(deepening), "verification": checked, "output": str(options.output)})
+        return 0
     _print(str(verification or "not verified (--no-verify)"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from onnx_net2net.deepen import Deepening
 from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
 from onnx_net2net.operation import ROUTINE
+from onnx_net2net.places import Place
 from onnx_net2net.widen import Widening
+
+_TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted")
 
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
@@ -79,6 +84,44 @@ def widening_dict(widening: Widening) -> dict[str, Any]:
     }
 
 
+def places_table(places: Sequence[Place], title: str) -> Table:
+    """Return the layers as a table, with what can be inserted behind each."""
+    table = _table(title, "layer", "kind", "units", "what can be inserted", "why not more")
+    for place in places:
+        row = place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason
+        table.add_row(*map(Text, row), style=None if place.ways else "dim")
+    return table
+
+
+def places_list(places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return the same as JSON-ready values."""
+    return [
+        {"name": p.name, "kind": p.operator, "units": p.channels, "ways": list(p.ways), "reason": p.reason or None}
+        for p in places
+    ]
+
+
+def deepening_table(deepening: Deepening, title: str) -> Table:
+    """Return what was inserted as a table."""
+    table = _table(title, "behind", "inserted", "layers")
+    for insertion in deepening.insertions:
+        table.add_row(*map(Text, (insertion.name, insertion.way, str(insertion.count))))
+    table.add_section()
+    before, after = deepening.teacher.parameters, deepening.student.parameters
+    table.add_row("parameters", "", f"{before:,} -> {after:,}")
+    return table
+
+
+def deepening_dict(deepening: Deepening) -> dict[str, Any]:
+    """Return what was inserted as JSON-ready values."""
+    return {
+        "seed": deepening.seed,
+        "parameters": {"before": deepening.teacher.parameters, "after": deepening.student.parameters},
+        "insertions": [{"name": i.name, "way": i.way, "count": i.count} for i in deepening.insertions],
+        "notes": list(deepening.notes),
+    }
+
+
 def fixed_lines(groups: tuple[Group, ...], most: int = 5) -> list[str]:
     """Return the main reasons for which dims stay fixed, the one that holds most weights first."""
     weights: Counter[str] = Counter()
@@ -112,7 +155,7 @@ def _table(title: str, first: str, *numbers: str) -> Table:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for name in numbers:
-        table.add_column(name, justify="left" if name in ("map", "what", "can it grow?") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Widen and verify every model of some folders, and tell what went wrong.
+"""Widen (or deepen) and verify every model of some folders, and tell what went wrong.
 
 Each model is widened and verified in a worker process, so that a crash, a hang or a leak costs one line of the
 report and not the run. Packed graphs (``.onnx.xz``) may come without their weights: a tensor whose ``doc_string`` is
@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 import onnx
@@ -56,12 +56,20 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 @dataclass(frozen=True)
 class Job:
-    """One model at one factor; norms that admit multiples only are filled up, or kept."""
+    """One model to widen by a factor (norms that admit multiples only are filled up, or kept), or to deepen."""
 
     path: Path
     family: str
-    factor: float
+    factor: float = 0.0
     keep_norms: bool = False
+    deeper: Literal["", "identity", "residual"] = ""
+
+    @property
+    def way(self) -> str:
+        """What is done, for tables."""
+        if self.deeper:
+            return f"deeper ({self.deeper})"
+        return f"{self.factor:g}x{' norms kept' if self.keep_norms else ''}"
 
 
 @dataclass
@@ -72,15 +80,15 @@ class Result:
         path: The model.
         family: The folder that it is in.
         exporter: What its file name says of the exporter.
-        factor: The width multiplier.
-        keep_norms: Whether dims in front of norms that admit multiples only have no other size.
+        factor: The width multiplier, 0 for deeper ones.
+        way: What was done.
         status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
             ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
         error: One line that says why it is not exact.
         traceback: Of a crash.
         nodes: Number of nodes of the teacher.
         covered: Share of the weight elements that lie on an axis that grew.
-        grown: Number of dims that grew.
+        grown: Number of dims that grew, or of layers behind which something was inserted.
         kept: Number of growable dims that stayed: no size near the wanted one is exact, or another factor of the
             same axis grew.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
@@ -95,7 +103,7 @@ class Result:
     family: str
     exporter: str
     factor: float
-    keep_norms: bool = False
+    way: str = ""
     status: str = "crash"
     error: str = ""
     traceback: str = ""
@@ -223,7 +231,7 @@ def run_job(job: Job) -> Result:
     """Widen and verify one model; nothing that Python can catch escapes."""
     result = _result(job)
     try:
-        _widen_and_verify(job, result)
+        _grow_and_verify(job, result)
     except Exception as error:
         result.status = _status(error)
         result.error = _one_line(error)
@@ -233,11 +241,37 @@ def run_job(job: Job) -> Result:
     return result
 
 
-def _widen_and_verify(job: Job, result: Result) -> None:
+def _grow_and_verify(job: Job, result: Result) -> None:
     from onnx_net2net.verify import verify
+
+    teacher, student = (_deepen if job.deeper else _widen)(job, result, read_model(job.path))
+    start = time.perf_counter()
+    try:
+        verification = verify(teacher, student)
+    finally:
+        result.verify_seconds = time.perf_counter() - start
+    ratios = [report.ratio for report in verification.outputs]
+    result.ratio = max((ratio for ratio in ratios if math.isfinite(ratio)), default=None)
+    result.status = "exact" if verification.equivalent else "wrong"
+    result.error = "" if verification.equivalent else str(verification)
+    result.diverges_at = verification.diverges_at
+
+
+def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[Model, Model]:
+    from onnx_net2net.deepen import deepen
+
+    start = time.perf_counter()
+    deepening = deepen(source, all=True, way="residual" if job.deeper == "residual" else None)
+    result.widen_seconds = time.perf_counter() - start
+    result.nodes = len(deepening.teacher.proto.graph.node)
+    result.grown = len(deepening.insertions)
+    result.covered = 1.0
+    return deepening.teacher, deepening.student
+
+
+def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[Model, Model]:
     from onnx_net2net.widen import widen
 
-    source = read_model(job.path)
     start = time.perf_counter()
     widening = widen(source, factor=job.factor, fill_norms=False if job.keep_norms else None)
     result.widen_seconds = time.perf_counter() - start
@@ -251,16 +285,7 @@ def _widen_and_verify(job: Job, result: Result) -> None:
     result.fixed = dict(reasons.most_common(5))
     if widening.covered < ENOUGH:
         result.stuck = _stuck(widening.teacher)
-    start = time.perf_counter()
-    try:
-        verification = verify(widening.teacher, widening.student)
-    finally:
-        result.verify_seconds = time.perf_counter() - start
-    ratios = [report.ratio for report in verification.outputs]
-    result.ratio = max((ratio for ratio in ratios if math.isfinite(ratio)), default=None)
-    result.status = "exact" if verification.equivalent else "wrong"
-    result.error = "" if verification.equivalent else str(verification)
-    result.diverges_at = verification.diverges_at
+    return widening.teacher, widening.student
 
 
 def _stuck(teacher: Model) -> dict[str, int]:
@@ -303,7 +328,7 @@ def _place(error: BaseException) -> str:
 
 
 def _result(job: Job) -> Result:
-    return Result(str(job.path), job.family, exporter(job.path), job.factor, job.keep_norms)
+    return Result(str(job.path), job.family, exporter(job.path), job.factor, job.way)
 
 
 # --- Workers ----------------------------------------------------------------------------------------------------
@@ -444,10 +469,9 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -
 
 def summary(results: Sequence[Result]) -> str:
     """Return the table by family and exporter."""
-    ways = sorted({(result.factor, result.keep_norms) for result in results})
+    ways = sorted({result.way for result in results})
     header = ["family", "exporter", "models", "grow"]
-    for factor, keep in ways:
-        way = f"{factor:g}x{' norms kept' if keep else ''}"
+    for way in ways:
         header += [f"exact {way}", f"covered {way}"]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
@@ -457,11 +481,11 @@ def summary(results: Sequence[Result]) -> str:
     return markdown(header, rows, texts=2)
 
 
-def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[tuple[float, bool]]) -> list[str]:
+def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[str]) -> list[str]:
     grown = {result.path for result in results if result.covered is not None}
     row = [family, source, str(len({result.path for result in results})), str(len(grown))]
     for way in ways:
-        here = [result for result in results if (result.factor, result.keep_norms) == way]
+        here = [result for result in results if result.way == way]
         row.append(str(sum(result.status == "exact" for result in here)))
         row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
     ratios = [result.ratio for result in results if result.ratio is not None]
@@ -485,11 +509,11 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _who(results: Sequence[Result]) -> str:
-    """Name the models of some results, the first few of them, and the factors."""
+    """Name the models of some results, the first few of them, and what was done."""
     names = list(dict.fromkeys(f"{result.family}/{Path(result.path).name}" for result in results))
-    factors = " ".join(f"{factor:g}x" for factor in sorted({result.factor for result in results}))
+    ways = ", ".join(sorted({result.way for result in results}))
     more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
-    return f"{', '.join(names[:3] + more)} ({factors})"
+    return f"{', '.join(names[:3] + more)} ({ways})"
 
 
 def _why_kept(result: Result) -> str:
@@ -549,6 +573,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
     parser.add_argument("--keep-norms", action="store_true", help="factors that are not whole also with norms kept")
+    parser.add_argument("--deepen", action="store_true", help="deepen everywhere instead of widening")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -597,6 +622,19 @@ def _jsonable(record: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
+def _jobs(path: Path, options: argparse.Namespace) -> Iterator[Job]:
+    """Yield what is to be done with a model."""
+    family = path.resolve().parent.name
+    if options.deepen:
+        yield Job(path, family, deeper="identity")
+        yield Job(path, family, deeper="residual")
+        return
+    for factor in options.factors:
+        yield Job(path, family, factor)
+        if options.keep_norms and factor % 1:
+            yield Job(path, family, factor, keep_norms=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the corpus; returns the exit code."""
     options = _parse(arguments)
@@ -604,9 +642,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not paths:
         print("there are no models", file=sys.stderr)
         return 2
-    ways = [(factor, False) for factor in options.factors]
-    ways += [(factor, True) for factor in options.factors if options.keep_norms and factor % 1]
-    jobs = [Job(path, path.resolve().parent.name, *way) for path in paths for way in ways]
+    jobs = [job for path in paths for job in _jobs(path, options)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and their files go, too
     results = _run(jobs, options)
     report(results, options.limit, sys.stdout)

@@ -1,0 +1,283 @@
+"""Where a network can become deeper: behind which layers, and what can be inserted there.
+
+A new layer computes the identity. Behind a layer with the activation phi it may be followed by phi itself where
+phi(phi(v)) = phi(v) (paper, section 2.4); where phi(v) - phi(-v) is proportional to v, as for all of the form
+v * s(v) with s(v) + s(-v) = 1 (GELU, SiLU, HardSwish), it has two columns for each unit that are subtracted behind
+phi; elsewhere a residual branch that ends in zero can be inserted. Which holds is tried out on numbers, so that it does
+not matter how an exporter wrote an activation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper
+
+from onnx_net2net.inference import Analysis, constant_of
+from onnx_net2net.layers import Layer, Network
+from onnx_net2net.naming import module_of
+from onnx_net2net.runtime import LEVELS, Runner, provider_name
+from onnx_net2net.sizes import versions_of
+from onnx_net2net.tensors import Array
+
+Way = Literal["identity", "pair", "residual"]
+WAYS: tuple[Way, ...] = ("identity", "pair", "residual")
+
+_LONGEST = 12
+"""Nodes that the longest way to write an activation has, and some more."""
+
+_GRID = np.concatenate([np.linspace(-5, 5, 81), [-0.01, 0.01]])
+"""Where activations are tried out; they are smooth or have their corners at whole numbers."""
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_MOVES = ("Transpose", "Reshape", "Cast", "Gather", "Slice", "Expand", "Concat", "Pad")
+_INSERTED = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "Gemm", "MatMul": "MatMul", "FusedMatMul": "MatMul",
+             "LSTM": "MatMul", "GRU": "MatMul", "RNN": "MatMul"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer and what may be inserted behind it.
+
+    Attributes:
+        name: The module of the layer.
+        layer: Its node.
+        tensor: What new layers take: the layer's result behind its bias, normalisation and activation.
+        operator: What the new layers are: Conv, Gemm or MatMul.
+        kernel: Of the layer's convolution, () for others.
+        group: Of the layer's convolution, 1 for others.
+        channels: Number of units.
+        norm: The BatchNormalization behind the layer, or None.
+        activation: The nodes of the activation, in order; none where there is none.
+        factor: What phi(v) - phi(-v) is in parts of v, or None.
+        ways: What can be inserted, the best first; the others are refused.
+        reason: Why nothing can, or why no identity.
+    """
+
+    name: str
+    layer: int
+    tensor: str
+    operator: str = ""
+    kernel: tuple[int, ...] = ()
+    group: int = 1
+    channels: int = 0
+    norm: int | None = None
+    activation: tuple[int, ...] = ()
+    factor: float | None = None
+    ways: tuple[Way, ...] = ()
+    reason: str = ""
+
+
+def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
+    """List the layers of a model, in order, with what can be inserted behind each.
+
+    Args:
+        analysis: The dims of the flat model.
+        proto: That model.
+    """
+    network = Network(analysis)
+    finder = _Finder(network, proto)
+    taken: dict[str, int] = {}
+    places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
+    for position, place in enumerate(places):  # a module that is called twice has one name
+        taken[place.name] = taken.get(place.name, 0) + 1
+        if taken[place.name] > 1:
+            places[position] = replace(place, name=f"{place.name}#{taken[place.name]}")
+    return places
+
+
+class _Finder:
+    """What is needed to look behind layers."""
+
+    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+        self._network, self._analysis, self._proto = network, network.analysis, proto
+        self._inside = {name for node in self._analysis.nodes for name in self._analysis.draft.captured(node)}
+        self._tried: dict[tuple[bytes, ...], tuple[bool, float | None, bool]] = {}
+
+    def place(self, layer: Layer) -> Place:
+        """Return what can be inserted behind a layer."""
+        node = self._analysis.nodes[layer.number]
+        weights = node.inputs[layer.weights].name
+        name = module_of(node, self._proto.graph.node[layer.number], weights)
+        reason = self._obstacle(layer, node)
+        if reason:
+            return Place(name, layer.number, node.outputs[0].name, reason=reason)
+        tensor, norm = self._behind_bias_and_norm(node.outputs[0], layer)
+        activation, result = self._activation(tensor)
+        idempotent, factor, straight = self._try_out(activation, tensor)
+        if straight:  # a scale or an Identity is no activation; it may be in front of one
+            tensor = result
+            activation, result = self._activation(tensor)
+            idempotent, factor, straight = self._try_out(activation, tensor)
+        ways: tuple[Way, ...] = ("residual",)
+        if idempotent:
+            ways = ("identity", *(("pair",) if factor else ()), "residual")
+        elif factor is not None and not straight:
+            ways = ("pair", "residual")
+        last = self._analysis.nodes[activation[-1]].op if activation else ""
+        why = "" if len(ways) > 1 else (
+            f"{last} is not idempotent, and phi(v) - phi(-v) is not proportional to v" if activation and not straight
+            else "no activation follows, so that an identity would be merged into the layer"
+        )  # fmt: skip
+        shape = self._network.shape(result)
+        kernel = self._network.shape(node.inputs[layer.weights])[2:] if layer.convolves else ()
+        group = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+        channels = shape[1] if layer.convolves else shape[-1]
+        operator = "MatMul" if node.op == "Gemm" and len(shape) != 2 else _INSERTED[node.op]
+        return Place(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
+                     tuple(activation), factor, ways, why)  # fmt: skip
+
+    def _obstacle(self, layer: Layer, node: gs.Node) -> str:
+        """Return why nothing can be inserted behind a layer, "" if something can."""
+        if node.op not in _INSERTED or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+            return f"behind {node.op} nothing can be inserted"
+        output = node.outputs[0]
+        if self._analysis.sizes.dtype(output.name) not in _FLOATS:
+            return "its result is no ordinary float"
+        shape = self._network.shape(output)
+        if not shape:
+            return "the shape of its result is not known"
+        axis = 1 if layer.convolves else len(shape) - 1
+        if layer.convolves and len(shape) < 3:
+            return "its result has no axes to convolve along"
+        if shape[axis] < 1 or output.name in self._inside:
+            return "its result is read inside a body"
+        return ""
+
+    def _behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
+        """Follow a tensor through a bias and a BatchNormalization that are its only readers, and other rows."""
+        norm = None
+        while (reader := self._only_reader(tensor)) is not None:
+            others = [value for value in reader.inputs if value is not tensor]
+            is_bias = reader.op == "Add" and all(constant_of(value) is not None for value in others)
+            is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
+            before, after = self._network.shape(tensor), self._network.shape(reader.outputs[0])
+            is_rows = reader.op == "Reshape" and not layer.convolves and bool(after) and after[-1] == before[-1]
+            if not is_rows and not (before == after and (is_bias or is_norm)):
+                break
+            norm = self._analysis.numbers[id(reader)] if is_norm else norm
+            tensor = reader.outputs[0]
+        return tensor, norm
+
+    def _only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        readers = {id(node): node for node in tensor.outputs}
+        alone = len(readers) == 1 and tensor.name not in self._analysis.kept
+        return next(iter(readers.values())) if alone else None
+
+    def _activation(self, tensor: gs.Tensor) -> tuple[list[int], gs.Tensor]:
+        """Return the nodes that apply one function to every element of a tensor, and their result."""
+        region: list[int] = []
+        inside = {tensor.name: tensor}
+        while len(region) < _LONGEST:
+            number = self._next(region, inside)
+            if number is None:
+                return [], tensor
+            region.append(number)
+            result = self._analysis.nodes[number].outputs[0]
+            inside[result.name] = result
+            rest = [value for name, value in inside.items() if name != result.name]
+            read = {self._analysis.numbers[id(node)] for value in rest for node in value.outputs}
+            if read <= set(region) and not any(value.name in self._analysis.kept for value in rest):
+                return region, result
+        return [], tensor
+
+    def _next(self, region: Sequence[int], inside: dict[str, gs.Tensor]) -> int | None:
+        """Return the first node that computes on an activation's tensors, element by element, alone or with numbers."""
+        readers = {self._analysis.numbers[id(node)] for value in inside.values() for node in value.outputs}
+        for number in sorted(readers - set(region)):
+            node, said = self._analysis.nodes[number], self._analysis.said.get(number)
+            others = [value for value in node.inputs if value.name and value.name not in inside]
+            plain = said is not None and said.pointwise is not None and not said.contractions and not said.statistics
+            same = len(node.outputs) == 1 and self._network.shape(node.outputs[0]) == self._network.shape(
+                next(iter(inside.values()))
+            )
+            numbers = all(self._network.elements(value) == 1 and self._is_constant(value) for value in others)
+            whole = node.op not in _MOVES and not any(isinstance(value, gs.Graph) for value in node.attrs.values())
+            if plain and same and numbers and whole:
+                return number
+        return None
+
+    def _try_out(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
+        """Return whether phi(phi(v)) = phi(v), what phi(v) - phi(-v) is in parts of v, and whether phi is linear."""
+        if not region:
+            return False, None, False
+        nodes = [self._proto.graph.node[number] for number in region]
+        constants = self._constants(region)
+        key = tuple(_anonymous(nodes, tensor.name, constants))
+        if key not in self._tried:
+            try:
+                self._tried[key] = self._measure(nodes, constants, tensor)
+            except Exception:  # what onnxruntime does not run alone is not known
+                self._tried[key] = False, None, True
+        return self._tried[key]
+
+    def _measure(
+        self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor
+    ) -> tuple[bool, float | None, bool]:
+        def phi(values: Array) -> Array:
+            return self._run(nodes, constants, tensor, values)
+
+        y, mirrored = phi(_GRID), phi(-_GRID)
+        kinds = _GRID != 0
+        factors = (y - mirrored)[kinds] / _GRID[kinds]
+        factor = float(np.median(factors))
+        proportional = bool(np.allclose(factors, factor, atol=2e-3)) and abs(factor) > 1e-3
+        idempotent = bool(np.allclose(phi(y), y, atol=1e-6))
+        straight = bool(np.allclose(np.diff(y[:81], 2), 0, atol=1e-6))
+        return idempotent and not straight, factor if proportional else None, straight
+
+    def _constants(self, region: Sequence[int]) -> dict[str, Array]:
+        """Return the numbers that nodes read, by the names that they have there."""
+        found: dict[str, Array] = {}
+        for value in (value for number in region for value in self._analysis.nodes[number].inputs):
+            constant = constant_of(value)
+            if constant is not None:
+                found[value.name] = np.asarray(self._analysis.draft.read(constant))
+            elif self._is_constant(value):
+                found[value.name] = self._analysis.sizes.values[value.name]
+        return found
+
+    def _is_constant(self, tensor: gs.Tensor) -> bool:
+        return constant_of(tensor) is not None or tensor.name in self._analysis.sizes.constant
+
+    def _run(
+        self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor, values: Array
+    ) -> Array:
+        """Apply an activation to numbers."""
+        dtype = self._analysis.sizes.dtype(tensor.name)
+        rank = len(self._network.shape(tensor))
+        array = values.astype(helper.tensor_dtype_to_np_dtype(dtype)).reshape(*(1,) * (rank - 1), -1)
+        graph = helper.make_graph(
+            list(nodes), "activation",
+            [helper.make_tensor_value_info(tensor.name, dtype, array.shape)],
+            [helper.make_tensor_value_info(nodes[-1].output[0], dtype, array.shape)],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )  # fmt: skip
+        versions = versions_of(self._proto)
+        model = helper.make_model(
+            graph, ir_version=self._proto.ir_version,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in versions.items()],
+        )  # fmt: skip
+        run = Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+        (result,) = run({tensor.name: array}).values()
+        return np.asarray(result, np.float64).reshape(-1)
+
+
+def _anonymous(nodes: Sequence[onnx.NodeProto], start: str, constants: Mapping[str, Array]) -> Iterator[bytes]:
+    """Yield what tells activations apart: the nodes, with tensors numbered as they come, and their constants."""
+    count = itertools.count()
+    numbers = {start: str(next(count))}
+    for node in nodes:
+        plain = onnx.NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute)
+        for name in node.output:
+            numbers[name] = str(next(count))
+        plain.output[:] = [numbers[name] for name in node.output]
+        plain.input[:] = [numbers.get(name, "") for name in node.input]
+        yield plain.SerializeToString(deterministic=True)
+        yield b"".join(constants[name].tobytes() for name in node.input if name in constants)

@@ -1,0 +1,266 @@
+"""Deepened models compute what they did: trained networks, every way to insert, and what refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnx_net2net import BadInputError, RefusedError, verify, widen
+from onnx_net2net.cli import main
+from onnx_net2net.deepen import deepen, places
+from onnx_net2net.history import history
+
+MODELS = Path(__file__).parent.parent / "models"
+DIGITS = ("digits_mlp", "digits_resnet", "digits_inception_bn")
+
+
+def draw(*shape, dtype=np.float32):
+    return (np.random.default_rng(shape).standard_normal(shape) * np.prod(shape) ** -0.25).astype(dtype)
+
+
+def net(text, opset=18, imports="", **weights):
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}{imports}]> g {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
+    return proto
+
+
+def mlp(activation, kind="float", dtype=np.float32, **options):
+    text = f"({kind}[N, 6] x) => ({kind}[N, 4] y) {{ v = MatMul(x, up) {activation} y = MatMul(a, down) }}"
+    return net(text, up=draw(6, 8, dtype=dtype), down=draw(8, 4, dtype=dtype), **options)
+
+
+def deepen_exactly(teacher, **options):
+    deepening = deepen(teacher, **options)
+    verify(teacher, deepening.student).raise_if_different()
+    return deepening
+
+
+def weights(model):
+    with model.on_disk() as path:
+        return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+IDEMPOTENT = {
+    "Relu": "a = Relu(v)",
+    "Clip": "low = Constant<value_float=0.0>() high = Constant<value_float=6.0>() a = Clip(v, low, high)",
+    "Abs": "a = Abs(v)",
+    "behind an Identity": "i = Identity(v) a = Relu(i)",
+    "max(v, 0)": "zero = Constant<value_float=0.0>() a = Max(v, zero)",
+    "HardTanh": "low = Constant<value_float=-1.0>() high = Constant<value_float=1.0>() a = Clip(v, low, high)",
+}
+PAIRED = {
+    "Gelu": "a = Gelu(v)",
+    "Gelu by Erf": """two = Constant<value_float=1.4142135>() one = Constant<value_float=1.0>()
+        half = Constant<value_float=0.5>() d = Div(v, two) e = Erf(d) p = Add(e, one) m = Mul(v, p) a = Mul(m, half)""",
+    "SiLU": "s = Sigmoid(v) a = Mul(v, s)",
+    "HardSwish": "a = HardSwish(v)",
+    "Softplus": "a = Softplus(v)",
+    "LeakyRelu": "a = LeakyRelu<alpha=0.2>(v)",
+}
+OTHERS = {"Tanh": "a = Tanh(v)", "Sigmoid": "a = Sigmoid(v)", "Elu": "a = Elu(v)"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", DIGITS)
+def test_trained_networks_everywhere(name, count):
+    deepening = deepen_exactly(MODELS / f"{name}.onnx", all=True, count=count)
+    assert deepening.student.parameters > deepening.teacher.parameters
+    assert {insertion.way for insertion in deepening.insertions} == {"identity"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIGITS)
+def test_trained_networks_place_by_place_and_way_by_way(name):
+    for place in places(MODELS / f"{name}.onnx"):
+        for way in place.ways:
+            deepen_exactly(MODELS / f"{name}.onnx", after=[place.name], way=way)
+
+
+@pytest.mark.parametrize("activation", IDEMPOTENT)
+def test_idempotent_activations_are_found_however_they_are_written(activation):
+    deepening = deepen_exactly(mlp(IDEMPOTENT[activation]), all=True)
+    assert [insertion.way for insertion in deepening.insertions] == ["identity"]
+    np.testing.assert_array_equal(weights(deepening.student)["up_new0.weight"], np.eye(8))
+
+
+@pytest.mark.parametrize("activation", PAIRED)
+def test_activations_whose_difference_is_the_identity(activation):
+    deepening = deepen_exactly(mlp(PAIRED[activation], opset=20), all=True, count=2)
+    assert [insertion.way for insertion in deepening.insertions] == ["pair"]
+
+
+@pytest.mark.parametrize("activation", OTHERS)
+def test_other_activations_refuse_and_a_residual_branch_is_offered(activation):
+    teacher = mlp(OTHERS[activation])
+    with pytest.raises(RefusedError, match=r"is not idempotent.*residual"):
+        deepen(teacher, all=True)
+    deepening = deepen_exactly(teacher, after=["up"], way="residual")
+    inserted = weights(deepening.student)
+    assert not inserted["up_new0.1.weight"].any()
+    assert inserted["up_new0.0.weight"].std() > 0.1, "a branch of zeros would never learn"
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("double", np.float64)])
+def test_other_float_types(kind, dtype):
+    for activation in (IDEMPOTENT["Relu"], PAIRED["SiLU"]):
+        deepen_exactly(mlp(activation, kind, dtype), all=True)
+
+
+CONVOLUTION = """(float[N, 3, KERNEL] x) => (float[N, 5, KERNEL] y) {
+    v = Conv<pads=PADS, group=1>(x, up) r = Relu(v) w = Conv<pads=PADS, group=3>(r, mid) a = Relu(w)
+    y = Conv<pads=PADS>(a, down) }"""
+
+
+@pytest.mark.parametrize("kernel", [(3,), (1, 3), (5, 5), (3, 1, 3), (9, 9)])
+def test_convolutions_of_any_rank_and_group(kernel):
+    sizes = [size + 1 for size in kernel]
+    text = CONVOLUTION.replace("KERNEL", ", ".join(map(str, sizes)))
+    teacher = net(text.replace("PADS", str([k // 2 for k in kernel] * 2)), up=draw(6, 3, *kernel),
+                  mid=draw(9, 2, *kernel), down=draw(5, 9, *kernel))  # fmt: skip
+    deepening = deepen_exactly(teacher, all=True)
+    inserted = weights(deepening.student)
+    assert inserted["mid_new0.weight"].shape == (9, 3, *(min(k, 7) for k in kernel))
+
+
+def test_even_kernels_get_a_middle():
+    text = "(float[N, 3, 6, 6] x) => (float[N, 4, 5, 5] y) { v = Conv(x, up) a = Relu(v) y = Conv(a, down) }"
+    teacher = net(text, up=draw(6, 3, 2, 2), down=draw(4, 6, 1, 1))
+    assert weights(deepen_exactly(teacher, all=True).student)["up_new0.weight"].shape == (6, 6, 1, 1)
+
+
+NORMED = """(float[N, 3, 5, 5] x) => (float[N, 4, 5, 5] y) {
+    v = Conv(x, up) n = BatchNormalization<epsilon=1e-3>(v, gain, shift, mean, var) a = Relu(n) y = Conv(a, down) }"""
+
+
+def normed():
+    vectors = {"gain": 1 + draw(6), "shift": draw(6), "mean": draw(6), "var": 0.5 + draw(6) ** 2}
+    return net(NORMED, up=draw(6, 3, 1, 1), down=draw(4, 6, 1, 1), **vectors)
+
+
+def test_a_normalisation_is_calibrated_to_the_data():
+    teacher, data = normed(), {"x": 2 + draw(300, 3, 5, 5)}
+    deepening = deepen_exactly(teacher, all=True, calibrate=data)
+    inserted = weights(deepening.student)
+    session = ort.InferenceSession(with_output(teacher, "a"), providers=["CPUExecutionProvider"])
+    (seen,) = session.run(["a"], data)
+    np.testing.assert_allclose(inserted["up_new0.bn.running_mean"], seen.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(inserted["up_new0.bn.running_var"], seen.var((0, 2, 3)), rtol=1e-4)
+    assert not deepening.notes
+
+
+def with_output(proto, name):
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.append(onnx.ValueInfoProto(name=name))
+    return shown.SerializeToString()
+
+
+def test_a_calibrated_normalisation_changes_little_in_training_too():
+    teacher, data = normed(), {"x": 2 + draw(300, 3, 5, 5)}
+    with deepen(teacher, all=True, calibrate=data).student.on_disk() as path:
+        student = onnx.load(path)
+    nodes = [node for node in student.graph.node if node.op_type == "BatchNormalization" and "new0" in node.name]
+    for node in nodes:
+        node.attribute.append(helper.make_attribute("training_mode", 1))
+        node.output.extend([f"{node.name}_mean", f"{node.name}_var"])
+    (expected,), (actual,) = (
+        ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, data)
+        for proto in (teacher, student)
+    )
+    assert len(nodes) == 1
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_without_data_inputs_are_generated_and_it_is_said():
+    deepening = deepen_exactly(normed(), all=True)
+    assert "generated inputs" in deepening.notes[0]
+
+
+@pytest.mark.parametrize("pairs", [2, 4])
+def test_the_papers_setting_pairs_of_rectangular_kernels_at_every_pair(pairs):
+    teacher = MODELS / "digits_inception_bn.onnx"
+    deepening = deepen_exactly(teacher, after=["inception*.branch7x7*"], pairs=pairs)
+    assert {insertion.count for insertion in deepening.insertions} == {2 * pairs}
+    shapes = {w.shape[2:] for name, w in weights(deepening.student).items() if "_new" in name and w.ndim == 4}
+    assert shapes <= {(1, 7), (7, 1), (1, 5), (5, 1), (1, 3), (3, 1)}
+
+
+def test_pairs_need_images():
+    with pytest.raises(RefusedError, match="only kernels with two axes can be pairs"):
+        deepen(MODELS / "digits_mlp.onnx", all=True, pairs=1)
+
+
+def test_a_hidden_tensor_that_is_an_output_keeps_its_name():
+    teacher = mlp("a = Relu(v)")
+    teacher.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 8]))
+    deepen_exactly(teacher, all=True)
+
+
+def test_inside_a_body():
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        t = Constant<value = bool {1}>() m = Constant<value_int = 3>()
+        f = Loop(m, t, x) <body = body (int64 i, bool c, float[N, 6] s1) => (bool co, float[N, 6] so) {
+            co = Identity(c) v = MatMul(s1, inner) so = Relu(v) }>
+        y = MatMul(f, down) }"""
+    teacher = net(text, inner=draw(6, 6), down=draw(6, 4))
+    deepening = deepen_exactly(teacher, after=["inner"])
+    assert [insertion.way for insertion in deepening.insertions] == ["identity"]
+    assert "MatMul" in [node.op_type for node in deepening.student.proto.graph.node]
+
+
+def test_behind_a_recurrent_layer():
+    text = """(float[S, N, 6] x) => (float[S, N, 4] y) {
+        h = LSTM<hidden_size = 8>(x, w, r) s = Squeeze(h, one) y = MatMul(s, down) }"""
+    teacher = net(text, w=draw(1, 32, 6), r=draw(1, 32, 8), down=draw(8, 4), one=np.array([1]))
+    deepening = deepen_exactly(teacher, after=["*"])
+    assert {insertion.way for insertion in deepening.insertions} == {"residual"}
+
+
+def test_wider_after_deeper():
+    deeper = deepen_exactly(MODELS / "digits_mlp.onnx", all=True).student
+    wider = widen(deeper, sizes={"fc1_new0": "2x"}).student
+    verify(MODELS / "digits_mlp.onnx", wider).raise_if_different()
+    assert [step["operation"] for step in history(wider)] == ["deepen", "widen"]
+
+
+def test_names_never_collide():
+    once = deepen_exactly(MODELS / "digits_mlp.onnx", after=["fc1"]).student
+    twice = deepen(once, after=["fc1"]).student
+    verify(MODELS / "digits_mlp.onnx", twice).raise_if_different()
+    names = [name for name in weights(twice) if name.startswith("fc1_new0.weight")]
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, BadInputError, "say behind which layers"),
+        ({"after": ["fc1"], "all": True}, BadInputError, "say behind which layers"),
+        ({"after": ["fc9"]}, BadInputError, "no layer is named 'fc9'; near it are fc3"),
+        ({"all": True, "count": 0}, BadInputError, "count must be at least 1"),
+        ({"all": True, "way": "maxout"}, BadInputError, "there is no way 'maxout'"),
+        ({"after": ["fc3"], "way": "identity"}, RefusedError, "behind 'fc3': no activation follows"),
+    ],
+)
+def test_requests_that_cannot_be_fulfilled(options, error, words):
+    with pytest.raises(error, match=words):
+        deepen(MODELS / "digits_mlp.onnx", **options)
+
+
+def test_the_command_line(tmp_path, capsys):
+    teacher, student = MODELS / "digits_inception_bn.onnx", tmp_path / "student.onnx"
+    assert main(["deepen", str(teacher), "--list"]) == 0
+    assert "inception3a.branch1x1.conv" in capsys.readouterr().out
+    assert main(["deepen", str(teacher), "-o", str(student), "--after", "inception3a.*"]) == 0
+    assert "equivalent in" in capsys.readouterr().out
+    assert main(["verify", str(teacher), str(student)]) == 0
+    capsys.readouterr()
+    assert main(["deepen", str(teacher), "-o", str(student), "--all", "--json", "--count", "2"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["verification"]["equivalent"]
+    assert record["parameters"]["after"] > record["parameters"]["before"]
+    assert main(["deepen", str(teacher), "--all"]) == 2
