@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_widen(commands)
     _add_deepen(commands)
     _add_verify(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -145,6 +147,15 @@ def _add_verify(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
+
+
+def _add_replay(commands: Any) -> None:
+    command = _command(commands, "replay", "do again what a student's record or a YAML recipe says",
+                       "teacher.onnx student.onnx", _replay)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("steps", type=Path, metavar="RECORD", help="a student (.onnx) or a recipe (.yaml)")
+    command.add_argument("-o", "--output", type=Path, metavar="STUDENT",
+                         help="the file to write (default: only compare with the bytes of the student)")  # fmt: skip
 
 
 def _add_checking(command: Any) -> None:
@@ -251,6 +262,27 @@ def _deepen(options: argparse.Namespace) -> int:
     _print(str(verification or "not verified (--no-verify)"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from onnx_net2net.model import load
+    from onnx_net2net.replay import replay, steps_of
+    from onnx_net2net.saving import check_target
+
+    steps = steps_of(options.steps)
+    if options.output is not None:
+        check_target(options.output, load(options.teacher).sources)
+        replay(options.teacher, steps, options.output)
+        _print(f"wrote {options.output} after {len(steps)} steps")
+        return 0
+    if options.steps.suffix != ".onnx":
+        raise BadInputError("say where to write the student: -o STUDENT")
+    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
+        again = Path(folder) / options.steps.name
+        replay(options.teacher, steps, again)
+        same = again.read_bytes() == options.steps.read_bytes()
+    _print(f"{len(steps)} steps make {'the same' if same else 'other'} bytes")
+    return 0 if same else 1
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -131,6 +131,8 @@ def deepen(
             "seed": seed, "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
         }  # fmt: skip
         measured = _calibrated(model, chosen, calibrate, seed, progress)
+        if measured:
+            record["calibrated on"] = "generated inputs" if calibrate is None else "data"
         inserter = _Inserter(analysis, seed, measured)
         for place, one in chosen:
             for number in range(pairs or count):

@@ -194,9 +194,8 @@ class _Finder:
             node, said = self._analysis.nodes[number], self._analysis.said.get(number)
             others = [value for value in node.inputs if value.name and value.name not in inside]
             plain = said is not None and said.pointwise is not None and not said.contractions and not said.statistics
-            same = len(node.outputs) == 1 and self._network.shape(node.outputs[0]) == self._network.shape(
-                next(iter(inside.values()))
-            )
+            start = next(iter(inside.values()))
+            same = len(node.outputs) == 1 and self._type(node.outputs[0]) == self._type(start)
             numbers = all(self._network.elements(value) == 1 and self._is_constant(value) for value in others)
             whole = node.op not in _MOVES and not any(isinstance(value, gs.Graph) for value in node.attrs.values())
             if plain and same and numbers and whole:
@@ -242,6 +241,9 @@ class _Finder:
             elif self._is_constant(value):
                 found[value.name] = self._analysis.sizes.values[value.name]
         return found
+
+    def _type(self, tensor: gs.Tensor) -> tuple[int, tuple[int, ...]]:
+        return self._analysis.sizes.dtype(tensor.name), self._network.shape(tensor)
 
     def _is_constant(self, tensor: gs.Tensor) -> bool:
         return constant_of(tensor) is not None or tensor.name in self._analysis.sizes.constant

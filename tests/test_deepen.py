@@ -212,6 +212,14 @@ def test_inside_a_body():
     assert "MatMul" in [node.op_type for node in deepening.student.proto.graph.node]
 
 
+def test_what_is_quantized_is_no_activation():
+    text = """(float[N, 6] x) => (float[N, 4] y) { v = MatMul(x, up) q = QuantizeLinear(v, step, zero)
+        a = DequantizeLinear(q, step, zero) y = MatMul(a, down) }"""
+    step = {"step": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    teacher = net(text, up=draw(6, 8), down=draw(8, 4), **step)
+    deepen_exactly(teacher, all=True, way="residual")
+
+
 def test_behind_a_recurrent_layer():
     text = """(float[S, N, 6] x) => (float[S, N, 4] y) {
         h = LSTM<hidden_size = 8>(x, w, r) s = Squeeze(h, one) y = MatMul(s, down) }"""

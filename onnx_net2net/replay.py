@@ -1,0 +1,87 @@
+"""Do again what was done to a model, as its record or a recipe says."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnx_net2net.deepen import deepen
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.history import fingerprint, history
+from onnx_net2net.messages import one_line
+from onnx_net2net.model import Model, load
+from onnx_net2net.widen import widen
+
+OPERATIONS: dict[str, Callable[..., Any]] = {"widen": widen, "deepen": deepen}
+
+_NOTES = {"operation", "version", "teacher", "interface", "inlined functions", "folded Ifs", "calibrated on"}
+"""What a record says besides the options of the operation."""
+
+
+def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read steps from the record of a model (.onnx) or from a recipe (YAML: a list of operations with options).
+
+    Raises:
+        BadInputError: If there are none, or a step is not understood.
+    """
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            steps = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
+    else:
+        steps = history(load(path))
+    if not isinstance(steps, list) or not steps:
+        raise BadInputError(f"{path} has no steps: a list of operations, each with its options")
+    for number, step in enumerate(steps, 1):
+        _check(step, f"{path}, step {number}")
+    return steps
+
+
+def _check(step: object, where: str) -> None:
+    if not isinstance(step, Mapping) or step.get("operation") not in OPERATIONS:
+        raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
+    known = inspect.signature(OPERATIONS[step["operation"]]).parameters
+    unknown = [str(key) for key in step if key not in known and key not in _NOTES]
+    if unknown:
+        raise BadInputError(f"{where}: {step['operation']} has no option {', '.join(unknown)}")
+    if step.get("calibrated on") == "data":
+        raise BadInputError(f"{where}: it was calibrated on data that the record does not have")
+
+
+def replay(
+    teacher: str | os.PathLike[str] | Model, steps: Sequence[Mapping[str, Any]], output: str | os.PathLike[str]
+) -> None:
+    """Apply steps to a model, one after another, and write the student.
+
+    Args:
+        teacher: The model that the first step was applied to.
+        steps: What `steps_of` returned.
+        output: The file to write; of the name that the student had, it has the student's bytes.
+
+    Raises:
+        BadInputError: If a record is of another teacher, or a value makes no sense.
+        RefusedError: If a step cannot be carried out.
+    """
+    model = load(teacher)
+    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
+        for number, step in enumerate(steps, 1):
+            if step.get("teacher", fingerprint(model)) != fingerprint(model):
+                raise BadInputError(f"step {number} was not applied to this model, but to another")
+            operation = OPERATIONS[step["operation"]]
+            known = inspect.signature(operation).parameters
+            options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
+            try:
+                student = operation(model, **options).student
+            except TypeError as error:
+                raise BadInputError(f"step {number}: {one_line(error)}") from error
+            path = Path(folder) / f"{number}.onnx" if number < len(steps) else Path(output)
+            student.save(path)  # each step was applied to a file
+            model = load(path)
