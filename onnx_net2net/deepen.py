@@ -217,7 +217,8 @@ class _Inserter:
             made = inner
             for position, kernel in enumerate(kernels):
                 own = f"{name}.{position}" if len(kernels) > 1 else name
-                made = self._layer(kernel, place, made, own, channels, channels, _dirac(channels, group), group)
+                made = self._layer(kernel, place, made, own, channels, channels, _dirac(channels, group), group,
+                                   has_bias=place.norm is None)  # fmt: skip
                 made = self._normalise(place, made, own) if place.norm is not None else made
                 made = self._activate(place, made, source if position == len(kernels) - 1 else None)
         elif way == "pair":
@@ -248,9 +249,9 @@ class _Inserter:
 
     def _layer(
         self, kernel: tuple[int, ...], place: Place, source: gs.Tensor, name: str, reads: int, makes: int,
-        values: Callable[..., Array], group: int = 1, output: gs.Variable | None = None,
+        values: Callable[..., Array], group: int = 1, output: gs.Variable | None = None, has_bias: bool = True,
     ) -> gs.Variable:  # fmt: skip
-        """Add a layer of the kind of a place, with a bias of zeros."""
+        """Add a layer of the kind of a place, with a bias of zeros; in front of a normalisation a bias is nothing."""
         dtype = self._analysis.sizes.dtype(place.tensor)
         kind = helper.tensor_dtype_to_np_dtype(dtype)
         shape = (makes, reads // group, *kernel)
@@ -264,7 +265,7 @@ class _Inserter:
             return self._node("Gemm", f"{name}.Gemm", [source, weight, bias], output, transB=1)
         pads = [size // 2 for size in kernel]
         return self._node(
-            "Conv", f"{name}.Conv", [source, weight, bias], output,
+            "Conv", f"{name}.Conv", [source, weight, *([bias] if has_bias else [])], output,
             kernel_shape=list(kernel), pads=pads * 2, group=group,
         )  # fmt: skip
 
