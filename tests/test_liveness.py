@@ -62,6 +62,7 @@ def gradients(model):
     trained = [value.requires_grad_() for value in values.values() if value.is_floating_point()]
     with np.load(MODELS / "digits_test.npz") as data:
         images, labels = torch.tensor(data["image"][:128]), torch.tensor(data["label"][:128])
+    labels = (labels + 1) % 10  # the teacher knows the right ones already
     optimizer = torch.optim.SGD(trained, lr=0.1)
     largest = dict.fromkeys(new, 0.0)
     for _ in range(2):
