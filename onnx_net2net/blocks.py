@@ -141,7 +141,7 @@ class _Blocks:
             block = self._block(number, terms, added)
             if block is not None:
                 found[number] = block
-                inner |= added if block.entry else set()
+                inner |= {*added, *block.nodes} - {number} if block.entry else set()
         return [block for number, block in found.items() if number not in inner]
 
     def _terms(self, number: int) -> tuple[list[Use], set[int]]:
@@ -181,6 +181,9 @@ class _Blocks:
         name = self._name(region, number)
         activation, exit = self._behind(result)
         nodes = region | added | {number, *activation}
+        while (moved := self._unmoved(entry, nodes)) is not None:
+            nodes.add(network.age(entry))
+            entry = moved
         nodes |= self._weights(nodes)
         zeroed: set[Use] = set()
         reason = self._obstacle(nodes, entry, result, exit)
@@ -209,6 +212,15 @@ class _Blocks:
                 region.add(number)
                 made.update(value.name for value in node.outputs)
         return region
+
+    def _unmoved(self, entry: gs.Tensor, nodes: Collection[int]) -> gs.Tensor | None:
+        """Return what an entry is a renamed version of, where only the block reads the entry; else None."""
+        node = entry.inputs[0] if entry.inputs else None
+        if node is None or node.op not in ("Cast", "Identity") or entry.name in self._analysis.kept:
+            return None
+        same = self._analysis.sizes.dtype(node.inputs[0].name) == self._analysis.sizes.dtype(entry.name)
+        alone = all(self._network.number(reader) in nodes for reader in entry.outputs)
+        return node.inputs[0] if same and alone and constant_of(node.inputs[0]) is None else None
 
     def _weights(self, nodes: Collection[int]) -> set[int]:
         """Return the nodes that make weights of constants for others."""
