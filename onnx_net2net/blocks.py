@@ -34,7 +34,8 @@ _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "
           "RMSNormalization", "SimplifiedLayerNormalization")  # fmt: skip
 _LINEAR = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
            "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean",
-           "ReduceSum", "Neg", "Dropout", "Div")  # fmt: skip
+           "ReduceSum", "Neg", "Dropout")  # fmt: skip
+_INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
 _JOINS = (*_SUMS, "Sub", "Concat")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul")
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
@@ -131,7 +132,7 @@ class _Blocks:
                      for node in nodes)  # fmt: skip
 
     def sums(self) -> list[Block]:
-        """Return a block for every sum that adds a branch to what the branch is computed from."""
+        """Return a block for every sum that adds a branch to what the branch is computed from, the innermost."""
         found: dict[int, Block] = {}
         inner: set[int] = set()
         for number, node in enumerate(self._analysis.nodes):
@@ -139,10 +140,12 @@ class _Blocks:
                 continue
             terms, added = self._terms(number)
             block = self._block(number, terms, added)
-            if block is not None:
+            whole = {n for n, other in found.items() if other.entry and not other.reason and n not in inner | added}
+            if block is not None and whole.isdisjoint(block.nodes):
                 found[number] = block
                 inner |= {*added, *block.nodes} - {number} if block.entry else set()
-        return [block for number, block in found.items() if number not in inner]
+        real = {block.name for block in found.values() if block.entry}
+        return [b for number, b in found.items() if number not in inner and (b.entry or b.name not in real)]
 
     def _terms(self, number: int) -> tuple[list[Use], set[int]]:
         """Return what a sum adds up, and the sums inside it."""
@@ -248,7 +251,8 @@ class _Blocks:
             return "its input and its output have different shapes"
         if sizes.dtype(exit.name) not in DIVISIBLE:
             return "its result is no ordinary float"
-        if self._is_normalised(entry) and self._is_read_by_norm(result):
+        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
+        if not own and self._is_normalised(entry) and self._is_read_by_norm(result):
             return "its sum is normalised (post-norm): normalising twice is not normalising once"
         for node in map(self._analysis.nodes.__getitem__, nodes):
             if self._analysis.draft.captured(node) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
@@ -271,13 +275,15 @@ class _Blocks:
                 return True
             if node.op in ("Div", "Sub") and len(whole) < len(live):
                 return True
-            if number in self._network.layers or len(whole) != 1 or len(live) != 1:
+            if number in self._network.layers or len(whole) != 1 or (len(live) > 1 and node.op != "Mul"):
                 return False
             (tensor,) = whole
         return False
 
     def _is_read_by_norm(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
+        while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Transpose", "Reshape", "Cast", "Identity"):
+            (tensor,) = tensor.outputs[0].outputs
         readers = {reader.op for reader in tensor.outputs}
         decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
         return bool(readers) and (readers <= set(_NORMS[1:]) or decomposed)
@@ -302,7 +308,9 @@ class _Blocks:
             return self._all_zeros(present, nodes)
         if node.op == "Mul" or number in self._network.products:
             return self._any_zeros(present, nodes)
-        if node.op in _LINEAR or self._is_symmetric(node):
+        if node.op == "Div" and not self._analysis.is_derived(number, 1):
+            raise RefusedError("its branch ends in a normalisation without a scale")
+        if node.op in (*_LINEAR, "Div") or self._is_symmetric(node):
             return self._zeros((number, 0), nodes)
         raise RefusedError(f"its branch ends in {node.op}, behind which there is nothing that could be zero and learn")
 
@@ -311,12 +319,16 @@ class _Blocks:
 
     def _any_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
         """Return what makes a product zero: a scale of each unit, or a factor as large as the result."""
-        size = self._network.elements(self._analysis.nodes[uses[0][0]].outputs[0])
-        constants = [use for use in uses if constant_of(self._tensor(use)) is not None]
-        scales = [use for use in constants if self._network.elements(self._tensor(use)) > 1]
-        refusals = [f"its branch ends in {self._analysis.nodes[uses[0][0]].op}"]
-        whole = [use for use in uses if self._network.elements(self._tensor(use)) == size or len(constants) == 1]
-        for use in (*scales, *reversed([use for use in whole if use not in constants])):
+        number = uses[0][0]
+        known = [use for use in uses if self._analysis.is_derived(*use)]
+        scales = [use for use in known if self._network.elements(self._tensor(use)) > 1]
+        size = self._network.elements(self._analysis.nodes[number].outputs[0])
+        whole = [use for use in uses if self._network.elements(self._tensor(use)) == size and use not in known]
+        for use in uses:
+            if use not in known and not scales and any(node.op in _INVERSES for node in self._tensor(use).inputs):
+                raise RefusedError("its branch ends in a normalisation without a scale")
+        refusals = [f"its branch ends in {self._analysis.nodes[number].op}, of which nothing could be zero and learn"]
+        for use in (*scales, *reversed(whole)):
             try:
                 return self._zeros(use, nodes)
             except RefusedError as error:
@@ -341,8 +353,10 @@ class _Blocks:
 
     def _module(self, layer: int) -> str:
         node = self._analysis.nodes[layer]
-        weights = node.inputs[self._network.layers[layer].weights].name
-        return module_of(node, self._proto.graph.node[layer], weights)
+        weights = node.inputs[self._network.layers[layer].weights]
+        while constant_of(weights) is None and weights.inputs and weights.inputs[0].inputs:
+            weights = weights.inputs[0].inputs[0]
+        return module_of(node, self._proto.graph.node[layer], weights.name)
 
     def _nearest(self, tensor: gs.Tensor) -> Iterator[str]:
         """Yield the module of the layer that a tensor comes from."""

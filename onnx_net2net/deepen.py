@@ -135,6 +135,8 @@ def deepen(
         if after or all or count != 1 or pairs or way or calibrate is not None or (repeat and depth is not None):
             raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
         return _repeated(load(teacher), _counts(repeat), None if depth is None else _factor(depth), append, seed)
+    if append:
+        raise BadInputError("append is for blocks")
     if bool(after) == all:
         raise BadInputError("say behind which layers (after), or all; or which blocks to repeat")
     if count < 1 or pairs < 0:
@@ -250,7 +252,8 @@ def _by_factor(found: Sequence[Block], factor: float) -> dict[Block, int]:
     for members in groups.values():
         copies.update(_spread(members, round(len(members) * (factor - 1))))
     if not copies:
-        raise RefusedError(f"no block can be repeated: {next((b.reason for b in found if b.reason), 'too few')}")
+        few = f"{factor:g} times as deep is less than one more in every group"
+        raise RefusedError(few if any(not b.reason for b in found) else f"no block can be repeated: {found[0].reason}")
     return copies
 
 
