@@ -124,7 +124,7 @@ def _add_deepen(commands: Any) -> None:
                        "teacher.onnx -o student.onnx --after 'layer3.*'", _deepen)  # fmt: skip
     command.add_argument("teacher", type=Path, metavar="TEACHER")
     command.add_argument("-o", "--output", type=Path, metavar="STUDENT", help="the file to write")
-    command.add_argument("--list", action="store_true", help="list the layers and what can be inserted behind each")
+    command.add_argument("--list", action="store_true", help="list layers, blocks and what can be inserted behind each")
     command.add_argument("--after", action="append", default=[], metavar="PATTERN", help="names of layers")
     command.add_argument("--all", action="store_true", help="behind every layer that an identity can follow")
     command.add_argument("--count", type=int, default=1, metavar="N", help="how many behind each")
@@ -132,6 +132,11 @@ def _add_deepen(commands: Any) -> None:
                          help="instead N pairs of a horizontal and a vertical convolution behind each")  # fmt: skip
     command.add_argument("--with", dest="way", choices=("identity", "pair", "residual"), metavar="KIND",
                          help="identity, pair or residual, instead of the best for each layer")  # fmt: skip
+    command.add_argument("--repeat", action="append", default=[], metavar="PATTERN=+N",
+                         help="N copies of residual blocks of that name or group, like 'layer3=+4'")  # fmt: skip
+    command.add_argument("--depth", metavar="F", help="copies for every group of blocks, like 2x")
+    command.add_argument("--append", action="store_true",
+                         help="copies behind the last block of the group, not behind their originals")  # fmt: skip
     command.add_argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on")
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
@@ -221,7 +226,7 @@ def _widen(options: argparse.Namespace) -> int:
 
 def _deepen(options: argparse.Namespace) -> int:
     from onnx_net2net import report
-    from onnx_net2net.deepen import deepen, places
+    from onnx_net2net.deepen import blocks, deepen, places
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
     from onnx_net2net.verify import verify
@@ -229,11 +234,12 @@ def _deepen(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     teacher = load(options.teacher)
     if options.list:
-        found = places(teacher)
+        found, repeated = places(teacher), blocks(teacher)
         if options.json:
-            _print_json(report.places_list(found))
+            _print_json({"layers": report.places_list(found), "blocks": report.blocks_list(repeated)})
         else:
             _show(report.places_table(found, options.teacher.name))
+            _show(report.blocks_table(repeated, "residual blocks"))
         return 0
     if options.output is None:
         raise BadInputError("say where to write the student: -o STUDENT (or --list)")
@@ -242,7 +248,7 @@ def _deepen(options: argparse.Namespace) -> int:
     with _progress() as progress:
         deepening = deepen(
             teacher, after=options.after, all=options.all, count=options.count, pairs=options.pairs,
-            way=options.way,
+            way=options.way, repeat=options.repeat, depth=options.depth, append=options.append,
             calibrate=options.calibrate, seed=options.seed, progress=progress,
         )  # fmt: skip
     if not options.json:

@@ -1,24 +1,29 @@
 """Net2DeeperNet on any graph: insert layers whose function is the identity and which can learn.
 
 Behind a layer with an idempotent activation a layer of the same kind with the same activation is inserted (paper,
-section 2.4); see `onnx_net2net.places` for what is done elsewhere.
+section 2.4); see `onnx_net2net.places` for what is done elsewhere. Residual blocks are repeated as a whole, see
+`onnx_net2net.blocks`.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
+from onnx_net2net.blocks import Block, find_blocks, insert_copy, take_over
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import measure
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -36,10 +41,10 @@ WIDEST_KERNEL = 7
 
 @dataclass(frozen=True)
 class Insertion:
-    """What was inserted behind one layer."""
+    """What was inserted behind one layer or block."""
 
     name: str
-    way: Way
+    way: Way | Literal["block"]
     count: int
 
 
@@ -52,7 +57,7 @@ class Deepening:
         student: The result; its weights are computed when it is saved or run.
         insertions: What was inserted, in the order of the layers.
         seed: Seed of every random choice.
-        places: All layers, with what could be inserted behind each.
+        places: All layers, with what could be inserted behind each; () where blocks were repeated.
         notes: What else there is to say, for people.
     """
 
@@ -75,6 +80,17 @@ def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Plac
         return find_places(infer(flat), flat.proto)
 
 
+def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Block]:
+    """List the residual blocks of a model, and why some cannot be repeated.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+    """
+    with paused_gc():
+        flat = open_bodies(load(model)).model
+        return find_blocks(infer(flat), flat.proto)
+
+
 def deepen(
     teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
@@ -83,6 +99,9 @@ def deepen(
     count: int = 1,
     pairs: int = 0,
     way: Way | None = None,
+    repeat: Mapping[str, int | str] | Sequence[str] = (),
+    depth: str | float | None = None,
+    append: bool = False,
     calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -96,6 +115,10 @@ def deepen(
         count: How many layers to insert behind each.
         pairs: Instead so many pairs of a horizontal and a vertical convolution (paper, section 3.4).
         way: What to insert, instead of the best for each place: "identity", "pair" or "residual".
+        repeat: Instead of layers, copies of residual blocks: how many, by names or patterns of blocks or of groups of
+            them ({"layer3": 4} or ["layer3=+4"]); they are spread evenly over the blocks that match.
+        depth: Copies for every group of blocks, so that it gets so many times as deep (2 or "2x").
+        append: Put the copies behind the last block of the group, not behind the blocks that they are copies of.
         calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
             BatchNormalizations are measured, so that they change little in training, too; generated ones if None.
         seed: Seed of every random choice.
@@ -106,10 +129,16 @@ def deepen(
 
     Raises:
         BadInputError: If the model cannot be used, or an option makes no sense.
-        RefusedError: If nothing can be inserted behind a layer that was named.
+        RefusedError: If nothing can be inserted behind a layer that was named, or a block cannot be repeated.
     """
+    if repeat or depth is not None:
+        if after or all or count != 1 or pairs or way or calibrate is not None or (repeat and depth is not None):
+            raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
+        return _repeated(load(teacher), _counts(repeat), None if depth is None else _factor(depth), append, seed)
+    if append:
+        raise BadInputError("append is for blocks")
     if bool(after) == all:
-        raise BadInputError("say behind which layers (after), or all")
+        raise BadInputError("say behind which layers (after), or all; or which blocks to repeat")
     if count < 1 or pairs < 0:
         raise BadInputError(f"count must be at least 1 and pairs at least 0, not {count} and {pairs}")
     if pairs and way not in (None, "identity"):
@@ -143,6 +172,103 @@ def deepen(
     insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
     return Deepening(model, student, insertions, seed, tuple(found), notes if measured and calibrate is None else ())
+
+
+def _counts(repeat: Mapping[str, int | str] | Sequence[str]) -> dict[str, int]:
+    """Return how many copies are asked for by each pattern."""
+    items = (
+        repeat.items()
+        if isinstance(repeat, Mapping)
+        else [(i.rpartition("=")[0], i.rpartition("=")[2]) for i in repeat]
+    )
+    counts = {}
+    for pattern, number in items:
+        try:
+            counts[pattern] = int(number)
+        except ValueError:
+            counts[pattern] = 0
+        if not pattern or counts[pattern] < 1:
+            raise BadInputError(f"repeat {pattern}={number}: write PATTERN=+N, like 'layer3=+4'")
+    return counts
+
+
+def _factor(depth: str | float) -> float:
+    try:
+        factor = float(str(depth).removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 1 < factor < math.inf:
+        raise BadInputError(f"depth must be a multiplier above 1, like 2x, not {depth}")
+    return factor
+
+
+def _repeated(model: Model, counts: Mapping[str, int], factor: float | None, append: bool, seed: int) -> Deepening:
+    """Insert copies of blocks."""
+    with paused_gc():
+        opened = open_bodies(model)
+        analysis = infer(opened.model)
+        found = find_blocks(analysis, opened.model.proto)
+        if not found:
+            raise RefusedError("there are no residual blocks to repeat")
+        copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
+        tensors = analysis.draft.graph.tensors()
+        for block, number in copies.items():
+            behind = _last_like(analysis, found, block) if append else block
+            taken = {other.name for other in found}
+            names = (name for n in itertools.count() if (name := f"{block.name}_new{n}") not in taken)
+            for name in itertools.islice(names, number):
+                insert_copy(analysis, block, tensors[behind.exit], name)
+        options = {"repeat": dict(counts)} if factor is None else {"depth": factor}
+        record = {
+            "operation": "deepen", **options, "append": append, "seed": seed, "version": version("onnx-net2net"),
+            "teacher": fingerprint(model), **opened.notes(),
+        }  # fmt: skip
+        student = opened.close(analysis.draft.finish({HISTORY: json.dumps([*history(model), record])}))
+    return Deepening(model, student, tuple(Insertion(b.name, "block", n) for b, n in copies.items()), seed)
+
+
+def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block, int]:
+    copies: dict[Block, int] = {}
+    for pattern, number in counts.items():
+        exact = [block for block in found if pattern in (block.name, block.group)]
+        matches = exact or [b for b in found if any(fnmatch.fnmatchcase(name, pattern) for name in (b.name, b.group))]
+        if not matches:
+            near = difflib.get_close_matches(pattern, [name for b in found for name in (b.name, b.group)], 3, 0.4)
+            raise BadInputError(f"no block is named {pattern!r}; near it are {', '.join(near) or 'none'}")
+        spread = _spread(matches, number)
+        if not spread:
+            raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}")
+        for block, more in spread.items():
+            copies[block] = copies.get(block, 0) + more
+    return copies
+
+
+def _by_factor(found: Sequence[Block], factor: float) -> dict[Block, int]:
+    """Spread over each group as many copies as it lacks."""
+    groups: dict[str, list[Block]] = {}
+    for block in found:
+        groups.setdefault(block.group, []).append(block)
+    copies: dict[Block, int] = {}
+    for members in groups.values():
+        copies.update(_spread(members, round(len(members) * (factor - 1))))
+    if not copies:
+        few = f"{factor:g} times as deep is less than one more in every group"
+        raise RefusedError(few if any(not b.reason for b in found) else f"no block can be repeated: {found[0].reason}")
+    return copies
+
+
+def _spread(members: Sequence[Block], number: int) -> dict[Block, int]:
+    """Share copies evenly among the blocks that can be repeated."""
+    fit = [block for block in members if not block.reason]
+    shares = [((i + 1) * number) // len(fit) - (i * number) // len(fit) for i in range(len(fit))]
+    return {block: share for block, share in zip(fit, shares, strict=True) if share}
+
+
+def _last_like(analysis: Analysis, found: Sequence[Block], block: Block) -> Block:
+    """Return the last block of the group whose result has the shape of this block's."""
+    shape = analysis.sizes.shape(block.exit)
+    group = [other for other in found if other.group == block.group and other.exit]
+    return [other for other in group if analysis.sizes.shape(other.exit) == shape][-1]
 
 
 def _calibrated(
@@ -211,7 +337,7 @@ class _Inserter:
         """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already."""
         name = f"{place.name}_new{number}"
         source = self._tensors[place.tensor]
-        inner = self._take_over(source)
+        inner = take_over(self._analysis, source)
         channels, group = place.channels, place.group
         if way == "identity":
             made = inner
@@ -238,14 +364,6 @@ class _Inserter:
             made = self._activate(place, made)
             zero = self._layer(kernel, place, made, f"{name}.1", channels, channels, _zeros)
             self._node("Add", f"{name}.Add", [inner, zero], source)
-
-    def _take_over(self, tensor: gs.Variable) -> gs.Variable:
-        """Let the producer of a tensor make another one, so that the last inserted node can make this one."""
-        inner = gs.Variable(self._draft.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
-        self._analysis.sizes.types[inner.name] = self._analysis.sizes.types[tensor.name]
-        producer = tensor.inputs[0]
-        producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = inner
-        return inner
 
     def _layer(
         self, kernel: tuple[int, ...], place: Place, source: gs.Tensor, name: str, reads: int, makes: int,

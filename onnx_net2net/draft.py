@@ -117,6 +117,19 @@ class Draft:
         name = self.unique_name(name)
         return gs.Constant(name, self._lazy_values(name, dtype, shape, compute, like))
 
+    def copied(self, constant: gs.Constant, name: str, zero: bool = False) -> gs.Constant:
+        """Make a constant with the values of another, or with zeros of its type; see `lazy_constant`."""
+        read = self.reader(constant)
+
+        def zeros() -> Array:
+            return np.zeros_like(read())
+
+        return self.lazy_constant(name, self.type_of(constant), constant.shape, zeros if zero else read, constant)
+
+    def type_of(self, constant: gs.Constant) -> int:
+        """Return the `TensorProto.DataType` of a constant."""
+        return int(_tensor_proto(constant).data_type)
+
     def replace(
         self,
         constant: gs.Constant,
@@ -125,7 +138,7 @@ class Draft:
         dtype: int | None = None,
     ) -> None:
         """Give a constant new values in place: its name and everything that uses it stay; see `lazy_constant`."""
-        kind = _tensor_proto(constant).data_type if dtype is None else dtype
+        kind = self.type_of(constant) if dtype is None else dtype
         constant.values = self._lazy_values(constant.name, kind, shape, compute, constant)
 
     def finish(self, metadata: Mapping[str, str] | None = None, stale: Collection[str] | Literal["all"] = ()) -> Model:

@@ -82,7 +82,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
         proto: That model.
     """
     network = Network(analysis)
-    finder = _Finder(network, proto)
+    finder = Finder(network, proto)
     taken: dict[str, int] = {}
     places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
     for position, place in enumerate(places):  # a module that is called twice has one name
@@ -92,7 +92,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
     return places
 
 
-class _Finder:
+class Finder:
     """What is needed to look behind layers."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
@@ -109,12 +109,12 @@ class _Finder:
         if reason:
             return Place(name, layer.number, node.outputs[0].name, reason=reason)
         tensor, norm = self._behind_bias_and_norm(node.outputs[0], layer)
-        activation, result = self._activation(tensor)
-        idempotent, factor, straight = self._try_out(activation, tensor)
+        activation, result = self.activation(tensor)
+        idempotent, factor, straight = self.try_out(activation, tensor)
         if straight:  # a scale or an Identity is no activation; it may be in front of one
             tensor = result
-            activation, result = self._activation(tensor)
-            idempotent, factor, straight = self._try_out(activation, tensor)
+            activation, result = self.activation(tensor)
+            idempotent, factor, straight = self.try_out(activation, tensor)
         ways: tuple[Way, ...] = ("residual",)
         if idempotent:
             ways = ("identity", *(("pair",) if factor else ()), "residual")
@@ -170,7 +170,7 @@ class _Finder:
         alone = len(readers) == 1 and tensor.name not in self._analysis.kept
         return next(iter(readers.values())) if alone else None
 
-    def _activation(self, tensor: gs.Tensor) -> tuple[list[int], gs.Tensor]:
+    def activation(self, tensor: gs.Tensor) -> tuple[list[int], gs.Tensor]:
         """Return the nodes that apply one function to every element of a tensor, and their result."""
         region: list[int] = []
         inside = {tensor.name: tensor}
@@ -202,7 +202,7 @@ class _Finder:
                 return number
         return None
 
-    def _try_out(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
+    def try_out(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
         """Return whether phi(phi(v)) = phi(v), what phi(v) - phi(-v) is in parts of v, and whether phi is linear."""
         if not region:
             return False, None, False

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from onnx_net2net.blocks import Block
 from onnx_net2net.deepen import Deepening
 from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
@@ -18,7 +19,8 @@ from onnx_net2net.operation import ROUTINE
 from onnx_net2net.places import Place
 from onnx_net2net.widen import Widening
 
-_TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted")
+_TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted", "group",
+          "can it be repeated?")  # fmt: skip
 
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
@@ -98,6 +100,24 @@ def places_list(places: Sequence[Place]) -> list[dict[str, Any]]:
     return [
         {"name": p.name, "kind": p.operator, "units": p.channels, "ways": list(p.ways), "reason": p.reason or None}
         for p in places
+    ]
+
+
+def blocks_table(blocks: Sequence[Block], title: str) -> Table:
+    """Return the residual blocks as a table."""
+    table = _table(title, "block", "group", "sums", "nodes", "can it be repeated?")
+    for block in blocks:
+        state = f"no: {block.reason}" if block.reason else "yes"
+        row = block.name, block.group, str(block.parts), str(len(block.nodes) or ""), state
+        table.add_row(*map(Text, row), style="dim" if block.reason else None)
+    return table
+
+
+def blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Return the same as JSON-ready values."""
+    return [
+        {"name": b.name, "group": b.group, "sums": b.parts, "nodes": len(b.nodes), "reason": b.reason or None}
+        for b in blocks
     ]
 
 

@@ -1,0 +1,446 @@
+"""Repeated blocks of residual networks: where they are, and how a copy that computes the identity is put behind one.
+
+A block is y = x + f(x), with or without an idempotent activation behind the sum; nothing inside f is read elsewhere.
+Blocks in a row that belong to one module, like the attention and the feed-forward part of a transformer's layer, are
+one block. In a copy the last weights of each branch are zero and all others are those of the original: what comes
+before the zeros is alive, so that they get a gradient at once (a zero in front of a ReLU would get none).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.layers import LONGEST, Network
+from onnx_net2net.naming import module_of
+from onnx_net2net.places import Finder
+
+Use = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
+_SUMS = ("Add", "Sum")
+_SIZES = ("Shape", "Size")
+_LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+          "RMSNormalization", "SimplifiedLayerNormalization")  # fmt: skip
+_LINEAR = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
+           "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean",
+           "ReduceSum", "Neg", "Dropout")  # fmt: skip
+_INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
+_JOINS = (*_SUMS, "Sub", "Concat")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul")
+_NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block.
+
+    Attributes:
+        name: The module, or the best name that there is.
+        entry: The tensor that it reads.
+        exit: The tensor that it makes.
+        nodes: Its nodes, in order, with those that make its weights of constants.
+        last: The node that makes `exit`.
+        zeroed: The weights that are zero in a copy.
+        reason: Why it cannot be repeated, "" if it can.
+        parts: How many sums it has.
+    """
+
+    name: str
+    entry: str = ""
+    exit: str = ""
+    nodes: tuple[int, ...] = ()
+    last: int = -1
+    zeroed: frozenset[Use] = frozenset()
+    reason: str = ""
+    parts: int = 1
+
+    @property
+    def group(self) -> str:
+        """The name that it shares with its siblings: layer3 of layer3.1."""
+        match = _NUMBERED.match(self.name)
+        return match.group(1) if match and match.group(1) else self.name
+
+
+def find_blocks(analysis: Analysis, proto: onnx.ModelProto) -> list[Block]:
+    """List the residual blocks of a model, in order.
+
+    Args:
+        analysis: The dims of the flat model.
+        proto: That model.
+    """
+    finder = _Blocks(Network(analysis), proto)
+    found = _joined(finder.sums(), lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
+    blocks = _joined_siblings(found, finder)
+    taken: dict[str, int] = {}
+    for position, block in enumerate(blocks):
+        taken[block.name] = taken.get(block.name, 0) + 1
+        if taken[block.name] > 1:
+            blocks[position] = replace(block, name=f"{block.name}#{taken[block.name]}")
+    return blocks
+
+
+def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> list[Block]:
+    """Join blocks in a row that belong together."""
+    result: list[Block] = []
+    for block in blocks:
+        before = result[-1] if result else None
+        if before and before.exit and before.exit == block.entry and belong(before, block):
+            result[-1] = replace(
+                before, exit=block.exit, nodes=tuple(sorted({*before.nodes, *block.nodes})), last=block.last,
+                zeroed=before.zeroed | block.zeroed, reason=before.reason or block.reason,
+                parts=before.parts + block.parts,
+            )  # fmt: skip
+        else:
+            result.append(block)
+    return result
+
+
+def _joined_siblings(blocks: Sequence[Block], finder: _Blocks) -> list[Block]:
+    """Join blocks of one numbered module that are all different, like the attention and the rest of a layer of T5."""
+    renamed: list[Block] = []
+    for group, siblings in itertools.groupby(blocks, key=lambda block: block.group):
+        members = list(siblings)
+        parent = _numbered(group.split("."))
+        kinds = {finder.kind(block) for block in members}
+        different = bool(parent) and all(block.entry for block in members) and 1 < len(members) == len(kinds)
+        renamed += [replace(block, name=parent) for block in members] if different else members
+    return _joined(renamed, lambda one, other: one.name == other.name)
+
+
+class _Blocks:
+    """What is needed to find blocks."""
+
+    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+        self._network, self._analysis, self._proto = network, network.analysis, proto
+        self._finder = Finder(network, proto)
+
+    def kind(self, block: Block) -> tuple[object, ...]:
+        """Return what blocks that repeat one another have in common: operators and the shapes of weights."""
+        nodes = [self._analysis.nodes[number] for number in block.nodes]
+        return tuple((node.op, *(tuple(c.shape) for v in node.inputs if (c := constant_of(v)) is not None))
+                     for node in nodes)  # fmt: skip
+
+    def sums(self) -> list[Block]:
+        """Return a block for every sum that adds a branch to what the branch is computed from, the innermost."""
+        found: dict[int, Block] = {}
+        inner: set[int] = set()
+        for number, node in enumerate(self._analysis.nodes):
+            if node.op not in _SUMS or not self._network.shape(node.outputs[0]):
+                continue
+            terms, added = self._terms(number)
+            block = self._block(number, terms, added)
+            whole = {n for n, other in found.items() if other.entry and not other.reason and n not in inner | added}
+            if block is not None and whole.isdisjoint(block.nodes):
+                found[number] = block
+                inner |= {*added, *block.nodes} - {number} if block.entry else set()
+        real = {block.name for block in found.values() if block.entry}
+        return [b for number, b in found.items() if number not in inner and (b.entry or b.name not in real)]
+
+    def _terms(self, number: int) -> tuple[list[Use], set[int]]:
+        """Return what a sum adds up, and the sums inside it."""
+        terms: list[Use] = []
+        added: set[int] = set()
+        for index, value in enumerate(self._analysis.nodes[number].inputs):
+            producer = self._network.age(value)
+            alone = len(value.outputs) == 1 and value.name not in self._analysis.kept
+            if producer >= 0 and alone and self._analysis.nodes[producer].op in _SUMS:
+                more, below = self._terms(producer)
+                terms, added = terms + more, added | below | {producer}
+            else:
+                terms.append((number, index))
+        return terms, added
+
+    def _tensor(self, use: Use) -> gs.Tensor:
+        return self._analysis.nodes[use[0]].inputs[use[1]]
+
+    def _block(self, number: int, terms: Sequence[Use], added: set[int]) -> Block | None:
+        """Return the block that ends in a sum; None if there is none."""
+        network, result = self._network, self._analysis.nodes[number].outputs[0]
+        live = [use for use in terms if self._tensor(use).name in network.live]
+        whole = [use for use in live if network.shape(self._tensor(use)) == network.shape(result)]
+        if len(live) < 2 or not whole:
+            return None
+        start = min(whole, key=lambda use: network.age(self._tensor(use)))
+        entry = self._tensor(start)
+        rest = [use for use in terms if use != start]
+        region = self._region(entry, rest)
+        if any(network.age(self._tensor(use)) not in region for use in rest if use in live):
+            name = _numbered(_common([module for use in live for module in self._nearest(self._tensor(use))]))
+            reason = "what it reads is not what it adds to: its input and output may differ"
+            return Block(name, reason=reason) if name and len(whole) == len(live) else None
+        if region.isdisjoint(network.layers):
+            return None
+        name = self._name(region, number)
+        activation, exit = self._behind(result)
+        nodes = region | added | {number, *activation}
+        while (moved := self._unmoved(entry, nodes)) is not None:
+            nodes.add(network.age(entry))
+            entry = moved
+        nodes |= self._weights(nodes)
+        zeroed: set[Use] = set()
+        reason = self._obstacle(nodes, entry, result, exit)
+        try:
+            for use in rest if not reason else ():
+                zeroed |= self._zeros(use, nodes)
+        except RefusedError as error:
+            reason = str(error)
+        last = activation[-1] if activation else number
+        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason)
+
+    def _region(self, entry: gs.Tensor, ends: Sequence[Use]) -> set[int]:
+        """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""
+        oldest = self._network.age(entry)
+        back: set[int] = set()
+        pending = [self._tensor(use) for use in ends]
+        while pending and len(back) < LONGEST:
+            number = self._network.age(pending.pop())
+            if number > oldest and number not in back and self._analysis.nodes[number].op not in _SIZES:
+                back.add(number)
+                pending += self._analysis.nodes[number].inputs
+        made, region = {entry.name}, set()
+        for number in sorted(back):
+            node = self._analysis.nodes[number]
+            if any(value.name in made for value in node.inputs):
+                region.add(number)
+                made.update(value.name for value in node.outputs)
+        return region
+
+    def _unmoved(self, entry: gs.Tensor, nodes: Collection[int]) -> gs.Tensor | None:
+        """Return what an entry is a renamed version of, where only the block reads the entry; else None."""
+        node = entry.inputs[0] if entry.inputs else None
+        if node is None or node.op not in ("Cast", "Identity") or entry.name in self._analysis.kept:
+            return None
+        same = self._analysis.sizes.dtype(node.inputs[0].name) == self._analysis.sizes.dtype(entry.name)
+        alone = all(self._network.number(reader) in nodes for reader in entry.outputs)
+        return node.inputs[0] if same and alone and constant_of(node.inputs[0]) is None else None
+
+    def _weights(self, nodes: Collection[int]) -> set[int]:
+        """Return the nodes that make weights of constants for others."""
+        found: set[int] = set()
+        pending = list(nodes)
+        while pending:
+            number = pending.pop()
+            for index, value in enumerate(self._analysis.nodes[number].inputs):
+                producer = self._network.age(value)
+                derived = producer >= 0 and constant_of(value) is None and self._analysis.is_derived(number, index)
+                if derived and producer not in found and self._analysis.sizes.dtype(value.name) not in _LISTS:
+                    found.add(producer)
+                    pending.append(producer)
+        return found
+
+    def _behind(self, result: gs.Tensor) -> tuple[list[int], gs.Tensor]:
+        """Return the idempotent activation behind a sum, and what it makes; or nothing, and the sum."""
+        activation, made = self._finder.activation(result)
+        return (activation, made) if self._finder.try_out(activation, result)[0] else ([], result)
+
+    def _obstacle(self, nodes: set[int], entry: gs.Tensor, result: gs.Tensor, exit: gs.Tensor) -> str:
+        """Return why nothing of the kind can follow a block, "" if it can."""
+        sizes = self._analysis.sizes
+        if (sizes.dtype(entry.name), self._network.shape(entry)) != (sizes.dtype(exit.name), self._network.shape(exit)):
+            return "its input and its output have different shapes"
+        if sizes.dtype(exit.name) not in DIVISIBLE:
+            return "its result is no ordinary float"
+        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
+        if not own and self._is_normalised(entry) and self._is_read_by_norm(result):
+            return "its sum is normalised (post-norm): normalising twice is not normalising once"
+        for node in map(self._analysis.nodes.__getitem__, nodes):
+            if self._analysis.draft.captured(node) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+                return f"{node.op} inside it has a body"
+            for value in node.outputs:
+                readers = {self._network.number(reader) for reader in value.outputs if reader.op not in _SIZES}
+                leaves = value.name in self._analysis.kept or not readers <= nodes
+                if leaves and value is not exit and value.name in self._network.live:
+                    return f"{value.name} inside it is read outside"
+        return ""
+
+    def _is_normalised(self, tensor: gs.Tensor) -> bool:
+        """Tell whether a tensor is the result of a normalisation by its own statistics, in one node or several."""
+        while tensor.inputs:
+            node, number = tensor.inputs[0], self._network.age(tensor)
+            said = self._analysis.said.get(number)
+            live = self._network.activations(node)
+            whole = self._network.whole(node, live)
+            if node.op in _NORMS[1:] or (said is not None and said.statistics):
+                return True
+            if node.op in ("Div", "Sub") and len(whole) < len(live):
+                return True
+            if number in self._network.layers or len(whole) != 1 or (len(live) > 1 and node.op != "Mul"):
+                return False
+            (tensor,) = whole
+        return False
+
+    def _is_read_by_norm(self, tensor: gs.Tensor) -> bool:
+        """Tell whether a tensor is read by nothing but a normalisation."""
+        while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Transpose", "Reshape", "Cast", "Identity"):
+            (tensor,) = tensor.outputs[0].outputs
+        readers = {reader.op for reader in tensor.outputs}
+        decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
+        return bool(readers) and (readers <= set(_NORMS[1:]) or decomposed)
+
+    # -- zeros -------------------------------------------------------------------------------------------------
+
+    def _zeros(self, use: Use, nodes: Collection[int]) -> set[Use]:
+        """Return the weights that must be zero for an input of a node to be zero, and to have a gradient."""
+        tensor = self._tensor(use)
+        if constant_of(tensor) is not None:
+            return {use}
+        number = self._network.age(tensor)
+        node = self._analysis.nodes[number] if number in nodes else None
+        if node is None:
+            raise RefusedError(f"its branch ends in {tensor.name}, which is computed outside")
+        present = [(number, index) for index, value in enumerate(node.inputs) if value.name]
+        if node.op in _NORMS:
+            return self._all_zeros(present[1:3], nodes)
+        if number in self._network.layers and node.op in _LAYERS:
+            return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
+        if node.op in _JOINS:
+            return self._all_zeros(present, nodes)
+        if node.op == "Mul" or number in self._network.products:
+            return self._any_zeros(present, nodes)
+        if node.op == "Div" and not self._analysis.is_derived(number, 1):
+            raise RefusedError("its branch ends in a normalisation without a scale")
+        if node.op in (*_LINEAR, "Div") or self._is_symmetric(node):
+            return self._zeros((number, 0), nodes)
+        raise RefusedError(f"its branch ends in {node.op}, behind which there is nothing that could be zero and learn")
+
+    def _all_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+        return set().union(*(self._zeros(use, nodes) for use in uses))
+
+    def _any_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+        """Return what makes a product zero: a scale of each unit, or a factor as large as the result."""
+        number = uses[0][0]
+        known = [use for use in uses if self._analysis.is_derived(*use)]
+        scales = [use for use in known if self._network.elements(self._tensor(use)) > 1]
+        size = self._network.elements(self._analysis.nodes[number].outputs[0])
+        whole = [use for use in uses if self._network.elements(self._tensor(use)) == size and use not in known]
+        for use in uses:
+            if use not in known and not scales and any(node.op in _INVERSES for node in self._tensor(use).inputs):
+                raise RefusedError("its branch ends in a normalisation without a scale")
+        refusals = [f"its branch ends in {self._analysis.nodes[number].op}, of which nothing could be zero and learn"]
+        for use in (*scales, *reversed(whole)):
+            try:
+                return self._zeros(use, nodes)
+            except RefusedError as error:
+                refusals.append(str(error))
+        raise RefusedError(refusals[-1])
+
+    def _is_symmetric(self, node: gs.Node) -> bool:
+        """Tell whether zeros are dequantized to zeros."""
+        if node.op != "DequantizeLinear":
+            return False
+        point = node.inputs[2] if len(node.inputs) > 2 else None
+        constant = constant_of(point) if point is not None and point.name else None
+        return point is None or (constant is not None and not self._analysis.draft.read(constant).any())
+
+    # -- names -------------------------------------------------------------------------------------------------
+
+    def _name(self, region: Collection[int], number: int) -> str:
+        """Return the numbered module around all layers of a block, or what else their names have in common."""
+        modules = [self._module(layer) for layer in sorted(region) if layer in self._network.layers]
+        common = _common(modules)
+        return _numbered(common) or ".".join(common) or self._analysis.nodes[number].name or modules[0]
+
+    def _module(self, layer: int) -> str:
+        node = self._analysis.nodes[layer]
+        weights = node.inputs[self._network.layers[layer].weights]
+        while constant_of(weights) is None and weights.inputs and weights.inputs[0].inputs:
+            weights = weights.inputs[0].inputs[0]
+        return module_of(node, self._proto.graph.node[layer], weights.name)
+
+    def _nearest(self, tensor: gs.Tensor) -> Iterator[str]:
+        """Yield the module of the layer that a tensor comes from."""
+        for node in itertools.islice(self._network.behind(tensor, stop=self._network.layers), LONGEST):
+            if self._network.number(node) in self._network.layers:
+                yield self._module(self._network.number(node))
+                return
+
+
+def _common(modules: Sequence[str]) -> list[str]:
+    """Return the path that modules have in common, which for one alone is that of what it is in."""
+    paths = [re.split(r"[./]", module) for module in dict.fromkeys(modules)]
+    if len(paths) == 1 and len(paths[0]) > 1:
+        return paths[0][:-1]
+    same = itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))
+    return [steps[0] for steps in same]
+
+
+def _numbered(path: Sequence[str]) -> str:
+    """Return the longest part of a path that ends in a number, "" if there is none."""
+    ends = [end for end in range(1, len(path) + 1) if _NUMBERED.match(path[end - 1])]
+    return ".".join(path[: ends[-1]]) if ends else ""
+
+
+# --- Copies --------------------------------------------------------------------------------------------------
+
+
+def take_over(analysis: Analysis, tensor: gs.Variable) -> gs.Variable:
+    """Let the producer of a tensor make another one, so that a node that is inserted can make this one."""
+    inner = gs.Variable(analysis.draft.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
+    analysis.sizes.types[inner.name] = analysis.sizes.types[tensor.name]
+    producer = tensor.inputs[0]
+    producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = inner
+    return inner
+
+
+def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str) -> None:
+    """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
+
+    Args:
+        analysis: The graph.
+        block: What to copy.
+        behind: A tensor like the block's exit.
+        name: The name of the copy, in the place of the block's.
+    """
+    draft = analysis.draft
+    made: dict[int, gs.Tensor] = {}
+    inner = take_over(analysis, behind)
+    for number in block.nodes:
+        node = analysis.nodes[number]
+        inputs = []
+        for index, value in enumerate(node.inputs):
+            constant = constant_of(value)
+            if value.name == block.entry:
+                inputs.append(inner)
+            elif constant is None:
+                inputs.append(made.get(id(value), value))
+            elif (number, index) in block.zeroed:
+                inputs.append(draft.copied(constant, _renamed(value.name, block.name, name), zero=True))
+            elif _is_weight(analysis, constant):
+                if id(constant) not in made:
+                    made[id(constant)] = draft.copied(constant, _renamed(value.name, block.name, name))
+                inputs.append(made[id(constant)])
+            else:
+                inputs.append(value)
+        outputs = [behind] if number == block.last else [
+            gs.Variable(draft.unique_name(_renamed(value.name, block.name, name))) if value.name else value
+            for value in node.outputs
+        ]  # fmt: skip
+        made.update(zip(map(id, node.outputs), outputs, strict=True))
+        label = draft.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
+        draft.graph.nodes.append(gs.Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
+
+
+def _is_weight(analysis: Analysis, constant: gs.Constant) -> bool:
+    """Tell whether a constant is no number, no list of sizes and no mask."""
+    return int(np.prod(constant.shape)) > 1 and analysis.draft.type_of(constant) not in _LISTS
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """Return the name of a copy: that of the original with another module's name, or with an end of its own."""
+    parts = old.split(".")
+    for own in (old, old.replace(".", "/"), ".".join(parts[-2:]), parts[-1]):
+        found = re.search(rf"(?<!\w){re.escape(own)}(?!\w)", text)
+        if own and not own.isdigit() and found:
+            return f"{text[: found.end()]}{new[len(old) :]}{text[found.end() :]}"
+    return f"{text}{new[len(old) :]}"
