@@ -82,7 +82,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
         proto: That model.
     """
     network = Network(analysis)
-    finder = _Finder(network, proto)
+    finder = Finder(network, proto)
     taken: dict[str, int] = {}
     places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
     for position, place in enumerate(places):  # a module that is called twice has one name
@@ -92,7 +92,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
     return places
 
 
-class _Finder:
+class Finder:
     """What is needed to look behind layers."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
@@ -108,13 +108,13 @@ class _Finder:
         reason = self._obstacle(layer, node)
         if reason:
             return Place(name, layer.number, node.outputs[0].name, reason=reason)
-        tensor, norm = self._behind_bias_and_norm(node.outputs[0], layer)
-        activation, result = self._activation(tensor)
-        idempotent, factor, straight = self._try_out(activation, tensor)
+        tensor, norm = self.behind_bias_and_norm(node.outputs[0], layer)
+        activation, result = self.activation(tensor)
+        idempotent, factor, straight = self.try_out(activation, tensor)
         if straight:  # a scale or an Identity is no activation; it may be in front of one
             tensor = result
-            activation, result = self._activation(tensor)
-            idempotent, factor, straight = self._try_out(activation, tensor)
+            activation, result = self.activation(tensor)
+            idempotent, factor, straight = self.try_out(activation, tensor)
         ways: tuple[Way, ...] = ("residual",)
         if idempotent:
             ways = ("identity", *(("pair",) if factor else ()), "residual")
@@ -150,10 +150,10 @@ class _Finder:
             return "its result is read inside a body"
         return ""
 
-    def _behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
+    def behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
         """Follow a tensor through a bias and a BatchNormalization that are its only readers, and other rows."""
         norm = None
-        while (reader := self._only_reader(tensor)) is not None:
+        while (reader := self.only_reader(tensor)) is not None:
             others = [value for value in reader.inputs if value is not tensor]
             is_bias = reader.op == "Add" and all(constant_of(value) is not None for value in others)
             is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
@@ -165,12 +165,13 @@ class _Finder:
             tensor = reader.outputs[0]
         return tensor, norm
 
-    def _only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+    def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the node that alone reads a tensor, if there is one."""
         readers = {id(node): node for node in tensor.outputs}
         alone = len(readers) == 1 and tensor.name not in self._analysis.kept
         return next(iter(readers.values())) if alone else None
 
-    def _activation(self, tensor: gs.Tensor) -> tuple[list[int], gs.Tensor]:
+    def activation(self, tensor: gs.Tensor) -> tuple[list[int], gs.Tensor]:
         """Return the nodes that apply one function to every element of a tensor, and their result."""
         region: list[int] = []
         inside = {tensor.name: tensor}
@@ -202,19 +203,24 @@ class _Finder:
                 return number
         return None
 
-    def _try_out(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
+    def try_out(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
         """Return whether phi(phi(v)) = phi(v), what phi(v) - phi(-v) is in parts of v, and whether phi is linear."""
         if not region:
             return False, None, False
         nodes = [self._proto.graph.node[number] for number in region]
         constants = self._constants(region)
-        key = tuple(_anonymous(nodes, tensor.name, constants))
+        key = self.key(region, tensor)
         if key not in self._tried:
             try:
                 self._tried[key] = self._measure(nodes, constants, tensor)
             except Exception:  # what onnxruntime does not run alone is not known
                 self._tried[key] = False, None, True
         return self._tried[key]
+
+    def key(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bytes, ...]:
+        """Return what two activations have in common that are the same function."""
+        nodes = [self._proto.graph.node[number] for number in region]
+        return tuple(_anonymous(nodes, tensor.name, self._constants(region)))
 
     def _measure(
         self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor
