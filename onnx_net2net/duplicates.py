@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from onnx_net2net.dims import Axis, Concat, Dim, Product, leaf_set, leaves, resolve
+from onnx_net2net.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use
-from onnx_net2net.maps import Map, is_float
+from onnx_net2net.maps import Map, identity, is_float
 from onnx_net2net.model import Model
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import carrier, drop_unread, dtype_of, resize, restate_shapes
@@ -173,12 +173,14 @@ class _Refinement:
         free = self._candidates()
         self._find_carriers(free)
         self._classes = {dim: np.zeros(dim.size, np.intp) for dim in free}
-        self._uses = [use for use in analysis.uses.values() if leaf_set(*use.axes) & free]
+        self._norms = [number for number in analysis.said if self._is_norm(number)]
+        inside = {(number, index) for number in self._norms for index in range(1, 5)}
+        self._uses = [use for key, use in analysis.uses.items() if key not in inside and leaf_set(*use.axes) & free]
 
     def run(self) -> Duplicates:
         """Return what is left when nothing more has to be told apart."""
         while True:
-            while any([self._refine(use) for use in self._uses]):
+            while sum(map(self._refine, self._uses)) + sum(map(self._refine_norm, self._norms)):
                 pass
             uneven = self._uneven()
             if not uneven:
@@ -196,14 +198,16 @@ class _Refinement:
     def _candidates(self) -> set[Dim]:
         """Return the dims that can lose units, as far as anything but sums has a say."""
         analysis = self._analysis
-        free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > 1 and dim.origin is None}
+        free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > (0 if dim.origin else 1)}
         free -= {dim for dim in free if dim.ratio is not None and dim.ratio.root().frozen}
         for tensor in analysis.draft.graph.outputs:
             free -= leaf_set(*analysis.axes.get(tensor.name, ()))
         for number, said in analysis.said.items():
             shared = [(analysis.input_axes(number, 0) or ())[position] for position in said.shares]
-            picked = [unit for selection in said.selections for unit in selection.units]
-            free -= leaf_set(*shared, *picked, *said.normalised, *said.tables)
+            free -= leaf_set(*shared, *said.normalised, *said.tables)
+            for selection in said.selections:
+                picked = leaf_set(*(selection.units[place] for place in selection.order))
+                free -= {dim for dim in leaf_set(*selection.units) if dim.origin is None or dim in picked}
         for use in analysis.uses.values():
             found = [dim for axis in use.axes for dim in leaves(axis)]
             free -= {dim for dim in found if found.count(dim) > 1}
@@ -224,8 +228,8 @@ class _Refinement:
                     continue
                 for dim in dims:
                     summed.setdefault(dim, []).append((place, dims))
-        free &= summed.keys()
-        for dim in free:
+        free &= summed.keys() | {dim for dim in free if dim.origin}  # single units that nothing picks may have no sum
+        for dim in free & summed.keys():
             for (number, index, position), _ in summed[dim]:
                 self._summed.setdefault((number, index), {}).setdefault(position, set()).add(dim)
 
@@ -233,7 +237,7 @@ class _Refinement:
         """Return (node, input, axis) of a constant that can hold the sums."""
         if contraction.law != "sum":
             return None
-        everyone = dict.fromkeys(dims)
+        everyone = {dim: identity(dim.size) for dim in dims}
         for index, position in contraction.sides:
             place = carrier(self._analysis, number, index, position, dims, everyone, "sum")
             place = place or self._factor(number, index, position)
@@ -257,6 +261,13 @@ class _Refinement:
             if own >= 0:
                 return source, side, own
         return None
+
+    def _is_norm(self, number: int) -> bool:
+        """Tell whether a node is a BatchNormalization that only scales and shifts each unit."""
+        node, uses = self._analysis.nodes[number], self._analysis.uses
+        plain = node.op == "BatchNormalization" and len(node.outputs) == 1 and not node.attrs.get("training_mode", 0)
+        found = [uses[number, index] for index in range(1, 5) if (number, index) in uses] if plain else []
+        return len(found) == 4 and all(dtype_of(use.constant).name in EPSILON for use in found)
 
     # -- telling apart -----------------------------------------------------------------------------------------
 
@@ -282,35 +293,59 @@ class _Refinement:
     def _refine(self, use: Use) -> bool:
         """Tell apart units that a constant makes different; return whether any were."""
         summed = self._summed.get((use.node, use.input), {})
-        changed = False
+        told = False
         for position, axis in enumerate(use.axes):
-            for dim in leaf_set(axis) - summed.get(position, set()):
-                own = self._classes.get(dim)
-                if own is None or int(own.max()) + 1 == dim.size:
-                    continue
+            for dim in self._undecided(axis) - summed.get(position, set()):
                 values, miss, labels = self._folded(use)
                 rows = _rows(values, position, axis, dim, labels[position])
-                if miss is None:
-                    new = _split(own, rows)
-                else:
-                    new = _split_closely(own, rows, _rows(miss, position, axis, dim, labels[position]))
-                changed |= int(new.max()) > int(own.max())
-                self._classes[dim] = new
-        return changed
+                blur = None if miss is None else _rows(miss, position, axis, dim, labels[position])
+                told |= self._tell_apart(dim, rows, blur)
+        return told
+
+    def _refine_norm(self, number: int) -> bool:
+        """Tell apart units to which a BatchNormalization does different things, whatever mean it subtracts."""
+        uses = [self._analysis.uses[number, index] for index in range(1, 5)]
+        axis = uses[0].axes[0]
+        undecided = self._undecided(axis)
+        if not undecided:
+            return False
+        epsilon = float(self._analysis.nodes[number].attrs.get("epsilon", 1e-5))
+        gamma, beta, mean, variance = (self._values(use).astype(np.float64) for use in uses)
+        scale = gamma / np.sqrt(variance + epsilon)
+        values = np.stack([scale, beta - mean * scale], axis=1)
+        rounding = _ROUNDINGS * max(EPSILON[self._values(use).dtype.name] for use in uses)
+        miss = rounding * np.stack([np.abs(scale), np.abs(beta) + np.abs(mean * scale)], axis=1)
+        everyone = np.arange(axis.size)
+        return any(
+            self._tell_apart(dim, *(_rows(array, 0, axis, dim, everyone) for array in (values, miss)))
+            for dim in undecided
+        )
+
+    def _undecided(self, axis: Axis) -> set[Dim]:
+        """Return the dims of an axis with units that are still taken for duplicates."""
+        dims = leaf_set(axis) & self._classes.keys()
+        return {dim for dim in dims if int(self._classes[dim].max()) + 1 < dim.size}
+
+    def _tell_apart(self, dim: Dim, rows: Array, miss: Array | None) -> bool:
+        """Tell apart units whose rows differ by more than they may miss; return whether there were any."""
+        old = self._classes[dim]
+        new = _split(old, rows) if miss is None else _split_closely(old, rows, miss)
+        self._classes[dim] = new
+        return int(new.max()) > int(old.max())
 
     def _uneven(self) -> set[Dim]:
         """Return the dims of means and statistics whose classes have not equally many units, and their like."""
         uneven: set[Dim] = set()
-        ratios: dict[int, list[Dim]] = {}
+        ratios: dict[Ratio, list[Dim]] = {}
         for dim, own in self._classes.items():
             counts = np.bincount(own)
             if (dim in self._even or dim.ratio is not None) and counts.min() != counts.max():
                 uneven.add(dim)
             if dim.ratio is not None:
-                ratios.setdefault(id(dim.ratio.root()), []).append(dim)
-        for members in ratios.values():
+                ratios.setdefault(dim.ratio.root(), []).append(dim)
+        for ratio, members in ratios.items():
             factors = {dim.size // (int(self._classes[dim].max()) + 1) for dim in members}
-            if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < members[0].ratio.root().members:
+            if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < ratio.members:
                 uneven.update(members)
         return {dim for dim in uneven if int(self._classes[dim].max()) + 1 < dim.size}
 
@@ -322,7 +357,7 @@ class _Refinement:
             values, _, labels = self._folded(use)
             rows = _rows(values, position, use.axes[position], dim, labels[position], self._classes[dim])
             dead &= ~np.any(rows != 0, axis=1)
-        if dead.all():
+        if dead.all() and not dim.origin:
             dead[0] = False
         return dead
 

@@ -94,6 +94,7 @@ class _Search:
         for node in self._analysis.nodes:
             yield from self._zero_branch(node)
             yield from self._ones(node)
+            yield from self._all(node)
 
     def _plain(self, layer: Layer, place: Place) -> Iterator[Identity]:
         """Yield a layer with its bias and normalisation that computes the identity."""
@@ -171,6 +172,14 @@ class _Search:
                 yield Identity(node.name, (node, index), (node,))
                 return
 
+    def _all(self, node: gs.Node) -> Iterator[Identity]:
+        """Yield a Gather of all units in their order, which is left of an output that was cut."""
+        places = constant_of(node.inputs[1]) if node.op == "Gather" and constant_of(node.inputs[0]) is None else None
+        if places is None or self._shape(node.inputs[0]) != self._shape(node.outputs[0]) or len(places.shape) != 1:
+            return
+        if np.array_equal(self._analysis.draft.read(places), np.arange(places.shape[0])):
+            yield Identity(node.name, (node, 0), (node,))
+
     # -- weights -----------------------------------------------------------------------------------------------
 
     def _is(self, constant: gs.Constant, value: float) -> bool:
@@ -222,11 +231,10 @@ class _Search:
                 added = self._added(reader, units, node)
                 bias = None if added is None else bias + added
             elif reader.op == "BatchNormalization" and len(reader.outputs) == 1:
-                vectors = [self._vector(value, units) for value in reader.inputs[1:5]]
-                if any(vector is None for vector in vectors):
+                gamma, beta, mean, variance = (self._vector(value, units) for value in reader.inputs[1:5])
+                if gamma is None or beta is None or mean is None or variance is None:
                     break
-                gamma, beta, mean, variance = vectors
-                factor = gamma / np.sqrt(variance + float(reader.attrs.get("epsilon", 1e-5)))  # type: ignore[operator]
+                factor = gamma / np.sqrt(variance + float(reader.attrs.get("epsilon", 1e-5)))
                 scale, bias = scale * factor, (bias - mean) * factor + beta
             else:
                 break
@@ -277,8 +285,11 @@ def _at_middle(node: gs.Node, values: Array) -> Array | None:
     fits = same or list(node.attrs.get("pads") or [0] * len(pads)) == pads
     if not fits or any(step != 1 for step in strides) or any(size % 2 == 0 for size in kernel):
         return None
-    middle = values[(slice(None), slice(None), *(size // 2 for size in kernel))].astype(np.float64)
-    if np.abs(values.astype(np.float64)).sum() - np.abs(middle).sum() > _ROUNDINGS * EPSILON[values.dtype.name]:
+    rest = values.astype(np.float64)
+    place = (slice(None), slice(None), *(size // 2 for size in kernel))
+    middle = rest[place].copy()
+    rest[place] = 0
+    if np.abs(rest).max(initial=0) > _ROUNDINGS * EPSILON[values.dtype.name]:
         return None
     group = int(node.attrs.get("group", 1))
     makes, reads = middle.shape
