@@ -12,6 +12,7 @@ from onnx_net2net.deepen import Deepening, deepen
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.inspection import Inspection, inspect
 from onnx_net2net.model import Model, load
+from onnx_net2net.narrow import Narrowing, narrow
 from onnx_net2net.verify import Verification, verify
 from onnx_net2net.widen import Widening, widen
 
@@ -20,6 +21,7 @@ __all__ = [
     "Deepening",
     "Inspection",
     "Model",
+    "Narrowing",
     "Net2NetError",
     "NotEquivalentError",
     "RefusedError",
@@ -28,6 +30,7 @@ __all__ = [
     "deepen",
     "inspect",
     "load",
+    "narrow",
     "verify",
     "widen",
 ]

@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, verify.
+"""The command line: inspect, widen, deepen, narrow, verify, replay.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_widen(commands)
     _add_deepen(commands)
+    _add_narrow(commands)
     _add_verify(commands)
     _add_replay(commands)
     return parser
@@ -139,6 +140,17 @@ def _add_deepen(commands: Any) -> None:
                          help="copies behind the last block of the group, not behind their originals")  # fmt: skip
     command.add_argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on")
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
+def _add_narrow(commands: Any) -> None:
+    command = _command(commands, "narrow", "remove identity layers, exact duplicates of units and units nobody reads",
+                       "grown.onnx -o smaller.onnx", _narrow)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="MODEL")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
@@ -264,6 +276,35 @@ def _deepen(options: argparse.Namespace) -> int:
     if options.json:
         checked = verification.to_dict() if verification else None
         _print_json({**report.deepening_dict(deepening), "verification": checked, "output": str(options.output)})
+        return 0
+    _print(str(verification or "not verified (--no-verify)"))
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _narrow(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.model import load
+    from onnx_net2net.narrow import narrow
+    from onnx_net2net.saving import check_target
+    from onnx_net2net.verify import verify
+
+    started = time.perf_counter()
+    teacher = load(options.teacher)
+    checking = _checking(options, teacher)
+    check_target(options.output, teacher.sources)
+    narrowing = narrow(teacher)
+    if not options.json:
+        _show(report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"))
+    verification = None
+    with _progress() as progress, narrowing.student.stage(options.output, progress=progress) as staged:
+        if options.verify:
+            verification = verify(teacher, staged.path, progress=progress, **checking)
+            verification.raise_if_different()
+        staged.commit()
+    if options.json:
+        checked = verification.to_dict() if verification else None
+        _print_json({**report.narrowing_dict(narrowing), "verification": checked, "output": str(options.output)})
         return 0
     _print(str(verification or "not verified (--no-verify)"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")

@@ -108,7 +108,7 @@ class Finder:
         reason = self._obstacle(layer, node)
         if reason:
             return Place(name, layer.number, node.outputs[0].name, reason=reason)
-        tensor, norm = self._behind_bias_and_norm(node.outputs[0], layer)
+        tensor, norm = self.behind_bias_and_norm(node.outputs[0], layer)
         activation, result = self.activation(tensor)
         idempotent, factor, straight = self.try_out(activation, tensor)
         if straight:  # a scale or an Identity is no activation; it may be in front of one
@@ -150,10 +150,10 @@ class Finder:
             return "its result is read inside a body"
         return ""
 
-    def _behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
+    def behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
         """Follow a tensor through a bias and a BatchNormalization that are its only readers, and other rows."""
         norm = None
-        while (reader := self._only_reader(tensor)) is not None:
+        while (reader := self.only_reader(tensor)) is not None:
             others = [value for value in reader.inputs if value is not tensor]
             is_bias = reader.op == "Add" and all(constant_of(value) is not None for value in others)
             is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
@@ -165,7 +165,8 @@ class Finder:
             tensor = reader.outputs[0]
         return tensor, norm
 
-    def _only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+    def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the node that alone reads a tensor, if there is one."""
         readers = {id(node): node for node in tensor.outputs}
         alone = len(readers) == 1 and tensor.name not in self._analysis.kept
         return next(iter(readers.values())) if alone else None
@@ -208,13 +209,18 @@ class Finder:
             return False, None, False
         nodes = [self._proto.graph.node[number] for number in region]
         constants = self._constants(region)
-        key = tuple(_anonymous(nodes, tensor.name, constants))
+        key = self.key(region, tensor)
         if key not in self._tried:
             try:
                 self._tried[key] = self._measure(nodes, constants, tensor)
             except Exception:  # what onnxruntime does not run alone is not known
                 self._tried[key] = False, None, True
         return self._tried[key]
+
+    def key(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bytes, ...]:
+        """Return what two activations have in common that are the same function."""
+        nodes = [self._proto.graph.node[number] for number in region]
+        return tuple(_anonymous(nodes, tensor.name, self._constants(region)))
 
     def _measure(
         self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor

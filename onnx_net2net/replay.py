@@ -16,9 +16,10 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.history import fingerprint, history
 from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model, load
+from onnx_net2net.narrow import narrow
 from onnx_net2net.widen import widen
 
-OPERATIONS: dict[str, Callable[..., Any]] = {"widen": widen, "deepen": deepen}
+OPERATIONS: dict[str, Callable[..., Any]] = {"widen": widen, "deepen": deepen, "narrow": narrow}
 
 _NOTES = {"operation", "version", "teacher", "interface", "inlined functions", "folded Ifs", "calibrated on"}
 """What a record says besides the options of the operation."""

@@ -15,6 +15,7 @@ from onnx_net2net.blocks import Block
 from onnx_net2net.deepen import Deepening
 from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
+from onnx_net2net.narrow import Narrowing
 from onnx_net2net.operation import ROUTINE
 from onnx_net2net.places import Place
 from onnx_net2net.widen import Widening
@@ -139,6 +140,27 @@ def deepening_dict(deepening: Deepening) -> dict[str, Any]:
         "parameters": {"before": deepening.teacher.parameters, "after": deepening.student.parameters},
         "insertions": [{"name": i.name, "way": i.way, "count": i.count} for i in deepening.insertions],
         "notes": list(deepening.notes),
+    }
+
+
+def narrowing_table(narrowing: Narrowing, title: str) -> Table:
+    """Return what was removed as a table."""
+    table = _table(title, "removed", "before", "after")
+    for name in narrowing.removed:
+        table.add_row(Text(name), "", "")
+    for change in narrowing.changes:
+        table.add_row(Text(change.name), f"{change.old:,}", f"{change.new:,}")
+    table.add_section()
+    table.add_row("parameters", f"{narrowing.teacher.parameters:,}", f"{narrowing.student.parameters:,}")
+    return table
+
+
+def narrowing_dict(narrowing: Narrowing) -> dict[str, Any]:
+    """Return what was removed as JSON-ready values."""
+    return {
+        "parameters": {"before": narrowing.teacher.parameters, "after": narrowing.student.parameters},
+        "removed": list(narrowing.removed),
+        "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in narrowing.changes],
     }
 
 

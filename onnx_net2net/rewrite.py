@@ -69,16 +69,12 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
         _insert(analysis, "Mul", node, index, position, map.weight)
     _keep_shares(analysis, growth)
     _silence_new_classes(analysis, growth)
-    _rewrite_attributes(analysis, growth)
-    _rewrite_sizes(teacher, analysis, growth)
-    for number, said in analysis.said.items():
-        for selection in said.selections:
-            _rewrite_selection(analysis, number, selection, growth)
+    resize(teacher, analysis, growth)
     fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style, biases.keys())
     _cut_outputs(analysis, growth)
-    _restate_shapes(analysis, growth)
-    _drop_unread(analysis)
+    restate_shapes(analysis, growth)
+    drop_unread(analysis)
     return analysis.draft.finish(metadata)
 
 
@@ -111,10 +107,10 @@ def _weigh_contractions(
             if all((map.weight == 1).all() for map in maps):
                 continue  # a mean over equally many copies is the mean
             for index, position in contraction.sides:
-                carrier = _carrier(analysis, number, index, position, weighed, growth, contraction.law)
-                if carrier is not None:
+                place = carrier(analysis, number, index, position, weighed, growth, contraction.law)
+                if place is not None:
                     silent = _is_silent(analysis, number, contraction, index, weighed, states)
-                    roles.setdefault(carrier[:2], {})[carrier[2]] = Role(contraction, silent)
+                    roles.setdefault(place[:2], {})[place[2]] = Role(contraction, silent)
                     break
             else:
                 (index, position), map = contraction.sides[-1], maps[-1]
@@ -143,7 +139,7 @@ _REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Dequ
 """Operators through which a constant can still be weighed."""
 
 
-def _carrier(
+def carrier(
     analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
 ) -> tuple[int, int, int] | None:
     """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of for it alone."""
@@ -152,7 +148,7 @@ def _carrier(
         if use is not None:
             whole = law == "sum" and _grown(use.axes[position], growth) == weighed
             shared = whole and _holds_integers(analysis, use)
-            return (number, index, position) if is_float(_dtype(use.constant)) or shared else None
+            return (number, index, position) if is_float(dtype_of(use.constant)) or shared else None
         tensor = analysis.nodes[number].inputs[index]
         producer = tensor.inputs[0] if tensor.inputs else None
         is_shared = len(tensor.outputs) != 1 or tensor.name in analysis.kept
@@ -216,7 +212,8 @@ def _numpy_dtype(analysis: Analysis, tensor: gs.Tensor) -> np.dtype[Any]:
     return dtype
 
 
-def _dtype(constant: gs.Constant) -> np.dtype[Any]:
+def dtype_of(constant: gs.Constant) -> np.dtype[Any]:
+    """Return the type of a constant's values, which are not read."""
     values = constant._values
     code = values.tensor.data_type if hasattr(values, "tensor") else None
     dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(code) if code is not None else values.dtype)
@@ -268,7 +265,7 @@ def _rewrite_constant(
         alike.setdefault((key, filler, factor, id(zero)), []).append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
-    dtype = helper.np_dtype_to_tensor_dtype(_dtype(constant))
+    dtype = helper.np_dtype_to_tensor_dtype(dtype_of(constant))
     name = constant.name
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
     if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
@@ -363,6 +360,15 @@ def _sides(use: Use, growth: Growth, roles: Roles, scales: dict[Dim, Callable[[]
 
 
 # --- Numbers that are sizes ----------------------------------------------------------------------------------
+
+
+def resize(teacher: Model, analysis: Analysis, growth: Growth) -> None:
+    """Give every node the numbers that it needs at the new sizes, whose constants must have them already."""
+    _rewrite_attributes(analysis, growth)
+    _rewrite_sizes(teacher, analysis, growth)
+    for number, said in analysis.said.items():
+        for selection in said.selections:
+            _rewrite_selection(analysis, number, selection, growth)
 
 
 def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
@@ -607,7 +613,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
 # --- What is left over ---------------------------------------------------------------------------------------
 
 
-def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
+def restate_shapes(analysis: Analysis, growth: Growth) -> None:
     """Bring the recorded shapes of activations up to date."""
     for name, tensor in analysis.draft.graph.tensors().items():
         axes = analysis.axes.get(name)
@@ -623,7 +629,7 @@ def _restate_shapes(analysis: Analysis, growth: Growth) -> None:
             ]
 
 
-def _drop_unread(analysis: Analysis) -> None:
+def drop_unread(analysis: Analysis) -> None:
     """Remove nodes that nobody reads any more."""
     graph = analysis.draft.graph
     unread = [node for node in graph.nodes if _is_unread(node, analysis.kept)]

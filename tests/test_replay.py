@@ -77,7 +77,7 @@ def test_a_recipe(tmp_path):
     [
         ("", "has no steps"),
         ("operation: widen", "has no steps"),
-        ("- operation: shrink", "no such operation; there are widen, deepen"),
+        ("- operation: shrink", "no such operation; there are widen, deepen, narrow"),
         ("- widen", "no such operation"),
         ("- operation: widen\n  width: 3", "widen has no option width"),
         ("- [", "cannot read"),

@@ -1,0 +1,105 @@
+"""The inverse of growing: remove what a network has more than once, or for nothing.
+
+Identity layers go, exact duplicates of units become one, and units that nobody reads are dropped, so that
+`narrow(widen(m))` and `narrow(deepen(m))` have the size of m again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import onnx
+
+from onnx_net2net.bodies import open_bodies
+from onnx_net2net.duplicates import find_duplicates, merge
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.history import HISTORY, fingerprint, history
+from onnx_net2net.identities import remove_identities
+from onnx_net2net.inference import infer
+from onnx_net2net.inspection import inspect_analysis, paused_gc
+from onnx_net2net.model import Model, load
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What became of one dim."""
+
+    name: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """A model without what it had more than once.
+
+    Attributes:
+        teacher: The model that was narrowed.
+        student: The result; its weights are computed when it is saved or run.
+        removed: The layers, activations and sums that were removed.
+        changes: The dims that lost units.
+    """
+
+    teacher: Model
+    student: Model
+    removed: tuple[str, ...]
+    changes: tuple[Reduction, ...]
+
+
+def narrow(teacher: str | os.PathLike[str] | onnx.ModelProto | Model) -> Narrowing:
+    """Remove identity layers, exact duplicates of units and units that nobody reads.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model; it is not changed.
+
+    Returns:
+        The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+        RefusedError: If there is nothing to remove.
+    """
+    model = load(teacher)
+    with paused_gc():
+        opened = open_bodies(model)
+        flat, removed, changes = opened.model, list[str](), dict[str, Reduction]()
+        while True:
+            without, gone = _without_layers(flat)
+            flat, merged = _without_duplicates(without)
+            removed += gone
+            for step in merged:
+                changes[step.name] = Reduction(step.name, changes.get(step.name, step).old, step.new)
+            if not gone and not merged:
+                break
+        if not removed and not changes:
+            raise RefusedError("there is nothing to remove: no duplicate or unread units, and no identity layers")
+        record = {
+            "operation": "narrow", "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
+        }  # fmt: skip
+        metadata = {HISTORY: json.dumps([*history(model), record])}
+        student = opened.close(infer(flat).draft.finish(metadata))
+    return Narrowing(model, student, tuple(removed), tuple(changes.values()))
+
+
+def _without_layers(model: Model) -> tuple[Model, list[str]]:
+    """Remove identity layers; return what they were called."""
+    analysis = infer(model)
+    removed = remove_identities(analysis, model.proto)
+    return (analysis.draft.finish() if removed else model), removed
+
+
+def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
+    """Remove duplicates of units and units that nobody reads; return the dims that had some."""
+    analysis = infer(model)
+    found = find_duplicates(analysis)
+    if not found.classes:
+        return model, []
+    changes = []
+    for group in inspect_analysis(model, analysis).groups:
+        new = sum(int(found.classes[dim].max()) + 1 if dim in found.classes else dim.size for dim in group.dims)
+        if new != group.size:
+            changes.append(Reduction(group.name, group.size, new))
+    return merge(model, analysis, found), changes

@@ -1,0 +1,158 @@
+"""What was grown can be narrowed to what it was: the strongest test of widening and deepening."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from onnx_net2net import RefusedError, deepen, load, narrow, verify, widen
+from onnx_net2net.cli import main
+from onnx_net2net.history import history
+
+MODELS = Path(__file__).parent.parent / "models"
+DIGITS = ("digits_mlp", "digits_resnet", "digits_inception_bn")
+
+
+def on_disk(model):
+    with load(model).on_disk() as path:
+        return onnx.load(path)
+
+
+def weights(proto):
+    """Return the weights by the node that reads them, as vectors of equal values may share one."""
+    arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    return {(node.name, index): arrays[name] for node in proto.graph.node for index, name in enumerate(node.input)
+            if name in arrays}  # fmt: skip
+
+
+def narrow_back(teacher, student, atol=0.0):
+    """Narrow a student, and compare the result with the teacher, in its function, nodes and weights."""
+    narrowing = narrow(student)
+    verify(teacher, narrowing.student).raise_if_different()
+    before, after = on_disk(teacher), on_disk(narrowing.student)
+    assert sorted((n.name, n.op_type) for n in before.graph.node) == sorted(
+        (n.name, n.op_type) for n in after.graph.node
+    )
+    old, new = weights(before), weights(after)
+    assert {key: (w.shape, w.dtype) for key, w in old.items()} == {key: (w.shape, w.dtype) for key, w in new.items()}
+    for key, values in old.items():
+        np.testing.assert_allclose(new[key], values, rtol=0, atol=atol)
+    return narrowing
+
+
+def net(text, **values):
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
+    return proto
+
+
+def draw(*shape):
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [1.37, 1.5, 2])
+@pytest.mark.parametrize("name", DIGITS)
+def test_what_was_widened(name, factor):
+    teacher = MODELS / f"{name}.onnx"
+    widening = widen(teacher, factor=factor)
+    narrowing = narrow_back(teacher, widening.student, atol=1e-6)
+    assert not narrowing.removed
+    sizes = {change.name: (change.new, change.old) for change in widening.changes if change.new != change.old}
+    assert {change.name: (change.old, change.new) for change in narrowing.changes} == sizes
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_plain_copies_come_back_to_the_bit(name):
+    teacher = MODELS / f"{name}.onnx"
+    narrow_back(teacher, widen(teacher, factor=2, map="zero_out").student)
+    if name != "digits_resnet":  # its units are copied at random, some to three
+        narrow_back(teacher, widen(teacher, factor=2, spread=0).student)
+
+
+@pytest.mark.parametrize("options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}])
+@pytest.mark.parametrize("name", DIGITS)
+def test_what_was_deepened(name, options):
+    teacher = MODELS / f"{name}.onnx"
+    narrowing = narrow_back(teacher, deepen(teacher, all=True, **options).student)
+    assert narrowing.removed
+    assert not narrowing.changes
+
+
+@pytest.mark.parametrize("name", DIGITS[1:])
+def test_pairs_of_convolutions(name):
+    teacher = MODELS / f"{name}.onnx"
+    narrow_back(teacher, deepen(teacher, all=True, pairs=2).student)
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_a_trained_network_has_nothing_to_remove(name):
+    with pytest.raises(RefusedError, match="nothing to remove"):
+        narrow(MODELS / f"{name}.onnx")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", DIGITS)
+def test_a_chain_comes_back(name, seed):
+    teacher = MODELS / f"{name}.onnx"
+    rng = np.random.default_rng(seed)
+    student = widen(teacher, factor=rng.uniform(1.2, 2), seed=seed).student
+    student = deepen(student, all=True, way=rng.choice(["identity", "pair", "residual"]), seed=seed).student
+    student = widen(student, factor=rng.uniform(1.2, 2), seed=seed + 1).student
+    narrow_back(teacher, student, atol=1e-5)
+
+
+def test_what_is_almost_equal_stays():
+    up = draw(6, 8)
+    up[:, 7] = up[:, 0]
+    up[0, 7] = np.nextafter(up[0, 7], np.float32(9))
+    model = net("(float[N, 6] x) => (float[N, 4] y) { v = MatMul(x, up) a = Relu(v) y = MatMul(a, down) }",
+                up=up, down=draw(8, 4))  # fmt: skip
+    with pytest.raises(RefusedError):
+        narrow(model)
+
+
+def test_outputs_keep_their_units():
+    up = np.repeat(draw(6, 4), 2, axis=1)
+    text = "(float[N, 6] x) => (float[N, 8] a, float[N, 4] y) { a = MatMul(x, up) y = MatMul(a, down) }"
+    with pytest.raises(RefusedError):
+        narrow(net(text, up=up, down=draw(8, 4)))
+
+
+def test_units_under_a_statistic_go_only_in_equal_numbers():
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        v = MatMul(x, up) n = LayerNormalization(v, scale, shift) y = MatMul(n, down) }"""
+    rest = {"down": draw(8, 4), "scale": np.ones(8, np.float32), "shift": np.zeros(8, np.float32)}
+    twice = net(text, up=np.tile(draw(6, 4), 2), **rest)
+    narrowing = narrow(twice)
+    verify(twice, narrowing.student).raise_if_different()
+    assert [(change.old, change.new) for change in narrowing.changes] == [(8, 4)]
+    uneven = draw(6, 8)
+    uneven[:, 7] = uneven[:, 0]
+    with pytest.raises(RefusedError):
+        narrow(net(text, up=uneven, **rest))
+
+
+def test_layers_that_are_no_identity_stay():
+    text = "(float[N, 4] x) => (float[N, 4] y) { v = MatMul(x, w) a = Relu(v) y = MatMul(a, down) }"
+    for off in (1e-3, 1.0):
+        with pytest.raises(RefusedError):
+            narrow(net(text, w=np.eye(4, dtype=np.float32) + off * np.eye(4, k=1, dtype=np.float32), down=draw(4, 4)))
+    assert narrow(net(text, w=np.eye(4, dtype=np.float32), down=draw(4, 4))).removed
+
+
+def test_the_command(tmp_path, capsys):
+    student, narrowed = tmp_path / "student.onnx", tmp_path / "narrowed.onnx"
+    assert main(["widen", str(MODELS / "digits_mlp.onnx"), "-o", str(student), "--factor", "1.5"]) == 0
+    assert main(["narrow", str(student), "-o", str(narrowed)]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert [step["operation"] for step in history(load(narrowed))] == ["widen", "narrow"]
+    assert main(["narrow", str(student), "-o", str(narrowed), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verification"]["equivalent"]
+    assert said["dims"]
+    assert main(["narrow", str(narrowed), "-o", str(tmp_path / "no.onnx")]) == 3
+    assert not (tmp_path / "no.onnx").exists()
+    assert main(["replay", str(MODELS / "digits_mlp.onnx"), str(narrowed)]) == 0
