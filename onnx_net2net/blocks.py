@@ -252,7 +252,7 @@ class _Blocks:
         if sizes.dtype(exit.name) not in DIVISIBLE:
             return "its result is no ordinary float"
         own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
-        if not own and self._is_normalised(entry) and self._is_read_by_norm(result):
+        if not own and self._is_read_by_norm(result):
             return "its sum is normalised (post-norm): normalising twice is not normalising once"
         for node in map(self._analysis.nodes.__getitem__, nodes):
             if self._analysis.draft.captured(node) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
@@ -263,22 +263,6 @@ class _Blocks:
                 if leaves and value is not exit and value.name in self._network.live:
                     return f"{value.name} inside it is read outside"
         return ""
-
-    def _is_normalised(self, tensor: gs.Tensor) -> bool:
-        """Tell whether a tensor is the result of a normalisation by its own statistics, in one node or several."""
-        while tensor.inputs:
-            node, number = tensor.inputs[0], self._network.age(tensor)
-            said = self._analysis.said.get(number)
-            live = self._network.activations(node)
-            whole = self._network.whole(node, live)
-            if node.op in _NORMS[1:] or (said is not None and said.statistics):
-                return True
-            if node.op in ("Div", "Sub") and len(whole) < len(live):
-                return True
-            if number in self._network.layers or len(whole) != 1 or (len(live) > 1 and node.op != "Mul"):
-                return False
-            (tensor,) = whole
-        return False
 
     def _is_read_by_norm(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
