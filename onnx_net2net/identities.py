@@ -89,8 +89,9 @@ class _Search:
             place = self._finder.place(layer)
             yield from self._repeated(place)
             if layer.weights == 1 and constant_of(node.inputs[1]) is not None:
-                yield from self._plain(layer, place)
-                yield from self._pair(layer, place)
+                reads, makes = self._units(node.inputs[0], node), self._units(node.outputs[0], node)
+                yield from self._plain(layer, place) if makes == reads else ()
+                yield from self._pair(layer, place) if makes == 2 * reads else ()
         for node in self._analysis.nodes:
             yield from self._zero_branch(node)
             yield from self._ones(node)
