@@ -51,9 +51,14 @@ class Duplicates:
     summed: Summed
 
 
-def find_duplicates(analysis: Analysis) -> Duplicates:
-    """Find the units of a network that can go."""
-    return _Refinement(analysis).run()
+def find_duplicates(analysis: Analysis, cut: Mapping[str, int]) -> Duplicates:
+    """Find the units of a network that can go.
+
+    Args:
+        analysis: The dims of the network.
+        cut: Outputs of which units are picked along an axis, so that they can go there too, if one is left of a class.
+    """
+    return _Refinement(analysis, cut).run()
 
 
 def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
@@ -165,8 +170,9 @@ def _is_first(labels: np.ndarray) -> np.ndarray:
 class _Refinement:
     """Tells units apart until every weight agrees with what is left."""
 
-    def __init__(self, analysis: Analysis) -> None:
-        self._analysis = analysis
+    def __init__(self, analysis: Analysis, cut: Mapping[str, int]) -> None:
+        self._analysis, self._cut = analysis, cut
+        self._picked = leaf_set(*(analysis.axes[name][axis] for name, axis in cut.items()))
         self._even: set[Dim] = set()
         self._summed: Summed = {}
         self._read: dict[int, Array] = {}
@@ -201,7 +207,8 @@ class _Refinement:
         free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > (0 if dim.origin else 1)}
         free -= {dim for dim in free if dim.ratio is not None and dim.ratio.root().frozen}
         for tensor in analysis.draft.graph.outputs:
-            free -= leaf_set(*analysis.axes.get(tensor.name, ()))
+            axes = analysis.axes.get(tensor.name, ())
+            free -= leaf_set(*(axis for place, axis in enumerate(axes) if place != self._cut.get(tensor.name)))
         for number, said in analysis.said.items():
             shared = [(analysis.input_axes(number, 0) or ())[position] for position in said.shares]
             free -= leaf_set(*shared, *said.normalised, *said.tables)
@@ -352,7 +359,7 @@ class _Refinement:
     def _dead(self, dim: Dim) -> np.ndarray:
         """Tell which classes of a dim all weights that read them weigh by 0."""
         count = int(self._classes[dim].max()) + 1
-        dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even))
+        dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
         for use, position in self._readers(dim) if dead.any() else ():
             values, _, labels = self._folded(use)
             rows = _rows(values, position, use.axes[position], dim, labels[position], self._classes[dim])

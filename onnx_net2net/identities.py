@@ -89,8 +89,9 @@ class _Search:
             place = self._finder.place(layer)
             yield from self._repeated(place)
             if layer.weights == 1 and constant_of(node.inputs[1]) is not None:
-                yield from self._plain(layer, place)
-                yield from self._pair(layer, place)
+                reads, makes = self._units(node.inputs[0], node), self._units(node.outputs[0], node)
+                yield from self._plain(layer, place) if makes == reads else ()
+                yield from self._pair(layer, place) if makes == 2 * reads else ()
         for node in self._analysis.nodes:
             yield from self._zero_branch(node)
             yield from self._ones(node)
@@ -118,7 +119,7 @@ class _Search:
             if not region or self._finder.key(region, tensor) != key:
                 return
             _, start = self._input_of(region)
-            yield Identity(nodes[region[-1]].name, start, tuple(nodes[number] for number in region))
+            yield Identity(nodes[region[-1]].name or tensor.name, start, tuple(nodes[number] for number in region))
             tensor = result
 
     def _input_of(self, region: list[int]) -> tuple[gs.Tensor, tuple[gs.Node, int]]:
@@ -160,7 +161,7 @@ class _Search:
         for index, other in ((0, 1), (1, 0)):
             same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
             if same and constant_of(node.inputs[index]) is None and self._is_zero(node.inputs[other]):
-                yield Identity(node.name, (node, index), (node,))
+                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
                 return
 
     def _ones(self, node: gs.Node) -> Iterator[Identity]:
@@ -169,7 +170,7 @@ class _Search:
             ones = constant_of(node.inputs[other])
             same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
             if same and ones is not None and constant_of(node.inputs[index]) is None and self._is(ones, 1):
-                yield Identity(node.name, (node, index), (node,))
+                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
                 return
 
     def _all(self, node: gs.Node) -> Iterator[Identity]:
@@ -178,7 +179,7 @@ class _Search:
         if places is None or self._shape(node.inputs[0]) != self._shape(node.outputs[0]) or len(places.shape) != 1:
             return
         if np.array_equal(self._analysis.draft.read(places), np.arange(places.shape[0])):
-            yield Identity(node.name, (node, 0), (node,))
+            yield Identity(node.name or node.outputs[0].name, (node, 0), (node,))
 
     # -- weights -----------------------------------------------------------------------------------------------
 

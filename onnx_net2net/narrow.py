@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import onnx
 
 from onnx_net2net.bodies import open_bodies
-from onnx_net2net.duplicates import find_duplicates, merge
+from onnx_net2net.cuts import Cut, put_back, take_off
+from onnx_net2net.dims import leaf_set
+from onnx_net2net.duplicates import axis_labels, find_duplicates, merge
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.identities import remove_identities
@@ -93,8 +95,17 @@ def _without_layers(model: Model) -> tuple[Model, list[str]]:
 
 def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
     """Remove duplicates of units and units that nobody reads; return the dims that had some."""
+    whole, cuts = take_off(model)
+    narrowed, changes = _merged(whole, cuts)
+    if cuts and not changes:
+        return _merged(model, [])
+    return (narrowed if changes else model), changes
+
+
+def _merged(model: Model, cuts: list[Cut]) -> tuple[Model, list[Reduction]]:
+    """Remove duplicates from a model whose cuts were taken off, and put these back."""
     analysis = infer(model)
-    found = find_duplicates(analysis)
+    found = find_duplicates(analysis, {cut.node.input[0]: cut.axis for cut in cuts})
     if not found.classes:
         return model, []
     changes = []
@@ -102,4 +113,7 @@ def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
         new = sum(int(found.classes[dim].max()) + 1 if dim in found.classes else dim.size for dim in group.dims)
         if new != group.size:
             changes.append(Reduction(group.name, group.size, new))
-    return merge(model, analysis, found), changes
+    axes = [analysis.axes[cut.node.input[0]][cut.axis] for cut in cuts]
+    labels = [axis_labels(axis, found.classes, leaf_set(axis)) for axis in axes]
+    again = [replace(cut, places=own[cut.places]) for cut, own in zip(cuts, labels, strict=True)]
+    return put_back(merge(model, analysis, found), again), changes

@@ -121,6 +121,24 @@ def test_outputs_keep_their_units():
         narrow(net(text, up=up, down=draw(8, 4)))
 
 
+def test_outputs_that_were_cut_come_back():
+    text = "(float[N, 6] x) => (float[N, 8] a, float[N, 4] y) { v = MatMul(x, up) a = Relu(v) y = MatMul(a, down) }"
+    teacher = net(text, up=draw(6, 8), down=draw(8, 4))
+    student = widen(teacher, factor=1.5).student
+    assert "Gather" in {node.op_type for node in student.proto.graph.node}
+    narrow_back(teacher, student, atol=1e-6)
+
+
+def test_shares_of_products_of_activations_come_back():
+    text = """(float[N, 5, 6] x) => (float[N, 5, 4] y) {
+        q = MatMul(x, wq) k = MatMul(x, wk) t = Transpose<perm=[0, 2, 1]>(k) s = MatMul(q, t) p = Softmax(s)
+        v = MatMul(x, wv) a = MatMul(p, v) y = MatMul(a, wo) }"""
+    teacher = net(text, wq=draw(6, 8), wk=draw(8, 6).T.copy(), wv=draw(6, 7), wo=draw(7, 4))
+    student = widen(teacher, factor=1.5).student
+    assert "Mul" in {node.op_type for node in student.proto.graph.node}
+    narrow_back(teacher, student, atol=1e-6)
+
+
 def test_units_under_a_statistic_go_only_in_equal_numbers():
     text = """(float[N, 6] x) => (float[N, 4] y) {
         v = MatMul(x, up) n = LayerNormalization(v, scale, shift) y = MatMul(n, down) }"""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net import Widening, inspect, widen
+from onnx_net2net import Widening, inspect, narrow, widen
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.history import grown_interface
 
@@ -575,6 +575,24 @@ def test_a_student_can_be_widened_again() -> None:
     twice = widen(weighty(once.student), factor=1.5, seed=2)
     check(proto, feeds, once)
     check(proto, feeds, twice)
+
+
+def test_a_student_can_be_narrowed() -> None:
+    narrowed = 0
+    for seed in range(20):
+        proto, feeds = network(seed)
+        try:
+            student = widen(proto, factor=1.6, seed=seed).student
+            less = narrow(student).student
+        except RefusedError:
+            continue
+        assert less.parameters < student.parameters
+        for output, result, wanted in zip(
+            proto.graph.output, run(weighty(less), feeds), run(proto, feeds), strict=True
+        ):
+            assert_close(result, wanted, output.name, 1e-4, floor=0.01)
+        narrowed += 1
+    assert narrowed > 10
 
 
 def test_doubles_agree_to_twelve_digits() -> None:
