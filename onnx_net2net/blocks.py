@@ -107,14 +107,14 @@ def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> 
 
 
 def _joined_siblings(blocks: Sequence[Block], finder: _Blocks) -> list[Block]:
-    """Join blocks of one numbered module that are all different, like the attention and the rest of a layer of T5."""
+    """Join different blocks of a numbered module that comes again, like attention and the rest in a layer of T5."""
+    runs = [(_numbered(group.split(".")), list(run)) for group, run in itertools.groupby(blocks, lambda b: b.group)]
+    kinds = [tuple(map(finder.kind, run)) for _, run in runs]
     renamed: list[Block] = []
-    for group, siblings in itertools.groupby(blocks, key=lambda block: block.group):
-        members = list(siblings)
-        parent = _numbered(group.split("."))
-        kinds = {finder.kind(block) for block in members}
-        different = bool(parent) and all(block.entry for block in members) and 1 < len(members) == len(kinds)
-        renamed += [replace(block, name=parent) for block in members] if different else members
+    for (parent, run), kind in zip(runs, kinds, strict=True):
+        different = all(block.entry for block in run) and 1 < len(run) == len(set(kind))
+        again = bool(parent) and kinds.count(kind) > 1
+        renamed += [replace(block, name=parent) for block in run] if different and again else run
     return _joined(renamed, lambda one, other: one.name == other.name)
 
 

@@ -1,6 +1,7 @@
 """Residual blocks are found, repeated exactly and alive; those that cannot be are refused."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,23 @@ def test_layers_of_a_transformer():
         assert not after[f"{name}.mlp.down.bias"].any()
         for live in ("attn.q", "attn.k", "attn.v", "mlp.up"):
             assert after[f"{name}.{live}.weight"].any()
+
+
+def test_numbered_parts_that_are_all_different_are_one_block():
+    """As in T5, where block.0.layer.0 is the attention and block.0.layer.1 the rest."""
+    teacher = transformer()
+    parts = {"attn": 0, "ln1": 0, "mlp": 1, "ln2": 1}
+
+    def moved(name):
+        return re.sub(r"^h\.(\d)\.(\w+)", lambda m: f"block.{m[1]}.layer.{parts[m[2]]}.{m[2]}", name)
+
+    for node in teacher.graph.node:
+        node.input[:] = map(moved, node.input)
+    for tensor in teacher.graph.initializer:
+        tensor.name = moved(tensor.name)
+    assert [(block.name, block.parts) for block in blocks(teacher)] == [("block.0", 2), ("block.1", 2)]
+    after = weights(repeat_exactly(teacher, repeat={"block": 1}).student)
+    assert not after["block.1_new0.layer.1.mlp.down.weight"].any()
 
 
 @pytest.mark.parametrize("teacher", [RESNET, transformer(), normed(), inverted(12)], ids=["resnet", "h", "bn", "dw"])
