@@ -21,7 +21,7 @@ from onnx import TensorProto
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.layers import LONGEST, Network
-from onnx_net2net.naming import module_of
+from onnx_net2net.naming import module_of, told_apart
 from onnx_net2net.places import Finder
 
 Use = tuple[int, int]
@@ -82,12 +82,8 @@ def find_blocks(analysis: Analysis, proto: onnx.ModelProto) -> list[Block]:
     finder = _Blocks(Network(analysis), proto)
     found = _joined(finder.sums(), lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
     blocks = _joined_siblings(found, finder)
-    taken: dict[str, int] = {}
-    for position, block in enumerate(blocks):
-        taken[block.name] = taken.get(block.name, 0) + 1
-        if taken[block.name] > 1:
-            blocks[position] = replace(block, name=f"{block.name}#{taken[block.name]}")
-    return blocks
+    names = told_apart(block.name for block in blocks)
+    return [replace(block, name=name) for block, name in zip(blocks, names, strict=True)]
 
 
 def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> list[Block]:

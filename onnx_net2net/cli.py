@@ -202,7 +202,6 @@ def _widen(options: argparse.Namespace) -> int:
     from onnx_net2net import report
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
-    from onnx_net2net.verify import verify
     from onnx_net2net.widen import widen
 
     started = time.perf_counter()
@@ -218,22 +217,9 @@ def _widen(options: argparse.Namespace) -> int:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
         for line in (*report.fixed_lines(widening.fixed), *widening.notes):
             _print(line)
-    verification = None
-    with _progress() as progress, widening.student.stage(options.output, progress=progress) as staged:
-        if options.verify:
-            verification = verify(teacher, staged.path, progress=progress, **checking)
-            if widening.exact:
-                verification.raise_if_different()
-        staged.commit()
-    if options.json:
-        checked = verification.to_dict() if verification else None
-        _print_json({**report.widening_dict(widening), "verification": checked, "output": str(options.output)})
-        return 0
-    if not widening.exact:
-        _print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
-    _print(str(verification or "not verified (--no-verify)"))
-    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
-    return 0
+    return _finish(
+        options, teacher, widening.student, report.widening_dict(widening), checking, started, widening.exact
+    )
 
 
 def _deepen(options: argparse.Namespace) -> int:
@@ -241,7 +227,6 @@ def _deepen(options: argparse.Namespace) -> int:
     from onnx_net2net.deepen import blocks, deepen, places
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
-    from onnx_net2net.verify import verify
 
     started = time.perf_counter()
     teacher = load(options.teacher)
@@ -267,19 +252,7 @@ def _deepen(options: argparse.Namespace) -> int:
         _show(report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}"))
         for line in deepening.notes:
             _print(line)
-    verification = None
-    with _progress() as progress, deepening.student.stage(options.output, progress=progress) as staged:
-        if options.verify:
-            verification = verify(teacher, staged.path, progress=progress, **checking)
-            verification.raise_if_different()
-        staged.commit()
-    if options.json:
-        checked = verification.to_dict() if verification else None
-        _print_json({**report.deepening_dict(deepening), "verification": checked, "output": str(options.output)})
-        return 0
-    _print(str(verification or "not verified (--no-verify)"))
-    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
-    return 0
+    return _finish(options, teacher, deepening.student, report.deepening_dict(deepening), checking, started)
 
 
 def _narrow(options: argparse.Namespace) -> int:
@@ -287,7 +260,6 @@ def _narrow(options: argparse.Namespace) -> int:
     from onnx_net2net.model import load
     from onnx_net2net.narrow import narrow
     from onnx_net2net.saving import check_target
-    from onnx_net2net.verify import verify
 
     started = time.perf_counter()
     teacher = load(options.teacher)
@@ -296,16 +268,34 @@ def _narrow(options: argparse.Namespace) -> int:
     narrowing = narrow(teacher)
     if not options.json:
         _show(report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"))
+    return _finish(options, teacher, narrowing.student, report.narrowing_dict(narrowing), checking, started)
+
+
+def _finish(
+    options: argparse.Namespace,
+    teacher: Model,
+    student: Model,
+    record: dict[str, Any],
+    checking: dict[str, Any],
+    started: float,
+    exact: bool = True,
+) -> int:
+    """Verify a student, write it, and say so; one that differs and should not is not written."""
+    from onnx_net2net.verify import verify
+
     verification = None
-    with _progress() as progress, narrowing.student.stage(options.output, progress=progress) as staged:
+    with _progress() as progress, student.stage(options.output, progress=progress) as staged:
         if options.verify:
             verification = verify(teacher, staged.path, progress=progress, **checking)
-            verification.raise_if_different()
+            if exact:
+                verification.raise_if_different()
         staged.commit()
     if options.json:
         checked = verification.to_dict() if verification else None
-        _print_json({**report.narrowing_dict(narrowing), "verification": checked, "output": str(options.output)})
+        _print_json({**record, "verification": checked, "output": str(options.output)})
         return 0
+    if not exact:
+        _print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
     _print(str(verification or "not verified (--no-verify)"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0

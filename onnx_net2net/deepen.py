@@ -7,16 +7,14 @@ section 2.4); see `onnx_net2net.places` for what is done elsewhere. Residual blo
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import itertools
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -32,8 +30,11 @@ from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import paused_gc
 from onnx_net2net.model import Model, Progress, load
+from onnx_net2net.naming import matching
 from onnx_net2net.places import WAYS, Place, Way, find_places
 from onnx_net2net.tensors import Array
+
+T = TypeVar("T")
 
 WIDEST_KERNEL = 7
 """Kernels of inserted convolutions are those of the layer in front, but no larger than this."""
@@ -57,7 +58,6 @@ class Deepening:
         student: The result; its weights are computed when it is saved or run.
         insertions: What was inserted, in the order of the layers.
         seed: Seed of every random choice.
-        places: All layers, with what could be inserted behind each; () where blocks were repeated.
         notes: What else there is to say, for people.
     """
 
@@ -65,7 +65,6 @@ class Deepening:
     student: Model
     insertions: tuple[Insertion, ...]
     seed: int
-    places: tuple[Place, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -75,9 +74,7 @@ def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Plac
     Raises:
         BadInputError: If the model cannot be used.
     """
-    with paused_gc():
-        flat = open_bodies(load(model)).model
-        return find_places(infer(flat), flat.proto)
+    return _found(model, find_places)
 
 
 def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Block]:
@@ -86,9 +83,15 @@ def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Bloc
     Raises:
         BadInputError: If the model cannot be used.
     """
+    return _found(model, find_blocks)
+
+
+def _found(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model, find: Callable[[Analysis, onnx.ModelProto], list[T]]
+) -> list[T]:
     with paused_gc():
         flat = open_bodies(load(model)).model
-        return find_blocks(infer(flat), flat.proto)
+        return find(infer(flat), flat.proto)
 
 
 def deepen(
@@ -171,7 +174,7 @@ def deepen(
     layers = 2 * pairs or count
     insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
-    return Deepening(model, student, insertions, seed, tuple(found), notes if measured and calibrate is None else ())
+    return Deepening(model, student, insertions, seed, notes if measured and calibrate is None else ())
 
 
 def _counts(repeat: Mapping[str, int | str] | Sequence[str]) -> dict[str, int]:
@@ -230,11 +233,7 @@ def _repeated(model: Model, counts: Mapping[str, int], factor: float | None, app
 def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block, int]:
     copies: dict[Block, int] = {}
     for pattern, number in counts.items():
-        exact = [block for block in found if pattern in (block.name, block.group)]
-        matches = exact or [b for b in found if any(fnmatch.fnmatchcase(name, pattern) for name in (b.name, b.group))]
-        if not matches:
-            near = difflib.get_close_matches(pattern, [name for b in found for name in (b.name, b.group)], 3, 0.4)
-            raise BadInputError(f"no block is named {pattern!r}; near it are {', '.join(near) or 'none'}")
+        matches = matching(pattern, found, lambda block: (block.name, block.group), "block")
         spread = _spread(matches, number)
         if not spread:
             raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}")
@@ -314,15 +313,11 @@ def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
 def _named(found: Sequence[Place], after: Sequence[str], way: Way | None) -> list[tuple[Place, Way]]:
     chosen: dict[int, tuple[Place, Way]] = {}
     for pattern in after:
-        exact = [place for place in found if place.name == pattern]
-        matches = exact or [place for place in found if fnmatch.fnmatchcase(place.name, pattern)]
-        if not matches:
-            near = difflib.get_close_matches(pattern, [place.name for place in found], 3, 0.4)
-            raise BadInputError(f"no layer is named {pattern!r}; near it are {', '.join(near) or 'none'}")
+        matches = matching(pattern, found, lambda place: (place.name,), "layer")
         fit = [(place, way or place.ways[0]) for place in matches if place.ways and way in (None, *place.ways)]
         if not fit:
             raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {matches[0].reason}")
-        chosen.update((place.layer, one) for place, one in ((p, (p, w)) for p, w in fit))
+        chosen.update((place.layer, (place, one)) for place, one in fit)
     return [chosen[layer] for layer in sorted(chosen)]
 
 

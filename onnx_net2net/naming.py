@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import difflib
+import fnmatch
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.dims import Axis, Dim, leaves
+from onnx_net2net.errors import BadInputError
 from onnx_net2net.inference import Analysis, Use
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -20,6 +25,35 @@ _PARAMETER = re.compile(
     r"|[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
     r"|weight_bias|[wb]_\d+|(weight|bias)_[ih]h(_l\d+)?(_reverse)?))(_quantized)?(:\d+)?$"
 )
+
+
+T = TypeVar("T")
+
+
+def matching(pattern: str, named: Sequence[T], names_of: Callable[[T], Sequence[str]], what: str) -> list[T]:
+    """Return what a pattern names: whole names win over patterns, and earlier names of an item over later ones.
+
+    Raises:
+        BadInputError: If it names nothing; the text has names near it.
+    """
+    for match in (str.__eq__, fnmatch.fnmatchcase):  # a name may look like a pattern
+        for rank in range(2):
+            found = [item for item in named if match("".join(names_of(item)[rank : rank + 1]), pattern)]
+            if found:
+                return found
+    names = list(dict.fromkeys(names_of(item)[0] for item in named))
+    near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
+    raise BadInputError(f"no {what} is named {pattern!r}; near it are {', '.join(near) or 'none'}")
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Return names of which the second of its kind gets #2 behind it, and so on."""
+    taken: Counter[str] = Counter()
+    result = []
+    for name in names:
+        taken[name] += 1
+        result.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
+    return result
 
 
 def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,7 +21,8 @@ from onnx import helper, numpy_helper
 
 from onnx_net2net.inference import Analysis, constant_of
 from onnx_net2net.layers import Layer, Network
-from onnx_net2net.naming import module_of
+from onnx_net2net.naming import module_of, told_apart
+from onnx_net2net.noise import epsilon
 from onnx_net2net.runtime import LEVELS, Runner, provider_name
 from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
@@ -32,8 +33,11 @@ WAYS: tuple[Way, ...] = ("identity", "pair", "residual")
 _LONGEST = 12
 """Nodes that the longest way to write an activation has, and some more."""
 
-_GRID = np.concatenate([np.linspace(-5, 5, 81), [-0.01, 0.01]])
-"""Where activations are tried out; they are smooth or have their corners at whole numbers."""
+_GRID = np.concatenate([np.linspace(-5, 5, 81), [s * x for x in (0.01, 8, 20, 100, 1000) for s in (-1, 1)]])
+"""Where activations are tried out: where they bend, and far out, where a limit would show."""
+
+_ROUNDINGS = 16
+"""By how many roundings phi(v) - phi(-v) may miss a multiple of v."""
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _MOVES = ("Transpose", "Reshape", "Cast", "Gather", "Slice", "Expand", "Concat", "Pad")
@@ -83,13 +87,9 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
     """
     network = Network(analysis)
     finder = Finder(network, proto)
-    taken: dict[str, int] = {}
     places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
-    for position, place in enumerate(places):  # a module that is called twice has one name
-        taken[place.name] = taken.get(place.name, 0) + 1
-        if taken[place.name] > 1:
-            places[position] = replace(place, name=f"{place.name}#{taken[place.name]}")
-    return places
+    names = told_apart(place.name for place in places)  # a module that is called twice has one name
+    return [replace(place, name=name) for place, name in zip(places, names, strict=True)]
 
 
 class Finder:
@@ -207,12 +207,10 @@ class Finder:
         """Return whether phi(phi(v)) = phi(v), what phi(v) - phi(-v) is in parts of v, and whether phi is linear."""
         if not region:
             return False, None, False
-        nodes = [self._proto.graph.node[number] for number in region]
-        constants = self._constants(region)
         key = self.key(region, tensor)
         if key not in self._tried:
             try:
-                self._tried[key] = self._measure(nodes, constants, tensor)
+                self._tried[key] = self._measure(region, tensor)
             except Exception:  # what onnxruntime does not run alone is not known
                 self._tried[key] = False, None, True
         return self._tried[key]
@@ -222,19 +220,18 @@ class Finder:
         nodes = [self._proto.graph.node[number] for number in region]
         return tuple(_anonymous(nodes, tensor.name, self._constants(region)))
 
-    def _measure(
-        self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor
-    ) -> tuple[bool, float | None, bool]:
+    def _measure(self, region: Sequence[int], tensor: gs.Tensor) -> tuple[bool, float | None, bool]:
         def phi(values: Array) -> Array:
-            return self._run(nodes, constants, tensor, values)
+            return self._run(region, tensor, values)
 
         y, mirrored = phi(_GRID), phi(-_GRID)
-        kinds = _GRID != 0
-        factors = (y - mirrored)[kinds] / _GRID[kinds]
-        factor = float(np.median(factors))
-        proportional = bool(np.allclose(factors, factor, atol=2e-3)) and abs(factor) > 1e-3
-        idempotent = bool(np.allclose(phi(y), y, atol=1e-6))
-        straight = bool(np.allclose(np.diff(y[:81], 2), 0, atol=1e-6))
+        difference, size = y - mirrored, np.maximum(np.maximum(np.abs(y), np.abs(mirrored)), 1)
+        factor = float(np.median(difference[_GRID != 0] / _GRID[_GRID != 0]))
+        slack = _ROUNDINGS * (epsilon(self._dtype(tensor)) or 0.0)
+        proportional = abs(factor) > slack and bool((np.abs(difference - factor * _GRID) <= slack * size).all())
+        idempotent = bool((phi(y) == y).all())
+        line = np.interp(_GRID[:81], _GRID[[0, 80]], y[[0, 80]])
+        straight = bool((np.abs(y[:81] - line) <= slack * size[:81]).all())
         return idempotent and not straight, factor if proportional else None, straight
 
     def _constants(self, region: Sequence[int]) -> dict[str, Array]:
@@ -254,18 +251,21 @@ class Finder:
     def _is_constant(self, tensor: gs.Tensor) -> bool:
         return constant_of(tensor) is not None or tensor.name in self._analysis.sizes.constant
 
-    def _run(
-        self, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], tensor: gs.Tensor, values: Array
-    ) -> Array:
+    def _dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(tensor.name))
+        return dtype
+
+    def _run(self, region: Sequence[int], tensor: gs.Tensor, values: Array) -> Array:
         """Apply an activation to numbers."""
+        nodes = [self._proto.graph.node[number] for number in region]
         dtype = self._analysis.sizes.dtype(tensor.name)
         rank = len(self._network.shape(tensor))
-        array = values.astype(helper.tensor_dtype_to_np_dtype(dtype)).reshape(*(1,) * (rank - 1), -1)
+        array = values.astype(self._dtype(tensor)).reshape(*(1,) * (rank - 1), -1)
         graph = helper.make_graph(
-            list(nodes), "activation",
+            nodes, "activation",
             [helper.make_tensor_value_info(tensor.name, dtype, array.shape)],
             [helper.make_tensor_value_info(nodes[-1].output[0], dtype, array.shape)],
-            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+            [numpy_helper.from_array(value, name) for name, value in self._constants(region).items()],
         )  # fmt: skip
         versions = versions_of(self._proto)
         model = helper.make_model(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from onnx_net2net.maps import (
     replicate,
     uniform,
 )
+from onnx_net2net.naming import matching
 from onnx_net2net.padding import State, follow
 
 FAR = 0.1
@@ -144,14 +143,7 @@ class Plan:
             yield Change(group.name, group.size, new, wanted, kind, group.tensors)
 
     def _match(self, pattern: str) -> list[Group]:
-        exact = [group for group in self._groups if group.name == pattern]  # a name may look like a pattern
-        found = exact or [group for group in self._groups if fnmatch.fnmatchcase(group.name, pattern)]
-        found = found or [group for group in self._groups if fnmatch.fnmatchcase(group.role, pattern)]
-        if not found:
-            names = [group.name for group in self._groups if group.reason is None]
-            near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
-            raise BadInputError(f"no dim is named {pattern!r}; near it are {', '.join(near) or 'none'}")
-        return found
+        return matching(pattern, self._groups, lambda group: (group.name, group.role), "dim")
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""

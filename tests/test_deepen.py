@@ -61,6 +61,10 @@ PAIRED = {
     "Softplus": "a = Softplus(v)",
     "LeakyRelu": "a = LeakyRelu<alpha=0.2>(v)",
 }
+LIMITED = {
+    "SiLU up to 7": "top = Constant<value_float=7.0>() m = Min(v, top) s = Sigmoid(v) a = Mul(m, s)",
+    "nearly x": "c = Constant<value_float=0.0005>() t = Tanh(v) r = Mul(c, t) e = Softplus(v) a = Add(e, r)",
+}
 OTHERS = {"Tanh": "a = Tanh(v)", "Sigmoid": "a = Sigmoid(v)", "Elu": "a = Elu(v)"}
 
 
@@ -91,6 +95,12 @@ def test_idempotent_activations_are_found_however_they_are_written(activation):
 def test_activations_whose_difference_is_the_identity(activation):
     deepening = deepen_exactly(mlp(PAIRED[activation], opset=20), all=True, count=2)
     assert [insertion.way for insertion in deepening.insertions] == ["pair"]
+
+
+@pytest.mark.parametrize("activation", LIMITED)
+def test_what_nearly_holds_or_holds_in_the_middle_only_does_not(activation):
+    (place, _) = places(mlp(LIMITED[activation]))
+    assert place.ways == ("residual",)
 
 
 @pytest.mark.parametrize("activation", OTHERS)

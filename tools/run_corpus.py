@@ -265,7 +265,6 @@ def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[M
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(deepening.teacher.proto.graph.node)
     result.grown = len(deepening.insertions)
-    result.covered = 1.0
     return deepening.teacher, deepening.student
 
 
@@ -472,7 +471,7 @@ def summary(results: Sequence[Result]) -> str:
     ways = sorted({result.way for result in results})
     header = ["family", "exporter", "models", "grow"]
     for way in ways:
-        header += [f"exact {way}", f"covered {way}"]
+        header += [f"exact {way}"] if "deeper" in way else [f"exact {way}", f"covered {way}"]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
     rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], ways) for kind in kinds]
@@ -482,12 +481,13 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[str]) -> list[str]:
-    grown = {result.path for result in results if result.covered is not None}
+    grown = {result.path for result in results if result.grown}
     row = [family, source, str(len({result.path for result in results})), str(len(grown))]
     for way in ways:
         here = [result for result in results if result.way == way]
         row.append(str(sum(result.status == "exact" for result in here)))
-        row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
+        if "deeper" not in way:
+            row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
     ratios = [result.ratio for result in results if result.ratio is not None]
     row += [f"{statistics.median(ratios):.2g}", f"{max(ratios):.2g}"] if ratios else ["-", "-"]
     return [*row, f"{max(result.seconds for result in results):.1f} s"]
@@ -498,7 +498,7 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
     rank = {status: number for number, status in enumerate((*FAILURES, "refused", "bad input", "no teacher", "exact"))}
     fates: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (rank[r.status], r.covered or 0.0, r.path, r.factor)):
-        if result.status != "exact" or (result.covered or 0.0) < ENOUGH:
+        if result.status != "exact" or (result.covered is not None and result.covered < ENOUGH):
             shared = result.error if result.status not in ("exact", "wrong") else result.path
             fates.setdefault((result.status, shared), []).append(result)
     for found in fates.values():
