@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnx_net2net import inference, sizes
@@ -49,6 +49,13 @@ def build(
     return proto
 
 
+def net(text: str, opset: int = 18, ir: int = 8, imports: str = "", **weights: Array) -> onnx.ModelProto:
+    """A model in ONNX's textual syntax, with initializers."""
+    proto = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{imports}]> g {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
+    return proto
+
+
 def run(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     """Run in onnxruntime without optimizations, or with the reference operators where it has no kernel."""
     options = ort.SessionOptions()
@@ -68,6 +75,11 @@ def weighty(model: Model) -> onnx.ModelProto:
     """The model with the bytes of all its weights."""
     with model.on_disk() as path:
         return onnx.load(path)
+
+
+def weights(model: Model | onnx.ModelProto) -> dict[str, Array]:
+    """The weights of a model, by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in weighty(load(model)).graph.initializer}
 
 
 def growable(analysis: Analysis) -> list[Dim]:

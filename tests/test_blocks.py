@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import weights
 from onnx import numpy_helper, parser
 
 from onnx_net2net import BadInputError, RefusedError, deepen, load, verify, widen
@@ -35,11 +36,6 @@ def repeat_exactly(teacher, **options):
     deepening = deepen(teacher, **options)
     verify(teacher, deepening.student).raise_if_different()
     return deepening
-
-
-def weights(model):
-    with model.on_disk() as path:
-        return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
 def layer(number):

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from graphs import net, weights
+from onnx import TensorProto, helper
 
 from onnx_net2net import BadInputError, RefusedError, verify, widen
 from onnx_net2net.cli import main
@@ -22,12 +23,6 @@ def draw(*shape, dtype=np.float32):
     return (np.random.default_rng(shape).standard_normal(shape) * np.prod(shape) ** -0.25).astype(dtype)
 
 
-def net(text, opset=18, imports="", **weights):
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}{imports}]> g {text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
-    return proto
-
-
 def mlp(activation, kind="float", dtype=np.float32, **options):
     text = f"({kind}[N, 6] x) => ({kind}[N, 4] y) {{ v = MatMul(x, up) {activation} y = MatMul(a, down) }}"
     return net(text, up=draw(6, 8, dtype=dtype), down=draw(8, 4, dtype=dtype), **options)
@@ -37,11 +32,6 @@ def deepen_exactly(teacher, **options):
     deepening = deepen(teacher, **options)
     verify(teacher, deepening.student).raise_if_different()
     return deepening
-
-
-def weights(model):
-    with model.on_disk() as path:
-        return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
 IDEMPOTENT = {

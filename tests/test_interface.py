@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from graphs import net
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, NotEquivalentError, RefusedError, inspect, load, verify, widen
 from onnx_net2net.cli import main
@@ -14,12 +15,6 @@ from onnx_net2net.history import grown_interface
 from onnx_net2net.maps import NEVER
 
 HEAD = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) z = MatMul(r, down) y = Add(z, bias) }"
-
-
-def net(text, **weights):
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
-    return proto
 
 
 def draw(*shape):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, parser
+from graphs import net
+from onnx import numpy_helper
 
 from onnx_net2net import RefusedError, deepen, load, narrow, verify, widen
 from onnx_net2net.cli import main
@@ -41,12 +42,6 @@ def narrow_back(teacher, student, atol=0.0):
     for key, values in old.items():
         np.testing.assert_allclose(new[key], values, rtol=0, atol=atol)
     return narrowing
-
-
-def net(text, **values):
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
-    return proto
 
 
 def draw(*shape):

@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from graphs import net
+from onnx import TensorProto, helper
 
 from onnx_net2net import RefusedError, inspect, verify, widen
 from onnx_net2net.cli import main
@@ -11,12 +12,6 @@ from onnx_net2net.cli import main
 
 def draw(*shape, dtype=np.float32):
     return (np.random.default_rng(shape).standard_normal(shape) * np.prod(shape) ** -0.25).astype(dtype)
-
-
-def net(text, opset=18, imports="", **weights):
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}{imports}]> g {text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
-    return proto
 
 
 POST_NORM = """(FLOAT[N, S, 6] x) => (FLOAT[N, S, 4] y) {
@@ -29,7 +24,7 @@ def post_norm(norm, kind="float", dtype=np.float32, opset=18, imports="", **more
     shapes = {"up": (6, 8), "mid": (8, 12), "out": (12, 8), "down": (8, 4)}
     weights = {name: draw(*shape, dtype=dtype) for name, shape in shapes.items()}
     weights |= {"gain": 1 + draw(8, dtype=dtype), "shift": draw(8, dtype=dtype)}
-    return net(text, opset, imports, **{n: w for n, w in {**weights, **more}.items() if n in text})
+    return net(text, opset, imports=imports, **{n: w for n, w in {**weights, **more}.items() if n in text})
 
 
 def ops(model):
@@ -152,7 +147,7 @@ def test_the_sum_that_a_skip_normaliser_gives_out_is_still_there():
         n, , , t = com.microsoft.SkipLayerNormalization(h, k, gain, shift) r = Sigmoid(n) s = Add(r, t)
         m = LayerNormalization(s, gain, shift) y = MatMul(m, down) }"""
     weights = {"up": draw(6, 8), "k": draw(1, 5, 8), "gain": 1 + draw(8), "shift": draw(8), "down": draw(8, 4)}
-    teacher = net(text, 17, ', "com.microsoft" : 1', **weights)
+    teacher = net(text, 17, imports=', "com.microsoft" : 1', **weights)
     widening = widen(teacher, sizes={stream(teacher).name: 11}, fill_norms=True)
     verify(teacher, widening.student).raise_if_different()
 

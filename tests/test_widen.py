@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from graphs import net, weights
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -19,13 +20,6 @@ MODELS = Path(__file__).parent.parent / "models"
 DIGITS = ("digits_mlp", "digits_resnet", "digits_inception_bn")
 MLP = MODELS / "digits_mlp.onnx"
 RESNET = MODELS / "digits_resnet.onnx"
-
-
-def net(text, opset=18, ir=8, imports="", **weights):
-    """A model in ONNX's textual syntax, with initializers."""
-    proto = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{imports}]> g {text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
-    return proto
 
 
 def draw(*shape, dtype=np.float32, seed=0):
@@ -50,10 +44,6 @@ def contents(model):
     """The model with the bytes of all its weights."""
     with load(model).on_disk() as path:
         return onnx.load(path)
-
-
-def weights(model):
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in contents(model).graph.initializer}
 
 
 def new_sizes(widening):
