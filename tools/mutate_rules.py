@@ -737,7 +737,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          interface("start_at_the_prior")),
         ("priors: biases of layers are none", "or (said.contractions and not weighs)", "or False",
          interface("holds_the_prior")),
-        ("new classes: nothing is taken off", "_silence_new_classes(analysis, growth)\n    _rewrite", "_rewrite",
+        ("new classes: nothing is taken off", "_silence_new_classes(analysis, growth)\n    resize", "resize",
          interface("probability_zero")),
         ("new classes: taken off old ones too", "np.where(new, NEVER, 0.0)", "np.where(new, NEVER, NEVER / 2)",
          interface("probability_zero")),
