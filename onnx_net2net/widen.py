@@ -21,7 +21,7 @@ from onnx_net2net.inspection import Group, covered, inspect_analysis, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Widening:
         covered: Share of the weight elements that lie on an axis that grew.
         fixed: The dims that could not grow, with the reason.
         notes: What else was done to the graph, for people.
+        constants: How each constant grew that did.
     """
 
     teacher: Model
@@ -47,6 +48,7 @@ class Widening:
     covered: float
     fixed: tuple[Group, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
 
 
 def widen(
@@ -130,12 +132,15 @@ def _widen(
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
-    student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
+    grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
+    student = opened.close(grown)
     exact = map != "random_pad" and not style.noise
     fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
     if analysis.untied:
         notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
-    return Widening(model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes))
+    return Widening(
+        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants)
+    )
 
 
 def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
