@@ -114,6 +114,8 @@ def _add_widen(commands: Any) -> None:
                          "where multiples would miss --factor by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="only growth that a class of the framework can follow")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -211,7 +213,7 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms,
+        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
