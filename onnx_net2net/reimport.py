@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from onnx_net2net import dims
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.inference import Analysis, constant_of
-from onnx_net2net.inspection import Group, Inspection
+from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
 from onnx_net2net.operation import Contraction
@@ -209,4 +209,3 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
                 for part in parts:
                     if part.role in _COUNTS:
                         part.follows = streams[0]
-
