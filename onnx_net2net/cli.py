@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnx_net2net.model import Model
+    from onnx_net2net.pytorch import ModuleRunner
 
 Progress = Callable[[str, int, int], None]
 
@@ -115,6 +116,8 @@ def _add_widen(commands: Any) -> None:
                          "where multiples would miss --factor by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="only growth that a class of the framework can follow")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -161,7 +164,11 @@ def _add_verify(commands: Any) -> None:
     command = _command(commands, "verify", "compare all outputs of two models on several inputs and sizes",
                        "teacher.onnx student.onnx --provider cuda", _verify)  # fmt: skip
     command.add_argument("teacher", type=Path, metavar="A")
-    command.add_argument("student", type=Path, metavar="B")
+    command.add_argument("student", type=Path, metavar="B", nargs="?")
+    command.add_argument("--module", metavar="PACKAGE.MODULE:FACTORY",
+                         help="instead of B a PyTorch class, or a function that makes a module")  # fmt: skip
+    command.add_argument("--state-dict", type=Path, metavar="FILE", help="what the module is loaded with, strictly")
+    command.add_argument("--args", metavar="JSON", help="what it is made with, like '{\"width\": 96}' or '[10]'")
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
@@ -227,7 +234,7 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms,
+        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
     )  # fmt: skip
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
@@ -361,15 +368,37 @@ def _verify(options: argparse.Namespace) -> int:
     from onnx_net2net.model import load
     from onnx_net2net.verify import verify
 
+    if (options.student is None) == (options.module is None):
+        raise BadInputError("give a second model or --module, and not both")
     teacher = load(options.teacher)
     checking = _checking(options, teacher)
+    student = options.student or _module(options, teacher)
     with _progress() as progress:
-        verification = verify(teacher, options.student, progress=progress, **checking)
+        verification = verify(teacher, student, progress=progress, **checking)
     if options.json:
         _print_json(verification.to_dict())
     else:
         _print(str(verification))
     return 0 if verification.equivalent else 1
+
+
+def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
+    """Build the user's module, and load it."""
+    from onnx_net2net.pytorch import ModuleRunner, build, load_strictly
+    from onnx_net2net.runtime import provider_name
+
+    try:
+        arguments = json.loads(options.args or "[]")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict | list):
+        raise BadInputError(f"--args {options.args}: write a JSON object or list, like '{{\"width\": 96}}'")
+    if options.state_dict is None:
+        raise BadInputError("say what the module is loaded with: --state-dict student.safetensors")
+    module = build(options.module, arguments)
+    load_strictly(module, options.state_dict)
+    on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
+    return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")
 
 
 def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

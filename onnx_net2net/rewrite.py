@@ -131,7 +131,7 @@ def _weigh_contractions(
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
                 for index, position in contraction.sides
             ]
-            if all((map.weight == 1).all() for map in maps):
+            if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
             for index, position in contraction.sides:
                 place = carrier(analysis, number, index, position, weighed, growth, contraction.law)
@@ -216,6 +216,7 @@ def _combine(
     values = values.astype(_numpy_dtype(analysis, tensor)).reshape(-1, *(1,) * (rank - 1 - position))
     weights = draft.constant(f"{tensor.name}_weights", values)
     draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{name}_weigh"), {}, [tensor, weights], [result]))
+    analysis.inserted.append(f"{kind} at {name!r}")
 
 
 def _keep_shares(analysis: Analysis, growth: Growth) -> None:
@@ -430,6 +431,7 @@ def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
         for name, value, axis in said.defaults:
             if _grown(axis, growth):
                 attrs[name] = value
+                analysis.inserted.append(f"{name} in {analysis.nodes[number].op} {analysis.nodes[number].name!r}")
         for size in said.size_attributes:
             old, new = _total(size.axes, growth)
             if size.element is None:
@@ -457,10 +459,13 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
         passes_on = any(output.name in arithmetic for output in node.outputs)
         for index, tensor in enumerate(node.inputs):
             have, need = student.values.get(tensor.name), needs.get(index)
-            if need is None and not passes_on:  # a size used as data keeps its value
+            is_data = need is None and not passes_on
+            if is_data:  # it keeps its value
                 need = analysis.sizes.values.get(tensor.name)
             if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
+                if is_data:
+                    analysis.inserted.append(f"the teacher's size in {node.op} {node.name or node.outputs[0].name!r}")
         _split_unequal(analysis, number, growth)
     kept = {tensor.name: f"the model's output {tensor.name!r}" for tensor in analysis.draft.graph.outputs}
     for node in analysis.nodes:
@@ -572,12 +577,14 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
     if selection.input is not None:
         node.inputs[selection.input] = index
+        analysis.inserted.append(f"places for {node.op} {node.name or node.outputs[0].name!r}")
         return
     output = node.outputs[0]
     node.outputs.clear()
     first = analysis.nodes[analysis.shuffles[number].first] if number in analysis.shuffles else node
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
+    analysis.inserted.append(f"Gather instead of {node.op} {node.name or output.name!r}")
 
 
 # --- The interface -------------------------------------------------------------------------------------------
@@ -651,6 +658,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
                     if tensor is output:
                         tensors[position] = inner
         source = inner
+        analysis.inserted.append(f"Gather behind the output {output.name!r}")
         for position in grown:
             index = draft.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = (
