@@ -13,7 +13,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +20,11 @@ import numpy as np
 
 from onnx_net2net import statedict
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.folding import match_folded
 from onnx_net2net.history import history
 from onnx_net2net.layout import Sides, apply, follow, joined
-from onnx_net2net.maps import Filler, Side, Style, grow, identity, is_float
-from onnx_net2net.matching import Constant, Match, Piece, constants_of, match
+from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
+from onnx_net2net.matching import Constant, Match, Piece, constants_of, match, match_parts
 from onnx_net2net.model import Model, load
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
@@ -171,9 +171,17 @@ def checkpoint(
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
-    made = _Made(_redo(model, grown, steps), constants_of(grown))
-    result = _Derivation(entries, constants_of(model), made, untie).entries()
-    return Checkpoint(tuple(result), tuple(sources), ())
+    redone = _redo(model, grown, steps)
+    derivation = _Derivation(entries, constants_of(model), _Made(redone, constants_of(grown)))
+    result = list(derivation.entries())
+    untied = list(dict.fromkeys(derivation.untied(result)))
+    if untied and not untie:
+        raise RefusedError(
+            f"tied weights grew differently: {_some(untied)} (grow with --for torch, or give --untie and make the "
+            "class without the tie)"
+        )
+    notes = [f"no longer tied; make the class without the tie: {_some(untied)}"] if untied else []
+    return Checkpoint((*result, *derivation.added()), tuple(sources), tuple(notes))
 
 
 def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
@@ -194,6 +202,10 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         for number, step in enumerate(steps, 1):
             result = redo(model, step, number)
+            if getattr(result, "inserted", ()):
+                raise RefusedError(
+                    f"the student has what a class has not: {_some(result.inserted)} (grow with --for torch)"
+                )
             by_name: dict[str, list[GrownConstant]] = {}
             for constant in getattr(result, "constants", ()):
                 by_name.setdefault(constant.teacher, []).append(constant)
@@ -217,35 +229,39 @@ def _compare(again: Model, student: Model) -> None:
 
 
 @dataclass(frozen=True)
+class _Version:
+    """What a constant became for some of its readers.
+
+    Attributes:
+        chain: How it grew in each step, None where it did not.
+        final: Its name in the student.
+        scopes: The modules of the nodes that read its values, "" where the file does not tell.
+    """
+
+    chain: tuple[GrownConstant | None, ...]
+    final: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Made:
     """What became of the teacher's constants."""
 
     steps: list[dict[str, list[GrownConstant]]]
     final: Mapping[str, Constant]
 
-    def chain(self, constant: str, entry: str) -> tuple[list[GrownConstant | None], str]:
-        """Return how a constant grew where an entry's module reads it, and its name in the student."""
-        chain: list[GrownConstant | None] = []
+    def versions(self, constant: Constant) -> list[_Version]:
+        """Return what a constant became, for all its readers."""
+        versions = [_Version((), constant.name, tuple(read.scope for read in constant.reads))]
         for step in self.steps:
-            versions = step.get(constant)
-            chosen = _nearest(versions, entry) if versions else None
-            chain.append(chosen)
-            constant = chosen.student if chosen else constant
-        return chain, constant
-
-
-def _nearest(versions: Sequence[GrownConstant], entry: str) -> GrownConstant:
-    """Return the version of a constant that the module of an entry reads."""
-    if len(versions) == 1:
-        return versions[0]
-    near = [max(map(partial(nearness, entry), version.scopes)) for version in versions]
-    best = max(near)
-    if near.count(best) > 1:
-        raise RefusedError(
-            f"{entry} is {versions[0].teacher} in the graph, which other modules use too and which grew in several "
-            "ways; the file does not say which is which (export it with the names of modules, or folding off)"
-        )
-    return versions[near.index(best)]
+            versions = [
+                _Version((*version.chain, grown), grown.student, grown.scopes)
+                if grown
+                else _Version((*version.chain, None), version.final, version.scopes)
+                for version in versions
+                for grown in step.get(version.final) or (None,)
+            ]
+        return versions
 
 
 def nearness(entry: str, scope: str) -> int:
@@ -262,9 +278,13 @@ def nearness(entry: str, scope: str) -> int:
 class _Derivation:
     """Derives the entries of the student's state dict."""
 
-    def __init__(self, entries: StateDict, constants: Mapping[str, Constant], made: _Made, untie: bool) -> None:
-        self._entries, self._constants, self._made, self._untie = entries, constants, made, untie
+    def __init__(self, entries: StateDict, constants: Mapping[str, Constant], made: _Made) -> None:
+        self._entries, self._constants, self._made = entries, constants, made
         self._matches = match(entries, constants)
+        match_parts(entries, constants, self._matches)
+        match_folded(entries, constants, self._matches)
+        self._versions = {name: made.versions(constant) for name, constant in constants.items()}
+        self._used: dict[str, set[str]] = {}
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries."""
@@ -276,10 +296,41 @@ class _Derivation:
             else:
                 yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
 
+    def added(self) -> Iterator[Entry]:
+        """Yield the weights of layers that the teacher does not have."""
+        old = {version.final for versions in self._versions.values() for version in versions}
+        for name, constant in self._made.final.items():
+            if name not in old and constant.shape:
+                yield _added(constant)
+
+    def untied(self, entries: Sequence[Entry]) -> Iterator[str]:
+        """Yield what entries that are tied, or that the graph uses several times, became different tensors."""
+        first: dict[object, Entry] = {}
+        for entry in entries:
+            stored = self._entries[entry.name]
+            matrix = sum(size > 1 for size in stored.shape) > 1
+            key = (stored.shared, stored.shape) if stored.shared is not None else entry.constants if matrix else None
+            if not key or entry.relation == "concatenated":
+                continue
+            other = first.setdefault(key, entry)
+            if other is not entry and not _same(other.value(), entry.value()):
+                yield f"{other.name} and {entry.name}"
+            for found in self._matches.get(entry.name, ()) if matrix else ():
+                yield from self._unused(entry, found)
+
+    def _unused(self, entry: Entry, match: Match) -> Iterator[str]:
+        """Yield the versions of an entry's constants that are no entry and differ from it."""
+        for piece in match.pieces if match.axes is None and len(match.pieces) == 1 else ():
+            for version in self._versions[piece.constant]:
+                if version.scopes and version.final not in self._used.get(piece.constant, ()):
+                    part = self._followed(piece, version)
+                    if not _same(part.value(), entry.value()):
+                        yield f"{entry.name} in {' and '.join(filter(None, version.scopes)) or version.final}"
+
     def _refuse_unknown(self) -> None:
         """Refuse if constants grew that no entry is, and there are entries that are no constant."""
         known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
-        grown = [name for name in self._made.steps[0] if name in self._constants and name not in known]
+        grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
         if grown and lost:
             raise RefusedError(
@@ -296,35 +347,82 @@ class _Derivation:
 
     def _derived(self, name: str, stored: Stored, match: Match) -> Entry:
         try:
-            parts = [self._followed(name, piece) for piece in match.pieces]
-            growths = [_joined([part.growths[k] for part in parts], match.axis) for k in range(len(self._made.steps))]
+            if match.axes is not None:
+                version = self._nearest(name, match.pieces[0].constant)
+                growths = [_like(grown, match, stored) for grown in version.chain]
+                parts = []
+            else:
+                parts = [self._followed(piece, self._nearest(name, piece.constant)) for piece in match.pieces]
+                growths = [
+                    _joined([part.growths[k] for part in parts], match.axis) for k in range(len(self._made.steps))
+                ]
         except RefusedError as error:
             raise RefusedError(f"{name} cannot be derived from {match.pieces[0].constant}: {error}") from error
-        shape = list(stored.shape)
-        for growth in growths:
-            shape = [side.map.new for side in growth.sides]
+        shape = tuple(side.map.new for side in growths[-1].sides)
+        constants = tuple(piece.constant for piece in match.pieces)
+        entry = Entry(name, match.relation, constants, stored.shape, shape, tuple(growths))
 
         def value() -> Array:
+            if match.axes is not None:
+                return entry.grow(stored.read())
             arrays = [part.value() for part in parts]
             whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=match.axis)
             return whole.astype(stored.dtype, copy=False)
 
-        constants = tuple(piece.constant for piece in match.pieces)
-        return Entry(name, match.relation, constants, stored.shape, tuple(shape), tuple(growths), value=value)
+        return replace(entry, value=value)
 
-    def _followed(self, name: str, piece: Piece) -> _Part:
-        chain, final = self._made.chain(piece.constant, name)
+    def _nearest(self, entry: str, constant: str) -> _Version:
+        """Return the version of a constant that the module of an entry reads."""
+        versions = [v for v in self._versions[constant] if v.scopes] or self._versions[constant]
+        near = [max((nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
+        best = [version for version, score in zip(versions, near, strict=True) if score == max(near)]
+        if len({_growth_key(version) for version in best}) > 1:
+            raise RefusedError(
+                "other modules use it too, it grew in several ways, and the file does not say which is whose "
+                "(export with the names of modules, or folding off)"
+            )
+        self._used.setdefault(constant, set()).add(best[0].final)
+        return best[0]
+
+    def _followed(self, piece: Piece, version: _Version) -> _Part:
         view, sizes = piece.view, self._constants[piece.constant].shape
         growths: list[Growth] = []
-        for constant in chain:
-            sides = constant.sides if constant else tuple(Side(identity(size)) for size in sizes)
+        for grown in version.chain:
+            sides = grown.sides if grown else tuple(Side(identity(size)) for size in sizes)
             sizes = tuple(side.map.new for side in sides)
             view, sides = follow(view, sides)
-            growths.append(
-                Growth(sides, constant.filler, constant.factor, constant.style) if constant else Growth(sides)
-            )
-        read = self._made.final[final].read
+            growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
+        read = self._made.final[version.final].read
         return _Part(growths, lambda: apply(view, read()))
+
+
+def _growth_key(version: _Version) -> tuple[object, ...]:
+    return tuple(grown and (grown.factor, *(side.key for side in grown.sides)) for grown in version.chain)
+
+
+def _like(grown: GrownConstant | None, match: Match, stored: Stored) -> Growth:
+    """Return how an entry grows of which, and of others, a constant was made that grew."""
+    assert match.axes is not None
+    still = [Side(identity(size)) for size in stored.shape]
+    if grown is None:
+        return Growth(tuple(still))
+    if grown.factor != 1 or any((side.map.kind >= ORIGINS.index("mean")).any() for side in grown.sides):
+        raise RefusedError("its new units are no copies")
+    sides = [own if axis is None else grown.sides[axis] for own, axis in zip(still, match.axes, strict=True)]
+    return Growth(tuple(sides), "copy" if match.scales else grown.filler, 1.0, grown.style)
+
+
+def _added(constant: Constant) -> Entry:
+    """Return the entry of a new layer's weight; of a Linear's, which a MatMul reads, the transpose."""
+    turned = len(constant.shape) == 2 and any(r.operator == "MatMul" and r.input == 1 for r in constant.reads)
+    shape = constant.shape[::-1] if turned else constant.shape
+    read = constant.read
+    value = (lambda: read().T) if turned else read
+    return Entry(constant.name, "new", (), shape, shape, value=value)
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.array_equal(one, other)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from onnx_net2net.maps import is_float
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.protos import scopes
-from onnx_net2net.statedict import StateDict
+from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
 
 Relation = Literal["same", "transposed", "reshaped", "gate order", "concatenated", "folded", "gathered"]
@@ -28,11 +28,12 @@ _MOST_AXES = 5
 
 @dataclass(frozen=True)
 class Read:
-    """A node that reads a constant: its operator, at which input, and the module it belongs to ("" if not told)."""
+    """A node that reads a constant: its operator, at which input, the module it belongs to ("" if not told)."""
 
     operator: str
     input: int
     scope: str
+    node: int
 
 
 @dataclass
@@ -97,14 +98,16 @@ def constants_of(model: Model) -> dict[str, Constant]:
             kind = ir.DataType(tensor.data_type)
             if kind.is_floating_point() and kind.bitwidth >= 8 and is_float(np.dtype(kind.numpy())):
                 found[name] = Constant(name, tuple(tensor.dims), model.tensor(tensor).numpy)
+    numbers = itertools.count()
     for scope in scopes(model.proto):
         for node in scope.node:
+            number = next(numbers)
             for index, name in enumerate(node.input):
                 source = alias.get(name, name)
                 if source in found and node.op_type == "Identity":
                     alias[node.output[0]] = source
                 elif source in found:
-                    found[source].reads.append(Read(node.op_type, index, scope_of(node)))
+                    found[source].reads.append(Read(node.op_type, index, scope_of(node), number))
     return found
 
 
@@ -139,6 +142,77 @@ def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
     return found
 
 
+def match_parts(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+    """Add to the matches the entries that lie end to end in one constant, and those that were cut into several.
+
+    Args:
+        entries: The state dict.
+        constants: The constants of the graph.
+        matches: What was found so far; entries and constants in it are left out here.
+    """
+    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
+    lost = {name: single(e.read()) for name, e in entries.items() if _is_lost(name, e, matches)}
+    left = {c.name: single(c.read()) for c in constants.values() if c.name not in known and c.shape}
+    for name, values in left.items():
+        for view, whole in _turned(values):
+            for axis in range(whole.ndim):
+                for entry, turn, start, stop in _run(whole, axis, lost):
+                    steps = (*view, Slice(axis, start, stop), *turn)  # a transposition is its own inverse
+                    matches[entry] = [Match("concatenated", (Piece(name, steps),))]
+                    del lost[entry]
+    for name, values in lost.items():
+        for axis in range(values.ndim):
+            run = _run(values, axis, left)
+            if run:
+                pieces = tuple(Piece(constant, turn) for constant, turn, _, _ in run)
+                matches[name] = [Match("concatenated", pieces, axis)]
+                left = {constant: part for constant, part in left.items() if constant not in [r[0] for r in run]}
+                break
+
+
+def _is_lost(name: str, entry: Stored, matches: Matches) -> bool:
+    return name not in matches and is_float(entry.dtype) and len(entry.shape) > 0
+
+
+def _turned(values: Array) -> Iterator[tuple[View, Array]]:
+    """Yield an array, and a matrix transposed too, with the view that shows it so."""
+    yield (), values
+    if values.ndim == 2:
+        yield (Transpose((1, 0)),), values.T
+
+
+def _run(whole: Array, axis: int, parts: Mapping[str, Array]) -> list[tuple[str, View, int, int]]:
+    """Find the parts that an array consists of along an axis: names, views, and from where to where they lie.
+
+    Returns:
+        The parts in order; none if something is left over, or a single one is all of it.
+    """
+    found: list[tuple[str, View, int, int]] = []
+    start, size = 0, whole.shape[axis]
+    while start < size:
+        part = next(
+            _beginning(whole, axis, start, {n: v for n, v in parts.items() if n not in [f[0] for f in found]}), None
+        )
+        if part is None:
+            return []
+        found.append(part)
+        start = part[3]
+    return found
+
+
+def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) -> Iterator[tuple[str, View, int, int]]:
+    """Yield the parts that an array has from a place of an axis on."""
+    size, rest = whole.shape[axis], whole.shape[:axis] + whole.shape[axis + 1 :]
+    across = np.moveaxis(whole, axis, 0)
+    for name, values in parts.items():
+        for view, part in _turned(values) if values.ndim == whole.ndim else ():
+            stop = start + part.shape[axis]
+            if start < stop <= size and stop - start < size and part.shape[:axis] + part.shape[axis + 1 :] == rest:
+                own = np.moveaxis(part, axis, 0)
+                if np.array_equal(own[0], across[start]) and np.array_equal(own, across[start:stop]):
+                    yield name, view, start, stop
+
+
 def _views(constant: Constant) -> Iterator[View]:
     """Yield the parts of a constant that entries may be: all of it, or the directions and halves of recurrent ones."""
     yield ()
@@ -158,17 +232,18 @@ def _views(constant: Constant) -> Iterator[View]:
 
 def _hash(values: Array) -> tuple[int, int]:
     """Return the same for arrays of the same elements, whatever their order and shape."""
-    bits = _single(values).reshape(-1).view(np.uint32)
+    bits = single(values).reshape(-1).view(np.uint32)
     return bits.size, int(bits.sum(dtype=np.uint64))
 
 
-def _single(values: Array) -> Array:
+def single(values: Array) -> Array:
+    """Return the values in single precision, in one run of memory."""
     return np.ascontiguousarray(values, np.float32)
 
 
 def _layout(values: Array, wanted: Array) -> View | None:
     """Return the steps that turn an array into another one, None if there are none."""
-    values, wanted = _single(values), _single(wanted)
+    values, wanted = single(values), single(wanted)
     real = [size for size in values.shape if size > 1]
     if len(real) > _MOST_AXES:
         return () if np.array_equal(values, wanted) else None

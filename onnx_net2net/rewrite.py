@@ -44,12 +44,12 @@ Roles = dict[tuple[int, int], dict[int, Role]]
 
 @dataclass(frozen=True)
 class GrownConstant:
-    """How a constant grows where some nodes read its values; there is none for constants of which no read grows.
+    """How a constant grows where some nodes read it; there is none for constants of which no read grows.
 
     Attributes:
         teacher: Its name in the teacher: an initializer's, or that of the output of a Constant node.
         student: Its name in the student.
-        scopes: The modules that the nodes belong to, as far as the exporter tells.
+        scopes: The modules of the nodes that read its values, and not its shape only; "" where the file does not tell.
         sides: How each axis grows.
         filler: What it has for units that are no copies.
         factor: By which all of it is multiplied.
@@ -312,8 +312,7 @@ def _rewrite_constant(
         scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
         record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
         if all(side.map.is_identity for side in sides):
-            if readers:
-                yield record
+            yield record
             continue
         shape = [side.map.new for side in sides]
         read_zero = _zero_reader(analysis, use)
@@ -321,12 +320,10 @@ def _rewrite_constant(
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True
-            if readers:
-                yield record
+            yield record
             continue
         own = analysis.draft.lazy_constant(name, dtype, shape, compute, like=constant)
-        if readers:
-            yield changed(record, student=own.name)
+        yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
 
