@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, verify, replay.
+"""The command line: inspect, widen, deepen, narrow, verify, replay, checkpoint.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_narrow(commands)
     _add_verify(commands)
     _add_replay(commands)
+    _add_checkpoint(commands)
     return parser
 
 
@@ -186,6 +187,21 @@ def _add_replay(commands: Any) -> None:
 def _add_report(command: Any) -> None:
     command.add_argument("--report", choices=("text", "json"),
                          help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
+
+
+def _add_checkpoint(commands: Any) -> None:
+    command = _command(commands, "checkpoint", "write a student's weights under the training framework's names",
+                       "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
+                       _checkpoint)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("student", type=Path, metavar="STUDENT")
+    command.add_argument("--state-dict", type=Path, required=True, metavar="FILE",
+                         help="the teacher's state dict (.safetensors, .pt)")  # fmt: skip
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE",
+                         help="the file to write (.safetensors, .pt)")  # fmt: skip
+    command.add_argument("--untie", action="store_true",
+                         help="let tied weights grow differently; the class must not tie them any more")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_checking(command: Any) -> None:
@@ -343,6 +359,25 @@ def _replay(options: argparse.Namespace) -> int:
         same = again.read_bytes() == options.steps.read_bytes()
     _print(f"{len(steps)} steps make {'the same' if same else 'other'} bytes")
     return 0 if same else 1
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.checkpoint import checkpoint
+    from onnx_net2net.statedict import check_output
+
+    started = time.perf_counter()
+    check_output(options.output, [options.teacher, options.student, options.state_dict])
+    result = checkpoint(options.teacher, options.student, options.state_dict, untie=options.untie)
+    result.save(options.output)
+    if options.json:
+        _print_json({**report.checkpoint_dict(result), "output": str(options.output)})
+        return 0
+    _show(report.checkpoint_table(result, f"{options.state_dict.name} -> {options.output.name}"))
+    for line in result.notes:
+        _print(line)
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

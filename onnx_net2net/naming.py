@@ -131,7 +131,7 @@ def module_of(node: gs.Node, proto: onnx.NodeProto, constant: str) -> str:
 
 
 def scope_of(proto: onnx.NodeProto) -> str:
-    """Return the path of the module that a node says it belongs to, or ""."""
+    """Return the path of the module that a node belongs to, as the exporter tells it, "" if it does not."""
     for entry in proto.metadata_props:
         if entry.key == _SCOPES:
             scopes = _literal_list(entry.value)

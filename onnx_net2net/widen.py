@@ -23,7 +23,7 @@ from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims
 from onnx_net2net.plan import Change, Plan
 from onnx_net2net.reimport import FRAMEWORKS, adapt, hold
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Widening:
         covered: Share of the weight elements that lie on an axis that grew.
         fixed: The dims that could not grow, with the reason.
         notes: What else was done to the graph, for people.
+        constants: How each constant grew that did.
+        inserted: What a framework's class would need beside weights of other sizes: nodes, and numbers that were kept.
     """
 
     teacher: Model
@@ -49,6 +51,8 @@ class Widening:
     covered: float
     fixed: tuple[Group, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
+    inserted: tuple[str, ...] = field(default=(), repr=False)
 
 
 def widen(
@@ -147,7 +151,8 @@ def _widen(
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
-    student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
+    grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
+    student = opened.close(grown)
     if framework and (analysis.inserted or analysis.untied):
         what = analysis.inserted[0] if analysis.inserted else f"two versions of {analysis.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
@@ -155,7 +160,10 @@ def _widen(
     fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
     if analysis.untied:
         notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
-    return Widening(model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes))
+    return Widening(
+        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
+        tuple(analysis.inserted),
+    )  # fmt: skip
 
 
 def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
