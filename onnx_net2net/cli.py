@@ -118,6 +118,7 @@ def _add_widen(commands: Any) -> None:
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--for", choices=("torch",), dest="framework",
                          help="only growth that a class of the framework can follow")  # fmt: skip
+    _add_report(command)
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -183,6 +184,11 @@ def _add_replay(commands: Any) -> None:
                          help="the file to write (default: only compare with the bytes of the student)")  # fmt: skip
 
 
+def _add_report(command: Any) -> None:
+    command.add_argument("--report", choices=("text", "json"),
+                         help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
+
+
 def _add_checkpoint(commands: Any) -> None:
     command = _command(commands, "checkpoint", "write a student's weights under the training framework's names",
                        "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
@@ -236,13 +242,23 @@ def _widen(options: argparse.Namespace) -> int:
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
         seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
     )  # fmt: skip
+    record = report.widening_dict(widening) | _widths(options, teacher, widening.student)
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in (*report.fixed_lines(widening.fixed), *widening.notes):
+        for line in (*report.fixed_lines(widening.fixed), *widening.notes, *record.get("widths", ())):
             _print(line)
-    return _finish(
-        options, teacher, widening.student, report.widening_dict(widening), checking, started, widening.exact
-    )
+    return _finish(options, teacher, widening.student, record, checking, started, widening.exact)
+
+
+def _widths(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:
+    """Return the width report that was asked for, as an entry of the record: lines, or JSON-ready values."""
+    from onnx_net2net.widths import compare_widths
+
+    if options.report is None:
+        return {}
+    options.json |= options.report == "json"
+    found = compare_widths(teacher, student)
+    return {"widths": found.to_dict() if options.json else list(found.lines())}
 
 
 def _deepen(options: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ def hold(analysis: Analysis) -> None:
 def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that has to keep its size in a class, with the reason."""
     for constant in frozen_constants(analysis):
-        yield constant.dim, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for number, said in analysis.said.items():
         label = _label(analysis, number)
         for contraction in said.contractions:
@@ -123,46 +123,74 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
 
 
 @dataclass(frozen=True)
-class FrozenConstant:
-    """A number in the file that a class computes from one of its sizes.
+class Scaling:
+    """A node that scales activations by one number.
 
     Attributes:
-        node: The node that has it.
-        value: The number.
-        size: The size that it follows from.
-        power: The power of the size that it is.
-        dim: The axis of that size.
+        node: How messages call the node.
+        value: The magnitude of the number, as a factor.
+        axes: The widths that it may be for.
     """
 
     node: str
     value: float
-    size: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class FrozenConstant:
+    """A number in the file that a class computes from one of its sizes.
+
+    Attributes:
+        node: How messages call the node that has it.
+        value: The number.
+        axis: The axis of that size.
+        place: Which of the axes of the `Scaling` it is.
+        power: The power of the size that it is.
+    """
+
+    node: str
+    value: float
+    axis: Axis
+    place: int
     power: float
-    dim: Axis
 
     @property
     def text(self) -> str:
         """The formula."""
-        return f"sqrt({self.size})" if self.power == 0.5 else f"{self.size} ** {self.power:g}"
+        return formula(self.axis.size, self.power)
+
+
+def formula(size: int, power: float) -> str:
+    """Return the text of a power of a size."""
+    return f"sqrt({size})" if power == 0.5 else f"{size} ** {power:g}"
 
 
 def frozen_constants(analysis: Analysis) -> Iterator[FrozenConstant]:
     """Find the numbers by which activations are scaled that are powers of the width that they scale or come from."""
+    mixed = leaf_set(*Network(analysis).products.values())
+    for scaling in scalings(analysis):
+        for place, axis in enumerate(scaling.axes):
+            powers = _SHARED_POWERS if leaf_set(axis) & mixed else _POWERS
+            power = next((p for p in powers if math.isclose(scaling.value, axis.size**p, rel_tol=1e-3)), None)
+            if axis.size > 1 and power is not None:
+                yield FrozenConstant(scaling.node, scaling.value, axis, place, power)
+                break
+
+
+def scalings(analysis: Analysis) -> Iterator[Scaling]:
+    """Yield the nodes that scale activations by one number, which they have as an operand or as an attribute."""
     products = Network(analysis).products
-    mixed = leaf_set(*products.values())
-    for number in analysis.said:
+    for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
             value = _number(analysis, node.inputs[index])
-            if value is None or value == 0:
-                continue
-            value = value if node.op == "Mul" else 1 / value
-            for axis in _scaled(analysis, number, 1 - index, products):
-                powers = _SHARED_POWERS if leaf_set(axis) & mixed else _POWERS
-                power = next((p for p in powers if math.isclose(value, axis.size**p, rel_tol=1e-3)), None)
-                if axis.size > 1 and power is not None:
-                    yield FrozenConstant(_label(analysis, number), value, axis.size, power, axis)
-                    break
+            if value:
+                factor = value if node.op == "Mul" else 1 / value
+                yield Scaling(_label(analysis, number), factor, tuple(_scaled(analysis, number, 1 - index, products)))
+        scale = node.attrs.get("scale")
+        if isinstance(scale, float) and scale > 0 and said.contractions:
+            yield Scaling(_label(analysis, number), scale, tuple(found.axis for found in said.contractions))
 
 
 def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, Axis]) -> Iterator[Axis]:
@@ -179,7 +207,10 @@ def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, 
 
 
 def _number(analysis: Analysis, tensor: gs.Tensor) -> float | None:
-    """Return the magnitude of the one float that a constant is, or None."""
+    """Return the magnitude of the one float that a constant is, or that follows from sizes; else None."""
+    known = analysis.sizes.values.get(tensor.name)
+    if known is not None:
+        return abs(float(known.reshape(-1)[0])) if known.size == 1 and known.dtype.kind == "f" else None
     constant = constant_of(tensor)
     if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
         return None

@@ -105,7 +105,7 @@ def test_the_width_of_queries_and_keys_stays():
 
 def test_a_scale_that_a_class_computes_is_found():
     found = list(frozen_constants(infer(load(attention(width=9)))))
-    assert [(constant.size, constant.power) for constant in found] == [(9, -0.5)]
+    assert [(constant.axis.size, constant.power) for constant in found] == [(9, -0.5)]
     assert not list(frozen_constants(infer(load(attention(scale=0.3)))))
 
 
@@ -218,13 +218,16 @@ def test_an_output_that_is_hidden_is_not_cut():
         widen(teacher, framework="torch", factor=1.5)
 
 
-def test_a_size_used_as_a_number_is_refused():
+@pytest.mark.parametrize(
+    ("number", "reason"), [("Sqrt(f)", r"0\.353553 = 8 \*\* -0\.5"), ("Mul(f, f)", "needs the teacher's size in Div")]
+)
+def test_a_size_used_as_a_number_is_refused(number, reason):
     text = """(float[N, 6] x) => (float[N, 3] y) {
-        h = MatMul(x, up) s = Shape(h) i = Gather(s, last) f = Cast <to = 1> (i) r = Sqrt(f) d = Div(h, r)
+        h = MatMul(x, up) s = Shape(h) i = Gather(s, last) f = Cast <to = 1> (i) r = NUMBER d = Div(h, r)
         y = MatMul(d, down) }"""
-    teacher = net(text, up=draw(6, 8), down=draw(8, 3), last=np.array(1))
+    teacher = net(text.replace("NUMBER", number), up=draw(6, 8), down=draw(8, 3), last=np.array(1))
     assert sizes_of(widen(teacher, factor=1.5)) == {"up": 12}
-    with pytest.raises(RefusedError, match="a class of torch could not follow: the student needs the teacher's size"):
+    with pytest.raises(RefusedError, match=reason):
         widen(teacher, framework="torch", factor=1.5)
 
 
