@@ -111,9 +111,11 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
                 weighed.setdefault((node, index), set()).add(position)
     positions: dict[int, list[set[int]]] = {}
     for key, use in analysis.uses.items():
+        if analysis.nodes[use.node].op in ("Shape", "Size"):
+            continue  # reads no values
         positions.setdefault(id(use.constant), []).append(weighed.get(key, set()))
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        found = positions[id(use.constant)]
+        found = positions.get(id(use.constant), [set()])
         if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
             for position in found[0].union(*found) - found[0].intersection(*found):
                 yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"

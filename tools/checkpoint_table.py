@@ -418,8 +418,9 @@ def outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torch.
 
 def attempt(library: str, name: str, export: str, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
-    from onnx_net2net import Net2NetError, checkpoint, load, widen
     from safetensors.torch import load_file
+
+    from onnx_net2net import Net2NetError, checkpoint, load, widen
 
     torch.manual_seed(0)
     model, inputs = CASES[library][1](name)
