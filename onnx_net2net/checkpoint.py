@@ -207,7 +207,12 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
                     f"the student has what a class has not: {_some(result.inserted)} (grow with --for torch)"
                 )
             by_name: dict[str, list[GrownConstant]] = {}
+            weights = constants_of(model)
             for constant in getattr(result, "constants", ()):
+                if constant.teacher not in weights:
+                    raise RefusedError(
+                        f"{constant.teacher} grew, integers that a class does not grow (grow with --for torch)"
+                    )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
             model = result.student
