@@ -60,10 +60,11 @@ class Growth:
         for axis, side in enumerate(self.sides):
             if side.map.is_identity:
                 continue
+            # What is read by weights that are divided has the gradient divided; units that are no copies have no past.
+            share = np.ones(side.map.new) if side.reads else side.map.weight**power
+            share = np.where(side.map.kind == 0, share, 0).astype(values.dtype)
             values = np.take(values, side.map.index, axis=axis)
-            if not side.reads:  # what is read by weights that are divided has the gradient divided
-                weight = (side.map.weight**power).astype(values.dtype)
-                values = values * weight.reshape(-1, *(1,) * (values.ndim - 1 - axis))
+            values = values * share.reshape(-1, *(1,) * (values.ndim - 1 - axis))
         return values if self.factor == 1 else values / np.array(self.factor**power, values.dtype)
 
 

@@ -201,6 +201,10 @@ def _add_checkpoint(commands: Any) -> None:
                          help="the file to write (.safetensors, .pt)")  # fmt: skip
     command.add_argument("--untie", action="store_true",
                          help="let tied weights grow differently; the class must not tie them any more")  # fmt: skip
+    command.add_argument("--optimizer", type=Path, metavar="FILE",
+                         help="state of the teacher's Adam, AdamW or SGD (.pt), to be grown too; it is written beside "
+                         "the output, with .optimizer.pt behind its name")  # fmt: skip
+    _add_report(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -364,19 +368,30 @@ def _replay(options: argparse.Namespace) -> int:
 def _checkpoint(options: argparse.Namespace) -> int:
     from onnx_net2net import report
     from onnx_net2net.checkpoint import checkpoint
+    from onnx_net2net.model import load
+    from onnx_net2net.optimizer import grow_state, output_beside, read_state, write_state
     from onnx_net2net.statedict import check_output
 
     started = time.perf_counter()
     check_output(options.output, [options.teacher, options.student, options.state_dict])
-    result = checkpoint(options.teacher, options.student, options.state_dict, untie=options.untie)
+    outputs = [options.output]
+    if options.optimizer:
+        outputs.append(output_beside(options.output))
+        check_output(outputs[-1], [options.optimizer, options.state_dict])
+    teacher, student = load(options.teacher), load(options.student)
+    result = checkpoint(teacher, student, options.state_dict, untie=options.untie)
+    widths = _widths(options, teacher, student)
+    state = grow_state(read_state(options.optimizer), result) if options.optimizer else None
     result.save(options.output)
+    if state is not None:
+        write_state(state, outputs[-1])
     if options.json:
-        _print_json({**report.checkpoint_dict(result), "output": str(options.output)})
+        _print_json({**report.checkpoint_dict(result), **widths, "output": str(options.output)})
         return 0
     _show(report.checkpoint_table(result, f"{options.state_dict.name} -> {options.output.name}"))
-    for line in result.notes:
+    for line in (*result.notes, *widths.get("widths", ())):
         _print(line)
-    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    _print(f"wrote {' and '.join(map(str, outputs))} in {time.perf_counter() - started:.1f} s")
     return 0
 
 

@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in TORCH:
-        return from_torch(_load_torch(path), str(path))
+        return from_torch(load_torch(path), str(path))
     raise BadInputError(f"{path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
 
 
@@ -106,7 +106,12 @@ def _mapped(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...
     return read
 
 
-def _load_torch(path: Path) -> Any:
+def load_torch(path: Path) -> Any:
+    """Return what a file of torch holds, with tensors on the CPU; no code in it is run.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
     torch = import_torch(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
