@@ -74,15 +74,28 @@ def replay(
     model = load(teacher)
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         for number, step in enumerate(steps, 1):
-            if step.get("teacher", fingerprint(model)) != fingerprint(model):
-                raise BadInputError(f"step {number} was not applied to this model, but to another")
-            operation = OPERATIONS[step["operation"]]
-            known = inspect.signature(operation).parameters
-            options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
-            try:
-                student = operation(model, **options).student
-            except TypeError as error:
-                raise BadInputError(f"step {number}: {one_line(error)}") from error
+            student = redo(model, step, number).student
             path = Path(folder) / f"{number}.onnx" if number < len(steps) else Path(output)
             student.save(path)  # each step was applied to a file
             model = load(path)
+
+
+def redo(model: Model, step: Mapping[str, Any], number: int) -> Any:
+    """Apply one step to the model that it was applied to.
+
+    Returns:
+        What the operation returned.
+
+    Raises:
+        BadInputError: If the record is of another model, or a value makes no sense.
+        RefusedError: If the step cannot be carried out.
+    """
+    if step.get("teacher", fingerprint(model)) != fingerprint(model):
+        raise BadInputError(f"step {number} was not applied to this model, but to another")
+    operation = OPERATIONS[step["operation"]]
+    known = inspect.signature(operation).parameters
+    options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
+    try:
+        return operation(model, **options)
+    except TypeError as error:
+        raise BadInputError(f"step {number}: {one_line(error)}") from error
