@@ -6,7 +6,7 @@ larger PyTorch class, and trains that on, beside random initialization and rando
     python tools/run_experiments.py                                   # small: 20 minutes on two idle cores
     python tools/run_experiments.py --setting large --device cuda --processes 1 --out large
     python tools/run_experiments.py --experiment figure4 --seeds 2
-    python tools/run_experiments.py --redraw                          # tables and figures from the curves that are there
+    python tools/run_experiments.py --redraw                          # figures from the curves that are there
 
 Writes a CSV file of curves and figures for every experiment, a summary of all, and the commands of the first seed.
 """

@@ -189,9 +189,9 @@ def deepen(pairs: int) -> list[str]:
 
 
 def symmetry(bench: Bench) -> None:
-    """What makes copies of a unit differ: a narrow perceptron on digits, four times as wide (section 2.3)."""
+    """What makes copies of a unit differ: a narrow perceptron on digits, eight times as wide (section 2.3)."""
     task, schedule = data.digits(), bench.sizes.digits
-    teacher, student = bench.new(perceptron), bench.new(perceptron, width=4)
+    teacher, student = bench.new(perceptron), bench.new(perceptron, width=8)
     bench.train(TEACHER, teacher, task, schedule)
     bench.train(RANDOM_INIT, copy.deepcopy(student), task, schedule)
     sizes = [f"--set=fc{number}={features}" for number, features in enumerate(student.hidden, start=1)]

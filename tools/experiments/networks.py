@@ -120,7 +120,7 @@ class DropoutMlp(Mlp):
         return layers
 
 
-NARROW: Mapping[str, tuple[int, ...]] = {"small": (16, 16), "large": (16, 16)}
+NARROW: Mapping[str, tuple[int, ...]] = {"small": (8, 8), "large": (8, 8)}
 
 
 def perceptron(setting: str, width: int = 1) -> DropoutMlp:
