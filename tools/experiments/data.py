@@ -21,7 +21,7 @@ from torch.nn import functional
 
 SEED = 2015
 GLYPHS = string.digits + string.ascii_letters
-GLYPH_SIZE = 28
+GLYPH_SIZE = 20
 # Fonts that matplotlib ships, and so every machine that can plot the results has; the ones with other symbols in
 # the places of letters are left out.
 FONTS = ("DejaVuSans*.ttf", "DejaVuSerif*.ttf", "STIXGeneral*.ttf", "cm[brst]?10.ttf", "cmb10.ttf", "cmr10.ttf")
@@ -77,7 +77,7 @@ def glyphs(train: int, valid: int = 1000) -> Task:
         valid: Number of validation images: the same fonts, other distortions.
 
     Returns:
-        Inputs ``[n, 1, 28, 28]``, about 0 to 1; the classes are 0-9, a-z, A-Z.
+        Inputs ``[n, 1, 20, 20]``, about 0 to 1; the classes are 0-9, a-z, A-Z.
     """
     generator = torch.Generator().manual_seed(SEED)
     rendered = _rendered()
@@ -92,7 +92,7 @@ def glyphs(train: int, valid: int = 1000) -> Task:
 
 @functools.cache
 def _rendered() -> Tensor:
-    """Draw every character in every font: ``[fonts, characters, 28, 28]``, 0 to 1."""
+    """Draw every character in every font: ``[fonts, characters, 20, 20]``, 0 to 1."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
@@ -102,17 +102,17 @@ def _rendered() -> Tensor:
     for file in files:
         if any(part in file.name for part in NOT_LETTERS):
             continue
-        font = ImageFont.truetype(str(file), 24)
+        font = ImageFont.truetype(str(file), 17)
         for character in GLYPHS:
             page = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
             # A common baseline, so that c and C, s and S differ by more than a scale.
-            ImageDraw.Draw(page).text((GLYPH_SIZE // 2, 21), character, font=font, fill=255, anchor="ms")
+            ImageDraw.Draw(page).text((GLYPH_SIZE // 2, 15), character, font=font, fill=255, anchor="ms")
             pages.append(np.asarray(page, dtype=np.float32) / 255)
     return torch.from_numpy(np.stack(pages)).reshape(-1, len(GLYPHS), GLYPH_SIZE, GLYPH_SIZE)
 
 
 def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, scale, shear, shift and dim each image, and add noise: ``[n, 1, 28, 28]`` to the same."""
+    """Turn, scale, shear, shift and dim each image, and add noise: ``[n, 1, 20, 20]`` to the same."""
     angle, zoom, stretch, shear, right, down, ink = torch.empty(7, len(images)).uniform_(-1, 1, generator=generator)
     angle = angle * math.pi / 12
     # affine_grid asks where in the source each pixel comes from: a factor above 1 shrinks the glyph.

@@ -21,6 +21,7 @@ from experiments.training import Curve, Schedule, train
 
 TEACHER, RANDOM_INIT, RANDOM_PAD = "teacher", "random initialization", "random pad"
 NET2NET = "Net2Net"
+PAIRS, WIDER = {2: "2 pairs deeper", 4: "4 pairs deeper"}, "wider"
 # SGD's learning rate by Adam's, and how symmetry is broken.
 SGD_BY_ADAM = 10
 NOISE = "0.05"
@@ -36,7 +37,7 @@ class Setting:
     Attributes:
         seeds: How many times everything is repeated.
         train_images: Glyphs to train on.
-        images: How Inception-BN is trained.
+        images: How Inception-BN is trained; students have half the steps.
         digits: How the perceptron is trained.
         text: How transformers are trained.
     """
@@ -52,7 +53,7 @@ SETTINGS: Mapping[str, Setting] = {
     "small": Setting(
         seeds=5,
         train_images=24_000,
-        images=Schedule(steps=500, batch=64, rate=2e-2),
+        images=Schedule(steps=1000, batch=64, rate=2e-2),
         digits=Schedule(steps=800, batch=64, rate=1e-2),
         text=Schedule(steps=350, batch=16, rate=2e-2),
     ),
@@ -114,6 +115,11 @@ def step_flops(model: nn.Module, task: Task, batch: int) -> int:
     return 3 * batch * counter.get_total_flops()
 
 
+def continued(schedule: Schedule, divisor: float) -> Schedule:
+    """Return a student's schedule: half the steps of the teacher's, from a smaller initial learning rate."""
+    return dataclasses.replace(at_rate(schedule, divisor), steps=schedule.steps // 2)
+
+
 def at_rate(schedule: Schedule, divisor: float) -> Schedule:
     """Return the same schedule from a smaller initial learning rate."""
     return dataclasses.replace(schedule, rate=schedule.rate / divisor)
@@ -122,16 +128,6 @@ def at_rate(schedule: Schedule, divisor: float) -> Schedule:
 def at(arm: str, divisor: int) -> str:
     """Name an arm whose initial learning rate is the teacher's by `divisor`."""
     return f"{arm}, rate / {divisor}" if divisor > 1 else f"{arm}, teacher's rate"
-
-
-def wider_options(teacher: nn.Module, student: nn.Module) -> list[str]:
-    """Write the options of ``widen`` that make every layer of `teacher` as wide as that of `student`."""
-    sizes = {name: layer.out_channels for name, layer in teacher.named_modules() if isinstance(layer, nn.Conv2d)}
-    options = []
-    for name, layer in student.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.out_channels != sizes[name]:
-            options += ["--set", f"{name}={layer.out_channels}"]
-    return options
 
 
 # --- the paper's figures ------------------------------------------------------------------------------
@@ -148,26 +144,28 @@ def figure4(bench: Bench) -> None:
     bench.train(RANDOM_INIT, copy.deepcopy(student), task, schedule)
     bench.grow(teacher, student, task, widen(teacher, student), exact=True)
     for divisor in (1, 3, 10, 30):
-        bench.train(at(NET2NET, divisor), copy.deepcopy(student), task, at_rate(schedule, divisor))
+        bench.train(at(NET2NET, divisor), copy.deepcopy(student), task, continued(schedule, divisor))
     bench.grow(teacher, student, task, [*widen(teacher, student), "--map", "random_pad"], exact=False)
-    bench.train(RANDOM_PAD, student, task, schedule)
+    bench.train(RANDOM_PAD, student, task, continued(schedule, 1))
 
 
 def figures5and6(bench: Bench) -> None:
-    """Standard Inception-BN, two or four more pairs of convolutions per pair, or sqrt(2) times as wide (3.3, 3.4).
+    """Standard Inception-BN, two more pairs of convolutions per pair (section 3.3), or larger (section 3.4).
 
-    The paper has no random initialization of the two larger ones, for want of time.
+    As in the paper, the two larger ones, with four more pairs and sqrt(2) times as wide, have only the teacher to be
+    compared with.
     """
     task, schedule = data.glyphs(bench.sizes.train_images), bench.sizes.images
     teacher = bench.new(glyph_inception)
     bench.train(TEACHER, teacher, task, schedule)
-    shapes = {"2 pairs deeper": {"pairs": 2}, "4 pairs deeper": {"pairs": 4}, "wider": {"width": math.sqrt(2)}}
-    for shape, arguments in shapes.items():
-        student = bench.new(glyph_inception, **arguments)
-        bench.train(RANDOM_INIT, copy.deepcopy(student), task, schedule, shape)
-        command = deepen(arguments["pairs"]) if "pairs" in arguments else widen(teacher, student)
-        bench.grow(teacher, student, task, command, exact=True)
-        bench.train(at(NET2NET, 10), student, task, at_rate(schedule, 10), shape)
+    bench.train(RANDOM_INIT, bench.new(glyph_inception, pairs=2), task, schedule, PAIRS[2])
+    for pairs, shape in PAIRS.items():
+        student = bench.new(glyph_inception, pairs=pairs)
+        bench.grow(teacher, student, task, deepen(pairs), exact=True)
+        bench.train(at(NET2NET, 10), student, task, continued(schedule, 10), shape)
+    student = bench.new(glyph_inception, width=math.sqrt(2))
+    bench.grow(teacher, student, task, widen(teacher, student), exact=True)
+    bench.train(at(NET2NET, 10), student, task, continued(schedule, 10), WIDER)
 
 
 def widen(teacher: nn.Module, student: nn.Module) -> list[str]:

@@ -39,7 +39,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
         options |= {"opset_version": 17, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
     else:
         options = {"dynamo": True, "external_data": False, "dynamic_shapes": [{0: torch.export.Dim("batch")}]}
-        options |= {"verbose": False, "optimize": False}
+        options |= {"verbose": False, "optimize": False}  # the initializers keep the names of the state dict
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations
         torch.onnx.export(model, (example[:2],), str(path), input_names=["input"], output_names=["logits"], **options)

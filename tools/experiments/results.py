@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.definitions import EXPERIMENTS, NET2NET, RANDOM_INIT, RANDOM_PAD, TEACHER, at
+from experiments.definitions import EXPERIMENTS, NET2NET, PAIRS, RANDOM_INIT, RANDOM_PAD, TEACHER, WIDER, at
 from experiments.training import Curve, Point
 
 if TYPE_CHECKING:
@@ -253,8 +253,8 @@ def _of_shapes(*shapes: str) -> Callable[[Curve], bool]:
 _PAPERS_ARMS = (TEACHER, at(NET2NET, 10), RANDOM_PAD, RANDOM_INIT)
 FIGURES: Mapping[str, Figure] = {
     "figure4": Figure("figure4", _accuracies(lambda curve: curve.arm in _PAPERS_ARMS)),
-    "figure5": Figure("figures5and6", _accuracies(_of_shapes("2 pairs deeper"))),
-    "figure6": Figure("figures5and6", _accuracies(_of_shapes("4 pairs deeper", "wider"))),
+    "figure5": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[2]))),
+    "figure6": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[4], WIDER))),
     "appendix_a": Figure("figure4", _accuracies(lambda curve: curve.arm.startswith(NET2NET))),
     "symmetry": Figure(
         "symmetry",
