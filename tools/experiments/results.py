@@ -65,11 +65,13 @@ class Row:
         loss: Cross entropy on the validation set after the last step (nats), mean over seeds.
         loss_spread: Its standard deviation.
         distinct_units: Median number of hidden units that respond differently; -1 where it was not counted.
-        to_teacher: Median of the steps to where the teacher ended; infinite if most seeds did not come there.
+        to_teacher: Median of the steps to where the teacher ended; infinite if most seeds never came there.
         to_random: Median of the steps to where random initialization ended.
+        random_to_this: Median of the steps of random initialization to where this arm ended.
         random_by_this_to_teacher: Steps of random initialization to where the teacher ended, by those of this arm.
-        random_by_this_to_random: Steps of random initialization to where it ended, by those of this arm.
-        pad_by_this_to_random: Steps of random padding to where random initialization ended, by those of this arm.
+        pad_by_this_to_teacher: The same for random padding.
+        random_by_this_to_random: Steps of random initialization to where it ended itself, by those of this arm.
+        pad_by_this_to_random: Steps of random padding to there, by those of this arm.
         compute_to_random: Floating-point operations of the teacher's training and of this arm to where random
             initialization ended, by those that the latter took.
     """
@@ -87,7 +89,9 @@ class Row:
     distinct_units: float
     to_teacher: float
     to_random: float
+    random_to_this: float
     random_by_this_to_teacher: float
+    pad_by_this_to_teacher: float
     random_by_this_to_random: float
     pad_by_this_to_random: float
     compute_to_random: float
@@ -106,71 +110,63 @@ def steps_to(curve: Curve, target: float) -> float:
 def summarize(curves: Sequence[Curve]) -> list[Row]:
     """Summarize the curves of one experiment, an arm a row.
 
-    Every seed is compared with the teacher, the random initialization and the random padding of the same seed. What
-    is not there to compare with gives nan.
+    Every seed is measured by the ends of the teacher and of the random initialization of the same seed. What is not
+    there to compare with gives nan.
     """
     arms: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         arms.setdefault((curve.shape, curve.arm), []).append(curve)
-    by_seed = {(curve.shape, curve.arm, curve.seed): curve for curve in curves}
-    return [_row(runs, by_seed) for runs in arms.values()]
+
+    def steps(runs: Sequence[Curve] | None, goals: Sequence[Curve] | None) -> float:
+        """Return the median of the steps to where others ended."""
+        if not runs or not goals:
+            return math.nan
+        ends = {goal.seed: score(goal, goal.points[-1]) for goal in goals}
+        return statistics.median(steps_to(run, ends[run.seed]) for run in runs)
+
+    teachers = arms.get(("", TEACHER))
+    rows = []
+    for (shape, arm), runs in arms.items():
+        random_init, pad = arms.get((shape, RANDOM_INIT)), arms.get((shape, RANDOM_PAD))
+        to_teacher, to_random = steps(runs, teachers), steps(runs, random_init)
+        baseline = steps(random_init, random_init)
+        compute = math.nan
+        if teachers and random_init:
+            before = 0 if arm == RANDOM_INIT else teachers[0].step_flops * teachers[0].points[-1].step
+            compute = (before + runs[0].step_flops * to_random) / (random_init[0].step_flops * baseline)
+        ends = [run.points[-1] for run in runs]
+        row = Row(
+            runs[0].experiment,
+            shape,
+            arm,
+            len(runs),
+            runs[0].parameters,
+            ends[0].step,
+            *_mean_and_spread([end.accuracy for end in ends]),
+            *_mean_and_spread([end.loss for end in ends]),
+            statistics.median(run.distinct_units for run in runs),
+            to_teacher,
+            to_random,
+            steps(random_init, runs),
+            _ratio(steps(random_init, teachers), to_teacher),
+            _ratio(steps(pad, teachers), to_teacher),
+            _ratio(baseline, to_random),
+            _ratio(steps(pad, random_init), to_random),
+            compute,
+        )
+        rows.append(row)
+    return rows
 
 
-def _row(runs: Sequence[Curve], others: Mapping[tuple[str, str, int], Curve]) -> Row:
-    first, last = runs[0], [run.points[-1] for run in runs]
-    measures: dict[str, list[float]] = {field.name: [] for field in dataclasses.fields(Row)[11:]}
-    for run in runs:
-        for name, value in _against_baselines(run, others).items():
-            measures[name].append(value)
-    return Row(
-        first.experiment,
-        first.shape,
-        first.arm,
-        len(runs),
-        first.parameters,
-        last[0].step,
-        statistics.fmean(point.accuracy for point in last),
-        statistics.stdev(point.accuracy for point in last) if len(last) > 1 else 0.0,
-        statistics.fmean(point.loss for point in last),
-        statistics.stdev(point.loss for point in last) if len(last) > 1 else 0.0,
-        statistics.median(run.distinct_units for run in runs),
-        **{name: _median(values) for name, values in measures.items()},
-    )
-
-
-def _against_baselines(run: Curve, others: Mapping[tuple[str, str, int], Curve]) -> dict[str, float]:
-    teacher = others.get(("", TEACHER, run.seed))
-    random_init = others.get((run.shape, RANDOM_INIT, run.seed))
-    pad = others.get((run.shape, RANDOM_PAD, run.seed))
-
-    def steps(curve: Curve | None, goal: Curve | None) -> float:
-        return steps_to(curve, score(goal, goal.points[-1])) if curve and goal else math.nan
-
-    to_teacher, to_random = steps(run, teacher), steps(run, random_init)
-    compute = math.nan
-    if teacher and random_init:
-        spent = 0 if run.arm == RANDOM_INIT else teacher.step_flops * teacher.points[-1].step
-        spent += run.step_flops * to_random
-        compute = spent / (random_init.step_flops * steps(random_init, random_init))
-    return {
-        "to_teacher": to_teacher,
-        "to_random": to_random,
-        "random_by_this_to_teacher": _ratio(steps(random_init, teacher), to_teacher),
-        "random_by_this_to_random": _ratio(steps(random_init, random_init), to_random),
-        "pad_by_this_to_random": _ratio(steps(pad, random_init), to_random),
-        "compute_to_random": compute,
-    }
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _ratio(steps: float, by: float) -> float:
-    if math.isnan(steps) or math.isnan(by) or (math.isinf(steps) and math.isinf(by)):
+    """Divide; who never came there has no ratio, and to have been there from the beginning gives an infinite one."""
+    if not math.isfinite(steps) or not math.isfinite(by):
         return math.nan
     return steps / by if by else math.inf
-
-
-def _median(values: Iterable[float]) -> float:
-    kept = [value for value in values if not math.isnan(value)]
-    return statistics.median(kept) if kept else math.nan
 
 
 def write_summary(path: Path, rows: Iterable[Row]) -> None:
@@ -184,34 +180,32 @@ def write_summary(path: Path, rows: Iterable[Row]) -> None:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Write the summary as a table; `-` is what cannot be said, `never` a score that most seeds did not come to."""
+    """Write the summary as a table; the columns are explained beside it in the README."""
     lines = [
-        "| experiment | network | parameters | accuracy | loss | steps to teacher's | steps to random init.'s "
-        "| random init. / this | random pad / this | compute with the teacher's |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| experiment | network | parameters | steps | accuracy | loss | to teacher's end | to random init.'s end "
+        "| random init. to this end | random init. / this | random pad / this | compute |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        name = f"{row.arm}, {row.shape}" if row.shape else row.arm
         cells = [
             row.experiment,
-            name,
+            f"{row.arm}, {row.shape}" if row.shape else row.arm,
             f"{row.parameters:,}",
-            f"{row.accuracy:.1%} ± {row.accuracy_spread:.1%}",
+            f"{row.steps:,}",
+            f"{row.accuracy:.1%} ± {100 * row.accuracy_spread:.1f}",
             f"{row.loss:.3f} ± {row.loss_spread:.3f}",
-            _cell(row.to_teacher),
-            _cell(row.to_random),
-            _cell(row.random_by_this_to_random),
-            _cell(row.pad_by_this_to_random),
-            _cell(row.compute_to_random),
+            *(_cell(value, "never") for value in (row.to_teacher, row.to_random, row.random_to_this)),
+            *(_cell(value, "at once") for value in (row.random_by_this_to_random, row.pad_by_this_to_random)),
+            _cell(row.compute_to_random, "-"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "never" if math.isinf(value) else f"{value:.3g}"
+def _cell(value: float, infinite: str) -> str:
+    if math.isinf(value):
+        return infinite
+    return "-" if math.isnan(value) else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 # --- figures ------------------------------------------------------------------------------------------
