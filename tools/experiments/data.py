@@ -133,7 +133,7 @@ def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @functools.cache
-def python_source(context: int, megabytes: int = 4, valid: int = 300) -> Task:
+def python_source(context: int, megabytes: int = 4, valid: int = 150) -> Task:
     """Tell the next byte of Python source: that of the standard library of the interpreter that runs.
 
     Modules lie in the order of a fixed shuffle; every tenth is for validation.
@@ -156,7 +156,7 @@ def python_source(context: int, megabytes: int = 4, valid: int = 300) -> Task:
         return pieces(train, torch.randint(len(train) - context, (batch,), generator=generator))
 
     starts = torch.linspace(0, len(held_out) - context - 1, valid).long()
-    return Task(draw, [pieces(held_out, part) for part in starts.split(100)], pieces(train, torch.arange(2))[0])
+    return Task(draw, [pieces(held_out, part) for part in starts.split(50)], pieces(train, torch.arange(2))[0])
 
 
 def _modules(size: int) -> tuple[bytes, bytes]:

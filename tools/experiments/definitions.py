@@ -54,8 +54,8 @@ SETTINGS: Mapping[str, Setting] = {
         seeds=5,
         train_images=24_000,
         images=Schedule(steps=1000, batch=64, rate=2e-2),
-        digits=Schedule(steps=800, batch=64, rate=1e-2),
-        text=Schedule(steps=350, batch=16, rate=2e-2),
+        digits=Schedule(steps=500, batch=64, rate=1e-2),
+        text=Schedule(steps=300, batch=16, rate=2e-2),
     ),
     "large": Setting(
         seeds=5,
