@@ -24,8 +24,9 @@ from onnx_net2net.folding import match_folded
 from onnx_net2net.history import history
 from onnx_net2net.layout import Sides, apply, follow, joined
 from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
-from onnx_net2net.matching import Constant, Match, Piece, constants_of, match, match_parts
+from onnx_net2net.matching import Constant, Match, Matches, Piece, constants_of, match, match_parts
 from onnx_net2net.model import Model, load
+from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
 from onnx_net2net.statedict import StateDict, Stored
@@ -145,7 +146,7 @@ class Checkpoint:
 def checkpoint(
     teacher: str | os.PathLike[str] | Model,
     student: str | os.PathLike[str] | Model,
-    state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    state_dict: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     untie: bool = False,
 ) -> Checkpoint:
@@ -154,7 +155,8 @@ def checkpoint(
     Args:
         teacher: The model that the student was grown from.
         student: The student, with its record.
-        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns.
+        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns. If None,
+            names are those of the graph (see `onnx_net2net.recovery`).
         untie: Whether entries that are tied may grow differently. The class must not tie them, then.
 
     Returns:
@@ -166,14 +168,20 @@ def checkpoint(
     """
     model, grown = load(teacher), load(student)
     sources = [*model.sources, *grown.sources]
-    if isinstance(state_dict, Mapping):
+    constants = constants_of(model)
+    recovered = None
+    if state_dict is None:
+        recovered = recover(constants)
+        entries: StateDict = recovered.entries
+    elif isinstance(state_dict, Mapping):
         entries = statedict.from_torch(state_dict)
     else:
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
     redone = _redo(model, grown, steps)
-    derivation = _Derivation(entries, constants_of(model), _Made(redone, constants_of(grown)))
+    made = _Made(redone, constants_of(grown))
+    derivation = _Derivation(entries, constants, made, recovered.matches if recovered else None)
     result = list(derivation.entries())
     untied = list(dict.fromkeys(derivation.untied(result)))
     if untied and not untie:
@@ -182,6 +190,11 @@ def checkpoint(
             "class without the tie)"
         )
     notes = [f"no longer tied; make the class without the tie: {_some(untied)}"] if untied else []
+    if recovered and recovered.norms:
+        notes.append(
+            f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
+            f"that are guesses: {_some(recovered.norms)} (--state-dict has the real ones)"
+        )
     return Checkpoint((*result, *derivation.added()), tuple(sources), tuple(notes))
 
 
@@ -284,11 +297,11 @@ def nearness(entry: str, scope: str) -> int:
 class _Derivation:
     """Derives the entries of the student's state dict."""
 
-    def __init__(self, entries: StateDict, constants: Mapping[str, Constant], made: _Made) -> None:
+    def __init__(
+        self, entries: StateDict, constants: Mapping[str, Constant], made: _Made, matches: Matches | None
+    ) -> None:
         self._entries, self._constants, self._made = entries, constants, made
-        self._matches = match(entries, constants)
-        match_parts(entries, constants, self._matches)
-        match_folded(entries, constants, self._matches)
+        self._matches = match_all(entries, constants) if matches is None else matches
         self._versions = {name: made.versions(constant) for name, constant in constants.items()}
         self._used: dict[str, set[str]] = {}
 
@@ -401,6 +414,14 @@ class _Derivation:
             growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
         read = self._made.final[version.final].read
         return _Part(growths, lambda: apply(view, read()))
+
+
+def match_all(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
+    """Find each entry of a state dict in a graph, whole, in parts or folded."""
+    matches = match(entries, constants)
+    match_parts(entries, constants, matches)
+    match_folded(entries, constants, matches)
+    return matches
 
 
 def _growth_key(version: _Version) -> tuple[object, ...]:

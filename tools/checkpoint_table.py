@@ -182,7 +182,8 @@ def timm_case(name: str) -> Case:
 
 WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
-DECODER = {**WORDS, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0}
+DECODER = {**WORDS, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+           "head_dim": 12}  # fmt: skip
 PICTURES = {"hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
             "image_size": 32, "patch_size": 8, "attn_implementation": "eager"}  # fmt: skip
 
@@ -524,11 +525,11 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
         return {**stages, "result": kind, "reason": f"{type(error).__name__}: {text[:300]}"}
 
 
-def worker(library: str, name: str, exports: Sequence[str]) -> None:
+def worker(library: str, name: str, factors: Sequence[float], exports: Sequence[str]) -> None:
     """Try one model, all exports, and print a line for each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    for export, factor in itertools.product(exports, FACTORS[library]):
+    for export, factor in itertools.product(exports, factors):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             result = attempt(library, name, export, factor, Path(folder))
@@ -536,9 +537,11 @@ def worker(library: str, name: str, exports: Sequence[str]) -> None:
         print("RESULT " + json.dumps({**line, "seconds": round(time.perf_counter() - started, 1)}), flush=True)
 
 
-def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterator[dict[str, Any]]:
+def run(
+    library: str, name: str, factors: Sequence[float], exports: Sequence[str], limit: float
+) -> Iterator[dict[str, Any]]:
     """Try one model in a process of its own; what it did not come to counts as failed."""
-    command = [sys.executable, __file__, "--worker", library, name, *exports]
+    command = [sys.executable, __file__, "--worker", library, name, ",".join(map(str, factors)), *exports]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         text, why = output.stdout, output.stderr.strip().splitlines()[-1:] or ["it crashed"]
@@ -547,7 +550,7 @@ def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterat
         why = [f"not done in {limit:.0f} s"]
     found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")]
     yield from found
-    for export, factor in list(itertools.product(exports, FACTORS[library]))[len(found) :]:
+    for export, factor in list(itertools.product(exports, factors))[len(found) :]:
         line = {"library": library, "model": name, "export": export, "factor": factor}
         yield {**line, "result": "failed", "reason": why[0]}
 
@@ -580,18 +583,25 @@ def main() -> None:
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="library/architecture")
     parser.add_argument("--exports", nargs="*", default=list(EXPORTS), choices=list(EXPORTS))
+    parser.add_argument("--factors", type=float, nargs="*", help="(default: 1.5, for transformers 2 too)")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file, and run nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results, one line for each")
     parser.add_argument("--limit", type=float, default=600, help="seconds for each model")
     options = parser.parse_args()
     if options.worker:
-        library, name, *exports = options.worker
-        worker(library, name, exports)
+        library, name, factors, *exports = options.worker
+        worker(library, name, [float(factor) for factor in factors.split(",")], exports)
+        return
+    if options.show:
+        lines = [json.loads(line) for line in options.show.read_text().splitlines()]
+        last = {(line["library"], line["model"], line["export"], line["factor"]): line for line in lines}
+        print("\n".join(table(list(last.values()))))
         return
     results: list[dict[str, Any]] = []
     for library, (models, _) in CASES.items():
         for name in models:
             if fnmatch.fnmatchcase(f"{library}/{name}", options.only):
-                for result in run(library, name, options.exports, options.limit):
+                for result in run(library, name, options.factors or FACTORS[library], options.exports, options.limit):
                     results.append(result)
                     where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
                     print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
