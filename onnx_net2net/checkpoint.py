@@ -208,7 +208,12 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
                     f"the student has what a class has not: {_some(result.inserted)} (grow with --for torch)"
                 )
             by_name: dict[str, list[GrownConstant]] = {}
+            weights = constants_of(model)
             for constant in getattr(result, "constants", ()):
+                if constant.teacher not in weights:
+                    raise RefusedError(
+                        f"{constant.teacher} grew, integers that a class does not grow (grow with --for torch)"
+                    )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
             model = result.student
@@ -311,10 +316,11 @@ class _Derivation:
             stored = self._entries[entry.name]
             matrix = sum(size > 1 for size in stored.shape) > 1
             key = (stored.shared, stored.shape) if stored.shared is not None else entry.constants if matrix else None
-            if not key or entry.relation == "concatenated":
+            if not key:
                 continue
             other = first.setdefault(key, entry)
-            if other is not entry and not _same(other.value(), entry.value()):
+            was_tied = other is not entry and _same(self._entries[other.name].read(), stored.read())
+            if was_tied and not _same(other.value(), entry.value()):
                 yield f"{other.name} and {entry.name}"
             for found in self._matches.get(entry.name, ()) if matrix else ():
                 yield from self._unused(entry, found)

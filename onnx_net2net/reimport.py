@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
@@ -25,6 +26,9 @@ from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import carrier
+
+LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+"""Types of constants that hold places, and no weights."""
 
 FRAMEWORKS = ("torch",)
 """Frameworks whose classes can be grown for; what is said here holds for any that makes its modules of sizes."""
@@ -72,6 +76,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+    for use in analysis.uses.values():
+        if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
+            for axis in use.axes:
+                yield axis, f"{_label(analysis, use.node)} looks its units up by a list, which a class does not grow"
     for name in analysis.cut:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
@@ -111,9 +119,11 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
                 weighed.setdefault((node, index), set()).add(position)
     positions: dict[int, list[set[int]]] = {}
     for key, use in analysis.uses.items():
+        if analysis.nodes[use.node].op in ("Shape", "Size"):
+            continue  # reads no values
         positions.setdefault(id(use.constant), []).append(weighed.get(key, set()))
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        found = positions[id(use.constant)]
+        found = positions.get(id(use.constant), [set()])
         if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
             for position in found[0].union(*found) - found[0].intersection(*found):
                 yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"

@@ -161,8 +161,8 @@ def timm_case(name: str) -> Case:
     return timm.create_model(base, num_classes=10, **options), {"x": image(size)}
 
 
-WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
+WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
 DECODER = {**WORDS, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0}
 PICTURES = {"hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
             "image_size": 32, "patch_size": 8, "attn_implementation": "eager"}  # fmt: skip
@@ -276,7 +276,6 @@ def wider_config(options: Mapping[str, Any], old: Mapping[str, Any], new: Mappin
     for name, tensor in old.items():
         for before, after in zip(tensor.shape, new[name].shape, strict=True):
             became.setdefault(before, set()).add(after)
-    ratios = [a / b for b, afters in became.items() for a in afters if b == options.get("hidden_size", 48)]
     wider = dict(options)
     for key, value in options.items():
         if key in ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"):
@@ -285,7 +284,6 @@ def wider_config(options: Mapping[str, Any], old: Mapping[str, Any], new: Mappin
             wider[key] = next(iter(became[value]))
         if isinstance(value, list) and all(isinstance(v, int) and len(became.get(v, ())) == 1 for v in value):
             wider[key] = [next(iter(became[v])) for v in value]
-    del ratios
     return wider
 
 
@@ -309,7 +307,7 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
 
 
 def resized(model: nn.Module, grown: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a module whose parameters have the shapes of a checkpoint, and the sizes that follow from them."""
+    """Return a copy of a module with the shapes of a checkpoint, and with the sizes that follow from them."""
     before = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     model = copy.deepcopy(model)
     for path, module in model.named_modules():
@@ -343,6 +341,9 @@ def resize_leaf(module: nn.Module, shapes: Mapping[str, tuple[tuple[int, ...], t
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = new
     else:
+        groups = getattr(module, "num_groups", 1)
+        if new[0] % groups:  # whole groups were copied
+            module.num_groups = groups * new[0] // old[0]
         for name, value in list(vars(module).items()):
             if type(value) is int and old and value == old[0] and name not in ("num_groups",):
                 setattr(module, name, new[0])
@@ -354,9 +355,7 @@ def resize_owner(
     module: nn.Module, path: str, before: Mapping[str, tuple[int, ...]], grown: Mapping[str, torch.Tensor]
 ) -> None:
     """Set the sizes that a module keeps beside its layers: each is the size of one of them."""
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)) or not list(module.children()):
-        if not list(module.parameters(recurse=False)):
-            resize_plain(module)
+    if "weight" in module._parameters or not list(module.children()):
         return
     prefix = f"{path}." if path else ""
     became: dict[int, set[int]] = {}
@@ -372,6 +371,9 @@ def resize_owner(
             setattr(module, name, round(value * ratio))
         elif len(became.get(value, ())) == 1 and name not in NOT_SIZES and value > 1:
             setattr(module, name, next(iter(became[value])))
+    kind = type(module).__name__
+    if kind in SPECIAL:
+        SPECIAL[kind](module)
 
 
 NOT_SIZES = ("patch_size", "window_size", "kernel_size", "stride", "num_classes", "head_dim", "key_dim", "radix",
@@ -379,8 +381,20 @@ NOT_SIZES = ("patch_size", "window_size", "kernel_size", "stride", "num_classes"
 """Attributes of modules that are no widths, or that `widen --for torch` keeps."""
 
 
-def resize_plain(module: nn.Module) -> None:
-    """Nothing to do for modules without parameters."""
+def _resize_ghost(module: Any) -> None:
+    module.out_chs = module.primary_conv[0].out_channels + module.cheap_operation[0].out_channels
+
+
+def _resize_gated(module: Any) -> None:
+    width, through = module.fc2.in_features, module.conv.in_channels
+    module.split_indices = (width, width - through, through)
+
+
+SPECIAL: dict[str, Callable[[Any], None]] = {
+    "GhostModule": _resize_ghost,
+    "GatedConvBlock": _resize_gated,
+}
+"""Classes that keep sums or differences of sizes."""
 
 
 def head_ratio(prefix: str, before: Mapping[str, tuple[int, ...]], grown: Mapping[str, torch.Tensor]) -> float:
@@ -418,8 +432,9 @@ def outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torch.
 
 def attempt(library: str, name: str, export: str, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
-    from onnx_net2net import Net2NetError, checkpoint, load, widen
     from safetensors.torch import load_file
+
+    from onnx_net2net import Net2NetError, checkpoint, load, widen
 
     torch.manual_seed(0)
     model, inputs = CASES[library][1](name)
