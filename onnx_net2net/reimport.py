@@ -5,8 +5,9 @@ other sizes has the teacher's operations only, and computes from its sizes what 
 `head_dim ** -0.5` of an attention, the table of a rotary embedding, `sqrt(hidden)` behind an embedding. So the dims
 whose growth asks for more than other weights and sizes keep their size here, each with the reason.
 
-Classes also make some widths of others: all heads of an attention together are often as wide as the stream that they
-read. Such heads take what the stream grows by.
+Classes also make several widths of one size: a layer that makes as many units as it reads of a residual stream is taken
+to be of such a class, be it all heads of an attention together or the dense layer in front of an output. What it makes
+grows by what the stream grows by.
 """
 
 from __future__ import annotations
@@ -242,11 +243,12 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
         if group.role == "value head_dim":
             group.follows = keys.get(group.size)
     for layer in Network(analysis).layers.values():
-        width = math.prod(dim.size for dim in layer.reads)
         streams = [group_of[dim] for dim in layer.reads if dim in group_of]
-        for term in layer.terms:
-            parts = [group_of[dim] for dim in term if dim in group_of and "head" in group_of[dim].role]
-            if len(streams) == 1 and len(parts) > 1 and math.prod(part.size for part in parts) == width:
-                for part in parts:
-                    if part.role in _COUNTS:
-                        part.follows = streams[0]
+        for term in layer.terms if len(streams) == 1 else ():
+            made = [group_of[dim] for dim in term if dim in group_of]
+            heads = [group for group in made if "head" in group.role]
+            is_square = math.prod(group.size for group in heads or made) == streams[0].size
+            if is_square and (heads or streams[0].role == "residual stream"):
+                for group in made:
+                    if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
+                        group.follows = streams[0]

@@ -96,6 +96,19 @@ def test_heads_grow_when_they_are_asked_for():
     assert sizes_of(widen_for_class(attention(), sizes={"heads": 3})) == {"wq[0]": 3}
 
 
+def test_a_dense_layer_as_wide_as_the_stream_follows_it():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        e = MatMul(x, embed) n = LayerNormalization(e, gain, shift) u = MatMul(n, up) r = Relu(u) d = MatMul(r, down)
+        s = Add(e, d) m = LayerNormalization(s, gain2, shift2) p = MatMul(m, pool) t = Tanh(p) y = MatMul(t, head) }"""
+    given = {"embed": draw(6, 8), "gain": draw(8), "shift": draw(8), "up": draw(8, 16), "down": draw(16, 8),
+             "gain2": draw(8), "shift2": draw(8), "pool": draw(8, 8), "head": draw(8, 3)}  # fmt: skip
+    assert sizes_of(widen_for_class(net(text, **given), factor=1.5)) == {"up": 24}
+    assert sizes_of(widen_for_class(net(text, **given), factor=2)) == {"embed": 16, "up": 32, "pool": 16}
+    assert sizes_of(widen_for_class(net(text, **given), factor=1.5, only=["pool"])) == {"pool": 12}
+    other = {**given, "pool": draw(8, 10), "head": draw(10, 3)}
+    assert sizes_of(widen_for_class(net(text, **other), factor=1.5)) == {"up": 24, "pool": 15}
+
+
 def test_the_width_of_queries_and_keys_stays():
     with pytest.raises(RefusedError, match=r"cannot grow: .*0\.5 = 4 \*\* -0\.5, which a class computes anew"):
         widen(attention(), framework="torch", sizes={"wq[1]": 8})
