@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -118,16 +119,39 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for contraction in said.contractions:
             for node, index, position in _carriers(analysis, number, contraction):
                 weighed.setdefault((node, index), set()).add(position)
+    copies = _turned_copies(analysis)
     positions: dict[int, list[set[int]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size"):
-            continue  # reads no values
-        positions.setdefault(id(use.constant), []).append(weighed.get(key, set()))
+        found = weighed.get(key, set())
+        positions.setdefault(id(use.constant), []).append(found)
+        if id(use.constant) in copies:
+            positions.setdefault(copies[id(use.constant)], []).append({1 - position for position in found})
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        found = positions.get(id(use.constant), [set()])
+        known = positions[id(use.constant)]
         if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
-            for position in found[0].union(*found) - found[0].intersection(*found):
+            for position in known[0].union(*known) - known[0].intersection(*known):
                 yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"
+
+
+def _turned_copies(analysis: Analysis) -> dict[int, int]:
+    """Return the matrices that are transposes of tables, by id: folding makes such a one of a tied head."""
+    matrices: dict[tuple[int, ...], dict[int, gs.Constant]] = {}
+    tables: dict[int, gs.Constant] = {}
+    for (number, index), use in analysis.uses.items():
+        if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
+            is_table = analysis.nodes[number].op == "Gather" and index == 0
+            (tables if is_table else matrices.setdefault(tuple(use.constant.shape), {}))[id(use.constant)] = (
+                use.constant
+            )
+    copies: dict[int, int] = {}
+    for table in tables.values():
+        candidates = matrices.get(tuple(reversed(table.shape)), {})
+        values = analysis.draft.reader(table)() if candidates else np.zeros(0)
+        for key, matrix in candidates.items():
+            other = analysis.draft.reader(matrix)().T
+            if np.array_equal(values[0], other[0]) and np.array_equal(values, other) and values.min() < values.max():
+                copies[key] = id(table)
+    return copies
 
 
 # --- Constants that a class computes from its sizes ----------------------------------------------------------

@@ -199,6 +199,15 @@ def test_a_tied_matrix_keeps_what_it_makes_and_sums_over():
         widen(net(text, table=draw(20, 8)), framework="torch", factor=1.5)
 
 
+def test_the_folded_transpose_of_a_tied_table_is_a_tie():
+    text = """(int64[N, 5] ids) => (float[N, 5, 20] y) {
+        e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) s = Add(e, d) y = MatMul(s, head) }"""
+    given = {"table": draw(20, 8), "up": draw(8, 16), "down": draw(16, 8)}
+    tied = net(text, **given, head=given["table"].T.copy())
+    assert sizes_of(widen_for_class(tied, factor=1.5)) == {"up": 24}
+    assert sizes_of(widen_for_class(net(text, **given, head=draw(8, 20)), factor=1.5)) == {"table": 12, "up": 24}
+
+
 @pytest.mark.parametrize(
     ("body", "match"),
     [
