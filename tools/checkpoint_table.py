@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import itertools
 import json
 import os
 import subprocess
@@ -36,11 +37,29 @@ EXPORTS: dict[str, dict[str, Any]] = {
     "TorchScript": {"dynamo": False},
     "TorchScript, folding off": {"dynamo": False, "do_constant_folding": False},
 }
-FACTOR = 1.5
+FACTORS = {"torchvision": (1.5,), "timm": (1.5,), "transformers": (1.5, 2.0)}
+"""What streams grow by that a norm reads: whole factors only."""
+
+SMALL = 12
+"""Sizes up to this are numbers of heads and kernels, and the width of a head."""
+
 TOLERANCE = 1e-4
 """Largest difference of the outputs, relative to the largest output."""
 
-Case = tuple[nn.Module, dict[str, torch.Tensor]]
+Case = tuple[nn.Module, torch.Tensor]
+
+
+class Flat(nn.Module):
+    """A model of transformers with one input, whose results are tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the model."""
+        result = self.model(**{self.model.main_input_name: x}, return_dict=True)
+        return tuple(value for value in result.values() if isinstance(value, torch.Tensor))
 
 
 # --- Architectures -------------------------------------------------------------------------------------------
@@ -117,7 +136,7 @@ def torchvision_case(family: str) -> Case:
         model = getattr(models, name)(num_classes=10, **options)
         if family.startswith("vgg"):  # the classifier has 120 million weights
             model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
-    return model, {"x": image(size)}
+    return model, image(size)
 
 
 TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -158,7 +177,7 @@ def timm_case(name: str) -> Case:
     import timm
 
     base, options, size = TIMM[name]
-    return timm.create_model(base, num_classes=10, **options), {"x": image(size)}
+    return timm.create_model(base, num_classes=10, **options), image(size)
 
 
 WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
@@ -230,8 +249,8 @@ def transformers_case(name: str) -> Case:
     config, kind, options = TRANSFORMERS[name]
     model = build_transformer(config, kind, options)
     if "image_size" in options or "depths" in options:
-        return model, {"pixel_values": image(32)}
-    return model, {"input_ids": torch.randint(3, 100, (2, 9))}
+        return model, image(32)
+    return model, torch.randint(3, 100, (2, 9))
 
 
 def build_transformer(config: str, kind: str, options: Mapping[str, Any]) -> nn.Module:
@@ -240,7 +259,6 @@ def build_transformer(config: str, kind: str, options: Mapping[str, Any]) -> nn.
     import transformers
 
     made = getattr(transformers, config)(**options)
-    made.return_dict = False
     if hasattr(made, "use_cache"):
         made.use_cache = False
     return getattr(transformers, kind)(made)
@@ -360,7 +378,7 @@ def resize_owner(
     prefix = f"{path}." if path else ""
     became: dict[int, set[int]] = {}
     for name, shape in before.items():
-        if name.startswith(prefix) and name.count(".") <= prefix.count(".") + 1:
+        if name.startswith(prefix) and name.count(".") <= prefix.count(".") + 2:
             for a, b in zip(shape, grown[name].shape, strict=True):
                 became.setdefault(a, set()).add(b)
     ratio = head_ratio(prefix, before, grown)
@@ -390,9 +408,21 @@ def _resize_gated(module: Any) -> None:
     module.split_indices = (width, width - through, through)
 
 
+def _resize_partial(module: Any) -> None:
+    first = module.conv_exp if module.conv_exp is not None else module.conv_dw
+    module.in_channels, module.out_channels = first.conv.in_channels, module.conv_pwl.conv.out_channels
+
+
+def _resize_selective(module: Any) -> None:
+    module.in_channels = module.paths[0].conv.in_channels * (module.num_paths if module.split_input else 1)
+    module.out_channels = module.paths[0].conv.out_channels
+
+
 SPECIAL: dict[str, Callable[[Any], None]] = {
     "GhostModule": _resize_ghost,
     "GatedConvBlock": _resize_gated,
+    "LinearBottleneck": _resize_partial,
+    "SelectiveKernel": _resize_selective,
 }
 """Classes that keep sums or differences of sizes."""
 
@@ -410,45 +440,54 @@ def head_ratio(prefix: str, before: Mapping[str, tuple[int, ...]], grown: Mappin
 # --- One model -----------------------------------------------------------------------------------------------
 
 
-def outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """Run a model in double precision."""
     model = copy.deepcopy(model).double().eval()
-    feeds = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
     with torch.no_grad():
-        result = model(*feeds.values()) if set(feeds) == {"x"} else model(**feeds)
-    flat: list[torch.Tensor] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            flat.append(value)
-        elif isinstance(value, Mapping):
-            [collect(v) for v in value.values()]
-        elif isinstance(value, list | tuple):
-            [collect(v) for v in value]
-
-    collect(result)
-    return flat
+        result = model(x.double() if x.is_floating_point() else x)
+    return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
-def attempt(library: str, name: str, export: str, folder: Path) -> dict[str, Any]:
+def uniform(teacher: Path, factor: float) -> Any:
+    """Widen so that all dims of one size get one size, as a class that is made by a config has them.
+
+    The sizes of the configs here are different numbers, so that equal sizes are one field.
+    """
+    from onnx_net2net import inspect, widen
+
+    groups = inspect(teacher).groups
+    sizes: dict[str, int | str] = {g.name: g.size for g in groups if g.role == "value head_dim" and not g.reason}
+    for _ in range(4):
+        widening = widen(teacher, factor=factor, sizes=sizes, framework="torch")
+        became: dict[int, set[int]] = {group.size: {group.size} for group in widening.fixed if group.size > SMALL}
+        for change in widening.changes:
+            became.setdefault(change.old, set()).add(change.new)
+        differing = [c for c in widening.changes if c.new != min(became[c.old]) and c.old > SMALL]
+        if not differing:
+            return widening
+        sizes.update({change.name: min(became[change.old]) for change in differing})
+    return widening
+
+
+def attempt(library: str, name: str, export: str, factor: float, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
     from safetensors.torch import load_file
 
     from onnx_net2net import Net2NetError, checkpoint, load, widen
 
     torch.manual_seed(0)
-    model, inputs = CASES[library][1](name)
+    model, x = CASES[library][1](name)
     model.eval()
     randomise(model)
     stages = {"stage": "export", "parameters": sum(p.numel() for p in model.parameters())}
     teacher, student, saved = folder / "teacher.onnx", folder / "student.onnx", folder / "grown.safetensors"
     try:
-        if set(inputs) == {"x"}:
-            torch.onnx.export(model, tuple(inputs.values()), str(teacher), **EXPORTS[export])
-        else:
-            torch.onnx.export(model, (), str(teacher), kwargs=dict(inputs), input_names=list(inputs), **EXPORTS[export])
+        whole = Flat(model) if library == "transformers" else model
+        torch.onnx.export(whole, (x,), str(teacher), **EXPORTS[export])
         stages["stage"] = "widen"
-        widening = widen(teacher, factor=FACTOR, framework="torch")
+        widening = uniform(teacher, factor) if library == "transformers" else widen(
+            teacher, factor=factor, framework="torch"
+        )  # fmt: skip
         stages["covered"] = round(widening.covered, 3)
         widening.student.save(student)
         stages["stage"] = "checkpoint"
@@ -465,10 +504,11 @@ def attempt(library: str, name: str, export: str, folder: Path) -> dict[str, Any
         else:
             wider = resized(model, grown)
         wider.load_state_dict(grown, strict=True)
+        again = Flat(wider) if library == "transformers" else wider
         stages["stage"] = "compare"
         errors = [
             float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
-            for a, b in zip(outputs(model, inputs), outputs(wider, inputs), strict=True)
+            for a, b in zip(outputs(whole, x), outputs(again, x), strict=True)
             if a.is_floating_point() and a.shape == b.shape
         ]
         if not errors:
@@ -488,11 +528,11 @@ def worker(library: str, name: str, exports: Sequence[str]) -> None:
     """Try one model, all exports, and print a line for each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    for export in exports:
+    for export, factor in itertools.product(exports, FACTORS[library]):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            result = attempt(library, name, export, Path(folder))
-        line = {"library": library, "model": name, "export": export, **result}
+            result = attempt(library, name, export, factor, Path(folder))
+        line = {"library": library, "model": name, "export": export, "factor": factor, **result}
         print("RESULT " + json.dumps({**line, "seconds": round(time.perf_counter() - started, 1)}), flush=True)
 
 
@@ -507,8 +547,9 @@ def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterat
         why = [f"not done in {limit:.0f} s"]
     found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")]
     yield from found
-    for export in exports[len(found) :]:
-        yield {"library": library, "model": name, "export": export, "result": "failed", "reason": why[0]}
+    for export, factor in list(itertools.product(exports, FACTORS[library]))[len(found) :]:
+        line = {"library": library, "model": name, "export": export, "factor": factor}
+        yield {**line, "result": "failed", "reason": why[0]}
 
 
 # --- The table -----------------------------------------------------------------------------------------------
@@ -516,20 +557,21 @@ def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterat
 
 def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of a Markdown table by library and export, and what did not pass."""
-    yield "| library | export | architectures | that export | exact after `load_state_dict` | refused | other |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
-    for library in dict.fromkeys(result["library"] for result in results):
-        for export in dict.fromkeys(result["export"] for result in results):
-            own = [r for r in results if (r["library"], r["export"]) == (library, export)]
-            exported = [r for r in own if r["result"] != "no export"]
-            count = [sum(r["result"] == kind for r in exported) for kind in ("ok", "refused")]
-            if own:
-                row = library, export, len(own), len(exported), *count, len(exported) - sum(count)
-                yield "| " + " | ".join(map(str, row)) + " |"
+    yield "| library | export | factor | architectures | that export | exact after loading | refused | other |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    kinds = {(r["library"], r["export"], r["factor"]): [] for r in results}
+    for result in results:
+        kinds[result["library"], result["export"], result["factor"]].append(result)
+    for kind, own in sorted(kinds.items(), key=lambda item: (list(CASES).index(item[0][0]), item[0][1:])):
+        exported = [r for r in own if r["result"] != "no export"]
+        count = [sum(r["result"] == what for r in exported) for what in ("ok", "refused")]
+        row = *kind, len(own), len(exported), *count, len(exported) - sum(count)
+        yield "| " + " | ".join(map(str, row)) + " |"
     yield ""
     for result in results:
         if result["result"] not in ("ok", "no export"):
-            yield f"- {result['library']}/{result['model']}, {result['export']}: {result['result']}: {result['reason']}"
+            where = f"{result['library']}/{result['model']}, {result['export']}, x {result['factor']:g}"
+            yield f"- {where}: {result['result']}: {result['reason']}"
 
 
 def main() -> None:
@@ -551,8 +593,8 @@ def main() -> None:
             if fnmatch.fnmatchcase(f"{library}/{name}", options.only):
                 for result in run(library, name, options.exports, options.limit):
                     results.append(result)
-                    shown = f"{library}/{name}, {result['export']}: {result['result']} {result['reason'][:200]}"
-                    print(shown, file=sys.stderr, flush=True)
+                    where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
+                    print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
                     if options.json:
                         with open(options.json, "a") as file:
                             file.write(json.dumps(result) + os.linesep)
