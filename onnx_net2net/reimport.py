@@ -139,10 +139,9 @@ def _turned_copies(analysis: Analysis) -> dict[int, int]:
     tables: dict[int, gs.Constant] = {}
     for (number, index), use in analysis.uses.items():
         if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
-            is_table = analysis.nodes[number].op == "Gather" and index == 0
-            (tables if is_table else matrices.setdefault(tuple(use.constant.shape), {}))[id(use.constant)] = (
-                use.constant
-            )
+            constant, is_table = use.constant, analysis.nodes[number].op == "Gather" and index == 0
+            same_kind = tables if is_table else matrices.setdefault(tuple(constant.shape), {})
+            same_kind[id(constant)] = constant
     copies: dict[int, int] = {}
     for table in tables.values():
         candidates = matrices.get(tuple(reversed(table.shape)), {})

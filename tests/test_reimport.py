@@ -7,6 +7,7 @@ from graphs import net, weights
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
 from onnx_net2net.inference import infer
 from onnx_net2net.reimport import frozen_constants
+from onnx_net2net.replay import replay, steps_of
 
 SIZES = ("group", "hidden_size", "num_heads")
 """Attributes that are sizes, which the caller of a class gives it."""
@@ -263,6 +264,16 @@ def test_new_classes_need_a_bias_of_their_own():
     widen_for_class(teacher("h = MatMul(x, up) r = Relu(h) m = MatMul(r, down) y = Add(m, bias)"), sizes={"down": 6})
     with pytest.raises(RefusedError, match="could not follow: the student needs Add"):
         widen(teacher(plain), framework="torch", sizes={"down": 6})
+
+
+def test_the_record_says_what_it_was_grown_for(tmp_path):
+    widen(attention(), factor=2, framework="torch").student.save(tmp_path / "student.onnx")
+    (step,) = steps_of(tmp_path / "student.onnx")
+    assert step["framework"] == "torch"
+    (tmp_path / "teacher.onnx").write_bytes(attention().SerializeToString())
+    widen(tmp_path / "teacher.onnx", factor=2, framework="torch").student.save(tmp_path / "student.onnx")
+    replay(tmp_path / "teacher.onnx", steps_of(tmp_path / "student.onnx"), tmp_path / "again.onnx")
+    assert weights(load(tmp_path / "again.onnx"))["wq"].shape == (16, 16)
 
 
 def test_an_unknown_framework_is_refused():
