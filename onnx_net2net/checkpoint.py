@@ -195,7 +195,16 @@ def checkpoint(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {_some(recovered.norms)} (--state-dict has the real ones)"
         )
-    return Checkpoint((*result, *derivation.added()), tuple(sources), tuple(notes))
+    return Checkpoint((*_marked(result), *derivation.added()), tuple(sources), tuple(notes))
+
+
+def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield the entries; a matrix that is all of one that came before is called tied."""
+    seen: set[tuple[str, ...]] = set()
+    for entry in entries:
+        whole = entry.relation in ("same", "transposed", "reshaped") and sum(size > 1 for size in entry.old) > 1
+        yield replace(entry, relation="tied") if whole and entry.constants in seen else entry
+        seen.update([entry.constants] if whole else [])
 
 
 def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:

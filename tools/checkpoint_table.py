@@ -134,8 +134,9 @@ def torchvision_case(family: str) -> Case:
         )
     else:
         model = getattr(models, name)(num_classes=10, **options)
-        if family.startswith("vgg"):  # the classifier has 120 million weights
-            model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+        if family.startswith(("vgg", "alexnet")):  # their classifiers have up to 120 million weights
+            (wide, places) = (256, 6 * 6) if family == "alexnet" else (512, 7 * 7)
+            model.classifier = nn.Sequential(nn.Linear(wide * places, 64), nn.ReLU(), nn.Linear(64, 10))
     return model, image(size)
 
 
@@ -419,11 +420,23 @@ def _resize_selective(module: Any) -> None:
     module.out_channels = module.paths[0].conv.out_channels
 
 
+def _resize_res2(module: Any) -> None:
+    module.width = module.convs[0].in_channels
+
+
+def _resize_inception(module: Any) -> None:
+    mixer = module.conv_dw
+    parts = [layer.out_channels for layer in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
+    mixer.split_indexes = (module.mlp.fc1.in_channels - sum(parts), *parts)
+
+
 SPECIAL: dict[str, Callable[[Any], None]] = {
     "GhostModule": _resize_ghost,
     "GatedConvBlock": _resize_gated,
     "LinearBottleneck": _resize_partial,
     "SelectiveKernel": _resize_selective,
+    "Bottle2neck": _resize_res2,
+    "MetaNeXtBlock": _resize_inception,
 }
 """Classes that keep sums or differences of sizes."""
 
@@ -581,7 +594,7 @@ def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="library/architecture")
+    parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="library/architecture")
     parser.add_argument("--exports", nargs="*", default=list(EXPORTS), choices=list(EXPORTS))
     parser.add_argument("--factors", type=float, nargs="*", help="(default: 1.5, for transformers 2 too)")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file, and run nothing")
@@ -600,7 +613,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for library, (models, _) in CASES.items():
         for name in models:
-            if fnmatch.fnmatchcase(f"{library}/{name}", options.only):
+            if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in options.only):
                 for result in run(library, name, options.factors or FACTORS[library], options.exports, options.limit):
                     results.append(result)
                     where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
