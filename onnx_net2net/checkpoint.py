@@ -190,6 +190,8 @@ def checkpoint(
             "class without the tie)"
         )
     notes = [f"no longer tied; make the class without the tie: {_some(untied)}"] if untied else []
+    if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
+        notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
@@ -234,7 +236,8 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
             for constant in getattr(result, "constants", ()):
                 if constant.teacher not in weights:
                     raise RefusedError(
-                        f"{constant.teacher} grew, integers that a class does not grow (grow with --for torch)"
+                        f"{constant.teacher} grew, which is no weight of a class: integers, or inside of a body "
+                        "(grow with --for torch)"
                     )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
@@ -318,9 +321,8 @@ class _Derivation:
         """Yield all entries."""
         self._refuse_unknown()
         for name, stored in self._entries.items():
-            matches = self._matches.get(name)
-            if matches:
-                yield self._derived(name, stored, max(matches, key=lambda match: self._rank(name, match)))
+            if name in self._matches:
+                yield self._derived(name, stored, self._best(name))
             else:
                 yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
 
@@ -361,11 +363,23 @@ class _Derivation:
         known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
         grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
-        if grown and lost:
+        grown = [name for name in grown if lost and np.ptp(self._constants[name].read())]  # states start at zeros
+        if grown:
             raise RefusedError(
                 f"these grew, and no entry of the state dict explains them: {_some(grown)}; these may have to "
                 f"grow, and are not in the graph: {_some(lost)} (export with folding off: dynamo=True, optimize=False)"
             )
+
+    def _best(self, name: str) -> Match:
+        """Return the match that the names speak for, where several constants have the values of an entry."""
+        matches = self._matches[name]
+        ranks = [self._rank(name, match) for match in matches]
+        best = [match for match, rank in zip(matches, ranks, strict=True) if rank == max(ranks)]
+        if len(best) > 1:
+            constants = list(dict.fromkeys(match.pieces[0].constant for match in best))
+            if len({_growth_key(self._nearest(name, constant)) for constant in constants}) > 1:
+                raise RefusedError(f"{name} may be any of {_some(constants)}, equal constants that grew differently")
+        return best[0]
 
     def _rank(self, name: str, match: Match) -> tuple[bool, int]:
         """Return how well the names say that a constant is an entry."""
@@ -396,6 +410,8 @@ class _Derivation:
                 return entry.grow(stored.read())
             arrays = [part.value() for part in parts]
             whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=match.axis)
+            if whole.shape != shape:
+                raise RefusedError(f"{name} would have the shape {list(whole.shape)}, where {list(shape)} was derived")
             return whole.astype(stored.dtype, copy=False)
 
         return replace(entry, value=value)
