@@ -122,12 +122,14 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     copies = _turned_copies(analysis)
     positions: dict[int, list[set[int]]] = {}
     for key, use in analysis.uses.items():
+        if analysis.nodes[use.node].op in ("Shape", "Size"):
+            continue  # reads no values
         found = weighed.get(key, set())
         positions.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
             positions.setdefault(copies[id(use.constant)], []).append({1 - position for position in found})
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = positions[id(use.constant)]
+        known = positions.get(id(use.constant), [set()])
         if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
             for position in known[0].union(*known) - known[0].intersection(*known):
                 yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"
