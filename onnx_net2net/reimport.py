@@ -5,8 +5,9 @@ other sizes has the teacher's operations only, and computes from its sizes what 
 `head_dim ** -0.5` of an attention, the table of a rotary embedding, `sqrt(hidden)` behind an embedding. So the dims
 whose growth asks for more than other weights and sizes keep their size here, each with the reason.
 
-Classes also make some widths of others: all heads of an attention together are often as wide as the stream that they
-read. Such heads take what the stream grows by.
+Classes also make several widths of one size: a layer that makes as many units as it reads of a residual stream is taken
+to be of such a class, be it all heads of an attention together or the dense layer in front of an output. What it makes
+grows by what the stream grows by.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -117,16 +119,40 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for contraction in said.contractions:
             for node, index, position in _carriers(analysis, number, contraction):
                 weighed.setdefault((node, index), set()).add(position)
+    copies = _turned_copies(analysis)
     positions: dict[int, list[set[int]]] = {}
     for key, use in analysis.uses.items():
         if analysis.nodes[use.node].op in ("Shape", "Size"):
             continue  # reads no values
-        positions.setdefault(id(use.constant), []).append(weighed.get(key, set()))
+        found = weighed.get(key, set())
+        positions.setdefault(id(use.constant), []).append(found)
+        if id(use.constant) in copies:
+            positions.setdefault(copies[id(use.constant)], []).append({1 - position for position in found})
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        found = positions.get(id(use.constant), [set()])
+        known = positions.get(id(use.constant), [set()])
         if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
-            for position in found[0].union(*found) - found[0].intersection(*found):
+            for position in known[0].union(*known) - known[0].intersection(*known):
                 yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"
+
+
+def _turned_copies(analysis: Analysis) -> dict[int, int]:
+    """Return the matrices that are transposes of tables, by id: folding makes such a one of a tied head."""
+    matrices: dict[tuple[int, ...], dict[int, gs.Constant]] = {}
+    tables: dict[int, gs.Constant] = {}
+    for (number, index), use in analysis.uses.items():
+        if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
+            constant, is_table = use.constant, analysis.nodes[number].op == "Gather" and index == 0
+            same_kind = tables if is_table else matrices.setdefault(tuple(constant.shape), {})
+            same_kind[id(constant)] = constant
+    copies: dict[int, int] = {}
+    for table in tables.values():
+        candidates = matrices.get(tuple(reversed(table.shape)), {})
+        values = analysis.draft.reader(table)() if candidates else np.zeros(0)
+        for key, matrix in candidates.items():
+            other = analysis.draft.reader(matrix)().T
+            if np.array_equal(values[0], other[0]) and np.array_equal(values, other) and values.min() < values.max():
+                copies[key] = id(table)
+    return copies
 
 
 # --- Constants that a class computes from its sizes ----------------------------------------------------------
@@ -242,11 +268,12 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
         if group.role == "value head_dim":
             group.follows = keys.get(group.size)
     for layer in Network(analysis).layers.values():
-        width = math.prod(dim.size for dim in layer.reads)
         streams = [group_of[dim] for dim in layer.reads if dim in group_of]
-        for term in layer.terms:
-            parts = [group_of[dim] for dim in term if dim in group_of and "head" in group_of[dim].role]
-            if len(streams) == 1 and len(parts) > 1 and math.prod(part.size for part in parts) == width:
-                for part in parts:
-                    if part.role in _COUNTS:
-                        part.follows = streams[0]
+        for term in layer.terms if len(streams) == 1 else ():
+            made = [group_of[dim] for dim in term if dim in group_of]
+            heads = [group for group in made if "head" in group.role]
+            is_square = math.prod(group.size for group in heads or made) == streams[0].size
+            if is_square and (heads or streams[0].role == "residual stream"):
+                for group in made:
+                    if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
+                        group.follows = streams[0]

@@ -286,6 +286,27 @@ def test_an_optimizer_with_another_law_is_refused(tmp_path):
 # --- The command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "arguments"), [(Mlp, "1.5", [12, 9]), (ConvNet, "1.5", [9, 12]), (Transformer, "2", [16, 4, 24])]
+)
+def test_the_whole_way_back(kind, factor, arguments, tmp_path, capsys):
+    """Widen, carry over, build the wider class, load strictly, compare."""
+    module, _ = trained(kind, torch.optim.Adam, 1, lr=0.01)
+    paths = {
+        name: str(tmp_path / name) for name in ("teacher.onnx", "teacher.pt", "student.onnx", "student.safetensors")
+    }
+    teacher, old, student, new = paths.values()
+    exported(module, teacher)
+    torch.save(module.state_dict(), old)
+    assert main(["widen", teacher, "-o", student, "--factor", factor, "--for", "torch"]) == 0
+    assert main(["checkpoint", teacher, student, "--state-dict", old, "-o", new]) == 0
+    factory = ["--module", f"{__name__}:{kind.__name__}", "--args", json.dumps(arguments)]
+    assert main(["verify", teacher, *factory, "--state-dict", new]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("equivalent in ")
+    assert main(["verify", teacher, *factory, "--state-dict", old]) == 1
+    assert "does not fit the class" in capsys.readouterr().err
+
+
 def test_the_command_writes_the_state_beside_the_weights(tmp_path, capsys):
     module, optimizer = trained(Mlp, torch.optim.Adam, 3, lr=0.01)
     teacher = exported(module, tmp_path / "teacher.onnx")

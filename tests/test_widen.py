@@ -1163,3 +1163,10 @@ def test_what_attention_normalises_over_stays():
     teacher = net(text, slots=draw(7, 6), **names)
     assert {group.size: group.reason for group in inspect(teacher).groups}[7] == "Softmax 'p' normalises over this axis"
     verify(teacher, widen(teacher, factor=2).student).raise_if_different()
+
+
+def test_a_size_that_is_set_stays_beside_a_factor():
+    teacher = net("(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) g = MatMul(r, mid) s = Relu(g) "
+                  "y = MatMul(s, down) }", up=draw(8, 16), mid=draw(16, 12), down=draw(12, 4))  # fmt: skip
+    widening = widen_exactly(teacher, factor=1.5, sizes={"up": 16})
+    assert {change.name: change.new for change in widening.changes} == {"up": 16, "mid": 18}
