@@ -244,7 +244,7 @@ def _of_shapes(*shapes: str) -> Callable[[Curve], bool]:
     return lambda curve: curve.shape in ("", *shapes)
 
 
-_PAPERS_ARMS = (TEACHER, at(NET2NET, 10), RANDOM_PAD, RANDOM_INIT)
+_PAPERS_ARMS = (TEACHER, at(NET2NET, 10), at(NET2NET, 1), RANDOM_PAD, RANDOM_INIT)
 FIGURES: Mapping[str, Figure] = {
     "figure4": Figure("figure4", _accuracies(lambda curve: curve.arm in _PAPERS_ARMS)),
     "figure5": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[2]))),
