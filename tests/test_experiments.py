@@ -66,7 +66,7 @@ def test_the_summary_compares_with_the_baselines_of_the_same_seed():
     net2net, never = rows["Net2Net"], rows["never there"]
     assert (net2net.to_teacher, net2net.to_random, net2net.accuracy) == (0, 10, 0.7)
     assert (rows["random initialization"].to_teacher, rows["random initialization"].to_random) == (20, 30)
-    assert (net2net.random_by_this_to_random, net2net.pad_by_this_to_random) == (3, 4)
+    assert (net2net.random_by_this_to_random, net2net.pad_by_this_to_pad) == (3, 2)
     assert net2net.compute_to_random == (2 * 20 + 5 * 10) / (5 * 30)
     assert (never.to_random, never.random_to_this) == (float("inf"), 20)
     assert math.isnan(never.random_by_this_to_random)
