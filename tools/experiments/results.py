@@ -133,7 +133,7 @@ def summarize(curves: Sequence[Curve]) -> list[Row]:
         compute = math.nan
         if teachers and random_init:
             before = 0 if arm == RANDOM_INIT else teachers[0].step_flops * teachers[0].points[-1].step
-            compute = (before + runs[0].step_flops * to_random) / (random_init[0].step_flops * baseline)
+            compute = _ratio(before + runs[0].step_flops * to_random, random_init[0].step_flops * baseline)
         ends = [run.points[-1] for run in runs]
         row = Row(
             runs[0].experiment,
