@@ -483,8 +483,6 @@ def uniform(teacher: Path, factor: float) -> Any:
 
 def attempt(library: str, name: str, export: str, factor: float, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
-    from safetensors.torch import load_file
-
     from onnx_net2net import Net2NetError, checkpoint, load, widen
 
     torch.manual_seed(0)
@@ -492,7 +490,7 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
     model.eval()
     randomise(model)
     stages = {"stage": "export", "parameters": sum(p.numel() for p in model.parameters())}
-    teacher, student, saved = folder / "teacher.onnx", folder / "student.onnx", folder / "grown.safetensors"
+    teacher, student, saved = folder / "teacher.onnx", folder / "student.onnx", folder / "grown.pt"
     try:
         whole = Flat(model) if library == "transformers" else model
         torch.onnx.export(whole, (x,), str(teacher), **EXPORTS[export])
@@ -507,7 +505,7 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
         stages["relations"] = sorted({entry.relation for entry in result.entries})
         result.save(saved)
         stages["stage"] = "class"
-        grown = load_file(saved)
+        grown = torch.load(saved, weights_only=True)
         if library == "transformers":
             config, kind, options = TRANSFORMERS[name]
             options = wider_config(options, model.state_dict(), grown)
