@@ -24,8 +24,9 @@ from onnx_net2net.folding import match_folded
 from onnx_net2net.history import history
 from onnx_net2net.layout import Sides, apply, follow, joined
 from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
-from onnx_net2net.matching import Constant, Match, Piece, constants_of, match, match_parts
+from onnx_net2net.matching import Constant, Match, Matches, Piece, constants_of, match, match_parts
 from onnx_net2net.model import Model, load
+from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
 from onnx_net2net.statedict import StateDict, Stored
@@ -145,7 +146,7 @@ class Checkpoint:
 def checkpoint(
     teacher: str | os.PathLike[str] | Model,
     student: str | os.PathLike[str] | Model,
-    state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    state_dict: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     untie: bool = False,
 ) -> Checkpoint:
@@ -154,7 +155,8 @@ def checkpoint(
     Args:
         teacher: The model that the student was grown from.
         student: The student, with its record.
-        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns.
+        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns. If None,
+            names are those of the graph (see `onnx_net2net.recovery`).
         untie: Whether entries that are tied may grow differently. The class must not tie them, then.
 
     Returns:
@@ -166,14 +168,20 @@ def checkpoint(
     """
     model, grown = load(teacher), load(student)
     sources = [*model.sources, *grown.sources]
-    if isinstance(state_dict, Mapping):
+    constants = constants_of(model)
+    recovered = None
+    if state_dict is None:
+        recovered = recover(constants)
+        entries: StateDict = recovered.entries
+    elif isinstance(state_dict, Mapping):
         entries = statedict.from_torch(state_dict)
     else:
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
     redone = _redo(model, grown, steps)
-    derivation = _Derivation(entries, constants_of(model), _Made(redone, constants_of(grown)))
+    made = _Made(redone, constants_of(grown))
+    derivation = _Derivation(entries, constants, made, recovered.matches if recovered else None)
     result = list(derivation.entries())
     untied = list(dict.fromkeys(derivation.untied(result)))
     if untied and not untie:
@@ -182,7 +190,23 @@ def checkpoint(
             "class without the tie)"
         )
     notes = [f"no longer tied; make the class without the tie: {_some(untied)}"] if untied else []
-    return Checkpoint((*result, *derivation.added()), tuple(sources), tuple(notes))
+    if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
+        notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    if recovered and recovered.norms:
+        notes.append(
+            f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
+            f"that are guesses: {_some(recovered.norms)} (--state-dict has the real ones)"
+        )
+    return Checkpoint((*_marked(result), *derivation.added()), tuple(sources), tuple(notes))
+
+
+def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield the entries; a matrix that is all of one that came before is called tied."""
+    seen: set[tuple[str, ...]] = set()
+    for entry in entries:
+        whole = entry.relation in ("same", "transposed", "reshaped") and sum(size > 1 for size in entry.old) > 1
+        yield replace(entry, relation="tied") if whole and entry.constants in seen else entry
+        seen.update([entry.constants] if whole else [])
 
 
 def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
@@ -212,7 +236,8 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
             for constant in getattr(result, "constants", ()):
                 if constant.teacher not in weights:
                     raise RefusedError(
-                        f"{constant.teacher} grew, integers that a class does not grow (grow with --for torch)"
+                        f"{constant.teacher} grew, which is no weight of a class: integers, or inside of a body "
+                        "(grow with --for torch)"
                     )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
@@ -284,11 +309,11 @@ def nearness(entry: str, scope: str) -> int:
 class _Derivation:
     """Derives the entries of the student's state dict."""
 
-    def __init__(self, entries: StateDict, constants: Mapping[str, Constant], made: _Made) -> None:
+    def __init__(
+        self, entries: StateDict, constants: Mapping[str, Constant], made: _Made, matches: Matches | None
+    ) -> None:
         self._entries, self._constants, self._made = entries, constants, made
-        self._matches = match(entries, constants)
-        match_parts(entries, constants, self._matches)
-        match_folded(entries, constants, self._matches)
+        self._matches = match_all(entries, constants) if matches is None else matches
         self._versions = {name: made.versions(constant) for name, constant in constants.items()}
         self._used: dict[str, set[str]] = {}
 
@@ -296,9 +321,8 @@ class _Derivation:
         """Yield all entries."""
         self._refuse_unknown()
         for name, stored in self._entries.items():
-            matches = self._matches.get(name)
-            if matches:
-                yield self._derived(name, stored, max(matches, key=lambda match: self._rank(name, match)))
+            if name in self._matches:
+                yield self._derived(name, stored, self._best(name))
             else:
                 yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
 
@@ -339,11 +363,23 @@ class _Derivation:
         known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
         grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
-        if grown and lost:
+        grown = [name for name in grown if lost and np.ptp(self._constants[name].read())]  # states start at zeros
+        if grown:
             raise RefusedError(
                 f"these grew, and no entry of the state dict explains them: {_some(grown)}; these may have to "
                 f"grow, and are not in the graph: {_some(lost)} (export with folding off: dynamo=True, optimize=False)"
             )
+
+    def _best(self, name: str) -> Match:
+        """Return the match that the names speak for, where several constants have the values of an entry."""
+        matches = self._matches[name]
+        ranks = [self._rank(name, match) for match in matches]
+        best = [match for match, rank in zip(matches, ranks, strict=True) if rank == max(ranks)]
+        if len(best) > 1:
+            constants = list(dict.fromkeys(match.pieces[0].constant for match in best))
+            if len({_growth_key(self._nearest(name, constant)) for constant in constants}) > 1:
+                raise RefusedError(f"{name} may be any of {_some(constants)}, equal constants that grew differently")
+        return best[0]
 
     def _rank(self, name: str, match: Match) -> tuple[bool, int]:
         """Return how well the names say that a constant is an entry."""
@@ -374,6 +410,8 @@ class _Derivation:
                 return entry.grow(stored.read())
             arrays = [part.value() for part in parts]
             whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=match.axis)
+            if whole.shape != shape:
+                raise RefusedError(f"{name} would have the shape {list(whole.shape)}, where {list(shape)} was derived")
             return whole.astype(stored.dtype, copy=False)
 
         return replace(entry, value=value)
@@ -401,6 +439,14 @@ class _Derivation:
             growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
         read = self._made.final[version.final].read
         return _Part(growths, lambda: apply(view, read()))
+
+
+def match_all(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
+    """Find each entry of a state dict in a graph, whole, in parts or folded."""
+    matches = match(entries, constants)
+    match_parts(entries, constants, matches)
+    match_folded(entries, constants, matches)
+    return matches
 
 
 def _growth_key(version: _Version) -> tuple[object, ...]:

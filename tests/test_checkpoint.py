@@ -479,6 +479,40 @@ def test_what_never_was_in_the_graph_passes_through(tmp_path):
     np.testing.assert_array_equal(result["mask"].value(), state["mask"])
 
 
+# --- Without a state dict ------------------------------------------------------------------------------------
+
+
+def test_names_from_the_graph(tmp_path):
+    """Anonymous weights get the names of their modules, and what folded normalisations left becomes one again."""
+
+    def class_(state):
+        scale = state["bn1.weight"] / np.sqrt(state["bn1.running_var"] + np.float32(1e-5))
+        weights = {
+            "onnx::Conv_4": state["conv1.weight"] * scale.reshape(-1, 1, 1, 1),
+            "onnx::Conv_5": state["bn1.bias"] - state["bn1.running_mean"] * scale,
+            "head.bias": state["head.bias"], "onnx::MatMul_9": state["head.weight"].T,
+        }  # fmt: skip
+        nodes = [
+            node("Conv", ["x", "onnx::Conv_4", "onnx::Conv_5"], "h", "conv1"), node("Relu", ["h"], "r"),
+            node("Transpose", ["r"], "t", perm=[0, 2, 3, 1]), *linear("t", "onnx::MatMul_9", "head.bias", "y", "head"),
+        ]  # fmt: skip
+        return build(nodes, {"x": f32(2, 5, 4, 4)}, ["y"], weights)
+
+    state = with_norm((8, 5, 3, 3))
+    state = {name.replace("conv", "conv1").replace("bn", "bn1"): array for name, array in state.items()}
+    state["head.weight"] = state["head.weight"][:, :, 0, 0]
+    del state["conv1.bias"]
+    teacher, student, _ = made(class_, state, tmp_path)
+    result = checkpoint(teacher, student)
+    grown = result.arrays()
+    assert set(grown) == set(state)
+    assert {entry.name for entry in result.entries if entry.relation == "recovered"} == {
+        f"bn1.{what}" for what in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert "1 normalisations were folded" in result.notes[-1]
+    verify(teacher, class_(grown)).raise_if_different()
+
+
 # --- State of optimizers -------------------------------------------------------------------------------------
 
 

@@ -134,8 +134,9 @@ def torchvision_case(family: str) -> Case:
         )
     else:
         model = getattr(models, name)(num_classes=10, **options)
-        if family.startswith("vgg"):  # the classifier has 120 million weights
-            model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+        if family.startswith(("vgg", "alexnet")):  # their classifiers have up to 120 million weights
+            (wide, places) = (256, 6 * 6) if family == "alexnet" else (512, 7 * 7)
+            model.classifier = nn.Sequential(nn.Linear(wide * places, 64), nn.ReLU(), nn.Linear(64, 10))
     return model, image(size)
 
 
@@ -182,7 +183,8 @@ def timm_case(name: str) -> Case:
 
 WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
-DECODER = {**WORDS, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0}
+DECODER = {**WORDS, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+           "head_dim": 12}  # fmt: skip
 PICTURES = {"hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
             "image_size": 32, "patch_size": 8, "attn_implementation": "eager"}  # fmt: skip
 
@@ -418,11 +420,23 @@ def _resize_selective(module: Any) -> None:
     module.out_channels = module.paths[0].conv.out_channels
 
 
+def _resize_res2(module: Any) -> None:
+    module.width = module.convs[0].in_channels
+
+
+def _resize_inception(module: Any) -> None:
+    mixer = module.conv_dw
+    parts = [layer.out_channels for layer in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
+    mixer.split_indexes = (module.mlp.fc1.in_channels - sum(parts), *parts)
+
+
 SPECIAL: dict[str, Callable[[Any], None]] = {
     "GhostModule": _resize_ghost,
     "GatedConvBlock": _resize_gated,
     "LinearBottleneck": _resize_partial,
     "SelectiveKernel": _resize_selective,
+    "Bottle2neck": _resize_res2,
+    "MetaNeXtBlock": _resize_inception,
 }
 """Classes that keep sums or differences of sizes."""
 
@@ -524,11 +538,11 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
         return {**stages, "result": kind, "reason": f"{type(error).__name__}: {text[:300]}"}
 
 
-def worker(library: str, name: str, exports: Sequence[str]) -> None:
+def worker(library: str, name: str, factors: Sequence[float], exports: Sequence[str]) -> None:
     """Try one model, all exports, and print a line for each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    for export, factor in itertools.product(exports, FACTORS[library]):
+    for export, factor in itertools.product(exports, factors):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             result = attempt(library, name, export, factor, Path(folder))
@@ -536,9 +550,11 @@ def worker(library: str, name: str, exports: Sequence[str]) -> None:
         print("RESULT " + json.dumps({**line, "seconds": round(time.perf_counter() - started, 1)}), flush=True)
 
 
-def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterator[dict[str, Any]]:
+def run(
+    library: str, name: str, factors: Sequence[float], exports: Sequence[str], limit: float
+) -> Iterator[dict[str, Any]]:
     """Try one model in a process of its own; what it did not come to counts as failed."""
-    command = [sys.executable, __file__, "--worker", library, name, *exports]
+    command = [sys.executable, __file__, "--worker", library, name, ",".join(map(str, factors)), *exports]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         text, why = output.stdout, output.stderr.strip().splitlines()[-1:] or ["it crashed"]
@@ -547,7 +563,7 @@ def run(library: str, name: str, exports: Sequence[str], limit: float) -> Iterat
         why = [f"not done in {limit:.0f} s"]
     found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")]
     yield from found
-    for export, factor in list(itertools.product(exports, FACTORS[library]))[len(found) :]:
+    for export, factor in list(itertools.product(exports, factors))[len(found) :]:
         line = {"library": library, "model": name, "export": export, "factor": factor}
         yield {**line, "result": "failed", "reason": why[0]}
 
@@ -578,20 +594,27 @@ def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="library/architecture")
+    parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="library/architecture")
     parser.add_argument("--exports", nargs="*", default=list(EXPORTS), choices=list(EXPORTS))
+    parser.add_argument("--factors", type=float, nargs="*", help="(default: 1.5, for transformers 2 too)")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file, and run nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results, one line for each")
     parser.add_argument("--limit", type=float, default=600, help="seconds for each model")
     options = parser.parse_args()
     if options.worker:
-        library, name, *exports = options.worker
-        worker(library, name, exports)
+        library, name, factors, *exports = options.worker
+        worker(library, name, [float(factor) for factor in factors.split(",")], exports)
+        return
+    if options.show:
+        lines = [json.loads(line) for line in options.show.read_text().splitlines()]
+        last = {(line["library"], line["model"], line["export"], line["factor"]): line for line in lines}
+        print("\n".join(table(list(last.values()))))
         return
     results: list[dict[str, Any]] = []
     for library, (models, _) in CASES.items():
         for name in models:
-            if fnmatch.fnmatchcase(f"{library}/{name}", options.only):
-                for result in run(library, name, options.exports, options.limit):
+            if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in options.only):
+                for result in run(library, name, options.factors or FACTORS[library], options.exports, options.limit):
                     results.append(result)
                     where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
                     print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
