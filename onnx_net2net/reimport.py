@@ -208,10 +208,12 @@ def _scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[t
         return None if None in both else [place for places in both for place in places or ()]
     if node.op == "Mul":
         return next(([(maker, side)] for side in (0, 1) if _has(analysis, maker, side, axis)), None)
-    for statistic in said.statistics:
-        wanted = [place for place in (statistic.scale, statistic.shift) if place is not None]
-        places = [place for place in wanted if place < len(node.inputs) and node.inputs[place].name]
-        if statistic.scale is not None and all(_has(analysis, maker, place, axis) for place in places):
+    scales = [(statistic.scale, statistic.shift) for statistic in said.statistics if statistic.scale is not None]
+    if node.op in ("MatMul", "Gemm"):
+        scales.append((1, 2))
+    for pair in scales:
+        places = [place for place in pair if place is not None and place < len(node.inputs) and node.inputs[place].name]
+        if all(_has(analysis, maker, place, axis) for place in places):
             return [(maker, place) for place in places]
     return None
 
