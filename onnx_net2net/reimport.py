@@ -125,13 +125,15 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     copies = _turned_copies(analysis)
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
+        if analysis.nodes[use.node].op in ("Shape", "Size"):
+            continue  # reads no values
         found = weighed.get(key, {})
         readings.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
             turned = {1 - position: number for position, number in found.items()}
             readings.setdefault(copies[id(use.constant)], []).append(turned)
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = readings[id(use.constant)]
+        known = readings.get(id(use.constant), [{}])
         if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
             continue
         for position, axis in enumerate(use.axes):

@@ -248,6 +248,25 @@ def test_a_tie_behind_a_norm_that_others_read_too_stays():
     assert sizes_of(widen_for_class(teacher, factor=2)) == {"up": 32}
 
 
+def test_who_reads_the_shape_of_a_weight_is_no_second_reader():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        s = Shape(up) n = Gather(s, one) w = ConstantOfShape(n) h = MatMul(x, up) a = Add(h, w) r = Relu(a)
+        y = MatMul(r, down) }"""
+    teacher = net(text, up=draw(6, 16), down=draw(16, 3), one=np.array([1]))
+    widening = widen_for_class(teacher, factor=1.5)
+    assert sizes_of(widening) == {"up": 24}
+    assert [constant.student for constant in widening.constants] == ["up", "down"]
+
+
+def test_a_list_of_places_does_not_grow():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        h = MatMul(x, up) r = Relu(h) g = Gather <axis = 1> (r, places) y = MatMul(g, down) }"""
+    teacher = net(text, up=draw(6, 16), down=draw(16, 3), places=np.arange(16))
+    assert sizes_of(widen(teacher, factor=1.5))
+    with pytest.raises(RefusedError, match=r"looks its units up by a list|picks its units"):
+        widen_for_class(teacher, factor=1.5)
+
+
 @pytest.mark.parametrize(
     ("body", "match"),
     [

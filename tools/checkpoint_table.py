@@ -84,60 +84,62 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-TORCHVISION: dict[str, tuple[str, dict[str, Any], int]] = {
-    "alexnet": ("alexnet", {}, 96),
-    "convnext": ("convnext_tiny", {}, 64),
-    "densenet": ("densenet121", {}, 64),
-    "efficientnet": ("efficientnet_b0", {}, 64),
-    "efficientnet_v2": ("efficientnet_v2_s", {}, 64),
-    "googlenet": ("googlenet", {"aux_logits": False, "init_weights": False}, 64),
-    "inception": ("inception_v3", {"aux_logits": False, "init_weights": False}, 128),
-    "maxvit": ("maxvit", {}, 64),
-    "mnasnet": ("mnasnet0_5", {}, 64),
-    "mobilenet_v2": ("mobilenet_v2", {"width_mult": 0.5}, 64),
-    "mobilenet_v3": ("mobilenet_v3_small", {}, 64),
-    "regnet_x": ("regnet_x_400mf", {}, 64),
-    "regnet_y": ("regnet_y_400mf", {}, 64),
-    "resnet": ("resnet18", {}, 64),
-    "resnet_bottleneck": ("resnet50", {}, 64),
-    "resnext": ("resnext50_32x4d", {"width_per_group": 2}, 64),
-    "shufflenet_v2": ("shufflenet_v2_x0_5", {}, 64),
-    "squeezenet": ("squeezenet1_1", {}, 64),
-    "swin": ("swin", {}, 64),
-    "swin_v2": ("swin_v2", {}, 64),
-    "vgg": ("vgg11", {}, 64),
-    "vgg_bn": ("vgg11_bn", {}, 64),
-    "vit": ("vit", {}, 64),
-}
+TORCHVISION = (
+    "alexnet", "convnext", "densenet", "efficientnet", "efficientnet_v2", "googlenet", "inception", "maxvit", "mnasnet",
+    "mobilenet_v2", "mobilenet_v3", "regnet_x", "regnet_y", "resnet", "resnet_bottleneck", "resnext", "wide_resnet",
+    "shufflenet_v2", "squeezenet", "swin", "swin_v2", "vgg", "vgg_bn", "vit",
+)  # fmt: skip
+"""All families of classifiers."""
 
 
 def torchvision_case(family: str) -> Case:
-    """Make a classifier of torchvision, a small one where the class takes sizes."""
+    """Make a classifier of torchvision, with few layers where the class takes their number."""
     models = import_torchvision().models
-    name, options, size = TORCHVISION[family]
-    if family == "maxvit":
-        model = models.MaxVit(
-            input_size=(size, size), stem_channels=16, partition_size=2, block_channels=[16, 32],
-            block_layers=[1, 1], head_dim=8, stochastic_depth_prob=0.0, num_classes=10,
-        )  # fmt: skip
-    elif family in ("swin", "swin_v2"):
-        from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+    from torchvision.models.convnext import CNBlockConfig
+    from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+    from torchvision.models.regnet import BlockParams
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
-        more = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if family == "swin_v2" else {}
-        model = models.SwinTransformer(
-            patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4],
-            stochastic_depth_prob=0.0, num_classes=10, **more,
-        )  # fmt: skip
-    elif family == "vit":
-        model = models.VisionTransformer(
-            image_size=size, patch_size=16, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
-        )
-    else:
-        model = getattr(models, name)(num_classes=10, **options)
-        if family.startswith(("vgg", "alexnet")):  # their classifiers have up to 120 million weights
-            (wide, places) = (256, 6 * 6) if family == "alexnet" else (512, 7 * 7)
-            model.classifier = nn.Sequential(nn.Linear(wide * places, 64), nn.ReLU(), nn.Linear(64, 10))
-    return model, image(size)
+    size, few = 64, {"num_classes": 10}
+    swin = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4],
+            "stochastic_depth_prob": 0.0, **few}  # fmt: skip
+    regnet = {"depth": 6, "w_0": 24, "w_a": 24.0, "w_m": 2.5, "group_width": 8}
+    make: dict[str, Callable[[], nn.Module]] = {
+        "alexnet": lambda: models.alexnet(**few),
+        "convnext": lambda: models.ConvNeXt([CNBlockConfig(24, 48, 2), CNBlockConfig(48, 96, 2),
+                                             CNBlockConfig(96, None, 1)], **few),
+        "densenet": lambda: models.DenseNet(8, (2, 3, 2), 16, **few),
+        "efficientnet": lambda: models.EfficientNet([MBConvConfig(1, 3, 1, 16, 16, 1, 1.0, 1.0),
+            MBConvConfig(6, 3, 2, 16, 24, 2, 1.0, 1.0), MBConvConfig(6, 5, 2, 24, 40, 2, 1.0, 1.0)], 0.2, **few),
+        "efficientnet_v2": lambda: models.EfficientNet([FusedMBConvConfig(1, 3, 1, 16, 16, 2),
+            FusedMBConvConfig(4, 3, 2, 16, 24, 2), MBConvConfig(4, 3, 2, 24, 40, 2)], 0.2, last_channel=80, **few),
+        "googlenet": lambda: models.GoogLeNet(aux_logits=False, init_weights=False, **few),
+        "inception": lambda: models.Inception3(aux_logits=False, init_weights=False, **few),
+        "maxvit": lambda: models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.0, **few),
+        "mnasnet": lambda: models.MNASNet(0.5, **few),
+        "mobilenet_v2": lambda: models.MobileNetV2(width_mult=0.5, **few),
+        "mobilenet_v3": lambda: models.mobilenet_v3_small(**few),
+        "regnet_x": lambda: models.RegNet(BlockParams.from_init_params(**regnet), **few),
+        "regnet_y": lambda: models.RegNet(BlockParams.from_init_params(**regnet, se_ratio=0.25), **few),
+        "resnet": lambda: models.ResNet(BasicBlock, [2, 1, 1, 1], **few),
+        "resnet_bottleneck": lambda: models.ResNet(Bottleneck, [2, 1, 1, 1], width_per_group=16, **few),
+        "resnext": lambda: models.ResNet(Bottleneck, [2, 1, 1, 1], groups=8, width_per_group=4, **few),
+        "wide_resnet": lambda: models.ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=32, **few),
+        "shufflenet_v2": lambda: models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], **few),
+        "squeezenet": lambda: models.squeezenet1_1(**few),
+        "swin": lambda: models.SwinTransformer(**swin),
+        "swin_v2": lambda: models.SwinTransformer(**swin, block=SwinTransformerBlockV2,
+                                                  downsample_layer=PatchMergingV2),
+        "vgg": lambda: models.vgg11(**few),
+        "vgg_bn": lambda: models.vgg11_bn(**few),
+        "vit": lambda: models.VisionTransformer(size, 16, 2, 4, 48, 96, **few),
+    }  # fmt: skip
+    model = make[family]()
+    if family in ("alexnet", "vgg", "vgg_bn"):  # their classifiers have up to 120 million weights
+        wide, places = (256, 6 * 6) if family == "alexnet" else (512, 7 * 7)
+        model.classifier = nn.Sequential(nn.Linear(wide * places, 64), nn.ReLU(), nn.Linear(64, 10))
+    return model, image(96 if family in ("alexnet", "inception") else size)
 
 
 TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
