@@ -28,13 +28,19 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inputs import input_specs, read_npz
-from onnx_net2net.inspection import paused_gc
+from onnx_net2net.inspection import inspect, paused_gc
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import matching
-from onnx_net2net.places import WAYS, Place, Way, find_places
+from onnx_net2net.places import BEST, WAYS, Place, Way, find_places
 from onnx_net2net.tensors import Array
+from onnx_net2net.widen import widen
 
 T = TypeVar("T")
+
+_ADVICE = "; a residual branch may (residual), or a layer with an activation of its own (prelu, maxout)"
+
+NORMED = ("identity", "prelu")
+"""What gets a BatchNormalization where the layer in front has one."""
 
 WIDEST_KERNEL = 7
 """Kernels of inserted convolutions are those of the layer in front, but no larger than this."""
@@ -45,7 +51,7 @@ class Insertion:
     """What was inserted behind one layer or block."""
 
     name: str
-    way: Way | Literal["block"]
+    way: Way | Literal["block", "cancel"]
     count: int
 
 
@@ -101,7 +107,8 @@ def deepen(
     all: bool = False,
     count: int = 1,
     pairs: int = 0,
-    way: Way | None = None,
+    way: Way | Literal["cancel"] | None = None,
+    width: int | str | None = None,
     repeat: Mapping[str, int | str] | Sequence[str] = (),
     depth: str | float | None = None,
     append: bool = False,
@@ -117,7 +124,12 @@ def deepen(
         all: Behind every layer that has an identity of its own; with `way` behind every layer that admits it.
         count: How many layers to insert behind each.
         pairs: Instead so many pairs of a horizontal and a vertical convolution (paper, section 3.4).
-        way: What to insert, instead of the best for each place: "identity", "pair" or "residual".
+        way: What to insert, instead of the best for each place: "identity", "pair", "residual", "prelu" (a layer with
+            an activation of its own whose slopes start at 1) or "maxout" (the larger of two equal identities, which
+            part only by noise or dropout); for blocks "cancel": two copies with opposite signs instead of one that
+            ends in zero, possible also where nothing could be zero.
+        width: Units of the new layers (`96`), or a multiplier (`"2x"`): they are widened after they are inserted, so
+            that the width can be anything not below that of the layer in front.
         repeat: Instead of layers, copies of residual blocks: how many, by names or patterns of blocks or of groups of
             them ({"layer3": 4} or ["layer3=+4"]); they are spread evenly over the blocks that match.
         depth: Copies for every group of blocks, so that it gets so many times as deep (2 or "2x").
@@ -135,11 +147,13 @@ def deepen(
         RefusedError: If nothing can be inserted behind a layer that was named, or a block cannot be repeated.
     """
     if repeat or depth is not None:
-        if after or all or count != 1 or pairs or way or calibrate is not None or (repeat and depth is not None):
+        for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None
+        if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
             raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
-        return _repeated(load(teacher), _counts(repeat), None if depth is None else _factor(depth), append, seed)
-    if append:
-        raise BadInputError("append is for blocks")
+        factor = None if depth is None else _factor(depth)
+        return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed)
+    if append or way == "cancel":
+        raise BadInputError("append and cancel are for blocks")
     if bool(after) == all:
         raise BadInputError("say behind which layers (after), or all; or which blocks to repeat")
     if count < 1 or pairs < 0:
@@ -148,7 +162,21 @@ def deepen(
         raise BadInputError("pairs of convolutions are identities")
     if way is not None and way not in WAYS:
         raise BadInputError(f"there is no way {way!r}; there are {', '.join(WAYS)}")
-    model = load(teacher)
+    deepening = _inserted(load(teacher), after, way, count, pairs, calibrate, seed, progress)
+    return deepening if width is None else _widened(deepening, width)
+
+
+def _inserted(
+    model: Model,
+    after: Sequence[str],
+    way: Way | None,
+    count: int,
+    pairs: int,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None,
+    seed: int,
+    progress: Progress | None,
+) -> Deepening:
+    """Insert layers behind those named, or behind all."""
     with paused_gc():
         opened = open_bodies(model)
         analysis = infer(opened.model)
@@ -156,7 +184,7 @@ def deepen(
         if pairs:
             found = [_for_pairs(place) for place in found]
             way = "identity"
-        chosen = _all(found, way) if all else _named(found, after, way)
+        chosen = _named(found, after, way) if after else _all(found, way)
         record = {
             "operation": "deepen", "after": [place.name for place, _ in chosen], "count": count, "pairs": pairs,
             "way": way,
@@ -175,6 +203,17 @@ def deepen(
     insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
     return Deepening(model, student, insertions, seed, notes if measured and calibrate is None else ())
+
+
+def _widened(deepening: Deepening, width: int | str) -> Deepening:
+    """Widen the layers that were inserted."""
+    new = tuple(f"{insertion.name}_new" for insertion in deepening.insertions)
+    groups = inspect(deepening.student).groups
+    sizes = {group.name: width for group in groups if group.name.startswith(new) and group.reason is None}
+    if not sizes:
+        raise RefusedError("new layers can have no width of their own here: their units are those of others")
+    widening = widen(deepening.student, sizes=sizes, seed=deepening.seed)
+    return replace(deepening, student=widening.student, notes=(*deepening.notes, *widening.notes))
 
 
 def _counts(repeat: Mapping[str, int | str] | Sequence[str]) -> dict[str, int]:
@@ -205,7 +244,9 @@ def _factor(depth: str | float) -> float:
     return factor
 
 
-def _repeated(model: Model, counts: Mapping[str, int], factor: float | None, append: bool, seed: int) -> Deepening:
+def _repeated(
+    model: Model, counts: Mapping[str, int], factor: float | None, append: bool, cancels: bool, seed: int
+) -> Deepening:
     """Insert copies of blocks."""
     with paused_gc():
         opened = open_bodies(model)
@@ -213,6 +254,8 @@ def _repeated(model: Model, counts: Mapping[str, int], factor: float | None, app
         found = find_blocks(analysis, opened.model.proto)
         if not found:
             raise RefusedError("there are no residual blocks to repeat")
+        if cancels:
+            found = [replace(block, reason=block.obstacle) for block in found]
         copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
         tensors = analysis.draft.graph.tensors()
         for block, number in copies.items():
@@ -220,14 +263,15 @@ def _repeated(model: Model, counts: Mapping[str, int], factor: float | None, app
             taken = {other.name for other in found}
             names = (name for n in itertools.count() if (name := f"{block.name}_new{n}") not in taken)
             for name in itertools.islice(names, number):
-                insert_copy(analysis, block, tensors[behind.exit], name)
+                insert_copy(analysis, block, tensors[behind.exit], name, cancels)
         options = {"repeat": dict(counts)} if factor is None else {"depth": factor}
         record = {
-            "operation": "deepen", **options, "append": append, "seed": seed, "version": version("onnx-net2net"),
-            "teacher": fingerprint(model), **opened.notes(),
+            "operation": "deepen", **options, "append": append, "way": "cancel" if cancels else None, "seed": seed,
+            "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
         }  # fmt: skip
         student = opened.close(analysis.draft.finish({HISTORY: json.dumps([*history(model), record])}))
-    return Deepening(model, student, tuple(Insertion(b.name, "block", n) for b, n in copies.items()), seed)
+    way: Literal["block", "cancel"] = "cancel" if cancels else "block"
+    return Deepening(model, student, tuple(Insertion(b.name, way, n) for b, n in copies.items()), seed)
 
 
 def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block, int]:
@@ -236,7 +280,7 @@ def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block
         matches = matching(pattern, found, lambda block: (block.name, block.group), "block")
         spread = _spread(matches, number)
         if not spread:
-            raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}")
+            raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}{_advice(matches)}")
         for block, more in spread.items():
             copies[block] = copies.get(block, 0) + more
     return copies
@@ -252,8 +296,13 @@ def _by_factor(found: Sequence[Block], factor: float) -> dict[Block, int]:
         copies.update(_spread(members, round(len(members) * (factor - 1))))
     if not copies:
         few = f"{factor:g} times as deep is less than one more in every group"
-        raise RefusedError(few if any(not b.reason for b in found) else f"no block can be repeated: {found[0].reason}")
+        no = f"no block can be repeated: {found[0].reason}{_advice(found)}"
+        raise RefusedError(few if any(not b.reason for b in found) else no)
     return copies
+
+
+def _advice(blocks: Sequence[Block]) -> str:
+    return "; two copies that cancel could be inserted (cancel)" if any(not b.obstacle for b in blocks) else ""
 
 
 def _spread(members: Sequence[Block], number: int) -> dict[Block, int]:
@@ -278,7 +327,7 @@ def _calibrated(
     progress: Progress | None,
 ) -> dict[str, tuple[Array, Array]]:
     """Return mean and variance of what inserted normalisations get; those inside of bodies are not measured."""
-    normed = dict.fromkeys(place.tensor for place, way in chosen if way == "identity" and place.norm is not None)
+    normed = dict.fromkeys(place.tensor for place, way in chosen if way in NORMED and place.norm is not None)
     shown = {name for node in model.proto.graph.node for name in node.output}
     tensors = [name for name in normed if name in shown]
     if not tensors:
@@ -302,11 +351,11 @@ def _kernels(place: Place, in_pairs: bool) -> list[tuple[int, ...]]:
 
 def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
     """Choose every place where an identity, or the way that is asked for, can be inserted."""
-    wanted = (way,) if way else ("identity", "pair")
+    wanted = (way,) if way else BEST
     chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
     if not chosen:
         reason = next((place.reason for place in found if place.reason), "there are no layers")
-        raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else "; a residual branch may (residual)"))
+        raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else _ADVICE))
     return chosen
 
 
@@ -334,14 +383,20 @@ class _Inserter:
         source = self._tensors[place.tensor]
         inner = take_over(self._analysis, source)
         channels, group = place.channels, place.group
-        if way == "identity":
+        if way in NORMED:
             made = inner
             for position, kernel in enumerate(kernels):
                 own = f"{name}.{position}" if len(kernels) > 1 else name
                 made = self._layer(kernel, place, made, own, channels, channels, _dirac(channels, group), group,
                                    has_bias=place.norm is None)  # fmt: skip
                 made = self._normalise(place, made, own) if place.norm is not None else made
-                made = self._activate(place, made, source if position == len(kernels) - 1 else None)
+                activate = self._activate if way == "identity" else self._prelu
+                made = activate(place, made, source if position == len(kernels) - 1 else None)
+        elif way == "maxout":
+            (kernel,) = kernels
+            pieces = [self._layer(kernel, place, inner, f"{name}.{piece}", channels, channels, _dirac(channels, group),
+                                  group) for piece in (0, 1)]  # fmt: skip
+            self._node("Max", f"{name}.Max", pieces, source)
         elif way == "pair":
             assert place.factor is not None
             mirrored = _stacked(channels, 1.0, -1.0)
@@ -407,6 +462,14 @@ class _Inserter:
             result = self._node(node.op, f"{tensor.name}.{node.op}", inputs, last, node.domain, **node.attrs)
             made[self._name_of(node)] = result
         return result
+
+    def _prelu(self, place: Place, tensor: gs.Tensor, output: gs.Variable | None = None) -> gs.Variable:
+        """Add a PRelu that starts as the identity: each unit has the slope 1."""
+        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(place.tensor))
+        name = tensor.inputs[0].name.rpartition(".")[0]
+        slopes = np.ones((place.channels, *(1 for _ in place.kernel)), kind)
+        slope = self._draft.constant(f"{name}.prelu.weight", slopes)
+        return self._node("PRelu", f"{name}.PRelu", [tensor, slope], output)
 
     def _outside(self, node: gs.Node, nodes: Sequence[gs.Node]) -> list[str]:
         """Return the names of the tensors that an activation is applied to."""

@@ -74,15 +74,24 @@ def replay(
     model = load(teacher)
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         for number, step in enumerate(steps, 1):
-            if step.get("teacher", fingerprint(model)) != fingerprint(model):
-                raise BadInputError(f"step {number} was not applied to this model, but to another")
+            model = _applied_to(model, step.get("teacher"), Path(folder) / f"{number}.onnx", number)
             operation = OPERATIONS[step["operation"]]
             known = inspect.signature(operation).parameters
             options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
             try:
-                student = operation(model, **options).student
+                model = operation(model, **options).student
             except TypeError as error:
                 raise BadInputError(f"step {number}: {one_line(error)}") from error
-            path = Path(folder) / f"{number}.onnx" if number < len(steps) else Path(output)
-            student.save(path)  # each step was applied to a file
-            model = load(path)
+        model.save(output)
+
+
+def _applied_to(model: Model, teacher: object, path: Path, number: int) -> Model:
+    """Return what a step was applied to: what the step before made, or the file that this was written to."""
+    if teacher == fingerprint(model):
+        return model
+    if number > 1:
+        model.save(path)
+        model = load(path)
+    if teacher not in (None, fingerprint(model)):
+        raise BadInputError(f"step {number} was not applied to this model, but to another")
+    return model

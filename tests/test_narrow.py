@@ -67,13 +67,28 @@ def test_plain_copies_come_back_to_the_bit(name):
         narrow_back(teacher, widen(teacher, factor=2, spread=0).student)
 
 
-@pytest.mark.parametrize("options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}, {"way": "prelu"}, {"way": "maxout"}]
+)
 @pytest.mark.parametrize("name", DIGITS)
 def test_what_was_deepened(name, options):
     teacher = MODELS / f"{name}.onnx"
     narrowing = narrow_back(teacher, deepen(teacher, all=True, **options).student)
     assert narrowing.removed
     assert not narrowing.changes
+
+
+@pytest.mark.parametrize("options", [{}, {"way": "cancel"}])
+def test_blocks_that_were_repeated(options):
+    teacher = MODELS / "digits_resnet.onnx"
+    narrow_back(teacher, deepen(teacher, depth=2, **options).student)
+
+
+def test_what_is_computed_twice_in_different_ways_stays():
+    text = """(float[N, 6] x) => (float[N, 6] y) {
+        a = Softmax<axis=0>(x) b = Softmax<axis=1>(x) d = Sub(a, b) s = Add(x, d) y = MatMul(s, w) }"""
+    with pytest.raises(RefusedError, match="nothing to remove"):
+        narrow(net(text, w=draw(6, 6)))
 
 
 @pytest.mark.parametrize("name", DIGITS[1:])
