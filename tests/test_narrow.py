@@ -149,6 +149,23 @@ def test_shares_of_products_of_activations_come_back():
     narrow_back(teacher, student, atol=1e-6)
 
 
+def test_fused_projections_and_an_output_of_hidden_units_come_back():
+    """Queries, keys and values are parts of one axis, which has the dims of heads three times."""
+    text = """(float[N, 5, 6] x) => (float[N, 5, 8] y) {
+        h = MatMul(x, embed) n = LayerNormalization(h, scale, shift) f = MatMul(n, qkv) g = Reshape(f, split)
+        q4, k4, v4 = Split<axis=2>(g, ones) q = Squeeze(q4, two) k = Squeeze(k4, two) v = Squeeze(v4, two)
+        qt = Transpose<perm=[0, 2, 1, 3]>(q) kt = Transpose<perm=[0, 2, 3, 1]>(k) vt = Transpose<perm=[0, 2, 1, 3]>(v)
+        s = MatMul(qt, kt) p = Softmax<axis=-1>(s) c = MatMul(p, vt) ct = Transpose<perm=[0, 2, 1, 3]>(c)
+        m = Reshape(ct, merge) o = MatMul(m, out) r = Add(h, o) y = LayerNormalization(r, scale2, shift) }"""
+    lists = {"split": np.array([0, 5, 3, 2, 4]), "merge": np.array([0, 5, 8]), "ones": np.array([1, 1, 1]),
+             "two": np.array([2])}  # fmt: skip
+    floats = {"embed": draw(6, 8), "qkv": draw(8, 24), "out": draw(8, 8), "shift": draw(8)}
+    teacher = net(text, **lists, **floats, scale=1 + draw(8), scale2=2 + draw(8))
+    student = widen(teacher, factor=2).student
+    assert student.parameters > 3 * load(teacher).parameters
+    narrow_back(teacher, student, atol=1e-6)
+
+
 def test_units_under_a_statistic_go_only_in_equal_numbers():
     text = """(float[N, 6] x) => (float[N, 4] y) {
         v = MatMul(x, up) n = LayerNormalization(v, scale, shift) y = MatMul(n, down) }"""
