@@ -60,7 +60,7 @@ class Job:
     """One model to widen by a factor (norms that admit multiples only are filled up, or kept), or to deepen.
 
     Deeper by "each" is: behind one layer after another, in a random order and by all that is offered there in turn, as
-    long as there is time (`seconds`).
+    long as there is time (`seconds`). To narrow is to widen and to narrow again.
     """
 
     path: Path
@@ -69,12 +69,15 @@ class Job:
     keep_norms: bool = False
     deeper: Literal["", "identity", "residual", "each"] = ""
     seconds: float = 0.0
+    narrow: bool = False
 
     @property
     def way(self) -> str:
         """What is done, for tables."""
         if self.deeper:
             return f"deeper ({self.deeper})"
+        if self.narrow:
+            return f"{self.factor:g}x and back"
         return f"{self.factor:g}x{' norms kept' if self.keep_norms else ''}"
 
 
@@ -99,6 +102,7 @@ class Result:
             same axis grew; or of layers for which there was no time.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
         stuck: Of a model that grew little: elements that have no dim that can grow, by the reasons for that.
+        left: Of a model that was widened and narrowed: parameters, in parts of the teacher's.
         ratio: The largest of the outputs' errors as multiples of the teacher's own noise.
         diverges_at: The first tensor that differs.
         widen_seconds: Time to load, analyse and rewrite.
@@ -119,6 +123,7 @@ class Result:
     kept: int = 0
     fixed: dict[str, int] = field(default_factory=dict)
     stuck: dict[str, int] = field(default_factory=dict)
+    left: float | None = None
     ratio: float | None = None
     diverges_at: str | None = None
     widen_seconds: float | None = None
@@ -250,7 +255,8 @@ def run_job(job: Job) -> Result:
 def _grow_and_verify(job: Job, result: Result) -> None:
     from onnx_net2net.verify import verify
 
-    grow = _widen if not job.deeper else _deepen_each if job.deeper == "each" else _deepen
+    deepen = _deepen_each if job.deeper == "each" else _deepen
+    grow = _widen_and_narrow if job.narrow else deepen if job.deeper else _widen
     for teacher, student in grow(job, result, read_model(job.path)):
         start = time.perf_counter()
         try:
@@ -317,6 +323,19 @@ def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator
     if widening.covered < ENOUGH:
         result.stuck = _stuck(widening.teacher)
     yield widening.teacher, widening.student
+
+
+def _widen_and_narrow(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
+    from onnx_net2net.errors import RefusedError
+    from onnx_net2net.narrow import narrow
+
+    ((teacher, student),) = _widen(job, result, source)
+    start = time.perf_counter()
+    with contextlib.suppress(RefusedError):  # nothing to remove
+        student = narrow(student).student
+    result.widen_seconds = (result.widen_seconds or 0.0) + time.perf_counter() - start
+    result.left = student.parameters / teacher.parameters
+    yield teacher, student
 
 
 def _stuck(teacher: Model) -> dict[str, int]:
@@ -503,7 +522,7 @@ def summary(results: Sequence[Result]) -> str:
     ways = sorted({result.way for result in results})
     header = ["family", "exporter", "models", "grow"]
     for way in ways:
-        header += [f"exact {way}"] if "deeper" in way else [f"exact {way}", f"covered {way}"]
+        header += [f"exact {way}", *(f"{name} {way}" for name in _counted(way))]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
     rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], ways) for kind in kinds]
@@ -518,11 +537,19 @@ def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[str
     for way in ways:
         here = [result for result in results if result.way == way]
         row.append(str(sum(result.status == "exact" for result in here)))
-        if "deeper" not in way:
-            row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
+        row += [str(sum(map(passes, here))) for passes in _counted(way).values()]
     ratios = [result.ratio for result in results if result.ratio is not None]
     row += [f"{statistics.median(ratios):.2g}", f"{max(ratios):.2g}"] if ratios else ["-", "-"]
     return [*row, f"{max(result.seconds for result in results):.1f} s"]
+
+
+def _counted(way: str) -> dict[str, Callable[[Result], bool]]:
+    """Return what the table counts of the results of a way beside the exact ones."""
+    if "deeper" in way:
+        return {}
+    if "back" in way:
+        return {"as small": lambda result: result.left is not None and result.left <= 1}
+    return {"covered": lambda result: (result.covered or 0.0) >= ENOUGH}
 
 
 def findings(results: Sequence[Result]) -> Iterator[str]:
@@ -578,6 +605,7 @@ def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     """Print the tables and the findings."""
     print(summary(results), file=out)
     print(
+        "\nas small: so many have no more parameters than their teachers, when they were widened and narrowed;"
         "\ngrow: so many models have a dim that can grow (the others were refused, with a reason, or do not run);",
         file=out,
     )
@@ -609,6 +637,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--deepen-each", metavar="S", type=float, help="deepen behind one layer after another, S seconds"
     )
+    parser.add_argument("--narrow", action="store_true", help="widen and narrow again")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -668,7 +697,7 @@ def _jobs(path: Path, options: argparse.Namespace) -> Iterator[Job]:
         yield Job(path, family, deeper="residual")
         return
     for factor in options.factors:
-        yield Job(path, family, factor)
+        yield Job(path, family, factor, narrow=options.narrow)
         if options.keep_norms and factor % 1:
             yield Job(path, family, factor, keep_norms=True)
 
