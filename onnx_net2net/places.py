@@ -152,17 +152,18 @@ class Finder:
         return ""
 
     def behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
-        """Follow a tensor through a bias and a BatchNormalization that are its only readers, and other rows."""
+        """Follow a tensor through scales, biases and a BatchNormalization that are its only readers, and other rows."""
         norm = None
         while (reader := self.only_reader(tensor)) is not None:
-            others = [value for value in reader.inputs if value is not tensor]
-            is_bias = reader.op == "Add" and all(constant_of(value) is not None for value in others)
+            number = self._analysis.numbers[id(reader)]
+            others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
+            is_bias = reader.op in ("Add", "Mul") and all(self._analysis.is_derived(number, i) for i in others)
             is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
             before, after = self._network.shape(tensor), self._network.shape(reader.outputs[0])
             is_rows = reader.op == "Reshape" and not layer.convolves and bool(after) and after[-1] == before[-1]
             if not is_rows and not (before == after and (is_bias or is_norm)):
                 break
-            norm = self._analysis.numbers[id(reader)] if is_norm else norm
+            norm = number if is_norm else norm
             tensor = reader.outputs[0]
         return tensor, norm
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import light
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -220,6 +221,21 @@ def test_a_hidden_tensor_that_is_an_output_keeps_its_name():
     teacher = mlp("a = Relu(v)")
     teacher.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 8]))
     deepen_exactly(teacher, all=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", light.NAMES)
+def test_light_models_everywhere_and_layer_by_layer(name):
+    """Behind some layers only, and by one kind of insertion for each; `tools/run_corpus.py --deepen-each` does more."""
+    teacher, wanted = light.model(name), light.answer(name)
+    found = [place for place in places(teacher) if place.ways]
+    assert len(found) >= 8
+    chosen = found[:: max(1, len(found) // 5)]
+    options = [{"after": [place.name], "way": place.ways[i % len(place.ways)]} for i, place in enumerate(chosen)]
+    for each in ({"all": True}, *options):
+        answer = light.run(deepen(teacher, **each).student, light.image(name))
+        for expected, actual in zip(wanted, answer, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=str(each))
 
 
 def test_inside_a_body():
