@@ -16,18 +16,16 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal, TypeVar
 
-import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
-from onnx import helper
 
-from onnx_net2net.blocks import Block, find_blocks, insert_copy, take_over
+from onnx_net2net.blocks import Block, find_blocks, insert_copy
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import measure
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inputs import input_specs, read_npz
+from onnx_net2net.insertion import NORMED, Inserter
 from onnx_net2net.inspection import inspect, paused_gc
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import matching
@@ -38,9 +36,6 @@ from onnx_net2net.widen import widen
 T = TypeVar("T")
 
 _ADVICE = "; a residual branch may (residual), or a layer with an activation of its own (prelu, maxout)"
-
-NORMED = ("identity", "prelu")
-"""What gets a BatchNormalization where the layer in front has one."""
 
 WIDEST_KERNEL = 7
 """Kernels of inserted convolutions are those of the layer in front, but no larger than this."""
@@ -193,7 +188,7 @@ def _inserted(
         measured = _calibrated(model, chosen, calibrate, seed, progress)
         if measured:
             record["calibrated on"] = "generated inputs" if calibrate is None else "data"
-        inserter = _Inserter(analysis, seed, measured)
+        inserter = Inserter(analysis, seed, measured)
         for place, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))
@@ -368,171 +363,3 @@ def _named(found: Sequence[Place], after: Sequence[str], way: Way | None) -> lis
             raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {matches[0].reason}")
         chosen.update((place.layer, (place, one)) for place, one in fit)
     return [chosen[layer] for layer in sorted(chosen)]
-
-
-class _Inserter:
-    """Writes new layers into a draft."""
-
-    def __init__(self, analysis: Analysis, seed: int, measured: Mapping[str, tuple[Array, Array]]) -> None:
-        self._analysis, self._draft, self._seed, self._measured = analysis, analysis.draft, seed, measured
-        self._tensors = dict(analysis.draft.graph.tensors())
-
-    def insert(self, place: Place, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
-        """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already."""
-        name = f"{place.name}_new{number}"
-        source = self._tensors[place.tensor]
-        inner = take_over(self._analysis, source)
-        channels, group = place.channels, place.group
-        if way in NORMED:
-            made = inner
-            for position, kernel in enumerate(kernels):
-                own = f"{name}.{position}" if len(kernels) > 1 else name
-                made = self._layer(kernel, place, made, own, channels, channels, _dirac(channels, group), group,
-                                   has_bias=place.norm is None)  # fmt: skip
-                made = self._normalise(place, made, own) if place.norm is not None else made
-                activate = self._activate if way == "identity" else self._prelu
-                made = activate(place, made, source if position == len(kernels) - 1 else None)
-        elif way == "maxout":
-            (kernel,) = kernels
-            pieces = [self._layer(kernel, place, inner, f"{name}.{piece}", channels, channels, _dirac(channels, group),
-                                  group) for piece in (0, 1)]  # fmt: skip
-            self._node("Max", f"{name}.Max", pieces, source)
-        elif way == "pair":
-            assert place.factor is not None
-            mirrored = _stacked(channels, 1.0, -1.0)
-            (kernel,) = kernels
-            made = self._layer(kernel, place, inner, f"{name}.0", channels, 2 * channels, mirrored)
-            made = self._activate(place, made)
-            weights = _stacked(channels, 1 / place.factor, -1 / place.factor, across=True)
-            self._layer(kernel, place, made, f"{name}.1", 2 * channels, channels, weights, output=source)
-        else:
-            rng = np.random.default_rng([self._seed, place.layer, number])
-            (kernel,) = kernels
-            made = self._layer(
-                kernel, place, inner, f"{name}.0", channels, channels, _random(int(rng.integers(1 << 30)))
-            )
-            made = self._activate(place, made)
-            zero = self._layer(kernel, place, made, f"{name}.1", channels, channels, _zeros)
-            self._node("Add", f"{name}.Add", [inner, zero], source)
-
-    def _layer(
-        self, kernel: tuple[int, ...], place: Place, source: gs.Tensor, name: str, reads: int, makes: int,
-        values: Callable[..., Array], group: int = 1, output: gs.Variable | None = None, has_bias: bool = True,
-    ) -> gs.Variable:  # fmt: skip
-        """Add a layer of the kind of a place, with a bias of zeros; in front of a normalisation a bias is nothing."""
-        dtype = self._analysis.sizes.dtype(place.tensor)
-        kind = helper.tensor_dtype_to_np_dtype(dtype)
-        shape = (makes, reads // group, *kernel)
-        bias = self._draft.constant(f"{name}.bias", np.zeros(makes, kind))
-        if place.operator == "MatMul":  # the weight of a MatMul is the transpose of a Linear's
-            weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape[::-1], lambda: values(shape, kind).T)
-            product = self._node("MatMul", f"{name}.MatMul", [source, weight])
-            return self._node("Add", f"{name}.Add", [product, bias], output)
-        weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape, lambda: values(shape, kind))
-        if place.operator == "Gemm":
-            return self._node("Gemm", f"{name}.Gemm", [source, weight, bias], output, transB=1)
-        pads = [size // 2 for size in kernel]
-        return self._node(
-            "Conv", f"{name}.Conv", [source, weight, *([bias] if has_bias else [])], output,
-            kernel_shape=list(kernel), pads=pads * 2, group=group,
-        )  # fmt: skip
-
-    def _normalise(self, place: Place, tensor: gs.Tensor, name: str) -> gs.Variable:
-        """Add a BatchNormalization like that of the layer, whose scale and shift undo what it does."""
-        node = self._analysis.nodes[place.norm or 0]
-        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(node.inputs[1].name))
-        zeros, ones = np.zeros(place.channels), np.ones(place.channels)
-        mean, variance = (values.astype(kind) for values in self._measured.get(place.tensor, (zeros, ones)))
-        epsilon = float(node.attrs.get("epsilon", 1e-5))
-        scale = np.sqrt(variance.astype(np.float64) + epsilon).astype(kind)
-        values = {"weight": scale, "bias": mean, "running_mean": mean, "running_var": variance}
-        inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
-        return self._node("BatchNormalization", f"{name}.BatchNormalization", [tensor, *inputs], **node.attrs)
-
-    def _activate(self, place: Place, tensor: gs.Tensor, output: gs.Variable | None = None) -> gs.Variable:
-        """Repeat the activation of a place; where it has none, max(x, 0)."""
-        if not place.activation:
-            return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
-        nodes = [self._analysis.nodes[number] for number in place.activation]
-        made = {name: tensor for node in nodes for name in self._outside(node, nodes)}
-        result = tensor
-        for node in nodes:
-            inputs = [made.get(value.name, value) for value in node.inputs]
-            last = output if node is nodes[-1] else None
-            result = self._node(node.op, f"{tensor.name}.{node.op}", inputs, last, node.domain, **node.attrs)
-            made[self._name_of(node)] = result
-        return result
-
-    def _prelu(self, place: Place, tensor: gs.Tensor, output: gs.Variable | None = None) -> gs.Variable:
-        """Add a PRelu that starts as the identity: each unit has the slope 1."""
-        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(place.tensor))
-        name = tensor.inputs[0].name.rpartition(".")[0]
-        slopes = np.ones((place.channels, *(1 for _ in place.kernel)), kind)
-        slope = self._draft.constant(f"{name}.prelu.weight", slopes)
-        return self._node("PRelu", f"{name}.PRelu", [tensor, slope], output)
-
-    def _outside(self, node: gs.Node, nodes: Sequence[gs.Node]) -> list[str]:
-        """Return the names of the tensors that an activation is applied to."""
-        inside = {self._name_of(other) for other in nodes}
-        return [v.name for v in node.inputs if v.name not in inside and isinstance(v, gs.Variable) and v.name
-                and v.name not in self._analysis.sizes.constant]  # fmt: skip
-
-    def _name_of(self, node: gs.Node) -> str:
-        return str(node.outputs[0].name)
-
-    def _node(
-        self, kind: str, name: str, inputs: list[gs.Tensor], output: gs.Variable | None = None,
-        domain: str | None = None, **attrs: object,
-    ) -> gs.Variable:  # fmt: skip
-        name = self._draft.unique_name(name)
-        result = gs.Variable(self._draft.unique_name(f"{name}_out")) if output is None else output
-        node = gs.Node(kind, name, dict(attrs), inputs, [result], domain=domain)
-        self._draft.graph.nodes.append(node)
-        return result
-
-
-def _dirac(channels: int, group: int) -> Callable[..., Array]:
-    """Return what computes the weights of an identity: 1 for the unit itself, at the middle of the kernel."""
-
-    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        weights = np.zeros(shape, dtype)
-        units = np.arange(channels)
-        _middle(weights)[units, units % (channels // group)] = 1
-        return weights
-
-    return compute
-
-
-def _stacked(channels: int, first: float, second: float, across: bool = False) -> Callable[..., Array]:
-    """Return what computes two multiples of the identity, one below the other, or beside it (`across`)."""
-
-    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        weights = np.zeros(shape, dtype)
-        units = np.arange(channels)
-        for offset, value in ((0, first), (channels, second)):
-            place = (units, units + offset) if across else (units + offset, units)
-            _middle(weights)[place] = value
-        return weights
-
-    return compute
-
-
-def _middle(weights: Array) -> Array:
-    """Return a view of what weights have at the middle of the kernel."""
-    for _ in weights.shape[2:]:
-        weights = weights[:, :, weights.shape[2] // 2]
-    return weights
-
-
-def _random(seed: int) -> Callable[..., Array]:
-    """Return what draws weights of unit gain."""
-
-    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        values: Array = np.random.default_rng(seed).standard_normal(shape) * np.prod(shape[1:]) ** -0.5
-        return values.astype(dtype)
-
-    return compute
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    return np.zeros(shape, dtype)
