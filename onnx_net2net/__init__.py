@@ -8,6 +8,7 @@ verify("teacher.onnx", result.student).raise_if_different()
 result.student.save("student.onnx")
 """
 
+from onnx_net2net.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.deepen import Deepening, deepen
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.inspection import Inspection, inspect
@@ -18,6 +19,7 @@ from onnx_net2net.widen import Widening, widen
 
 __all__ = [
     "BadInputError",
+    "Checkpoint",
     "Deepening",
     "Inspection",
     "Model",
@@ -27,6 +29,7 @@ __all__ = [
     "RefusedError",
     "Verification",
     "Widening",
+    "checkpoint",
     "deepen",
     "inspect",
     "load",
