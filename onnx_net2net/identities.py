@@ -148,14 +148,17 @@ class _Search:
         if second is None or known is None or known.weights != 1:
             return
         down, front = self._matrix(second), self._while_identity(first)
-        eye = np.eye(up.shape[1])
         if down is None or down.shape != up.T.shape or not front or front[-1].outputs[0] not in region[0].inputs:
             return
-        mirrored = self._is_close(up, np.concatenate([eye, -eye]), first)
-        if mirrored and self._is_close(down * place.factor, np.concatenate([eye, -eye], axis=1), second):
+        if self._is_mirrored(up, first) and self._is_close(down * place.factor, up.T, second):
             back = self._while_identity(second)
             if back:
                 yield Identity(place.name, (first, 0), (*front, *region, *back))
+
+    def _is_mirrored(self, up: Array, node: gs.Node) -> bool:
+        """Tell whether a matrix makes each unit and its negative, in any order."""
+        single = self._is_close(np.abs(up).sum(1), 1.0, node) and self._is_close(np.abs(up).max(1), 1.0, node)
+        return single and self._is_close(up.sum(0), 0.0, node) and self._is_close(np.abs(up).sum(0), 2.0, node)
 
     def _zero_branch(self, node: gs.Node) -> Iterator[Identity]:
         """Yield an Add one of whose operands is made by weights that are all zero."""
