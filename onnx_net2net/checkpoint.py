@@ -230,7 +230,7 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
                     f"the student has what a class has not: {_some(result.inserted)} (grow with --for torch)"
                 )
             by_name: dict[str, list[GrownConstant]] = {}
-            weights = constants_of(model)
+            weights = constants_of(result.teacher)
             for constant in getattr(result, "constants", ()):
                 if constant.teacher not in weights:
                     raise RefusedError(
