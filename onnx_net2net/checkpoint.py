@@ -142,16 +142,14 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
     """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
     grown: list[dict[str, list[GrownConstant]]] = []
-    model = teacher
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        for number, step in enumerate(steps, 1):
-            result = redo(model, step, number)
+        for result in redo(teacher, steps, Path(folder)):
             if getattr(result, "inserted", ()):
                 raise RefusedError(
                     f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)"
                 )
             by_name: dict[str, list[GrownConstant]] = {}
-            weights = constants_of(model)
+            weights = constants_of(result.teacher)
             for constant in getattr(result, "constants", ()):
                 if constant.teacher not in weights:
                     raise RefusedError(
@@ -160,12 +158,7 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
                     )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
-            model = result.student
-            if number < len(steps):
-                path = Path(folder) / f"{number}.onnx"
-                model.save(path)  # each step was applied to a file
-                model = load(path)
-        _compare(model, student)
+        _compare(result.student, student)
     return grown
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from onnx_net2net.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, leaves, resolve
+from onnx_net2net.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, resolve
 from onnx_net2net.inference import Analysis, Use
 from onnx_net2net.maps import Map, identity, is_float
 from onnx_net2net.model import Model
@@ -160,6 +160,18 @@ def _labels(axis: Axis, classes: Classes, summed: set[Dim]) -> tuple[np.ndarray,
     return result, size
 
 
+def _squared(axis: Axis) -> set[Dim]:
+    """Return the dims that an axis has twice in one product."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return set()
+    inside = set().union(*map(_squared, axis.parts))
+    if isinstance(axis, Concat):
+        return inside
+    found = [dim for part in axis.parts for dim in leaf_set(part)]
+    return inside | {dim for dim in found if found.count(dim) > 1}
+
+
 def _is_first(labels: np.ndarray) -> np.ndarray:
     """Tell which units are the first of their class."""
     first = np.zeros(len(labels), bool)
@@ -215,9 +227,8 @@ class _Refinement:
             for selection in said.selections:
                 picked = leaf_set(*(selection.units[place] for place in selection.order))
                 free -= {dim for dim in leaf_set(*selection.units) if dim.origin is None or dim in picked}
-        for use in analysis.uses.values():
-            found = [dim for axis in use.axes for dim in leaves(axis)]
-            free -= {dim for dim in found if found.count(dim) > 1}
+        for axis in {axis for use in analysis.uses.values() for axis in use.axes}:
+            free -= _squared(axis)
         return free
 
     def _find_carriers(self, free: set[Dim]) -> None:

@@ -67,13 +67,28 @@ def test_plain_copies_come_back_to_the_bit(name):
         narrow_back(teacher, widen(teacher, factor=2, spread=0).student)
 
 
-@pytest.mark.parametrize("options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}, {"way": "prelu"}, {"way": "maxout"}]
+)
 @pytest.mark.parametrize("name", DIGITS)
 def test_what_was_deepened(name, options):
     teacher = MODELS / f"{name}.onnx"
     narrowing = narrow_back(teacher, deepen(teacher, all=True, **options).student)
     assert narrowing.removed
     assert not narrowing.changes
+
+
+@pytest.mark.parametrize("options", [{}, {"way": "cancel"}])
+def test_blocks_that_were_repeated(options):
+    teacher = MODELS / "digits_resnet.onnx"
+    narrow_back(teacher, deepen(teacher, depth=2, **options).student)
+
+
+def test_what_is_computed_twice_in_different_ways_stays():
+    text = """(float[N, 6] x) => (float[N, 6] y) {
+        a = Softmax<axis=0>(x) b = Softmax<axis=1>(x) d = Sub(a, b) s = Add(x, d) y = MatMul(s, w) }"""
+    with pytest.raises(RefusedError, match="nothing to remove"):
+        narrow(net(text, w=draw(6, 6)))
 
 
 @pytest.mark.parametrize("name", DIGITS[1:])
@@ -131,6 +146,23 @@ def test_shares_of_products_of_activations_come_back():
     teacher = net(text, wq=draw(6, 8), wk=draw(8, 6).T.copy(), wv=draw(6, 7), wo=draw(7, 4))
     student = widen(teacher, factor=1.5).student
     assert "Mul" in {node.op_type for node in student.proto.graph.node}
+    narrow_back(teacher, student, atol=1e-6)
+
+
+def test_fused_projections_and_an_output_of_hidden_units_come_back():
+    """Queries, keys and values are parts of one axis, which has the dims of heads three times."""
+    text = """(float[N, 5, 6] x) => (float[N, 5, 8] y) {
+        h = MatMul(x, embed) n = LayerNormalization(h, scale, shift) f = MatMul(n, qkv) g = Reshape(f, split)
+        q4, k4, v4 = Split<axis=2>(g, ones) q = Squeeze(q4, two) k = Squeeze(k4, two) v = Squeeze(v4, two)
+        qt = Transpose<perm=[0, 2, 1, 3]>(q) kt = Transpose<perm=[0, 2, 3, 1]>(k) vt = Transpose<perm=[0, 2, 1, 3]>(v)
+        s = MatMul(qt, kt) p = Softmax<axis=-1>(s) c = MatMul(p, vt) ct = Transpose<perm=[0, 2, 1, 3]>(c)
+        m = Reshape(ct, merge) o = MatMul(m, out) r = Add(h, o) y = LayerNormalization(r, scale2, shift) }"""
+    lists = {"split": np.array([0, 5, 3, 2, 4]), "merge": np.array([0, 5, 8]), "ones": np.array([1, 1, 1]),
+             "two": np.array([2])}  # fmt: skip
+    floats = {"embed": draw(6, 8), "qkv": draw(8, 24), "out": draw(8, 8), "shift": draw(8)}
+    teacher = net(text, **lists, **floats, scale=1 + draw(8), scale2=2 + draw(8))
+    student = widen(teacher, factor=2).student
+    assert student.parameters > 3 * load(teacher).parameters
     narrow_back(teacher, student, atol=1e-6)
 
 
