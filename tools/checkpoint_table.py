@@ -40,6 +40,9 @@ EXPORTS: dict[str, dict[str, Any]] = {
 FACTORS = {"torchvision": (1.5,), "timm": (1.5,), "transformers": (1.5, 2.0)}
 """What streams grow by that a norm reads: whole factors only."""
 
+WHOLE = ("transformers/bloom", "transformers/convnext", "timm/convnextv2_atto")
+"""Classes all of whose widths are a multiple of one that a norm reads: they grow by 2."""
+
 SMALL = 12
 """Sizes up to this are numbers of heads and kernels, and the width of a head."""
 
@@ -610,7 +613,9 @@ def main() -> None:
     for library, (models, _) in CASES.items():
         for name in models:
             if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in options.only):
-                for result in run(library, name, options.factors or FACTORS[library], options.exports, options.limit):
+                whole = f"{library}/{name}" in WHOLE
+                factors = (2.0,) if whole else options.factors or FACTORS[library]
+                for result in run(library, name, factors, options.exports, options.limit):
                     results.append(result)
                     where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
                     print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
