@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_net2net.layout import Transpose, View, apply
-from onnx_net2net.matching import Constant, Match, Matches, Piece, Read
+from onnx_net2net.matching import LAYERS, Constant, Match, Matches, Piece, Read, biases_of
 from onnx_net2net.naming import is_anonymous
 from onnx_net2net.statedict import Stored
 from onnx_net2net.tensors import Array
 
 EPSILON = 1e-5
 """Of torch's BatchNormalization, if not said otherwise."""
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass
@@ -47,7 +45,7 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         constants: What `onnx_net2net.matching.constants_of` returned for the teacher.
     """
     found = Recovered()
-    biases = {r.node: c for c in constants.values() for r in c.reads if r.operator in _LAYERS and r.input == 2}
+    biases = biases_of(constants)
     folded = {
         biases[read.node].name
         for constant in constants.values()
@@ -55,7 +53,7 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         if read.operator.startswith("Conv") and read.input == 1 and _is_folded(constant, biases.get(read.node))
     }
     for constant in constants.values():
-        read = next((read for read in constant.reads if read.operator in _LAYERS and read.input > 0), None)
+        read = next((read for read in constant.reads if read.operator in LAYERS and read.input > 0), None)
         own = not is_anonymous(constant.name)
         if not constant.shape or not (own or (read and read.scope)):
             continue
