@@ -64,6 +64,9 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         name = constant.name if own or read is None else f"{read.scope}.{kind}"
         turned = not own and read is not None and read.operator == "MatMul" and len(constant.shape) == 2
         _add(found, name, constant, (Transpose((1, 0)),) if turned else ())
+    for name in [name for name in found.entries if name.endswith("running_mean")]:
+        steps = np.zeros((), np.int64)  # no graph holds it, and a strict load asks for it
+        found.entries[name.replace("running_mean", "num_batches_tracked")] = Stored((), steps.dtype, steps.copy)
     return found
 
 
@@ -100,5 +103,3 @@ def _add_norm(found: Recovered, bias: Constant, layer: str) -> None:
         found.matches[f"{prefix}.{what}"] = [Match("recovered", (Piece(bias.name, ()),), axes=(0,), scales=True)]
     found.entries[f"{prefix}.bias"] = Stored(bias.shape, bias.dtype, bias.read)
     found.matches[f"{prefix}.bias"] = [Match("recovered", (Piece(bias.name, ()),))]
-    steps = np.zeros((), np.int64)
-    found.entries[f"{prefix}.num_batches_tracked"] = Stored((), steps.dtype, lambda: steps)
