@@ -475,10 +475,9 @@ def uniform(teacher: Path, factor: float) -> Any:
 
     The sizes of the configs here are different numbers, so that equal sizes are one field.
     """
-    from onnx_net2net import inspect, widen
+    from onnx_net2net import widen
 
-    groups = inspect(teacher).groups
-    sizes: dict[str, int | str] = {g.name: g.size for g in groups if g.role == "value head_dim" and not g.reason}
+    sizes: dict[str, int | str] = {}
     for _ in range(4):
         widening = widen(teacher, factor=factor, sizes=sizes, framework="torch")
         became: dict[int, set[int]] = {group.size: {group.size} for group in widening.fixed if group.size > SMALL}
