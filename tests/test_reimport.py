@@ -245,6 +245,7 @@ def test_copies_of_a_weight_that_layers_share_stay_copies():
     up, down = draw(8, 16), draw(16, 8)
     teacher = net(text, embed=draw(6, 8), up1=up, up2=up, down1=down, down2=down, head=draw(8, 3))
     assert sizes_of(widen(teacher, factor=1.5)) == {"embed": 12, "up1": 24, "up2": 24}
+    assert sizes_of(widen_for_class(teacher, sizes={"up2": 20})) == {"up1": 20}
     widening = widen_for_class(teacher, factor=1.5)
     assert sizes_of(widening) == {"embed": 12, "up1": 24}
     found = weights(widening.student)
