@@ -21,7 +21,7 @@ from onnx_net2net import statedict
 from onnx_net2net.derivation import Derivation, Entry, Made, some
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import history
-from onnx_net2net.matching import constants_of
+from onnx_net2net.matching import Constant, constants_of
 from onnx_net2net.model import Model, load
 from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
