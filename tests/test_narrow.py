@@ -167,6 +167,19 @@ def test_fused_projections_and_an_output_of_hidden_units_come_back():
         narrow_back(teacher, student, atol=1e-5)
 
 
+def test_shares_inside_a_loop_come_back():
+    """A weight that a loop hands on to itself, and that is weighed where it is read."""
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        t = Constant<value = bool {1}>() m = Constant<value_int = 3>() h = MatMul(x, up)
+        f, g = Loop(m, t, h, mid) <body = body (int64 i, bool c, float[N, 8] s, float[8, 8] w) =>
+            (bool co, float[N, 8] so, float[8, 8] wo) {
+            co = Identity(c) v = MatMul(s, w) so = Relu(v) wo = Identity(w) }>
+        y = MatMul(f, down) }"""
+    teacher = net(text, up=draw(6, 8), mid=draw(8, 8), down=draw(8, 4))
+    student = widen(teacher, factor=1.5).student
+    assert narrow(student).student.parameters == load(teacher).parameters
+
+
 NORMS = {
     "padded by means": "n = LayerNormalization(h, scale, shift) s = MatMul(n, back) r = Add(h, s) "
                        "m = LayerNormalization(r, scale2, shift) y = MatMul(m, down)",
