@@ -26,10 +26,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from onnx_net2net.widths import WidthReport
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "dynamo": {"dynamo": True},
@@ -362,14 +365,18 @@ def resize_leaf(module: nn.Module, shapes: Mapping[str, tuple[tuple[int, ...], t
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = new
     else:
-        groups = getattr(module, "num_groups", 1)
-        if new[0] % groups:  # whole groups were copied
-            module.num_groups = groups * new[0] // old[0]
         for name, value in list(vars(module).items()):
             if type(value) is int and old and value == old[0] and name not in ("num_groups",):
                 setattr(module, name, new[0])
             elif isinstance(value, tuple) and value == old:
                 setattr(module, name, new)
+
+
+def set_groups(model: nn.Module, report: WidthReport) -> None:
+    """Give the group normalisations the numbers of groups that the width report tells, which no weight shows."""
+    for name, (kind, sizes) in report.modules.items():
+        if kind == "GroupNorm":
+            model.get_submodule(name).num_groups = sizes["num_groups"][1]
 
 
 def resize_owner(
@@ -487,6 +494,7 @@ def uniform(teacher: Path, factor: float) -> Any:
 def attempt(library: str, name: str, export: str, factor: float, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
     from onnx_net2net import Net2NetError, checkpoint, load, widen
+    from onnx_net2net.widths import compare_widths
 
     torch.manual_seed(0)
     model, x = CASES[library][1](name)
@@ -516,6 +524,7 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
             wider = build_transformer(config, kind, options)
         else:
             wider = resized(model, grown)
+            set_groups(wider, compare_widths(load(teacher), load(student)))
         wider.load_state_dict(grown, strict=True)
         again = Flat(wider) if library == "transformers" else wider
         stages["stage"] = "compare"
