@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_net2net.bodies import DOMAIN
 from onnx_net2net.duplicates import EPSILON
 from onnx_net2net.inference import Analysis, constant_of
 from onnx_net2net.layers import Layer, Network
@@ -56,7 +57,7 @@ def _bypass(analysis: Analysis, found: Identity) -> bool:
     node, index = found.start
     source, result = node.inputs[index], found.nodes[-1].outputs[0]
     producer = source.inputs[0] if source.inputs else None
-    stays = producer is None or source.name in analysis.kept
+    stays = producer is None or source.name in analysis.kept or producer.domain == DOMAIN  # what a body is given
     if stays and result.name in analysis.kept:
         return False
     for gone in found.nodes:

@@ -443,6 +443,29 @@ def test_new_layers_have_the_students_names(tmp_path, class_):
     verify(teacher, deeper(result.arrays())).raise_if_different()
 
 
+def test_new_normalisations_have_the_statistics_of_the_data_that_they_were_calibrated_on(tmp_path):
+    state = {"conv.weight": f32(8, 3, 3, 3), "bn.weight": f32(8), "bn.bias": f32(8), "bn.running_mean": f32(8)}
+    state["bn.running_var"] = np.abs(f32(8)) + 0.5
+    image = f32(4, 3, 6, 6)
+
+    def class_(state):
+        nodes = [
+            node("Conv", ["x", "conv.weight"], "c", pads=[1, 1, 1, 1]),
+            node("BatchNormalization", ["c", *(name for name in state if name.startswith("bn"))], "n"),
+            node("Relu", ["n"], "y"),
+        ]
+        return build(nodes, {"x": image}, ["y"], state)
+
+    _, student, result = made(
+        class_, state, tmp_path, lambda model: deepen(model, all=True, calibrate={"x": 3 * image})
+    )
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(student).graph.initializer}
+    new = [entry.name for entry in result.entries if entry.relation == "new"]
+    assert any(name.endswith("running_var") for name in new)
+    for name in new:
+        np.testing.assert_array_equal(result.arrays()[name], values[name])
+
+
 def test_what_was_narrowed_is_refused(tmp_path):
     with pytest.raises(RefusedError, match="narrowed"):
         made(plain, PLAIN, tmp_path, lambda model: widen(model, factor=1.5, spread=0), narrow)
