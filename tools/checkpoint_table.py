@@ -319,6 +319,8 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
     for name, tensor in teacher.items():
         if not name.endswith("weight") or tensor.ndim < 2:
             continue
+        if name.endswith("mlp.fc1.weight") and "mlp_ratio" in options:
+            options["mlp_ratio"] = grown[name].shape[0] // grown[name].shape[1]
         axis = 1 if "c_attn" in name else 0
         ratio = grown[name].shape[axis] / tensor.shape[axis]
         if heads and any(query in name for query in queries):
