@@ -3,7 +3,9 @@
 A block is y = x + f(x), with or without an idempotent activation behind the sum; nothing inside f is read elsewhere.
 Blocks in a row that belong to one module, like the attention and the feed-forward part of a transformer's layer, are
 one block. In a copy the last weights of each branch are zero and all others are those of the original: what comes
-before the zeros is alive, so that they get a gradient at once (a zero in front of a ReLU would get none).
+before the zeros is alive, so that they get a gradient at once (a zero in front of a ReLU would get none). On request,
+also where nothing could be zero, two copies that cancel are inserted instead: x + f(x) - f(x), each with weights of
+its own, which get opposite gradients and part at the first step.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Block:
         nodes: Its nodes, in order, with those that make its weights of constants.
         last: The node that makes `exit`.
         zeroed: The weights that are zero in a copy.
-        reason: Why it cannot be repeated, "" if it can.
+        reason: Why no copy that ends in zero can be inserted, "" if one can.
+        obstacle: Why no copy of any kind can be, "" if two that cancel can.
         parts: How many sums it has.
     """
 
@@ -63,6 +66,7 @@ class Block:
     last: int = -1
     zeroed: frozenset[Use] = frozenset()
     reason: str = ""
+    obstacle: str = ""
     parts: int = 1
 
     @property
@@ -95,7 +99,7 @@ def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> 
             result[-1] = replace(
                 before, exit=block.exit, nodes=tuple(sorted({*before.nodes, *block.nodes})), last=block.last,
                 zeroed=before.zeroed | block.zeroed, reason=before.reason or block.reason,
-                parts=before.parts + block.parts,
+                obstacle=before.obstacle or block.obstacle, parts=before.parts + block.parts,
             )  # fmt: skip
         else:
             result.append(block)
@@ -174,7 +178,7 @@ class _Blocks:
         if any(network.age(self._tensor(use)) not in region for use in rest if use in live):
             name = _numbered(_common([module for use in live for module in self._nearest(self._tensor(use))]))
             reason = "what it reads is not what it adds to: its input and output may differ"
-            return Block(name, reason=reason) if name and len(whole) == len(live) else None
+            return Block(name, reason=reason, obstacle=reason) if name and len(whole) == len(live) else None
         if region.isdisjoint(network.layers):
             return None
         name = self._name(region, number)
@@ -185,14 +189,15 @@ class _Blocks:
             entry = moved
         nodes |= self._weights(nodes)
         zeroed: set[Use] = set()
-        reason = self._obstacle(nodes, entry, result, exit)
+        obstacle = self._obstacle(nodes, entry, exit)
+        reason = obstacle or self._normalised_again(nodes, result)
         try:
             for use in rest if not reason else ():
                 zeroed |= self._zeros(use, nodes)
         except RefusedError as error:
             reason = str(error)
         last = activation[-1] if activation else number
-        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason)
+        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason, obstacle)
 
     def _region(self, entry: gs.Tensor, ends: Sequence[Use]) -> set[int]:
         """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""
@@ -240,16 +245,20 @@ class _Blocks:
         activation, made = self._finder.activation(result)
         return (activation, made) if self._finder.try_out(activation, result)[0] else ([], result)
 
-    def _obstacle(self, nodes: set[int], entry: gs.Tensor, result: gs.Tensor, exit: gs.Tensor) -> str:
+    def _normalised_again(self, nodes: set[int], result: gs.Tensor) -> str:
+        """Return why no zero branch can follow where the sum is normalised, "" if one can."""
+        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
+        if own or not self._is_read_by_norm(result):
+            return ""
+        return "its sum is normalised (post-norm): normalising twice is not normalising once"
+
+    def _obstacle(self, nodes: set[int], entry: gs.Tensor, exit: gs.Tensor) -> str:
         """Return why nothing of the kind can follow a block, "" if it can."""
         sizes = self._analysis.sizes
         if (sizes.dtype(entry.name), self._network.shape(entry)) != (sizes.dtype(exit.name), self._network.shape(exit)):
             return "its input and its output have different shapes"
         if sizes.dtype(exit.name) not in DIVISIBLE:
             return "its result is no ordinary float"
-        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
-        if not own and self._is_read_by_norm(result):
-            return "its sum is normalised (post-norm): normalising twice is not normalising once"
         for node in map(self._analysis.nodes.__getitem__, nodes):
             if self._analysis.draft.captured(node) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
                 return f"{node.op} inside it has a body"
@@ -373,7 +382,7 @@ def take_over(analysis: Analysis, tensor: gs.Variable) -> gs.Variable:
     return inner
 
 
-def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str) -> None:
+def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str, cancels: bool = False) -> None:
     """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
 
     Args:
@@ -381,10 +390,27 @@ def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str
         block: What to copy.
         behind: A tensor like the block's exit.
         name: The name of the copy, in the place of the block's.
+        cancels: Put there the difference of two copies as they are instead.
     """
+    inner = take_over(analysis, behind)
+    if not cancels:
+        _copy(analysis, block, block.zeroed, inner, behind, name)
+        return
+    copies = [gs.Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
+    for part, copy in enumerate(copies):
+        _copy(analysis, block, frozenset(), inner, copy, f"{name}.{part}")
+    nothing = gs.Variable(analysis.draft.unique_name(f"{name}.Sub_out"))
+    for kind, inputs, output in (("Sub", copies, nothing), ("Add", [inner, nothing], behind)):
+        node = gs.Node(kind, analysis.draft.unique_name(f"{name}.{kind}"), {}, inputs, [output])
+        analysis.draft.graph.nodes.append(node)
+
+
+def _copy(
+    analysis: Analysis, block: Block, zeroed: Collection[Use], inner: gs.Variable, behind: gs.Variable, name: str
+) -> None:
+    """Write a copy of a block that reads one tensor and makes another."""
     draft = analysis.draft
     made: dict[int, gs.Tensor] = {}
-    inner = take_over(analysis, behind)
     for number in block.nodes:
         node = analysis.nodes[number]
         inputs = []
@@ -394,7 +420,7 @@ def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str
                 inputs.append(inner)
             elif constant is None:
                 inputs.append(made.get(id(value), value))
-            elif (number, index) in block.zeroed:
+            elif (number, index) in zeroed:
                 inputs.append(draft.copied(constant, _renamed(value.name, block.name, name), zero=True))
             elif _is_weight(analysis, constant):
                 if id(constant) not in made:

@@ -38,11 +38,13 @@ class Checkpoint:
         entries: The entries, in the order of the teacher's state dict, and the new ones.
         sources: The files that they are computed from.
         notes: What else there is to say, for people.
+        versions: Of the modules' classes; see `onnx_net2net.statedict.Entries`.
     """
 
     entries: tuple[Entry, ...]
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    versions: Any = None
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of a name."""
@@ -55,7 +57,7 @@ class Checkpoint:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources)
+        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions)
 
 
 def checkpoint(
@@ -112,7 +114,9 @@ def checkpoint(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
-    return Checkpoint((*_marked(result), *derivation.added()), tuple(sources), tuple(notes))
+    return Checkpoint(
+        (*_marked(result), *derivation.added()), tuple(sources), tuple(notes), getattr(entries, "versions", None)
+    )
 
 
 def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:
@@ -138,16 +142,14 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
     """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
     grown: list[dict[str, list[GrownConstant]]] = []
-    model = teacher
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        for number, step in enumerate(steps, 1):
-            result = redo(model, step, number)
+        for result in redo(teacher, steps, Path(folder)):
             if getattr(result, "inserted", ()):
                 raise RefusedError(
                     f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)"
                 )
             by_name: dict[str, list[GrownConstant]] = {}
-            weights = constants_of(model)
+            weights = constants_of(result.teacher)
             for constant in getattr(result, "constants", ()):
                 if constant.teacher not in weights:
                     raise RefusedError(
@@ -156,14 +158,9 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
                     )
                 by_name.setdefault(constant.teacher, []).append(constant)
             grown.append(by_name)
-            model = result.student
-            if number < len(steps):
-                path = Path(folder) / f"{number}.onnx"
-                model.save(path)  # each step was applied to a file
-                model = load(path)
         # What was calibrated on data, which the record does not have, is nowhere but in the student.
         on_data = any(step.get("calibrated on") == "data" for step in steps)
-        _compare(model, student, constants_of(teacher) if on_data else None)
+        _compare(result.student, student, constants_of(teacher) if on_data else None)
     return grown
 
 

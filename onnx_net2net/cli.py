@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
+WAYS = ("identity", "pair", "residual", "prelu", "maxout", "cancel")
+"""What `deepen` can insert."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
@@ -136,8 +139,11 @@ def _add_deepen(commands: Any) -> None:
     command.add_argument("--count", type=int, default=1, metavar="N", help="how many behind each")
     command.add_argument("--pairs", type=int, default=0, metavar="N",
                          help="instead N pairs of a horizontal and a vertical convolution behind each")  # fmt: skip
-    command.add_argument("--with", dest="way", choices=("identity", "pair", "residual"), metavar="KIND",
-                         help="identity, pair or residual, instead of the best for each layer")  # fmt: skip
+    command.add_argument("--with", dest="way", choices=WAYS, metavar="KIND",
+                         help=f"instead of the best for each layer or block: {', '.join(WAYS)}")  # fmt: skip
+    command.add_argument(
+        "--width", metavar="W", help="units of the new layers, like 96 or 2x, at least as many as before"
+    )
     command.add_argument("--repeat", action="append", default=[], metavar="PATTERN=+N",
                          help="N copies of residual blocks of that name or group, like 'layer3=+4'")  # fmt: skip
     command.add_argument("--depth", metavar="F", help="copies for every group of blocks, like 2x")
@@ -288,7 +294,7 @@ def _deepen(options: argparse.Namespace) -> int:
     with _progress() as progress:
         deepening = deepen(
             teacher, after=options.after, all=options.all, count=options.count, pairs=options.pairs,
-            way=options.way, repeat=options.repeat, depth=options.depth, append=options.append,
+            way=options.way, width=options.width, repeat=options.repeat, depth=options.depth, append=options.append,
             calibrate=options.calibrate, seed=options.seed, progress=progress,
         )  # fmt: skip
     if not options.json:

@@ -43,7 +43,7 @@ def take_off(model: Model) -> tuple[Model, list[Cut]]:
     cuts: dict[str, Cut] = {}
     for node in graph.node:
         source, places = (*node.input, "", "")[:2]
-        shown = outputs.get(node.output[0]) if node.op_type == "Gather" and readers[source] > 1 else None
+        shown = outputs.get(node.output[0]) if node.op_type == "Gather" else None
         if shown is None or source not in made or source in cuts or places not in constants or readers[shown.name]:
             continue
         index = numpy_helper.to_array(constants[places])

@@ -27,13 +27,18 @@ def history(model: Model) -> list[dict[str, object]]:
 
 
 def fingerprint(model: Model) -> str:
-    """Return the SHA-256 of the model's file (not of external data beside it), or of a model in memory."""
+    """Return the SHA-256 of the model's file (not of external data beside it), or of a model in memory.
+
+    A student in memory is what its history says, which is hashed in its place: its weights are not computed yet.
+    """
     digest = hashlib.sha256()
     if model.path is not None:
         with open(model.path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
+    if steps := history(model):
+        return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     for tensor in all_tensors(proto):

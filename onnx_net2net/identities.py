@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_net2net.bodies import DOMAIN
 from onnx_net2net.duplicates import EPSILON
 from onnx_net2net.inference import Analysis, constant_of
 from onnx_net2net.layers import Layer, Network
 from onnx_net2net.places import Finder, Place
 from onnx_net2net.rewrite import drop_unread
+from onnx_net2net.sizes import RANDOM
 from onnx_net2net.tensors import Array
 
 _ROUNDINGS = 16
@@ -55,7 +57,7 @@ def _bypass(analysis: Analysis, found: Identity) -> bool:
     node, index = found.start
     source, result = node.inputs[index], found.nodes[-1].outputs[0]
     producer = source.inputs[0] if source.inputs else None
-    stays = producer is None or source.name in analysis.kept
+    stays = producer is None or source.name in analysis.kept or producer.domain == DOMAIN  # what a body is given
     if stays and result.name in analysis.kept:
         return False
     for gone in found.nodes:
@@ -87,14 +89,16 @@ class _Search:
             if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
                 continue
             place = self._finder.place(layer)
-            yield from self._repeated(place)
             if layer.weights == 1 and constant_of(node.inputs[1]) is not None:
                 reads, makes = self._units(node.inputs[0], node), self._units(node.outputs[0], node)
                 yield from self._plain(layer, place) if makes == reads else ()
                 yield from self._pair(layer, place) if makes == 2 * reads else ()
         for node in self._analysis.nodes:
+            yield from self._repeated(node.outputs[0]) if node.outputs else ()
             yield from self._zero_branch(node)
             yield from self._ones(node)
+            yield from self._same(node)
+            yield from self._cancelled(node)
             yield from self._all(node)
 
     def _plain(self, layer: Layer, place: Place) -> Iterator[Identity]:
@@ -107,13 +111,13 @@ class _Search:
         if nodes:
             yield Identity(place.name, (node, 0), tuple(nodes))
 
-    def _repeated(self, place: Place) -> Iterator[Identity]:
-        """Yield activations that repeat an idempotent one."""
-        if not place.activation or "identity" not in place.ways:
+    def _repeated(self, start: gs.Tensor) -> Iterator[Identity]:
+        """Yield activations that repeat an idempotent one, which is applied to a tensor."""
+        region, tensor = self._finder.activation(start) if self._finder.only_reader(start) else ([], start)
+        if not region or not self._finder.try_out(region, start)[0]:
             return
         nodes = self._analysis.nodes
-        region, tensor = list(place.activation), nodes[place.activation[-1]].outputs[0]
-        key = self._finder.key(region, self._input_of(region)[0])
+        key = self._finder.key(region, start)
         while True:
             region, result = self._finder.activation(tensor)
             if not region or self._finder.key(region, tensor) != key:
@@ -145,14 +149,17 @@ class _Search:
         if second is None or known is None or known.weights != 1:
             return
         down, front = self._matrix(second), self._while_identity(first)
-        eye = np.eye(up.shape[1])
         if down is None or down.shape != up.T.shape or not front or front[-1].outputs[0] not in region[0].inputs:
             return
-        mirrored = self._is_close(up, np.concatenate([eye, -eye]), first)
-        if mirrored and self._is_close(down * place.factor, np.concatenate([eye, -eye], axis=1), second):
+        if self._is_mirrored(up, first) and self._is_close(down * place.factor, up.T, second):
             back = self._while_identity(second)
             if back:
                 yield Identity(place.name, (first, 0), (*front, *region, *back))
+
+    def _is_mirrored(self, up: Array, node: gs.Node) -> bool:
+        """Tell whether a matrix makes each unit and its negative, in any order."""
+        single = self._is_close(np.abs(up).sum(1), 1.0, node) and self._is_close(np.abs(up).max(1), 1.0, node)
+        return single and self._is_close(up.sum(0), 0.0, node) and self._is_close(np.abs(up).sum(0), 2.0, node)
 
     def _zero_branch(self, node: gs.Node) -> Iterator[Identity]:
         """Yield an Add one of whose operands is made by weights that are all zero."""
@@ -164,9 +171,45 @@ class _Search:
                 yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
                 return
 
+    def _same(self, node: gs.Node) -> Iterator[Identity]:
+        """Yield a Max or Min of a tensor and itself, which is left of maxout."""
+        if node.op in ("Max", "Min") and len({tensor.name for tensor in node.inputs}) == 1:
+            yield Identity(node.name or node.outputs[0].name, (node, 0), (node,))
+
+    def _cancelled(self, node: gs.Node) -> Iterator[Identity]:
+        """Yield an Add of the difference of two computations that are the same."""
+        for index, other in ((0, 1), (1, 0)) if node.op == "Add" else ():
+            difference = node.inputs[other].inputs[0] if node.inputs[other].inputs else None
+            same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
+            if same and difference is not None and difference.op == "Sub" and self._is_equal(*difference.inputs):
+                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
+                return
+
+    def _is_equal(self, one: gs.Tensor, other: gs.Tensor) -> bool:
+        """Tell whether two tensors are computed in the same way of the same tensors and equal constants."""
+        pending, known = [(one, other)], set[tuple[str, str]]()
+        while pending:
+            one, other = pending.pop()
+            if one is other or (one.name, other.name) in known:
+                continue
+            known.add((one.name, other.name))
+            constants = [constant_of(one), constant_of(other)]
+            if constants[0] is not None and constants[1] is not None:
+                first, second = self._analysis.draft.read(constants[0]), self._analysis.draft.read(constants[1])
+                if first.dtype != second.dtype or not np.array_equal(first, second):
+                    return False
+                continue
+            makers = [tensor.inputs[0] if tensor.inputs else None for tensor in (one, other)]
+            if makers[0] is None or makers[1] is None or not _is_alike(makers[0], makers[1]):
+                return False
+            if [t is one for t in makers[0].outputs] != [t is other for t in makers[1].outputs]:
+                return False
+            pending += zip(makers[0].inputs, makers[1].inputs, strict=True)
+        return True
+
     def _ones(self, node: gs.Node) -> Iterator[Identity]:
-        """Yield a Mul by ones, which is left of shares when copies are gone."""
-        for index, other in ((0, 1), (1, 0)) if node.op == "Mul" else ():
+        """Yield a Mul by ones, which is left of shares when copies are gone, or a PRelu of slope 1."""
+        for index, other in {"Mul": ((0, 1), (1, 0)), "PRelu": ((0, 1),)}.get(node.op, ()):
             ones = constant_of(node.inputs[other])
             same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
             if same and ones is not None and constant_of(node.inputs[index]) is None and self._is(ones, 1):
@@ -275,6 +318,13 @@ class _Search:
         assert constant is not None
         epsilon = EPSILON[self._analysis.draft.read(constant).dtype.name]
         return bool(np.allclose(values, wanted, rtol=0, atol=_ROUNDINGS * epsilon))
+
+
+def _is_alike(one: gs.Node, other: gs.Node) -> bool:
+    """Tell whether two nodes compute the same of the same inputs."""
+    same = (one.op, one.domain, len(one.inputs)) == (other.op, other.domain, len(other.inputs))
+    plain = all(isinstance(value, int | float | str | bytes | list) for value in one.attrs.values())
+    return same and plain and one.op not in {*RANDOM, "Dropout"} and one.attrs == other.attrs
 
 
 def _at_middle(node: gs.Node, values: Array) -> Array | None:

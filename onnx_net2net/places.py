@@ -4,7 +4,8 @@ A new layer computes the identity. Behind a layer with the activation phi it may
 phi(phi(v)) = phi(v) (paper, section 2.4); where phi(v) - phi(-v) is proportional to v, as for all of the form
 v * s(v) with s(v) + s(-v) = 1 (GELU, SiLU, HardSwish), it has two columns for each unit that are subtracted behind
 phi; elsewhere a residual branch that ends in zero can be inserted. Which holds is tried out on numbers, so that it does
-not matter how an exporter wrote an activation.
+not matter how an exporter wrote an activation. On request a new layer has an activation of its own that starts as the
+identity: PRelu of slope 1, or maxout of two equal pieces.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from onnx_net2net.runtime import LEVELS, Runner, provider_name
 from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
 
-Way = Literal["identity", "pair", "residual"]
-WAYS: tuple[Way, ...] = ("identity", "pair", "residual")
+Way = Literal["identity", "pair", "residual", "prelu", "maxout"]
+WAYS: tuple[Way, ...] = ("identity", "pair", "residual", "prelu", "maxout")
+BEST: tuple[Way, ...] = ("identity", "pair")
+"""What is inserted everywhere, if nothing is said: layers with the network's own activation."""
 
 _LONGEST = 12
 """Nodes that the longest way to write an activation has, and some more."""
@@ -115,13 +118,11 @@ class Finder:
             tensor = result
             activation, result = self.activation(tensor)
             idempotent, factor, straight = self.try_out(activation, tensor)
-        ways: tuple[Way, ...] = ("residual",)
-        if idempotent:
-            ways = ("identity", *(("pair",) if factor else ()), "residual")
-        elif factor is not None and not straight:
-            ways = ("pair", "residual")
+        own: tuple[Way, ...] = ("identity",) if idempotent else ()
+        own += ("pair",) if factor is not None and not straight else ()
+        ways: tuple[Way, ...] = (*own, "residual", "prelu", "maxout")
         last = self._analysis.nodes[activation[-1]].op if activation else ""
-        why = "" if len(ways) > 1 else (
+        why = "" if own else (
             f"{last} is not idempotent, and phi(v) - phi(-v) is not proportional to v" if activation and not straight
             else "no activation follows, so that an identity would be merged into the layer"
         )  # fmt: skip
@@ -151,17 +152,18 @@ class Finder:
         return ""
 
     def behind_bias_and_norm(self, tensor: gs.Tensor, layer: Layer) -> tuple[gs.Tensor, int | None]:
-        """Follow a tensor through a bias and a BatchNormalization that are its only readers, and other rows."""
+        """Follow a tensor through scales, biases and a BatchNormalization that are its only readers, and other rows."""
         norm = None
         while (reader := self.only_reader(tensor)) is not None:
-            others = [value for value in reader.inputs if value is not tensor]
-            is_bias = reader.op == "Add" and all(constant_of(value) is not None for value in others)
+            number = self._analysis.numbers[id(reader)]
+            others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
+            is_bias = reader.op in ("Add", "Mul") and all(self._analysis.is_derived(number, i) for i in others)
             is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
             before, after = self._network.shape(tensor), self._network.shape(reader.outputs[0])
             is_rows = reader.op == "Reshape" and not layer.convolves and bool(after) and after[-1] == before[-1]
             if not is_rows and not (before == after and (is_bias or is_norm)):
                 break
-            norm = self._analysis.numbers[id(reader)] if is_norm else norm
+            norm = number if is_norm else norm
             tensor = reader.outputs[0]
         return tensor, norm
 

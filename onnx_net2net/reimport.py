@@ -13,7 +13,7 @@ grows by what the stream grows by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,12 +22,12 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.inference import Analysis, constant_of
+from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier
+from onnx_net2net.rewrite import carrier, dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -112,47 +112,144 @@ def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iter
             yield place
 
 
+# --- Tied weights --------------------------------------------------------------------------------------------
+
+
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield the axes of matrices that one reader sums over and another one makes: copies there, shares here."""
-    weighed: dict[tuple[int, int], set[int]] = {}
+    """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
+    weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
             for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), set()).add(position)
-    copies = _turned_copies(analysis)
-    positions: dict[int, list[set[int]]] = {}
+                weighed.setdefault((node, index), {})[position] = number
+    copies = {**_copies(analysis), **_turned_copies(analysis)}
+    readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
         if analysis.nodes[use.node].op in ("Shape", "Size"):
             continue  # reads no values
-        found = weighed.get(key, set())
-        positions.setdefault(id(use.constant), []).append(found)
+        found = weighed.get(key, {})
+        readings.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
-            positions.setdefault(copies[id(use.constant)], []).append({1 - position for position in found})
+            original, is_turned = copies[id(use.constant)]
+            turned = {1 - position: number for position, number in found.items()}
+            readings.setdefault(original, []).append(turned if is_turned else found)
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = positions.get(id(use.constant), [set()])
-        if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
-            for position in known[0].union(*known) - known[0].intersection(*known):
-                yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"
+        known = readings.get(id(use.constant), [{}])
+        if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
+            continue
+        for position, axis in enumerate(use.axes):
+            sums = [found[position] for found in known if position in found]
+            reason = f"is made and summed over by the tied weight {use.constant.name!r}"
+            if 0 < len(sums) < len(known) and not _rescale_instead(analysis, sums, axis, reason):
+                yield axis, reason
 
 
-def _turned_copies(analysis: Analysis) -> dict[int, int]:
-    """Return the matrices that are transposes of tables, by id: folding makes such a one of a tied head."""
-    matrices: dict[tuple[int, ...], dict[int, gs.Constant]] = {}
-    tables: dict[int, gs.Constant] = {}
+def _copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
+    """Find the matrices that are copies of others: folding makes one for each use of a weight.
+
+    Returns:
+        The original of each, and that it is not transposed, by id. Their axes are made the same.
+    """
+    originals: dict[object, list[Use]] = {}
+    copies: dict[int, tuple[int, bool]] = {}
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
+        if sum(axis.size > 1 for axis in use.axes) < 2 or dtype_of(use.constant).kind == "i":
+            continue
+        values = analysis.draft.reader(use.constant)()
+        known = originals.setdefault((values.shape, values.dtype, values[-1].tobytes()), [])
+        for other in known:
+            if np.array_equal(values, analysis.draft.reader(other.constant)()) and values.min() < values.max():
+                copies[id(use.constant)] = id(other.constant), False
+                analysis.copies[use.constant.name] = other.constant.name
+                for axis, same in zip(use.axes, other.axes, strict=True):
+                    dims.unify(axis, same, f"{use.constant.name!r} is a copy of {other.constant.name!r}")
+                break
+        else:
+            known.append(use)
+    return copies
+
+
+def _turned_copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
+    """Find the matrices that are transposes of tables: folding makes such a one of a tied head.
+
+    Returns:
+        The table of each, and that it is transposed, by id. Their axes are made the same.
+    """
+    matrices: dict[tuple[int, ...], dict[int, Use]] = {}
+    tables: dict[int, Use] = {}
     for (number, index), use in analysis.uses.items():
         if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
-            constant, is_table = use.constant, analysis.nodes[number].op == "Gather" and index == 0
-            same_kind = tables if is_table else matrices.setdefault(tuple(constant.shape), {})
-            same_kind[id(constant)] = constant
-    copies: dict[int, int] = {}
+            is_table = analysis.nodes[number].op == "Gather" and index == 0
+            same_kind = tables if is_table else matrices.setdefault(tuple(use.constant.shape), {})
+            same_kind[id(use.constant)] = use
+    copies: dict[int, tuple[int, bool]] = {}
     for table in tables.values():
-        candidates = matrices.get(tuple(reversed(table.shape)), {})
-        values = analysis.draft.reader(table)() if candidates else np.zeros(0)
+        candidates = matrices.get(tuple(reversed(table.constant.shape)), {})
+        values = analysis.draft.reader(table.constant)() if candidates else np.zeros(0)
         for key, matrix in candidates.items():
-            other = analysis.draft.reader(matrix)().T
+            other = analysis.draft.reader(matrix.constant)().T
             if np.array_equal(values[0], other[0]) and np.array_equal(values, other) and values.min() < values.max():
-                copies[key] = id(table)
+                copies[key] = id(table.constant), True
+                for axis, same in zip(table.axes, reversed(matrix.axes), strict=True):
+                    dims.unify(axis, same, f"{matrix.constant.name!r} is {table.constant.name!r} transposed")
     return copies
+
+
+def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
+    """Let the layers in front of sums over a tied weight carry the division of its copies, if they can.
+
+    With all units copied c times a sum over them is c times too large, and the tie keeps its weights. So what goes into
+    it is made smaller by c: the scale and shift of the last normalisation (growth-math section 2, tied embeddings).
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    for number in sums:
+        (contraction, *more) = analysis.said[number].contractions
+        data = [index for index, _ in contraction.sides if not analysis.is_derived(number, index)]
+        scaled = _scalable(analysis, number, data[0], axis) if len(data) == 1 and not more else None
+        if scaled is None:
+            return False
+        found[number] = scaled
+    dims.keep_uniform(axis, reason)
+    analysis.rescaled.update(found)
+    return True
+
+
+_MOVES = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherND")
+
+
+def _scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tuple[int, int]] | None:
+    """Return the weights (node, input) of an axis that make an operand k times as large if they are, None without."""
+    if (number, index) in analysis.uses:
+        return [(number, index)] if _has(analysis, number, index, axis) else None
+    tensor = analysis.nodes[number].inputs[index]
+    if len(tensor.outputs) != 1 or tensor.name in analysis.kept or not tensor.inputs:
+        return None  # somebody else reads it
+    node = tensor.inputs[0]
+    maker = analysis.numbers[id(node)]
+    said = analysis.said.get(maker)
+    if said is None:
+        return None
+    if node.op in _MOVES:
+        return _scalable(analysis, maker, 0, axis)
+    if node.op == "Add":
+        both = [_scalable(analysis, maker, side, axis) for side in (0, 1)]
+        return None if None in both else [place for places in both for place in places or ()]
+    if node.op == "Mul":
+        return next(([(maker, side)] for side in (0, 1) if _has(analysis, maker, side, axis)), None)
+    scales = [(statistic.scale, statistic.shift) for statistic in said.statistics if statistic.scale is not None]
+    if node.op in ("MatMul", "Gemm"):
+        scales.append((1, 2))
+    for pair in scales:
+        places = [place for place in pair if place is not None and place < len(node.inputs) and node.inputs[place].name]
+        if all(_has(analysis, maker, place, axis) for place in places):
+            return [(maker, place) for place in places]
+    return None
+
+
+def _has(analysis: Analysis, number: int, index: int, axis: Axis) -> bool:
+    """Tell whether an input is a constant with an axis."""
+    use = analysis.uses.get((number, index))
+    return use is not None and leaf_set(axis) <= leaf_set(*use.axes)
 
 
 # --- Constants that a class computes from its sizes ----------------------------------------------------------

@@ -111,7 +111,7 @@ def blocks_table(blocks: Sequence[Block], title: str) -> Table:
     """Return the residual blocks as a table."""
     table = _table(title, "block", "group", "sums", "nodes", "can it be repeated?")
     for block in blocks:
-        state = f"no: {block.reason}" if block.reason else "yes"
+        state = "yes" if not block.reason else f"{'no' if block.obstacle else 'only with cancel'}: {block.reason}"
         row = block.name, block.group, str(block.parts), str(len(block.nodes) or ""), state
         table.add_row(*map(Text, row), style="dim" if block.reason else None)
     return table
@@ -120,7 +120,14 @@ def blocks_table(blocks: Sequence[Block], title: str) -> Table:
 def blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Return the same as JSON-ready values."""
     return [
-        {"name": b.name, "group": b.group, "sums": b.parts, "nodes": len(b.nodes), "reason": b.reason or None}
+        {
+            "name": b.name,
+            "group": b.group,
+            "sums": b.parts,
+            "nodes": len(b.nodes),
+            "reason": b.reason or None,
+            "cancels": not b.obstacle,
+        }
         for b in blocks
     ]
 

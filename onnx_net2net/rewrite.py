@@ -90,6 +90,7 @@ def rewrite(
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
+    corrections.update(_rescale(analysis, growth))
     scales = _read_scales(analysis, padding.scales)
     grown = list(_rewrite_constants(teacher, analysis, growth, roles, style, corrections, scales))
     for node, index, position, map in inserts:
@@ -125,7 +126,7 @@ def _weigh_contractions(
     for number, said in analysis.said.items():
         for contraction in said.contractions:
             weighed = _grown(contraction.axis, growth)
-            if not weighed:
+            if not weighed or number in analysis.rescaled:
                 continue
             maps = [
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
@@ -142,6 +143,19 @@ def _weigh_contractions(
             else:
                 (index, position), map = contraction.sides[-1], maps[-1]
                 yield analysis.nodes[number], index, position, map
+
+
+def _rescale(analysis: Analysis, growth: Growth) -> Corrections:
+    """Let constants in front of a sum carry the division of all copies by their number, which a tied weight cannot."""
+    factors: Corrections = {}
+    for number, constants in analysis.rescaled.items():
+        for contraction in analysis.said[number].contractions:
+            weighed = _grown(contraction.axis, growth)
+            index, position = contraction.sides[0]
+            map = _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
+            for node, place in constants if weighed else ():
+                factors[node, place] = float(map.weight[0]), "copy"
+    return factors
 
 
 def _is_silent(
@@ -320,7 +334,8 @@ def _rewrite_constant(
             continue
         shape = [side.map.new for side in sides]
         read_zero = _zero_reader(analysis, use)
-        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), filler, factor, read_zero)
+        salt = zlib.crc32(analysis.copies.get(name, name).encode())  # copies stay copies
+        compute = _Computation(original, sides, style, salt, filler, factor, read_zero)
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True

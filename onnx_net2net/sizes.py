@@ -35,7 +35,7 @@ STEPS = 43
 _EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
 """Types on which the reference operators keep to the specification."""
 
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
 @dataclass
@@ -232,7 +232,7 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
         value = shape[attrs.get("start", 0) : attrs.get("end", len(shape))] if node.op_type == "Shape" else None
         _set_value(sizes, node.output[0], np.array(np.prod(shape, initial=1) if value is None else value, np.int64))
         return True
-    if not node.input or node.op_type in _RANDOM or any(a.type == a.GRAPH for a in node.attribute):
+    if not node.input or node.op_type in RANDOM or any(a.type == a.GRAPH for a in node.attribute):
         return False
     inputs = [sizes.values.get(name) if name else None for name in node.input]
     if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):

@@ -238,6 +238,36 @@ REFUSALS = {
 }
 
 
+@pytest.mark.parametrize("case", ["post-norm", "a ReLU at the end", "a norm without a scale"])
+def test_two_copies_that_cancel_where_no_zero_can_be(case, tmp_path):
+    teacher = branch(REFUSALS[case][0], gain=1 + draw(6), shift=draw(6), last=np.array([-1]))
+    path = tmp_path / "student.onnx"
+    with pytest.raises(RefusedError, match="two copies that cancel could be inserted"):
+        deepen(teacher, repeat=["b.0=+1"])
+    deepening = repeat_exactly(teacher, repeat=["b.0=+2"], way="cancel")
+    assert [(one.way, one.count) for one in deepening.insertions] == [("cancel", 2)]
+    after = weights(deepening.student)
+    assert (after["b.0_new1.0.up.weight"] == after["b.0.up.weight"]).all()
+    assert (after["b.0_new1.1.down.weight"] == after["b.0.down.weight"]).all()
+    onnx.save(teacher, tmp_path / "teacher.onnx")
+    deepening = deepen(tmp_path / "teacher.onnx", repeat=["b.0=+2"], way="cancel")
+    deepening.student.save(path)
+    replay(tmp_path / "teacher.onnx", steps_of(path), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_copies_that_cancel_get_gradients():
+    """They differ in sign and are far from zero, so that the copies part at the first step."""
+    torch = pytest.importorskip("torch")
+    x, up, down = (torch.tensor(draw(*shape)) for shape in ((5, 6), (6, 8), (8, 6)))
+    first, second = ([up.clone().requires_grad_(), down.clone().requires_grad_()] for _ in range(2))
+    one, other = ((x @ a).relu() @ b for a, b in (first, second))
+    ((x + (one - other)) ** 2).sum().backward()
+    for a, b in zip(first, second, strict=True):
+        assert a.grad.abs().max() > 1e-3
+        torch.testing.assert_close(a.grad, -b.grad)
+
+
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_cannot_be_repeated(case):
     text, words = REFUSALS[case]
@@ -259,7 +289,7 @@ def test_what_cannot_be_repeated(case):
         ("digits_resnet", {"depth": "1x"}, BadInputError, "a multiplier above 1"),
         ("digits_resnet", {"depth": "deep"}, BadInputError, "a multiplier above 1"),
         ("digits_resnet", {"depth": 2, "all": True}, BadInputError, "repeat and depth are for blocks"),
-        ("digits_resnet", {"append": True, "all": True}, BadInputError, "append is for blocks"),
+        ("digits_resnet", {"append": True, "all": True}, BadInputError, "append and cancel are for blocks"),
         ("digits_resnet", {"depth": 1.01}, RefusedError, "less than one more"),
     ],
 )

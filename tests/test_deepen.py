@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import light
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -10,10 +11,12 @@ import pytest
 from graphs import net, weights
 from onnx import TensorProto, helper
 
-from onnx_net2net import BadInputError, RefusedError, verify, widen
+from onnx_net2net import BadInputError, RefusedError, cli, load, narrow, verify, widen
 from onnx_net2net.cli import main
 from onnx_net2net.deepen import deepen, places
 from onnx_net2net.history import history
+from onnx_net2net.places import WAYS
+from onnx_net2net.replay import replay, steps_of
 
 MODELS = Path(__file__).parent.parent / "models"
 DIGITS = ("digits_mlp", "digits_resnet", "digits_inception_bn")
@@ -90,7 +93,7 @@ def test_activations_whose_difference_is_the_identity(activation):
 @pytest.mark.parametrize("activation", LIMITED)
 def test_what_nearly_holds_or_holds_in_the_middle_only_does_not(activation):
     (place, _) = places(mlp(LIMITED[activation]))
-    assert place.ways == ("residual",)
+    assert place.ways[0] == "residual"
 
 
 @pytest.mark.parametrize("activation", OTHERS)
@@ -104,10 +107,30 @@ def test_other_activations_refuse_and_a_residual_branch_is_offered(activation):
     assert inserted["up_new0.0.weight"].std() > 0.1, "a branch of zeros would never learn"
 
 
+@pytest.mark.parametrize("way", ["prelu", "maxout"])
+@pytest.mark.parametrize("activation", OTHERS)
+def test_new_layers_with_an_activation_of_their_own(activation, way):
+    deepening = deepen_exactly(mlp(OTHERS[activation]), after=["up", "down"], way=way)
+    inserted = weights(deepening.student)
+    if way == "prelu":
+        np.testing.assert_array_equal(inserted["up_new0.prelu.weight"], np.ones(8, np.float32))
+    else:
+        np.testing.assert_array_equal(inserted["up_new0.0.weight"], inserted["up_new0.1.weight"])
+
+
+def test_prelu_behind_a_normalisation_has_one_too():
+    student = deepen_exactly(MODELS / "digits_inception_bn.onnx", after=["inception3a.*"], way="prelu").student
+    shapes = {values.shape[1:] for name, values in weights(student).items() if name.endswith("prelu.weight")}
+    assert shapes == {(1, 1)}
+    assert any(name.endswith("bn.running_var") and "_new0" in name for name in weights(student))
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("double", np.float64)])
 def test_other_float_types(kind, dtype):
     for activation in (IDEMPOTENT["Relu"], PAIRED["SiLU"]):
         deepen_exactly(mlp(activation, kind, dtype), all=True)
+    for way in ("prelu", "maxout"):
+        deepen_exactly(mlp(OTHERS["Tanh"], kind, dtype), after=["up"], way=way)
 
 
 CONVOLUTION = """(float[N, 3, KERNEL] x) => (float[N, 5, KERNEL] y) {
@@ -200,6 +223,21 @@ def test_a_hidden_tensor_that_is_an_output_keeps_its_name():
     deepen_exactly(teacher, all=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", light.NAMES)
+def test_light_models_everywhere_and_layer_by_layer(name):
+    """Behind some layers only, and by one kind of insertion for each; `tools/run_corpus.py --deepen-each` does more."""
+    teacher, wanted = light.model(name), light.answer(name)
+    found = [place for place in places(teacher) if place.ways]
+    assert len(found) >= 8
+    chosen = found[:: max(1, len(found) // 5)]
+    options = [{"after": [place.name], "way": place.ways[i % len(place.ways)]} for i, place in enumerate(chosen)]
+    for each in ({"all": True}, *options):
+        answer = light.run(deepen(teacher, **each).student, light.image(name))
+        for expected, actual in zip(wanted, answer, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=str(each))
+
+
 def test_inside_a_body():
     text = """(float[N, 6] x) => (float[N, 4] y) {
         t = Constant<value = bool {1}>() m = Constant<value_int = 3>()
@@ -220,6 +258,21 @@ def test_what_is_quantized_is_no_activation():
     deepen_exactly(teacher, all=True, way="residual")
 
 
+@pytest.mark.parametrize("way", ["pair", "residual", "maxout", "prelu"])
+@pytest.mark.parametrize("groups", [2, 6])
+def test_behind_a_grouped_convolution_new_layers_have_groups_too(way, groups):
+    text = f"""(float[N, 3, 5, 5] x) => (float[N, 5, 5, 5] y) {{
+        r = Conv(x, up) v = Conv<pads=[1, 1, 1, 1], group={groups}>(r, mid) a = HardSwish(v) y = Conv(a, down) }}"""
+    teacher = net(text, up=draw(6, 3, 1, 1), mid=draw(6, 6 // groups, 3, 3), down=draw(5, 6, 1, 1))
+    student = deepen_exactly(teacher, after=["mid"], way=way).student
+    shapes = {
+        values.shape[1:] for name, values in weights(student).items() if name.endswith("weight") and "_new" in name
+    }
+    assert shapes <= {(6 // groups, 3, 3), (12 // groups, 3, 3), (1, 1)}
+    if way == "pair":
+        assert narrow(student).student.parameters == load(teacher).parameters
+
+
 def test_behind_a_recurrent_layer():
     text = """(float[S, N, 6] x) => (float[S, N, 4] y) {
         h = LSTM<hidden_size = 8>(x, w, r) s = Squeeze(h, one) y = MatMul(s, down) }"""
@@ -233,6 +286,32 @@ def test_wider_after_deeper():
     wider = widen(deeper, sizes={"fc1_new0": "2x"}).student
     verify(MODELS / "digits_mlp.onnx", wider).raise_if_different()
     assert [step["operation"] for step in history(wider)] == ["deepen", "widen"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "units"),
+    [
+        ("digits_mlp", {"after": ["fc1"], "width": 200}, {"fc1_new0": 200}),
+        ("digits_mlp", {"after": ["fc1"], "width": "1.5x", "count": 2}, {"fc1_new0": 192, "fc1_new1": 192}),
+        ("digits_mlp", {"after": ["fc1"], "width": 300, "way": "pair"}, {"fc1_new0.0": 300}),
+        ("digits_resnet", {"after": ["layer1.0.conv1"], "width": 33, "way": "residual"}, {"layer1.0.conv1_new0.0": 33}),
+        ("digits_inception_bn", {"after": ["inception3a.*"], "width": "1.25x"}, {}),
+    ],
+)
+def test_the_width_of_new_layers(name, options, units, tmp_path):
+    teacher, path = MODELS / f"{name}.onnx", tmp_path / "student.onnx"
+    student = deepen_exactly(teacher, **options).student
+    found = weights(student)
+    assert {layer: len(found[f"{layer}.bias"]) for layer in units} == units
+    student.save(path)
+    replay(teacher, steps_of(path), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_a_width_needs_units_of_its_own():
+    text = """(float[N, 6] x) => (float[N, 6] y) { v = MatMul(x, up) a = Relu(v) y = Add(x, a) }"""
+    with pytest.raises(RefusedError, match="no width of their own"):
+        deepen(net(text, up=draw(6, 6)), after=["up"], width=9)
 
 
 def test_names_never_collide():
@@ -250,7 +329,9 @@ def test_names_never_collide():
         ({"after": ["fc1"], "all": True}, BadInputError, "say behind which layers"),
         ({"after": ["fc9"]}, BadInputError, "no layer is named 'fc9'; near it are fc3"),
         ({"all": True, "count": 0}, BadInputError, "count must be at least 1"),
-        ({"all": True, "way": "maxout"}, BadInputError, "there is no way 'maxout'"),
+        ({"all": True, "way": "magic"}, BadInputError, "there is no way 'magic'"),
+        ({"all": True, "way": "cancel"}, BadInputError, "cancel are for blocks"),
+        ({"after": ["fc1"], "width": 7}, BadInputError, "7 would be narrower"),
         ({"after": ["fc3"], "way": "identity"}, RefusedError, "behind 'fc3': no activation follows"),
     ],
 )
@@ -272,3 +353,5 @@ def test_the_command_line(tmp_path, capsys):
     assert record["verification"]["equivalent"]
     assert record["parameters"]["after"] > record["parameters"]["before"]
     assert main(["deepen", str(teacher), "--all"]) == 2
+    assert main(["deepen", str(teacher), "-o", str(student), "--after", "inception3a.*", "--width", "2x"]) == 0
+    assert set(cli.WAYS) == {*WAYS, "cancel"}

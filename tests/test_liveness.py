@@ -41,6 +41,8 @@ OPERATORS = {
     "Conv": convolve,
     "Gemm": gemm,
     "BatchNormalization": normalise,
+    "Max": lambda attrs, a, b: torch.maximum(a, b),
+    "PRelu": lambda attrs, x, slope: torch.where(x > 0, x, slope * x),
     "Relu": lambda attrs, x: functional.relu(x),
     "Add": lambda attrs, a, b: a + b,
     "AveragePool": lambda attrs, x: pool(functional.avg_pool2d, attrs, x),
@@ -77,7 +79,7 @@ def gradients(model):
     return largest
 
 
-@pytest.mark.parametrize("way", ["identity", "residual"])
+@pytest.mark.parametrize("way", ["identity", "residual", "prelu", "maxout"])
 @pytest.mark.parametrize("name", DIGITS)
 def test_every_new_layer_gets_a_gradient_within_two_steps(name, way):
     """A bias that the next normalisation takes off again has none, but its layer has."""

@@ -67,13 +67,28 @@ def test_plain_copies_come_back_to_the_bit(name):
         narrow_back(teacher, widen(teacher, factor=2, spread=0).student)
 
 
-@pytest.mark.parametrize("options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"count": 2}, {"way": "residual"}, {"way": "pair"}, {"way": "prelu"}, {"way": "maxout"}]
+)
 @pytest.mark.parametrize("name", DIGITS)
 def test_what_was_deepened(name, options):
     teacher = MODELS / f"{name}.onnx"
     narrowing = narrow_back(teacher, deepen(teacher, all=True, **options).student)
     assert narrowing.removed
     assert not narrowing.changes
+
+
+@pytest.mark.parametrize("options", [{}, {"way": "cancel"}])
+def test_blocks_that_were_repeated(options):
+    teacher = MODELS / "digits_resnet.onnx"
+    narrow_back(teacher, deepen(teacher, depth=2, **options).student)
+
+
+def test_what_is_computed_twice_in_different_ways_stays():
+    text = """(float[N, 6] x) => (float[N, 6] y) {
+        a = Softmax<axis=0>(x) b = Softmax<axis=1>(x) d = Sub(a, b) s = Add(x, d) y = MatMul(s, w) }"""
+    with pytest.raises(RefusedError, match="nothing to remove"):
+        narrow(net(text, w=draw(6, 6)))
 
 
 @pytest.mark.parametrize("name", DIGITS[1:])
@@ -132,6 +147,61 @@ def test_shares_of_products_of_activations_come_back():
     student = widen(teacher, factor=1.5).student
     assert "Mul" in {node.op_type for node in student.proto.graph.node}
     narrow_back(teacher, student, atol=1e-6)
+
+
+def test_fused_projections_and_an_output_of_hidden_units_come_back():
+    """Queries, keys and values are parts of one axis, which has the dims of heads three times."""
+    text = """(float[N, 5, 6] x) => (float[N, 5, 8] y) {
+        h = MatMul(x, embed) n = LayerNormalization(h, scale, shift) f = MatMul(n, qkv) g = Reshape(f, split)
+        q4, k4, v4 = Split<axis=2>(g, ones) q = Squeeze(q4, two) k = Squeeze(k4, two) v = Squeeze(v4, two)
+        qt = Transpose<perm=[0, 2, 1, 3]>(q) kt = Transpose<perm=[0, 2, 3, 1]>(k) vt = Transpose<perm=[0, 2, 1, 3]>(v)
+        s = MatMul(qt, kt) p = Softmax<axis=-1>(s) c = MatMul(p, vt) ct = Transpose<perm=[0, 2, 1, 3]>(c)
+        m = Reshape(ct, merge) o = MatMul(m, out) r = Add(h, o) y = LayerNormalization(r, scale2, shift) }"""
+    lists = {"split": np.array([0, 5, 3, 2, 4]), "merge": np.array([0, 5, 8]), "ones": np.array([1, 1, 1]),
+             "two": np.array([2])}  # fmt: skip
+    floats = {"embed": draw(6, 8), "qkv": draw(8, 24), "out": draw(8, 8), "shift": draw(8)}
+    teacher = net(text, **lists, **floats, scale=1 + draw(8), scale2=2 + draw(8))
+    for factor in (2, 1.37):  # the second pads what the norms read
+        student = widen(teacher, factor=factor).student
+        assert student.parameters > factor * load(teacher).parameters
+        narrow_back(teacher, student, atol=1e-5)
+
+
+def test_shares_inside_a_loop_come_back():
+    """A weight that a loop hands on to itself, and that is weighed where it is read."""
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        t = Constant<value = bool {1}>() m = Constant<value_int = 3>() h = MatMul(x, up)
+        f, g = Loop(m, t, h, mid) <body = body (int64 i, bool c, float[N, 8] s, float[8, 8] w) =>
+            (bool co, float[N, 8] so, float[8, 8] wo) {
+            co = Identity(c) v = MatMul(s, w) so = Relu(v) wo = Identity(w) }>
+        y = MatMul(f, down) }"""
+    teacher = net(text, up=draw(6, 8), mid=draw(8, 8), down=draw(8, 4))
+    student = widen(teacher, factor=1.5).student
+    assert narrow(student).student.parameters == load(teacher).parameters
+
+
+NORMS = {
+    "padded by means": "n = LayerNormalization(h, scale, shift) s = MatMul(n, back) r = Add(h, s) "
+                       "m = LayerNormalization(r, scale2, shift) y = MatMul(m, down)",
+    "padded by zeros": "n = RMSNormalization(h, scale) s = MatMul(n, back) r = Add(h, s) "
+                       "m = RMSNormalization(r, scale2) y = MatMul(m, down)",
+    "filled up": "n = LayerNormalization(h, scale, shift) s = MatMul(n, back) r = Add(n, s) "
+                 "m = LayerNormalization(r, scale2, shift) y = MatMul(m, down)",
+    "of nodes, weighed": "q = Mul(h, h) e = ReduceMean<keepdims=1>(q, last) c = Add(e, tiny) d = Sqrt(c) z = Div(h, d) "
+                         "n = Mul(z, scale) s = MatMul(n, back) r = Add(h, s) y = MatMul(r, down)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_widths_that_are_no_multiples_come_back_from_under_norms(norm):
+    text = f"(float[N, 5, 6] x) => (float[N, 5, 4] y) {{ h = MatMul(x, up) {NORMS[norm]} }}"
+    given = {"scale": 1 + draw(8), "scale2": 2 + draw(8), "shift": draw(8), "last": np.array([-1]),
+             "tiny": np.array(1e-3, np.float32)}  # fmt: skip
+    used = {name: values for name, values in given.items() if name in text}
+    teacher = net(text, opset=23, up=draw(6, 8), back=draw(8, 8), down=draw(8, 4), **used)
+    student = widen(teacher, sizes={"up": 11}, fill_norms=True).student
+    narrowing = narrow_back(teacher, student, atol=1e-5)
+    assert [(change.old, change.new) for change in narrowing.changes] == [(11, 8)]
 
 
 def test_units_under_a_statistic_go_only_in_equal_numbers():

@@ -19,6 +19,7 @@ import lzma
 import math
 import multiprocessing
 import os
+import random
 import re
 import signal
 import statistics
@@ -56,19 +57,27 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 @dataclass(frozen=True)
 class Job:
-    """One model to widen by a factor (norms that admit multiples only are filled up, or kept), or to deepen."""
+    """One model to widen by a factor (norms that admit multiples only are filled up, or kept), or to deepen.
+
+    Deeper by "each" is: behind one layer after another, in a random order and by all that is offered there in turn, as
+    long as there is time (`seconds`). To narrow is to widen and to narrow again.
+    """
 
     path: Path
     family: str
     factor: float = 0.0
     keep_norms: bool = False
-    deeper: Literal["", "identity", "residual"] = ""
+    deeper: Literal["", "identity", "residual", "each"] = ""
+    seconds: float = 0.0
+    narrow: bool = False
 
     @property
     def way(self) -> str:
         """What is done, for tables."""
         if self.deeper:
             return f"deeper ({self.deeper})"
+        if self.narrow:
+            return f"{self.factor:g}x and back"
         return f"{self.factor:g}x{' norms kept' if self.keep_norms else ''}"
 
 
@@ -90,9 +99,10 @@ class Result:
         covered: Share of the weight elements that lie on an axis that grew.
         grown: Number of dims that grew, or of layers behind which something was inserted.
         kept: Number of growable dims that stayed: no size near the wanted one is exact, or another factor of the
-            same axis grew.
+            same axis grew; or of layers for which there was no time.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
         stuck: Of a model that grew little: elements that have no dim that can grow, by the reasons for that.
+        left: Of a model that was widened and narrowed: parameters, in parts of the teacher's.
         ratio: The largest of the outputs' errors as multiples of the teacher's own noise.
         diverges_at: The first tensor that differs.
         widen_seconds: Time to load, analyse and rewrite.
@@ -113,6 +123,7 @@ class Result:
     kept: int = 0
     fixed: dict[str, int] = field(default_factory=dict)
     stuck: dict[str, int] = field(default_factory=dict)
+    left: float | None = None
     ratio: float | None = None
     diverges_at: str | None = None
     widen_seconds: float | None = None
@@ -234,7 +245,7 @@ def run_job(job: Job) -> Result:
         _grow_and_verify(job, result)
     except Exception as error:
         result.status = _status(error)
-        result.error = _one_line(error)
+        result.error = f"{result.error}{_one_line(error)}"
         if result.status == "crash":
             result.traceback = traceback.format_exc()
             result.error = f"{type(error).__name__}: {result.error} ({_place(error)})"
@@ -244,20 +255,47 @@ def run_job(job: Job) -> Result:
 def _grow_and_verify(job: Job, result: Result) -> None:
     from onnx_net2net.verify import verify
 
-    teacher, student = (_deepen if job.deeper else _widen)(job, result, read_model(job.path))
+    deepen = _deepen_each if job.deeper == "each" else _deepen
+    grow = _widen_and_narrow if job.narrow else deepen if job.deeper else _widen
+    for teacher, student in grow(job, result, read_model(job.path)):
+        start = time.perf_counter()
+        try:
+            verification = verify(teacher, student)
+        finally:
+            result.verify_seconds = (result.verify_seconds or 0.0) + time.perf_counter() - start
+        ratios = [report.ratio for report in verification.outputs if math.isfinite(report.ratio)]
+        result.ratio = max((ratio for ratio in (result.ratio, *ratios) if ratio is not None), default=None)
+        result.status = "exact" if verification.equivalent else "wrong"
+        if not verification.equivalent:
+            result.error = f"{result.error}{verification}"
+            result.diverges_at = verification.diverges_at
+            return
+
+
+def _deepen_each(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
+    from onnx_net2net.deepen import deepen, places
+    from onnx_net2net.errors import RefusedError
+    from onnx_net2net.model import load
+
     start = time.perf_counter()
-    try:
-        verification = verify(teacher, student)
-    finally:
-        result.verify_seconds = time.perf_counter() - start
-    ratios = [report.ratio for report in verification.outputs]
-    result.ratio = max((ratio for ratio in ratios if math.isfinite(ratio)), default=None)
-    result.status = "exact" if verification.equivalent else "wrong"
-    result.error = "" if verification.equivalent else str(verification)
-    result.diverges_at = verification.diverges_at
+    teacher = load(source)
+    found = [place for place in places(teacher) if place.ways]
+    if not found:
+        raise RefusedError("nothing can be inserted")
+    random.Random(0).shuffle(found)
+    result.nodes, result.kept = len(teacher.proto.graph.node), len(found)
+    for number, place in enumerate(found):
+        if number and time.perf_counter() - start > job.seconds:
+            return
+        way = place.ways[number % len(place.ways)]
+        result.error = f"{way} behind {place.name}: "  # as long as it is not known to be exact
+        yield teacher, deepen(teacher, after=[place.name], way=way).student
+        result.error = ""
+        result.grown, result.kept = result.grown + 1, result.kept - 1
+        result.widen_seconds = time.perf_counter() - start - (result.verify_seconds or 0.0)
 
 
-def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[Model, Model]:
+def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
     from onnx_net2net.deepen import deepen
 
     start = time.perf_counter()
@@ -265,10 +303,10 @@ def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[M
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(deepening.teacher.proto.graph.node)
     result.grown = len(deepening.insertions)
-    return deepening.teacher, deepening.student
+    yield deepening.teacher, deepening.student
 
 
-def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[Model, Model]:
+def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
     from onnx_net2net.widen import widen
 
     start = time.perf_counter()
@@ -284,7 +322,20 @@ def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> tuple[Mo
     result.fixed = dict(reasons.most_common(5))
     if widening.covered < ENOUGH:
         result.stuck = _stuck(widening.teacher)
-    return widening.teacher, widening.student
+    yield widening.teacher, widening.student
+
+
+def _widen_and_narrow(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
+    from onnx_net2net.errors import RefusedError
+    from onnx_net2net.narrow import narrow
+
+    ((teacher, student),) = _widen(job, result, source)
+    start = time.perf_counter()
+    with contextlib.suppress(RefusedError):  # nothing to remove
+        student = narrow(student).student
+    result.widen_seconds = (result.widen_seconds or 0.0) + time.perf_counter() - start
+    result.left = student.parameters / teacher.parameters
+    yield teacher, student
 
 
 def _stuck(teacher: Model) -> dict[str, int]:
@@ -471,7 +522,7 @@ def summary(results: Sequence[Result]) -> str:
     ways = sorted({result.way for result in results})
     header = ["family", "exporter", "models", "grow"]
     for way in ways:
-        header += [f"exact {way}"] if "deeper" in way else [f"exact {way}", f"covered {way}"]
+        header += [f"exact {way}", *(f"{name} {way}" for name in _counted(way))]
     header += ["ratio", "worst ratio", "slowest"]
     kinds = sorted({(result.family, result.exporter) for result in results})
     rows = [_row(*kind, [r for r in results if (r.family, r.exporter) == kind], ways) for kind in kinds]
@@ -486,11 +537,19 @@ def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[str
     for way in ways:
         here = [result for result in results if result.way == way]
         row.append(str(sum(result.status == "exact" for result in here)))
-        if "deeper" not in way:
-            row.append(str(sum((result.covered or 0.0) >= ENOUGH for result in here)))
+        row += [str(sum(map(passes, here))) for passes in _counted(way).values()]
     ratios = [result.ratio for result in results if result.ratio is not None]
     row += [f"{statistics.median(ratios):.2g}", f"{max(ratios):.2g}"] if ratios else ["-", "-"]
     return [*row, f"{max(result.seconds for result in results):.1f} s"]
+
+
+def _counted(way: str) -> dict[str, Callable[[Result], bool]]:
+    """Return what the table counts of the results of a way beside the exact ones."""
+    if "deeper" in way:
+        return {}
+    if "back" in way:
+        return {"as small": lambda result: result.left is not None and result.left <= 1}
+    return {"covered": lambda result: (result.covered or 0.0) >= ENOUGH}
 
 
 def findings(results: Sequence[Result]) -> Iterator[str]:
@@ -546,6 +605,7 @@ def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     """Print the tables and the findings."""
     print(summary(results), file=out)
     print(
+        "\nas small: so many have no more parameters than their teachers, when they were widened and narrowed;"
         "\ngrow: so many models have a dim that can grow (the others were refused, with a reason, or do not run);",
         file=out,
     )
@@ -574,6 +634,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
     parser.add_argument("--keep-norms", action="store_true", help="factors that are not whole also with norms kept")
     parser.add_argument("--deepen", action="store_true", help="deepen everywhere instead of widening")
+    parser.add_argument(
+        "--deepen-each", metavar="S", type=float, help="deepen behind one layer after another, S seconds"
+    )
+    parser.add_argument("--narrow", action="store_true", help="widen and narrow again")
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -625,12 +689,15 @@ def _jsonable(record: dict[str, Any]) -> dict[str, Any]:
 def _jobs(path: Path, options: argparse.Namespace) -> Iterator[Job]:
     """Yield what is to be done with a model."""
     family = path.resolve().parent.name
+    if options.deepen_each:
+        yield Job(path, family, deeper="each", seconds=options.deepen_each)
+        return
     if options.deepen:
         yield Job(path, family, deeper="identity")
         yield Job(path, family, deeper="residual")
         return
     for factor in options.factors:
-        yield Job(path, family, factor)
+        yield Job(path, family, factor, narrow=options.narrow)
         if options.keep_norms and factor % 1:
             yield Job(path, family, factor, keep_norms=True)
 
