@@ -363,7 +363,7 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
     for group in inspection.groups:
         group.fillable = False
         if group.role == "value head_dim":
-            group.follows = keys.get(group.size)
+            group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
     for layer in Network(analysis).layers.values():
         streams = [group_of[dim] for dim in layer.reads if dim in group_of]
         for term in layer.terms if len(streams) == 1 else ():
