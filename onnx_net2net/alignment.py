@@ -9,6 +9,7 @@ and which items of the target can be left out because they can compute the ident
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ _KNOWN = 0.01
 
 _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
           "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
+_PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
 _VECTORS = ("scale", "shift", "mean", "variance")
 
 
@@ -100,6 +102,11 @@ class Unit:
     slots: Mapping[str, Slot] = field(compare=False)
     norm: int | None = None
     neutral: bool = False
+
+    @property
+    def text(self) -> str:
+        """What it is, for messages."""
+        return f"{self.kind} of {' x '.join(map(str, self.shape))}"
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
@@ -185,14 +192,17 @@ def _features(analysis: Analysis) -> Iterator[Block]:
         if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != {"Concat"}:
             continue
         region: set[int] = set()
-        pending = [made]
-        while pending:
-            tensor = pending.pop()
-            node = tensor.inputs[0] if tensor.inputs else None
-            alone = tensor is made or all(network.number(reader) in region for reader in tensor.outputs)
-            if node is not None and alone and tensor.name not in analysis.kept:
-                region.add(network.number(node))
-                pending += node.inputs
+        pending = [-network.age(made)]
+        while pending:  # the newest first, so that all readers of a node have been seen
+            number = -heapq.heappop(pending)
+            node = analysis.nodes[number]
+            alone = all(network.number(reader) in region for tensor in node.outputs for reader in tensor.outputs)
+            kept = any(tensor.name in analysis.kept for tensor in node.outputs)
+            if number not in region and not kept and (alone or node.outputs[0] is made):
+                region.add(number)
+                for tensor in node.inputs:
+                    if (age := network.age(tensor)) >= 0:
+                        heapq.heappush(pending, -age)
         yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
 
 
@@ -313,7 +323,8 @@ class _Units:
                 slots["shift"] = self._first(self._analysis.numbers[id(reader)])
         else:
             uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
-            slots, kind = {f"{node.op} {use[1]}": self._take(use) for use in uses}, node.op
+            kind = "constant" if node.op in _PLACES else node.op
+            slots = {f"{kind} {place}": self._take(use) for place, use in enumerate(uses)}
         if not slots:
             slots = {node.op: self._first(number)}
         main = next(iter(slots.values()))
@@ -420,15 +431,42 @@ def _best(
 
 
 def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
-    """Align the items of two networks, and the units of matched blocks."""
+    """Align the items of two networks, and the units of matched blocks.
+
+    Where exporters wrote the same blocks differently, so that something is left over, the units alone are aligned too,
+    and the alignment that leaves out less is returned.
+    """
+    found = _align(teacher, target)
+    if _left_out(found):
+        flat = [[Item((unit,)) for item in side for unit in item.units] for side in (teacher, target)]
+        other = _regrouped(_align(*flat), target)
+        found = min(found, other, key=_left_out)
+    return found
+
+
+def _left_out(found: Alignment) -> int:
+    """Return how many units have no counterpart, and cannot do without."""
+    return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+
+
+def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
+    """Put added units together again where they are all that a block has."""
+    added = {id(unit) for item in found.added for unit in item.units}
+    items = []
+    for item in target:
+        left = [unit for unit in item.units if id(unit) in added]
+        items += [item] if len(left) == len(item.units) else [Item((unit,)) for unit in left]
+    return Alignment(found.pairs, tuple(items), found.lost)
+
+
+def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     inner: dict[tuple[object, object], float] = {}
 
     def gain(old: Item, new: Item) -> float:
-        if (old.block is None) != (new.block is None):
-            return 0.0
         key = old.signature, new.signature
         if key not in inner:
-            inner[key] = _inside(old.units, new.units).value
+            value = _inside(old.units, new.units).value
+            inner[key] = value - (0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0)
         return inner[key] + (_KNOWN if inner[key] > 0 and old.name == new.name else 0.0)
 
     def excess(item: Item) -> float:

@@ -329,7 +329,7 @@ class _Filling:
                 f"{', '.join(kinds[1]) or 'nothing'} in the target"
             )
         for unit in found.lost:
-            self._hinder(unit.name, "the target has nothing for it")
+            self._hinder(unit.name, f"the target has nothing for this {unit.text}")
         return found
 
     # -- growing the teacher -----------------------------------------------------------------------------------
@@ -450,9 +450,8 @@ class _Filling:
         values = self._converted(old, new, dict(reads))
         for what, slot in new.slots.items():
             if what in values:
-                source = old.slots.get(what) or next(iter(old.slots.values()))
-                origin = "teacher" if what in old.slots or what == "bias" else "identity"
-                self._put(new, what, slot, values[what], origin, source if origin == "teacher" else None)
+                source = old.slots.get(what) or (old.slots.get("shift") if what == "bias" else None)
+                self._put(new, what, slot, values[what], "teacher" if source else "identity", source)
 
     def _converted(
         self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]
@@ -528,7 +527,8 @@ class _Filling:
             return
         kernels = tuple(old.shape[2:]), tuple(new.shape[2:])
         for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
-            values = [_plain(node.attrs.get(key, _DEFAULTS.get(key))) for node in (one, other)]
+            default = -1 if key == "axis" and one.op in _NORMS else _DEFAULTS.get(key)
+            values = [_plain(node.attrs.get(key, default)) for node in (one, other)]
             if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
                 continue
             if values[0] != values[1] and not (old.norm is not None and key == "epsilon"):
@@ -652,9 +652,8 @@ class _Filling:
 
     def _why_not(self, unit: Unit) -> str:
         if "weight" in unit.slots:
-            what = f"{unit.kind} of {' x '.join(map(str, unit.shape))}"
-            return f"nothing in the teacher corresponds to it, and this {what} cannot compute the identity here"
-        return "nothing in the teacher corresponds to it; it keeps its values"
+            return f"nothing in the teacher corresponds to it, and this {unit.text} cannot compute the identity here"
+        return f"nothing in the teacher corresponds to this {unit.text}; it keeps its values"
 
     def _zero(self, use: Use) -> None:
         found = self._new.uses[use]
@@ -730,8 +729,11 @@ class _Filling:
 
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
-_DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET", "epsilon": 1e-5, "axis": -1,
-             "stash_type": 1}  # fmt: skip
+_DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET", "epsilon": 1e-5, "stash_type": 1,
+             "axis": 0}  # fmt: skip
+
+
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
 def _plain(value: object) -> object:
