@@ -9,12 +9,13 @@ the target and none is changed, so that its class can load the weights.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from onnx_net2net import sizes
 from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, items_of
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
@@ -277,6 +279,31 @@ class _Sizes:
         return sum(sizes) if isinstance(axis, Concat) else math.prod(sizes)
 
 
+def reshaped(model: Model) -> Model:
+    """Return a model in which a Gather that only gives a tensor another shape is a Reshape, which lets dims grow.
+
+    PyTorch's exporter writes `as_strided` so: it looks up 0, 1, 2, ... in a flat tensor.
+    """
+    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    found = {}
+    for number, node in enumerate(model.proto.graph.node):
+        if node.op_type == "Gather" and not node.domain and node.input[1] in tensors and node.input[0] not in tensors:
+            places = np.asarray(model.tensor(tensors[node.input[1]]).numpy())
+            if places.size > 1 and np.array_equal(places.reshape(-1), np.arange(places.size)):
+                found[number] = places
+    if not found:
+        return model
+    shapes = sizes.infer(model.proto).shape
+    proto = copy.deepcopy(model.proto)
+    for number, places in found.items():
+        node = proto.graph.node[number]
+        if shapes(node.input[0]) == (places.size,):
+            name = f"{node.output[0]}_shape"
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(places.shape, np.int64), name))
+            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name))
+    return replace(model, proto=proto, path=None)
+
+
 # --- Filling -------------------------------------------------------------------------------------------------
 
 Write = tuple[object, Callable[[], Array], str, str]
@@ -288,7 +315,7 @@ class _Filling:
 
     def __init__(self, teacher: Model, target: Model, style: Style) -> None:
         self._teacher, self._target, self._style = teacher, target, style
-        self._opened = open_bodies(teacher), open_bodies(target)
+        self._opened = open_bodies(reshaped(teacher)), open_bodies(target)
         self._old, self._new = (infer(opened.model, by_units=False) for opened in self._opened)
         self._nodes = list(self._old.nodes), list(self._new.nodes)
         self._shapes = {key: tuple(use.constant.shape) for key, use in self._old.uses.items()}
@@ -336,15 +363,14 @@ class _Filling:
 
     def _grow(self, found: Alignment) -> None:
         """Grow the teacher to the sizes of the target, as far as it can."""
-        sizes = self._sizes
         for old, new in found.pairs:
             for what, slot in old.slots.items():
                 if what in new.slots:
-                    self._bind(sizes, slot, new.slots[what])
+                    self._bind(slot, new.slots[what])
         averaged = self._keep_means()
         inspection = inspect_analysis(self._opened[0].model, self._old)
-        wanted = sizes.solve()
-        self._note_conflicts(sizes, inspection)
+        wanted = self._sizes.solve()
+        self._note_conflicts(inspection)
         rng = np.random.default_rng(self._style.seed)
         plan = Plan(self._old, inspection, 1, "replicate", rng, None, False)
         for group in inspection.groups:
@@ -382,19 +408,19 @@ class _Filling:
                 scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
         return scaling
 
-    def _bind(self, sizes: _Sizes, old: Slot, new: Slot) -> None:
+    def _bind(self, old: Slot, new: Slot) -> None:
         sides = [slot.axes(analysis) for slot, analysis in ((old, self._old), (new, self._new))]
         if len(sides[0]) != len(sides[1]):
             sides = [[axis for axis in side if axis.size > 1] for side in sides]
         if len(sides[0]) == len(sides[1]):
             weight = math.prod(axis.size for axis in sides[1])
             for one, other in zip(*sides, strict=True):
-                sizes.bind(one, other, weight)
+                self._sizes.bind(one, other, weight)
 
-    def _note_conflicts(self, sizes: _Sizes, inspection: Inspection) -> None:
+    def _note_conflicts(self, inspection: Inspection) -> None:
         for group in inspection.groups:
             for dim in group.dims:
-                asked = sorted(sizes.wanted.get(dim, ()))
+                asked = sorted(self._sizes.wanted.get(dim, ()))
                 if len(asked) > 1:
                     texts = " and ".join(map(str, asked))
                     self._hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
@@ -584,8 +610,7 @@ class _Filling:
         for axis, (old, new) in enumerate(zip(*sides, strict=True) if len(sides[0]) == len(sides[1]) else ()):
             segments = self._sizes.segments(old, new)
             if segments is not None:
-                sizes, own = zip(*segments, strict=True)
-                found.append((axis, np.repeat(own, sizes)))
+                found.append((axis, np.concatenate([np.full(size, own) for size, own in segments])))
         return found
 
     def _spread(self, values: Array, slot: Slot, parts: list[tuple[int, np.ndarray]], zero: bool) -> Array:

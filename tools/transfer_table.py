@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_table import EXPORTS, PICTURES, Case, build_transformer, image, import_torchvision, randomise
+from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, randomise
 
 Spec = tuple[str, dict[str, Any]]
 
@@ -98,10 +98,10 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
         **VIT, "hidden_dim": 64, "num_heads": 4, "mlp_dim": 160, "num_layers": 3}), "exact"),
     "deit tiny -> small": ("timm", ("deit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
                            ("deit_small_patch16_224", {"img_size": 64, "depth": 4}), "exact"),
-    "bert -> ffn wider": ("BertConfig BertModel", ("", WORDS), ("", {**WORDS, "intermediate_size": 160}), "exact"),
-    "bert -> wider (x2)": ("BertConfig BertModel", ("", WORDS), ("", {
+    "bert -> ffn wider": ("BertConfig BertForSequenceClassification", ("", WORDS), ("", {**WORDS, "intermediate_size": 160}), "exact"),
+    "bert -> wider (x2)": ("BertConfig BertForSequenceClassification", ("", WORDS), ("", {
         **WORDS, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 8}), "exact"),
-    "bert -> deeper": ("BertConfig BertModel", ("", WORDS), ("", {**WORDS, "num_hidden_layers": 4}), "partial"),
+    "bert -> deeper": ("BertConfig BertForSequenceClassification", ("", WORDS), ("", {**WORDS, "num_hidden_layers": 4}), "partial"),
     "gpt2 -> deeper": ("GPT2Config GPT2LMHeadModel", ("", GPT2), ("", {**GPT2, "n_layer": 4}), "exact"),
     "gpt2 -> wider (x2)": ("GPT2Config GPT2LMHeadModel", ("", GPT2),
                            ("", {**GPT2, "n_embd": 96, "n_head": 8}), "exact"),
@@ -121,12 +121,28 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
 """Pairs: where the classes are, teacher, target, and what is to be expected."""
 
 
+class Logits(torch.nn.Module):
+    """A model of transformers of whose outputs only the logits are taken."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        cached = {"use_cache": False} if "input_ids" in inputs else {}
+        return self.model(**inputs, **cached, return_dict=True).logits
+
+
 def make(library: str, spec: Spec) -> Case:
     """Make a network and inputs for it."""
     name, options = spec
     if " " in library:
         config, kind = library.split()
-        model = build_transformer(config, kind, options)
+        import_torchvision()
+        import transformers
+
+        model = Logits(getattr(transformers, kind)(getattr(transformers, config)(**options)))
         if "image_size" in options:
             return model, {"pixel_values": image(32)}
         return model, {"input_ids": torch.randint(3, 100, (2, 9))}
@@ -138,7 +154,7 @@ def make(library: str, spec: Spec) -> Case:
     if library == "timm-convnext":
         from timm.models.convnext import ConvNeXt
 
-        return ConvNeXt(num_classes=10, **options), {"x": image(64)}
+        return ConvNeXt(num_classes=10, **options), {"x": image(96)}
     if name.startswith("ResNet"):
         return resnet(models, [3, 4, 6, 3] if name == "ResNet34" else [2, 2, 2, 2], **options), {"x": image(64)}
     kind = getattr(models.vision_transformer, name, None) if name == "VisionTransformer" else None
@@ -149,7 +165,7 @@ def make(library: str, spec: Spec) -> Case:
         model.classifier = torch.nn.Sequential(
             torch.nn.Linear(512 * 7 * 7, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
         )
-    return model, {"x": image(64)}
+    return model, {"x": image(96 if name == "SwinTransformer" else 64)}
 
 
 def resnet(models: Any, depths: Sequence[int], width: float) -> torch.nn.Module:
