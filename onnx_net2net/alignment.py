@@ -54,11 +54,13 @@ class Slot:
         use: Which input of which node reads it.
         order: How its axes are permuted to be (out, in, *kernel), or as they are everywhere else.
         flat: How many of the axes are left when those of a kernel of one place are dropped.
+        channels: How many of the axes are no kernel.
     """
 
     use: Use
     order: tuple[int, ...]
     flat: int
+    channels: int = 9
 
     def axes(self, analysis: Analysis) -> list[Axis]:
         """Return the axes of the constant in the common order."""
@@ -287,7 +289,7 @@ class _Units:
         group = int(node.attrs.get("group", 1))
         shape = self._analysis.uses[number, index].constant.shape
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
-        return Slot((number, index), tuple(range(rank)), 2 if plain else rank)
+        return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
     def _is_bias(self, number: int, tensor: gs.Tensor) -> bool:
         """Tell whether a node adds one number to each channel of a layer's result."""
@@ -361,14 +363,19 @@ def similarity(teacher: Unit, target: Unit) -> float:
 
     The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
     """
-    if teacher.kind != target.kind or len(teacher.shape) != len(target.shape):
+    shape = teacher.shape
+    if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
+        shape = (*shape, *(1 for _ in target.shape[2:]))
+    elif teacher.kind != target.kind:
         return 0.0
-    alike: float = math.sqrt(_ratio(teacher.shape, target.shape))
+    if len(shape) != len(target.shape):
+        return 0.0
+    alike: float = math.sqrt(_ratio(shape, target.shape))
     if len(teacher.places) == len(target.places):
         alike *= _ratio(teacher.places, target.places)
     alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
     missing = len(set(teacher.slots) - set(target.slots))
-    if any(old > new for old, new in zip(teacher.shape, target.shape, strict=True)):
+    if any(old > new for old, new in zip(shape, target.shape, strict=True)):
         alike *= 0.7  # the target does not contain the teacher
     return alike * 0.9**missing
 

@@ -409,7 +409,8 @@ class _Filling:
         return scaling
 
     def _bind(self, old: Slot, new: Slot) -> None:
-        sides = [slot.axes(analysis) for slot, analysis in ((old, self._old), (new, self._new))]
+        """State that the axes of two parameters are alike, but for kernels."""
+        sides = [slot.axes(analysis)[: slot.channels] for slot, analysis in ((old, self._old), (new, self._new))]
         if len(sides[0]) != len(sides[1]):
             sides = [[axis for axis in side if axis.size > 1] for side in sides]
         if len(sides[0]) == len(sides[1]):
@@ -452,7 +453,8 @@ class _Filling:
             else:
                 self._hinder(group.name, f"it cannot have {size} units: {group.reason}")
         except RefusedError as error:
-            self._hinder(group.name, str(error))
+            why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
+            self._hinder(group.name, f"{group.size} units cannot grow to {size}, which is no multiple: {why}")
             for dim, new in asked.items():
                 if new > dim.size and not dim.frozen:
                     plan.growth[dim] = in_turn(dim.size, new)
@@ -552,6 +554,9 @@ class _Filling:
         if one.op != other.op:
             return
         kernels = tuple(old.shape[2:]), tuple(new.shape[2:])
+        if kernels[0] != kernels[1] and "weight" in new.slots and not self._surrounds(old, new):
+            texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
+            self._hinder(new.name, f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads")
         for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
             default = -1 if key == "axis" and one.op in _NORMS else _DEFAULTS.get(key)
             values = [_plain(node.attrs.get(key, default)) for node in (one, other)]
@@ -572,7 +577,7 @@ class _Filling:
             read = constant_of(self._nodes[0][source.use[0]].inputs[source.use[1]])
             name = read.name if read is not None else ""
             key = (origin, id(read), slot.order, what if what in ("scale", "weight", "mean") else "")
-        kernel = self._ring(unit, slot, source) if what == "weight" and source is not None else None
+        kernel = self._ring(slot, source) if what == "weight" and source is not None else None
 
         wanted = tuple(shape[position] for position in slot.order)[: slot.flat]
         parts = self._parts(slot, source) if source is not None else []
@@ -580,6 +585,7 @@ class _Filling:
         def values() -> Array:
             made = compute()
             if kernel is not None:
+                made = made.reshape(*made.shape, *(1 for _ in range(2 + len(kernel) - made.ndim)))
                 made = np.pad(made, [(0, 0), (0, 0), *((n, n) for n in kernel)])
             if parts:
                 made = self._spread(made, slot, parts, zero=what == "weight")
@@ -626,9 +632,23 @@ class _Filling:
             values = whole
         return values
 
-    def _ring(self, unit: Unit, slot: Slot, source: Slot) -> list[int] | None:
+    def _surrounds(self, old: Unit, new: Unit) -> bool:
+        """Tell whether the larger kernel of the target reaches as much further as it is padded more."""
+        ring = self._ring(new.slots["weight"], old.slots["weight"])
+        if ring is None:
+            return False
+        pads, attrs = [], [self._nodes[0][old.node].attrs, self._nodes[1][new.node].attrs]
+        for own in attrs:
+            if own.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+                return False
+            pads.append(own.get("pads") or [0] * (2 * len(ring)))
+        steps = attrs[1].get("dilations") or [1] * len(ring)
+        further = [size * step for size, step in zip(ring, steps, strict=True)] * 2
+        return [a + b for a, b in zip(pads[0], further, strict=True)] == list(pads[1])
+
+    def _ring(self, slot: Slot, source: Slot) -> list[int] | None:
         """Return how many zeros are to be put around a kernel on each side, None if it has the target's size."""
-        kernels = [[axis.size for axis in s.axes(a)[2:]] for s, a in ((source, self._old), (slot, self._new))]
+        kernels = [[axis.size for axis in s.axes(a)[s.channels :]] for s, a in ((source, self._old), (slot, self._new))]
         if kernels[0] == kernels[1]:
             return None
         rank = max(map(len, kernels))
