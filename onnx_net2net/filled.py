@@ -137,7 +137,7 @@ class _State:
                 axis = 1 if self._old[piece.constant].reads[0].operator == "ConvTranspose" else 0
                 scale = self._scale(np.moveaxis(before, axis, 0), np.moveaxis(plain, axis, 0))
                 shape = [-1 if position == axis else 1 for position in range(plain.ndim)]
-                return (after / scale.reshape(shape)).astype(stored.dtype)
+                return np.asarray(after / scale.reshape(shape), stored.dtype)
 
             return weight
         if name.endswith("bias") and f"{name.rpartition('.')[0]}.running_mean" in self._entries:

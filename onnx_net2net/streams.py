@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net.dims import Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import Analysis, constant_of
+from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.maps import Growth
 from onnx_net2net.padding import State, follow
 
@@ -75,7 +75,7 @@ class _Stream:
     """The exponents that one dim asks for."""
 
     def __init__(self, analysis: Analysis, dim: Dim, held: State) -> None:
-        self._analysis, self._dim = analysis, dim
+        self._analysis, self._dim, self._held = analysis, dim, held
         self._known: dict[str, float] = {}
         self._queue: list[int] = []
         self._states = follow(analysis, {dim: held}).states
@@ -141,7 +141,8 @@ class _Stream:
         """Return the inputs of a node that have values of activations: no constants, and no sizes."""
         node = self._analysis.nodes[number]
         values = self._analysis.sizes.values
-        return [t for t in node.inputs if t.name and constant_of(t) is None and t.name not in values]
+        floats = [t for t in node.inputs if t.name and self._analysis.sizes.dtype(t.name) in DIVISIBLE]
+        return [t for t in floats if constant_of(t) is None and t.name not in values]
 
     def _relate(self, number: int) -> None:
         node, said = self._analysis.nodes[number], self._analysis.said.get(number)
@@ -171,8 +172,9 @@ class _Stream:
     def _equal(self, data: list[gs.Tensor], result: gs.Tensor, number: int) -> None:
         tensors = [t for t in (*data, result) if t.name]
         known = next((e for t in tensors if (e := self._exponent(t)) is not None), None)
-        for tensor in tensors if known is not None else ():
-            self._set(tensor, known, number)
+        if known is not None:
+            for tensor in tensors:
+                self._set(tensor, known, number)
 
     def _scale(self, source: gs.Tensor, result: gs.Tensor, power: float, number: int) -> None:
         before, after = self._exponent(source), self._exponent(result)
@@ -217,7 +219,11 @@ class _Stream:
         if self._weights(number) is not None:
             return
         if number in self.means and len(data) == 1:
-            loss = 2.0 if self._is_centred(data[0]) else 0.0
+            centred = self._is_centred(data[0])
+            if self._held == "zero" and not centred:
+                node = self._analysis.nodes[number]
+                raise RefusedError(f"{node.op} {node.name!r} takes a mean over padding that may not hold zeros")
+            loss = 2.0 if centred else 0.0
             before, after = self._exponent(data[0]), self._exponent(result)
             if before is not None:
                 self._set(result, before - loss, number)
@@ -305,5 +311,4 @@ class _Stream:
 
     def _is_value(self, number: int, index: int) -> bool:
         """Tell whether a constant is data, and no list of sizes or mask."""
-        name = self._analysis.nodes[number].inputs[index].name
-        return self._analysis.sizes.dtype(name) in (1, 10, 11, 16)
+        return self._analysis.sizes.dtype(self._analysis.nodes[number].inputs[index].name) in DIVISIBLE

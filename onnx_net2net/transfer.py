@@ -596,8 +596,8 @@ class _Filling:
             return slot.own(made, shape).astype(self._new_type(constant), copy=False)
 
         grown = self._grown_shape(source) if source is not None else None
-        for axis, places in parts if grown is not None else ():
-            if grown[axis] == int(places.sum()):
+        for axis, places in parts:
+            if grown is not None and grown[axis] == int(places.sum()):
                 grown = (*grown[:axis], len(places), *grown[axis + 1 :])
         if grown is not None and kernel is None and _real(grown) != _real(wanted):
             self._misfit(unit, what, grown, wanted)
@@ -719,7 +719,9 @@ class _Filling:
         def dirac() -> Array:
             weights = np.zeros(shape, np.float32)
             units = np.arange(shape[0])
-            middle = weights[(slice(None), slice(None), *(size // 2 for size in shape[2:]))]
+            middle = weights
+            for size in shape[2:]:
+                middle = middle[:, :, size // 2]
             middle[units, units % (shape[0] // group)] = 1
             return weights
 
