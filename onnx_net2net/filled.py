@@ -145,7 +145,7 @@ class _State:
 
             def shift() -> Array:
                 moved = self._new[self._version(name, piece)].read() - self._old[piece.constant].read()
-                return (stored.read() + moved.reshape(stored.shape)).astype(stored.dtype)
+                return np.asarray(stored.read() + moved.reshape(stored.shape), stored.dtype)
 
             return shift
         return stored.read
