@@ -219,8 +219,8 @@ def _add_checkpoint(commands: Any) -> None:
                        _checkpoint)  # fmt: skip
     command.add_argument("teacher", type=Path, metavar="TEACHER")
     command.add_argument("student", type=Path, metavar="STUDENT")
-    command.add_argument("--state-dict", type=Path, required=True, metavar="FILE",
-                         help="the teacher's state dict (.safetensors, .pt)")  # fmt: skip
+    command.add_argument("--state-dict", type=Path, metavar="FILE",
+                         help="the teacher's state dict (default: names from the graph)")  # fmt: skip
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE",
                          help="the file to write (.safetensors, .pt)")  # fmt: skip
     command.add_argument("--untie", action="store_true",
@@ -437,11 +437,14 @@ def _checkpoint(options: argparse.Namespace) -> int:
     from onnx_net2net.statedict import check_output
 
     started = time.perf_counter()
-    check_output(options.output, [options.teacher, options.student, options.state_dict])
+    if options.optimizer and not options.state_dict:
+        raise BadInputError("--optimizer needs --state-dict, whose names its parameters have")
+    files = [path for path in (options.teacher, options.student, options.state_dict, options.optimizer) if path]
+    check_output(options.output, files)
     outputs = [options.output]
     if options.optimizer:
         outputs.append(output_beside(options.output))
-        check_output(outputs[-1], [options.optimizer, options.state_dict])
+        check_output(outputs[-1], files)
     teacher, student = load(options.teacher), load(options.student)
     result = checkpoint(teacher, student, options.state_dict, untie=options.untie)
     widths = _widths(options, teacher, student)
@@ -452,7 +455,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({**report.checkpoint_dict(result), **widths, "output": str(options.output)})
         return 0
-    _show(report.checkpoint_table(result, f"{options.state_dict.name} -> {options.output.name}"))
+    _show(report.checkpoint_table(result, f"{(options.state_dict or options.teacher).name} -> {options.output.name}"))
     for line in (*result.notes, *widths.get("widths", ())):
         _print(line)
     _print(f"wrote {' and '.join(map(str, outputs))} in {time.perf_counter() - started:.1f} s")

@@ -9,7 +9,8 @@ nothing less finds them. Sums of shares are compared up to the rounding of the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_net2net.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, resolve
+from onnx_net2net.fills import Fill
 from onnx_net2net.inference import Analysis, Use
 from onnx_net2net.maps import Map, identity, is_float
 from onnx_net2net.model import Model
@@ -45,20 +47,26 @@ class Duplicates:
     Attributes:
         classes: The classes of each dim that can lose units.
         summed: Where the classes are summed; wherever else a constant has the dim, it keeps what the first unit has.
+        means: Where (node, input, axis) a mean is taken of what is summed, so that fewer units need smaller weights.
     """
 
     classes: dict[Dim, np.ndarray]
     summed: Summed
+    means: frozenset[tuple[int, int, int]] = frozenset()
 
 
-def find_duplicates(analysis: Analysis, cut: Mapping[str, int]) -> Duplicates:
+def find_duplicates(analysis: Analysis, cut: Mapping[str, int], fills: Sequence[Fill] = ()) -> Duplicates | None:
     """Find the units of a network that can go.
 
     Args:
         analysis: The dims of the network.
         cut: Outputs of which units are picked along an axis, so that they can go there too, if one is left of a class.
+        fills: Normalisers that were filled up, which must read each class equally often.
+
+    Returns:
+        The duplicates; None if some of the normalisers would not.
     """
-    return _Refinement(analysis, cut).run()
+    return _Refinement(analysis, cut, fills).run()
 
 
 def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
@@ -87,20 +95,23 @@ def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
 
 def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> None:
     """Fold a constant; uses that fold it alike share one tensor, as they did."""
-    alike: dict[tuple[bytes, ...], tuple[list[np.ndarray], list[Use]]] = {}
+    alike: dict[tuple[float, tuple[bytes, ...]], tuple[list[np.ndarray], list[Use]]] = {}
     for use in uses:
-        summed = found.summed.get((use.node, use.input), {})
+        read_at = use.node, use.input
+        summed = found.summed.get(read_at, {})
         labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
-        alike.setdefault(tuple(own.tobytes() for own in labels), (labels, []))[1].append(use)
+        shares = [(int(own.max()) + 1) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
+        key = math.prod(shares), tuple(own.tobytes() for own in labels)
+        alike.setdefault(key, (labels, []))[1].append(use)
     constant = uses[0].constant
     read, dtype = analysis.draft.reader(constant), dtype_of(constant)
-    plain = tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
+    plain = 1.0, tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
     taken = plain in alike
     for key, (labels, group) in alike.items():
         if key == plain:
             continue
         shape = [int(own.max()) + 1 for own in labels]
-        compute = partial(_fold_back, read, labels, dtype)
+        compute = partial(_fold_back, read, labels, dtype, key[0])
         if not taken:
             analysis.draft.replace(constant, shape, compute)
             taken = True
@@ -111,9 +122,10 @@ def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> N
             analysis.nodes[use.node].inputs[use.input] = own
 
 
-def _fold_back(read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any]) -> Array:
+def _fold_back(read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any], share: float) -> Array:
     """Fold a constant and return it in its own type."""
-    return fold(read(), labels).astype(dtype, copy=False)
+    folded = fold(read(), labels)
+    return (folded if share == 1 else folded * share).astype(dtype, copy=False)
 
 
 def _kept(labels: np.ndarray) -> Map:
@@ -160,6 +172,10 @@ def _labels(axis: Axis, classes: Classes, summed: set[Dim]) -> tuple[np.ndarray,
     return result, size
 
 
+def _results(fills: Sequence[Fill]) -> set[str]:
+    return {fill.result for fill in fills}
+
+
 def _squared(axis: Axis) -> set[Dim]:
     """Return the dims that an axis has twice in one product."""
     axis = resolve(axis)
@@ -182,11 +198,17 @@ def _is_first(labels: np.ndarray) -> np.ndarray:
 class _Refinement:
     """Tells units apart until every weight agrees with what is left."""
 
-    def __init__(self, analysis: Analysis, cut: Mapping[str, int]) -> None:
+    def __init__(self, analysis: Analysis, cut: Mapping[str, int], fills: Sequence[Fill]) -> None:
         self._analysis, self._cut = analysis, cut
+        self._fills = [(analysis.axes[fill.source][fill.axis], fill.places) for fill in fills]
+        self._filled = leaf_set(*(axis for axis, _ in self._fills))
+        plain = {number for number in analysis.said if analysis.nodes[number].outputs[0].name not in _results(fills)}
+        read = [axis for number in plain for one in analysis.said[number].statistics for axis in one.axes]
+        self._is_mixed = not self._filled.isdisjoint(leaf_set(*read))
         self._picked = leaf_set(*(analysis.axes[name][axis] for name, axis in cut.items()))
         self._even: set[Dim] = set()
         self._summed: Summed = {}
+        self._means: set[tuple[int, int, int]] = set()
         self._read: dict[int, Array] = {}
         free = self._candidates()
         self._find_carriers(free)
@@ -195,7 +217,7 @@ class _Refinement:
         inside = {(number, index) for number in self._norms for index in range(1, 5)}
         self._uses = [use for key, use in analysis.uses.items() if key not in inside and leaf_set(*use.axes) & free]
 
-    def run(self) -> Duplicates:
+    def run(self) -> Duplicates | None:
         """Return what is left when nothing more has to be told apart."""
         while True:
             while sum(map(self._refine, self._uses)) + sum(map(self._refine_norm, self._norms)):
@@ -204,12 +226,15 @@ class _Refinement:
             if not uneven:
                 break
             self._classes.update({dim: np.arange(dim.size) for dim in uneven})
+        if self._is_mixed or not all(self._is_even(axis, places) for axis, places in self._fills):
+            return None
         dead = {dim: self._dead(dim) for dim in self._classes}
         for dim, units in dead.items():
             kept = np.where(units[self._classes[dim]], -1, (np.cumsum(~units) - 1)[self._classes[dim]])
             self._classes[dim] = kept
         classes = {dim: own for dim, own in self._classes.items() if int(own.max()) + 1 < dim.size}
-        return Duplicates(classes, {key: axes for key, axes in self._summed.items() if key in self._analysis.uses})
+        summed = {key: axes for key, axes in self._summed.items() if key in self._analysis.uses}
+        return Duplicates(classes, summed, frozenset(self._means))
 
     # -- what can lose units -----------------------------------------------------------------------------------
 
@@ -237,13 +262,15 @@ class _Refinement:
         for number, said in self._analysis.said.items():
             for contraction in said.contractions:
                 dims = leaf_set(contraction.axis) & free
-                if contraction.law == "mean" and not isinstance(resolve(contraction.axis), Concat):
+                place = self._carrier(number, contraction, dims) if dims else None
+                if place is None and contraction.law == "mean" and not isinstance(resolve(contraction.axis), Concat):
                     self._even |= dims
                     continue
-                place = self._carrier(number, contraction, dims) if dims else None
                 if place is None:
                     free -= dims
                     continue
+                if contraction.law == "mean":
+                    self._means.add(place)
                 for dim in dims:
                     summed.setdefault(dim, []).append((place, dims))
         free &= summed.keys() | {dim for dim in free if dim.origin}  # single units that nothing picks may have no sum
@@ -253,12 +280,16 @@ class _Refinement:
 
     def _carrier(self, number: int, contraction: Contraction, dims: set[Dim]) -> tuple[int, int, int] | None:
         """Return (node, input, axis) of a constant that can hold the sums."""
-        if contraction.law != "sum":
+        if contraction.law not in ("sum", "mean"):
             return None
         everyone = {dim: identity(dim.size) for dim in dims}
-        for index, position in contraction.sides:
-            place = carrier(self._analysis, number, index, position, dims, everyone, "sum")
-            place = place or self._factor(number, index, position)
+        places = [
+            carrier(self._analysis, number, index, position, dims, everyone, "sum")
+            for index, position in contraction.sides
+            if contraction.law == "sum"
+        ]
+        places += [self._factor(number, index, position) for index, position in contraction.sides]
+        for place in places:
             use = self._analysis.uses.get(place[:2]) if place else None
             if place and use and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place[2]]):
                 return place
@@ -357,15 +388,21 @@ class _Refinement:
         ratios: dict[Ratio, list[Dim]] = {}
         for dim, own in self._classes.items():
             counts = np.bincount(own)
-            if (dim in self._even or dim.ratio is not None) and counts.min() != counts.max():
+            ratio = dim.ratio if dim not in self._filled else None
+            if (dim in self._even or ratio is not None) and counts.min() != counts.max():
                 uneven.add(dim)
-            if dim.ratio is not None:
-                ratios.setdefault(dim.ratio.root(), []).append(dim)
+            if ratio is not None:
+                ratios.setdefault(ratio.root(), []).append(dim)
         for ratio, members in ratios.items():
             factors = {dim.size // (int(self._classes[dim].max()) + 1) for dim in members}
             if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < ratio.members:
                 uneven.update(members)
         return {dim for dim in uneven if int(self._classes[dim].max()) + 1 < dim.size}
+
+    def _is_even(self, axis: Axis, places: np.ndarray) -> bool:
+        """Tell whether a normaliser that reads these places of an axis reads each class equally often."""
+        counts = np.bincount(axis_labels(axis, self._classes, leaf_set(axis))[places])
+        return bool(counts.min() == counts.max())
 
     def _dead(self, dim: Dim) -> np.ndarray:
         """Tell which classes of a dim all weights that read them weigh by 0."""

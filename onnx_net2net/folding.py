@@ -9,6 +9,8 @@ name.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -50,7 +52,7 @@ def match_folded(entries: StateDict, constants: Mapping[str, Constant], matches:
     """
     known = {piece.constant for found in matches.values() for m in found for piece in m.pieces}
     lost = [name for name in entries if name not in matches and entries[name].shape]
-    norms = list(_norms(entries, lost))
+    norms = list(_norms(entries))
     weights = [name for name in lost if len(entries[name].shape) > 1]
     left = [constant for constant in constants.values() if constant.name not in known]
     for constant in left:
@@ -73,7 +75,7 @@ def match_folded(entries: StateDict, constants: Mapping[str, Constant], matches:
             for what, entry in norm.names.items():
                 matches[entry] = [Match("folded", pieces, axes=(out,), scales=what in ("weight", "running_var"))]
             own_bias = _sibling(name, "bias")
-            if own_bias in entries and own_bias not in matches:
+            if own_bias in entries and len(entries[own_bias].shape) == 1:
                 matches[own_bias] = [Match("folded", pieces, axes=(out,))]
             break
     known |= {piece.constant for found in matches.values() for m in found for piece in m.pieces}
@@ -88,20 +90,19 @@ def _sibling(name: str, what: str) -> str:
     return f"{name.rpartition('.')[0]}.{what}" if "." in name else what
 
 
-def _norms(entries: StateDict, lost: Collection[str]) -> Iterator[_Norm]:
+def _norms(entries: StateDict) -> Iterator[_Norm]:
     """Yield the normalisations among the entries: all that has a running mean and variance."""
-    missing = set(lost)
-    order = {name: place for place, name in enumerate(entries)}
-    for mean in [name for name in lost if name.endswith("running_mean")]:
+    for place, mean in enumerate(entries):
+        if not mean.endswith("running_mean"):
+            continue
         prefix = mean.removesuffix("running_mean")
         names = {what: f"{prefix}{what}" for what in ("weight", "bias", "running_mean", "running_var")}
-        names = {what: name for what, name in names.items() if name in missing}
-        if "running_var" not in names:
-            continue
+        names = {what: name for what, name in names.items() if name in entries}
         values = {what: entries[name].read().astype(np.float64) for what, name in names.items()}
-        ones = np.ones_like(values["running_mean"])
-        scale, shift = values.get("weight", ones), values.get("bias", 0 * ones)
-        yield _Norm(names, values["running_mean"], values["running_var"], scale, shift, order[mean])
+        if "running_var" in names and len({array.shape for array in values.values()}) == 1:
+            ones = np.ones_like(values["running_mean"])
+            scale, shift = values.get("weight", ones), values.get("bias", 0 * ones)
+            yield _Norm(names, values["running_mean"], values["running_var"], scale, shift, place)
 
 
 def _out_axis(operator: str, rank: int) -> int:
@@ -153,13 +154,27 @@ def _are_parallel(folded: Array, plain: Array) -> bool:
 def _norm_of(
     name: str, entries: StateDict, norms: Collection[_Norm], scale: Array, bias: Constant | None
 ) -> _Norm | None:
-    """Return the normalisation that multiplies by `scale`; of several the first one behind the layer's own entry."""
+    """Return the normalisation that multiplies by `scale`; of several that whose name is nearest to the layer's."""
     place = list(entries).index(name)
     own = entries.get(_sibling(name, "bias"))
     before = own.read().astype(np.float64) if own is not None and len(own.shape) == 1 else 0.0
     after = bias.read().astype(np.float64) if bias is not None else None
     fit = [norm for norm in norms if len(norm.mean) == len(scale) and _fits(norm, scale, before, after)]
-    return min(fit, key=lambda norm: (norm.place < place, abs(norm.place - place)), default=None)
+    return min(
+        fit, key=lambda norm: (_distance(name, norm.names["running_mean"]), abs(norm.place - place)), default=None
+    )
+
+
+def _distance(layer: str, norm: str) -> tuple[int, int]:
+    """Return how far apart names are: steps of the path that differ, and numbers (conv2 and bn2, 0 and 1 in a row)."""
+    one, other = (name.split(".")[:-1] for name in (layer, norm))
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    numbers = [re.findall(r"\d+", path[-1]) if path else [] for path in (one, other)]
+    if not all(numbers):
+        return len(one) + len(other) - 2 * same, 0
+    behind = int(numbers[1][-1]) - int(numbers[0][-1])
+    in_a_row = one[-1].isdigit() and other[-1].isdigit()
+    return len(one) + len(other) - 2 * same, abs(behind - in_a_row)
 
 
 def _fits(norm: _Norm, scale: Array, before: Array | float, after: Array | None) -> bool:

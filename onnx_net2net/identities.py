@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_net2net.bodies import DOMAIN
 from onnx_net2net.duplicates import EPSILON
 from onnx_net2net.inference import Analysis, constant_of
 from onnx_net2net.layers import Layer, Network
@@ -56,7 +57,7 @@ def _bypass(analysis: Analysis, found: Identity) -> bool:
     node, index = found.start
     source, result = node.inputs[index], found.nodes[-1].outputs[0]
     producer = source.inputs[0] if source.inputs else None
-    stays = producer is None or source.name in analysis.kept
+    stays = producer is None or source.name in analysis.kept or producer.domain == DOMAIN  # what a body is given
     if stays and result.name in analysis.kept:
         return False
     for gone in found.nodes:
@@ -148,14 +149,17 @@ class _Search:
         if second is None or known is None or known.weights != 1:
             return
         down, front = self._matrix(second), self._while_identity(first)
-        eye = np.eye(up.shape[1])
         if down is None or down.shape != up.T.shape or not front or front[-1].outputs[0] not in region[0].inputs:
             return
-        mirrored = self._is_close(up, np.concatenate([eye, -eye]), first)
-        if mirrored and self._is_close(down * place.factor, np.concatenate([eye, -eye], axis=1), second):
+        if self._is_mirrored(up, first) and self._is_close(down * place.factor, up.T, second):
             back = self._while_identity(second)
             if back:
                 yield Identity(place.name, (first, 0), (*front, *region, *back))
+
+    def _is_mirrored(self, up: Array, node: gs.Node) -> bool:
+        """Tell whether a matrix makes each unit and its negative, in any order."""
+        single = self._is_close(np.abs(up).sum(1), 1.0, node) and self._is_close(np.abs(up).max(1), 1.0, node)
+        return single and self._is_close(up.sum(0), 0.0, node) and self._is_close(np.abs(up).sum(0), 2.0, node)
 
     def _zero_branch(self, node: gs.Node) -> Iterator[Identity]:
         """Yield an Add one of whose operands is made by weights that are all zero."""

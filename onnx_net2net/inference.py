@@ -70,6 +70,8 @@ class Analysis:
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
         untied: Matrices that the rewriting had to give their uses in several versions.
+        rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
+            multiplied instead by what the weight of copies is.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
     """
 
@@ -81,6 +83,7 @@ class Analysis:
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
+    rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
 
     @property

@@ -57,11 +57,12 @@ class Inserter:
     def _pair(self, place: Place, name: str, kernel: tuple[int, ...], inner: gs.Variable, result: gs.Variable) -> None:
         """Write two columns for each unit, v and -v, of which phi(v) - phi(-v) is taken."""
         assert place.factor is not None
-        units = place.channels
-        made = self._layer(place, f"{name}.0", kernel, inner, _stacked(units, 1.0, -1.0), makes=2 * units)
-        made = self._activate(place, made)
-        back = _stacked(units, 1 / place.factor, -1 / place.factor, across=True)
-        self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, output=result)
+        units, group = place.channels, place.group
+        there, back = _mirrored(units, group, 1.0), _mirrored(units, group, 1 / place.factor, across=True)
+        made = self._activate(
+            place, self._layer(place, f"{name}.0", kernel, inner, there, makes=2 * units, group=group)
+        )
+        self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, group=group, output=result)
 
     def _maxout(
         self, place: Place, name: str, kernel: tuple[int, ...], inner: gs.Variable, result: gs.Variable
@@ -77,8 +78,9 @@ class Inserter:
     ) -> None:  # fmt: skip
         """Write a branch whose first layer is random and whose last is zero."""
         drawn = int(np.random.default_rng(seed).integers(1 << 30))
-        made = self._activate(place, self._layer(place, f"{name}.0", kernel, inner, _random(drawn)))
-        zero = self._layer(place, f"{name}.1", kernel, made, _zeros)
+        made = self._layer(place, f"{name}.0", kernel, inner, _random(drawn), group=place.group)
+        made = self._activate(place, made)
+        zero = self._layer(place, f"{name}.1", kernel, made, _zeros, group=place.group)
         self._node("Add", f"{name}.Add", [inner, zero], result)
 
     def _layer(
@@ -173,15 +175,20 @@ def _dirac(channels: int, group: int) -> Callable[..., Array]:
     return compute
 
 
-def _stacked(channels: int, first: float, second: float, across: bool = False) -> Callable[..., Array]:
-    """Return what computes two multiples of the identity, one below the other, or beside it (`across`)."""
+def _mirrored(channels: int, group: int, value: float, across: bool = False) -> Callable[..., Array]:
+    """Return what computes twice the identity, with the value and its negative; below each other, or `across`.
+
+    In a grouped convolution those of each group lie together.
+    """
 
     def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
         weights = np.zeros(shape, dtype)
-        units = np.arange(channels)
-        for offset, value in ((0, first), (channels, second)):
-            place = (units, units + offset) if across else (units + offset, units)
-            _middle(weights)[place] = value
+        width = channels // group
+        number, unit = np.divmod(np.arange(channels), width)
+        for part, signed in enumerate((value, -value)):
+            doubled = part * width + unit
+            place = (number * width + unit, doubled) if across else (2 * number * width + doubled, unit)
+            _middle(weights)[place] = signed
         return weights
 
     return compute

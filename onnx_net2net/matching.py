@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from onnx_net2net.protos import scopes
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
 
-Relation = Literal["same", "transposed", "reshaped", "gate order", "concatenated", "folded", "gathered"]
+Relation = Literal["same", "transposed", "reshaped", "gate order", "concatenated", "folded", "gathered", "recovered"]
 
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where torch's gates (ifgo, rzn) are among ONNX's (iofc, zrh)."""
@@ -43,12 +43,14 @@ class Constant:
     Attributes:
         name: Its name.
         shape: Its shape.
+        dtype: Its type.
         read: Returns its values.
         reads: The nodes that read it.
     """
 
     name: str
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]
     read: Callable[[], Array]
     reads: list[Read] = field(default_factory=list)
 
@@ -96,8 +98,9 @@ def constants_of(model: Model) -> dict[str, Constant]:
                 tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
         for name, tensor in tensors:
             kind = ir.DataType(tensor.data_type)
-            if kind.is_floating_point() and kind.bitwidth >= 8 and is_float(np.dtype(kind.numpy())):
-                found[name] = Constant(name, tuple(tensor.dims), model.tensor(tensor).numpy)
+            dtype = np.dtype(kind.numpy()) if kind.is_floating_point() and kind.bitwidth >= 8 else None
+            if dtype is not None and is_float(dtype):
+                found[name] = Constant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
     numbers = itertools.count()
     for scope in scopes(model.proto):
         for node in scope.node:

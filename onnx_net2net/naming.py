@@ -125,9 +125,14 @@ def _give(names: dict[Dim, str], taken: Counter[str], dim: Dim, label: str) -> N
 
 def module_of(node: gs.Node, proto: onnx.NodeProto, constant: str) -> str:
     """Return the path of the module that a node belongs to, or the best name that there is for it."""
-    if not _ANONYMOUS.match(constant) and not (constant.startswith("/") or "_output_" in constant):
+    if not is_anonymous(constant):
         return _PARAMETER.sub("", constant)
     return scope_of(proto) or constant or node.op
+
+
+def is_anonymous(constant: str) -> bool:
+    """Tell whether an exporter made up the name of a constant."""
+    return bool(_ANONYMOUS.match(constant)) or constant.startswith("/") or "_output_" in constant
 
 
 def scope_of(proto: onnx.NodeProto) -> str:

@@ -11,18 +11,22 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
+import numpy as np
 import onnx
 
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.cuts import Cut, put_back, take_off
 from onnx_net2net.dims import leaf_set
-from onnx_net2net.duplicates import axis_labels, find_duplicates, merge
+from onnx_net2net.duplicates import Duplicates, axis_labels, find_duplicates, merge
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.fills import Fill
+from onnx_net2net.fills import take_off as take_off_fills
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.identities import remove_identities
-from onnx_net2net.inference import infer
+from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inspection import inspect_analysis, paused_gc
 from onnx_net2net.model import Model, load
+from onnx_net2net.pads import correct_norms, find_pads, shares_of
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,12 @@ def narrow(teacher: str | os.PathLike[str] | onnx.ModelProto | Model) -> Narrowi
         flat, removed, changes = opened.model, list[str](), dict[str, Reduction]()
         while True:
             without, gone = _without_layers(flat)
-            flat, merged = _without_duplicates(without)
+            plain, unpadded = _without_pads(without)
+            flat, merged = _without_duplicates(plain)
             removed += gone
-            for step in merged:
+            for step in (*unpadded, *merged):
                 changes[step.name] = Reduction(step.name, changes.get(step.name, step).old, step.new)
-            if not gone and not merged:
+            if not gone and not unpadded and not merged:
                 break
         if not removed and not changes:
             raise RefusedError("there is nothing to remove: no duplicate or unread units, and no identity layers")
@@ -93,21 +98,54 @@ def _without_layers(model: Model) -> tuple[Model, list[str]]:
     return (analysis.draft.finish() if removed else model), removed
 
 
-def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
-    """Remove duplicates of units and units that nobody reads; return the dims that had some."""
+def _without_pads(model: Model) -> tuple[Model, list[Reduction]]:
+    """Remove units that only pad what normalisers read; return the dims that had some."""
     whole, cuts = take_off(model)
-    narrowed, changes = _merged(whole, cuts)
-    if cuts and not changes:
-        return _merged(model, [])
-    return (narrowed if changes else model), changes
-
-
-def _merged(model: Model, cuts: list[Cut]) -> tuple[Model, list[Reduction]]:
-    """Remove duplicates from a model whose cuts were taken off, and put these back."""
-    analysis = infer(model)
-    found = find_duplicates(analysis, {cut.node.input[0]: cut.axis for cut in cuts})
-    if not found.classes:
+    analysis = infer(whole)
+    pads = find_pads(analysis, {cut.node.input[0]: (cut.axis, cut.places) for cut in cuts})
+    if not pads:
         return model, []
+    shares = shares_of(analysis, pads)
+    classes = {dim: np.where(units, -1, np.cumsum(~units) - 1) for dim, units in pads.items()}
+    narrowed, changes = _reduced(whole, analysis, cuts, Duplicates(classes, {}))
+    analysis = infer(narrowed)
+    correct_norms(analysis, shares)
+    return analysis.draft.finish(), changes
+
+
+def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
+    """Remove duplicates of units and units that nobody reads; return the dims that had some.
+
+    They are looked for without the cuts of outputs and the fills of normalisers first, then with them.
+    """
+    whole, cuts = take_off(model)
+    plain, fills = _without_fills(whole)
+    attempts = [(plain, cuts, fills)] * bool(fills) + [(whole, cuts, [])] * bool(cuts) + [(model, [], [])]
+    for attempt in attempts:
+        narrowed, changes = _merged(*attempt)
+        if changes:
+            return narrowed, changes
+    return model, []
+
+
+def _without_fills(model: Model) -> tuple[Model, list[Fill]]:
+    """Take off what normalisers were filled up with; return what that was."""
+    analysis = infer(model)
+    fills = take_off_fills(analysis)
+    return (analysis.draft.finish() if fills else model), fills
+
+
+def _merged(model: Model, cuts: list[Cut], fills: list[Fill]) -> tuple[Model, list[Reduction]]:
+    """Remove duplicates from a model whose cuts and fills were taken off, and put the cuts back."""
+    analysis = infer(model)
+    found = find_duplicates(analysis, {cut.node.input[0]: cut.axis for cut in cuts}, fills)
+    if found is None or not found.classes:
+        return model, []
+    return _reduced(model, analysis, cuts, found)
+
+
+def _reduced(model: Model, analysis: Analysis, cuts: list[Cut], found: Duplicates) -> tuple[Model, list[Reduction]]:
+    """Remove units, put back the cuts, and tell which dims lost some."""
     changes = []
     for group in inspect_analysis(model, analysis).groups:
         new = sum(int(found.classes[dim].max()) + 1 if dim in found.classes else dim.size for dim in group.dims)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net import statedict
-from onnx_net2net.checkpoint import Checkpoint, Entry, Kind
+from onnx_net2net.checkpoint import Checkpoint
+from onnx_net2net.derivation import Entry, Kind
 from onnx_net2net.errors import BadInputError, RefusedError
 
 KINDS: dict[str, Kind] = {

@@ -91,7 +91,8 @@ class Plan:
         """Grow all dims (or those named) by a factor, one of the factors of each product."""
         chosen = [group for pattern in only for group in self._match(pattern)] if only else self._groups
         self.chosen += chosen
-        candidates = [group for group in dict.fromkeys(chosen) if group.reason is None]
+        asked = set(self._wanted)  # sizes that were set stay, the teacher's own included
+        candidates = [group for group in dict.fromkeys(chosen) if group.reason is None and id(group) not in asked]
         taken = set(self.growth)
 
         def merit(group: Group) -> tuple[bool, float, bool]:

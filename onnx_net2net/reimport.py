@@ -5,26 +5,32 @@ other sizes has the teacher's operations only, and computes from its sizes what 
 `head_dim ** -0.5` of an attention, the table of a rotary embedding, `sqrt(hidden)` behind an embedding. So the dims
 whose growth asks for more than other weights and sizes keep their size here, each with the reason.
 
-Classes also make some widths of others: all heads of an attention together are often as wide as the stream that they
-read. Such heads take what the stream grows by.
+Classes also make several widths of one size: a layer that makes as many units as it reads of a residual stream is taken
+to be of such a class, be it all heads of an attention together or the dense layer in front of an output. What it makes
+grows by what the stream grows by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.inference import Analysis, constant_of
+from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import carrier
+
+LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+"""Types of constants that hold places, and no weights."""
 
 FRAMEWORKS = ("torch",)
 """Frameworks whose classes can be grown for; what is said here holds for any that makes its modules of sizes."""
@@ -72,6 +78,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+    for use in analysis.uses.values():
+        if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
+            for axis in use.axes:
+                yield axis, f"{_label(analysis, use.node)} looks its units up by a list, which a class does not grow"
     for name in analysis.cut:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
@@ -102,21 +112,118 @@ def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iter
             yield place
 
 
+# --- Tied weights --------------------------------------------------------------------------------------------
+
+
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield the axes of matrices that one reader sums over and another one makes: copies there, shares here."""
-    weighed: dict[tuple[int, int], set[int]] = {}
+    """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
+    weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
             for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), set()).add(position)
-    positions: dict[int, list[set[int]]] = {}
+                weighed.setdefault((node, index), {})[position] = number
+    copies = _turned_copies(analysis)
+    readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
-        positions.setdefault(id(use.constant), []).append(weighed.get(key, set()))
+        if analysis.nodes[use.node].op in ("Shape", "Size"):
+            continue  # reads no values
+        found = weighed.get(key, {})
+        readings.setdefault(id(use.constant), []).append(found)
+        if id(use.constant) in copies:
+            turned = {1 - position: number for position, number in found.items()}
+            readings.setdefault(copies[id(use.constant)], []).append(turned)
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        found = positions[id(use.constant)]
-        if sum(axis.size > 1 for axis in use.axes) > 1:  # vectors of equal values are often merged by exporters
-            for position in found[0].union(*found) - found[0].intersection(*found):
-                yield use.axes[position], f"is made and summed over by the tied weight {use.constant.name!r}"
+        known = readings.get(id(use.constant), [{}])
+        if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
+            continue
+        for position, axis in enumerate(use.axes):
+            sums = [found[position] for found in known if position in found]
+            reason = f"is made and summed over by the tied weight {use.constant.name!r}"
+            if 0 < len(sums) < len(known) and not _rescale_instead(analysis, sums, axis, reason):
+                yield axis, reason
+
+
+def _turned_copies(analysis: Analysis) -> dict[int, int]:
+    """Find the matrices that are transposes of tables: folding makes such a one of a tied head.
+
+    Returns:
+        The table of each by id; their axes are made the same.
+    """
+    matrices: dict[tuple[int, ...], dict[int, Use]] = {}
+    tables: dict[int, Use] = {}
+    for (number, index), use in analysis.uses.items():
+        if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
+            is_table = analysis.nodes[number].op == "Gather" and index == 0
+            same_kind = tables if is_table else matrices.setdefault(tuple(use.constant.shape), {})
+            same_kind[id(use.constant)] = use
+    copies: dict[int, int] = {}
+    for table in tables.values():
+        candidates = matrices.get(tuple(reversed(table.constant.shape)), {})
+        values = analysis.draft.reader(table.constant)() if candidates else np.zeros(0)
+        for key, matrix in candidates.items():
+            other = analysis.draft.reader(matrix.constant)().T
+            if np.array_equal(values[0], other[0]) and np.array_equal(values, other) and values.min() < values.max():
+                copies[key] = id(table.constant)
+                for axis, same in zip(table.axes, reversed(matrix.axes), strict=True):
+                    dims.unify(axis, same, f"{matrix.constant.name!r} is {table.constant.name!r} transposed")
+    return copies
+
+
+def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
+    """Let the layers in front of sums over a tied weight carry the division of its copies, if they can.
+
+    With all units copied c times a sum over them is c times too large, and the tie keeps its weights. So what goes into
+    it is made smaller by c: the scale and shift of the last normalisation (growth-math section 2, tied embeddings).
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    for number in sums:
+        (contraction, *more) = analysis.said[number].contractions
+        data = [index for index, _ in contraction.sides if not analysis.is_derived(number, index)]
+        scaled = _scalable(analysis, number, data[0], axis) if len(data) == 1 and not more else None
+        if scaled is None:
+            return False
+        found[number] = scaled
+    dims.keep_uniform(axis, reason)
+    analysis.rescaled.update(found)
+    return True
+
+
+_MOVES = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherND")
+
+
+def _scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tuple[int, int]] | None:
+    """Return the weights (node, input) of an axis that make an operand k times as large if they are, None without."""
+    if (number, index) in analysis.uses:
+        return [(number, index)] if _has(analysis, number, index, axis) else None
+    tensor = analysis.nodes[number].inputs[index]
+    if len(tensor.outputs) != 1 or tensor.name in analysis.kept or not tensor.inputs:
+        return None  # somebody else reads it
+    node = tensor.inputs[0]
+    maker = analysis.numbers[id(node)]
+    said = analysis.said.get(maker)
+    if said is None:
+        return None
+    if node.op in _MOVES:
+        return _scalable(analysis, maker, 0, axis)
+    if node.op == "Add":
+        both = [_scalable(analysis, maker, side, axis) for side in (0, 1)]
+        return None if None in both else [place for places in both for place in places or ()]
+    if node.op == "Mul":
+        return next(([(maker, side)] for side in (0, 1) if _has(analysis, maker, side, axis)), None)
+    scales = [(statistic.scale, statistic.shift) for statistic in said.statistics if statistic.scale is not None]
+    if node.op in ("MatMul", "Gemm"):
+        scales.append((1, 2))
+    for pair in scales:
+        places = [place for place in pair if place is not None and place < len(node.inputs) and node.inputs[place].name]
+        if all(_has(analysis, maker, place, axis) for place in places):
+            return [(maker, place) for place in places]
+    return None
+
+
+def _has(analysis: Analysis, number: int, index: int, axis: Axis) -> bool:
+    """Tell whether an input is a constant with an axis."""
+    use = analysis.uses.get((number, index))
+    return use is not None and leaf_set(axis) <= leaf_set(*use.axes)
 
 
 # --- Constants that a class computes from its sizes ----------------------------------------------------------
@@ -232,11 +339,12 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
         if group.role == "value head_dim":
             group.follows = keys.get(group.size)
     for layer in Network(analysis).layers.values():
-        width = math.prod(dim.size for dim in layer.reads)
         streams = [group_of[dim] for dim in layer.reads if dim in group_of]
-        for term in layer.terms:
-            parts = [group_of[dim] for dim in term if dim in group_of and "head" in group_of[dim].role]
-            if len(streams) == 1 and len(parts) > 1 and math.prod(part.size for part in parts) == width:
-                for part in parts:
-                    if part.role in _COUNTS:
-                        part.follows = streams[0]
+        for term in layer.terms if len(streams) == 1 else ():
+            made = [group_of[dim] for dim in term if dim in group_of]
+            heads = [group for group in made if "head" in group.role]
+            is_square = math.prod(group.size for group in heads or made) == streams[0].size
+            if is_square and (heads or streams[0].role == "residual stream"):
+                for group in made:
+                    if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
+                        group.follows = streams[0]

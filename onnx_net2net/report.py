@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_net2net.blocks import Block
-from onnx_net2net.checkpoint import Checkpoint, Entry
+from onnx_net2net.checkpoint import Checkpoint
 from onnx_net2net.deepen import Deepening
+from onnx_net2net.derivation import Entry
 from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
 from onnx_net2net.narrow import Narrowing

@@ -99,6 +99,7 @@ def rewrite(
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
+    corrections.update(_rescale(analysis, growth))
     for key, factor in scaling.factors.items() if scaling else ():
         usual: Filler = "copy" if _scales_units(analysis, key) else "own"
         others = corrections.get(key, (1.0, usual))
@@ -139,7 +140,7 @@ def _weigh_contractions(
     for number, said in analysis.said.items():
         for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
-            if not weighed:
+            if not weighed or number in analysis.rescaled:
                 continue
             maps = [
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
@@ -156,6 +157,19 @@ def _weigh_contractions(
             else:
                 (index, position), map = contraction.sides[-1], maps[-1]
                 yield analysis.nodes[number], index, position, map
+
+
+def _rescale(analysis: Analysis, growth: Growth) -> Corrections:
+    """Let constants in front of a sum carry the division of all copies by their number, which a tied weight cannot."""
+    factors: Corrections = {}
+    for number, constants in analysis.rescaled.items():
+        for contraction in analysis.said[number].contractions:
+            weighed = _grown(contraction.axis, growth)
+            index, position = contraction.sides[0]
+            map = _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
+            for node, place in constants if weighed else ():
+                factors[node, place] = float(map.weight[0]), "copy"
+    return factors
 
 
 def _is_silent(
@@ -305,13 +319,17 @@ def _rewrite_constant(
     scales: ScaleReaders,
 ) -> Iterator[GrownConstant]:
     alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
-    for use in uses:
+    for use in sorted(uses, key=lambda use: _reads_shape(analysis, use)):
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
         usual: Filler = "copy" if _scales_units(analysis, (use.node, use.input)) else "own"
         factor, filler = corrections.get((use.node, use.input), (1.0, usual))
         key = tuple(side.key for side in sides)
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
-        alike.setdefault((key, filler, factor, id(zero)), []).append((use, sides))
+        sizes = [side.map.new for side in sides]
+        same_shape = (group for group in alike.values() if [side.map.new for side in group[0][1]] == sizes)
+        group = next(same_shape, None) if _reads_shape(analysis, use) else None
+        group = alike.setdefault((key, filler, factor, id(zero)), []) if group is None else group
+        group.append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(constant))
@@ -322,7 +340,7 @@ def _rewrite_constant(
         analysis.untied.append(name)
     for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
-        readers = [use.node for use, _ in group if analysis.nodes[use.node].op not in ("Shape", "Size")]
+        readers = [use.node for use, _ in group if not _reads_shape(analysis, use)]
         scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
         record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
         if all(side.map.is_identity for side in sides):
@@ -345,6 +363,11 @@ def _rewrite_constant(
 def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
     """Tell whether an input multiplies each unit by a number of its own."""
     return key[1] in analysis.said[key[0]].scales
+
+
+def _reads_shape(analysis: Analysis, use: Use) -> bool:
+    """Tell whether a node does not read the values of a constant, whose version with the same shape it can take."""
+    return analysis.nodes[use.node].op in ("Shape", "Size")
 
 
 def _name_of(tensor: gs.Tensor) -> str:

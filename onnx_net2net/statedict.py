@@ -201,7 +201,7 @@ def write(
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             staged = Path(folder) / path.name
-            arrays = {name: np.ascontiguousarray(value(name)).reshape(np.shape(value(name))) for name in names}
+            arrays = {name: np.asarray(value(name), order="C") for name in names}
             _write(staged, arrays)
             os.replace(staged, path)
     except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 from graphs import net, weights
 from onnx import TensorProto, helper
 
-from onnx_net2net import BadInputError, RefusedError, cli, verify, widen
+from onnx_net2net import BadInputError, RefusedError, cli, load, narrow, verify, widen
 from onnx_net2net.cli import main
 from onnx_net2net.deepen import deepen, places
 from onnx_net2net.history import history
@@ -256,6 +256,21 @@ def test_what_is_quantized_is_no_activation():
     step = {"step": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
     teacher = net(text, up=draw(6, 8), down=draw(8, 4), **step)
     deepen_exactly(teacher, all=True, way="residual")
+
+
+@pytest.mark.parametrize("way", ["pair", "residual", "maxout", "prelu"])
+@pytest.mark.parametrize("groups", [2, 6])
+def test_behind_a_grouped_convolution_new_layers_have_groups_too(way, groups):
+    text = f"""(float[N, 3, 5, 5] x) => (float[N, 5, 5, 5] y) {{
+        r = Conv(x, up) v = Conv<pads=[1, 1, 1, 1], group={groups}>(r, mid) a = HardSwish(v) y = Conv(a, down) }}"""
+    teacher = net(text, up=draw(6, 3, 1, 1), mid=draw(6, 6 // groups, 3, 3), down=draw(5, 6, 1, 1))
+    student = deepen_exactly(teacher, after=["mid"], way=way).student
+    shapes = {
+        values.shape[1:] for name, values in weights(student).items() if name.endswith("weight") and "_new" in name
+    }
+    assert shapes <= {(6 // groups, 3, 3), (12 // groups, 3, 3), (1, 1)}
+    if way == "pair":
+        assert narrow(student).student.parameters == load(teacher).parameters
 
 
 def test_behind_a_recurrent_layer():

@@ -161,9 +161,47 @@ def test_fused_projections_and_an_output_of_hidden_units_come_back():
              "two": np.array([2])}  # fmt: skip
     floats = {"embed": draw(6, 8), "qkv": draw(8, 24), "out": draw(8, 8), "shift": draw(8)}
     teacher = net(text, **lists, **floats, scale=1 + draw(8), scale2=2 + draw(8))
-    student = widen(teacher, factor=2).student
-    assert student.parameters > 3 * load(teacher).parameters
-    narrow_back(teacher, student, atol=1e-6)
+    for factor in (2, 1.37):  # the second pads what the norms read
+        student = widen(teacher, factor=factor).student
+        assert student.parameters > factor * load(teacher).parameters
+        narrow_back(teacher, student, atol=1e-5)
+
+
+def test_shares_inside_a_loop_come_back():
+    """A weight that a loop hands on to itself, and that is weighed where it is read."""
+    text = """(float[N, 6] x) => (float[N, 4] y) {
+        t = Constant<value = bool {1}>() m = Constant<value_int = 3>() h = MatMul(x, up)
+        f, g = Loop(m, t, h, mid) <body = body (int64 i, bool c, float[N, 8] s, float[8, 8] w) =>
+            (bool co, float[N, 8] so, float[8, 8] wo) {
+            co = Identity(c) v = MatMul(s, w) so = Relu(v) wo = Identity(w) }>
+        y = MatMul(f, down) }"""
+    teacher = net(text, up=draw(6, 8), mid=draw(8, 8), down=draw(8, 4))
+    student = widen(teacher, factor=1.5).student
+    assert narrow(student).student.parameters == load(teacher).parameters
+
+
+NORMS = {
+    "padded by means": "n = LayerNormalization(h, scale, shift) s = MatMul(n, back) r = Add(h, s) "
+                       "m = LayerNormalization(r, scale2, shift) y = MatMul(m, down)",
+    "padded by zeros": "n = RMSNormalization(h, scale) s = MatMul(n, back) r = Add(h, s) "
+                       "m = RMSNormalization(r, scale2) y = MatMul(m, down)",
+    "filled up": "n = LayerNormalization(h, scale, shift) s = MatMul(n, back) r = Add(n, s) "
+                 "m = LayerNormalization(r, scale2, shift) y = MatMul(m, down)",
+    "of nodes, weighed": "q = Mul(h, h) e = ReduceMean<keepdims=1>(q, last) c = Add(e, tiny) d = Sqrt(c) z = Div(h, d) "
+                         "n = Mul(z, scale) s = MatMul(n, back) r = Add(h, s) y = MatMul(r, down)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_widths_that_are_no_multiples_come_back_from_under_norms(norm):
+    text = f"(float[N, 5, 6] x) => (float[N, 5, 4] y) {{ h = MatMul(x, up) {NORMS[norm]} }}"
+    given = {"scale": 1 + draw(8), "scale2": 2 + draw(8), "shift": draw(8), "last": np.array([-1]),
+             "tiny": np.array(1e-3, np.float32)}  # fmt: skip
+    used = {name: values for name, values in given.items() if name in text}
+    teacher = net(text, opset=23, up=draw(6, 8), back=draw(8, 8), down=draw(8, 4), **used)
+    student = widen(teacher, sizes={"up": 11}, fill_norms=True).student
+    narrowing = narrow_back(teacher, student, atol=1e-5)
+    assert [(change.old, change.new) for change in narrowing.changes] == [(11, 8)]
 
 
 def test_units_under_a_statistic_go_only_in_equal_numbers():

@@ -89,7 +89,28 @@ class Transformer(nn.Module):
         return torch.randint(0, 11, (16, 7)), torch.randint(0, 3, (16,))
 
 
-NETS = [Mlp, ConvNet, Transformer]
+class TiedLm(nn.Module):
+    def __init__(self, stream=8, ffn=12):
+        super().__init__()
+        self.table, self.head = nn.Embedding(11, stream), nn.Linear(stream, 11, bias=False)
+        self.head.weight = self.table.weight
+        self.up, self.down, self.norm = nn.Linear(stream, ffn), nn.Linear(ffn, stream), nn.LayerNorm(stream)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        x = x + self.down(torch.nn.functional.gelu(self.up(x)))
+        return self.head(self.norm(x))[:, -1]
+
+    @classmethod
+    def of(cls, shapes):
+        return cls(shapes["table.weight"][1], shapes["up.weight"][0])
+
+    @staticmethod
+    def batch():
+        return torch.randint(0, 11, (16, 7)), torch.randint(0, 11, (16,))
+
+
+NETS = [Mlp, ConvNet, Transformer, TiedLm]
 
 
 def backward(module, batch):
@@ -189,6 +210,8 @@ def predicted(module, before, made):
             if side.reads:
                 counts = torch.from_numpy(np.bincount(side.map.index, minlength=side.map.old)).double()
                 moved = moved * counts.reshape(-1, *(1,) * (moved.ndim - 1 - axis))
+        for growth in entry.growths:  # a scale of the share c has c copies that move a whole step each
+            moved = moved / growth.factor
         state[name] = before[name].double() + moved
     expected = copy.deepcopy(module).double()
     expected.load_state_dict(state)
@@ -284,6 +307,28 @@ def test_an_optimizer_with_another_law_is_refused(tmp_path):
 
 
 # --- The command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "arguments"),
+    [(Mlp, "1.5", [12, 9]), (ConvNet, "1.5", [9, 12]), (Transformer, "2", [16, 4, 24]), (TiedLm, "2", [16, 24])],
+)
+def test_the_whole_way_back(kind, factor, arguments, tmp_path, capsys):
+    """Widen, carry over, build the wider class, load strictly, compare."""
+    module, _ = trained(kind, torch.optim.Adam, 1, lr=0.01)
+    paths = {
+        name: str(tmp_path / name) for name in ("teacher.onnx", "teacher.pt", "student.onnx", "student.safetensors")
+    }
+    teacher, old, student, new = paths.values()
+    exported(module, teacher)
+    torch.save(module.state_dict(), old)
+    assert main(["widen", teacher, "-o", student, "--factor", factor, "--for", "torch"]) == 0
+    assert main(["checkpoint", teacher, student, "--state-dict", old, "-o", new]) == 0
+    factory = ["--module", f"{__name__}:{kind.__name__}", "--args", json.dumps(arguments)]
+    assert main(["verify", teacher, *factory, "--state-dict", new]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("equivalent in ")
+    assert main(["verify", teacher, *factory, "--state-dict", old]) == 1
+    assert "does not fit the class" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_state_beside_the_weights(tmp_path, capsys):

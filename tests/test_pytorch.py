@@ -5,6 +5,7 @@ import re
 import sys
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from graphs import net
 
@@ -173,6 +174,16 @@ def test_halves_and_bfloat16_come_back_as_they_are():
                 return x.clone()
 
         verify(teacher, ModuleRunner(Copy(), teacher)).raise_if_different()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA")
+def test_a_module_runs_on_a_gpu(project, cli):
+    options = ["--module", "mine.nets:Net", "--provider", "cuda", "--state-dict"]
+    code, out, _ = cli("teacher.onnx", *options, "same.pt")
+    assert code == 0
+    assert "runs on CUDA" in out
+    assert cli("teacher.onnx", *options, "other.pt")[0] == 1
 
 
 def test_a_file_that_is_no_state_dict_is_bad_input(project):

@@ -5,6 +5,7 @@ A network is a sequence of blocks drawn from those below; each block is a few no
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from glob import escape
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net import Widening, inspect, narrow, widen
+from onnx_net2net import Widening, deepen, inspect, narrow, widen
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.history import grown_interface
+from onnx_net2net.places import WAYS as INSERTIONS
 
 Block = Callable[["Net", str], str]
 IMAGE: dict[str, Block] = {}
@@ -593,6 +595,43 @@ def test_a_student_can_be_narrowed() -> None:
             assert_close(result, wanted, output.name, 1e-4, floor=0.01)
         narrowed += 1
     assert narrowed > 10
+
+
+def deepened(seed: int, options: dict[str, Any]) -> bool:
+    """Whether a random network can be deepened so; it computes the same, and narrow is right about it too."""
+    proto, feeds = network(seed)
+    try:
+        student = deepen(proto, seed=seed, **options).student
+    except RefusedError:
+        return False
+    models = [weighty(student)]
+    with contextlib.suppress(RefusedError):  # there may be nothing that can be taken out again
+        models.append(weighty(narrow(student).student))
+    wanted = run(proto, feeds)
+    for model in models:
+        for output, result, expected in zip(proto.graph.output, run(model, feeds), wanted, strict=True):
+            assert_close(result, expected, output.name, 1e-4, floor=0.01)
+    return True
+
+
+DEEPER: list[dict[str, Any]] = [
+    *({"all": True, "way": way} for way in (None, *INSERTIONS)),
+    {"all": True, "count": 2},
+    {"all": True, "width": "1.5x"},
+    {"depth": 2},
+    {"depth": 2, "way": "cancel", "append": True},
+]
+
+
+@pytest.mark.parametrize("options", DEEPER, ids=str)
+def test_random_networks_that_are_deeper_compute_the_same(options: dict[str, Any]) -> None:
+    assert sum(deepened(seed, options) for seed in range(5000, 5005)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", DEEPER, ids=str)
+def test_many_random_networks_that_are_deeper_compute_the_same(options: dict[str, Any]) -> None:
+    assert sum(deepened(seed, options) for seed in range(6000, 6080)) > 10
 
 
 def test_doubles_agree_to_twelve_digits() -> None:

@@ -7,6 +7,7 @@ from graphs import net, weights
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
 from onnx_net2net.inference import infer
 from onnx_net2net.reimport import frozen_constants
+from onnx_net2net.replay import replay, steps_of
 
 SIZES = ("group", "hidden_size", "num_heads")
 """Attributes that are sizes, which the caller of a class gives it."""
@@ -94,6 +95,19 @@ def test_heads_of_their_own_width_grow_by_the_factor():
 def test_heads_grow_when_they_are_asked_for():
     assert sizes_of(widen_for_class(attention(), factor=1.5, only=["heads"])) == {"wq[0]": 3}
     assert sizes_of(widen_for_class(attention(), sizes={"heads": 3})) == {"wq[0]": 3}
+
+
+def test_a_dense_layer_as_wide_as_the_stream_follows_it():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        e = MatMul(x, embed) n = LayerNormalization(e, gain, shift) u = MatMul(n, up) r = Relu(u) d = MatMul(r, down)
+        s = Add(e, d) m = LayerNormalization(s, gain2, shift2) p = MatMul(m, pool) t = Tanh(p) y = MatMul(t, head) }"""
+    given = {"embed": draw(6, 8), "gain": draw(8), "shift": draw(8), "up": draw(8, 16), "down": draw(16, 8),
+             "gain2": draw(8), "shift2": draw(8), "pool": draw(8, 8), "head": draw(8, 3)}  # fmt: skip
+    assert sizes_of(widen_for_class(net(text, **given), factor=1.5)) == {"up": 24}
+    assert sizes_of(widen_for_class(net(text, **given), factor=2)) == {"embed": 16, "up": 32, "pool": 16}
+    assert sizes_of(widen_for_class(net(text, **given), factor=1.5, only=["pool"])) == {"pool": 12}
+    other = {**given, "pool": draw(8, 10), "head": draw(10, 3)}
+    assert sizes_of(widen_for_class(net(text, **other), factor=1.5)) == {"up": 24, "pool": 15}
 
 
 def test_the_width_of_queries_and_keys_stays():
@@ -186,6 +200,73 @@ def test_a_tied_matrix_keeps_what_it_makes_and_sums_over():
         widen(net(text, table=draw(20, 8)), framework="torch", factor=1.5)
 
 
+def test_the_folded_transpose_of_a_tied_table_is_a_tie():
+    text = """(int64[N, 5] ids) => (float[N, 5, 20] y) {
+        e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) s = Add(e, d) y = MatMul(s, head) }"""
+    given = {"table": draw(20, 8), "up": draw(8, 16), "down": draw(16, 8)}
+    tied = net(text, **given, head=given["table"].T.copy())
+    assert sizes_of(widen_for_class(tied, factor=1.5)) == {"up": 24}
+    assert sizes_of(widen_for_class(net(text, **given, head=draw(8, 20)), factor=1.5)) == {"table": 12, "up": 24}
+
+
+@pytest.mark.parametrize("norm", [
+    "n = LayerNormalization(s, gain, shift)",
+    "q = Mul(s, s) m = ReduceMean <keepdims = 1> (q, last) o = Sqrt(m) d2 = Div(s, o) g = Mul(d2, gain) "
+    "n = Add(g, shift)",
+    "q = MatMul(s, gain) n = Add(q, shift)",
+    "s2 = Reshape(s, rows) q = Gemm(s2, gain, shift) n = Reshape(q, back)",
+])  # fmt: skip
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_a_tie_behind_a_norm_grows_by_whole_factors(norm, is_folded):
+    head = "y = MatMul(n, head)" if is_folded else "t = Transpose <perm = [1, 0]> (table) y = MatMul(n, t)"
+    text = f"""(int64[N, 5] ids) => (float[N, 5, 20] y) {{
+        e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) s = Add(e, d) {norm} {head} }}"""
+    given = {"table": draw(20, 8), "up": draw(8, 16), "down": draw(16, 8), "gain": draw(8), "shift": draw(1, 8)[0]}
+    lists = {"last": np.array([-1]), "rows": np.array([-1, 8]), "back": np.array([-1, 5, 8])}
+    given |= {name: value for name, value in lists.items() if name in norm}
+    given["gain"] = draw(8, 8) if "MatMul" in norm or "Gemm" in norm else given["gain"]
+    teacher = net(text, **given, **({"head": given["table"].T.copy()} if is_folded else {}))
+    assert sizes_of(widen_for_class(teacher, factor=1.5)) == {"up": 24}
+    widening = widen_for_class(teacher, factor=3)
+    assert sizes_of(widening) == {"table": 24, "up": 48}
+    found = weights(widening.student)
+    np.testing.assert_array_equal(found["table"], np.tile(given["table"], 3))
+    if given["gain"].ndim == 1:
+        np.testing.assert_allclose(found["gain"], np.tile(given["gain"], 3) / 3, rtol=1e-6)
+    np.testing.assert_allclose(found["shift"], np.tile(given["shift"], 3) / 3, rtol=1e-6)
+    if is_folded:
+        np.testing.assert_array_equal(found["head"], found["table"].T)
+
+
+def test_a_tie_behind_a_norm_that_others_read_too_stays():
+    text = """(int64[N, 5] ids) => (float[N, 5, 20] y, float[N, 5, 3] z) {
+        e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) s = Add(e, d)
+        n = LayerNormalization(s, gain, shift) t = Transpose <perm = [1, 0]> (table) y = MatMul(n, t)
+        z = MatMul(n, other) }"""
+    teacher = net(text, table=draw(20, 8), up=draw(8, 16), down=draw(16, 8), gain=draw(8), shift=draw(1, 8)[0],
+                  other=draw(8, 3))  # fmt: skip
+    assert sizes_of(widen_for_class(teacher, factor=2)) == {"up": 32}
+
+
+def test_who_reads_the_shape_of_a_weight_is_no_second_reader():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        s = Shape(up) n = Gather(s, one) w = ConstantOfShape(n) h = MatMul(x, up) a = Add(h, w) r = Relu(a)
+        y = MatMul(r, down) }"""
+    teacher = net(text, up=draw(6, 16), down=draw(16, 3), one=np.array([1]))
+    widening = widen_for_class(teacher, factor=1.5)
+    assert sizes_of(widening) == {"up": 24}
+    assert [constant.student for constant in widening.constants] == ["up", "down"]
+
+
+def test_a_list_of_places_does_not_grow():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        h = MatMul(x, up) r = Relu(h) g = Gather <axis = 1> (r, places) y = MatMul(g, down) }"""
+    teacher = net(text, up=draw(6, 16), down=draw(16, 3), places=np.arange(16))
+    assert sizes_of(widen(teacher, factor=1.5))
+    with pytest.raises(RefusedError, match=r"looks its units up by a list|picks its units"):
+        widen_for_class(teacher, factor=1.5)
+
+
 @pytest.mark.parametrize(
     ("body", "match"),
     [
@@ -241,6 +322,16 @@ def test_new_classes_need_a_bias_of_their_own():
     widen_for_class(teacher("h = MatMul(x, up) r = Relu(h) m = MatMul(r, down) y = Add(m, bias)"), sizes={"down": 6})
     with pytest.raises(RefusedError, match="could not follow: the student needs Add"):
         widen(teacher(plain), framework="torch", sizes={"down": 6})
+
+
+def test_the_record_says_what_it_was_grown_for(tmp_path):
+    widen(attention(), factor=2, framework="torch").student.save(tmp_path / "student.onnx")
+    (step,) = steps_of(tmp_path / "student.onnx")
+    assert step["framework"] == "torch"
+    (tmp_path / "teacher.onnx").write_bytes(attention().SerializeToString())
+    widen(tmp_path / "teacher.onnx", factor=2, framework="torch").student.save(tmp_path / "student.onnx")
+    replay(tmp_path / "teacher.onnx", steps_of(tmp_path / "student.onnx"), tmp_path / "again.onnx")
+    assert weights(load(tmp_path / "again.onnx"))["wq"].shape == (16, 16)
 
 
 def test_an_unknown_framework_is_refused():

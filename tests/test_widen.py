@@ -132,7 +132,7 @@ def test_noise_is_not_exact():
         ({"sizes": {"fc1": "1.5x"}}, {"fc1": 192}),
         ({"sizes": {"fc[12]": "2x"}}, {"fc1": 256, "fc2": 128}),
         ({"sizes": {"fc*": "2x"}}, {"fc1": 256, "fc2": 128}),
-        ({"sizes": {"fc1": 128}, "factor": 2}, {"fc1": 256, "fc2": 128}),
+        ({"sizes": {"fc1": 128}, "factor": 2}, {"fc1": 128, "fc2": 128}),
         ({"sizes": {"fc1": 150}, "factor": 2}, {"fc1": 150, "fc2": 128}),
         ({"factor": 2, "only": ["fc2"]}, {"fc2": 128}),
         ({"factor": 2, "only": ["fc2", "*1"]}, {"fc1": 256, "fc2": 128}),
@@ -1113,3 +1113,10 @@ def test_what_attention_normalises_over_stays():
     teacher = net(text, slots=draw(7, 6), **names)
     assert {group.size: group.reason for group in inspect(teacher).groups}[7] == "Softmax 'p' normalises over this axis"
     verify(teacher, widen(teacher, factor=2).student).raise_if_different()
+
+
+def test_a_size_that_is_set_stays_beside_a_factor():
+    teacher = net("(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, up) r = Relu(h) g = MatMul(r, mid) s = Relu(g) "
+                  "y = MatMul(s, down) }", up=draw(8, 16), mid=draw(16, 12), down=draw(12, 4))  # fmt: skip
+    widening = widen_exactly(teacher, factor=1.5, sizes={"up": 16})
+    assert {change.name: change.new for change in widening.changes} == {"up": 16, "mid": 18}

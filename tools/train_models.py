@@ -85,12 +85,12 @@ def jitter(images: Tensor) -> Tensor:
 
 
 class ConvBn(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU; the padding keeps the image size."""
+    """Convolution without bias, batch normalisation, ReLU; with stride 1 the padding keeps the image size."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: tuple[int, int]) -> None:
+    def __init__(self, channels_in: int, channels: int, kernel: tuple[int, int], stride: int = 1) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2)
-        self.conv = nn.Conv2d(channels_in, channels, kernel, padding=padding, bias=False)
+        self.conv = nn.Conv2d(channels_in, channels, kernel, stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,14 +173,20 @@ class InceptionBn(nn.Module):
         stem: Channels of the two stem convolutions.
         modules: The Inception modules by name, in order. The digit in a name is its stage, and a pool lies
             between two stages: ``inception3*`` see 8x8 images, ``inception4*`` 4x4.
+        classes: Number of classes.
+        stride: Of both stem convolutions, for larger images.
     """
 
     def __init__(
-        self, stem: tuple[int, int] = INCEPTION_STEM, modules: Mapping[str, Branches] = INCEPTION_MODULES
+        self,
+        stem: tuple[int, int] = INCEPTION_STEM,
+        modules: Mapping[str, Branches] = INCEPTION_MODULES,
+        classes: int = CLASSES,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = ConvBn(1, stem[0], (3, 3))
-        self.conv2 = ConvBn(stem[0], stem[1], (3, 3))
+        self.conv1 = ConvBn(1, stem[0], (3, 3), stride)
+        self.conv2 = ConvBn(stem[0], stem[1], (3, 3), stride)
         channels = stem[1]
         for name, widths in modules.items():
             self.add_module(name, Inception(channels, widths))
@@ -188,10 +194,10 @@ class InceptionBn(nn.Module):
         self.module_names = tuple(modules)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, CLASSES)
+        self.fc = nn.Linear(channels, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify images ``[n, 1, 8, 8]``."""
+        """Classify images ``[n, 1, height, width]``."""
         x = self.conv2(self.conv1(image))
         for stage, names in itertools.groupby(self.module_names, key=_stage):
             if stage != _stage(self.module_names[0]):

@@ -1,0 +1,172 @@
+"""Data of the experiments, none of it downloaded: digits, glyphs of installed fonts, Python source.
+
+Everything is made from a fixed seed, so that all arms of an experiment see the same images and text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import string
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import train_models
+from torch import Tensor
+from torch.nn import functional
+
+SEED = 2015
+GLYPHS = string.digits + string.ascii_letters
+GLYPH_SIZE = 20
+# Fonts that matplotlib ships, and so every machine that can plot the results has; the ones with other symbols in
+# the places of letters are left out.
+FONTS = ("DejaVuSans*.ttf", "DejaVuSerif*.ttf", "STIXGeneral*.ttf", "cm[brst]?10.ttf", "cmb10.ttf", "cmr10.ttf")
+NOT_LETTERS = ("Display", "cmsy10")
+NOISE = 0.1
+BYTES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a network is trained for: to tell the class of each input ``[n]``, or of each place in it ``[n, length]``.
+
+    Attributes:
+        draw: Training inputs and classes, as many as asked for, chosen by a generator.
+        valid: Validation inputs and classes in batches.
+        example: A small batch, to export by and to calibrate normalisations on.
+    """
+
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    valid: Sequence[tuple[Tensor, Tensor]]
+    example: Tensor
+
+
+def _images(train_x: Tensor, train_y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Task:
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        picked = torch.randint(len(train_x), (batch,), generator=generator)
+        return train_x[picked], train_y[picked]
+
+    return Task(draw, list(zip(valid_x.split(500), valid_y.split(500), strict=True)), train_x[:256])
+
+
+@functools.cache
+def digits(copies: int = 20) -> Task:
+    """Classify scikit-learn's 8x8 digits, split as in `train_models`: 1297 for training, 500 for validation.
+
+    Args:
+        copies: How many times each image comes, every time moved a little.
+    """
+    split = train_models.load_split()
+    train_x, train_y, valid_x, valid_y = (torch.from_numpy(array) for array in split)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        train_x = train_models.jitter(train_x.repeat(copies, 1, 1, 1))
+    return _images(train_x, train_y.repeat(copies), valid_x, valid_y)
+
+
+@functools.cache
+def glyphs(train: int, valid: int = 1000) -> Task:
+    """Classify images of 62 characters in some 20 fonts, each distorted in its own way.
+
+    Args:
+        train: Number of training images.
+        valid: Number of validation images: the same fonts, other distortions.
+
+    Returns:
+        Inputs ``[n, 1, 20, 20]``, about 0 to 1; the classes are 0-9, a-z, A-Z.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    rendered = _rendered()
+    fonts, classes = rendered.shape[:2]
+    count = train + valid
+    font = torch.randint(fonts, (count,), generator=generator)
+    label = torch.randint(classes, (count,), generator=generator)
+    pieces = zip(font.split(2000), label.split(2000), strict=True)
+    images = torch.cat([_distorted(rendered[f, c][:, None], generator) for f, c in pieces])
+    return _images(images[:train], label[:train], images[train:], label[train:])
+
+
+@functools.cache
+def _rendered() -> Tensor:
+    """Draw every character in every font: ``[fonts, characters, 20, 20]``, 0 to 1."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    files = sorted({file for pattern in FONTS for file in folder.glob(pattern)})
+    pages = []
+    for file in files:
+        if any(part in file.name for part in NOT_LETTERS):
+            continue
+        font = ImageFont.truetype(str(file), 17)
+        for character in GLYPHS:
+            page = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
+            # A common baseline, so that c and C, s and S differ by more than a scale.
+            ImageDraw.Draw(page).text((GLYPH_SIZE // 2, 15), character, font=font, fill=255, anchor="ms")
+            pages.append(np.asarray(page, dtype=np.float32) / 255)
+    return torch.from_numpy(np.stack(pages)).reshape(-1, len(GLYPHS), GLYPH_SIZE, GLYPH_SIZE)
+
+
+def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn, scale, shear, shift and dim each image, and add noise: ``[n, 1, 20, 20]`` to the same."""
+    angle, zoom, stretch, shear, right, down, ink = torch.empty(7, len(images)).uniform_(-1, 1, generator=generator)
+    angle = angle * math.pi / 12
+    # affine_grid asks where in the source each pixel comes from: a factor above 1 shrinks the glyph.
+    across, along = 1 + 0.15 * zoom + 0.1 * stretch, 1 + 0.15 * zoom - 0.1 * stretch
+    cos, sin = angle.cos(), angle.sin()
+    shear = 0.2 * shear
+    rows = [
+        across * cos,
+        across * (shear * cos - sin),
+        0.1 * right,
+        along * sin,
+        along * (shear * sin + cos),
+        0.1 * down,
+    ]
+    grid = functional.affine_grid(torch.stack(rows, dim=1).reshape(-1, 2, 3), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, align_corners=False)
+    return moved * (0.75 + 0.25 * ink)[:, None, None, None] + NOISE * torch.randn(images.shape, generator=generator)
+
+
+@functools.cache
+def python_source(context: int, megabytes: int = 4, valid: int = 150) -> Task:
+    """Tell the next byte of Python source: that of the standard library of the interpreter that runs.
+
+    Modules lie in the order of a fixed shuffle; every tenth is for validation.
+
+    Args:
+        context: Bytes that the model sees, at most.
+        megabytes: How much to read.
+        valid: Number of validation pieces of that length.
+
+    Returns:
+        Inputs and classes ``[n, context]``.
+    """
+    train, held_out = (torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in _modules(megabytes * 1_000_000))
+
+    def pieces(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        piece = text[starts[:, None] + torch.arange(context + 1)].long()
+        return piece[:, :-1], piece[:, 1:]
+
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return pieces(train, torch.randint(len(train) - context, (batch,), generator=generator))
+
+    starts = torch.linspace(0, len(held_out) - context - 1, valid).long()
+    return Task(draw, [pieces(held_out, part) for part in starts.split(50)], pieces(train, torch.arange(2))[0])
+
+
+def _modules(size: int) -> tuple[bytes, bytes]:
+    """Read about `size` bytes of source for training, and a tenth of that for validation."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    left_out = {"test", "tests", "idlelib", "site-packages"}
+    files = sorted(file for file in folder.rglob("*.py") if not left_out & set(file.relative_to(folder).parts))
+    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    for number, index in enumerate(np.random.default_rng(SEED).permutation(len(files))):
+        parts[number % 10 == 0].append(files[index].read_bytes())
+        if sum(map(len, parts[0])) > size:
+            break
+    return b"".join(parts[0]), b"".join(parts[1])
