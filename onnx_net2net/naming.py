@@ -125,15 +125,24 @@ def _give(names: dict[Dim, str], taken: Counter[str], dim: Dim, label: str) -> N
 
 def module_of(node: gs.Node, proto: onnx.NodeProto, constant: str) -> str:
     """Return the path of the module that a node belongs to, or the best name that there is for it."""
-    if not _ANONYMOUS.match(constant) and not (constant.startswith("/") or "_output_" in constant):
+    if not is_anonymous(constant):
         return _PARAMETER.sub("", constant)
+    return scope_of(proto) or constant or node.op
+
+
+def is_anonymous(constant: str) -> bool:
+    """Tell whether the name of a constant is one that an exporter made up."""
+    return bool(_ANONYMOUS.match(constant)) or constant.startswith("/") or "_output_" in constant
+
+
+def scope_of(proto: onnx.NodeProto) -> str:
+    """Return the path of the module that a node belongs to, "" if the exporter left none."""
     for entry in proto.metadata_props:
         if entry.key == _SCOPES:
             scopes = _literal_list(entry.value)
             if len(scopes) > 1 and scopes[-2]:
                 return scopes[-2]
-    path = _path(proto.name)
-    return path or constant or node.op
+    return _path(proto.name)
 
 
 def _literal_list(text: str) -> list[str]:
