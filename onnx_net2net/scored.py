@@ -224,8 +224,15 @@ class Scored:
         return None
 
     def _named(self, number: int, kind: str, weight: Slot, bias: Slot | None) -> Layer:
-        name = module_of(self._nodes[number], self._proto.graph.node[number], weight.constant.name)
+        proto, constant = self._proto.graph.node[number], weight.constant
+        name = module_of(self._nodes[number], proto, constant.name)
+        if self._is_merged(weight):
+            name = scope_of(proto) or name
         return Layer(kind, weight.shape, name, weight, bias)
+
+    def _is_merged(self, slot: Slot) -> bool:
+        """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
+        return len(slot.shape) == 1 and len(slot.constant.outputs) > 1
 
     def _slot(self, node: gs.Node, index: int, groups: int = 0, scale: float = 1.0) -> Slot | None:
         """Return where an input's values are, also behind a Transpose; None if it is no constant of floats."""
@@ -335,21 +342,23 @@ class Scored:
             return None
         if not any(path[:-1] for path in own):
             return None
+        ranks = {tensor.name: rank for rank, tensor in enumerate(self._proto.graph.initializer)}
         root: dict[str, Any] = {}
         for number in sorted(paths.keys() | self._paths.keys()):
-            path = paths.get(number) or _path(scope_of(self._proto.graph.node[number]))
-            if number in paths or (
-                path not in containers and not any(path[:end] in own for end in range(len(path) + 1))
-            ):
-                _grow(root, path, self._layers.get(number, ()))
-        return _children(root)
+            path, layer = paths.get(number) or _path(scope_of(self._proto.graph.node[number])), self._layers.get(number)
+            if layer is not None and layer.weight is not None:
+                rank = None if self._is_merged(layer.weight) else ranks.get(layer.weight.constant.name)
+                _grow(root, path, (rank, layer))
+            elif path not in containers and not any(path[:end] in own for end in range(len(path) + 1)):
+                _grow(root, path, (None, ()))
+        return _ordered(root)[1]
 
 
 def _path(name: str) -> tuple[str, ...]:
     return tuple(re.split(r"[./]", name)) if name else ()
 
 
-def _grow(root: dict[str, Any], path: Sequence[str], leaf: Tree) -> None:
+def _grow(root: dict[str, Any], path: Sequence[str], leaf: tuple[int | None, Tree]) -> None:
     """Put a leaf into a tree of modules where nothing is in its place."""
     for step in path[:-1]:
         root = root.setdefault(step, {})
@@ -358,7 +367,17 @@ def _grow(root: dict[str, Any], path: Sequence[str], leaf: Tree) -> None:
     root.setdefault(path[-1], leaf)
 
 
-def _children(root: dict[str, Any]) -> Tree:
-    """Return the children of a module, those of a list by their numbers, others in the order in which they are used."""
-    names = sorted(root, key=int) if all(map(str.isdigit, root)) else list(root)
-    return [_children(root[name]) if isinstance(root[name], dict) else root[name] for name in names]
+def _ordered(root: dict[str, Any]) -> tuple[int | None, Tree]:
+    """Return the rank of a module's first weight and its children in PyTorch's order, which is that of the weights.
+
+    Those of a list are ordered by their numbers, and those without weights stay behind what runs before them.
+    """
+    children: list[tuple[int, Tree]] = []
+    first: int | None = None
+    for name, child in root.items():
+        rank, tree = _ordered(child) if isinstance(child, dict) else child
+        if rank is not None:
+            first = rank if first is None else min(first, rank)
+        place = rank if rank is not None else children[-1][0] if children else -1
+        children.append((int(name) if all(map(str.isdigit, root)) else place, tree))
+    return first, [tree for _, tree in sorted(children, key=lambda child: child[0])]
