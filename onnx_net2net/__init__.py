@@ -8,16 +8,19 @@ verify("teacher.onnx", result.student).raise_if_different()
 result.student.save("student.onnx")
 """
 
+from onnx_net2net.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.deepen import Deepening, deepen
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.inspection import Inspection, inspect
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import Narrowing, narrow
+from onnx_net2net.transfer import Transfer, transfer
 from onnx_net2net.verify import Verification, verify
 from onnx_net2net.widen import Widening, widen
 
 __all__ = [
     "BadInputError",
+    "Checkpoint",
     "Deepening",
     "Inspection",
     "Model",
@@ -25,12 +28,15 @@ __all__ = [
     "Net2NetError",
     "NotEquivalentError",
     "RefusedError",
+    "Transfer",
     "Verification",
     "Widening",
+    "checkpoint",
     "deepen",
     "inspect",
     "load",
     "narrow",
+    "transfer",
     "verify",
     "widen",
 ]

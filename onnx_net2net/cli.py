@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, verify, replay.
+"""The command line: inspect, widen, deepen, narrow, verify, replay, checkpoint.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnx_net2net.model import Model
+    from onnx_net2net.pytorch import ModuleRunner
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_narrow(commands)
     _add_verify(commands)
     _add_replay(commands)
+    _add_checkpoint(commands)
     return parser
 
 
@@ -117,6 +119,9 @@ def _add_widen(commands: Any) -> None:
                          "where multiples would miss --factor by a tenth)")  # fmt: skip
     command.add_argument("--prior", type=float, metavar="P",
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="only growth that a class of the framework can follow")  # fmt: skip
+    _add_report(command)
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -166,7 +171,11 @@ def _add_verify(commands: Any) -> None:
     command = _command(commands, "verify", "compare all outputs of two models on several inputs and sizes",
                        "teacher.onnx student.onnx --provider cuda", _verify)  # fmt: skip
     command.add_argument("teacher", type=Path, metavar="A")
-    command.add_argument("student", type=Path, metavar="B")
+    command.add_argument("student", type=Path, metavar="B", nargs="?")
+    command.add_argument("--module", metavar="PACKAGE.MODULE:FACTORY",
+                         help="instead of B a PyTorch class, or a function that makes a module")  # fmt: skip
+    command.add_argument("--state-dict", type=Path, metavar="FILE", help="what the module is loaded with, strictly")
+    command.add_argument("--args", metavar="JSON", help="what it is made with, like '{\"width\": 96}' or '[10]'")
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
@@ -179,6 +188,30 @@ def _add_replay(commands: Any) -> None:
     command.add_argument("steps", type=Path, metavar="RECORD", help="a student (.onnx) or a recipe (.yaml)")
     command.add_argument("-o", "--output", type=Path, metavar="STUDENT",
                          help="the file to write (default: only compare with the bytes of the student)")  # fmt: skip
+
+
+def _add_report(command: Any) -> None:
+    command.add_argument("--report", choices=("text", "json"),
+                         help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
+
+
+def _add_checkpoint(commands: Any) -> None:
+    command = _command(commands, "checkpoint", "write a student's weights under the training framework's names",
+                       "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
+                       _checkpoint)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("student", type=Path, metavar="STUDENT")
+    command.add_argument("--state-dict", type=Path, required=True, metavar="FILE",
+                         help="the teacher's state dict (.safetensors, .pt)")  # fmt: skip
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE",
+                         help="the file to write (.safetensors, .pt)")  # fmt: skip
+    command.add_argument("--untie", action="store_true",
+                         help="let tied weights grow differently; the class must not tie them any more")  # fmt: skip
+    command.add_argument("--optimizer", type=Path, metavar="FILE",
+                         help="state of the teacher's Adam, AdamW or SGD (.pt), to be grown too; it is written beside "
+                         "the output, with .optimizer.pt behind its name")  # fmt: skip
+    _add_report(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_checking(command: Any) -> None:
@@ -217,15 +250,25 @@ def _widen(options: argparse.Namespace) -> int:
     widening = widen(
         teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
         multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms,
+        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
     )  # fmt: skip
+    record = report.widening_dict(widening) | _widths(options, teacher, widening.student)
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in (*report.fixed_lines(widening.fixed), *widening.notes):
+        for line in (*report.fixed_lines(widening.fixed), *widening.notes, *record.get("widths", ())):
             _print(line)
-    return _finish(
-        options, teacher, widening.student, report.widening_dict(widening), checking, started, widening.exact
-    )
+    return _finish(options, teacher, widening.student, record, checking, started, widening.exact)
+
+
+def _widths(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:
+    """Return the width report that was asked for, as an entry of the record: lines, or JSON-ready values."""
+    from onnx_net2net.widths import compare_widths
+
+    if options.report is None:
+        return {}
+    options.json |= options.report == "json"
+    found = compare_widths(teacher, student)
+    return {"widths": found.to_dict() if options.json else list(found.lines())}
 
 
 def _deepen(options: argparse.Namespace) -> int:
@@ -328,19 +371,71 @@ def _replay(options: argparse.Namespace) -> int:
     return 0 if same else 1
 
 
+def _checkpoint(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.checkpoint import checkpoint
+    from onnx_net2net.model import load
+    from onnx_net2net.optimizer import grow_state, output_beside, read_state, write_state
+    from onnx_net2net.statedict import check_output
+
+    started = time.perf_counter()
+    check_output(options.output, [options.teacher, options.student, options.state_dict])
+    outputs = [options.output]
+    if options.optimizer:
+        outputs.append(output_beside(options.output))
+        check_output(outputs[-1], [options.optimizer, options.state_dict])
+    teacher, student = load(options.teacher), load(options.student)
+    result = checkpoint(teacher, student, options.state_dict, untie=options.untie)
+    widths = _widths(options, teacher, student)
+    state = grow_state(read_state(options.optimizer), result) if options.optimizer else None
+    result.save(options.output)
+    if state is not None:
+        write_state(state, outputs[-1])
+    if options.json:
+        _print_json({**report.checkpoint_dict(result), **widths, "output": str(options.output)})
+        return 0
+    _show(report.checkpoint_table(result, f"{options.state_dict.name} -> {options.output.name}"))
+    for line in (*result.notes, *widths.get("widths", ())):
+        _print(line)
+    _print(f"wrote {' and '.join(map(str, outputs))} in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
 def _verify(options: argparse.Namespace) -> int:
     from onnx_net2net.model import load
     from onnx_net2net.verify import verify
 
+    if (options.student is None) == (options.module is None):
+        raise BadInputError("give a second model or --module, and not both")
     teacher = load(options.teacher)
     checking = _checking(options, teacher)
+    student = options.student or _module(options, teacher)
     with _progress() as progress:
-        verification = verify(teacher, options.student, progress=progress, **checking)
+        verification = verify(teacher, student, progress=progress, **checking)
     if options.json:
         _print_json(verification.to_dict())
     else:
         _print(str(verification))
     return 0 if verification.equivalent else 1
+
+
+def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
+    """Build the user's module, and load it."""
+    from onnx_net2net.pytorch import ModuleRunner, build, load_strictly
+    from onnx_net2net.runtime import provider_name
+
+    try:
+        arguments = json.loads(options.args or "[]")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict | list):
+        raise BadInputError(f"--args {options.args}: write a JSON object or list, like '{{\"width\": 96}}'")
+    if options.state_dict is None:
+        raise BadInputError("say what the module is loaded with: --state-dict student.safetensors")
+    module = build(options.module, arguments)
+    load_strictly(module, options.state_dict)
+    on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
+    return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")
 
 
 def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

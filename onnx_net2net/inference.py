@@ -70,6 +70,7 @@ class Analysis:
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
         untied: Matrices that the rewriting had to give their uses in several versions.
+        inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
     """
 
     draft: Draft
@@ -80,6 +81,7 @@ class Analysis:
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
+    inserted: list[str] = field(default_factory=list)
 
     @property
     def nodes(self) -> list[gs.Node]:
@@ -133,15 +135,19 @@ class Analysis:
         return list(found.values())
 
 
-def infer(model: Model) -> Analysis:
+def infer(model: Model, *, by_units: bool = True) -> Analysis:
     """Infer the dims of every tensor of a model; no weight is read.
 
     A graph with channel shuffles is looked at in two ways, as products of axes and unit by unit, and the one
     that leaves more weights growable is returned.
+
+    Args:
+        model: The model.
+        by_units: Whether the latter is allowed; a grown shuffle then becomes a Gather.
     """
     known = sizes.infer(model.proto)
     analysis = _forward(model, known, unitwise=False)
-    if not any(True for _ in _find_shuffles(analysis)):
+    if not by_units or not any(True for _ in _find_shuffles(analysis)):
         return analysis
     other = _forward(model, known, unitwise=True)
     return max(analysis, other, key=_growable_elements)

@@ -39,6 +39,8 @@ class Group:
         fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
+        follows: The group whose growth it takes instead of a factor's, because a class makes one width of the other
+            (see `onnx_net2net.reimport`).
     """
 
     name: str
@@ -50,6 +52,7 @@ class Group:
     padding: State | None = None
     fillable: bool = False
     on_request: bool = False
+    follows: Group | None = None
 
     @property
     def size(self) -> int:
@@ -114,9 +117,9 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-def inspect_analysis(model: Model, analysis: Analysis) -> Inspection:
-    """Return the dims of a model that was analysed; see `inspect`."""
-    names = name_dims(analysis, model.proto)
+def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] | None = None) -> Inspection:
+    """Return the dims of a model that was analysed, under the names given or its own; see `inspect`."""
+    names = names or name_dims(analysis, model.proto)
     alive = {dim for use in analysis.uses.values() for axis in use.axes for dim in leaves(axis)}
     roles = role_dims(analysis)
     groups: dict[int, Group] = {}

@@ -153,7 +153,7 @@ def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) 
     if isinstance(axis, Product):
         result = parts[0]
         for part in parts[1:]:
-            result = _outer(result, part)
+            result = outer(result, part)
         return result
     offsets = np.cumsum([0] + [part.old for part in parts])
     return Map(
@@ -165,7 +165,8 @@ def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) 
     )
 
 
-def _outer(a: Map, b: Map) -> Map:
+def outer(a: Map, b: Map) -> Map:
+    """Return the map of a product of two axes, row-major."""
     return Map(
         a.old * b.old,
         (a.index[:, None] * b.old + b.index).reshape(-1),

@@ -136,7 +136,7 @@ def is_anonymous(constant: str) -> bool:
 
 
 def scope_of(proto: onnx.NodeProto) -> str:
-    """Return the path of the module that a node belongs to, "" if the exporter left none."""
+    """Return the path of the module that a node belongs to, as the exporter tells it, "" if it does not."""
     for entry in proto.metadata_props:
         if entry.key == _SCOPES:
             scopes = _literal_list(entry.value)

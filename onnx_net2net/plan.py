@@ -84,7 +84,7 @@ class Plan:
             if not growable and not on_request:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
             for group in growable or on_request:
-                grow = self._grow_exactly if growable else self._append
+                grow = self.grow_exactly if growable else self.append
                 grow(group, _target(pattern, text, group.size))
 
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ class Plan:
             missed = abs(size - wanted) / (wanted - group.size) if size != group.size else 1.0
             return size == group.size, group.elements * (round(missed, 2) - 1), len(group.dims) > 1
 
-        for group in sorted(candidates, key=merit):
+        for group in sorted((group for group in candidates if only or group.follows is None), key=merit):
             wanted = group.size * factor
             self._wanted.setdefault(id(group), wanted)
             if any(rival in taken for dim in group.dims for rival in self._rivals.get(dim, ())):
@@ -110,6 +110,19 @@ class Plan:
                 continue
             self._grow(group, self._nearest(group, wanted))
             taken.update(self.growth)
+        for group in candidates:
+            if not only and group.follows is not None:
+                self._follow(group, group.follows)
+
+    def _follow(self, group: Group, leader: Group) -> None:
+        """Grow a group by what the one that it follows grew by."""
+        new = sum(new_size(dim, self.growth) for dim in leader.dims)
+        taken = any(rival in self.growth for dim in group.dims for rival in (dim, *self._rivals.get(dim, ())))
+        if new == leader.size or taken:
+            return
+        wanted = group.size * new / leader.size
+        self._wanted[id(group)] = wanted
+        self._grow(group, round(wanted))
 
     def check_map(self) -> None:
         """Refuse a map that no dim admits; where some do, the others are replicated and the report says so.
@@ -161,7 +174,7 @@ class Plan:
         fill = group.is_whole and group.fillable and self._fill_norms is not False
         return nearest(self._multiple) if fill and is_far else size
 
-    def _grow_exactly(self, group: Group, size: int) -> None:
+    def grow_exactly(self, group: Group, size: int) -> None:
         step = self._step(group)
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
@@ -184,7 +197,7 @@ class Plan:
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
 
-    def _append(self, group: Group, size: int) -> None:
+    def append(self, group: Group, size: int) -> None:
         """Give a dim of the interface more units behind the old ones, which they do not touch."""
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")

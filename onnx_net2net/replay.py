@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,27 +71,40 @@ def replay(
         BadInputError: If a record is of another teacher, or a value makes no sense.
         RefusedError: If a step cannot be carried out.
     """
-    model = load(teacher)
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        for number, step in enumerate(steps, 1):
-            model = _applied_to(model, step.get("teacher"), Path(folder) / f"{number}.onnx", number)
-            operation = OPERATIONS[step["operation"]]
-            known = inspect.signature(operation).parameters
-            options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
-            try:
-                model = operation(model, **options).student
-            except TypeError as error:
-                raise BadInputError(f"step {number}: {one_line(error)}") from error
-        model.save(output)
+        *_, last = redo(load(teacher), steps, Path(folder))
+        last.student.save(output)
 
 
-def _applied_to(model: Model, teacher: object, path: Path, number: int) -> Model:
-    """Return what a step was applied to: what the step before made, or the file that this was written to."""
-    if teacher == fingerprint(model):
-        return model
-    if number > 1:
-        model.save(path)
-        model = load(path)
-    if teacher not in (None, fingerprint(model)):
-        raise BadInputError(f"step {number} was not applied to this model, but to another")
-    return model
+def redo(model: Model, steps: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Any]:
+    """Apply steps to a model, one after another, each to what it was applied to: a student in memory, or its file.
+
+    Args:
+        model: The model that the first step was applied to.
+        steps: What `steps_of` returned.
+        folder: Where students that were files are written; it must last as long as the results.
+
+    Yields:
+        What the operations returned.
+
+    Raises:
+        BadInputError: If a record is of another model, or a value makes no sense.
+        RefusedError: If a step cannot be carried out.
+    """
+    for number, step in enumerate(steps, 1):
+        teacher = step.get("teacher")
+        if number > 1 and teacher != fingerprint(model):
+            path = folder / f"{number}.onnx"
+            model.save(path)
+            model = load(path)
+        if teacher not in (None, fingerprint(model)):
+            raise BadInputError(f"step {number} was not applied to this model, but to another")
+        operation = OPERATIONS[step["operation"]]
+        known = inspect.signature(operation).parameters
+        options = {key: value for key, value in step.items() if key in known and key not in _NOTES}
+        try:
+            result = operation(model, **options)
+        except TypeError as error:
+            raise BadInputError(f"step {number}: {one_line(error)}") from error
+        yield result
+        model = result.student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_net2net.blocks import Block
+from onnx_net2net.checkpoint import Checkpoint, Entry
 from onnx_net2net.deepen import Deepening
 from onnx_net2net.inspection import Group, Inspection
 from onnx_net2net.model import Model
@@ -21,7 +23,7 @@ from onnx_net2net.places import Place
 from onnx_net2net.widen import Widening
 
 _TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted", "group",
-          "can it be repeated?")  # fmt: skip
+          "can it be repeated?", "for example")  # fmt: skip
 
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
@@ -169,6 +171,46 @@ def narrowing_dict(narrowing: Narrowing) -> dict[str, Any]:
         "removed": list(narrowing.removed),
         "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in narrowing.changes],
     }
+
+
+def checkpoint_table(checkpoint: Checkpoint, title: str) -> Table:
+    """Return how the entries of a state dict were found in the graph, with an example that grew for each way."""
+    table = _table(title, "in the graph", "entries", "grown", "before", "after", "for example")
+    by_relation: dict[str, list[Entry]] = {}
+    for entry in checkpoint.entries:
+        by_relation.setdefault(entry.relation, []).append(entry)
+    for relation, entries in by_relation.items():
+        grown = [entry for entry in entries if entry.new != entry.old]
+        example = max(grown or entries, key=lambda entry: math.prod(entry.new))
+        before, after = (sum(math.prod(shape) for shape in shapes)
+                         for shapes in ((e.old for e in entries), (e.new for e in entries)))  # fmt: skip
+        shapes = f"{example.name} {_shape_text(example.old)}"
+        shapes += f" -> {_shape_text(example.new)}" if example.new != example.old else ""
+        row = relation, str(len(entries)), str(len(grown)), f"{before:,}", f"{after:,}", shapes
+        table.add_row(*map(Text, row), style=None if grown else "dim")
+    return table
+
+
+def checkpoint_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the entries of a grown state dict as JSON-ready values."""
+    return {
+        "entries": [
+            {
+                "name": entry.name,
+                "relation": entry.relation,
+                "constants": list(entry.constants),
+                "before": list(entry.old),
+                "after": list(entry.new),
+                "note": entry.note or None,
+            }
+            for entry in checkpoint.entries
+        ],
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def fixed_lines(groups: tuple[Group, ...], most: int = 5) -> list[str]:

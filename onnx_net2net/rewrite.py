@@ -24,6 +24,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
 from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
+from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.operation import Contraction, Selection
 from onnx_net2net.padding import Scales, State, States, follow
@@ -41,7 +42,32 @@ Roles = dict[tuple[int, int], dict[int, Role]]
 """For each read of a constant (node, input): the axes that it weighs."""
 
 
-def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, metadata: dict[str, str]) -> Model:
+@dataclass(frozen=True)
+class GrownConstant:
+    """How a constant grows where some nodes read it; there is none for constants of which no read grows.
+
+    Attributes:
+        teacher: Its name in the teacher: an initializer's, or that of the output of a Constant node.
+        student: Its name in the student.
+        scopes: The modules of the nodes that read its values, and not its shape only; "" where the file does not tell.
+        sides: How each axis grows.
+        filler: What it has for units that are no copies.
+        factor: By which all of it is multiplied.
+        style: How new values are drawn.
+    """
+
+    teacher: str
+    student: str
+    scopes: tuple[str, ...]
+    sides: tuple[Side, ...]
+    filler: Filler
+    factor: float
+    style: Style
+
+
+def rewrite(
+    teacher: Model, analysis: Analysis, growth: Growth, style: Style, metadata: dict[str, str]
+) -> tuple[Model, list[GrownConstant]]:
     """Grow a model.
 
     Args:
@@ -52,7 +78,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
         metadata: Entries for the student's metadata.
 
     Returns:
-        The student; its weights are computed when it is saved.
+        The student, whose weights are computed when it is saved, and how each constant grew.
 
     Raises:
         RefusedError: If a map cannot be carried out exactly; says where and why.
@@ -64,7 +90,8 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
-    _rewrite_constants(analysis, growth, roles, style, corrections, _read_scales(analysis, padding.scales))
+    scales = _read_scales(analysis, padding.scales)
+    grown = list(_rewrite_constants(teacher, analysis, growth, roles, style, corrections, scales))
     for node, index, position, map in inserts:
         _insert(analysis, "Mul", node, index, position, map.weight)
     _keep_shares(analysis, growth)
@@ -75,7 +102,7 @@ def rewrite(teacher: Model, analysis: Analysis, growth: Growth, style: Style, me
     _cut_outputs(analysis, growth)
     restate_shapes(analysis, growth)
     drop_unread(analysis)
-    return analysis.draft.finish(metadata)
+    return analysis.draft.finish(metadata), grown
 
 
 def _grown(axis: Axis, growth: Growth) -> set[Dim]:
@@ -104,7 +131,7 @@ def _weigh_contractions(
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
                 for index, position in contraction.sides
             ]
-            if all((map.weight == 1).all() for map in maps):
+            if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
             for index, position in contraction.sides:
                 place = carrier(analysis, number, index, position, weighed, growth, contraction.law)
@@ -189,6 +216,7 @@ def _combine(
     values = values.astype(_numpy_dtype(analysis, tensor)).reshape(-1, *(1,) * (rank - 1 - position))
     weights = draft.constant(f"{tensor.name}_weights", values)
     draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{name}_weigh"), {}, [tensor, weights], [result]))
+    analysis.inserted.append(f"{kind} at {name!r}")
 
 
 def _keep_shares(analysis: Analysis, growth: Growth) -> None:
@@ -235,18 +263,25 @@ def _read_scales(analysis: Analysis, scales: Scales) -> ScaleReaders:
 
 
 def _rewrite_constants(
-    analysis: Analysis, growth: Growth, roles: Roles, style: Style, corrections: Corrections, scales: ScaleReaders
-) -> None:
+    teacher: Model,
+    analysis: Analysis,
+    growth: Growth,
+    roles: Roles,
+    style: Style,
+    corrections: Corrections,
+    scales: ScaleReaders,
+) -> Iterator[GrownConstant]:
     """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
     by_constant: dict[int, list[Use]] = {}
     for use in analysis.uses.values():
         by_constant.setdefault(id(use.constant), []).append(use)
     for uses in by_constant.values():
         if any(_grown(axis, growth) for use in uses for axis in use.axes):
-            _rewrite_constant(analysis, uses, growth, roles, style, corrections, scales)
+            yield from _rewrite_constant(teacher, analysis, uses, growth, roles, style, corrections, scales)
 
 
 def _rewrite_constant(
+    teacher: Model,
     analysis: Analysis,
     uses: list[Use],
     growth: Growth,
@@ -254,7 +289,7 @@ def _rewrite_constant(
     style: Style,
     corrections: Corrections,
     scales: ScaleReaders,
-) -> None:
+) -> Iterator[GrownConstant]:
     alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
     for use in uses:
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
@@ -267,12 +302,17 @@ def _rewrite_constant(
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(constant))
     name = constant.name
+    shown = _name_of(analysis.nodes[uses[0].node].inputs[uses[0].input])
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
     if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
         analysis.untied.append(name)
     for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
+        readers = [use.node for use, _ in group if analysis.nodes[use.node].op not in ("Shape", "Size")]
+        scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
+        record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
         if all(side.map.is_identity for side in sides):
+            yield record
             continue
         shape = [side.map.new for side in sides]
         read_zero = _zero_reader(analysis, use)
@@ -280,10 +320,19 @@ def _rewrite_constant(
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True
+            yield record
             continue
         own = analysis.draft.lazy_constant(name, dtype, shape, compute, like=constant)
+        yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
+
+
+def _name_of(tensor: gs.Tensor) -> str:
+    """Return the name of the initializer, or of a Constant node's output, that a tensor is an alias of."""
+    while not isinstance(tensor, gs.Constant) and tensor.inputs[0].op == "Identity":
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
 
 
 class _Computation:
@@ -379,6 +428,7 @@ def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
         for name, value, axis in said.defaults:
             if _grown(axis, growth):
                 attrs[name] = value
+                analysis.inserted.append(f"{name} in {analysis.nodes[number].op} {analysis.nodes[number].name!r}")
         for size in said.size_attributes:
             old, new = _total(size.axes, growth)
             if size.element is None:
@@ -406,10 +456,13 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
         passes_on = any(output.name in arithmetic for output in node.outputs)
         for index, tensor in enumerate(node.inputs):
             have, need = student.values.get(tensor.name), needs.get(index)
-            if need is None and not passes_on:  # a size used as data keeps its value
+            is_data = need is None and not passes_on
+            if is_data:  # it keeps its value
                 need = analysis.sizes.values.get(tensor.name)
             if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
+                if is_data:
+                    analysis.inserted.append(f"the teacher's size in {node.op} {node.name or node.outputs[0].name!r}")
         _split_unequal(analysis, number, growth)
     kept = {tensor.name: f"the model's output {tensor.name!r}" for tensor in analysis.draft.graph.outputs}
     for node in analysis.nodes:
@@ -521,12 +574,14 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
     if selection.input is not None:
         node.inputs[selection.input] = index
+        analysis.inserted.append(f"places for {node.op} {node.name or node.outputs[0].name!r}")
         return
     output = node.outputs[0]
     node.outputs.clear()
     first = analysis.nodes[analysis.shuffles[number].first] if number in analysis.shuffles else node
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
+    analysis.inserted.append(f"Gather instead of {node.op} {node.name or output.name!r}")
 
 
 # --- The interface -------------------------------------------------------------------------------------------
@@ -600,6 +655,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
                     if tensor is output:
                         tensors[position] = inner
         source = inner
+        analysis.inserted.append(f"Gather behind the output {output.name!r}")
         for position in grown:
             index = draft.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = (

@@ -39,6 +39,9 @@ from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
 __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Embed", "OutputReport", "Verification", "verify"]
 
 
+Run = Callable[[Feeds], dict[str, Array]]
+"""What answers to inputs by name with outputs by name."""
+
 QUICK_SECONDS = 0.2
 """More than the asked samples are run while they take no longer than this."""
 
@@ -117,7 +120,7 @@ class Verification:
 
 def verify(
     teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
-    student: str | os.PathLike[str] | onnx.ModelProto | Model,
+    student: str | os.PathLike[str] | onnx.ModelProto | Model | Run,
     *,
     provider: str = "cpu",
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
@@ -140,6 +143,7 @@ def verify(
         teacher: The reference: a file or a model in memory.
         student: What is judged; it must have inputs and outputs of the same names, types and compatible shapes. Where
             it was given more classes or input channels on request, the old ones, which come first, are compared.
+            What is no model may be a function from inputs to outputs, both by name (`pytorch.ModuleRunner`).
         provider: Where to run: ``cpu``, ``cuda``, ``tensorrt``, ``dml``, ``coreml``, ``openvino``, ``rocm`` or the
             full name of an onnxruntime execution provider.
         data: Inputs to use instead of generated ones: arrays by name, or an npz file of them.
@@ -162,21 +166,23 @@ def verify(
     check_options(samples, rtol, atol, seed)
     provider = provider_name(provider)
     open_with = partial(Runner, provider=provider)
-    old, new = load(teacher), load(student)
-    grown = grown_interface(old, new)
-    _check_interfaces(old.proto.graph, new.proto.graph, grown)
+    old, new = load(teacher), None if callable(student) else load(student)
+    grown = grown_interface(old, new) if new else {}
+    if new:
+        _check_interfaces(old.proto.graph, new.proto.graph, grown)
     specs = input_specs(old.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
     gather = partial(_cases, specs=specs, given=feeds, samples=samples, seed=seed, progress=progress)
     cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
     judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
-    with old.on_disk() as old_path, new.on_disk() as new_path:
+    with old.on_disk() as old_path, (new or old).on_disk() as new_path:
         levels, cases = _teach(old_path, open_with, gather, progress)
         reports: list[OutputReport] = []
         strict: list[OutputReport] = []
-        for level in levels:
+        for level in levels if new else levels[:1]:
             with blaming(NotEquivalentError, "the student does not run"):
-                runner = _on_old_part(open_with(new_path, level), grown, np.random.default_rng(seed))
+                run = student if callable(student) else open_with(new_path, level)
+                runner = _on_old_part(run, grown, np.random.default_rng(seed))
                 answers = _run_all(runner, [case.feeds for case in cases], "student", progress)
             for case, answer in zip(cases, answers, strict=True):
                 reports += (found := list(case.judged(answer, judge, case.nudged)))
@@ -189,7 +195,7 @@ def verify(
                 case.failed |= case.stepped
         failed = min((case.feeds for case in cases if case.failed), key=_bytes, default=None)
         culprit = None
-        if failed is not None:
+        if failed is not None and new is not None:
             with contextlib.suppress(Exception):  # no probing may hide the finding
                 embed = embed or embedding(old, new)
                 culprit = first_difference(old_path, new_path, failed, open_with, judge, embed)
@@ -203,9 +209,7 @@ def verify(
     )
 
 
-def _on_old_part(
-    run: Callable[[Feeds], dict[str, Array]], grown: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator
-) -> Callable[[Feeds], dict[str, Array]]:
+def _on_old_part(run: Run, grown: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator) -> Run:
     """Let a student with a larger interface take the teacher's inputs, and return the teacher's part of its outputs.
 
     New entries of inputs get values of old ones, drawn at random: whatever they are, they must not matter.

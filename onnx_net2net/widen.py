@@ -20,8 +20,10 @@ from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inspection import Group, covered, inspect_analysis, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
+from onnx_net2net.naming import name_dims
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.reimport import FRAMEWORKS, adapt, hold
+from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Widening:
         covered: Share of the weight elements that lie on an axis that grew.
         fixed: The dims that could not grow, with the reason.
         notes: What else was done to the graph, for people.
+        constants: How each constant grew that did.
+        inserted: What a framework's class would need beside weights of other sizes: nodes, and numbers that were kept.
     """
 
     teacher: Model
@@ -47,6 +51,8 @@ class Widening:
     covered: float
     fixed: tuple[Group, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
+    inserted: tuple[str, ...] = field(default=(), repr=False)
 
 
 def widen(
@@ -62,6 +68,7 @@ def widen(
     seed: int = 0,
     prior: float | None = None,
     fill_norms: bool | None = None,
+    framework: str | None = None,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -85,6 +92,8 @@ def widen(
             multiples only: what the node reads is filled up to the next multiple by units that lack a copy, and its
             result is cut (Slice, Concat, Slice). By default where multiples would miss `factor` by more than a
             tenth, and not for `sizes`.
+        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made at the
+            new sizes: dims whose growth a class could not follow are fixed (see `onnx_net2net.reimport`).
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -94,9 +103,15 @@ def widen(
         RefusedError: If a size cannot be had exactly.
     """
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
+    if framework is not None and framework not in FRAMEWORKS:
+        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+    if framework and fill_norms:
+        raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
     model = load(teacher)
     with paused_gc():
-        return _widen(model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms)
+        return _widen(
+            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms, framework
+        )
 
 
 def _widen(
@@ -109,10 +124,16 @@ def _widen(
     style: Style,
     prior: float | None,
     fill_norms: bool | None,
+    framework: str | None,
 ) -> Widening:
     opened = open_bodies(model)
-    analysis = infer(opened.model)
-    inspection = inspect_analysis(opened.model, analysis)
+    analysis = infer(opened.model, by_units=framework is None)
+    names = name_dims(analysis, opened.model.proto)  # as `inspect` shows them
+    if framework:
+        hold(analysis)
+    inspection = inspect_analysis(opened.model, analysis, names)
+    if framework:
+        adapt(analysis, inspection)
     plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -121,7 +142,7 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "prior": prior, "fill_norms": fill_norms,
+        "prior": prior, "fill_norms": fill_norms, "framework": framework,
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
@@ -130,12 +151,19 @@ def _widen(
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
-    student = opened.close(rewrite(opened.model, analysis, plan.growth, style, metadata))
+    grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
+    student = opened.close(grown)
+    if framework and (analysis.inserted or analysis.untied):
+        what = analysis.inserted[0] if analysis.inserted else f"two versions of {analysis.untied[0]!r}"
+        raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
     exact = map != "random_pad" and not style.noise
     fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
     if analysis.untied:
         notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
-    return Widening(model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes))
+    return Widening(
+        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
+        tuple(analysis.inserted),
+    )  # fmt: skip
 
 
 def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:

@@ -151,7 +151,7 @@ def conform(proto: onnx.ModelProto, feeds: Mapping[str, Array], rng: np.random.G
         growth = random_growth(dims, rng, in_place=in_place)
         style = Style(int(rng.integers(99)), spread=0.3 if in_place else 0.0)
         axes = {name: analysis.axes.get(name, ()) for name in (*feeds, *names)}
-        student = weighty(rewrite(model, analysis, growth, style, {}))
+        student = weighty(rewrite(model, analysis, growth, style, {})[0])
         results = run(student, {name: copied(array, axes[name], growth) for name, array in feeds.items()})
         for name, result in zip(names, results, strict=True):
             assert_close(result, copied(expected[name], axes[name], growth), f"{name} grown by {growth}")

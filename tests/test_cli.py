@@ -698,7 +698,6 @@ USAGE = {
     ("widen", "teacher.onnx", "-o", "s.onnx", "--factor", "2", "--map", "copy"): "invalid choice: 'copy'.*replicate",
     ("widen", "teacher.onnx", "-o", "s.onnx", "--factor", "2", "--seed", "1.5"): "--seed: invalid int value: '1.5'",
     ("widen", "teacher.onnx", "-o", "s.onnx", "--factor", "2", "--depth", "2"): "unrecognized arguments: --depth 2",
-    ("verify", "teacher.onnx"): "the following arguments are required: B",
     ("verify", "teacher.onnx", "teacher.onnx", "--atol", "small"): "--atol: invalid float value: 'small'",
 }
 

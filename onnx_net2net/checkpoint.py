@@ -1,0 +1,442 @@
+"""The way back into training: a grown model's weights under the names and in the layouts of the framework.
+
+The student's record says how it was grown. The steps are done again in memory, and what they do to each axis of each
+constant is done to the entries of the teacher's state dict that the constants were exported from. An entry that is
+in the graph, in whatever layout, gets the student's own values; one that the export folded away (the parts of a
+BatchNormalization) grows by the same maps.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from onnx_net2net import statedict
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.folding import match_folded
+from onnx_net2net.history import history
+from onnx_net2net.layout import Sides, apply, follow, joined
+from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
+from onnx_net2net.matching import Constant, Match, Piece, constants_of, match, match_parts
+from onnx_net2net.model import Model, load
+from onnx_net2net.replay import redo
+from onnx_net2net.rewrite import GrownConstant
+from onnx_net2net.statedict import StateDict, Stored
+from onnx_net2net.tensors import Array
+
+Kind = Literal["weight", "gradient", "square"]
+"""What an array holds for each element of an entry: a value, its gradient (or a mean of these), or their square."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How an entry grows in one step of the student's history.
+
+    Attributes:
+        sides: How each axis grows.
+        filler: What it has for units that are no copies.
+        factor: By which all of it is multiplied.
+        style: How new values are drawn.
+    """
+
+    sides: Sides
+    filler: Filler = "own"
+    factor: float = 1.0
+    style: Style = field(default_factory=Style)
+
+    def apply(self, values: Array, kind: Kind, salt: int) -> Array:
+        """Grow an array of the entry's shape; see `Entry.grow`."""
+        if kind == "weight":
+            rng = np.random.Generator(np.random.SFC64([self.style.seed, salt]))
+            return grow(values, list(self.sides), self.style, rng, self.filler, self.factor)
+        power = 1 if kind == "gradient" else 2
+        for axis, side in enumerate(self.sides):
+            if side.map.is_identity:
+                continue
+            # What is read by weights that are divided has the gradient divided; units that are no copies have no past.
+            share = np.ones(side.map.new) if side.reads else side.map.weight**power
+            share = np.where(side.map.kind == 0, share, 0).astype(values.dtype)
+            values = np.take(values, side.map.index, axis=axis)
+            values = values * share.reshape(-1, *(1,) * (values.ndim - 1 - axis))
+        return values if self.factor == 1 else values / np.array(self.factor**power, values.dtype)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the grown state dict.
+
+    Attributes:
+        name: Its name.
+        relation: What it was in the teacher's graph.
+        constants: The names of the constants there.
+        old: Its shape in the teacher.
+        new: Its shape in the student.
+        growths: How it grows, step by step.
+        note: What else there is to say, for people.
+    """
+
+    name: str
+    relation: str
+    constants: tuple[str, ...]
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+    growths: tuple[Growth, ...] = field(default=(), repr=False)
+    note: str = ""
+    value: Callable[[], Array] = field(default=lambda: np.zeros(0), repr=False, compare=False)
+
+    def grow(self, values: Array, kind: Kind = "weight") -> Array:
+        """Grow an array that has an element for each of the teacher's entry.
+
+        Args:
+            values: Of the shape `old`.
+            kind: "weight" for values (which are divided where they are read, unevenly as `Style.spread` says),
+                "gradient" for gradients and means of these (`exp_avg`, momentum: copied where values are divided,
+                and divided where values are copied), "square" for squares of gradients (`exp_avg_sq`). The law is
+                m' = D^T m E^T, growth-math.md section 3.2.
+
+        Returns:
+            An array of the shape `new` and the same dtype.
+
+        Raises:
+            BadInputError: If the shape is another one.
+        """
+        if values.shape != self.old:
+            raise BadInputError(f"{self.name} has the shape {list(self.old)}, not {list(values.shape)}")
+        for growth in self.growths:
+            values = growth.apply(values, kind, zlib.crc32(self.name.encode()))
+        return values
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a student under the framework's names; computed when they are asked for.
+
+    Attributes:
+        entries: The entries, in the order of the teacher's state dict, and the new ones.
+        sources: The files that they are computed from.
+        notes: What else there is to say, for people.
+    """
+
+    entries: tuple[Entry, ...]
+    sources: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of a name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the values of all entries."""
+        return {entry.name: entry.value() for entry in self.entries}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
+        values = {entry.name: entry.value for entry in self.entries}
+        statedict.write(path, values, lambda name: values[name](), self.sources)
+
+
+def checkpoint(
+    teacher: str | os.PathLike[str] | Model,
+    student: str | os.PathLike[str] | Model,
+    state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    untie: bool = False,
+) -> Checkpoint:
+    """Carry the growth of a student over to the teacher's state dict.
+
+    Args:
+        teacher: The model that the student was grown from.
+        student: The student, with its record.
+        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns.
+        untie: Whether entries that are tied may grow differently. The class must not tie them, then.
+
+    Returns:
+        The student's state dict, which the same class takes at the student's sizes.
+
+    Raises:
+        BadInputError: If the student was not grown from the teacher, or a file cannot be used.
+        RefusedError: If it was narrowed, or an entry that must have grown cannot be derived.
+    """
+    model, grown = load(teacher), load(student)
+    sources = [*model.sources, *grown.sources]
+    if isinstance(state_dict, Mapping):
+        entries = statedict.from_torch(state_dict)
+    else:
+        entries = statedict.read(state_dict)
+        sources.append(Path(state_dict))
+    steps = _steps(model, grown)
+    redone = _redo(model, grown, steps)
+    derivation = _Derivation(entries, constants_of(model), _Made(redone, constants_of(grown)))
+    result = list(derivation.entries())
+    untied = list(dict.fromkeys(derivation.untied(result)))
+    if untied and not untie:
+        raise RefusedError(
+            f"tied weights grew differently: {_some(untied)} (grow with --for torch, or give --untie and make the "
+            "class without the tie)"
+        )
+    notes = [f"no longer tied; make the class without the tie: {_some(untied)}"] if untied else []
+    return Checkpoint((*result, *derivation.added()), tuple(sources), tuple(notes))
+
+
+def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
+    """Return what was done to the teacher."""
+    before, steps = history(teacher), history(student)
+    if not steps or steps[: len(before)] != before:
+        raise BadInputError("the student has no record of how it was grown from this teacher")
+    steps = steps[len(before) :]
+    if any(step["operation"] == "narrow" for step in steps):
+        raise RefusedError("the student was narrowed, which is not carried over to a state dict")
+    return steps
+
+
+def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
+    """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
+    grown: list[dict[str, list[GrownConstant]]] = []
+    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
+        for result in redo(teacher, steps, Path(folder)):
+            if getattr(result, "inserted", ()):
+                raise RefusedError(
+                    f"the student has what a class has not: {_some(result.inserted)} (grow with --for torch)"
+                )
+            by_name: dict[str, list[GrownConstant]] = {}
+            for constant in getattr(result, "constants", ()):
+                by_name.setdefault(constant.teacher, []).append(constant)
+            grown.append(by_name)
+        _compare(result.student, student)
+    return grown
+
+
+def _compare(again: Model, student: Model) -> None:
+    """Refuse a student that has other weights than its record makes."""
+    ours, theirs = constants_of(again), constants_of(student)
+    for name, constant in ours.items():
+        other = theirs.get(name)
+        if other is None or other.shape != constant.shape or not np.array_equal(constant.read(), other.read()):
+            raise BadInputError(f"the student is not what its record makes of the teacher: {name} differs")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What a constant became for some of its readers.
+
+    Attributes:
+        chain: How it grew in each step, None where it did not.
+        final: Its name in the student.
+        scopes: The modules of the nodes that read its values, "" where the file does not tell.
+    """
+
+    chain: tuple[GrownConstant | None, ...]
+    final: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What became of the teacher's constants."""
+
+    steps: list[dict[str, list[GrownConstant]]]
+    final: Mapping[str, Constant]
+
+    def versions(self, constant: Constant) -> list[_Version]:
+        """Return what a constant became, for all its readers."""
+        versions = [_Version((), constant.name, tuple(read.scope for read in constant.reads))]
+        for step in self.steps:
+            versions = [
+                _Version((*version.chain, grown), grown.student, grown.scopes)
+                if grown
+                else _Version((*version.chain, None), version.final, version.scopes)
+                for version in versions
+                for grown in step.get(version.final) or (None,)
+            ]
+        return versions
+
+
+def nearness(entry: str, scope: str) -> int:
+    """Return how many steps the paths of an entry's module and of a node have in common, counted from the end."""
+    own, other = entry.split(".")[:-1][::-1], scope.split(".")[::-1] if scope else []
+    same = 0
+    for a, b in zip(own, other, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
+
+
+class _Derivation:
+    """Derives the entries of the student's state dict."""
+
+    def __init__(self, entries: StateDict, constants: Mapping[str, Constant], made: _Made) -> None:
+        self._entries, self._constants, self._made = entries, constants, made
+        self._matches = match(entries, constants)
+        match_parts(entries, constants, self._matches)
+        match_folded(entries, constants, self._matches)
+        self._versions = {name: made.versions(constant) for name, constant in constants.items()}
+        self._used: dict[str, set[str]] = {}
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries."""
+        self._refuse_unknown()
+        for name, stored in self._entries.items():
+            matches = self._matches.get(name)
+            if matches:
+                yield self._derived(name, stored, max(matches, key=lambda match: self._rank(name, match)))
+            else:
+                yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
+
+    def added(self) -> Iterator[Entry]:
+        """Yield the weights of layers that the teacher does not have."""
+        old = {version.final for versions in self._versions.values() for version in versions}
+        for name, constant in self._made.final.items():
+            if name not in old and constant.shape:
+                yield _added(constant)
+
+    def untied(self, entries: Sequence[Entry]) -> Iterator[str]:
+        """Yield what entries that are tied, or that the graph uses several times, became different tensors."""
+        first: dict[object, Entry] = {}
+        for entry in entries:
+            stored = self._entries[entry.name]
+            matrix = sum(size > 1 for size in stored.shape) > 1
+            key = (stored.shared, stored.shape) if stored.shared is not None else entry.constants if matrix else None
+            if not key or entry.relation == "concatenated":
+                continue
+            other = first.setdefault(key, entry)
+            if other is not entry and not _same(other.value(), entry.value()):
+                yield f"{other.name} and {entry.name}"
+            for found in self._matches.get(entry.name, ()) if matrix else ():
+                yield from self._unused(entry, found)
+
+    def _unused(self, entry: Entry, match: Match) -> Iterator[str]:
+        """Yield the versions of an entry's constants that are no entry and differ from it."""
+        for piece in match.pieces if match.axes is None and len(match.pieces) == 1 else ():
+            for version in self._versions[piece.constant]:
+                if version.scopes and version.final not in self._used.get(piece.constant, ()):
+                    part = self._followed(piece, version)
+                    if not _same(part.value(), entry.value()):
+                        yield f"{entry.name} in {' and '.join(filter(None, version.scopes)) or version.final}"
+
+    def _refuse_unknown(self) -> None:
+        """Refuse if constants grew that no entry is, and there are entries that are no constant."""
+        known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
+        grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
+        lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
+        if grown and lost:
+            raise RefusedError(
+                f"these grew, and no entry of the state dict explains them: {_some(grown)}; these may have to "
+                f"grow, and are not in the graph: {_some(lost)} (export with folding off: dynamo=True, optimize=False)"
+            )
+
+    def _rank(self, name: str, match: Match) -> tuple[bool, int]:
+        """Return how well the names say that a constant is an entry."""
+        constants = [self._constants[piece.constant] for piece in match.pieces]
+        named = all(c.name == name or f".{c.name}".endswith(f".{name}") for c in constants)
+        near = [max((nearness(name, read.scope) for read in c.reads), default=0) for c in constants]
+        return named, min(near)
+
+    def _derived(self, name: str, stored: Stored, match: Match) -> Entry:
+        try:
+            if match.axes is not None:
+                version = self._nearest(name, match.pieces[0].constant)
+                growths = [_like(grown, match, stored) for grown in version.chain]
+                parts = []
+            else:
+                parts = [self._followed(piece, self._nearest(name, piece.constant)) for piece in match.pieces]
+                growths = [
+                    _joined([part.growths[k] for part in parts], match.axis) for k in range(len(self._made.steps))
+                ]
+        except RefusedError as error:
+            raise RefusedError(f"{name} cannot be derived from {match.pieces[0].constant}: {error}") from error
+        shape = tuple(side.map.new for side in growths[-1].sides)
+        constants = tuple(piece.constant for piece in match.pieces)
+        entry = Entry(name, match.relation, constants, stored.shape, shape, tuple(growths))
+
+        def value() -> Array:
+            if match.axes is not None:
+                return entry.grow(stored.read())
+            arrays = [part.value() for part in parts]
+            whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=match.axis)
+            return whole.astype(stored.dtype, copy=False)
+
+        return replace(entry, value=value)
+
+    def _nearest(self, entry: str, constant: str) -> _Version:
+        """Return the version of a constant that the module of an entry reads."""
+        versions = [v for v in self._versions[constant] if v.scopes] or self._versions[constant]
+        near = [max((nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
+        best = [version for version, score in zip(versions, near, strict=True) if score == max(near)]
+        if len({_growth_key(version) for version in best}) > 1:
+            raise RefusedError(
+                "other modules use it too, it grew in several ways, and the file does not say which is whose "
+                "(export with the names of modules, or folding off)"
+            )
+        self._used.setdefault(constant, set()).add(best[0].final)
+        return best[0]
+
+    def _followed(self, piece: Piece, version: _Version) -> _Part:
+        view, sizes = piece.view, self._constants[piece.constant].shape
+        growths: list[Growth] = []
+        for grown in version.chain:
+            sides = grown.sides if grown else tuple(Side(identity(size)) for size in sizes)
+            sizes = tuple(side.map.new for side in sides)
+            view, sides = follow(view, sides)
+            growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
+        read = self._made.final[version.final].read
+        return _Part(growths, lambda: apply(view, read()))
+
+
+def _growth_key(version: _Version) -> tuple[object, ...]:
+    return tuple(grown and (grown.factor, *(side.key for side in grown.sides)) for grown in version.chain)
+
+
+def _like(grown: GrownConstant | None, match: Match, stored: Stored) -> Growth:
+    """Return how an entry grows of which, and of others, a constant was made that grew."""
+    assert match.axes is not None
+    still = [Side(identity(size)) for size in stored.shape]
+    if grown is None:
+        return Growth(tuple(still))
+    if grown.factor != 1 or any((side.map.kind >= ORIGINS.index("mean")).any() for side in grown.sides):
+        raise RefusedError("its new units are no copies")
+    sides = [own if axis is None else grown.sides[axis] for own, axis in zip(still, match.axes, strict=True)]
+    return Growth(tuple(sides), "copy" if match.scales else grown.filler, 1.0, grown.style)
+
+
+def _added(constant: Constant) -> Entry:
+    """Return the entry of a new layer's weight; of a Linear's, which a MatMul reads, the transpose."""
+    turned = len(constant.shape) == 2 and any(r.operator == "MatMul" and r.input == 1 for r in constant.reads)
+    shape = constant.shape[::-1] if turned else constant.shape
+    read = constant.read
+    value = (lambda: read().T) if turned else read
+    return Entry(constant.name, "new", (), shape, shape, value=value)
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.array_equal(one, other)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class _Part:
+    growths: list[Growth]
+    value: Callable[[], Array]
+
+
+def _joined(parts: Sequence[Growth], axis: int) -> Growth:
+    """Return how an entry grows whose parts are laid end to end."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    sides = tuple(
+        joined([part.sides[k] for part in parts]) if k == axis else first.sides[k] for k in range(len(first.sides))
+    )
+    if len({part.factor for part in parts}) > 1:
+        raise RefusedError("its parts are multiplied differently")
+    return replace(first, sides=sides)

@@ -1,0 +1,615 @@
+"""Fill a network that the user defined and exported, with random weights, from a trained one.
+
+Transfer is growth whose sizes a target dictates: the two graphs are aligned, the sizes of the target's matched layers
+say how far each dim of the teacher grows, the teacher's weights are grown by the maps of `widen`, and are written into
+the target's constants in the target's layout. What the target has in excess is made to do nothing. No node is added to
+the target and none is changed, so that its class can load the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, items_of
+from onnx_net2net.bodies import Opened, open_bodies
+from onnx_net2net.dims import Axis, Concat, Dim, Product, leaves, resolve
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.history import HISTORY, fingerprint, history
+from onnx_net2net.inference import Analysis, constant_of, infer
+from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
+from onnx_net2net.maps import Map, Style, in_turn
+from onnx_net2net.model import Model, load
+from onnx_net2net.places import Finder
+from onnx_net2net.layers import Network
+from onnx_net2net.plan import Plan
+from onnx_net2net.rewrite import rewrite
+from onnx_net2net.tensors import Array
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why the student does not compute the teacher's function.
+
+    Attributes:
+        place: The layer or dim, as the target or the teacher calls it.
+        reason: What is in the way there.
+    """
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of a tensor of the target came from.
+
+    Attributes:
+        name: The tensor.
+        shape: Its shape.
+        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero" or "kept".
+        teacher: The teacher's tensor, "" if there is none.
+        before: Its shape, () if there is none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    origin: str
+    teacher: str = ""
+    before: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A filled model.
+
+    Attributes:
+        teacher: The model that the values came from.
+        target: The model that was filled.
+        student: The target with its new values, which are computed when it is saved or run.
+        sources: Where the values of each of the target's float tensors came from.
+        obstacles: What is in the way of an exact transfer; none where the target contains the teacher.
+        seed: Seed of every random choice.
+    """
+
+    teacher: Model
+    target: Model
+    student: Model
+    sources: tuple[Source, ...]
+    obstacles: tuple[Obstacle, ...]
+    seed: int
+
+    @property
+    def filled(self) -> float:
+        """Share of the target's float elements that did not keep their initial values."""
+        sizes = [(math.prod(source.shape), source.origin != "kept") for source in self.sources]
+        return sum(n for n, is_filled in sizes if is_filled) / max(sum(n for n, _ in sizes), 1)
+
+
+def transfer(
+    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    target: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    spread: float = 0.3,
+    seed: int = 0,
+) -> Transfer:
+    """Fill a target from a teacher.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model: trained.
+        target: Likewise: of any weights. Neither is changed.
+        spread: How unevenly copies share their outgoing weights, as in `widen`.
+        seed: Seed of every random choice.
+
+    Returns:
+        The student. It computes what the teacher does if there are no obstacles; see `onnx_net2net.verify`.
+
+    Raises:
+        BadInputError: If a model cannot be used, or an option makes no sense.
+        RefusedError: If the two have different interfaces, or nothing in common.
+    """
+    if seed < 0:
+        raise BadInputError(f"the seed must be at least 0, not {seed}")
+    if not (math.isfinite(spread) and spread >= 0):
+        raise BadInputError(f"spread must be a number of at least 0, not {spread}")
+    old, new = load(teacher), load(target)
+    check_interfaces(old.proto.graph, new.proto.graph)
+    with paused_gc():
+        return _Filling(old, new, Style(seed, spread)).transfer()
+
+
+def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
+    """Refuse models that take or return other kinds of things.
+
+    Raises:
+        RefusedError: If there are other numbers of inputs or outputs, or other types or ranks of one.
+    """
+    constants = {tensor.name for graph in (teacher, target) for tensor in graph.initializer}
+    for what in ("input", "output"):
+        sides = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
+        if len(sides[0]) != len(sides[1]):
+            raise RefusedError(f"the teacher has {len(sides[0])} {what}s, the target {len(sides[1])}")
+        for one, other in zip(*sides, strict=True):
+            kinds = [value.type.tensor_type.elem_type for value in (one, other)]
+            ranks = [len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None
+                     for v in (one, other)]  # fmt: skip
+            if kinds[0] != kinds[1]:
+                names = [onnx.TensorProto.DataType.Name(kind).lower() for kind in kinds]
+                raise RefusedError(f"{what} {one.name!r} is {names[0]} in the teacher, {other.name!r} {names[1]}")
+            if None in ranks:
+                name = (one, other)[ranks.index(None)].name
+                raise RefusedError(f"{what} {name!r} has no fixed rank; export it with its shape")
+            if ranks[0] != ranks[1]:
+                raise RefusedError(f"{what} {one.name!r} has {ranks[0]} axes in the teacher, {ranks[1]} in the target")
+
+
+# --- Sizes ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sizes:
+    """What sizes the target gives the teacher's dims.
+
+    Attributes:
+        wanted: For each dim the sizes that it should have, each with the number of elements that say so.
+        pending: Axes of which only the whole size is known.
+    """
+
+    wanted: dict[Dim, Counter[int]] = field(default_factory=dict)
+    pending: list[tuple[Axis, int, int]] = field(default_factory=list)
+
+    def bind(self, teacher: Axis, target: Axis, weight: int) -> None:
+        """State that an axis of the teacher is to be like one of the target."""
+        teacher, target = resolve(teacher), resolve(target)
+        if isinstance(teacher, Dim):
+            self.wanted.setdefault(teacher, Counter())[target.size] += weight
+        elif type(teacher) is type(target) and len(teacher.parts) == len(target.parts):
+            for old, new in zip(teacher.parts, target.parts, strict=True):
+                self.bind(old, new, weight)
+        else:
+            self.pending.append((teacher, target.size, weight))
+
+    def solve(self) -> dict[Dim, int]:
+        """Return a size for each dim that got one: the one that most elements ask for."""
+        waiting = self.pending
+        while waiting:
+            later = [(axis, size, weight) for axis, size, weight in waiting if not self._solve(axis, size, weight)]
+            if len(later) == len(waiting):
+                break
+            waiting = later
+        return {dim: counter.most_common(1)[0][0] for dim, counter in self.wanted.items()}
+
+    def _solve(self, axis: Axis, size: int, weight: int) -> bool:
+        """Find the size of the only dim of an axis that has none yet."""
+        unknown = {dim for dim in leaves(axis) if dim not in self.wanted and not dim.frozen}
+        if len(unknown) > 1:
+            return False
+        for dim in unknown:
+            fitting = [n for n in range(1, size + 1) if self._size(axis, {dim: n}) == size]
+            if fitting:
+                self.wanted.setdefault(dim, Counter())[fitting[0]] += weight
+        return True
+
+    def _size(self, axis: Axis, assumed: dict[Dim, int]) -> int:
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
+            known = self.wanted.get(axis)
+            return assumed.get(axis) or (known.most_common(1)[0][0] if known else axis.size)
+        sizes = [self._size(part, assumed) for part in axis.parts]
+        return sum(sizes) if isinstance(axis, Concat) else math.prod(sizes)
+
+
+# --- Filling -------------------------------------------------------------------------------------------------
+
+Write = tuple[object, Callable[[], Array], str, str]
+"""A key that equal values share, what computes them, where they come from, and the teacher's tensor."""
+
+
+class _Filling:
+    """One transfer."""
+
+    def __init__(self, teacher: Model, target: Model, style: Style) -> None:
+        self._teacher, self._target, self._style = teacher, target, style
+        self._opened = open_bodies(teacher), open_bodies(target)
+        self._old, self._new = (infer(opened.model, by_units=False) for opened in self._opened)
+        self._nodes = list(self._old.nodes), list(self._new.nodes)
+        self._shapes = {key: tuple(use.constant.shape) for key, use in self._old.uses.items()}
+        self._writes: dict[Use, Write] = {}
+        self.obstacles: list[Obstacle] = []
+
+    def transfer(self) -> Transfer:
+        """Do it."""
+        found = self._align()
+        self._grow(found)
+        for old, new in found.pairs:
+            self._fill(old, new)
+        for item in found.added:
+            self._silence(item)
+        sources = self._write()
+        record = {"operation": "transfer", "spread": self._style.spread, "seed": self._style.seed,
+                  "version": version("onnx-net2net"), "teacher": fingerprint(self._teacher),
+                  "target": fingerprint(self._target)}  # fmt: skip
+        metadata = {HISTORY: json.dumps([*history(self._target), record])}
+        student = self._opened[1].close(self._new.draft.finish(metadata))
+        return Transfer(self._teacher, self._target, student, tuple(sources), tuple(self.obstacles), self._style.seed)
+
+    def _hinder(self, place: str, reason: str) -> None:
+        obstacle = Obstacle(place, reason)
+        if obstacle not in self.obstacles:
+            self.obstacles.append(obstacle)
+
+    def _align(self) -> Alignment:
+        analyses = self._old, self._new
+        items = [items_of(a, opened.model.proto) for a, opened in zip(analyses, self._opened, strict=True)]
+        found = align(*items)
+        if not any("weight" in old.slots for old, _ in found.pairs):
+            kinds = [sorted({unit.kind for item in side for unit in item.units}) for side in items]
+            raise RefusedError(
+                f"the two networks have no layer in common: {', '.join(kinds[0]) or 'nothing'} in the teacher, "
+                f"{', '.join(kinds[1]) or 'nothing'} in the target"
+            )
+        for unit in found.lost:
+            self._hinder(unit.name, "the target has nothing for it")
+        return found
+
+    # -- growing the teacher -----------------------------------------------------------------------------------
+
+    def _grow(self, found: Alignment) -> None:
+        """Grow the teacher to the sizes of the target, as far as it can."""
+        sizes = _Sizes()
+        for old, new in found.pairs:
+            for what, slot in old.slots.items():
+                if what in new.slots:
+                    self._bind(sizes, slot, new.slots[what])
+        inspection = inspect_analysis(self._opened[0].model, self._old)
+        wanted = sizes.solve()
+        self._note_conflicts(sizes, inspection)
+        rng = np.random.default_rng(self._style.seed)
+        plan = Plan(self._old, inspection, 1, "replicate", rng, None, False)
+        for group in inspection.groups:
+            self._grow_group(plan, group, wanted)
+        rewrite(self._opened[0].model, self._old, plan.growth, self._style, {})
+        for what in self._old.inserted:
+            self._hinder(what.partition(" ")[2] or what, f"growing it needs {what}, which the target does not have")
+
+    def _bind(self, sizes: _Sizes, old: Slot, new: Slot) -> None:
+        sides = [slot.axes(analysis) for slot, analysis in ((old, self._old), (new, self._new))]
+        if len(sides[0]) != len(sides[1]):
+            sides = [[axis for axis in side if axis.size > 1] for side in sides]
+        if len(sides[0]) == len(sides[1]):
+            weight = math.prod(axis.size for axis in sides[1])
+            for one, other in zip(*sides, strict=True):
+                sizes.bind(one, other, weight)
+
+    def _note_conflicts(self, sizes: _Sizes, inspection: Inspection) -> None:
+        for group in inspection.groups:
+            for dim in group.dims:
+                asked = sorted(sizes.wanted.get(dim, ()))
+                if len(asked) > 1:
+                    texts = " and ".join(map(str, asked))
+                    self._hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
+
+    def _grow_group(self, plan: Plan, group: Group, wanted: dict[Dim, int]) -> None:
+        """Give a group the target's size, by an exact map if there is one."""
+        asked = {dim: wanted.get(dim, dim.size) for dim in group.dims}
+        size = sum(asked.values())
+        if size == group.size or any(dim in plan.growth for dim in group.dims):
+            return
+        if size < group.size:
+            self._hinder(group.name, f"{group.size} units do not fit into {size}")
+            for dim, new in asked.items():
+                if new < dim.size and not dim.fixed:
+                    plan.growth[dim] = window(dim.size, new)
+            return
+        try:
+            if group.reason is None:
+                plan.grow_exactly(group, size)
+            elif group.on_request:
+                plan.append(group, size)
+            else:
+                self._hinder(group.name, f"it cannot have {size} units: {group.reason}")
+        except RefusedError as error:
+            self._hinder(group.name, str(error))
+            for dim, new in asked.items():
+                if new > dim.size and not dim.frozen:
+                    plan.growth[dim] = in_turn(dim.size, new)
+
+    # -- filling the target ------------------------------------------------------------------------------------
+
+    def _read(self, slot: Slot) -> Callable[[], Array] | None:
+        """Return what reads the grown constant in a slot of the teacher, in the common order."""
+        constant = constant_of(self._nodes[0][slot.use[0]].inputs[slot.use[1]])
+        if constant is None:
+            return None
+        read = self._old.draft.reader(constant)
+        return lambda: slot.common(read())
+
+    def _fill(self, old: Unit, new: Unit) -> None:
+        """Give the parameters of a unit of the target their values."""
+        self._compare(old, new)
+        reads = {what: read for what, slot in old.slots.items() if (read := self._read(slot)) is not None}
+        for what in old.slots.keys() - reads.keys():
+            self._hinder(old.name, f"its {what} needs nodes of its own when it grows")
+        values = self._converted(old, new, dict(reads))
+        for what, slot in new.slots.items():
+            if what in values:
+                source = old.slots.get(what) or next(iter(old.slots.values()))
+                origin = "teacher" if what in old.slots or what == "bias" else "identity"
+                self._put(new, what, slot, values[what], origin, source if origin == "teacher" else None)
+
+    def _converted(
+        self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]
+    ) -> dict[str, Callable[[], Array]]:
+        """Return the parameters of a unit in the form that the target has: with or without bias and normalisation."""
+        out = self._new.uses[new.slots[next(iter(new.slots))].use].axes
+        units = new.shape[0] if "weight" in new.slots and new.kind != "ConvTranspose" else 0
+        del out
+        zeros = lambda: np.zeros(units, np.float32)  # noqa: E731
+        is_layer = "weight" in old.slots
+        if old.norm is not None and is_layer and new.norm is None:
+            return self._folded(old, new, values)
+        if new.norm is not None and is_layer and old.norm is None:
+            epsilon = self._epsilon(1, new.norm)
+            bias = values.pop("bias", zeros)
+            values["shift"], values["mean"] = bias, zeros
+            values["variance"] = lambda: np.ones(units, np.float32)
+            values["scale"] = lambda: np.full(units, math.sqrt(1 + epsilon), np.float64)
+        if old.norm is not None and new.norm is not None:
+            self._match_norms(old, new, values)
+        if "bias" in values and "bias" not in new.slots:
+            bias = values.pop("bias")
+            if new.norm is not None and "mean" in values:
+                mean = values["mean"]
+                values["mean"] = lambda: mean() - bias()
+            elif np.any(bias()):
+                self._hinder(new.name, "it has no bias, but the teacher's layer has one")
+        elif "bias" in new.slots and "bias" not in values:
+            values["bias"] = zeros
+        for what in ("scale", "shift"):
+            if what in values and what not in new.slots and np.any(values[what]() != (what == "scale")):
+                self._hinder(new.name, f"it has no {what}, but the teacher's has one")
+            elif what in new.slots and what not in values:
+                constant = self._new.uses[new.slots[what].use].constant
+                values[what] = lambda n=math.prod(constant.shape), v=float(what == "scale"): np.full(n, v)
+        return values
+
+    def _match_norms(self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]) -> None:
+        """Scale the results of a BatchNormalization so that another epsilon makes no difference."""
+        assert old.norm is not None
+        assert new.norm is not None
+        before, after = self._epsilon(0, old.norm), self._epsilon(1, new.norm)
+        if before != after and {"scale", "variance"} <= values.keys():
+            scale, variance = values["scale"], values["variance"]
+            values["scale"] = lambda: scale() * np.sqrt((variance() + after) / (variance() + before))
+
+    def _folded(
+        self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]
+    ) -> dict[str, Callable[[], Array]]:
+        """Return weights and a bias that have the normalisation of the teacher's layer in them."""
+        assert old.norm is not None
+        if "bias" not in new.slots or not {"scale", "shift", "mean", "variance"} <= values.keys():
+            self._hinder(new.name, "it has no bias that could hold the teacher's normalisation")
+            return values
+        epsilon = self._epsilon(0, old.norm)
+        weight, bias = values["weight"], values.get("bias", lambda: np.zeros(()))
+
+        def factor() -> Array:
+            return values["scale"]().astype(np.float64) / np.sqrt(values["variance"]().astype(np.float64) + epsilon)
+
+        def folded() -> Array:
+            scaled: Array = weight() * factor().reshape(-1, *(1,) * (weight().ndim - 1))
+            return scaled
+
+        return {"weight": folded, "bias": lambda: (bias() - values["mean"]()) * factor() + values["shift"]()}
+
+    def _epsilon(self, side: int, norm: int) -> float:
+        return float(self._nodes[side][norm].attrs.get("epsilon", 1e-5))
+
+    def _compare(self, old: Unit, new: Unit) -> None:
+        """Note the attributes of a layer's node in which the two differ."""
+        one, other = self._nodes[0][old.node], self._nodes[1][new.node]
+        if one.op != other.op:
+            return
+        kernels = tuple(old.shape[2:]), tuple(new.shape[2:])
+        for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
+            values = [_plain(node.attrs.get(key, _DEFAULTS.get(key))) for node in (one, other)]
+            if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
+                continue
+            if values[0] != values[1] and not (old.norm is not None and key == "epsilon"):
+                self._hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
+
+    def _put(
+        self, unit: Unit, what: str, slot: Slot, compute: Callable[[], Array], origin: str, source: Slot | None
+    ) -> None:
+        """Write values in the common order to a slot of the target."""
+        constant = self._new.uses[slot.use].constant
+        shape = tuple(constant.shape)
+        name, key = "", (origin, slot.use)
+        if source is not None:
+            read = constant_of(self._nodes[0][source.use[0]].inputs[source.use[1]])
+            name = read.name if read is not None else ""
+            key = (origin, id(read), slot.order, what if what in ("scale", "weight", "mean") else "")
+        kernel = self._ring(unit, slot, source) if what == "weight" and source is not None else None
+
+        def values() -> Array:
+            made = compute()
+            if kernel is not None:
+                made = np.pad(made, [(0, 0), (0, 0), *((n, n) for n in kernel)])
+            wanted = tuple(shape[position] for position in slot.order)[: slot.flat]
+            if made.size == math.prod(shape) and _real(made.shape) == _real(wanted):
+                made = made.reshape(wanted)
+            else:
+                made = self._clipped(made, slot, constant)
+            return slot.own(made, shape).astype(self._new_type(constant), copy=False)
+
+        grown = self._grown_shape(source) if source is not None else None
+        wanted = _real(tuple(shape[position] for position in slot.order)[: slot.flat])
+        if grown is not None and kernel is None and _real(grown) != wanted:
+            self._hinder(unit.name, f"its {what} of {wanted} is filled from one of {_real(grown)} in part")
+        self._writes[slot.use] = key, values, origin, name
+
+    def _ring(self, unit: Unit, slot: Slot, source: Slot) -> list[int] | None:
+        """Return how many zeros are to be put around a kernel on each side, None if it has the target's size."""
+        kernels = [[axis.size for axis in s.axes(a)[2:]] for s, a in ((source, self._old), (slot, self._new))]
+        if kernels[0] == kernels[1]:
+            return None
+        rank = max(map(len, kernels))
+        old, new = (k or [1] * rank for k in kernels)
+        return [(b - a) // 2 for a, b in zip(old, new, strict=True)] if all(
+            b >= a and (b - a) % 2 == 0 for a, b in zip(old, new, strict=True)
+        ) else None  # fmt: skip
+
+    def _grown_shape(self, slot: Slot) -> tuple[int, ...]:
+        constant = constant_of(self._nodes[0][slot.use[0]].inputs[slot.use[1]])
+        shape = constant.shape if constant is not None else ()
+        return tuple(shape[position] for position in slot.order)[: slot.flat] if shape else ()
+
+    def _new_type(self, constant: gs.Constant) -> np.dtype:
+        from onnx import helper
+
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self._new.draft.type_of(constant)))
+
+    def _clipped(self, values: Array, slot: Slot, constant: gs.Constant) -> Array:
+        """Return the target's values with the middle of others in their middle, as DPIAT does."""
+        made = np.array(slot.common(self._initial[slot.use]()))
+        if made.ndim != values.ndim:
+            return made
+        windows = [_windows(a, b) for a, b in zip(values.shape, made.shape, strict=True)]
+        made[tuple(w[1] for w in windows)] = values[tuple(w[0] for w in windows)]
+        return made
+
+    # -- what the target has in excess -------------------------------------------------------------------------
+
+    def _silence(self, item: Item) -> None:
+        """Let what nothing corresponds to compute the identity."""
+        if item.block is not None:
+            if item.block.reason:
+                self._hinder(item.name, f"nothing in the teacher corresponds to this block, and {item.block.reason}")
+                return
+            for use in item.block.zeroed:
+                self._zero(use)
+            return
+        (unit,) = item.units
+        if unit.neutral:
+            self._make_identity(unit)
+        elif unit.kind == "affine" and "mean" not in unit.slots and self._nodes[1][unit.node].op == "Mul":
+            for what, slot in unit.slots.items():
+                self._constant(unit, what, slot, float(what == "scale"))
+        else:
+            self._hinder(unit.name, self._why_not(unit))
+
+    def _why_not(self, unit: Unit) -> str:
+        if "weight" in unit.slots:
+            what = f"{unit.kind} of {' x '.join(map(str, unit.shape))}"
+            return f"nothing in the teacher corresponds to it, and this {what} cannot compute the identity here"
+        return "nothing in the teacher corresponds to it; it keeps its values"
+
+    def _zero(self, use: Use) -> None:
+        found = self._new.uses[use]
+        shape, kind = tuple(found.constant.shape), self._new_type(found.constant)
+        self._writes[use] = ("zero", shape), lambda: np.zeros(shape, kind), "zero", ""
+
+    def _constant(self, unit: Unit, what: str, slot: Slot, value: float) -> None:
+        shape = tuple(self._new.uses[slot.use].constant.shape)
+        kind = self._new_type(self._new.uses[slot.use].constant)
+        self._writes[slot.use] = ("identity", value, shape), lambda: np.full(shape, value, kind), "identity", ""
+
+    def _make_identity(self, unit: Unit) -> None:
+        """Make a layer an identity, and let its normalisation undo itself."""
+        slot = unit.slots["weight"]
+        group = int(self._nodes[1][unit.node].attrs.get("group", 1))
+        shape = tuple(axis.size for axis in slot.axes(self._new))
+
+        def dirac() -> Array:
+            weights = np.zeros(shape, np.float32)
+            units = np.arange(shape[0])
+            weights[(units, units % (shape[0] // group), *(size // 2 for size in shape[2:]))] = 1
+            return weights
+
+        self._put(unit, "weight", slot, dirac, "identity", None)
+        if "bias" in unit.slots:
+            self._constant(unit, "bias", unit.slots["bias"], 0.0)
+        if unit.norm is not None:
+            epsilon = self._epsilon(1, unit.norm)
+            values = {"scale": math.sqrt(1 + epsilon), "shift": 0.0, "mean": 0.0, "variance": 1.0}
+            for what, value in values.items():
+                if what in unit.slots:
+                    self._constant(unit, what, unit.slots[what], value)
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    @property
+    def _initial(self) -> dict[Use, Callable[[], Array]]:
+        return self._read_initial
+
+    def _write(self) -> Iterator[Source]:
+        """Put all values into the target's draft; constants that several nodes read in different ways are parted."""
+        draft, uses = self._new.draft, self._new.uses
+        self._read_initial = {key: draft.reader(use.constant) for key, use in uses.items()}
+        by_constant: dict[int, list[Use]] = {}
+        for key, use in uses.items():
+            by_constant.setdefault(id(use.constant), []).append(key)
+        sources: list[Source] = []
+        for keys in by_constant.values():
+            constant = uses[keys[0]].constant
+            shape, kind = tuple(constant.shape), draft.type_of(constant)
+            parted: dict[object, list[Use]] = {}
+            for key in keys:
+                parted.setdefault(self._writes[key][0] if key in self._writes else None, []).append(key)
+            is_float = np.issubdtype(self._new_type(constant), np.floating) and math.prod(shape) > 1
+            for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):
+                name = constant.name
+                if what is not None:
+                    _, compute, origin, source = self._writes[readers[0]]
+                    if position:
+                        own = draft.lazy_constant(f"{name}_own", kind, shape, compute, like=constant)
+                        for node, index in readers:
+                            self._nodes[1][node].inputs[index] = own
+                        name = own.name
+                    else:
+                        draft.replace(constant, shape, compute)
+                    sources.append(Source(name, shape, origin, source))
+                elif is_float:
+                    sources.append(Source(name, shape, "kept"))
+        return iter(sources)
+
+
+_LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
+_DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET", "epsilon": 1e-5, "axis": -1,
+             "stash_type": 1}  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray | list | tuple):
+        values = list(value)
+        return None if all(v == 1 for v in values) or not any(values) else values
+    return round(value, 12) if isinstance(value, float) else value
+
+
+def _real(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size > 1)
+
+
+def window(old: int, new: int) -> Map:
+    """Return the map that keeps the units in the middle (DPIAT's clip)."""
+    start = (old - new) // 2
+    index = np.arange(start, start + new)
+    return Map(old, index, np.ones(new), np.zeros(new, np.int8), np.ones(new, bool))
+
+
+def _windows(old: int, new: int) -> tuple[slice, slice]:
+    """Return what is copied of an axis, and to where."""
+    size = min(old, new)
+    return slice((old - size) // 2, (old - size) // 2 + size), slice((new - size) // 2, (new - size) // 2 + size)

@@ -1,0 +1,248 @@
+"""Students for a framework's class: nothing but weights and sizes differs, and what cannot be so stays."""
+
+import numpy as np
+import pytest
+from graphs import net, weights
+
+from onnx_net2net import BadInputError, RefusedError, load, verify, widen
+from onnx_net2net.inference import infer
+from onnx_net2net.reimport import frozen_constants
+
+SIZES = ("group", "hidden_size", "num_heads")
+"""Attributes that are sizes, which the caller of a class gives it."""
+
+
+def draw(*shape):
+    return (np.random.default_rng(shape).standard_normal(shape) * np.prod(shape) ** -0.25).astype(np.float32)
+
+
+def program(model):
+    """The operators of a model, and what a class would not compute from its sizes."""
+    return [
+        (node.op_type, sorted(str(a) for a in node.attribute if a.name not in SIZES))
+        for node in load(model).proto.graph.node
+        if node.op_type != "Constant"
+    ]
+
+
+def numbers(model):
+    return sorted(float(value) for value in weights(model).values() if value.size == 1 and value.dtype.kind == "f")
+
+
+def widen_for_class(teacher, **options):
+    """Widen, and assert that the student is the same program with other weights and sizes."""
+    widening = widen(teacher, framework="torch", **options)
+    verify(teacher, widening.student).raise_if_different()
+    assert program(teacher) == program(widening.student)
+    assert numbers(teacher) == numbers(widening.student)
+    return widening
+
+
+def sizes_of(widening):
+    return {change.name: change.new for change in widening.changes if change.new != change.old}
+
+
+def reasons(widening):
+    return {group.name: group.reason for group in widening.fixed}
+
+
+def attention(stream=8, heads=2, width=4, scale=None):
+    """y = proj(softmax(q k' * scale) v) of a normalised stream; weights as x @ w."""
+    inner = heads * width
+    split = f"Constant <value = int64[4] {{0, 5, {heads}, {width}}}> ()"
+    text = f"""(float[N, 5, 6] x) => (float[N, 5, 3] y) {{
+        e = MatMul(x, embed)
+        n = LayerNormalization(e, gain, shift)
+        q0 = MatMul(n, wq)  k0 = MatMul(n, wk)  v0 = MatMul(n, wv)
+        parts = {split}
+        q1 = Reshape(q0, parts)  k1 = Reshape(k0, parts)  v1 = Reshape(v0, parts)
+        q = Transpose <perm = [0, 2, 1, 3]> (q1)
+        k = Transpose <perm = [0, 2, 3, 1]> (k1)
+        v = Transpose <perm = [0, 2, 1, 3]> (v1)
+        raw = MatMul(q, k)
+        scores = Mul(raw, scale)
+        p = Softmax <axis = -1> (scores)
+        o = MatMul(p, v)
+        o1 = Transpose <perm = [0, 2, 1, 3]> (o)
+        whole = Constant <value = int64[3] {{0, 5, {inner}}}> ()
+        o2 = Reshape(o1, whole)
+        o3 = MatMul(o2, proj)
+        s = Add(e, o3)
+        y = MatMul(s, head)
+    }}"""
+    value = np.array(width**-0.5 if scale is None else scale, np.float32)
+    return net(text, embed=draw(6, stream), gain=draw(stream), shift=draw(stream), wq=draw(stream, inner),
+               wk=draw(stream, inner) * 2, wv=draw(inner, stream).T.copy(), scale=value, proj=draw(inner, stream) * 3,
+               head=draw(stream, 3))  # fmt: skip
+
+
+def test_heads_follow_the_stream_that_they_are_as_wide_as():
+    widening = widen_for_class(attention(), factor=2)
+    assert sizes_of(widening) == {"embed": 16, "wq[0]": 4}
+
+
+def test_without_a_class_the_width_of_a_head_may_grow():
+    assert "wv[1]" not in sizes_of(widen_for_class(attention(), factor=3))
+    assert sizes_of(widen(attention(), sizes={"wq[1]": 6})) == {"wq[1]": 6}
+
+
+def test_heads_of_their_own_width_grow_by_the_factor():
+    widening = widen_for_class(attention(stream=10), factor=1.5)
+    assert sizes_of(widening) == {"wq[0]": 3}  # LayerNormalization wants whole multiples of the stream
+
+
+def test_heads_grow_when_they_are_asked_for():
+    assert sizes_of(widen_for_class(attention(), factor=1.5, only=["heads"])) == {"wq[0]": 3}
+    assert sizes_of(widen_for_class(attention(), sizes={"heads": 3})) == {"wq[0]": 3}
+
+
+def test_the_width_of_queries_and_keys_stays():
+    with pytest.raises(RefusedError, match=r"cannot grow: .*0\.5 = 4 \*\* -0\.5, which a class computes anew"):
+        widen(attention(), framework="torch", sizes={"wq[1]": 8})
+    with pytest.raises(RefusedError, match="no weight of the class could weigh copies"):
+        widen(attention(scale=0.3), framework="torch", sizes={"wq[1]": 8})
+
+
+def test_a_scale_that_a_class_computes_is_found():
+    found = list(frozen_constants(infer(load(attention(width=9)))))
+    assert [(constant.axis.size, constant.power) for constant in found] == [(9, -0.5)]
+    assert not list(frozen_constants(infer(load(attention(scale=0.3)))))
+
+
+def test_norms_are_neither_padded_nor_filled_up():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        e = MatMul(x, embed) n = LayerNormalization <epsilon = 0.001> (e, gain, shift) y = MatMul(n, head) }"""
+    teacher = net(text, embed=draw(6, 8), gain=draw(8), shift=draw(8), head=draw(8, 3))
+    assert sizes_of(widen(teacher, sizes={"embed": 12})) == {"embed": 12}
+    with pytest.raises(RefusedError, match=r"whole factors .* possible are 8 and 16$"):
+        widen(teacher, framework="torch", sizes={"embed": 12})
+    assert sizes_of(widen_for_class(teacher, sizes={"embed": 16})) == {"embed": 16}
+    with pytest.raises(BadInputError, match="fill-norms"):
+        widen(teacher, framework="torch", factor=1.5, fill_norms=True)
+
+
+def test_a_norm_of_single_operators_grows_by_whole_factors():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        e = MatMul(x, embed) s = Mul(e, e) m = ReduceMean <keepdims = 1> (s, last) a = Add(m, eps) r = Sqrt(a)
+        n = Div(e, r) g = Mul(n, gain) y = MatMul(g, head) }"""
+    constants = {"last": np.array([-1]), "eps": np.array(1e-5, np.float32)}
+    teacher = net(text, embed=draw(6, 8), gain=draw(8), head=draw(8, 3), **constants)
+    assert len(program(widen(teacher, sizes={"embed": 12}).student)) > len(program(teacher))
+    with pytest.raises(RefusedError, match="takes a mean over it"):
+        widen(teacher, framework="torch", sizes={"embed": 12})
+    assert sizes_of(widen_for_class(teacher, factor=2)) == {"embed": 16}
+
+
+def test_convolutions_and_batch_normalizations_grow_to_any_width():
+    text = """(float[N, 3, 6, 6] x) => (float[N, 4] y) {
+        a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1)
+        b = BatchNormalization(a, g, s, m, v)
+        c = Relu(b)
+        d = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 8> (c, w2)
+        e = GlobalAveragePool(d)
+        f = Flatten(e)
+        y = Gemm <transB = 1> (f, w3, b3) }"""
+    teacher = net(text, w1=draw(8, 3, 3, 3), g=draw(8), s=draw(1, 8)[0], m=draw(8, 1)[:, 0], v=draw(2, 8)[0] ** 2 + 1,
+                  w2=draw(8, 1, 3, 3), w3=draw(4, 8), b3=draw(4))  # fmt: skip
+    assert sizes_of(widen_for_class(teacher, factor=1.37)) == {"w1": 11}
+
+
+def test_a_channel_shuffle_stays_a_shuffle():
+    text = """(float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {
+        a = Conv(x, w1)
+        r = Reshape(a, split)
+        t = Transpose <perm = [0, 2, 1, 3, 4]> (r)
+        b = Reshape(t, merged)
+        y = Conv(b, w2) }"""
+    sizes = {"split": np.array([0, 2, 3, 4, 4]), "merged": np.array([0, 6, 4, 4])}
+    teacher = net(text, w1=draw(6, 3, 1, 1), w2=draw(5, 6, 1, 1), **sizes)
+    widening = widen_for_class(teacher, factor=1.5)
+    assert widening.covered == 1
+
+
+def test_a_scaled_embedding_keeps_its_width():
+    text = """(int64[N, 5] ids) => (float[N, 5, 4] y) {
+        e = Gather(table, ids) s = Mul(e, scale) h = MatMul(s, up) r = Relu(h) y = MatMul(r, down) }"""
+    teacher = net(text, table=draw(20, 8), up=draw(8, 16), down=draw(16, 4), scale=np.array(8**0.5, np.float32))
+    widening = widen_for_class(teacher, factor=1.5)
+    assert sizes_of(widening) == {"up": 24}
+    assert "= sqrt(8), which a class computes anew" in reasons(widening)["table"]
+
+
+def test_a_tied_matrix_keeps_what_it_makes_and_sums_over():
+    text = """(int64[N, 5] ids) => (float[N, 5, 20] y) {
+        e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down)
+        t = Transpose <perm = [1, 0]> (table) y = MatMul(d, t) }"""
+    teacher = net(text, table=draw(20, 8), up=draw(8, 16), down=draw(16, 8))
+    widening = widen_for_class(teacher, factor=1.5)
+    assert widening.covered > 0.5
+    recurrent = net("(float[N, 8] x) => (float[N, 8] y) { a = MatMul(x, w) b = Tanh(a) c = MatMul(b, w2) "
+                    "d = Tanh(c) e = MatMul(d, w2) f = Tanh(e) y = MatMul(f, out) }",
+                    w=draw(8, 6), w2=draw(6, 6), out=draw(6, 8))  # fmt: skip
+    assert sizes_of(widen(recurrent, factor=1.5)) == sizes_of(widen_for_class(recurrent, factor=1.5)) == {"w": 9}
+    text = """(int64[N, 5] ids) => (float[N, 5, 20] y) {
+        e = Gather(table, ids) r = Relu(e) t = Transpose <perm = [1, 0]> (table) y = MatMul(r, t) }"""
+    with pytest.raises(RefusedError, match="made and summed over by the tied weight 'table'"):
+        widen(net(text, table=draw(20, 8)), framework="torch", factor=1.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("h = MatMul(x, up) p = Softmax(h) y = MatMul(p, down)", "divides a whole among its units"),
+        ("h = MatMul(x, up) r = Relu(h) q = Mul(r, r) s = ReduceSum <keepdims = 1> (q, last) d = Div(r, s) "
+         "y = MatMul(d, down)", "no weight of the class could weigh copies"),
+        ("h = MatMul(x, up) r = Relu(h) s = Gather <axis = 1> (r, places) y = MatMul(s, half)", "a class does not"),
+        ("k = MatMul(table, up) h = MatMul(x, other) r = Relu(h) z = MatMul(r, down) q = MatMul(k, down) "
+         "y = Add(z, q)", "multiplies constants"),
+    ],
+)  # fmt: skip
+def test_what_would_need_another_operation_stays(body, match):
+    constants = {"last": np.array([-1]), "places": np.arange(0, 16, 2)}
+    constants |= {"up": draw(6, 16), "down": draw(16, 3), "half": draw(8, 3), "table": draw(1, 6), "other": draw(6, 16)}
+    constants = {name: value for name, value in constants.items() if name in body}
+    teacher = net(f"(float[N, 6] x) => (float[N, 3] y) {{ {body} }}", **constants)
+    try:
+        found = " ".join(filter(None, reasons(widen_for_class(teacher, factor=1.5)).values()))
+    except RefusedError as error:
+        found = str(error)
+    assert match.split()[0] in found
+    assert match in found
+
+
+def test_an_output_that_is_hidden_is_not_cut():
+    text = "(float[N, 6] x) => (float[N, 8] h, float[N, 3] y) { a = MatMul(x, up) h = Relu(a) y = MatMul(h, down) }"
+    teacher = net(text, up=draw(6, 8), down=draw(8, 3))
+    assert sizes_of(widen(teacher, factor=1.5)) == {"up": 12}
+    with pytest.raises(RefusedError, match="is the model's output 'h', which a class would not cut"):
+        widen(teacher, framework="torch", factor=1.5)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [("Sqrt(f)", r"0\.353553 = 8 \*\* -0\.5"), ("Mul(f, f)", "needs the teacher's size in Div")]
+)
+def test_a_size_used_as_a_number_is_refused(number, reason):
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        h = MatMul(x, up) s = Shape(h) i = Gather(s, last) f = Cast <to = 1> (i) r = NUMBER d = Div(h, r)
+        y = MatMul(d, down) }"""
+    teacher = net(text.replace("NUMBER", number), up=draw(6, 8), down=draw(8, 3), last=np.array(1))
+    assert sizes_of(widen(teacher, factor=1.5)) == {"up": 12}
+    with pytest.raises(RefusedError, match=reason):
+        widen(teacher, framework="torch", factor=1.5)
+
+
+def test_new_classes_need_a_bias_of_their_own():
+    def teacher(body):
+        given = {"up": draw(6, 8), "down": draw(8, 4), "bias": draw(4)}
+        given = {name: value for name, value in given.items() if name in body}
+        return net(f"(float[N, 6] x) => (float[N, 4] y) {{ {body} }}", **given)
+
+    plain = "h = MatMul(x, up) r = Relu(h) y = MatMul(r, down)"
+    widen_for_class(teacher("h = MatMul(x, up) r = Relu(h) m = MatMul(r, down) y = Add(m, bias)"), sizes={"down": 6})
+    with pytest.raises(RefusedError, match="could not follow: the student needs Add"):
+        widen(teacher(plain), framework="torch", sizes={"down": 6})
+
+
+def test_an_unknown_framework_is_refused():
+    with pytest.raises(BadInputError, match="no framework 'mxnet'"):
+        widen(attention(), factor=2, framework="mxnet")
