@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_deepen(commands)
     _add_narrow(commands)
     _add_verify(commands)
+    _add_similarity(commands)
     _add_replay(commands)
     _add_checkpoint(commands)
     return parser
@@ -179,6 +180,17 @@ def _add_verify(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
+
+
+def _add_similarity(commands: Any) -> None:
+    command = _command(commands, "similarity", "rank trained models by how much of them a target can be filled with",
+                       "target.onnx teacher1.onnx teacher2.onnx", _similarity)  # fmt: skip
+    command.add_argument("target", type=Path, metavar="TARGET")
+    command.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    command.add_argument("--measure", default="filled", choices=("filled", "dpiat", "agreement"),
+                         help="rank by the share of parameters that is filled, DPIAT's similarity, or how the filled "
+                         "target answers like the source (the transfers are done and run)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_replay(commands: Any) -> None:
@@ -436,6 +448,18 @@ def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
     load_strictly(module, options.state_dict)
     on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
     return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")
+
+
+def _similarity(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.similarity import similarities
+
+    found = similarities(options.target, options.sources, measure=options.measure)
+    if options.json:
+        _print_json(report.similarities_dict(options.target.name, found))
+    else:
+        _show(report.similarities_table(found, f"sources for {options.target.name}"))
+    return 0
 
 
 def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

@@ -342,7 +342,9 @@ class Scored:
             return None
         if not any(path[:-1] for path in own):
             return None
-        ranks = {tensor.name: rank for rank, tensor in enumerate(self._proto.graph.initializer)}
+        names = [tensor.name for tensor in self._proto.graph.initializer]
+        made_up = any(is_anonymous(e.weight.constant.name) for e in self.layers if e.weight is not None)
+        ranks = {} if made_up else {name: rank for rank, name in enumerate(names)}
         root: dict[str, Any] = {}
         for number in sorted(paths.keys() | self._paths.keys()):
             path, layer = paths.get(number) or _path(scope_of(self._proto.graph.node[number])), self._layers.get(number)
@@ -370,7 +372,8 @@ def _grow(root: dict[str, Any], path: Sequence[str], leaf: tuple[int | None, Tre
 def _ordered(root: dict[str, Any]) -> tuple[int | None, Tree]:
     """Return the rank of a module's first weight and its children in PyTorch's order, which is that of the weights.
 
-    Those of a list are ordered by their numbers, and those without weights stay behind what runs before them.
+    Those of a list are ordered by their numbers; those without weights, or with weights to which an exporter gave new
+    names and places, stay behind what runs before them.
     """
     children: list[tuple[int, Tree]] = []
     first: int | None = None
