@@ -10,7 +10,7 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net.blocks import Block, find_blocks
 from onnx_net2net.dims import Axis
-from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.inference import DIVISIBLE, Analysis
 from onnx_net2net.layers import Layer, Network
 from onnx_net2net.naming import module_of
 from onnx_net2net.places import Finder
@@ -66,12 +66,13 @@ class Slot:
     def common(self, values: Array) -> Array:
         """Return values in the common order."""
         turned: Array = values.transpose(self.order)
-        return turned.reshape(turned.shape[: self.flat])
+        return np.reshape(turned, turned.shape[: self.flat])
 
     def own(self, values: Array, shape: Sequence[int]) -> Array:
         """Return values in the order of the constant, whose shape is given, from those in the common order."""
         turned = values.reshape([shape[position] for position in self.order])
-        return turned.transpose(np.argsort(self.order))
+        own: Array = turned.transpose(np.argsort(self.order))
+        return own
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,7 @@ class _Units:
         units = [unit for unit in found if unit is not None]
         for number, node in enumerate(self._analysis.nodes):
             for index in range(len(node.inputs)):
-                if self._is_parameter((number, index)):
-                    units.append(self._alone(number, node))
+                units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         return sorted(units, key=lambda unit: unit.node)
 
     def _is_parameter(self, use: Use) -> bool:
@@ -222,8 +222,8 @@ class _Units:
         shape = tuple(axis.size for axis in slot.axes(self._analysis))
         pointwise = layer.convolves and slot.flat == 2
         kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
-        settings = tuple(tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")) if layer.convolves else ()
-        settings = tuple(v if any(n != 1 for n in v) else () for v in settings) or ((), ())
+        steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
+        settings = tuple(values if any(n != 1 for n in values) else () for values in steps)
         places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
         return Unit(layer.number, self._name(layer.number, slot), kind, shape, settings, tuple(places), slots, norm,
                     self._is_neutral(layer, node, slot))  # fmt: skip
@@ -327,7 +327,7 @@ def similarity(teacher: Unit, target: Unit) -> float:
     """
     if teacher.kind != target.kind or len(teacher.shape) != len(target.shape):
         return 0.0
-    alike = _ratio(teacher.shape, target.shape) ** 0.5
+    alike: float = math.sqrt(_ratio(teacher.shape, target.shape))
     if len(teacher.places) == len(target.places):
         alike *= _ratio(teacher.places, target.places)
     alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
@@ -425,6 +425,4 @@ def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
 
 def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
     """Align units that are matched one by one."""
-    return _best(
-        old, new, similarity, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else 0.5 * _LOST
-    )
+    return _best(old, new, similarity, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else 0.5 * _LOST)

@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, verify, replay, checkpoint.
+"""The command line: inspect, widen, deepen, narrow, transfer, verify, replay, checkpoint.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnx_net2net.errors import BadInputError, Net2NetError
+from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_widen(commands)
     _add_deepen(commands)
     _add_narrow(commands)
+    _add_transfer(commands)
     _add_verify(commands)
     _add_similarity(commands)
     _add_replay(commands)
@@ -164,6 +165,23 @@ def _add_narrow(commands: Any) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
+def _add_transfer(commands: Any) -> None:
+    command = _command(commands, "transfer", "fill a larger or different network of yours from a trained one",
+                       "teacher.onnx target.onnx -o student.onnx", _transfer)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("target", type=Path, metavar="TARGET", help="the network to fill, with any weights")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="STUDENT",
+                         help="the file to write; with --state-dict a .safetensors or .pt file")  # fmt: skip
+    command.add_argument("--state-dict", type=Path, metavar="FILE",
+                         help="the target's state dict, as it was when the target was exported")  # fmt: skip
+    command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
+    command.add_argument("--spread", type=float, default=0.3, metavar="S",
+                         help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
 
@@ -330,6 +348,46 @@ def _narrow(options: argparse.Namespace) -> int:
     if not options.json:
         _show(report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"))
     return _finish(options, teacher, narrowing.student, report.narrowing_dict(narrowing), checking, started)
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.filled import fill_state_dict
+    from onnx_net2net.model import load
+    from onnx_net2net.saving import check_target
+    from onnx_net2net.statedict import check_output
+    from onnx_net2net.transfer import proof, transfer
+
+    started = time.perf_counter()
+    teacher, target = load(options.teacher), load(options.target)
+    checking = _checking(options, teacher)
+    sources = [*teacher.sources, *target.sources]
+    if options.state_dict is None:
+        check_target(options.output, sources)
+    else:
+        check_output(options.output, [*sources, options.state_dict])
+    result = transfer(teacher, target, spread=options.spread, seed=options.seed)
+    with _progress() as progress:
+        verification, obstacles = proof(result, progress=progress, **checking)
+    if obstacles and options.exact:
+        more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
+        raise RefusedError(f"not exact: {obstacles[0]}{more}")
+    if options.state_dict is None:
+        result.student.save(options.output)
+    else:
+        fill_state_dict(result, options.state_dict).save(options.output)
+    if options.json:
+        _print_json({**report.transfer_dict(result, obstacles), "output": str(options.output),
+                     "verification": verification.to_dict() if verification else None})  # fmt: skip
+        return 0
+    _show(report.transfer_table(result, f"{options.teacher.name} -> {options.target.name}"))
+    for obstacle in obstacles:
+        _print(f"not exact: {obstacle}")
+    if not obstacles:
+        _print("exact: the student computes what the teacher computes")
+    _print(str(verification or "not compared"))
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    return 0
 
 
 def _finish(

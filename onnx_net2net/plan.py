@@ -175,6 +175,11 @@ class Plan:
         return nearest(self._multiple) if fill and is_far else size
 
     def grow_exactly(self, group: Group, size: int) -> None:
+        """Grow a dim to a given size.
+
+        Raises:
+            RefusedError: If it cannot have that.
+        """
         step = self._step(group)
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")

@@ -8,32 +8,38 @@ the target and none is changed, so that its class can load the weights.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, items_of
-from onnx_net2net.bodies import Opened, open_bodies
-from onnx_net2net.dims import Axis, Concat, Dim, Product, leaves, resolve
-from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.bodies import open_bodies
+from onnx_net2net.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
+from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
-from onnx_net2net.inference import Analysis, constant_of, infer
+from onnx_net2net.inference import constant_of, infer
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
-from onnx_net2net.maps import Map, Style, in_turn
+from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
 from onnx_net2net.model import Model, load
-from onnx_net2net.places import Finder
-from onnx_net2net.layers import Network
+from onnx_net2net.naming import scope_of
+from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan
 from onnx_net2net.rewrite import rewrite
+from onnx_net2net.streams import Scaling, rescale
 from onnx_net2net.tensors import Array
+from onnx_net2net.verify import Verification, verify
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,16 @@ class Source:
         shape: Its shape.
         origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero" or "kept".
         teacher: The teacher's tensor, "" if there is none.
-        before: Its shape, () if there is none.
+        target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
+        scopes: The modules of the nodes that read it, "" where the file does not tell.
     """
 
     name: str
     shape: tuple[int, ...]
     origin: str
     teacher: str = ""
-    before: tuple[int, ...] = ()
+    target: str = ""
+    scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,19 @@ class Transfer:
         """Share of the target's float elements that did not keep their initial values."""
         sizes = [(math.prod(source.shape), source.origin != "kept") for source in self.sources]
         return sum(n for n, is_filled in sizes if is_filled) / max(sum(n for n, _ in sizes), 1)
+
+    @property
+    def comparable(self) -> Model:
+        """The student with the names of the teacher's inputs and outputs, so that `verify` can compare the two."""
+        graphs = self.teacher.proto.graph, self.student.proto.graph
+        if _names(graphs[0]) == _names(graphs[1]):
+            return self.student
+        draft = self.student.draft()
+        for what in ("inputs", "outputs"):
+            names = _names(graphs[0])[what == "outputs"]
+            for tensor, name in zip(getattr(draft.graph, what), names, strict=True):
+                tensor.name = name if name == tensor.name else draft.unique_name(name)
+        return draft.finish()
 
 
 def transfer(
@@ -153,6 +174,27 @@ def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
                 raise RefusedError(f"{what} {name!r} has no fixed rank; export it with its shape")
             if ranks[0] != ranks[1]:
                 raise RefusedError(f"{what} {one.name!r} has {ranks[0]} axes in the teacher, {ranks[1]} in the target")
+
+
+def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple[Obstacle, ...]]:
+    """Compare a student with its teacher.
+
+    Args:
+        result: The transfer.
+        checking: Options of `verify`.
+
+    Returns:
+        The comparison, None where the two cannot be compared, and what is in the way of an exact transfer: none if
+        the student computes what the teacher computes.
+    """
+    try:
+        verification = verify(result.teacher, result.comparable, **checking)
+    except NotEquivalentError as error:
+        return None, (*result.obstacles, Obstacle("interface", str(error)))
+    if verification.equivalent or result.obstacles:
+        return verification, result.obstacles
+    where = verification.diverges_at or "the outputs"
+    return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
 
 
 # --- Sizes ---------------------------------------------------------------------------------------------------
@@ -227,6 +269,7 @@ class _Filling:
         self._nodes = list(self._old.nodes), list(self._new.nodes)
         self._shapes = {key: tuple(use.constant.shape) for key, use in self._old.uses.items()}
         self._writes: dict[Use, Write] = {}
+        self._interface: dict[str, list[tuple[str, int, int, int]]] = {}
         self.obstacles: list[Obstacle] = []
 
     def transfer(self) -> Transfer:
@@ -237,11 +280,11 @@ class _Filling:
             self._fill(old, new)
         for item in found.added:
             self._silence(item)
-        sources = self._write()
+        sources = list(self._write())
         record = {"operation": "transfer", "spread": self._style.spread, "seed": self._style.seed,
                   "version": version("onnx-net2net"), "teacher": fingerprint(self._teacher),
-                  "target": fingerprint(self._target)}  # fmt: skip
-        metadata = {HISTORY: json.dumps([*history(self._target), record])}
+                  "target": fingerprint(self._target), **self._interface}  # fmt: skip
+        metadata = {HISTORY: json.dumps([*history(self._teacher), record])}
         student = self._opened[1].close(self._new.draft.finish(metadata))
         return Transfer(self._teacher, self._target, student, tuple(sources), tuple(self.obstacles), self._style.seed)
 
@@ -273,16 +316,46 @@ class _Filling:
             for what, slot in old.slots.items():
                 if what in new.slots:
                     self._bind(sizes, slot, new.slots[what])
+        averaged = self._keep_means()
         inspection = inspect_analysis(self._opened[0].model, self._old)
         wanted = sizes.solve()
         self._note_conflicts(sizes, inspection)
         rng = np.random.default_rng(self._style.seed)
         plan = Plan(self._old, inspection, 1, "replicate", rng, None, False)
         for group in inspection.groups:
-            self._grow_group(plan, group, wanted)
-        rewrite(self._opened[0].model, self._old, plan.growth, self._style, {})
+            self._grow_group(plan, group, wanted, averaged)
+        self._interface = plan.interface()
+        rewrite(self._opened[0].model, self._old, plan.growth, self._style, {}, self._scaling(plan, inspection))
         for what in self._old.inserted:
             self._hinder(what.partition(" ")[2] or what, f"growing it needs {what}, which the target does not have")
+
+    def _keep_means(self) -> set[Dim]:
+        """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
+        found: set[Dim] = set()
+        for number, said in self._old.said.items():
+            for contraction in said.contractions:
+                if contraction.law == "mean" and len(contraction.sides) == 1 and not self._old.is_derived(number, 0):
+                    node = self._old.nodes[number]
+                    keep_uniform(contraction.axis, f"{node.op} {node.name!r} takes a mean over it")
+                    found.update(leaves(contraction.axis))
+        return found
+
+    def _scaling(self, plan: Plan, inspection: Inspection) -> Scaling:
+        """Return by what the weights around padded dims are multiplied, as the target keeps its epsilons."""
+        starts: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
+        scaling = Scaling()
+        for group in inspection.groups:
+            pads = {dim: starts[kind] for dim in group.dims
+                    if dim in plan.growth and (kind := int(plan.growth[dim].kind.max())) in starts}  # fmt: skip
+            try:
+                found = rescale(self._old, plan.growth, pads)
+            except RefusedError as error:
+                self._hinder(group.name, str(error))
+                continue
+            scaling.unweighed |= found.unweighed
+            for use, factor in found.factors.items():
+                scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
+        return scaling
 
     def _bind(self, sizes: _Sizes, old: Slot, new: Slot) -> None:
         sides = [slot.axes(analysis) for slot, analysis in ((old, self._old), (new, self._new))]
@@ -301,7 +374,7 @@ class _Filling:
                     texts = " and ".join(map(str, asked))
                     self._hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
 
-    def _grow_group(self, plan: Plan, group: Group, wanted: dict[Dim, int]) -> None:
+    def _grow_group(self, plan: Plan, group: Group, wanted: dict[Dim, int], averaged: set[Dim]) -> None:
         """Give a group the target's size, by an exact map if there is one."""
         asked = {dim: wanted.get(dim, dim.size) for dim in group.dims}
         size = sum(asked.values())
@@ -313,6 +386,13 @@ class _Filling:
                 if new < dim.size and not dim.fixed:
                     plan.growth[dim] = window(dim.size, new)
             return
+        (dim, *rest) = group.dims
+        if dim in averaged and not rest and group.reason is None and size % dim.size and group.padding is None:
+            for held in ("zero", "mean"):
+                with contextlib.suppress(RefusedError):
+                    rescale(self._old, {dim: (map := pad(dim.size, size, held))}, {dim: held})
+                    plan.growth[dim] = map
+                    return
         try:
             if group.reason is None:
                 plan.grow_exactly(group, size)
@@ -353,10 +433,8 @@ class _Filling:
         self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]
     ) -> dict[str, Callable[[], Array]]:
         """Return the parameters of a unit in the form that the target has: with or without bias and normalisation."""
-        out = self._new.uses[new.slots[next(iter(new.slots))].use].axes
-        units = new.shape[0] if "weight" in new.slots and new.kind != "ConvTranspose" else 0
-        del out
-        zeros = lambda: np.zeros(units, np.float32)  # noqa: E731
+        units = self._size(new, "bias") or self._size(new, "shift")
+        zeros = partial(np.zeros, units, np.float32)
         is_layer = "weight" in old.slots
         if old.norm is not None and is_layer and new.norm is None:
             return self._folded(old, new, values)
@@ -364,8 +442,8 @@ class _Filling:
             epsilon = self._epsilon(1, new.norm)
             bias = values.pop("bias", zeros)
             values["shift"], values["mean"] = bias, zeros
-            values["variance"] = lambda: np.ones(units, np.float32)
-            values["scale"] = lambda: np.full(units, math.sqrt(1 + epsilon), np.float64)
+            values["variance"] = partial(np.ones, units, np.float32)
+            values["scale"] = partial(np.full, units, math.sqrt(1 + epsilon))
         if old.norm is not None and new.norm is not None:
             self._match_norms(old, new, values)
         if "bias" in values and "bias" not in new.slots:
@@ -381,9 +459,12 @@ class _Filling:
             if what in values and what not in new.slots and np.any(values[what]() != (what == "scale")):
                 self._hinder(new.name, f"it has no {what}, but the teacher's has one")
             elif what in new.slots and what not in values:
-                constant = self._new.uses[new.slots[what].use].constant
-                values[what] = lambda n=math.prod(constant.shape), v=float(what == "scale"): np.full(n, v)
+                values[what] = partial(np.full, self._size(new, what), float(what == "scale"))
         return values
+
+    def _size(self, unit: Unit, what: str) -> int:
+        """Return the number of elements of a parameter, 0 where there is none."""
+        return math.prod(self._new.uses[unit.slots[what].use].constant.shape) if what in unit.slots else 0
 
     def _match_norms(self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]) -> None:
         """Scale the results of a BatchNormalization so that another epsilon makes no difference."""
@@ -394,9 +475,7 @@ class _Filling:
             scale, variance = values["scale"], values["variance"]
             values["scale"] = lambda: scale() * np.sqrt((variance() + after) / (variance() + before))
 
-    def _folded(
-        self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]
-    ) -> dict[str, Callable[[], Array]]:
+    def _folded(self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]) -> dict[str, Callable[[], Array]]:
         """Return weights and a bias that have the normalisation of the teacher's layer in them."""
         assert old.norm is not None
         if "bias" not in new.slots or not {"scale", "shift", "mean", "variance"} <= values.keys():
@@ -436,7 +515,8 @@ class _Filling:
         """Write values in the common order to a slot of the target."""
         constant = self._new.uses[slot.use].constant
         shape = tuple(constant.shape)
-        name, key = "", (origin, slot.use)
+        name = ""
+        key: tuple[object, ...] = (origin, slot.use)
         if source is not None:
             read = constant_of(self._nodes[0][source.use[0]].inputs[source.use[1]])
             name = read.name if read is not None else ""
@@ -476,10 +556,9 @@ class _Filling:
         shape = constant.shape if constant is not None else ()
         return tuple(shape[position] for position in slot.order)[: slot.flat] if shape else ()
 
-    def _new_type(self, constant: gs.Constant) -> np.dtype:
-        from onnx import helper
-
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self._new.draft.type_of(constant)))
+    def _new_type(self, constant: gs.Constant) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self._new.draft.type_of(constant)))
+        return dtype
 
     def _clipped(self, values: Array, slot: Slot, constant: gs.Constant) -> Array:
         """Return the target's values with the middle of others in their middle, as DPIAT does."""
@@ -535,7 +614,8 @@ class _Filling:
         def dirac() -> Array:
             weights = np.zeros(shape, np.float32)
             units = np.arange(shape[0])
-            weights[(units, units % (shape[0] // group), *(size // 2 for size in shape[2:]))] = 1
+            middle = weights[(slice(None), slice(None), *(size // 2 for size in shape[2:]))]
+            middle[units, units % (shape[0] // group)] = 1
             return weights
 
         self._put(unit, "weight", slot, dirac, "identity", None)
@@ -561,7 +641,6 @@ class _Filling:
         by_constant: dict[int, list[Use]] = {}
         for key, use in uses.items():
             by_constant.setdefault(id(use.constant), []).append(key)
-        sources: list[Source] = []
         for keys in by_constant.values():
             constant = uses[keys[0]].constant
             shape, kind = tuple(constant.shape), draft.type_of(constant)
@@ -580,10 +659,13 @@ class _Filling:
                         name = own.name
                     else:
                         draft.replace(constant, shape, compute)
-                    sources.append(Source(name, shape, origin, source))
+                    yield Source(name, shape, origin, source, constant.name, self._scopes(readers))
                 elif is_float:
-                    sources.append(Source(name, shape, "kept"))
-        return iter(sources)
+                    yield Source(name, shape, "kept", "", name, self._scopes(readers))
+
+    def _scopes(self, readers: Sequence[Use]) -> tuple[str, ...]:
+        nodes = self._opened[1].model.proto.graph.node
+        return tuple(scope_of(nodes[number]) for number, _ in readers)
 
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
@@ -596,6 +678,12 @@ def _plain(value: object) -> object:
         values = list(value)
         return None if all(v == 1 for v in values) or not any(values) else values
     return round(value, 12) if isinstance(value, float) else value
+
+
+def _names(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs and outputs of a graph."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [v.name for v in graph.input if v.name not in constants], [v.name for v in graph.output]
 
 
 def _real(shape: Sequence[int]) -> tuple[int, ...]:
