@@ -338,12 +338,11 @@ class Scored:
         paths = {number: _path(layer.name) for number, layer in self._layers.items()}
         containers = {path[:end] for path in paths.values() for end in range(len(path))}
         own = set(paths.values())
-        if len(own) < len(paths) or own & containers or any(is_anonymous(e.name) for e in self.layers):
-            return None
-        if not any(path[:-1] for path in own):
+        made_up = {e.weight.constant.name for e in self.layers if e.weight and is_anonymous(e.weight.constant.name)}
+        is_nameless = any(layer.name in made_up for layer in self.layers) or not any(path[:-1] for path in own)
+        if is_nameless or len(own) < len(paths) or own & containers:
             return None
         names = [tensor.name for tensor in self._proto.graph.initializer]
-        made_up = any(is_anonymous(e.weight.constant.name) for e in self.layers if e.weight is not None)
         ranks = {} if made_up else {name: rank for rank, name in enumerate(names)}
         root: dict[str, Any] = {}
         for number in sorted(paths.keys() | self._paths.keys()):

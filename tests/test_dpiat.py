@@ -13,7 +13,7 @@ from nets import cifar_resnet, layer, linear
 from onnx import numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load
-from onnx_net2net.dpiat import Matcher, best_scores, clip, similarity, transfer_dpiat, window
+from onnx_net2net.dpiat import Matcher, best_scores, clip, elements_of, similarity, transfer_dpiat, window
 from onnx_net2net.history import history
 from onnx_net2net.scored import Layer, Scored, layers_of, standardized, swapped
 
@@ -338,3 +338,40 @@ def test_networks_without_a_common_layer_are_refused():
         transfer_dpiat(conv, plain)
     with pytest.raises(BadInputError):
         transfer_dpiat("nowhere.onnx", conv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_values_of_exported_residual_networks(tmp_path, dynamo):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, width, halves):
+            super().__init__()
+            outputs = width * (2 if halves else 1)
+            self.shortcut = nn.Conv2d(width, outputs, 3, 2, 1) if halves else None
+            first = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()
+            second = nn.Conv2d(width, outputs, 3, 1 + halves, 1), nn.BatchNorm2d(outputs), nn.ReLU()
+            self.block = nn.Sequential(*first, *second)
+
+        def forward(self, x):
+            return self.block(x) + (self.shortcut(x) if self.shortcut is not None else x)
+
+    def exported(blocks, width):
+        stem = nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()
+        stages = [Block(width << s, b == blocks - 1 and s < 2) for s in range(3) for b in range(blocks)]
+        network = nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)).eval()
+        options = (
+            {"optimize": False}
+            if dynamo
+            else {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
+        )
+        torch.onnx.export(network, (torch.randn(1, 3, 16, 16),), tmp_path / "model.onnx", dynamo=dynamo, **options)
+        return Scored(load(tmp_path / "model.onnx"))
+
+    one = exported(2, 16)
+    assert len(standardized(one.tree())) == 14
+    for size, expected in (((2, 24), 0.5594), ((2, 10), 0.5142), ((3, 16), 0.9102), ((5, 16), 0.7999)):
+        assert similarity(*elements_of(one, exported(*size))) == pytest.approx(expected, abs=5e-5)
