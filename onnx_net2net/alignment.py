@@ -10,7 +10,7 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -157,9 +157,9 @@ def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
     """
     units = _Units(analysis, proto).find()
     block_of: dict[int, Block] = {}
-    for block in find_blocks(analysis, proto):
-        for number in block.nodes:
-            block_of.setdefault(number, block)
+    for block in (*find_blocks(analysis, proto), *_features(analysis)):
+        if block_of.keys().isdisjoint(block.nodes):
+            block_of.update(dict.fromkeys(block.nodes, block))
     blocks: dict[str, list[Unit]] = {}
     order: list[Unit | Block] = []
     for unit in units:
@@ -171,6 +171,29 @@ def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
             order.append(found)
         blocks.setdefault(found.name, []).append(unit)
     return [Item((x,)) if isinstance(x, Unit) else Item(tuple(blocks[x.name]), x) for x in order]
+
+
+def _features(analysis: Analysis) -> Iterator[Block]:
+    """Yield what makes features that are laid beside others, as in a DenseNet: readers can leave them out."""
+    network = Network(analysis)
+    for number in network.layers:
+        made = analysis.nodes[number].outputs[0]
+        while len(made.outputs) == 1 and made.outputs[0].op not in ("Concat", *_NORMS[1:]) and (
+            (said := analysis.said.get(network.number(made.outputs[0]))) is not None and said.pointwise
+        ):  # fmt: skip
+            made = made.outputs[0].outputs[0]
+        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != {"Concat"}:
+            continue
+        region: set[int] = set()
+        pending = [made]
+        while pending:
+            tensor = pending.pop()
+            node = tensor.inputs[0] if tensor.inputs else None
+            alone = tensor is made or all(network.number(reader) in region for reader in tensor.outputs)
+            if node is not None and alone and tensor.name not in analysis.kept:
+                region.add(network.number(node))
+                pending += node.inputs
+        yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
 
 
 class _Units:

@@ -83,7 +83,7 @@ def rewrite(
         style: How new values are drawn.
         metadata: Entries for the student's metadata.
         scaling: By what weights around padded dims are multiplied so that normalisers keep their epsilon; by default
-            these get another one.
+            these get another one, or nodes around them.
 
     Returns:
         The student, whose weights are computed when it is saved, and how each constant grew.
@@ -110,7 +110,8 @@ def rewrite(
     _keep_shares(analysis, growth)
     _silence_new_classes(analysis, growth)
     resize(teacher, analysis, growth)
-    fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
+    if scaling is None:
+        fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style, biases.keys())
     _cut_outputs(analysis, growth)
     restate_shapes(analysis, growth)

@@ -112,11 +112,14 @@ class Transfer:
         if _names(graphs[0]) == _names(graphs[1]):
             return self.student
         draft = self.student.draft()
-        for what in ("inputs", "outputs"):
-            names = _names(graphs[0])[what == "outputs"]
-            for tensor, name in zip(getattr(draft.graph, what), names, strict=True):
-                tensor.name = name if name == tensor.name else draft.unique_name(name)
-        return draft.finish()
+        tensors = [*draft.graph.inputs, *draft.graph.outputs]
+        names = [name for side in _names(graphs[0]) for name in side]
+        for name, tensor in draft.graph.tensors().items():
+            if name in names and not any(tensor is other for other in tensors):
+                tensor.name = draft.unique_name(f"{name}_inside")
+        for tensor, name in zip(tensors, names, strict=True):
+            tensor.name = name
+        return draft.finish(stale="all")
 
 
 def transfer(
@@ -206,26 +209,47 @@ class _Sizes:
 
     Attributes:
         wanted: For each dim the sizes that it should have, each with the number of elements that say so.
-        pending: Axes of which only the whole size is known.
+        pending: Axes of which only the whole size is known so far.
+        partner: The teacher's dim that a dim of the target is like.
     """
 
     wanted: dict[Dim, Counter[int]] = field(default_factory=dict)
-    pending: list[tuple[Axis, int, int]] = field(default_factory=list)
+    pending: list[tuple[Axis, Axis, int]] = field(default_factory=list)
+    partner: dict[Dim, Dim] = field(default_factory=dict)
 
     def bind(self, teacher: Axis, target: Axis, weight: int) -> None:
         """State that an axis of the teacher is to be like one of the target."""
         teacher, target = resolve(teacher), resolve(target)
         if isinstance(teacher, Dim):
             self.wanted.setdefault(teacher, Counter())[target.size] += weight
+            if isinstance(target, Dim):
+                self.partner.setdefault(target, teacher)
         elif type(teacher) is type(target) and len(teacher.parts) == len(target.parts):
             for old, new in zip(teacher.parts, target.parts, strict=True):
                 self.bind(old, new, weight)
         else:
-            self.pending.append((teacher, target.size, weight))
+            self.pending.append((teacher, target, weight))
+
+    def segments(self, teacher: Axis, target: Axis) -> list[tuple[int, bool]] | None:
+        """Return the parts of a target's concatenation: their sizes, and whether the teacher has such a part.
+
+        Returns:
+            None if all parts are the teacher's, or it cannot be told which.
+        """
+        old, new = (
+            list(axis.parts) if isinstance(axis, Concat) else [axis] for axis in map(resolve, (teacher, target))
+        )
+        if len(new) <= len(old):
+            return None
+        known = [any(dim in self.partner for dim in leaves(part)) for part in new]
+        return [(part.size, own) for part, own in zip(new, known, strict=True)] if sum(known) == len(old) else None
 
     def solve(self) -> dict[Dim, int]:
         """Return a size for each dim that got one: the one that most elements ask for."""
-        waiting = self.pending
+        waiting = []
+        for teacher, target, weight in self.pending:
+            segments = self.segments(teacher, target) or [(target.size, True)]
+            waiting.append((teacher, sum(size for size, own in segments if own), weight))
         while waiting:
             later = [(axis, size, weight) for axis, size, weight in waiting if not self._solve(axis, size, weight)]
             if len(later) == len(waiting):
@@ -269,6 +293,7 @@ class _Filling:
         self._nodes = list(self._old.nodes), list(self._new.nodes)
         self._shapes = {key: tuple(use.constant.shape) for key, use in self._old.uses.items()}
         self._writes: dict[Use, Write] = {}
+        self._sizes = _Sizes()
         self._interface: dict[str, list[tuple[str, int, int, int]]] = {}
         self.obstacles: list[Obstacle] = []
 
@@ -311,7 +336,7 @@ class _Filling:
 
     def _grow(self, found: Alignment) -> None:
         """Grow the teacher to the sizes of the target, as far as it can."""
-        sizes = _Sizes()
+        sizes = self._sizes
         for old, new in found.pairs:
             for what, slot in old.slots.items():
                 if what in new.slots:
@@ -523,11 +548,15 @@ class _Filling:
             key = (origin, id(read), slot.order, what if what in ("scale", "weight", "mean") else "")
         kernel = self._ring(unit, slot, source) if what == "weight" and source is not None else None
 
+        wanted = tuple(shape[position] for position in slot.order)[: slot.flat]
+        parts = self._parts(slot, source) if source is not None else []
+
         def values() -> Array:
             made = compute()
             if kernel is not None:
                 made = np.pad(made, [(0, 0), (0, 0), *((n, n) for n in kernel)])
-            wanted = tuple(shape[position] for position in slot.order)[: slot.flat]
+            if parts:
+                made = self._spread(made, slot, parts, zero=what == "weight")
             if made.size == math.prod(shape) and _real(made.shape) == _real(wanted):
                 made = made.reshape(wanted)
             else:
@@ -535,10 +564,42 @@ class _Filling:
             return slot.own(made, shape).astype(self._new_type(constant), copy=False)
 
         grown = self._grown_shape(source) if source is not None else None
-        wanted = _real(tuple(shape[position] for position in slot.order)[: slot.flat])
-        if grown is not None and kernel is None and _real(grown) != wanted:
-            self._hinder(unit.name, f"its {what} of {wanted} is filled from one of {_real(grown)} in part")
+        for axis, places in parts if grown is not None else ():
+            if grown[axis] == int(places.sum()):
+                grown = (*grown[:axis], len(places), *grown[axis + 1 :])
+        if grown is not None and kernel is None and _real(grown) != _real(wanted):
+            self._misfit(unit, what, grown, wanted)
         self._writes[slot.use] = key, values, origin, name
+
+    def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
+        """Note once that a unit is filled in part."""
+        if not any(obstacle.place == unit.name for obstacle in self.obstacles):
+            texts = [" x ".join(map(str, _real(shape))) for shape in (wanted, grown)]
+            self._hinder(unit.name, f"its {what} of {texts[0]} is filled in part, from one of {texts[1]}")
+
+    def _parts(self, slot: Slot, source: Slot) -> list[tuple[int, np.ndarray]]:
+        """Return the axes of which the target has parts that the teacher has not, with the places that it has."""
+        sides = source.axes(self._old), slot.axes(self._new)
+        found = []
+        for axis, (old, new) in enumerate(zip(*sides, strict=True) if len(sides[0]) == len(sides[1]) else ()):
+            segments = self._sizes.segments(old, new)
+            if segments is not None:
+                sizes, own = zip(*segments, strict=True)
+                found.append((axis, np.repeat(own, sizes)))
+        return found
+
+    def _spread(self, values: Array, slot: Slot, parts: list[tuple[int, np.ndarray]], zero: bool) -> Array:
+        """Put values where the teacher has them; the other places are not read, or keep what they had."""
+        initial = np.array(slot.common(self._initial[slot.use]()))
+        for axis, places in parts:
+            if values.shape[axis] != int(places.sum()):
+                return values
+            shape = [size if other != axis else len(places) for other, size in enumerate(values.shape)]
+            rest = initial.shape == tuple(shape) and not zero
+            whole = initial if rest else np.zeros(shape, values.dtype)
+            whole[(slice(None),) * axis + (places,)] = values
+            values = whole
+        return values
 
     def _ring(self, unit: Unit, slot: Slot, source: Slot) -> list[int] | None:
         """Return how many zeros are to be put around a kernel on each side, None if it has the target's size."""
