@@ -178,6 +178,8 @@ def _add_transfer(commands: Any) -> None:
                          help="the file to write; with --state-dict a .safetensors or .pt file")  # fmt: skip
     command.add_argument("--state-dict", type=Path, metavar="FILE",
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
+    command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
+                         help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
     command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
@@ -352,11 +354,12 @@ def _narrow(options: argparse.Namespace) -> int:
 
 def _transfer(options: argparse.Namespace) -> int:
     from onnx_net2net import report
+    from onnx_net2net.dpiat import transfer_dpiat
     from onnx_net2net.filled import fill_state_dict
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
     from onnx_net2net.statedict import check_output
-    from onnx_net2net.transfer import proof, transfer
+    from onnx_net2net.transfer import Transfer, proof, transfer
 
     started = time.perf_counter()
     teacher, target = load(options.teacher), load(options.target)
@@ -366,7 +369,10 @@ def _transfer(options: argparse.Namespace) -> int:
         check_target(options.output, sources)
     else:
         check_output(options.output, [*sources, options.state_dict])
-    result = transfer(teacher, target, spread=options.spread, seed=options.seed)
+    if options.method == "dpiat":
+        result: Transfer = transfer_dpiat(teacher, target)
+    else:
+        result = transfer(teacher, target, spread=options.spread, seed=options.seed)
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
     if obstacles and options.exact:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import starmap
@@ -26,12 +26,16 @@ from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.model import Model, load
 from onnx_net2net.scored import Element, Layer, Scored, Slot, layers_of, standardized
 from onnx_net2net.tensors import Array
+from onnx_net2net.transfer import Obstacle, Source, Transfer, check_interfaces
 
 Pair: TypeAlias = tuple[Layer, Layer]
 """A layer of the source and the layer of the target that it is copied to."""
 
 _EQUAL = 1e-9
 """Scores that differ by less are equal: they are sums of floats."""
+
+INEXACT = Obstacle("method", "DPIAT copies what overlaps and no statistics, whatever the networks compute")
+"""What is said of every transfer."""
 
 _ROWS = 64
 """So many rows of a table are computed at a time: they stay in the processor's cache."""
@@ -200,37 +204,39 @@ class Copy:
     """A weight or bias that was copied.
 
     Attributes:
-        source: The layer of the teacher.
-        target: The layer of the target.
-        tensor: The constant of the target.
-        elements: How many elements it has.
-        filled: How many of them come from the teacher.
+        source: Where it is in the teacher.
+        target: Where it is in the target.
+        name: The tensor of the student.
     """
 
-    source: str
-    target: str
-    tensor: str
-    elements: int
-    filled: int
+    source: Slot
+    target: Slot
+    name: str
+
+    @property
+    def filled(self) -> int:
+        """How many elements of the target's come from the teacher."""
+        return math.prod(map(min, self.source.shape, self.target.shape))
 
 
 @dataclass(frozen=True)
-class DpiatTransfer:
+class DpiatTransfer(Transfer):
     """A target that was filled from a teacher by DPIAT.
 
     Attributes:
-        teacher: What was copied from.
-        student: The target with the teacher's values; its weights are computed when it is saved or run.
         similarity: DPIAT's symmetric similarity of the two.
-        copies: What was copied, in the order of the target's layers.
-        unmatched: The layers of the target that keep all of their values.
+        pairs: The matched layers, the teacher's first, in the order of the target.
+        copies: What was copied.
     """
 
-    teacher: Model
-    student: Model
     similarity: float
+    pairs: tuple[Pair, ...]
     copies: tuple[Copy, ...]
-    unmatched: tuple[str, ...]
+
+    @property
+    def filled(self) -> float:
+        """Share of the target's float elements that come from the teacher."""
+        return sum(copy.filled for copy in self.copies) / sum(math.prod(source.shape) for source in self.sources)
 
 
 def transfer_dpiat(
@@ -247,24 +253,26 @@ def transfer_dpiat(
 
     Raises:
         BadInputError: If a model cannot be used.
-        RefusedError: If no layer of the teacher matches one of the target.
+        RefusedError: If no layer of the teacher matches one of the target, or they have other inputs or outputs.
     """
     old, new = load(teacher), load(target)
+    check_interfaces(old.proto.graph, new.proto.graph)
     opened = open_bodies(new)
     source, sink = Scored(open_bodies(old).model), Scored(opened.model)
     one, other = elements_of(source, sink)
     pairs = Matcher().pairs(one, other)
     if not pairs:
         raise RefusedError(f"DPIAT matches no layer: the teacher has {_kinds(one)}, the target {_kinds(other)}")
-    copies = tuple(copy for pair in pairs for copy in _copy(source, sink, *pair))
-    filled = {id(layer) for _, layer in pairs}
+    copies = [copy for pair in pairs for copy in _copy(source, sink, *pair)]
     record = {
         "operation": "transfer", "method": "dpiat", "version": version("onnx-net2net"), "teacher": fingerprint(old),
         "target": fingerprint(new), **opened.notes(),
     }  # fmt: skip
-    student = opened.close(sink.draft.finish({HISTORY: json.dumps([*history(new), record])}))
-    unmatched = tuple(layer.name for layer in layers_of(other) if id(layer) not in filled)
-    return DpiatTransfer(old, student, similarity(one, other), copies, unmatched)
+    student = opened.close(sink.draft.finish({HISTORY: json.dumps([*history(old), record])}))
+    return DpiatTransfer(
+        old, new, student, tuple(_sources(sink, copies)), (INEXACT,), 0, similarity(one, other), tuple(pairs),
+        tuple(copies),
+    )  # fmt: skip
 
 
 def elements_of(source: Scored, target: Scored) -> tuple[list[Element], list[Element]]:
@@ -283,22 +291,26 @@ def _copy(source: Scored, target: Scored, old: Layer, new: Layer) -> Iterator[Co
     """Copy weight and bias, as far as both have them."""
     for given, taken in ((old.weight, new.weight), (old.bias, new.bias)):
         if given is not None and taken is not None:
-            _fill(source, target, given, taken)
-            filled = math.prod(map(min, given.shape, taken.shape))
-            yield Copy(old.name, new.name, taken.constant.name, math.prod(taken.shape), filled)
+            yield Copy(given, taken, target.write(taken, _clipped(source, target, given, taken)))
 
 
-def _fill(source: Scored, target: Scored, given: Slot, taken: Slot) -> None:
-    """Let a constant of the target have the values of one of the source where the two overlap."""
+def _clipped(source: Scored, target: Scored, given: Slot, taken: Slot) -> Callable[[], Array]:
+    """Return what computes the target's values with those of the source where the two overlap."""
     read, kept = source.draft.reader(given.constant), target.draft.reader(taken.constant)
+    return lambda: clip(given.canonical(read()), taken.canonical(kept()))
 
-    def compute() -> Array:
-        return taken.stored(clip(given.canonical(read()), taken.canonical(kept())))
 
-    if not target.is_shared(taken):
-        target.draft.replace(taken.constant, taken.constant.shape, compute)
-        return
-    kind, shape = target.draft.type_of(taken.constant), taken.constant.shape
-    own = target.draft.lazy_constant(taken.constant.name, kind, shape, compute, like=taken.constant)
-    for node, index in taken.uses:
-        node.inputs[index] = own
+def _sources(target: Scored, copies: Sequence[Copy]) -> Iterator[Source]:
+    """Yield where the values of each of the target's tensors come from."""
+    written: dict[int, list[Copy]] = {}
+    for copy in copies:
+        written.setdefault(id(copy.target.constant), []).append(copy)
+    for constant, uses in target.constants:
+        shape, name = tuple(constant.shape), constant.name
+        found = written.get(id(constant), [])
+        for copy in found:
+            readers = uses if copy.name == name else copy.target.uses
+            yield Source(copy.name, shape, "teacher", copy.source.constant.name, name, target.scopes(readers))
+        rest = [use for use in uses if not any(use in copy.target.uses for copy in found)]
+        if rest and all(copy.name != name for copy in found):
+            yield Source(name, shape, "kept", "", name, target.scopes(rest))

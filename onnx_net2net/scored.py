@@ -8,9 +8,9 @@ one entry and one exit, or what the exporter's names say, where teacher and targ
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -30,6 +30,9 @@ _GATES = ("Mul", "Div")
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
           "Expand", "Tile", "Concat", "Dropout", "Pad")  # fmt: skip
 
+Use: TypeAlias = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
 
 @dataclass(eq=False)
 class Slot:
@@ -42,7 +45,7 @@ class Slot:
         shape: The shape of the values in PyTorch's order: (out, in / groups, *kernel), or (out,).
         groups: 0 where the constant has this order; else it is (in, out / groups, *kernel).
         scale: What the node multiplies the values by.
-        uses: All (node, input) of the layer that read it; several where a layer is run several times.
+        uses: All (number of a node, input) of the layer that read it; several where a layer is run several times.
     """
 
     node: gs.Node
@@ -51,7 +54,7 @@ class Slot:
     shape: tuple[int, ...]
     groups: int = 0
     scale: float = 1.0
-    uses: list[tuple[gs.Node, int]] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
 
     def canonical(self, values: Array) -> Array:
         """Return values of the constant in PyTorch's order."""
@@ -168,15 +171,16 @@ class Scored:
         self._sizes = sizes.infer(model.proto)
         self._layers: dict[int, Layer] = {}
         self._biases: set[int] = set()  # the nodes that add biases
-        self._reads: Counter[int] = Counter()
-        self._owned: dict[tuple[int, int], list[tuple[gs.Node, int]]] = {}
+        self._owned: dict[tuple[int, int], list[Use]] = {}
+        self._constants: dict[int, tuple[gs.Constant, list[Use]]] = {}
         for number, node in enumerate(self._nodes):
             self._add(number, node)
 
     def _add(self, number: int, node: gs.Node) -> None:
         """Note what a node is and reads; layers that share a matrix are one."""
-        if node.op not in ("Constant", "Identity"):
-            self._reads.update(id(constant) for constant in map(constant_of, node.inputs) if constant is not None)
+        for index, constant in enumerate(map(constant_of, node.inputs)):
+            if constant is not None and node.op not in ("Constant", "Identity"):
+                self._constants.setdefault(id(constant), (constant, []))[1].append((number, index))
         layer = self._layer(number, node)
         if layer is None or layer.weight is None:
             return
@@ -186,16 +190,38 @@ class Scored:
         for slot in (layer.weight, layer.bias):
             if slot is not None:
                 slot.uses = self._owned.setdefault((owner, id(slot.constant)), [])
-                slot.uses.append((slot.node, slot.input))
+                slot.uses.append((self._numbers[id(slot.node)], slot.input))
+
+    @property
+    def constants(self) -> Iterator[tuple[gs.Constant, list[Use]]]:
+        """The constants of floats that have more than one element, each with its (node, input)."""
+        for constant, uses in self._constants.values():
+            if self.draft.type_of(constant) in DIVISIBLE and math.prod(constant.shape) > 1:
+                yield constant, uses
+
+    def scopes(self, uses: Sequence[Use]) -> tuple[str, ...]:
+        """Return the modules of nodes, "" where the file does not tell."""
+        return tuple(scope_of(self._proto.graph.node[number]) for number, _ in uses)
 
     @property
     def exporter(self) -> str:
         """What wrote the file."""
         return str(self._proto.producer_name)
 
-    def is_shared(self, slot: Slot) -> bool:
-        """Tell whether others than the layer read its constant, such as layers with vectors of equal values."""
-        return self._reads[id(slot.constant)] > len(slot.uses)
+    def write(self, slot: Slot, compute: Callable[[], Array]) -> str:
+        """Give a layer a weight or bias of its own, in PyTorch's order; return the name of the constant.
+
+        Others that read the constant are tied to it if it is a matrix. A vector that they share had equal values.
+        """
+        constant = slot.constant
+        if len(slot.shape) > 1 or len(self._constants[id(constant)][1]) == len(slot.uses):
+            self.draft.replace(constant, constant.shape, lambda: slot.stored(compute()))
+            return str(constant.name)
+        kind, shape = self.draft.type_of(constant), constant.shape
+        own = self.draft.lazy_constant(constant.name, kind, shape, lambda: slot.stored(compute()), like=constant)
+        for number, index in slot.uses:
+            self._nodes[number].inputs[index] = own
+        return str(own.name)
 
     @property
     def layers(self) -> list[Layer]:

@@ -1,9 +1,11 @@
 """DPIAT's method reproduces the values that its authors' code gives, and finds layers and blocks in graphs."""
 
 import functools
+import json
 import math
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from graphs import net, weights
@@ -13,6 +15,7 @@ from nets import cifar_resnet, layer, linear
 from onnx import numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load
+from onnx_net2net.cli import main
 from onnx_net2net.dpiat import Matcher, best_scores, clip, elements_of, similarity, transfer_dpiat, window
 from onnx_net2net.history import history
 from onnx_net2net.scored import Layer, Scored, layers_of, standardized, swapped
@@ -240,7 +243,7 @@ def test_transfer_to_the_same_network_keeps_the_statistics_of_the_target():
     result = transfer_dpiat(teacher, target)
     old, new, before = weights(teacher), weights(result.student), weights(target)
     assert result.similarity == 1
-    assert not result.unmatched
+    assert len(result.pairs) == 7
     for name in new:
         np.testing.assert_array_equal(new[name], (before if name[0] in "mv" else old)[name], name)
     x = draw(2, 3, 6, 6)
@@ -256,9 +259,14 @@ def test_transfer_to_a_wider_network_with_larger_kernels_and_more_classes():
     np.testing.assert_array_equal(new["w_1"][:2], before["w_1"][:2])
     np.testing.assert_array_equal(new["w_3"][1:6, 2:10], old["w_3"])
     np.testing.assert_array_equal(new["t_2"][2:10], old["t_2"])
-    copied = {copy.tensor: copy for copy in result.copies}
-    assert (copied["w_1"].elements, copied["w_1"].filled) == (12 * 12 * 25, 8 * 8 * 9)
-    assert copied["w_1"].source == copied["w_1"].target == "w_1"
+    (copy,) = (copy for copy in result.copies if copy.name == "w_1")
+    assert (copy.source.shape, copy.target.shape, copy.filled) == ((8, 8, 3, 3), (12, 12, 5, 5), 8 * 8 * 9)
+    origins = {source.name: source.origin for source in result.sources}
+    assert origins.keys() == new.keys()
+    assert {name for name, origin in origins.items() if origin == "kept"} == {
+        f"{v}_{i}" for v in "mv" for i in range(3)
+    }
+    assert result.filled == sum(copy.filled for copy in result.copies) / sum(values.size for values in new.values())
 
 
 def saved(model):
@@ -311,13 +319,15 @@ def test_vectors_that_an_exporter_merged_are_parted_and_tied_matrices_stay_tied(
     text = "(float[N, 4] x) => (float[N, 4] y) { a = Gemm(x, w_0, b_0) r = Relu(a) y = Gemm(r, w_1, b_1) }"
     teacher = net(text, w_0=draw(4, 4), b_0=draw(4), w_1=draw(4, 4, seed=1), b_1=draw(4, seed=1))
     merged = text.replace("b_1", "b_0")
-    student = transfer_dpiat(teacher, net(merged, w_0=draw(4, 4), b_0=np.zeros(4, "f"), w_1=draw(4, 4))).student
+    result = transfer_dpiat(teacher, net(merged, w_0=draw(4, 4), b_0=np.zeros(4, "f"), w_1=draw(4, 4)))
     x = draw(2, 4)
-    np.testing.assert_array_equal(run(saved(student), x), run(teacher, x))
+    np.testing.assert_array_equal(run(saved(result.student), x), run(teacher, x))
+    assert [source.target for source in result.sources] == ["w_0", "b_0", "b_0", "w_1"]
     tied = text.replace("w_1", "w_0").replace("b_1", "b_0")
     result = transfer_dpiat(teacher, net(tied, w_0=draw(4, 4), b_0=np.zeros(4, "f")))
     assert len(result.copies) == 2
     assert list(weights(result.student)) == ["w_0", "b_0"]
+    assert [(source.name, source.origin) for source in result.sources] == [("w_0", "teacher"), ("b_0", "teacher")]
     np.testing.assert_array_equal(weights(result.student)["b_0"], draw(4))
 
 
@@ -331,11 +341,29 @@ def test_the_student_says_what_was_done_and_the_models_stay_as_they_are(tmp_path
     assert target.proto.SerializeToString() == before
 
 
+def test_command_says_that_nothing_is_exact(tmp_path, capsys):
+    for name, proto in (("teacher", residual(8, 0)), ("target", residual(12, 1))):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    files = [str(tmp_path / f"{name}.onnx") for name in ("teacher", "target")]
+    call = ["transfer", *files, "--method", "dpiat", "-o", str(tmp_path / "student.onnx")]
+    assert main([*call, "--exact"]) == 3
+    assert not (tmp_path / "student.onnx").exists()
+    capsys.readouterr()
+    assert main([*call, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    result = transfer_dpiat(*files)
+    assert (answer["exact"], answer["filled"]) == (False, result.filled)
+    written, expected = weights(load(tmp_path / "student.onnx")), weights(result.student)
+    assert all(np.array_equal(values, written[name]) for name, values in expected.items())
+
+
 def test_networks_without_a_common_layer_are_refused():
     conv = net("(float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv(x, w) }", w=draw(2, 2, 1, 1))
-    plain = net("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    plain = net("(float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Relu(x) }")
     with pytest.raises(RefusedError, match="the teacher has Conv2d, the target none"):
         transfer_dpiat(conv, plain)
+    with pytest.raises(RefusedError, match="4 axes in the teacher, 2 in the target"):
+        transfer_dpiat(conv, net("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
     with pytest.raises(BadInputError):
         transfer_dpiat("nowhere.onnx", conv)
 
