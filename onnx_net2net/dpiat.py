@@ -34,7 +34,7 @@ Pair: TypeAlias = tuple[Layer, Layer]
 _EQUAL = 1e-9
 """Scores that differ by less are equal: they are sums of floats."""
 
-INEXACT = Obstacle("method", "DPIAT copies what overlaps, and no statistics, and does not ask what the networks compute")
+INEXACT = Obstacle("method", "DPIAT copies what overlaps, and no statistics, whatever the networks compute")
 """What is said of every transfer."""
 
 _ROWS = 64

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -244,9 +244,8 @@ class Scored:
             weight = self._slot(node, 1, 0 if node.attrs.get("transB", 0) else 1, float(node.attrs.get("alpha", 1)))
             if weight is None or len(weight.shape) != 2:
                 return None
-            bias = self._slot(node, 2, scale=float(node.attrs.get("beta", 1))) or self._added(node)
-            fits = bias is not None and bias.shape == weight.shape[:1]
-            return self._named(number, "Linear", weight, bias if fits else None)
+            bias = self._vector(self._slot(node, 2, scale=float(node.attrs.get("beta", 1))), weight.shape[0])
+            return self._named(number, "Linear", weight, bias or self._added(node, weight.shape[0]))
         return None
 
     def _named(self, number: int, kind: str, weight: Slot, bias: Slot | None) -> Layer:
@@ -263,29 +262,35 @@ class Scored:
     def _slot(self, node: gs.Node, index: int, groups: int = 0, scale: float = 1.0) -> Slot | None:
         """Return where an input's values are, also behind a Transpose; None if it is no constant of floats."""
         tensor = node.inputs[index] if index < len(node.inputs) else None
+        turns = 0
         while tensor is not None and tensor.inputs and tensor.inputs[0].op == "Transpose":
             node, index = tensor.inputs[0], 0
             tensor = node.inputs[0]
-            if list(node.attrs.get("perm", (1, 0))) != [1, 0]:
-                return None
-            groups = 1 - groups
+            turns += list(node.attrs.get("perm", (1, 0))) != [0, 1]
         constant = constant_of(tensor) if tensor is not None else None
-        if constant is None or self.draft.type_of(constant) not in DIVISIBLE or not scale:
+        if constant is None or self.draft.type_of(constant) not in DIVISIBLE or not scale or 0 in constant.shape:
             return None
         first, *rest = constant.shape or (1,)
-        if (groups and not rest) or 0 in constant.shape:
+        if (turns and len(rest) != 1) or (groups and not rest):
             return None
+        if turns % 2:
+            groups = 1 - groups
         shape = (rest[0] * groups, first // groups, *rest[1:]) if groups else (first, *rest)
         return Slot(node, index, constant, shape, groups, scale)
 
-    def _added(self, node: gs.Node) -> Slot | None:
+    def _vector(self, slot: Slot | None, size: int) -> Slot | None:
+        """Return a bias as one vector, None if it is none of so many numbers."""
+        if slot is None or slot.groups or slot.shape[-1] != size or math.prod(slot.shape) != size:
+            return None
+        return replace(slot, shape=(size,))
+
+    def _added(self, node: gs.Node, size: int) -> Slot | None:
         """Return the constant vector that is added to the result of a MatMul, and to nothing else."""
         readers = node.outputs[0].outputs
         if node.op != "MatMul" or len(readers) != 1 or readers[0].op != "Add":
             return None
         (add,) = readers
-        index = int(add.inputs[0] is node.outputs[0])
-        bias = self._slot(add, index)
+        bias = self._vector(self._slot(add, int(add.inputs[0] is node.outputs[0])), size)
         if bias is not None:
             self._biases.add(self._numbers[id(add)])
         return bias
@@ -354,7 +359,8 @@ class Scored:
         for number, before in self._paths.items():
             past[min(before, default=-1) + 1] += 1
             past[number] -= 1
-        return {number for number in self._paths if not past[: number + 1].sum()}
+        led_past = np.cumsum(past)
+        return {number for number in self._paths if not led_past[number]}
 
     def tree(self) -> Tree | None:
         """Return the tree of modules by the names of weights and nodes; None where these tell no tree.

@@ -284,7 +284,7 @@ def test_linear_layers_match_however_they_were_exported():
     moved = "(float[N, 3] x) => (float[N, 4] y) { t = Transpose(w) m = MatMul(x, t) y = Add(m, b) }"
     gemm = "(float[N, 3] x) => (float[N, 4] y) { y = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b) }"
     w, b, x = draw(3, 4), draw(4), draw(2, 3)
-    nets = [net(plain, w=w, b=b), net(moved, w=w.T.copy(), b=b), net(gemm, w=2 * w.T, b=b / 2)]
+    nets = [net(plain, w=w, b=b[None]), net(moved, w=w.T.copy(), b=b), net(gemm, w=2 * w.T, b=b / 2)]
     for teacher in nets:
         for target in nets:
             student = transfer_dpiat(teacher, negated(target)).student
@@ -323,6 +323,7 @@ def test_vectors_that_an_exporter_merged_are_parted_and_tied_matrices_stay_tied(
     x = draw(2, 4)
     np.testing.assert_array_equal(run(saved(result.student), x), run(teacher, x))
     assert [source.target for source in result.sources] == ["w_0", "b_0", "b_0", "w_1"]
+    assert weights(result.student).keys() == {source.name for source in result.sources}
     tied = text.replace("w_1", "w_0").replace("b_1", "b_0")
     result = transfer_dpiat(teacher, net(tied, w_0=draw(4, 4), b_0=np.zeros(4, "f")))
     assert len(result.copies) == 2
