@@ -1,11 +1,11 @@
 """What transfer gives on digits: right after it and after 1, 2 and 5 epochs, beside random weights and DPIAT.
 
-    python tools/experiments/transfer.py --out results [--seeds 5]
+    python tools/experiments/transfer.py [--seeds 5] [--out FOLDER]
 
 Teachers are trained once. Each target is drawn anew for each seed, exported as a user would, filled by `transfer` and
 by `transfer --method dpiat`, and trained by Adam with the rate that is best for each arm of each pair. One file has the
 accuracies of every run, a second one the similarities of each pair and the means of each arm; printed is how the
-similarities go with the gain over random weights.
+similarities go with the gain over random weights, which a figure shows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,6 +44,7 @@ EPOCHS = (0, 1, 2, 5)
 RATES = (1e-3, 3e-3, 1e-2)
 TEACHER_EPOCHS, TEACHER_RATE = 15, 3e-3
 RANDOM, DPIAT, OURS = ARMS = ("random", "dpiat", "transfer")
+RESULTS = Path(__file__).resolve().parent / "results"
 MEASURES = ("filled", "dpiat", "agreement")
 
 
@@ -205,15 +207,15 @@ def _from_scratch(name: str, rate: float, seed: int) -> tuple[float, ...]:
 
 def best(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with the rate that is best on average after the epochs of training."""
-    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in RATES}
+    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in sorted({run.rate for run in runs})}
     return max(by_rate.values(), key=lambda some: statistics.fmean(sum(run.accuracies[1:]) for run in some))
 
 
-def summary(runs: Sequence[Run], alike: Mapping[tuple[str, str], Mapping[str, float]]) -> list[dict[str, object]]:
+def summary(runs: Sequence[Run], alike: Mapping[tuple[str, str], Mapping[str, float]]) -> list[dict[str, Any]]:
     """Return for each pair the similarities and the mean accuracies of each arm at its best rate."""
     rows = []
     for pair, values in alike.items():
-        row: dict[str, object] = {"teacher": pair[0], "target": pair[1], **values}
+        row: dict[str, Any] = {"teacher": pair[0], "target": pair[1], **values}
         for arm in ARMS:
             of_arm = [run for run in runs if (run.source, run.target, run.arm) == (*pair, arm)]
             if of_arm:
@@ -225,7 +227,7 @@ def summary(runs: Sequence[Run], alike: Mapping[tuple[str, str], Mapping[str, fl
     return rows
 
 
-def correlations(rows: Sequence[Mapping[str, object]]) -> str:
+def correlations(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how each similarity goes with the gain of each arm after each number of epochs (Pearson, Spearman)."""
     lines = [f"{'measure':12}{'arm':10}" + "".join(f"{f'epoch {epoch}':>16}" for epoch in EPOCHS)]
     for measure in MEASURES:
@@ -234,14 +236,39 @@ def correlations(rows: Sequence[Mapping[str, object]]) -> str:
             x = np.array([row[measure] for row in told], float)
             cells = []
             for epoch in EPOCHS:
-                y = np.array([float(row[f"{arm} {epoch}"]) - float(row[f"{RANDOM} {epoch}"]) for row in told])  # type: ignore[arg-type]
+                y = np.array([_gain(row, arm, epoch) for row in told])
                 ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, y)]
                 cells.append(f"{np.corrcoef(x, y)[0, 1]:.2f}, {np.corrcoef(*ranks)[0, 1]:.2f}")
             lines.append(f"{measure:12}{arm:10}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 
-def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def draw(path: Path, rows: Sequence[Mapping[str, Any]], epoch: int = 1) -> None:
+    """Draw the gain over random weights after some epochs against each similarity, a point a pair."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    canvas, axes = plt.subplots(1, len(MEASURES), figsize=(10, 3.6), layout="constrained", sharey=True)
+    for measure, ax in zip(MEASURES, axes, strict=True):
+        for arm, mark in ((DPIAT, "x"), (OURS, "o")):
+            told = [row for row in rows if f"{arm} 0" in row]
+            ax.scatter([row[measure] for row in told], [_gain(row, arm, epoch) for row in told], marker=mark, label=arm)
+        ax.set(title=measure, xlabel="similarity", xlim=(-0.03, 1.03))
+        ax.axhline(0, color="grey", linewidth=0.8)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(f"accuracy - that of random weights, epoch {epoch}")
+    axes[0].legend(fontsize=8)
+    canvas.savefig(path, dpi=90)
+    plt.close(canvas)
+
+
+def _gain(row: Mapping[str, Any], arm: str, epoch: int) -> float:
+    return float(row[f"{arm} {epoch}"] - row[f"{RANDOM} {epoch}"])
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
@@ -250,7 +277,7 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
 
-def as_row(run: Run) -> dict[str, object]:
+def as_row(run: Run) -> dict[str, Any]:
     """Return a run as a row of the file of runs."""
     row = {field: getattr(run, field) for field in ("source", "target", "arm", "rate", "seed")}
     return row | {f"epoch {epoch}": accuracy for epoch, accuracy in zip(EPOCHS, run.accuracies, strict=True)}
@@ -259,8 +286,8 @@ def as_row(run: Run) -> dict[str, object]:
 def main() -> None:
     """Run everything and write the two files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
@@ -271,6 +298,7 @@ def main() -> None:
         (one,) = similarities(target, [teacher(pair[0])], measure="agreement")
         alike[pair] = {measure: getattr(one, measure) or 0.0 for measure in MEASURES}
     runs: list[Run] = []
+    rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for pair in PAIRS:
             runs += runs_of(pair, seed)
@@ -278,6 +306,7 @@ def main() -> None:
         write(options.out / "transfer_runs.csv", [as_row(run) for run in runs])
         write(options.out / "transfer.csv", rows)
         print(f"{seed + 1} seeds\n{correlations(rows)}", flush=True)
+    draw(options.out / "transfer.png", rows)
 
 
 if __name__ == "__main__":
