@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_narrow(commands)
     _add_transfer(commands)
     _add_verify(commands)
+    _add_similarity(commands)
     _add_replay(commands)
     _add_checkpoint(commands)
     return parser
@@ -177,6 +178,8 @@ def _add_transfer(commands: Any) -> None:
                          help="the file to write; with --state-dict a .safetensors or .pt file")  # fmt: skip
     command.add_argument("--state-dict", type=Path, metavar="FILE",
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
+    command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
+                         help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
     command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
@@ -197,6 +200,17 @@ def _add_verify(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
+
+
+def _add_similarity(commands: Any) -> None:
+    command = _command(commands, "similarity", "rank trained models by how much of them a target can be filled with",
+                       "target.onnx teacher1.onnx teacher2.onnx", _similarity)  # fmt: skip
+    command.add_argument("target", type=Path, metavar="TARGET")
+    command.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    command.add_argument("--measure", default="filled", choices=("filled", "dpiat", "agreement"),
+                         help="rank by the share of parameters that is filled, DPIAT's similarity, or how the filled "
+                         "target answers like the source (the transfers are done and run)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_replay(commands: Any) -> None:
@@ -340,11 +354,12 @@ def _narrow(options: argparse.Namespace) -> int:
 
 def _transfer(options: argparse.Namespace) -> int:
     from onnx_net2net import report
+    from onnx_net2net.dpiat import transfer_dpiat
     from onnx_net2net.filled import fill_state_dict
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
     from onnx_net2net.statedict import check_output
-    from onnx_net2net.transfer import proof, transfer
+    from onnx_net2net.transfer import Transfer, proof, transfer
 
     started = time.perf_counter()
     teacher, target = load(options.teacher), load(options.target)
@@ -354,7 +369,10 @@ def _transfer(options: argparse.Namespace) -> int:
         check_target(options.output, sources)
     else:
         check_output(options.output, [*sources, options.state_dict])
-    result = transfer(teacher, target, spread=options.spread, seed=options.seed)
+    if options.method == "dpiat":
+        result: Transfer = transfer_dpiat(teacher, target)
+    else:
+        result = transfer(teacher, target, spread=options.spread, seed=options.seed)
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
     if obstacles and options.exact:
@@ -497,6 +515,18 @@ def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
     load_strictly(module, options.state_dict)
     on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
     return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")
+
+
+def _similarity(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.similarity import similarities
+
+    found = similarities(options.target, options.sources, measure=options.measure)
+    if options.json:
+        _print_json(report.similarities_dict(options.target.name, found))
+    else:
+        _show(report.similarities_table(found, f"sources for {options.target.name}"))
+    return 0
 
 
 def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

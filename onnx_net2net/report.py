@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnx_net2net.model import Model
 from onnx_net2net.narrow import Narrowing
 from onnx_net2net.operation import ROUTINE
 from onnx_net2net.places import Place
+from onnx_net2net.similarity import Similarity
 from onnx_net2net.transfer import Obstacle, Transfer
 from onnx_net2net.widen import Widening
 
@@ -250,6 +252,23 @@ def checkpoint_dict(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
+
+
+def similarities_table(similarities: Sequence[Similarity], title: str) -> Table:
+    """Return sources, the most similar first, as a table."""
+    measured = any(one.agreement is not None for one in similarities)
+    table = _table(title, "source", "filled", "dpiat", *(["agreement"] if measured else []))
+    for one in similarities:
+        row = [one.name, f"{one.filled:.4f}", f"{one.dpiat:.4f}"]
+        if measured:
+            row.append("-" if one.agreement is None else f"{one.agreement:.4f}")
+        table.add_row(*map(Text, row))
+    return table
+
+
+def similarities_dict(target: str, similarities: Sequence[Similarity]) -> dict[str, Any]:
+    """Return the same as JSON-ready values."""
+    return {"target": target, "sources": [asdict(one) for one in similarities]}
 
 
 def fixed_lines(groups: tuple[Group, ...], most: int = 5) -> list[str]:
