@@ -69,7 +69,7 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
                                 ("mobilenet_v2", {"width_mult": 1.0}), "exact"),
     "mobilenet_v2 1.0 -> 1.4": ("torchvision", ("mobilenet_v2", {"width_mult": 1.0}),
                                 ("mobilenet_v2", {"width_mult": 1.4}), "exact"),
-    "mobilenet_v3 small -> x1.5": ("timm", ("mobilenetv3_small_100", {}), ("mobilenetv3_small_150", {}), "exact"),
+    "mobilenet_v3 small 0.75 -> 1.0": ("timm", ("mobilenetv3_small_075", {}), ("mobilenetv3_small_100", {}), "exact"),
     "mobilenet_v3 small -> large": (
         "torchvision", ("mobilenet_v3_small", {}), ("mobilenet_v3_large", {}), "partial"),
     "mnasnet0_5 -> mnasnet1_0": ("torchvision", ("mnasnet0_5", {}), ("mnasnet1_0", {}), "exact"),
@@ -132,10 +132,11 @@ class Logits(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits."""
-        cached = {"use_cache": False} if "input_ids" in inputs else {}
-        return self.model(**inputs, **cached, return_dict=True).logits
+        if pixel_values is not None:
+            return self.model(pixel_values=pixel_values, return_dict=True).logits
+        return self.model(input_ids=input_ids, use_cache=False, return_dict=True).logits
 
 
 def make(library: str, spec: Spec) -> Case:
