@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,15 @@ from onnx import helper, numpy_helper
 from onnx_net2net import sizes
 from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, items_of
 from onnx_net2net.bodies import open_bodies
+from onnx_net2net.calibration import recalibrated
 from onnx_net2net.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import constant_of, infer
+from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
 from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
-from onnx_net2net.model import Model, load
+from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import scope_of
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan
@@ -67,7 +69,7 @@ class Source:
     Attributes:
         name: The tensor.
         shape: Its shape.
-        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero" or "kept".
+        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero", "measured" or "kept".
         teacher: The teacher's tensor, "" if there is none.
         target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
         scopes: The modules of the nodes that read it, "" where the file does not tell.
@@ -130,6 +132,8 @@ def transfer(
     *,
     spread: float = 0.3,
     seed: int = 0,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Fill a target from a teacher.
 
@@ -138,6 +142,9 @@ def transfer(
         target: Likewise: of any weights. Neither is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
+        calibrate: Inputs (an npz file, or arrays by name) on which the statistics of BatchNormalizations are measured
+            anew where the transfer is not exact; those of an exact one stay.
+        progress: Told how many normalisations are done, and of how many.
 
     Returns:
         The student. It computes what the teacher does if there are no obstacles; see `onnx_net2net.verify`.
@@ -152,8 +159,14 @@ def transfer(
         raise BadInputError(f"spread must be a number of at least 0, not {spread}")
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
+    data = read_npz(calibrate, input_specs(new.proto)) if isinstance(calibrate, str | os.PathLike) else calibrate
     with paused_gc():
-        return _Filling(old, new, Style(seed, spread)).transfer()
+        result = _Filling(old, new, Style(seed, spread)).transfer()
+    if data is None or not result.obstacles:
+        return result
+    student, measured = recalibrated(result.student, data, progress=progress)
+    sources = (replace(s, origin="measured", teacher="") if s.name in measured else s for s in result.sources)
+    return replace(result, student=student, sources=tuple(sources))
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
