@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -391,7 +392,8 @@ class _Filling:
         self._interface = plan.interface()
         rewrite(self._opened[0].model, self._old, plan.growth, self._style, {}, self._scaling(plan, inspection))
         for what in self._old.inserted:
-            self._hinder(what.partition(" ")[2] or what, f"growing it needs {what}, which the target does not have")
+            name = re.search(r"'([^']+)'", what)
+            self._hinder(name[1] if name else what, f"growing it needs {what}, which the target does not have")
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""

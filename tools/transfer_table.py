@@ -100,6 +100,8 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
                             ("VisionTransformer", {**VIT, "hidden_dim": 48, "num_heads": 3, "mlp_dim": 96}), "exact"),
     "vit -> wider and deeper": ("torchvision", ("VisionTransformer", VIT), ("VisionTransformer", {
         **VIT, "hidden_dim": 64, "num_heads": 4, "mlp_dim": 160, "num_layers": 3}), "exact"),
+    "vit -> wider heads": ("torchvision", ("VisionTransformer", VIT),
+                           ("VisionTransformer", {**VIT, "hidden_dim": 64, "mlp_dim": 128}), "exact"),
     "deit tiny -> small": ("timm", ("deit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
                            ("deit_small_patch16_224", {"img_size": 64, "depth": 4}), "exact"),
     "bert -> ffn wider": (BERT, ("", WORDS), ("", {**WORDS, "intermediate_size": 160}), "exact"),
