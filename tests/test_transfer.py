@@ -148,7 +148,29 @@ def fill(teacher, target, **options):
     return result, verification, [str(obstacle) for obstacle in obstacles]
 
 
+def transposed(seed, width, bn=True):
+    """A transposed convolution, whose weights have the outputs second."""
+    net = Net(seed, (2, 3, 4, 4)).conv("stem", width, kernel=1).node("Relu")
+    shape = (net.width, width, 2, 2)
+    names = [net.constant("up.weight", net.draw(*shape)), net.constant("up.bias", net.draw(width))]
+    net.node("ConvTranspose", *names, strides=[2, 2])
+    net = (net.bn("up.bn") if bn else net).node("Relu")
+    return net.conv("head", 3, kernel=1).build("y")
+
+
+def scaled(seed, width=6, extra=False):
+    """A chain with a normalisation, a scale and a shift that another one lacks."""
+    net = Net(seed, (2, 3, 6, 6)).conv("a", width).node("Relu")
+    if extra:
+        net.bn("norm").node("Mul", net.constant("scale", net.draw(width, 1, 1)))
+        net.node("Relu").node("Add", net.constant("shift", net.draw(width, 1, 1)))
+    return net.conv("b", 3).build("y")
+
+
 EXACT = {
+    "transposed convolutions": (transposed(0, 4), transposed(1, 6)),
+    "transposed convolutions, folded": (transposed(0, 4), transposed(1, 5, bn=False)),
+    "a scale, a shift and a normalisation in excess": (scaled(0), scaled(1, 8, extra=True)),
     "the same net": (resnet(0), resnet(1)),
     "wider": (resnet(0), resnet(1, width=10)),
     "deeper": (resnet(0), resnet(1, depth=3)),
