@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_net2net import statedict
-from onnx_net2net.checkpoint import nearness
+from onnx_net2net.derivation import nearness
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.folding import match_folded
 from onnx_net2net.layout import apply
