@@ -233,6 +233,8 @@ class _Units:
         constant = self._analysis.uses.get(use)
         if constant is None or use in self._taken or math.prod(constant.constant.shape) < 2:
             return False
+        if self._analysis.nodes[use[0]].op in ("Shape", "Size"):
+            return False
         return self._analysis.draft.type_of(constant.constant) in DIVISIBLE
 
     def _layer(self, layer: Layer) -> Unit | None:

@@ -263,9 +263,9 @@ def _shape_text(shape: Sequence[int]) -> str:
 def similarities_table(similarities: Sequence[Similarity], title: str) -> Table:
     """Return sources, the most similar first, as a table."""
     measured = any(one.agreement is not None for one in similarities)
-    table = _table(title, "source", "filled", "dpiat", *(["agreement"] if measured else []))
+    table = _table(title, "source", "kept", "filled", "dpiat", *(["agreement"] if measured else []))
     for one in similarities:
-        row = [one.name, f"{one.filled:.4f}", f"{one.dpiat:.4f}"]
+        row = [one.name, *(f"{value:.4f}" for value in (one.kept, one.filled, one.dpiat))]
         if measured:
             row.append("-" if one.agreement is None else f"{one.agreement:.4f}")
         table.add_row(*map(Text, row))

@@ -25,7 +25,7 @@ from onnx_net2net.scored import Scored
 from onnx_net2net.tensors import Array
 from onnx_net2net.transfer import transfer
 
-Measure: TypeAlias = Literal["filled", "dpiat", "agreement"]
+Measure: TypeAlias = Literal["kept", "filled", "dpiat", "agreement"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 SAMPLES = 8
@@ -38,13 +38,15 @@ class Similarity:
 
     Attributes:
         name: The source: its file's name, or its graph's.
-        filled: The share of the target's parameters that the source fills; see `filled`.
+        kept: The share of the source's parameters that the target has a place for; 1 where it may contain the source.
+        filled: The share of the target's parameters that these fill.
         dpiat: DPIAT's similarity, which is symmetric; see `onnx_net2net.dpiat.similarity`.
         agreement: How the target, once filled, answers like the source, from 0 to 1; None where that was not asked for
             or the two have different inputs or outputs. See `agreement`.
     """
 
     name: str
+    kept: float
     filled: float
     dpiat: float
     agreement: float | None = None
@@ -54,14 +56,15 @@ def similarities(
     target: str | os.PathLike[str] | onnx.ModelProto | Model,
     sources: Iterable[str | os.PathLike[str] | onnx.ModelProto | Model],
     *,
-    measure: Measure = "filled",
+    measure: Measure = "kept",
 ) -> list[Similarity]:
     """Rank networks by how much of them a target can have.
 
     Args:
         target: What is to be filled: a path, a model in memory or a loaded model; its weights do not matter.
         sources: What it could be filled from, likewise.
-        measure: What to rank by. With "agreement" the transfers are done and run, which takes longer.
+        measure: What to rank by, and by the share that is filled where that is equal. With "agreement", which tells
+            best what a target computes right after the transfer, the transfers are done and run: it takes longer.
 
     Returns:
         The sources, the most similar first.
@@ -77,10 +80,11 @@ def similarities(
         wanted = _Network(sink)
         for source in map(load, sources):
             given = _Network(source)
-            share = filled(given.analysis, wanted.analysis, align(given.items, wanted.items), sink.parameters)
+            common = overlap(given.analysis, wanted.analysis, align(given.items, wanted.items))
+            kept, filled = (min(1.0, common / max(model.parameters, 1)) for model in (source, sink))
             alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
             measured = agreement(source, sink) if measure == "agreement" else None
-            found.append(Similarity(_name(source), share, alike, measured))
+            found.append(Similarity(_name(source), kept, filled, alike, measured))
     return sorted(found, key=lambda one: (getattr(one, measure) or 0.0, one.filled), reverse=True)
 
 
@@ -94,38 +98,34 @@ class _Network:
         self.items = items_of(self.analysis, flat.proto)
 
 
-def filled(source: Analysis, target: Analysis, alignment: Alignment, parameters: int) -> float:
-    """Return the share of a target's parameters that an alignment fills, exactly or partly.
+def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:
+    """Return how many elements of the source have a place in the target.
 
-    A tensor that has a counterpart counts by what the two have in common: the product over its axes of the smaller
-    size over the larger one. So what the source has in excess counts as well as what it lacks.
+    Of two tensors that correspond these are as many as the smaller size along each axis makes.
 
     Args:
         source: The dims of the source.
         target: The dims of the target.
         alignment: What corresponds to what.
-        parameters: How many parameters the target has.
     """
-    shares: dict[int, float] = {}
+    common: dict[int, int] = {}
     for old, new in alignment.pairs:
         for what in old.slots.keys() & new.slots.keys():
-            shapes = (_shape(old.slots[what].axes(source)), _shape(new.slots[what].axes(target)))
-            constant = id(target.uses[new.slots[what].use].constant)
-            shares[constant] = max(shares.get(constant, 0.0), math.prod(shapes[1]) * _overlap(*shapes))
-    return min(1.0, sum(shares.values()) / max(parameters, 1))
+            constant = id(target.uses[new.slots[what].use].constant)  # those that are tied count once
+            shapes = _shape(old.slots[what].axes(source)), _shape(new.slots[what].axes(target))
+            common[constant] = max(common.get(constant, 0), _common(*shapes))
+    return sum(common.values())
 
 
 def _shape(axes: Sequence[Axis]) -> tuple[int, ...]:
     return tuple(axis.size for axis in axes)
 
 
-def _overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """Return what two shapes have in common, from 0 to 1."""
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many elements two shapes have in common."""
     if len(one) != len(other):
         one, other = ([size for size in shape if size > 1] for shape in (one, other))
-    if len(one) != len(other):
-        return 0.0
-    return math.prod(min(a, b) / max(a, b, 1) for a, b in zip(one, other, strict=True))
+    return math.prod(map(min, one, other)) if len(one) == len(other) else 0
 
 
 def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int = 0) -> float | None:

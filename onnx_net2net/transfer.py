@@ -689,7 +689,8 @@ class _Filling:
             constant = uses[keys[0]].constant
             shape, kind = tuple(constant.shape), draft.type_of(constant)
             parted: dict[object, list[Use]] = {}
-            for key in keys:
+            values = [key for key in keys if self._nodes[1][key[0]].op not in ("Shape", "Size")]  # the shape stays
+            for key in values or keys:
                 parted.setdefault(self._writes[key][0] if key in self._writes else None, []).append(key)
             is_float = np.issubdtype(self._new_type(constant), np.floating) and math.prod(shape) > 1
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):

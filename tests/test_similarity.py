@@ -42,24 +42,29 @@ def test_measures_are_shares_and_dpiats_is_symmetric(one, other):
     forth, back = mlp(*one), mlp(*other, seed=1)
     there, here = similarities(forth, [back])[0], similarities(back, [forth])[0]
     assert there.dpiat == here.dpiat
-    assert all(0 <= value <= 1 for value in (there.dpiat, there.filled, here.filled))
+    assert all(0 <= value <= 1 for value in (there.dpiat, there.filled, there.kept))
     (same,) = similarities(forth, [mlp(*one, seed=2)])
-    assert (same.dpiat, same.filled) == (pytest.approx(1), pytest.approx(1))
+    assert (same.dpiat, same.filled, same.kept) == (pytest.approx(1), 1, 1)
 
 
-def test_filled_counts_tensors_by_size_and_by_what_they_have_in_common():
-    total = 5 * 8 + 8 + 8 * 3 + 3
-    assert of(mlp(5, 8, 3), mlp(5, 4, 3), "filled") == pytest.approx((5 * 8 / 2 + 8 / 2 + 8 * 3 / 2 + 3) / total)
-    assert of(mlp(5, 8, 3), mlp(5, 16, 3), "filled") == pytest.approx((5 * 8 / 2 + 8 / 2 + 8 * 3 / 2 + 3) / total)
+def test_kept_and_filled_are_what_two_networks_have_in_common_by_the_size_of_each():
+    common = 5 * 4 + 4 + 4 * 3 + 3
+    sizes = {width: 5 * width + width + width * 3 + 3 for width in (4, 8)}
+    (wider,) = similarities(mlp(5, 8, 3), [mlp(5, 4, 3)])
+    assert (wider.kept, wider.filled) == (1, pytest.approx(common / sizes[8]))
+    (narrower,) = similarities(mlp(5, 4, 3), [mlp(5, 8, 3)])
+    assert (narrower.kept, narrower.filled) == (pytest.approx(common / sizes[8]), 1)
 
 
-def test_the_nearest_width_comes_first():
+def test_sources_are_ranked_by_the_measure_and_then_by_what_they_fill():
     sources = [load(mlp(5, width, width, 3)) for width in (4, 30, 8, 12)]
-    for measure in ("filled", "dpiat"):
+    for measure in ("kept", "filled", "dpiat"):
         ranked = similarities(mlp(5, 10, 10, 3), sources, measure=measure)
-        values = [getattr(one, measure) for one in ranked]
+        values = [(getattr(one, measure), one.filled) for one in ranked]
         assert values == sorted(values, reverse=True)
-        assert values[0] == of(mlp(5, 10, 10, 3), sources[3], measure)
+    (first, second, *_) = similarities(mlp(5, 10, 10, 3), sources)
+    assert (first.kept, second.kept) == (1, 1)
+    assert (first.filled, second.filled) == (of(mlp(5, 10, 10, 3), sources[2], "filled"), pytest.approx(59 / 203))
 
 
 def test_a_target_that_contains_the_source_agrees_with_it_whatever_its_weights():
@@ -68,7 +73,7 @@ def test_a_target_that_contains_the_source_agrees_with_it_whatever_its_weights()
     assert agreement(source, target) == pytest.approx(1)
     (one,) = similarities(target, [source], measure="agreement")
     assert one.agreement == pytest.approx(1)
-    assert one.filled < 1
+    assert (one.kept, one.filled < 1) == (1, True)
 
 
 def test_agreement_is_not_defined_where_the_interfaces_differ():
@@ -82,7 +87,7 @@ def test_command_ranks_sources(capsys):
     assert main(["similarity", paths[1], *paths]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  digits")]
     assert lines[0][0] == "digits_resnet.onnx"
-    assert lines[0][1:] == ["1.0000", "1.0000"]
+    assert lines[0][1:] == ["1.0000"] * 3
     assert main(["similarity", paths[1], *paths, "--json", "--measure", "dpiat"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["target"] == "digits_resnet.onnx"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from graphs import Array, build
+from graphs import Array, build, net
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, transfer, verify
@@ -310,6 +310,23 @@ def test_tensors_that_were_equal_in_the_target_are_parted():
     parted = [source for source in result.sources if source.target == "zeros"]
     assert len(parted) == 3
     assert {source.teacher for source in parted} == {"layer0.0.conv0.bias", "layer0.0.conv1.bias", "stem.bias"}
+
+
+def test_weights_whose_shape_is_read_too_keep_their_names():
+    text = """(float[N, 2, 5, 5] x) => (float[N, {0}, 5, 5] y) {{
+        c = Conv<pads=[1, 1, 1, 1]>(x, w_0) r = Relu(c) shape = Shape(w_1) start = Constant<value_ints=[0]>()
+        end = Constant<value_ints=[1]>() n = Slice(shape, start, end) b = ConstantOfShape(n)
+        y = Conv<pads=[1, 1, 1, 1]>(r, w_1, b)
+    }}"""
+    rng = np.random.default_rng(0)
+
+    def make(width: int) -> onnx.ModelProto:
+        shapes = {"w_0": (width, 2, 3, 3), "w_1": (3, width, 3, 3)}
+        return net(text.format(3), **{k: rng.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()})
+
+    result = transfer(make(4), make(6))
+    assert proof(result)[1] == ()
+    assert [source.name for source in result.sources] == ["w_0", "w_1"]
 
 
 def test_outputs_may_have_other_names():

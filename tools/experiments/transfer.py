@@ -45,7 +45,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 TEACHER_EPOCHS, TEACHER_RATE = 15, 3e-3
 RANDOM, DPIAT, OURS = ARMS = ("random", "dpiat", "transfer")
 RESULTS = Path(__file__).resolve().parent / "results"
-MEASURES = ("filled", "dpiat", "agreement")
+MEASURES = ("kept", "filled", "dpiat", "agreement")
 
 
 class Vgg(nn.Module):
@@ -250,7 +250,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], epoch: int = 1) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    canvas, axes = plt.subplots(1, len(MEASURES), figsize=(10, 3.6), layout="constrained", sharey=True)
+    canvas, axes = plt.subplots(1, len(MEASURES), figsize=(12, 3.4), layout="constrained", sharey=True)
     for measure, ax in zip(MEASURES, axes, strict=True):
         for arm, mark in ((DPIAT, "x"), (OURS, "o")):
             told = [row for row in rows if f"{arm} 0" in row]
