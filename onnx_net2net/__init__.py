@@ -14,6 +14,7 @@ from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError,
 from onnx_net2net.inspection import Inspection, inspect
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import Narrowing, narrow
+from onnx_net2net.transfer import Transfer, transfer
 from onnx_net2net.verify import Verification, verify
 from onnx_net2net.widen import Widening, widen
 
@@ -27,6 +28,7 @@ __all__ = [
     "Net2NetError",
     "NotEquivalentError",
     "RefusedError",
+    "Transfer",
     "Verification",
     "Widening",
     "checkpoint",
@@ -34,6 +36,7 @@ __all__ = [
     "inspect",
     "load",
     "narrow",
+    "transfer",
     "verify",
     "widen",
 ]

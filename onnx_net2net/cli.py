@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, verify, replay, checkpoint.
+"""The command line: inspect, widen, deepen, narrow, transfer, verify, replay, checkpoint.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnx_net2net.errors import BadInputError, Net2NetError
+from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_widen(commands)
     _add_deepen(commands)
     _add_narrow(commands)
+    _add_transfer(commands)
     _add_verify(commands)
+    _add_similarity(commands)
     _add_replay(commands)
     _add_checkpoint(commands)
     return parser
@@ -167,6 +169,27 @@ def _add_narrow(commands: Any) -> None:
     _add_checking(command)
 
 
+def _add_transfer(commands: Any) -> None:
+    command = _command(commands, "transfer", "fill a larger or different network of yours from a trained one",
+                       "teacher.onnx target.onnx -o student.onnx", _transfer)  # fmt: skip
+    command.add_argument("teacher", type=Path, metavar="TEACHER")
+    command.add_argument("target", type=Path, metavar="TARGET", help="the network to fill, with any weights")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="STUDENT",
+                         help="the file to write; with --state-dict a .safetensors or .pt file")  # fmt: skip
+    command.add_argument("--state-dict", type=Path, metavar="FILE",
+                         help="the target's state dict, as it was when the target was exported")  # fmt: skip
+    command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
+                         help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
+    command.add_argument("--calibrate", type=Path, metavar="NPZ",
+                         help="inputs to measure normalisations on, where the transfer is not exact")  # fmt: skip
+    command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
+    command.add_argument("--spread", type=float, default=0.3, metavar="S",
+                         help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
+
+
 def _add_verify(commands: Any) -> None:
     command = _command(commands, "verify", "compare all outputs of two models on several inputs and sizes",
                        "teacher.onnx student.onnx --provider cuda", _verify)  # fmt: skip
@@ -179,6 +202,18 @@ def _add_verify(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_checking(command)
+
+
+def _add_similarity(commands: Any) -> None:
+    command = _command(commands, "similarity", "rank trained models by how much of them a target can be filled with",
+                       "target.onnx teacher1.onnx teacher2.onnx", _similarity)  # fmt: skip
+    command.add_argument("target", type=Path, metavar="TARGET")
+    command.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
+    command.add_argument("--measure", default="kept", choices=("kept", "filled", "dpiat", "agreement"),
+                         help="rank by the share of the source's parameters that have a place in the target, the share "
+                         "of the target's that is filled, DPIAT's similarity, or how the filled target answers like "
+                         "the source (the transfers are done and run)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_replay(commands: Any) -> None:
@@ -320,6 +355,52 @@ def _narrow(options: argparse.Namespace) -> int:
     return _finish(options, teacher, narrowing.student, report.narrowing_dict(narrowing), checking, started)
 
 
+def _transfer(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.dpiat import transfer_dpiat
+    from onnx_net2net.filled import fill_state_dict
+    from onnx_net2net.model import load
+    from onnx_net2net.saving import check_target
+    from onnx_net2net.statedict import check_output
+    from onnx_net2net.transfer import Transfer, proof, transfer
+
+    started = time.perf_counter()
+    teacher, target = load(options.teacher), load(options.target)
+    checking = _checking(options, teacher)
+    sources = [*teacher.sources, *target.sources]
+    if options.state_dict is None:
+        check_target(options.output, sources)
+    else:
+        check_output(options.output, [*sources, options.state_dict])
+    if options.method == "dpiat":
+        result: Transfer = transfer_dpiat(teacher, target)
+    else:
+        with _progress() as progress:
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, calibrate=options.calibrate,
+                              progress=progress)  # fmt: skip
+    with _progress() as progress:
+        verification, obstacles = proof(result, progress=progress, **checking)
+    if obstacles and options.exact:
+        more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
+        raise RefusedError(f"not exact: {obstacles[0]}{more}")
+    if options.state_dict is None:
+        result.student.save(options.output)
+    else:
+        fill_state_dict(result, options.state_dict).save(options.output)
+    if options.json:
+        _print_json({**report.transfer_dict(result, obstacles), "output": str(options.output),
+                     "verification": verification.to_dict() if verification else None})  # fmt: skip
+        return 0
+    _show(report.transfer_table(result, f"{options.teacher.name} -> {options.target.name}"))
+    for obstacle in obstacles:
+        _print(f"not exact: {obstacle}")
+    if not obstacles:
+        _print("exact: the student computes what the teacher computes")
+    _print(str(verification or "not compared"))
+    _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
 def _finish(
     options: argparse.Namespace,
     teacher: Model,
@@ -439,6 +520,18 @@ def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
     load_strictly(module, options.state_dict)
     on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
     return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")
+
+
+def _similarity(options: argparse.Namespace) -> int:
+    from onnx_net2net import report
+    from onnx_net2net.similarity import similarities
+
+    found = similarities(options.target, options.sources, measure=options.measure)
+    if options.json:
+        _print_json(report.similarities_dict(options.target.name, found))
+    else:
+        _show(report.similarities_table(found, f"sources for {options.target.name}"))
+    return 0
 
 
 def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

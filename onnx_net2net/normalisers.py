@@ -22,10 +22,15 @@ Times = dict[Dim, int]
 """How often each unit of a dim counts in a statistic."""
 
 
-def adapt_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
+def adapt_normalisers(analysis: Analysis, growth: Growth, *, keep_epsilon: bool = False) -> Corrections:
     """Make normalisers not notice padding: a mean square over more units is smaller by their share.
 
     With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
+
+    Args:
+        analysis: The dims.
+        growth: How they grow.
+        keep_epsilon: Whether what is normalised is scaled instead (see `onnx_net2net.streams`).
 
     Returns:
         What becomes of the scale and shift.
@@ -41,8 +46,9 @@ def adapt_normalisers(analysis: Analysis, growth: Growth) -> Corrections:
             (map,) = padded
             share = float((map.kind == 0).mean())
             node = analysis.nodes[number]
-            node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
-            analysis.inserted.append(f"epsilon in {node.op} {node.name or node.outputs[0].name!r}")
+            if not keep_epsilon:
+                node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
+                analysis.inserted.append(f"epsilon in {node.op} {node.name or node.outputs[0].name!r}")
             if statistic.scale is not None:
                 corrections[number, statistic.scale] = share**0.5, "copy"
             if statistic.shift is not None:

@@ -84,7 +84,7 @@ class Plan:
             if not growable and not on_request:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
             for group in growable or on_request:
-                grow = self._grow_exactly if growable else self._append
+                grow = self.grow_exactly if growable else self.append
                 grow(group, _target(pattern, text, group.size))
 
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
@@ -175,7 +175,12 @@ class Plan:
         fill = group.is_whole and group.fillable and self._fill_norms is not False
         return nearest(self._multiple) if fill and is_far else size
 
-    def _grow_exactly(self, group: Group, size: int) -> None:
+    def grow_exactly(self, group: Group, size: int) -> None:
+        """Grow a dim to a given size.
+
+        Raises:
+            RefusedError: If it cannot have that.
+        """
         step = self._step(group)
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
@@ -198,7 +203,7 @@ class Plan:
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
 
-    def _append(self, group: Group, size: int) -> None:
+    def append(self, group: Group, size: int) -> None:
         """Give a dim of the interface more units behind the old ones, which they do not touch."""
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,21 @@ from onnx_net2net.model import Model
 from onnx_net2net.narrow import Narrowing
 from onnx_net2net.operation import ROUTINE
 from onnx_net2net.places import Place
+from onnx_net2net.similarity import Similarity
+from onnx_net2net.transfer import Obstacle, Transfer
 from onnx_net2net.widen import Widening
 
 _TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted", "group",
-          "can it be repeated?", "for example")  # fmt: skip
+          "can it be repeated?", "for example", "values")  # fmt: skip
+
+_ORIGINS = {
+    "teacher": "the teacher's",
+    "identity": "identities",
+    "zero": "zero",
+    "measured": "measured",
+    "kept": "the target's own",
+}
+"""What people call the ways in which tensors of a target get their values."""
 
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
@@ -174,6 +186,40 @@ def narrowing_dict(narrowing: Narrowing) -> dict[str, Any]:
     }
 
 
+def transfer_table(transfer: Transfer, title: str) -> Table:
+    """Return where the values of the target's tensors came from, with the largest tensor of each kind."""
+    table = _table(title, "values", "tensors", "elements", "share", "for example")
+    total = sum(math.prod(source.shape) for source in transfer.sources)
+    for origin, text in _ORIGINS.items():
+        sources = [source for source in transfer.sources if source.origin == origin]
+        if sources:
+            elements = sum(math.prod(source.shape) for source in sources)
+            example = max(sources, key=lambda source: math.prod(source.shape))
+            shown = f"{example.name} {_shape_text(example.shape)}"
+            shown += f" from {example.teacher}" if example.teacher else ""
+            row = text, str(len(sources)), f"{elements:,}", f"{elements / total:.1%}", shown
+            table.add_row(*map(Text, row), style="dim" if origin == "kept" else None)
+    table.add_section()
+    table.add_row("parameters", "", f"{transfer.student.parameters:,}", "",
+                  f"teacher: {transfer.teacher.parameters:,}")  # fmt: skip
+    return table
+
+
+def transfer_dict(transfer: Transfer, obstacles: Sequence[Obstacle]) -> dict[str, Any]:
+    """Return where the values of each tensor came from, and what was in the way, as JSON-ready values."""
+    return {
+        "exact": not obstacles,
+        "obstacles": [{"place": obstacle.place, "reason": obstacle.reason} for obstacle in obstacles],
+        "filled": transfer.filled,
+        "seed": transfer.seed,
+        "parameters": {"teacher": transfer.teacher.parameters, "student": transfer.student.parameters},
+        "tensors": [
+            {"name": s.name, "shape": list(s.shape), "origin": s.origin, "teacher": s.teacher or None}
+            for s in transfer.sources
+        ],
+    }
+
+
 def checkpoint_table(checkpoint: Checkpoint, title: str) -> Table:
     """Return how the entries of a state dict were found in the graph, with an example that grew for each way."""
     table = _table(title, "in the graph", "entries", "grown", "before", "after", "for example")
@@ -212,6 +258,23 @@ def checkpoint_dict(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
+
+
+def similarities_table(similarities: Sequence[Similarity], title: str) -> Table:
+    """Return sources, the most similar first, as a table."""
+    measured = any(one.agreement is not None for one in similarities)
+    table = _table(title, "source", "kept", "filled", "dpiat", *(["agreement"] if measured else []))
+    for one in similarities:
+        row = [one.name, *(f"{value:.4f}" for value in (one.kept, one.filled, one.dpiat))]
+        if measured:
+            row.append("-" if one.agreement is None else f"{one.agreement:.4f}")
+        table.add_row(*map(Text, row))
+    return table
+
+
+def similarities_dict(target: str, similarities: Sequence[Similarity]) -> dict[str, Any]:
+    """Return the same as JSON-ready values."""
+    return {"target": target, "sources": [asdict(one) for one in similarities]}
 
 
 def fixed_lines(groups: tuple[Group, ...], most: int = 5) -> list[str]:

@@ -28,6 +28,7 @@ from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.operation import Contraction, Selection
 from onnx_net2net.padding import Scales, State, States, follow
+from onnx_net2net.streams import Scaling
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ class GrownConstant:
 
 
 def rewrite(
-    teacher: Model, analysis: Analysis, growth: Growth, style: Style, metadata: dict[str, str]
+    teacher: Model,
+    analysis: Analysis,
+    growth: Growth,
+    style: Style,
+    metadata: dict[str, str],
+    scaling: Scaling | None = None,
 ) -> tuple[Model, list[GrownConstant]]:
     """Grow a model.
 
@@ -76,6 +82,8 @@ def rewrite(
         growth: Map of each dim that grows.
         style: How new values are drawn.
         metadata: Entries for the student's metadata.
+        scaling: By what weights around padded dims are multiplied so that normalisers keep their epsilon; by default
+            these get another one, or nodes around them.
 
     Returns:
         The student, whose weights are computed when it is saved, and how each constant grew.
@@ -85,12 +93,17 @@ def rewrite(
     """
     roles: Roles = {}
     padding = follow(analysis, _pads(growth))
-    inserts = list(_weigh_contractions(analysis, growth, roles, padding.states))
-    corrections = adapt_normalisers(analysis, growth)
+    unweighed = scaling.unweighed if scaling else set()
+    inserts = list(_weigh_contractions(analysis, growth, roles, padding.states, unweighed))
+    corrections = adapt_normalisers(analysis, growth, keep_epsilon=scaling is not None)
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
     corrections.update(_rescale(analysis, growth))
+    for key, factor in scaling.factors.items() if scaling else ():
+        usual: Filler = "copy" if _scales_units(analysis, key) else "own"
+        others = corrections.get(key, (1.0, usual))
+        corrections[key] = others[0] * factor, others[1]
     scales = _read_scales(analysis, padding.scales)
     grown = list(_rewrite_constants(teacher, analysis, growth, roles, style, corrections, scales))
     for node, index, position, map in inserts:
@@ -98,7 +111,8 @@ def rewrite(
     _keep_shares(analysis, growth)
     _silence_new_classes(analysis, growth)
     resize(teacher, analysis, growth)
-    fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
+    if scaling is None:
+        fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style, biases.keys())
     _cut_outputs(analysis, growth)
     restate_shapes(analysis, growth)
@@ -120,11 +134,11 @@ def _pads(growth: Growth) -> dict[Dim, State]:
 
 
 def _weigh_contractions(
-    analysis: Analysis, growth: Growth, roles: Roles, states: States
+    analysis: Analysis, growth: Growth, roles: Roles, states: States, unweighed: Collection[int]
 ) -> Iterator[tuple[gs.Node, int, int, Map]]:
     """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
     for number, said in analysis.said.items():
-        for contraction in said.contractions:
+        for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
             if not weighed or number in analysis.rescaled:
                 continue
@@ -307,7 +321,7 @@ def _rewrite_constant(
     alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
     for use in sorted(uses, key=lambda use: _reads_shape(analysis, use)):
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
-        usual: Filler = "copy" if use.input in analysis.said[use.node].scales else "own"
+        usual: Filler = "copy" if _scales_units(analysis, (use.node, use.input)) else "own"
         factor, filler = corrections.get((use.node, use.input), (1.0, usual))
         key = tuple(side.key for side in sides)
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
@@ -345,6 +359,11 @@ def _rewrite_constant(
         yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
+
+
+def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
+    """Tell whether an input multiplies each unit by a number of its own."""
+    return key[1] in analysis.said[key[0]].scales
 
 
 def _reads_shape(analysis: Analysis, use: Use) -> bool:

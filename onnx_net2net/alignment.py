@@ -1,0 +1,500 @@
+"""Which layers of one network correspond to which of another: an order-preserving alignment of two graphs.
+
+Both graphs are looked at in the same form: a unit is a layer of weights with its bias and its normalisation, or a
+scale, a shift or a table that stands alone, whatever operators the exporter wrote for it. Units inside a residual
+block are one item. Items, and then the units inside of matched blocks, are aligned by dynamic programming, as in DPIAT
+(Czyzewski, Nowak, Piechowiak 2022), with what shapes alone cannot tell: operator, kernel, stride, groups, resolution,
+and which items of the target can be left out because they can compute the identity.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_net2net.blocks import Block, find_blocks
+from onnx_net2net.dims import Axis
+from onnx_net2net.inference import DIVISIBLE, Analysis
+from onnx_net2net.layers import Layer, Network
+from onnx_net2net.naming import module_of
+from onnx_net2net.places import Finder
+from onnx_net2net.tensors import Array
+
+Use = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
+_LOST = 1.0
+"""What it costs to leave out a unit of the teacher, as a part of what a perfect match of a unit gains."""
+
+_FREE = 0.001
+"""What it costs to leave out a unit of the target that can be the identity."""
+
+_KNOWN = 0.01
+"""What it gains that a unit is called the same on both sides: names break ties, and no more."""
+
+_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+          "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
+_PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
+_VECTORS = ("scale", "shift", "mean", "variance")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A constant in the place of a parameter.
+
+    Attributes:
+        use: Which input of which node reads it.
+        order: How its axes are permuted to be (out, in, *kernel), or as they are everywhere else.
+        flat: How many of the axes are left when those of a kernel of one place are dropped.
+        channels: How many of the axes are no kernel.
+    """
+
+    use: Use
+    order: tuple[int, ...]
+    flat: int
+    channels: int = 9
+
+    def axes(self, analysis: Analysis) -> list[Axis]:
+        """Return the axes of the constant in the common order."""
+        axes = analysis.uses[self.use].axes
+        return [axes[position] for position in self.order][: self.flat]
+
+    def common(self, values: Array) -> Array:
+        """Return values in the common order."""
+        turned: Array = values.transpose(self.order)
+        return np.reshape(turned, turned.shape[: self.flat])
+
+    def own(self, values: Array, shape: Sequence[int]) -> Array:
+        """Return values in the order of the constant, whose shape is given, from those in the common order."""
+        turned = values.reshape([shape[position] for position in self.order])
+        own: Array = turned.transpose(np.argsort(self.order))
+        return own
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer, or a parameter that stands alone.
+
+    Attributes:
+        node: The number of its first node.
+        name: The module that it belongs to.
+        kind: What can be matched with what: the operator in the common form.
+        shape: The shape of its weight in the common order.
+        settings: Attributes that have to be the same for the same function: strides, dilations, kernel.
+        places: The sizes of the result along which a convolution works.
+        slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
+        norm: The BatchNormalization behind a layer, or None.
+        neutral: Whether it can compute the identity, so that the target may have it in excess.
+    """
+
+    node: int
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    settings: tuple[object, ...]
+    places: tuple[int, ...]
+    slots: Mapping[str, Slot] = field(compare=False)
+    norm: int | None = None
+    neutral: bool = False
+
+    @property
+    def text(self) -> str:
+        """What it is, for messages."""
+        return f"{self.kind} of {' x '.join(map(str, self.shape))}"
+
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """What similarity depends on, but for the name."""
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots))
+
+
+@dataclass(frozen=True)
+class Item:
+    """Units in a row that are matched together: those of a residual block, or a single one."""
+
+    units: tuple[Unit, ...]
+    block: Block | None = None
+
+    @property
+    def name(self) -> str:
+        """The block's name, or the unit's."""
+        return self.block.name if self.block is not None else self.units[0].name
+
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """What similarity depends on, but for the names."""
+        return self.block is not None, *(unit.signature for unit in self.units)
+
+    @property
+    def neutral(self) -> bool:
+        """Whether it can compute the identity."""
+        return not self.block.reason if self.block is not None else self.units[0].neutral
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which units of a teacher correspond to which of a target.
+
+    Attributes:
+        pairs: The matched units, teacher first, in order.
+        added: Items of the target that nothing corresponds to.
+        lost: Units of the teacher that nothing corresponds to.
+    """
+
+    pairs: tuple[tuple[Unit, Unit], ...]
+    added: tuple[Item, ...]
+    lost: tuple[Unit, ...]
+
+
+# --- The common form -----------------------------------------------------------------------------------------
+
+
+def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
+    """Return the units of a network in order, those of a residual block as one item.
+
+    Args:
+        analysis: The dims of the flat model.
+        proto: That model.
+    """
+    units = _Units(analysis, proto).find()
+    block_of: dict[int, Block] = {}
+    for block in find_blocks(analysis, proto):  # which may share what makes their weights
+        block_of = dict.fromkeys(block.nodes, block) | block_of
+    for block in _features(analysis):
+        if block_of.keys().isdisjoint(block.nodes):
+            block_of.update(dict.fromkeys(block.nodes, block))
+    blocks: dict[str, list[Unit]] = {}
+    order: list[Unit | Block] = []
+    for unit in units:
+        found = block_of.get(unit.node)
+        if found is None:
+            order.append(unit)
+            continue
+        if found.name not in blocks:
+            order.append(found)
+        blocks.setdefault(found.name, []).append(unit)
+    return [Item((x,)) if isinstance(x, Unit) else Item(tuple(blocks[x.name]), x) for x in order]
+
+
+def _features(analysis: Analysis) -> Iterator[Block]:
+    """Yield what makes features that are laid beside others, as in a DenseNet: readers can leave them out."""
+    network = Network(analysis)
+    for number in network.layers:
+        made = analysis.nodes[number].outputs[0]
+        while len(made.outputs) == 1 and made.outputs[0].op not in ("Concat", *_NORMS[1:]) and (
+            (said := analysis.said.get(network.number(made.outputs[0]))) is not None and said.pointwise
+        ):  # fmt: skip
+            made = made.outputs[0].outputs[0]
+        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != {"Concat"}:
+            continue
+        region: set[int] = set()
+        pending = [-network.age(made)]
+        while pending:  # the newest first, so that all readers of a node have been seen
+            number = -heapq.heappop(pending)
+            node = analysis.nodes[number]
+            alone = all(network.number(reader) in region for tensor in node.outputs for reader in tensor.outputs)
+            kept = any(tensor.name in analysis.kept for tensor in node.outputs)
+            if number not in region and not kept and (alone or node.outputs[0] is made):
+                region.add(number)
+                for tensor in node.inputs:
+                    if (age := network.age(tensor)) >= 0:
+                        heapq.heappush(pending, -age)
+        yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
+
+
+class _Units:
+    """What is needed to bring a graph into the common form."""
+
+    def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
+        self._analysis, self._proto = analysis, proto
+        self._network = Network(analysis)
+        self._finder = Finder(self._network, proto)
+        self._taken: set[Use] = set()
+
+    def find(self) -> list[Unit]:
+        """Return the units, in the order of their nodes."""
+        found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
+        units = [unit for unit in found if unit is not None]
+        for number, node in enumerate(self._analysis.nodes):
+            for index in range(len(node.inputs)):
+                units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
+        return sorted(units, key=lambda unit: unit.node)
+
+    def _is_parameter(self, use: Use) -> bool:
+        """Tell whether an input holds numbers that no unit has yet, and more than one."""
+        constant = self._analysis.uses.get(use)
+        if constant is None or use in self._taken or math.prod(constant.constant.shape) < 2:
+            return False
+        if self._analysis.nodes[use[0]].op in ("Shape", "Size"):
+            return False
+        return self._analysis.draft.type_of(constant.constant) in DIVISIBLE
+
+    def _layer(self, layer: Layer) -> Unit | None:
+        """Return a layer with its bias and normalisation."""
+        node = self._analysis.nodes[layer.number]
+        slot = self._weight(layer)
+        if slot is None:
+            return None
+        self._taken.add(slot.use)
+        slots = {"weight": slot}
+        if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
+            slots["bias"] = self._take((layer.number, 2))
+        tensor, norm = node.outputs[0], None
+        while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
+            number = self._analysis.numbers[id(reader)]
+            if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
+                slots |= self._vectors(number)
+                norm = number
+            elif not self._is_bias(number, tensor) or "bias" in slots:
+                break
+            else:
+                slots["bias"] = self._take((number, 1 if reader.inputs[0] is tensor else 0))
+            tensor = reader.outputs[0]
+        shape = tuple(axis.size for axis in slot.axes(self._analysis))
+        pointwise = layer.convolves and slot.flat == 2
+        kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
+        steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
+        settings = tuple(values if any(n != 1 for n in values) else () for values in steps)
+        places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
+        return Unit(layer.number, self._name(layer.number, slot), kind, shape, settings, tuple(places), slots, norm,
+                    self._is_neutral(layer, node, slot))  # fmt: skip
+
+    def _weight(self, layer: Layer) -> Slot | None:
+        """Return the constant that a layer's weights are, or are a transposed version of."""
+        number, index = layer.number, layer.weights
+        swapped = False
+        while (number, index) not in self._analysis.uses:
+            tensor = self._analysis.nodes[number].inputs[index]
+            producer = tensor.inputs[0] if tensor.inputs else None
+            if producer is None or producer.op not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
+                return None
+            if producer.op == "Transpose":
+                perm = list(producer.attrs.get("perm") or range(len(self._network.shape(tensor)))[::-1])
+                if perm not in ([1, 0], [0, 1]):
+                    return None
+                swapped ^= perm == [1, 0]
+            number, index = self._analysis.numbers[id(producer)], 0
+        rank = len(self._analysis.uses[number, index].axes)
+        node = self._analysis.nodes[layer.number]
+        if rank == 2 and not layer.convolves:
+            sides = {side for c in self._analysis.said[layer.number].contractions for side in c.sides}
+            reads = next((position for side, position in sides if side == layer.weights), 1) ^ swapped
+            return Slot((number, index), (1 - reads, reads), 2)
+        group = int(node.attrs.get("group", 1))
+        shape = self._analysis.uses[number, index].constant.shape
+        plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
+        return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
+
+    def _is_bias(self, number: int, tensor: gs.Tensor) -> bool:
+        """Tell whether a node adds one number to each channel of a layer's result."""
+        node = self._analysis.nodes[number]
+        if node.op != "Add":
+            return False
+        other = 1 if node.inputs[0] is tensor else 0
+        use = self._analysis.uses.get((number, other))
+        if use is None or not self._is_parameter((number, other)):
+            return False
+        shape, result = use.constant.shape, self._network.shape(tensor)
+        axis = 1 if len(result) > 2 and len(shape) == len(result) - 1 else len(result) - 1
+        return math.prod(shape) == max(shape) == result[axis] if result else False
+
+    def _take(self, use: Use) -> Slot:
+        self._taken.add(use)
+        rank = len(self._analysis.uses[use].axes)
+        return Slot(use, tuple(range(rank)), rank)
+
+    def _vectors(self, number: int) -> dict[str, Slot]:
+        """Return the parameters of a normalisation."""
+        inputs = range(1, len(self._analysis.nodes[number].inputs))
+        return {what: self._take((number, index)) for what, index in zip(_VECTORS, inputs, strict=False)
+                if (number, index) in self._analysis.uses and (number, index) not in self._taken}  # fmt: skip
+
+    def _alone(self, number: int, node: gs.Node) -> Unit:
+        """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
+        norm = number if node.op == "BatchNormalization" else None
+        if node.op in _NORMS:
+            slots, kind = self._vectors(number), "affine"
+        elif node.op == "Mul":
+            slots, kind = {"scale": self._first(number)}, "affine"
+            reader = self._finder.only_reader(node.outputs[0])
+            if reader is not None and self._is_bias(self._analysis.numbers[id(reader)], node.outputs[0]):
+                slots["shift"] = self._first(self._analysis.numbers[id(reader)])
+        else:
+            uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
+            kind = "constant" if node.op in _PLACES else node.op
+            slots = {f"{kind} {place}": self._take(use) for place, use in enumerate(uses)}
+        if not slots:
+            slots = {node.op: self._first(number)}
+        main = next(iter(slots.values()))
+        shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
+        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm)
+
+    def _first(self, number: int) -> Slot:
+        """Return the first parameter of a node."""
+        indices = range(len(self._analysis.nodes[number].inputs))
+        return self._take(next((number, i) for i in indices if self._is_parameter((number, i))))
+
+    def _name(self, number: int, slot: Slot) -> str:
+        node = self._analysis.nodes[slot.use[0]]
+        return module_of(self._analysis.nodes[number], self._proto.graph.node[number], node.inputs[slot.use[1]].name)
+
+    def _is_neutral(self, layer: Layer, node: gs.Node, slot: Slot) -> bool:
+        """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
+        source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
+        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result:
+            return False
+        kernel = slot.axes(self._analysis)[2:]
+        if any(axis.size % 2 == 0 for axis in kernel):
+            return False
+        return "identity" in self._finder.place(layer).ways
+
+
+# --- Similarity ----------------------------------------------------------------------------------------------
+
+
+def similarity(teacher: Unit, target: Unit) -> float:
+    """Return how alike two units are, from 0 (another operator) to 1.
+
+    The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
+    """
+    shape = teacher.shape
+    if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
+        shape = (*shape, *(1 for _ in target.shape[2:]))
+    elif teacher.kind != target.kind:
+        return 0.0
+    if len(shape) != len(target.shape):
+        return 0.0
+    alike: float = math.sqrt(_ratio(shape, target.shape))
+    if len(teacher.places) == len(target.places):
+        alike *= _ratio(teacher.places, target.places)
+    alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
+    missing = len(set(teacher.slots) - set(target.slots))
+    if any(old > new for old, new in zip(shape, target.shape, strict=True)):
+        alike *= 0.7  # the target does not contain the teacher
+    return alike * 0.9**missing
+
+
+def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
+    return math.prod(min(a, b) / max(a, b, 1) for a, b in zip(one, other, strict=True)) if one else 1.0
+
+
+# --- The alignment -------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Path(Generic[T]):
+    """The best alignment of two sequences: its value, the matched pairs, and what is left on each side."""
+
+    value: float
+    pairs: tuple[tuple[T, T], ...]
+    lost: tuple[T, ...]
+    added: tuple[T, ...]
+
+
+def _best(
+    old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], loss: Callable[[T], float],
+    excess: Callable[[T], float],
+) -> _Path[T]:  # fmt: skip
+    """Align two sequences in order; of equally good alignments take the one that matches earliest.
+
+    Args:
+        old: What should all be matched.
+        new: What it is matched with.
+        gain: What a match brings; one of 0 or less is none.
+        loss: What it costs to leave out one of `old`.
+        excess: What it costs to leave out one of `new`.
+    """
+    m, n = len(old), len(new)
+    gains = [[gain(a, b) for b in new] for a in old]
+    losses, costs = [loss(a) for a in old], [excess(b) for b in new]
+    value = np.zeros((m + 1, n + 1))
+    value[:m, n] = -np.cumsum(losses[::-1])[::-1]
+    value[m, :n] = -np.cumsum(costs[::-1])[::-1]
+    rows = value.tolist()
+    for i in range(m - 1, -1, -1):
+        row, below, here = rows[i], rows[i + 1], gains[i]
+        for j in range(n - 1, -1, -1):
+            best = max(row[j + 1] - costs[j], below[j] - losses[i])
+            row[j] = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
+    pairs, lost, added = [], [], []
+    i = j = 0
+    while i < m or j < n:
+        if i < m and j < n and gains[i][j] > 0 and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
+            pairs.append((old[i], new[j]))
+            i, j = i + 1, j + 1
+        elif j < n and (i == m or rows[i][j] <= rows[i][j + 1] - costs[j] + 1e-9):
+            added.append(new[j])
+            j += 1
+        else:
+            lost.append(old[i])
+            i += 1
+    return _Path(rows[0][0], tuple(pairs), tuple(lost), tuple(added))
+
+
+def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    """Align the items of two networks, and the units of matched blocks.
+
+    Where exporters wrote the same blocks differently, so that something is left over, the units alone are aligned too,
+    and the alignment that leaves out less is returned.
+    """
+    found = _align(teacher, target)
+    if _left_out(found):
+        flat = [[Item((unit,)) for item in side for unit in item.units] for side in (teacher, target)]
+        other = _regrouped(_align(*flat), target)
+        found = min(found, other, key=_left_out)
+    return found
+
+
+def _left_out(found: Alignment) -> int:
+    """Return how many units have no counterpart, and cannot do without."""
+    return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+
+
+def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
+    """Put added units together again where they are all that a block has."""
+    added = {id(unit) for item in found.added for unit in item.units}
+    items = []
+    for item in target:
+        left = [unit for unit in item.units if id(unit) in added]
+        items += [item] if len(left) == len(item.units) else [Item((unit,)) for unit in left]
+    return Alignment(found.pairs, tuple(items), found.lost)
+
+
+def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    inner: dict[tuple[object, object], float] = {}
+
+    def gain(old: Item, new: Item) -> float:
+        key = old.signature, new.signature
+        if key not in inner:
+            value = _inside(old.units, new.units).value
+            inner[key] = value - (0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0)
+        return inner[key] + (_KNOWN if inner[key] > 0 and old.name == new.name else 0.0)
+
+    def excess(item: Item) -> float:
+        return (_FREE if item.neutral else 0.5 * _LOST) * len(item.units)
+
+    path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess)
+    pairs: list[tuple[Unit, Unit]] = []
+    lost = [unit for item in path.lost for unit in item.units]
+    added = list(path.added)
+    for old, new in path.pairs:
+        found = _inside(old.units, new.units)
+        pairs += found.pairs
+        lost += found.lost
+        added += [Item((unit,)) for unit in found.added]
+    return Alignment(tuple(pairs), tuple(added), tuple(lost))
+
+
+def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
+    """Align units that are matched one by one."""
+    return _best(old, new, similarity, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else 0.5 * _LOST)
