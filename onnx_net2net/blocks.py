@@ -263,11 +263,20 @@ class _Blocks:
             if self._analysis.draft.captured(node) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
                 return f"{node.op} inside it has a body"
             for value in node.outputs:
-                readers = {self._network.number(reader) for reader in value.outputs if reader.op not in _SIZES}
+                readers = {self._network.number(reader) for reader in value.outputs if not self._is_measured(reader)}
                 leaves = value.name in self._analysis.kept or not readers <= nodes
                 if leaves and value is not exit and value.name in self._network.live:
                     return f"{value.name} inside it is read outside"
         return ""
+
+    def _is_measured(self, node: gs.Node) -> bool:
+        """Tell whether nothing but sizes is made of what a node reads."""
+        if node.op in _SIZES:
+            return True
+        values = [value for value in node.outputs if value.name]
+        readers = [reader for value in values for reader in value.outputs]
+        shown = any(value.name in self._analysis.kept for value in values)
+        return node.op in _LINEAR and bool(readers) and not shown and all(map(self._is_measured, readers))
 
     def _is_read_by_norm(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""

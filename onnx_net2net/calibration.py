@@ -1,11 +1,13 @@
-"""Mean and variance of the units of tensors, measured by running a model."""
+"""Mean and variance of the units of tensors, measured by running a model, and BatchNormalizations that get them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.inputs import Feeds, accepted, check_feeds, draw, input_specs
@@ -58,6 +60,43 @@ def measure(
             for name in tensors:
                 _add(sums.setdefault(name, []), np.asarray(answer[name], np.float64))
     return {name: _moments(found) for name, found in sums.items()}
+
+
+def recalibrated(
+    model: Model, data: Mapping[str, Array], *, progress: Progress | None = None
+) -> tuple[Model, tuple[str, ...]]:
+    """Give each BatchNormalization the mean and the variance of what it gets, one after another from the first on.
+
+    Args:
+        model: The model.
+        data: Inputs by name, with examples along the first axis.
+        progress: Told how many normalisations are done, and of how many.
+
+    Returns:
+        The model with other statistics, and the tensors that hold them.
+
+    Raises:
+        BadInputError: If the model does not run, or the data does not fit it.
+    """
+    norms = [node for node in model.proto.graph.node if node.op_type == "BatchNormalization" and len(node.output) == 1]
+    changed: list[str] = []
+    for number, norm in enumerate(norms):
+        if progress is not None:
+            progress("calibrating", number, len(norms))
+        moments = measure(model, [norm.input[0]], data)[norm.input[0]]
+        draft = model.draft()
+        node = next(node for node in draft.graph.nodes if node.outputs and node.outputs[0].name == norm.output[0])
+        for index, values in zip((3, 4), moments, strict=True):
+            old = node.inputs[index]
+            dtype = draft.type_of(old)
+            own = values.astype(helper.tensor_dtype_to_np_dtype(dtype))
+            if len(old.outputs) == 1:
+                draft.replace(old, own.shape, partial(np.asarray, own))
+            else:  # exporters merge vectors of equal values
+                node.inputs[index] = draft.lazy_constant(f"{old.name}_own", dtype, own.shape, partial(np.asarray, own))
+            changed.append(node.inputs[index].name)
+        model = draft.finish()
+    return model, tuple(changed)
 
 
 def _batches(model: Model, run: Runner, data: Mapping[str, Array] | None, seed: int) -> Iterator[Feeds]:

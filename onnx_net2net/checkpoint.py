@@ -38,11 +38,13 @@ class Checkpoint:
         entries: The entries, in the order of the teacher's state dict, and the new ones.
         sources: The files that they are computed from.
         notes: What else there is to say, for people.
+        versions: Of the modules' classes; see `onnx_net2net.statedict.Entries`.
     """
 
     entries: tuple[Entry, ...]
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    versions: Any = None
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of a name."""
@@ -55,7 +57,7 @@ class Checkpoint:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources)
+        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions)
 
 
 def checkpoint(
@@ -112,7 +114,9 @@ def checkpoint(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
-    return Checkpoint((*_marked(result), *derivation.added()), tuple(sources), tuple(notes))
+    return Checkpoint(
+        (*_marked(result), *derivation.added()), tuple(sources), tuple(notes), getattr(entries, "versions", None)
+    )
 
 
 def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:

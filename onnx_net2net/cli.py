@@ -180,6 +180,8 @@ def _add_transfer(commands: Any) -> None:
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
     command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
                          help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
+    command.add_argument("--calibrate", type=Path, metavar="NPZ",
+                         help="inputs to measure normalisations on, where the transfer is not exact")  # fmt: skip
     command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
@@ -373,7 +375,9 @@ def _transfer(options: argparse.Namespace) -> int:
     if options.method == "dpiat":
         result: Transfer = transfer_dpiat(teacher, target)
     else:
-        result = transfer(teacher, target, spread=options.spread, seed=options.seed)
+        with _progress() as progress:
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, calibrate=options.calibrate,
+                              progress=progress)  # fmt: skip
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
     if obstacles and options.exact:

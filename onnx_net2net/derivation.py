@@ -222,7 +222,10 @@ class Derivation:
         if len(best) > 1:
             constants = list(dict.fromkeys(match.pieces[0].constant for match in best))
             if len({_growth_key(self._nearest(name, constant)) for constant in constants}) > 1:
-                raise RefusedError(f"{name} may be any of {some(constants)}, equal constants that grew differently")
+                raise RefusedError(
+                    f"{name} is equal to {some(constants)}, which grew differently: the export made one for each use "
+                    "(export with folding off)"
+                )
         return best[0]
 
     def _rank(self, name: str, match: Match) -> tuple[bool, int]:

@@ -20,9 +20,9 @@ from onnx_net2net import statedict
 from onnx_net2net.derivation import nearness
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.folding import match_folded
-from onnx_net2net.layout import apply
+from onnx_net2net.layout import Reshape, Slice, apply
 from onnx_net2net.maps import is_float
-from onnx_net2net.matching import Match, Piece, constants_of, match, match_parts
+from onnx_net2net.matching import Match, Piece, constants_of, match, match_parts, single
 from onnx_net2net.tensors import Array
 from onnx_net2net.transfer import Source, Transfer
 
@@ -73,6 +73,7 @@ class _State:
         self._sources: dict[str, list[Source]] = {}
         for source in result.sources:
             self._sources.setdefault(source.target, []).append(source)
+        self._match_repeated()
         known = {piece.constant for found in self._matches.values() for m in found for piece in m.pieces}
         lost = [name for name, sources in self._sources.items()
                 if name not in known and any(source.origin != "kept" for source in sources)]  # fmt: skip
@@ -83,12 +84,34 @@ class _State:
                 "weights that the state dict has, and with folding off: dynamo=True, optimize=False)"
             )
 
+    def _match_repeated(self) -> None:
+        """Find entries that the export repeated, like a class token for each image of the batch."""
+        known = {piece.constant for found in self._matches.values() for m in found for piece in m.pieces}
+        lost = {name: single(entry.read()) for name, entry in self._entries.items()
+                if name not in self._matches and entry.shape and is_float(entry.dtype)}  # fmt: skip
+        for constant in [constant for name, constant in self._old.items() if name not in known and constant.shape]:
+            values = single(constant.read())
+            for axis, size in enumerate(values.shape):
+                first = np.take(values, [0], axis)
+                if size > 1 and np.array_equal(np.broadcast_to(first, values.shape), values):
+                    for name, entry in lost.items():
+                        if entry.size == first.size and np.array_equal(entry.reshape(-1), first.reshape(-1)):
+                            view = (Slice(axis, 0, 1), Reshape(entry.shape))
+                            self._matches[name] = [Match("reshaped", (Piece(constant.name, view),))]
+
     def value(self, name: str) -> Callable[[], Array]:
         """Return what computes an entry; one that is nowhere in the file stays as it is."""
         stored, found = self._entries[name], self._matches.get(name)
         if not found:
             return stored.read
         best = max(found, key=lambda match: self._rank(name, match))
+        if best.relation == "gathered" and any(
+            s.origin != "kept" for s in self._sources.get(best.pieces[0].constant, ())
+        ):
+            raise RefusedError(
+                f"the file has only those entries of {name} that were looked up in the export; export with folding off "
+                "(dynamo=True, optimize=False)"
+            )
         if best.axes is not None:
             return self._unfolded(name, best) if best.relation == "folded" else stored.read
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_net2net.matching import Constant, Match, Matches, Piece, single
+from onnx_net2net.matching import LAYERS, Constant, Match, Matches, Piece, biases_of, single
 from onnx_net2net.statedict import StateDict
 from onnx_net2net.tensors import Array
 
@@ -27,10 +27,9 @@ TOLERANCE = 2e-6
 """By what part of the largest weight rows that are called parallel may differ from that."""
 
 _SAMPLE = 64
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Norm:
     """The entries of a BatchNormalization: names, and values as of float64."""
 
@@ -50,40 +49,47 @@ def match_folded(entries: StateDict, constants: Mapping[str, Constant], matches:
         constants: The constants of the graph.
         matches: What was found so far; entries and constants in it are left out here.
     """
-    known = {piece.constant for found in matches.values() for m in found for piece in m.pieces}
-    lost = [name for name in entries if name not in matches and entries[name].shape]
-    norms = list(_norms(entries))
-    weights = [name for name in lost if len(entries[name].shape) > 1]
-    left = [constant for constant in constants.values() if constant.name not in known]
-    for constant in left:
-        layer = next((read for read in constant.reads if read.operator in _LAYERS and read.input == 1), None)
-        if layer is None or len(constant.shape) < 2:
-            continue
-        bias = next(
-            (c for c in constants.values() if any(r.node == layer.node and r.input == 2 for r in c.reads)), None
-        )
-        for name, match, scale in _parallel(constant, layer.operator, entries, weights):
-            norm = _norm_of(name, entries, norms, scale, bias)
-            if norm is None:
-                continue
-            norms.remove(norm)
-            weights.remove(name)
-            matches[name] = [match]
-            assert match.axes is not None
-            out = match.axes[_out_axis(layer.operator, len(match.axes))]
-            pieces = (match.pieces[0],) if bias is None else (match.pieces[0], Piece(bias.name, ()))
-            for what, entry in norm.names.items():
-                matches[entry] = [Match("folded", pieces, axes=(out,), scales=what in ("weight", "running_var"))]
-            own_bias = _sibling(name, "bias")
-            if own_bias in entries and len(entries[own_bias].shape) == 1:
-                matches[own_bias] = [Match("folded", pieces, axes=(out,))]
-            break
-    known |= {piece.constant for found in matches.values() for m in found for piece in m.pieces}
-    left = [constant for constant in constants.values() if constant.name not in known]
-    for name in weights:
+    _match_norms(entries, constants, matches)
+    left = _left(constants, matches)
+    for name in _lost(entries, matches):
         found = [one for constant in left if (one := _looked_up(entries[name].read(), constant)) is not None]
         if found:
             matches[name] = found
+
+
+def _left(constants: Mapping[str, Constant], matches: Matches) -> list[Constant]:
+    """Return the constants that no entry is."""
+    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
+    return [constant for constant in constants.values() if constant.name not in known]
+
+
+def _lost(entries: StateDict, matches: Matches) -> list[str]:
+    """Return the matrices and kernels that are not in the graph."""
+    return [name for name, entry in entries.items() if name not in matches and len(entry.shape) > 1]
+
+
+def _match_norms(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+    norms, biases, weights = list(_norms(entries)), biases_of(constants), _lost(entries, matches)
+    for constant in _left(constants, matches):
+        layer = next((read for read in constant.reads if read.operator in LAYERS and read.input == 1), None)
+        if layer is None or len(constant.shape) < 2:
+            continue
+        bias = biases.get(layer.node)
+        for name, match, scale in _parallel(constant, layer.operator, entries, weights):
+            norm = _norm_of(name, entries, norms, scale, bias)
+            if norm is not None:
+                norms.remove(norm)
+                weights.remove(name)
+                matches[name] = [match]
+                assert match.axes is not None
+                out = match.axes[_out_axis(layer.operator, len(match.axes))]
+                pieces = (match.pieces[0], *([Piece(bias.name, ())] if bias else []))
+                for what, entry in norm.names.items():
+                    matches[entry] = [Match("folded", pieces, axes=(out,), scales=what in ("weight", "running_var"))]
+                own_bias = _sibling(name, "bias")
+                if own_bias in entries and len(entries[own_bias].shape) == 1:
+                    matches[own_bias] = [Match("folded", pieces, axes=(out,))]
+                break
 
 
 def _sibling(name: str, what: str) -> str:

@@ -72,6 +72,7 @@ class Analysis:
         untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
+        copies: Names of constants that are copies of others and must stay so, with the names of these.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
     """
 
@@ -84,6 +85,7 @@ class Analysis:
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
 
     @property

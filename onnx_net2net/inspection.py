@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_net2net.bodies import open_bodies
-from onnx_net2net.dims import Axes, Dim, leaf_set, leaves
+from onnx_net2net.dims import Axes, Dim, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.maps import (
     Map,
@@ -41,6 +41,7 @@ class Group:
             input channels).
         follows: The group whose growth it takes instead of a factor's, because a class makes one width of the other
             (see `onnx_net2net.reimport`).
+        aliases: The names of dims that were found to be the same as it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Group:
     fillable: bool = False
     on_request: bool = False
     follows: Group | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -132,6 +134,10 @@ def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] 
         group.dims = (*group.dims, dim)
         group.role = group.role or roles.get(dim.origin or dim, "")
         of_dim[dim] = group
+    for dim, name in names.items():
+        merged = resolve(dim)
+        if isinstance(merged, Dim) and merged is not dim and merged in of_dim:
+            of_dim[merged].aliases += (name,)
     for group in groups.values():
         reasons = [dim.frozen for dim in group.dims]
         group.reason = next((reason for reason in reasons if reason), None) if all(reasons) else None

@@ -114,6 +114,15 @@ def constants_of(model: Model) -> dict[str, Constant]:
     return found
 
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a weight, and the third one a bias."""
+
+
+def biases_of(constants: Mapping[str, Constant]) -> dict[int, Constant]:
+    """Return the biases of layers by the numbers of the nodes that read them."""
+    return {r.node: c for c in constants.values() for r in c.reads if r.operator in LAYERS and r.input == 2}
+
+
 def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
     """Find each float entry of a state dict among the constants of a graph.
 

@@ -37,7 +37,7 @@ def matching(pattern: str, named: Sequence[T], names_of: Callable[[T], Sequence[
         BadInputError: If it names nothing; the text has names near it.
     """
     for match in (str.__eq__, fnmatch.fnmatchcase):  # a name may look like a pattern
-        for rank in range(2):
+        for rank in range(max(len(names_of(item)) for item in named) if named else 0):
             found = [item for item in named if match("".join(names_of(item)[rank : rank + 1]), pattern)]
             if found:
                 return found

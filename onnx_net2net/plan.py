@@ -157,7 +157,7 @@ class Plan:
             yield Change(group.name, group.size, new, wanted, kind, group.tensors)
 
     def _match(self, pattern: str) -> list[Group]:
-        return matching(pattern, self._groups, lambda group: (group.name, group.role), "dim")
+        return matching(pattern, self._groups, lambda group: (group.name, group.role, *group.aliases), "dim")
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""

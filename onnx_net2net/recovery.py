@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_net2net.layout import Transpose, View, apply
-from onnx_net2net.matching import Constant, Match, Matches, Piece, Read
+from onnx_net2net.matching import LAYERS, Constant, Match, Matches, Piece, Read, biases_of
 from onnx_net2net.naming import is_anonymous
 from onnx_net2net.statedict import Stored
 from onnx_net2net.tensors import Array
 
 EPSILON = 1e-5
 """Of torch's BatchNormalization, if not said otherwise."""
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass
@@ -47,7 +45,7 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         constants: What `onnx_net2net.matching.constants_of` returned for the teacher.
     """
     found = Recovered()
-    biases = {r.node: c for c in constants.values() for r in c.reads if r.operator in _LAYERS and r.input == 2}
+    biases = biases_of(constants)
     folded = {
         biases[read.node].name
         for constant in constants.values()
@@ -55,7 +53,7 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         if read.operator.startswith("Conv") and read.input == 1 and _is_folded(constant, biases.get(read.node))
     }
     for constant in constants.values():
-        read = next((read for read in constant.reads if read.operator in _LAYERS and read.input > 0), None)
+        read = next((read for read in constant.reads if read.operator in LAYERS and read.input > 0), None)
         own = not is_anonymous(constant.name)
         if not constant.shape or not (own or (read and read.scope)):
             continue
@@ -66,6 +64,9 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         name = constant.name if own or read is None else f"{read.scope}.{kind}"
         turned = not own and read is not None and read.operator == "MatMul" and len(constant.shape) == 2
         _add(found, name, constant, (Transpose((1, 0)),) if turned else ())
+    for name in [name for name in found.entries if name.endswith("running_mean")]:
+        steps = np.zeros((), np.int64)  # no graph holds it, and a strict load asks for it
+        found.entries[name.replace("running_mean", "num_batches_tracked")] = Stored((), steps.dtype, steps.copy)
     return found
 
 
@@ -102,5 +103,3 @@ def _add_norm(found: Recovered, bias: Constant, layer: str) -> None:
         found.matches[f"{prefix}.{what}"] = [Match("recovered", (Piece(bias.name, ()),), axes=(0,), scales=True)]
     found.entries[f"{prefix}.bias"] = Stored(bias.shape, bias.dtype, bias.read)
     found.matches[f"{prefix}.bias"] = [Match("recovered", (Piece(bias.name, ()),))]
-    steps = np.zeros((), np.int64)
-    found.entries[f"{prefix}.num_batches_tracked"] = Stored((), steps.dtype, lambda: steps)

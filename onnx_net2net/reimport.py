@@ -27,7 +27,7 @@ from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier
+from onnx_net2net.rewrite import carrier, dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -122,7 +122,7 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for contraction in said.contractions:
             for node, index, position in _carriers(analysis, number, contraction):
                 weighed.setdefault((node, index), {})[position] = number
-    copies = _turned_copies(analysis)
+    copies = {**_copies(analysis), **_turned_copies(analysis)}
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
         if analysis.nodes[use.node].op in ("Shape", "Size"):
@@ -130,8 +130,9 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         found = weighed.get(key, {})
         readings.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
+            original, is_turned = copies[id(use.constant)]
             turned = {1 - position: number for position, number in found.items()}
-            readings.setdefault(copies[id(use.constant)], []).append(turned)
+            readings.setdefault(original, []).append(turned if is_turned else found)
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
         known = readings.get(id(use.constant), [{}])
         if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
@@ -143,11 +144,36 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
                 yield axis, reason
 
 
-def _turned_copies(analysis: Analysis) -> dict[int, int]:
+def _copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
+    """Find the matrices that are copies of others: folding makes one for each use of a weight.
+
+    Returns:
+        The original of each, and that it is not transposed, by id. Their axes are made the same.
+    """
+    originals: dict[object, list[Use]] = {}
+    copies: dict[int, tuple[int, bool]] = {}
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
+        if sum(axis.size > 1 for axis in use.axes) < 2 or dtype_of(use.constant).kind == "i":
+            continue
+        values = analysis.draft.reader(use.constant)()
+        known = originals.setdefault((values.shape, values.dtype, values[-1].tobytes()), [])
+        for other in known:
+            if np.array_equal(values, analysis.draft.reader(other.constant)()) and values.min() < values.max():
+                copies[id(use.constant)] = id(other.constant), False
+                analysis.copies[use.constant.name] = other.constant.name
+                for axis, same in zip(use.axes, other.axes, strict=True):
+                    dims.unify(axis, same, f"{use.constant.name!r} is a copy of {other.constant.name!r}")
+                break
+        else:
+            known.append(use)
+    return copies
+
+
+def _turned_copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
     """Find the matrices that are transposes of tables: folding makes such a one of a tied head.
 
     Returns:
-        The table of each by id; their axes are made the same.
+        The table of each, and that it is transposed, by id. Their axes are made the same.
     """
     matrices: dict[tuple[int, ...], dict[int, Use]] = {}
     tables: dict[int, Use] = {}
@@ -156,14 +182,14 @@ def _turned_copies(analysis: Analysis) -> dict[int, int]:
             is_table = analysis.nodes[number].op == "Gather" and index == 0
             same_kind = tables if is_table else matrices.setdefault(tuple(use.constant.shape), {})
             same_kind[id(use.constant)] = use
-    copies: dict[int, int] = {}
+    copies: dict[int, tuple[int, bool]] = {}
     for table in tables.values():
         candidates = matrices.get(tuple(reversed(table.constant.shape)), {})
         values = analysis.draft.reader(table.constant)() if candidates else np.zeros(0)
         for key, matrix in candidates.items():
             other = analysis.draft.reader(matrix.constant)().T
             if np.array_equal(values[0], other[0]) and np.array_equal(values, other) and values.min() < values.max():
-                copies[key] = id(table.constant)
+                copies[key] = id(table.constant), True
                 for axis, same in zip(table.axes, reversed(matrix.axes), strict=True):
                     dims.unify(axis, same, f"{matrix.constant.name!r} is {table.constant.name!r} transposed")
     return copies

@@ -91,12 +91,18 @@ def redo(model: Model, steps: Sequence[Mapping[str, Any]], folder: Path) -> Iter
         BadInputError: If a record is of another model, or a value makes no sense.
         RefusedError: If a step cannot be carried out.
     """
+    on_data = False
     for number, step in enumerate(steps, 1):
         teacher = step.get("teacher")
         if number > 1 and teacher != fingerprint(model):
             path = folder / f"{number}.onnx"
             model.save(path)
             model = load(path)
+        if on_data and teacher is not None:
+            raise BadInputError(
+                f"step {number} was applied to what was calibrated on data that the record does not have"
+            )
+        on_data = step.get("calibrated on") == "data"
         if teacher not in (None, fingerprint(model)):
             raise BadInputError(f"step {number} was not applied to this model, but to another")
         operation = OPERATIONS[step["operation"]]

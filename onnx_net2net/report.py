@@ -29,7 +29,13 @@ from onnx_net2net.widen import Widening
 _TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted", "group",
           "can it be repeated?", "for example", "values")  # fmt: skip
 
-_ORIGINS = {"teacher": "the teacher's", "identity": "identities", "zero": "zero", "kept": "the target's own"}
+_ORIGINS = {
+    "teacher": "the teacher's",
+    "identity": "identities",
+    "zero": "zero",
+    "measured": "measured",
+    "kept": "the target's own",
+}
 """What people call the ways in which tensors of a target get their values."""
 
 

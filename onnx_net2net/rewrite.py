@@ -348,7 +348,8 @@ def _rewrite_constant(
             continue
         shape = [side.map.new for side in sides]
         read_zero = _zero_reader(analysis, use)
-        compute = _Computation(original, sides, style, zlib.crc32(name.encode()), filler, factor, read_zero)
+        salt = zlib.crc32(analysis.copies.get(name, name).encode())  # copies stay copies
+        compute = _Computation(original, sides, style, salt, filler, factor, read_zero)
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,16 @@ class Stored:
 
 
 StateDict = Mapping[str, Stored]
+
+
+class Entries(dict[str, Stored]):
+    """A state dict as torch has it.
+
+    Attributes:
+        versions: The versions of the modules' classes, which some read when they are loaded (`_metadata`).
+    """
+
+    versions: Any = None
 
 
 def read(path: str | os.PathLike[str]) -> StateDict:
@@ -151,7 +162,9 @@ def from_torch(loaded: Any, where: str = "the state dict") -> StateDict:
     tensors = {str(k): v for k, v in loaded.items() if hasattr(v, "layout")} if isinstance(loaded, Mapping) else {}
     if not tensors:
         raise BadInputError(f"{where} has no tensors by name")
-    return {name: _of_torch(name, tensor) for name, tensor in tensors.items()}
+    entries = Entries({name: _of_torch(name, tensor) for name, tensor in tensors.items()})
+    entries.versions = getattr(loaded, "_metadata", None)
+    return entries
 
 
 def _of_torch(name: str, tensor: Any) -> Stored:
@@ -184,6 +197,7 @@ def write(
     names: Iterable[str],
     value: Callable[[str], Array],
     sources: Iterable[Path] = (),
+    versions: Any = None,
 ) -> None:
     """Write a state dict, in the format that the file's name says; it appears as a whole or not at all.
 
@@ -192,6 +206,7 @@ def write(
         names: The names of the tensors.
         value: Returns the values of a tensor.
         sources: Files that are read, and are not to be written over.
+        versions: Of the modules' classes, for a file of torch; see `Entries`.
 
     Raises:
         BadInputError: If it cannot be written there.
@@ -202,7 +217,7 @@ def write(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             staged = Path(folder) / path.name
             arrays = {name: np.asarray(value(name), order="C") for name in names}
-            _write(staged, arrays)
+            _write(staged, arrays, versions)
             os.replace(staged, path)
     except OSError as error:
         raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -221,10 +236,13 @@ def check_output(path: Path, sources: Iterable[Path]) -> None:
     check_target(path, sources)
 
 
-def _write(path: Path, arrays: Mapping[str, Array]) -> None:
+def _write(path: Path, arrays: Mapping[str, Array], versions: Any) -> None:
     if path.suffix != ".safetensors":
         torch = import_torch(path)
-        torch.save({name: to_torch(array) for name, array in arrays.items()}, path)
+        tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
+        if versions is not None:
+            tensors._metadata = versions
+        torch.save(tensors, path)
         return
     from safetensors import TensorSpec, serialize_file
 

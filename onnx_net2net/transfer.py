@@ -13,9 +13,9 @@ import copy
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -27,14 +27,17 @@ from onnx import helper, numpy_helper
 
 from onnx_net2net import sizes
 from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, items_of
+from onnx_net2net.binding import TargetSizes
 from onnx_net2net.bodies import open_bodies
-from onnx_net2net.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
+from onnx_net2net.calibration import recalibrated
+from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import constant_of, infer
+from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
 from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
-from onnx_net2net.model import Model, load
+from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import scope_of
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan
@@ -67,7 +70,7 @@ class Source:
     Attributes:
         name: The tensor.
         shape: Its shape.
-        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero" or "kept".
+        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero", "measured" or "kept".
         teacher: The teacher's tensor, "" if there is none.
         target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
         scopes: The modules of the nodes that read it, "" where the file does not tell.
@@ -130,6 +133,8 @@ def transfer(
     *,
     spread: float = 0.3,
     seed: int = 0,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Fill a target from a teacher.
 
@@ -138,6 +143,9 @@ def transfer(
         target: Likewise: of any weights. Neither is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
+        calibrate: Inputs (an npz file, or arrays by name) on which the statistics of BatchNormalizations are measured
+            anew where the transfer is not exact; those of an exact one stay.
+        progress: Told how many normalisations are done, and of how many.
 
     Returns:
         The student. It computes what the teacher does if there are no obstacles; see `onnx_net2net.verify`.
@@ -152,8 +160,14 @@ def transfer(
         raise BadInputError(f"spread must be a number of at least 0, not {spread}")
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
+    data = read_npz(calibrate, input_specs(new.proto)) if isinstance(calibrate, str | os.PathLike) else calibrate
     with paused_gc():
-        return _Filling(old, new, Style(seed, spread)).transfer()
+        result = _Filling(old, new, Style(seed, spread)).transfer()
+    if data is None or not result.obstacles:
+        return result
+    student, measured = recalibrated(result.student, data, progress=progress)
+    sources = (replace(s, origin="measured", teacher="") if s.name in measured else s for s in result.sources)
+    return replace(result, student=student, sources=tuple(sources))
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
@@ -202,81 +216,7 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
 
 
-# --- Sizes ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Sizes:
-    """What sizes the target gives the teacher's dims.
-
-    Attributes:
-        wanted: For each dim the sizes that it should have, each with the number of elements that say so.
-        pending: Axes of which only the whole size is known so far.
-        partner: The teacher's dim that a dim of the target is like.
-    """
-
-    wanted: dict[Dim, Counter[int]] = field(default_factory=dict)
-    pending: list[tuple[Axis, Axis, int]] = field(default_factory=list)
-    partner: dict[Dim, Dim] = field(default_factory=dict)
-
-    def bind(self, teacher: Axis, target: Axis, weight: int) -> None:
-        """State that an axis of the teacher is to be like one of the target."""
-        teacher, target = resolve(teacher), resolve(target)
-        if isinstance(teacher, Dim):
-            self.wanted.setdefault(teacher, Counter())[target.size] += weight
-            if isinstance(target, Dim):
-                self.partner.setdefault(target, teacher)
-        elif type(teacher) is type(target) and len(teacher.parts) == len(target.parts):
-            for old, new in zip(teacher.parts, target.parts, strict=True):
-                self.bind(old, new, weight)
-        else:
-            self.pending.append((teacher, target, weight))
-
-    def segments(self, teacher: Axis, target: Axis) -> list[tuple[int, bool]] | None:
-        """Return the parts of a target's concatenation: their sizes, and whether the teacher has such a part.
-
-        Returns:
-            None if all parts are the teacher's, or it cannot be told which.
-        """
-        old, new = (
-            list(axis.parts) if isinstance(axis, Concat) else [axis] for axis in map(resolve, (teacher, target))
-        )
-        if len(new) <= len(old):
-            return None
-        known = [any(dim in self.partner for dim in leaves(part)) for part in new]
-        return [(part.size, own) for part, own in zip(new, known, strict=True)] if sum(known) == len(old) else None
-
-    def solve(self) -> dict[Dim, int]:
-        """Return a size for each dim that got one: the one that most elements ask for."""
-        waiting = []
-        for teacher, target, weight in self.pending:
-            segments = self.segments(teacher, target) or [(target.size, True)]
-            waiting.append((teacher, sum(size for size, own in segments if own), weight))
-        while waiting:
-            later = [(axis, size, weight) for axis, size, weight in waiting if not self._solve(axis, size, weight)]
-            if len(later) == len(waiting):
-                break
-            waiting = later
-        return {dim: counter.most_common(1)[0][0] for dim, counter in self.wanted.items()}
-
-    def _solve(self, axis: Axis, size: int, weight: int) -> bool:
-        """Find the size of the only dim of an axis that has none yet."""
-        unknown = {dim for dim in leaves(axis) if dim not in self.wanted and not dim.frozen}
-        if len(unknown) > 1:
-            return False
-        for dim in unknown:
-            fitting = [n for n in range(1, size + 1) if self._size(axis, {dim: n}) == size]
-            if fitting:
-                self.wanted.setdefault(dim, Counter())[fitting[0]] += weight
-        return True
-
-    def _size(self, axis: Axis, assumed: dict[Dim, int]) -> int:
-        axis = resolve(axis)
-        if isinstance(axis, Dim):
-            known = self.wanted.get(axis)
-            return assumed.get(axis) or (known.most_common(1)[0][0] if known else axis.size)
-        sizes = [self._size(part, assumed) for part in axis.parts]
-        return sum(sizes) if isinstance(axis, Concat) else math.prod(sizes)
+# --- Filling -------------------------------------------------------------------------------------------------
 
 
 def reshaped(model: Model) -> Model:
@@ -304,8 +244,6 @@ def reshaped(model: Model) -> Model:
     return replace(model, proto=proto, path=None)
 
 
-# --- Filling -------------------------------------------------------------------------------------------------
-
 Write = tuple[object, Callable[[], Array], str, str]
 """A key that equal values share, what computes them, where they come from, and the teacher's tensor."""
 
@@ -318,9 +256,9 @@ class _Filling:
         self._opened = open_bodies(reshaped(teacher)), open_bodies(target)
         self._old, self._new = (infer(opened.model, by_units=False) for opened in self._opened)
         self._nodes = list(self._old.nodes), list(self._new.nodes)
-        self._shapes = {key: tuple(use.constant.shape) for key, use in self._old.uses.items()}
+        self._initial = {key: self._new.draft.reader(use.constant) for key, use in self._new.uses.items()}
         self._writes: dict[Use, Write] = {}
-        self._sizes = _Sizes()
+        self._sizes = TargetSizes()
         self._interface: dict[str, list[tuple[str, int, int, int]]] = {}
         self.obstacles: list[Obstacle] = []
 
@@ -378,7 +316,8 @@ class _Filling:
         self._interface = plan.interface()
         rewrite(self._opened[0].model, self._old, plan.growth, self._style, {}, self._scaling(plan, inspection))
         for what in self._old.inserted:
-            self._hinder(what.partition(" ")[2] or what, f"growing it needs {what}, which the target does not have")
+            name = re.search(r"'([^']+)'", what)
+            self._hinder(name[1] if name else what, f"growing it needs {what}, which the target does not have")
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
@@ -530,8 +469,9 @@ class _Filling:
     def _folded(self, old: Unit, new: Unit, values: dict[str, Callable[[], Array]]) -> dict[str, Callable[[], Array]]:
         """Return weights and a bias that have the normalisation of the teacher's layer in them."""
         assert old.norm is not None
-        if "bias" not in new.slots or not {"scale", "shift", "mean", "variance"} <= values.keys():
-            self._hinder(new.name, "it has no bias that could hold the teacher's normalisation")
+        grouped = old.kind == "ConvTranspose" and self._nodes[0][old.node].attrs.get("group", 1) != 1
+        if "bias" not in new.slots or grouped or not {"scale", "shift", "mean", "variance"} <= values.keys():
+            self._hinder(new.name, "it cannot hold the teacher's normalisation")
             return values
         epsilon = self._epsilon(0, old.norm)
         weight, bias = values["weight"], values.get("bias", lambda: np.zeros(()))
@@ -540,7 +480,9 @@ class _Filling:
             return values["scale"]().astype(np.float64) / np.sqrt(values["variance"]().astype(np.float64) + epsilon)
 
         def folded() -> Array:
-            scaled: Array = weight() * factor().reshape(-1, *(1,) * (weight().ndim - 1))
+            values = weight()
+            out = 1 if old.kind == "ConvTranspose" else 0
+            scaled: Array = values * factor().reshape([-1 if axis == out else 1 for axis in range(values.ndim)])
             return scaled
 
         return {"weight": folded, "bias": lambda: (bias() - values["mean"]()) * factor() + values["shift"]()}
@@ -689,9 +631,8 @@ class _Filling:
         (unit,) = item.units
         if unit.neutral:
             self._make_identity(unit)
-        elif unit.kind == "affine" and "mean" not in unit.slots and self._nodes[1][unit.node].op == "Mul":
-            for what, slot in unit.slots.items():
-                self._constant(unit, what, slot, float(what == "scale"))
+        elif self._nodes[1][unit.node].op in ("Mul", "Add", "BatchNormalization"):
+            self._undo(unit)
         else:
             self._hinder(unit.name, self._why_not(unit))
 
@@ -705,7 +646,7 @@ class _Filling:
         shape, kind = tuple(found.constant.shape), self._new_type(found.constant)
         self._writes[use] = ("zero", shape), lambda: np.zeros(shape, kind), "zero", ""
 
-    def _constant(self, unit: Unit, what: str, slot: Slot, value: float) -> None:
+    def _constant(self, what: str, slot: Slot, value: float) -> None:
         shape = tuple(self._new.uses[slot.use].constant.shape)
         kind = self._new_type(self._new.uses[slot.use].constant)
         self._writes[slot.use] = ("identity", value, shape), lambda: np.full(shape, value, kind), "identity", ""
@@ -726,25 +667,21 @@ class _Filling:
             return weights
 
         self._put(unit, "weight", slot, dirac, "identity", None)
-        if "bias" in unit.slots:
-            self._constant(unit, "bias", unit.slots["bias"], 0.0)
-        if unit.norm is not None:
-            epsilon = self._epsilon(1, unit.norm)
-            values = {"scale": math.sqrt(1 + epsilon), "shift": 0.0, "mean": 0.0, "variance": 1.0}
-            for what, value in values.items():
-                if what in unit.slots:
-                    self._constant(unit, what, unit.slots[what], value)
+        self._undo(unit)
+
+    def _undo(self, unit: Unit) -> None:
+        """Let a normalisation, or a scale and a shift that are constants, do nothing."""
+        epsilon = self._epsilon(1, unit.norm) if unit.norm is not None else 0.0
+        values = {"scale": math.sqrt(1 + epsilon), "variance": 1.0}
+        for what, slot in unit.slots.items():
+            if what != "weight":
+                self._constant(what, slot, values.get(what, 0.0))
 
     # -- writing -----------------------------------------------------------------------------------------------
-
-    @property
-    def _initial(self) -> dict[Use, Callable[[], Array]]:
-        return self._read_initial
 
     def _write(self) -> Iterator[Source]:
         """Put all values into the target's draft; constants that several nodes read in different ways are parted."""
         draft, uses = self._new.draft, self._new.uses
-        self._read_initial = {key: draft.reader(use.constant) for key, use in uses.items()}
         by_constant: dict[int, list[Use]] = {}
         for key, use in uses.items():
             by_constant.setdefault(id(use.constant), []).append(key)

@@ -17,7 +17,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.bodies import open_bodies
-from onnx_net2net.dims import Axis, Product, resolve
+from onnx_net2net.dims import Axis, Product, leaves, resolve
 from onnx_net2net.inference import Analysis, constant_of, infer
 from onnx_net2net.inspection import Group, inspect_analysis
 from onnx_net2net.layers import parts_of
@@ -189,12 +189,15 @@ def widths(model: Model, analysis: Analysis) -> Widths:
     uses = Counter(id(use.constant) for use in analysis.uses.values())
     for number, node in enumerate(analysis.nodes):
         read = _weight(analysis, number) if number in analysis.said else None
-        module = _module(analysis, number, read[1]) if read else None
-        if module is None or read is None:
+        if read is None and node.op not in ("InstanceNormalization", "GroupNormalization"):  # whose weights may be made
             continue
-        proto, constant = model.proto.graph.node[number], read[0]
-        is_own = uses[id(constant)] == 1 and len(constant.shape) > 1  # exporters merge vectors, and fold norms
-        name = ("" if is_own else scope_of(proto)) or module_of(node, proto, constant.name)
+        module = _module(analysis, number, read[1] if read else 1)
+        if module is None:
+            continue
+        proto, constant = model.proto.graph.node[number], read[0] if read else None
+        # Exporters merge vectors of equal values, and fold norms into the matrices before them.
+        is_own = constant is not None and uses[id(constant)] == 1 and len(constant.shape) > 1
+        name = ("" if is_own else scope_of(proto)) or module_of(node, proto, constant.name if constant else "")
         modules.setdefault(name, module)
         if "epsilon" in node.attrs:
             epsilons.setdefault(name, float(node.attrs["epsilon"]))
@@ -255,11 +258,24 @@ def _module(analysis: Analysis, number: int, index: int) -> Module | None:
     if node.op == "GroupNormalization":
         channels = (analysis.input_axes(number, 0) or ())[1].size
         return Module("GroupNorm", {"num_groups": int(attrs["num_groups"]), "num_channels": channels})
+    if node.op == "InstanceNormalization":
+        return _group_norm(analysis, number)
     if node.op in ("LSTM", "GRU", "RNN"):
         return Module(node.op, {"input_size": shape[2], "hidden_size": int(attrs["hidden_size"])})
     if node.op == "PRelu":
         return Module("PReLU", {"num_parameters": math.prod(shape)})
     return None
+
+
+def _group_norm(analysis: Analysis, number: int) -> Module:
+    """Return a normalisation of each channel, or of groups of channels, which exporters write as channels."""
+    node = analysis.nodes[number]
+    axes = analysis.input_axes(number, 0) or ()
+    makers = node.inputs[0].inputs
+    before = analysis.input_axes(analysis.numbers[id(makers[0])], 0) if makers and makers[0].op == "Reshape" else None
+    if before and len(before) > 1 and len(axes) > 1 and set(leaves(axes[1])) <= set(leaves(before[1])):
+        return Module("GroupNorm", {"num_groups": axes[1].size, "num_channels": before[1].size})
+    return Module(f"InstanceNorm{max(len(axes) - 2, 1)}d", {"num_features": axes[1].size if len(axes) > 1 else 0})
 
 
 def _products(**axes: Axis) -> dict[str, str]:

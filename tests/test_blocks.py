@@ -223,6 +223,13 @@ def test_ends_of_branches(end):
     assert after["b.0_new1.up.weight"].any()
 
 
+def test_what_is_only_measured_outside_is_not_read_there():
+    """Exporters take sizes from any tensor that has them, a transposed one too."""
+    text = f"{BRANCH} t = Transpose<perm=[1, 0]>(a) k = Shape(t) n = Gather(k, first) r = Add(x, d)"
+    teacher = branch(f"{text} z = Cast<to=1>(n) s = Mul(r, z)", first=np.array([0]))
+    repeat_exactly(teacher, repeat={"b": 1})
+
+
 REFUSALS = {
     "post-norm": (
         f"{BRANCH} t = Add(x, d) s = LayerNormalization(t, gain, shift)",

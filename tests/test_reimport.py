@@ -238,6 +238,22 @@ def test_a_tie_behind_a_norm_grows_by_whole_factors(norm, is_folded):
         np.testing.assert_array_equal(found["head"], found["table"].T)
 
 
+def test_copies_of_a_weight_that_layers_share_stay_copies():
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        e = MatMul(x, embed) u1 = MatMul(e, up1) r1 = Relu(u1) d1 = MatMul(r1, down1) s1 = Add(e, d1)
+        u2 = MatMul(s1, up2) r2 = Relu(u2) d2 = MatMul(r2, down2) s2 = Add(s1, d2) y = MatMul(s2, head) }"""
+    up, down = draw(8, 16), draw(16, 8)
+    teacher = net(text, embed=draw(6, 8), up1=up, up2=up, down1=down, down2=down, head=draw(8, 3))
+    assert sizes_of(widen(teacher, factor=1.5)) == {"embed": 12, "up1": 24, "up2": 24}
+    assert sizes_of(widen_for_class(teacher, sizes={"up2": 20})) == {"up1": 20}
+    widening = widen_for_class(teacher, factor=1.5)
+    assert sizes_of(widening) == {"embed": 12, "up1": 24}
+    found = weights(widening.student)
+    assert found["up1"].shape == (12, 24)
+    for name in ("up", "down"):
+        np.testing.assert_array_equal(found[f"{name}1"], found[f"{name}2"])
+
+
 def test_a_tie_behind_a_norm_that_others_read_too_stays():
     text = """(int64[N, 5] ids) => (float[N, 5, 20] y, float[N, 5, 3] z) {
         e = Gather(table, ids) h = MatMul(e, up) r = Relu(h) d = MatMul(r, down) s = Add(e, d)

@@ -55,6 +55,14 @@ def test_wrappers_are_opened(tmp_path, wrap):
     np.testing.assert_array_equal(found["a"].read(), weight.numpy())
 
 
+def test_versions_of_classes_are_kept(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.BatchNorm1d(3).state_dict(), tmp_path / "x.pt")
+    found = read(tmp_path / "x.pt")
+    write(tmp_path / "y.pt", found, lambda name: found[name].read(), versions=found.versions)
+    assert torch.load(tmp_path / "y.pt")._metadata == torch.nn.BatchNorm1d(3).state_dict()._metadata
+
+
 def test_code_in_a_pickle_is_not_run(tmp_path):
     torch = pytest.importorskip("torch")
 

@@ -9,6 +9,7 @@ from graphs import Array, build, net
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, transfer, verify
+from onnx_net2net.calibration import measure
 from onnx_net2net.cli import main
 from onnx_net2net.matching import constants_of
 from onnx_net2net.transfer import proof
@@ -147,7 +148,29 @@ def fill(teacher, target, **options):
     return result, verification, [str(obstacle) for obstacle in obstacles]
 
 
+def transposed(seed, width, bn=True):
+    """A transposed convolution, whose weights have the outputs second."""
+    net = Net(seed, (2, 3, 4, 4)).conv("stem", width, kernel=1).node("Relu")
+    shape = (net.width, width, 2, 2)
+    names = [net.constant("up.weight", net.draw(*shape)), net.constant("up.bias", net.draw(width))]
+    net.node("ConvTranspose", *names, strides=[2, 2])
+    net = (net.bn("up.bn") if bn else net).node("Relu")
+    return net.conv("head", 3, kernel=1).build("y")
+
+
+def scaled(seed, width=6, extra=False):
+    """A chain with a normalisation, a scale and a shift that another one lacks."""
+    net = Net(seed, (2, 3, 6, 6)).conv("a", width).node("Relu")
+    if extra:
+        net.bn("norm").node("Mul", net.constant("scale", net.draw(width, 1, 1)))
+        net.node("Relu").node("Add", net.constant("shift", net.draw(width, 1, 1)))
+    return net.conv("b", 3).build("y")
+
+
 EXACT = {
+    "transposed convolutions": (transposed(0, 4), transposed(1, 6)),
+    "transposed convolutions, folded": (transposed(0, 4), transposed(1, 5, bn=False)),
+    "a scale, a shift and a normalisation in excess": (scaled(0), scaled(1, 8, extra=True)),
     "the same net": (resnet(0), resnet(1)),
     "wider": (resnet(0), resnet(1, width=10)),
     "deeper": (resnet(0), resnet(1, depth=3)),
@@ -207,6 +230,30 @@ def test_more_classes_come_behind_the_old_ones():
     _, verification, obstacles = fill(resnet(0), resnet(1, classes=5))
     assert obstacles == []
     assert verification.equivalent
+
+
+def test_calibration_measures_the_statistics_of_what_is_not_exact():
+    data = {"x": np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    teacher, target = dynamic(resnet(0)), dynamic(resnet(1, width=4))
+    result = transfer(teacher, target, calibrate=data)
+    measured = [source.name for source in result.sources if source.origin == "measured"]
+    assert len(measured) == 2 * 5
+    inputs = [node.input[0] for node in result.student.proto.graph.node if node.op_type == "BatchNormalization"]
+    moments = measure(result.student, inputs, data)
+    values = {name: constant.read() for name, constant in constants_of(result.student).items()}
+    for node in result.student.proto.graph.node:
+        if node.op_type == "BatchNormalization":
+            for name, moment in zip(node.input[3:], moments[node.input[0]], strict=True):
+                np.testing.assert_allclose(values[name], moment, rtol=1e-4, atol=1e-5)
+    exact = transfer(teacher, dynamic(resnet(1, width=8)), calibrate=data)
+    assert not any(source.origin == "measured" for source in exact.sources)
+
+
+def dynamic(proto):
+    """The model for any number of examples."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return proto
 
 
 def one_input(kind=TensorProto.FLOAT, shape=(1, 4), outputs=1, op="Relu"):

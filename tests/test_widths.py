@@ -112,6 +112,19 @@ def test_the_groups_of_a_convolution_and_of_a_norm_must_divide():
                                                     f"and in_channels are multiples of groups {groups}")  # fmt: skip
 
 
+def test_groups_that_are_normalised_as_channels_are_those_of_a_group_norm():
+    text = """(float[N, 6, 5] x) => (float[N, 3, 5] y) {
+        a = Conv(x, w) r = Reshape(a, split) i = InstanceNormalization(r, one, zero) b = Reshape(i, merged)
+        g = Mul(b, gain) s = Add(g, shift) y = Conv(s, w2) }"""
+    teacher = net(text, w=draw(8, 6, 1), gain=draw(8, 1), shift=draw(8, 1), w2=draw(3, 8, 1), one=np.ones(2, "f"),
+                  zero=np.zeros(2, "f"), split=np.array([0, 2, -1]), merged=np.array([0, 8, 5]))  # fmt: skip
+    found = report(teacher, factor=1.5, framework="torch").modules["one"]
+    assert found == ("GroupNorm", {"num_groups": (2, 3), "num_channels": (8, 12)})
+    plain = net("(float[N, 6, 5] x) => (float[N, 3, 5] y) { a = Conv(x, w) b = InstanceNormalization(a, g, s) "
+                "y = Conv(b, w2) }", w=draw(8, 6, 1), g=draw(8), s=draw(1, 8)[0], w2=draw(3, 8, 1))  # fmt: skip
+    assert report(plain, factor=1.5).modules["g"] == ("InstanceNorm1d", {"num_features": (8, 12)})
+
+
 def test_a_resnet_of_bottlenecks_has_a_width_per_group():
     text = """(float[N, 3, 5, 5] x) => (float[N, 4] y) {
         s = Conv(x, stem) a = Conv(s, l1a) b = Relu(a) c = Conv(b, l1b) d = Relu(c) e = Conv(d, l1c) f = Add(e, s)

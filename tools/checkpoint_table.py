@@ -26,10 +26,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from onnx_net2net.widths import WidthReport
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "dynamo": {"dynamo": True},
@@ -39,6 +42,9 @@ EXPORTS: dict[str, dict[str, Any]] = {
 }
 FACTORS = {"torchvision": (1.5,), "timm": (1.5,), "transformers": (1.5, 2.0)}
 """What streams grow by that a norm reads: whole factors only."""
+
+WHOLE = ("transformers/bloom", "transformers/convnext", "timm/convnextv2_atto")
+"""Classes all of whose widths are a multiple of one that a norm reads: they grow by 2."""
 
 SMALL = 12
 """Sizes up to this are numbers of heads and kernels, and the width of a head."""
@@ -313,6 +319,8 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
     for name, tensor in teacher.items():
         if not name.endswith("weight") or tensor.ndim < 2:
             continue
+        if name.endswith("mlp.fc1.weight") and "mlp_ratio" in options:
+            options["mlp_ratio"] = grown[name].shape[0] // grown[name].shape[1]
         axis = 1 if "c_attn" in name else 0
         ratio = grown[name].shape[axis] / tensor.shape[axis]
         if heads and any(query in name for query in queries):
@@ -359,14 +367,18 @@ def resize_leaf(module: nn.Module, shapes: Mapping[str, tuple[tuple[int, ...], t
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = new
     else:
-        groups = getattr(module, "num_groups", 1)
-        if new[0] % groups:  # whole groups were copied
-            module.num_groups = groups * new[0] // old[0]
         for name, value in list(vars(module).items()):
             if type(value) is int and old and value == old[0] and name not in ("num_groups",):
                 setattr(module, name, new[0])
             elif isinstance(value, tuple) and value == old:
                 setattr(module, name, new)
+
+
+def set_groups(model: nn.Module, report: WidthReport) -> None:
+    """Give the group normalisations the numbers of groups that the width report tells, which no weight shows."""
+    for name, (kind, sizes) in report.modules.items():
+        if kind == "GroupNorm":
+            model.get_submodule(name).num_groups = sizes["num_groups"][1]
 
 
 def resize_owner(
@@ -465,10 +477,9 @@ def uniform(teacher: Path, factor: float) -> Any:
 
     The sizes of the configs here are different numbers, so that equal sizes are one field.
     """
-    from onnx_net2net import inspect, widen
+    from onnx_net2net import widen
 
-    groups = inspect(teacher).groups
-    sizes: dict[str, int | str] = {g.name: g.size for g in groups if g.role == "value head_dim" and not g.reason}
+    sizes: dict[str, int | str] = {}
     for _ in range(4):
         widening = widen(teacher, factor=factor, sizes=sizes, framework="torch")
         became: dict[int, set[int]] = {group.size: {group.size} for group in widening.fixed if group.size > SMALL}
@@ -483,16 +494,15 @@ def uniform(teacher: Path, factor: float) -> Any:
 
 def attempt(library: str, name: str, export: str, factor: float, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
-    from safetensors.torch import load_file
-
     from onnx_net2net import Net2NetError, checkpoint, load, widen
+    from onnx_net2net.widths import compare_widths
 
     torch.manual_seed(0)
     model, x = CASES[library][1](name)
     model.eval()
     randomise(model)
     stages = {"stage": "export", "parameters": sum(p.numel() for p in model.parameters())}
-    teacher, student, saved = folder / "teacher.onnx", folder / "student.onnx", folder / "grown.safetensors"
+    teacher, student, saved = folder / "teacher.onnx", folder / "student.onnx", folder / "grown.pt"
     try:
         whole = Flat(model) if library == "transformers" else model
         torch.onnx.export(whole, (x,), str(teacher), **EXPORTS[export])
@@ -507,7 +517,7 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
         stages["relations"] = sorted({entry.relation for entry in result.entries})
         result.save(saved)
         stages["stage"] = "class"
-        grown = load_file(saved)
+        grown = torch.load(saved, weights_only=True)
         if library == "transformers":
             config, kind, options = TRANSFORMERS[name]
             options = wider_config(options, model.state_dict(), grown)
@@ -515,6 +525,7 @@ def attempt(library: str, name: str, export: str, factor: float, folder: Path) -
             wider = build_transformer(config, kind, options)
         else:
             wider = resized(model, grown)
+            set_groups(wider, compare_widths(load(teacher), load(student)))
         wider.load_state_dict(grown, strict=True)
         again = Flat(wider) if library == "transformers" else wider
         stages["stage"] = "compare"
@@ -612,7 +623,9 @@ def main() -> None:
     for library, (models, _) in CASES.items():
         for name in models:
             if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in options.only):
-                for result in run(library, name, options.factors or FACTORS[library], options.exports, options.limit):
+                whole = f"{library}/{name}" in WHOLE
+                factors = (2.0,) if whole else options.factors or FACTORS[library]
+                for result in run(library, name, factors, options.exports, options.limit):
                     results.append(result)
                     where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
                     print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 Each trains a teacher in PyTorch, exports it, grows it with ``onnx-net2net``, checks it, takes the weights back into a
 larger PyTorch class, and trains that on, beside random initialization and random padding.
 
-    python tools/run_experiments.py                                   # small: 20 minutes on two idle cores
+    python tools/run_experiments.py                                   # small: some ten minutes on two idle cores
     python tools/run_experiments.py --setting large --device cuda --processes 1 --out large
     python tools/run_experiments.py --experiment figure4 --seeds 2
     python tools/run_experiments.py --redraw                          # figures from the curves that are there

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -55,7 +57,7 @@ SETTINGS: Mapping[str, Setting] = {
         train_images=24_000,
         images=Schedule(steps=1000, batch=64, rate=2e-2),
         digits=Schedule(steps=500, batch=64, rate=1e-2),
-        text=Schedule(steps=300, batch=16, rate=2e-2),
+        text=Schedule(steps=250, batch=16, rate=2e-2),
     ),
     "large": Setting(
         seeds=5,
@@ -69,12 +71,13 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclasses.dataclass
 class Bench:
-    """One run of one experiment with one seed: what it is given, and what it leaves."""
+    """One run of one experiment with one seed: what it is given, a folder for files, and what it leaves."""
 
     experiment: str
     setting: str
     seed: int
-    device: str = "cpu"
+    device: str
+    folder: Path
     curves: list[Curve] = dataclasses.field(default_factory=list)
     commands: list[str] = dataclasses.field(default_factory=list)
 
@@ -103,8 +106,9 @@ class Bench:
 
     def grow(self, teacher: nn.Module, student: nn.Module, task: Task, command: Sequence[str], exact: bool) -> None:
         """Give `student` the weights of the grown `teacher`, by the public commands."""
-        command = [*command, "--seed", str(self.seed)]
-        self.commands += growth.grow(teacher, student, task.example, command, exact)
+        if not self.commands:  # an experiment has one teacher
+            growth.export(teacher, task.example, self.folder)
+        self.commands += growth.grow(student, self.folder, [*command, "--seed", str(self.seed)], exact)
 
 
 def step_flops(model: nn.Module, task: Task, batch: int) -> int:
@@ -259,6 +263,7 @@ EXPERIMENTS: Mapping[str, Callable[[Bench], None]] = {
 
 def run(experiment: str, setting: str, seed: int, device: str = "cpu") -> Bench:
     """Run one experiment with one seed; `experiment` is a key of `EXPERIMENTS`, `setting` of `SETTINGS`."""
-    bench = Bench(experiment, setting, seed, device)
-    EXPERIMENTS[experiment](bench)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(experiment, setting, seed, device, Path(folder))
+        EXPERIMENTS[experiment](bench)
     return bench

@@ -71,7 +71,7 @@ class Row:
         random_by_this_to_teacher: Steps of random initialization to where the teacher ended, by those of this arm.
         pad_by_this_to_teacher: The same for random padding.
         random_by_this_to_random: Steps of random initialization to where it ended itself, by those of this arm.
-        pad_by_this_to_random: Steps of random padding to there, by those of this arm.
+        pad_by_this_to_pad: Steps of random padding to where it ended itself, by those of this arm.
         compute_to_random: Floating-point operations of the teacher's training and of this arm to where random
             initialization ended, by those that the latter took.
     """
@@ -93,7 +93,7 @@ class Row:
     random_by_this_to_teacher: float
     pad_by_this_to_teacher: float
     random_by_this_to_random: float
-    pad_by_this_to_random: float
+    pad_by_this_to_pad: float
     compute_to_random: float
 
 
@@ -133,7 +133,7 @@ def summarize(curves: Sequence[Curve]) -> list[Row]:
         compute = math.nan
         if teachers and random_init:
             before = 0 if arm == RANDOM_INIT else teachers[0].step_flops * teachers[0].points[-1].step
-            compute = (before + runs[0].step_flops * to_random) / (random_init[0].step_flops * baseline)
+            compute = _ratio(before + runs[0].step_flops * to_random, random_init[0].step_flops * baseline)
         ends = [run.points[-1] for run in runs]
         row = Row(
             runs[0].experiment,
@@ -151,7 +151,7 @@ def summarize(curves: Sequence[Curve]) -> list[Row]:
             _ratio(steps(random_init, teachers), to_teacher),
             _ratio(steps(pad, teachers), to_teacher),
             _ratio(baseline, to_random),
-            _ratio(steps(pad, random_init), to_random),
+            _ratio(steps(pad, pad), steps(runs, pad)),
             compute,
         )
         rows.append(row)
@@ -195,7 +195,7 @@ def markdown(rows: Iterable[Row]) -> str:
             f"{row.accuracy:.1%} ± {100 * row.accuracy_spread:.1f}",
             f"{row.loss:.3f} ± {row.loss_spread:.3f}",
             *(_cell(value, "never") for value in (row.to_teacher, row.to_random, row.random_to_this)),
-            *(_cell(value, "at once") for value in (row.random_by_this_to_random, row.pad_by_this_to_random)),
+            *(_cell(value, "at once") for value in (row.random_by_this_to_random, row.pad_by_this_to_pad)),
             _cell(row.compute_to_random, "-"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -220,12 +220,14 @@ class Panel:
         y: A field of `Point`.
         shows: Which curves.
         compute: Whether floating-point operations, the teacher's included, are the horizontal axis instead of steps.
+        gain: Whether `y` is shown less what it was at the beginning, where teachers of different seeds differ much.
     """
 
     title: str
     y: str
     shows: Callable[[Curve], bool] = lambda _: True
     compute: bool = False
+    gain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _of_shapes(*shapes: str) -> Callable[[Curve], bool]:
     return lambda curve: curve.shape in ("", *shapes)
 
 
-_PAPERS_ARMS = (TEACHER, at(NET2NET, 10), RANDOM_PAD, RANDOM_INIT)
+_PAPERS_ARMS = (TEACHER, at(NET2NET, 10), at(NET2NET, 1), RANDOM_PAD, RANDOM_INIT)
 FIGURES: Mapping[str, Figure] = {
     "figure4": Figure("figure4", _accuracies(lambda curve: curve.arm in _PAPERS_ARMS)),
     "figure5": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[2]))),
@@ -253,8 +255,8 @@ FIGURES: Mapping[str, Figure] = {
     "symmetry": Figure(
         "symmetry",
         (
-            Panel("Adam", "loss", lambda curve: "adam" in curve.arm),
-            Panel("SGD with momentum", "loss", lambda curve: "sgd" in curve.arm),
+            Panel("Adam", "loss", lambda curve: "adam" in curve.arm, gain=True),
+            Panel("SGD with momentum", "loss", lambda curve: "sgd" in curve.arm, gain=True),
         ),
     ),
     "transformer": Figure(
@@ -280,15 +282,20 @@ def draw(path: Path, figure: Figure, curves: Sequence[Curve]) -> None:
         for curve in filter(panel.shows, curves):
             arms.setdefault((curve.shape, curve.arm), []).append(curve)
         for runs in arms.values():
-            _plot(ax, runs, _teacher_flops(runs[0], curves) if panel.compute else None, panel.y)
+            values = np.array([[getattr(point, panel.y) for point in run.points] for run in runs])
+            steps = np.array([point.step for point in runs[0].points])
+            before = _teacher_flops(runs[0], curves)
+            x = (before + steps * runs[0].step_flops) / 1e12 if panel.compute else steps
+            _plot(ax, runs[0], x, values - values[:, :1] if panel.gain else values)
         ax.set(title=panel.title, xlabel="TFLOP, the teacher's included" if panel.compute else "minibatches")
-        ax.set_ylabel("validation loss" if panel.y == "loss" else "accuracy")
+        what = "accuracy" if panel.y != "loss" else "validation loss"
+        ax.set_ylabel(f"{what}, less the teacher's" if panel.gain else what)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
-    if all(panel.y == "loss" for panel in figure.panels):
-        # The first steps of a random initialization would leave no room for the others.
-        ends = [curve.points[-1].loss for curve in curves]
-        axes[0].set_ylim(0.9 * min(ends), 1.5 * max(ends))
+        if panel.y == "loss" and not panel.gain:
+            # The first steps of a random initialization would leave no room for the others.
+            ends = [curve.points[-1].loss for curve in curves]
+            ax.set_ylim(0.95 * min(ends), 1.3 * max(ends))
     canvas.savefig(path, dpi=90)
     plt.close(canvas)
 
@@ -301,15 +308,11 @@ def _teacher_flops(curve: Curve, curves: Iterable[Curve]) -> int:
     return teacher.step_flops * teacher.points[-1].step
 
 
-def _plot(ax: Axes, runs: Sequence[Curve], before: int | None, y: str) -> None:
-    """Plot one arm, by steps, or by floating-point operations if there is a number of them to begin with."""
-    first = runs[0]
-    steps = np.array([point.step for point in first.points])
-    x = steps if before is None else (before + steps * first.step_flops) / 1e12
-    values = np.array([[getattr(point, y) for point in run.points] for run in runs])
-    mean, spread = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else np.zeros(len(x))
-    style = "--" if first.arm == TEACHER or "dropout" in first.arm else "-"
-    (line,) = ax.plot(x, mean, style, label=f"{first.arm}, {first.shape}" if first.shape else first.arm, linewidth=1.2)
+def _plot(ax: Axes, arm: Curve, x: np.ndarray, values: np.ndarray) -> None:
+    """Plot one arm: values ``[seeds, points]``."""
+    mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(x))
+    style = "--" if arm.arm == TEACHER or "dropout" in arm.arm else "-"
+    (line,) = ax.plot(x, mean, style, label=f"{arm.arm}, {arm.shape}" if arm.shape else arm.arm, linewidth=1.2)
     ax.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
