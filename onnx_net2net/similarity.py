@@ -81,7 +81,7 @@ def similarities(
         for source in map(load, sources):
             given = _Network(source)
             common = overlap(given.analysis, wanted.analysis, align(given.items, wanted.items))
-            kept, filled = (min(1.0, common / max(model.parameters, 1)) for model in (source, sink))
+            kept, filled = (min(1.0, common / max(network.elements, 1)) for network in (given, wanted))
             alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
             measured = agreement(source, sink) if measure == "agreement" else None
             found.append(Similarity(_name(source), kept, filled, alike, measured))
@@ -96,6 +96,7 @@ class _Network:
         self.scored = Scored(flat)
         self.analysis = infer(flat)
         self.items = items_of(self.analysis, flat.proto)
+        self.elements = sum(math.prod(constant.shape) for constant, _ in self.scored.constants)
 
 
 def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:

@@ -237,7 +237,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> str:
             cells = []
             for epoch in EPOCHS:
                 y = np.array([_gain(row, arm, epoch) for row in told])
-                ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, y)]
+                ranks = [(v[:, None] > v).sum(1) + (v[:, None] == v).sum(1) / 2 for v in (x, y)]
                 cells.append(f"{np.corrcoef(x, y)[0, 1]:.2f}, {np.corrcoef(*ranks)[0, 1]:.2f}")
             lines.append(f"{measure:12}{arm:10}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
