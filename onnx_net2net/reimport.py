@@ -12,6 +12,7 @@ grows by what the stream grows by.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -370,7 +371,14 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
             made = [group_of[dim] for dim in term if dim in group_of]
             heads = [group for group in made if "head" in group.role]
             is_square = math.prod(group.size for group in heads or made) == streams[0].size
-            if is_square and (heads or streams[0].role == "residual stream"):
-                for group in made:
-                    if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
-                        group.follows = streams[0]
+            is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
+            for group in made if is_square and is_whole else ():
+                if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
+                    group.follows = streams[0]
+    for layer in Network(analysis).layers.values():  # heads that a layer mixes, and what that makes of them
+        groups = {id(group_of[dim]): group_of[dim] for dim in (*layer.reads, *itertools.chain(*layer.terms))
+                  if dim in group_of}  # fmt: skip
+        heads = [group for group in groups.values() if group.role in _COUNTS]
+        if len(groups) == 2 and len(heads) == 1 and len({group.size for group in groups.values()}) == 1:
+            (mixed,) = (group for group in groups.values() if group is not heads[0])
+            mixed.follows = heads[0].follows or heads[0]

@@ -353,3 +353,28 @@ def test_the_record_says_what_it_was_grown_for(tmp_path):
 def test_an_unknown_framework_is_refused():
     with pytest.raises(BadInputError, match="no framework 'mxnet'"):
         widen(attention(), factor=2, framework="mxnet")
+
+
+@pytest.mark.parametrize(("factor", "sizes"), [(2, {"embed": 16, "qkv[0]": 4, "mix": 4}), (1.5, {"ffn": 15})])
+def test_heads_that_a_layer_mixes_follow_the_stream_too(factor, sizes):
+    """Talking heads: what mixes them makes as many as there are."""
+    text = """(float[N, 5, 6] x) => (float[N, 5, 3] y) {
+        h = MatMul(x, embed) n = LayerNormalization(h, scale, shift) f = MatMul(n, qkv) g = Reshape(f, split)
+        t = Transpose<perm=[2, 0, 3, 1, 4]>(g) q = Gather(t, zero) k = Gather(t, one) v = Gather(t, two)
+        kt = Transpose<perm=[0, 1, 3, 2]>(k) s = MatMul(q, kt) st = Transpose<perm=[0, 2, 3, 1]>(s)
+        m = MatMul(st, mix) mt = Transpose<perm=[0, 3, 1, 2]>(m) p = Softmax<axis=-1>(mt)
+        pt = Transpose<perm=[0, 2, 3, 1]>(p) w = MatMul(pt, back) wt = Transpose<perm=[0, 3, 1, 2]>(w)
+        c = MatMul(wt, v) ct = Transpose<perm=[0, 2, 1, 3]>(c) cm = Reshape(ct, merge) o = MatMul(cm, out)
+        r = Add(h, o) z = LayerNormalization(r, scale, shift) u = MatMul(z, ffn) a = Relu(u) y = MatMul(a, head) }"""
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (6, 8), "qkv": (8, 24), "mix": (2, 2), "back": (2, 2), "out": (8, 8), "ffn": (8, 10),
+              "head": (10, 3), "scale": (8,), "shift": (8,)}  # fmt: skip
+    floats = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    lists = {"split": np.array([0, 5, 3, 2, 4]), "merge": np.array([0, 5, 8])}
+    places = {"zero": np.array(0), "one": np.array(1), "two": np.array(2)}
+    teacher = net(text, **floats, **lists, **places)
+    widening = widen(teacher, factor=factor, framework="torch")
+    verify(teacher, widening.student).raise_if_different()
+    grown = {change.name: change.new for change in widening.changes if change.new != change.old}
+    assert {name: size for name, size in grown.items() if name in sizes} == sizes
+    assert factor == 2 or set(grown) == set(sizes)

@@ -604,8 +604,9 @@ def frozen_reasons(results: Sequence[Result], number: int = 10) -> str:
 def report(results: Sequence[Result], limit: int | None, out: TextIO) -> None:
     """Print the tables and the findings."""
     print(summary(results), file=out)
+    if any(result.left is not None for result in results):
+        print("\nas small: so many have no more parameters than their teachers when widened and narrowed;", file=out)
     print(
-        "\nas small: so many have no more parameters than their teachers, when they were widened and narrowed;"
         "\ngrow: so many models have a dim that can grow (the others were refused, with a reason, or do not run);",
         file=out,
     )
