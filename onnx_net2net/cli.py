@@ -125,9 +125,7 @@ def _add_widen(commands: Any) -> None:
                          help="only growth that a class of the framework can follow")  # fmt: skip
     _add_report(command)
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    _add_checking(command)
+    _add_proof(command)
 
 
 def _add_deepen(commands: Any) -> None:
@@ -153,9 +151,7 @@ def _add_deepen(commands: Any) -> None:
                          help="copies behind the last block of the group, not behind their originals")  # fmt: skip
     command.add_argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on")
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    _add_checking(command)
+    _add_proof(command)
 
 
 def _add_narrow(commands: Any) -> None:
@@ -164,9 +160,7 @@ def _add_narrow(commands: Any) -> None:
     command.add_argument("teacher", type=Path, metavar="MODEL")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     command.add_argument("--seed", type=int, default=0, help="seed of the generated inputs")
-    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    _add_checking(command)
+    _add_proof(command)
 
 
 def _add_transfer(commands: Any) -> None:
@@ -247,6 +241,12 @@ def _add_checkpoint(commands: Any) -> None:
                          "the output, with .optimizer.pt behind its name")  # fmt: skip
     _add_report(command)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_proof(command: Any) -> None:
+    command.add_argument("--no-verify", action="store_false", dest="verify", help="write without comparing")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_checking(command)
 
 
 def _add_checking(command: Any) -> None:

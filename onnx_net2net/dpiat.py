@@ -14,13 +14,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import starmap
 from typing import TypeAlias
 
 import numpy as np
 import onnx
 
 from onnx_net2net.bodies import open_bodies
+from onnx_net2net.clipping import clip
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.model import Model, load
@@ -183,20 +183,6 @@ def similarity(one: Sequence[Element], other: Sequence[Element]) -> float:
 
 
 # --- Copying -------------------------------------------------------------------------------------------------
-
-
-def window(old: int, new: int) -> tuple[slice, slice]:
-    """Return which of `old` entries are copied, and to which of `new`: the middle of the longer, rounded down."""
-    size = min(old, new)
-    return slice((old - size) // 2, (old - size) // 2 + size), slice((new - size) // 2, (new - size) // 2 + size)
-
-
-def clip(source: Array, target: Array) -> Array:
-    """Return the target with the source's values in its middle: a crop along axes where the source is larger."""
-    read, written = zip(*starmap(window, zip(source.shape, target.shape, strict=True)), strict=True)
-    result: Array = target.copy()
-    result[written] = source[read].astype(target.dtype)
-    return result
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,7 @@ def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
     Returns:
         The model without them; its weights are computed when it is saved.
     """
-    by_constant: dict[int, list[Use]] = {}
-    for use in analysis.uses.values():
-        by_constant.setdefault(id(use.constant), []).append(use)
-    for uses in by_constant.values():
+    for uses in analysis.readings():
         if any(found.classes.keys() & leaf_set(*use.axes) for use in uses):
             _merge_constant(analysis, uses, found)
     maps = {dim: _kept(own) for dim, own in found.classes.items()}

@@ -114,6 +114,13 @@ class Analysis:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
 
+    def readings(self) -> list[list[Use]]:
+        """Return the uses of each constant."""
+        found: dict[int, list[Use]] = {}
+        for use in self.uses.values():
+            found.setdefault(id(use.constant), []).append(use)
+        return list(found.values())
+
     @cached_property
     def _derived(self) -> set[str]:
         names = {""}

@@ -45,7 +45,7 @@ class Inserter:
         result: gs.Variable,
     ) -> None:  # fmt: skip
         """Write layers in a row that compute the identity, with the activation of the place or one of their own."""
-        identity = _dirac(place.channels, place.group)
+        identity = dirac(place.channels, place.group)
         activate = self._activate if way == "identity" else self._prelu
         made = inner
         for position, kernel in enumerate(kernels):
@@ -68,7 +68,7 @@ class Inserter:
         self, place: Place, name: str, kernel: tuple[int, ...], inner: gs.Variable, result: gs.Variable
     ) -> None:
         """Write two identities of which the larger is taken."""
-        identity = _dirac(place.channels, place.group)
+        identity = dirac(place.channels, place.group)
         pieces = [self._layer(place, f"{name}.{n}", kernel, inner, identity, group=place.group) for n in (0, 1)]
         self._node("Max", f"{name}.Max", pieces, result)
 
@@ -163,7 +163,7 @@ class Inserter:
         return result
 
 
-def _dirac(channels: int, group: int) -> Callable[..., Array]:
+def dirac(channels: int, group: int) -> Callable[..., Array]:
     """Return what computes the weights of an identity: 1 for the unit itself, at the middle of the kernel."""
 
     def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:

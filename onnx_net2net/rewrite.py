@@ -300,10 +300,7 @@ def _rewrite_constants(
     scales: ScaleReaders,
 ) -> Iterator[GrownConstant]:
     """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
-    by_constant: dict[int, list[Use]] = {}
-    for use in analysis.uses.values():
-        by_constant.setdefault(id(use.constant), []).append(use)
-    for uses in by_constant.values():
+    for uses in analysis.readings():
         if any(_grown(axis, growth) for use in uses for axis in use.axes):
             yield from _rewrite_constant(teacher, analysis, uses, growth, roles, style, corrections, scales)
 

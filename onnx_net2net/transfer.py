@@ -30,11 +30,13 @@ from onnx_net2net.alignment import Alignment, Item, Slot, Unit, Use, align, item
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import recalibrated
+from onnx_net2net.clipping import clip, window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inference import constant_of, infer
 from onnx_net2net.inputs import input_specs, read_npz
+from onnx_net2net.insertion import dirac
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
 from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
 from onnx_net2net.model import Model, Progress, load
@@ -375,7 +377,7 @@ class _Filling:
             self._hinder(group.name, f"{group.size} units do not fit into {size}")
             for dim, new in asked.items():
                 if new < dim.size and not dim.fixed:
-                    plan.growth[dim] = window(dim.size, new)
+                    plan.growth[dim] = _middle(dim.size, new)
             return
         (dim, *rest) = group.dims
         if dim in averaged and not rest and group.reason is None and size % dim.size and group.padding is None:
@@ -613,9 +615,7 @@ class _Filling:
         made = np.array(slot.common(self._initial[slot.use]()))
         if made.ndim != values.ndim:
             return made
-        windows = [_windows(a, b) for a, b in zip(values.shape, made.shape, strict=True)]
-        made[tuple(w[1] for w in windows)] = values[tuple(w[0] for w in windows)]
-        return made
+        return clip(values, made)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
@@ -657,16 +657,8 @@ class _Filling:
         group = int(self._nodes[1][unit.node].attrs.get("group", 1))
         shape = tuple(axis.size for axis in slot.axes(self._new))
 
-        def dirac() -> Array:
-            weights = np.zeros(shape, np.float32)
-            units = np.arange(shape[0])
-            middle = weights
-            for size in shape[2:]:
-                middle = middle[:, :, size // 2]
-            middle[units, units % (shape[0] // group)] = 1
-            return weights
-
-        self._put(unit, "weight", slot, dirac, "identity", None)
+        weights = partial(dirac(shape[0], group), shape, np.dtype(np.float32))
+        self._put(unit, "weight", slot, weights, "identity", None)
         self._undo(unit)
 
     def _undo(self, unit: Unit) -> None:
@@ -681,12 +673,9 @@ class _Filling:
 
     def _write(self) -> Iterator[Source]:
         """Put all values into the target's draft; constants that several nodes read in different ways are parted."""
-        draft, uses = self._new.draft, self._new.uses
-        by_constant: dict[int, list[Use]] = {}
-        for key, use in uses.items():
-            by_constant.setdefault(id(use.constant), []).append(key)
-        for keys in by_constant.values():
-            constant = uses[keys[0]].constant
+        draft = self._new.draft
+        for uses in self._new.readings():
+            constant, keys = uses[0].constant, [(use.node, use.input) for use in uses]
             shape, kind = tuple(constant.shape), draft.type_of(constant)
             parted: dict[object, list[Use]] = {}
             values = [key for key in keys if self._nodes[1][key[0]].op not in ("Shape", "Size")]  # the shape stays
@@ -738,14 +727,7 @@ def _real(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size > 1)
 
 
-def window(old: int, new: int) -> Map:
-    """Return the map that keeps the units in the middle (DPIAT's clip)."""
-    start = (old - new) // 2
-    index = np.arange(start, start + new)
+def _middle(old: int, new: int) -> Map:
+    """Return the map that keeps the units in the middle, as `window` does."""
+    index = np.arange(old)[window(old, new)[0]]
     return Map(old, index, np.ones(new), np.zeros(new, np.int8), np.ones(new, bool))
-
-
-def _windows(old: int, new: int) -> tuple[slice, slice]:
-    """Return what is copied of an axis, and to where."""
-    size = min(old, new)
-    return slice((old - size) // 2, (old - size) // 2 + size), slice((new - size) // 2, (new - size) // 2 + size)

@@ -16,7 +16,8 @@ from onnx import numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load
 from onnx_net2net.cli import main
-from onnx_net2net.dpiat import Matcher, best_scores, clip, elements_of, similarity, transfer_dpiat, window
+from onnx_net2net.clipping import clip, window
+from onnx_net2net.dpiat import Matcher, best_scores, elements_of, similarity, transfer_dpiat
 from onnx_net2net.history import history
 from onnx_net2net.scored import Layer, Scored, layers_of, standardized, swapped
 

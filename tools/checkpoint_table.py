@@ -563,18 +563,23 @@ def run(
     library: str, name: str, factors: Sequence[float], exports: Sequence[str], limit: float
 ) -> Iterator[dict[str, Any]]:
     """Try one model in a process of its own; what it did not come to counts as failed."""
-    command = [sys.executable, __file__, "--worker", library, name, ",".join(map(str, factors)), *exports]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        text, why = output.stdout, output.stderr.strip().splitlines()[-1:] or ["it crashed"]
-    except subprocess.TimeoutExpired as error:
-        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        why = [f"not done in {limit:.0f} s"]
-    found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")]
+    found, why = run_worker([__file__, "--worker", library, name, ",".join(map(str, factors)), *exports], limit)
     yield from found
     for export, factor in list(itertools.product(exports, factors))[len(found) :]:
         line = {"library": library, "model": name, "export": export, "factor": factor}
-        yield {**line, "result": "failed", "reason": why[0]}
+        yield {**line, "result": "failed", "reason": why}
+
+
+def run_worker(arguments: Sequence[str], limit: float) -> tuple[list[dict[str, Any]], str]:
+    """Run a script in a process of its own; return the results that it printed, and why there are no more."""
+    try:
+        command = [sys.executable, *arguments]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        text, why = output.stdout, (output.stderr.strip().splitlines() or ["it crashed"])[-1]
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        why = f"not done in {limit:.0f} s"
+    return [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")], why
 
 
 # --- The table -----------------------------------------------------------------------------------------------

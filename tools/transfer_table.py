@@ -16,7 +16,6 @@ import fnmatch
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, randomise
+from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, randomise, run_worker
 
 Spec = tuple[str, dict[str, Any]]
 
@@ -270,17 +269,10 @@ def worker(pair: str, keep: str, exports: Sequence[str]) -> None:
 
 def run(pair: str, keep: str, exports: Sequence[str], limit: float) -> Iterator[dict[str, Any]]:
     """Try one pair in a process of its own; what it did not come to counts as failed."""
-    try:
-        command = [sys.executable, __file__, "--worker", pair, keep, *exports]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        text, why = output.stdout, output.stderr.strip().splitlines()[-1:] or ["it crashed"]
-    except subprocess.TimeoutExpired as error:
-        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        why = [f"not done in {limit:.0f} s"]
-    found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT ")]
+    found, why = run_worker([__file__, "--worker", pair, keep, *exports], limit)
     yield from found
     for export in exports[len(found) :]:
-        yield {"pair": pair, "export": export, "result": "failed", "reason": why[0]}
+        yield {"pair": pair, "export": export, "result": "failed", "reason": why}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
