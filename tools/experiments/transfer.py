@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -229,15 +228,6 @@ def run(pair: Pair, arm: str, rate: float, held_out: str, seed: int) -> Run:
     return Run(pair, arm, rate, held_out, seed, _learned(pair.data, teacher, pair.target, arm, rate, held_out, seed))
 
 
-def best_rate(runs: Sequence[Run]) -> float:
-    """Return the rate that is best on average after the epochs of training."""
-    scores = {
-        rate: statistics.fmean(sum(run.accuracies[1:]) for run in runs if run.rate == rate)
-        for rate in sorted({run.rate for run in runs})
-    }
-    return max(scores, key=scores.__getitem__)
-
-
 def alike(pair: Pair, seed: int) -> dict[str, float]:
     """Return how similar teacher and target are by each measure."""
     target = to_onnx(pair.data, pair.target, drawn(pair.data, pair.target, seed))
@@ -260,7 +250,7 @@ def study(pairs: Sequence[Pair], seeds: int, out: Path) -> None:
     rates = {}
     for pair, arm in itertools.product(pairs, ARMS):
         trials = [run(pair, arm, rate, VALIDATION, seed) for seed in TRIAL_SEEDS for rate in RATES]
-        rates[pair, arm] = best_rate(trials)
+        rates[pair, arm] = results.best_rate(trials)
         runs += trials
         print(f"{pair}, {arm}: rate {rates[pair, arm]}", file=sys.stderr, flush=True)
     found: Alike = {pair: [] for pair in pairs}

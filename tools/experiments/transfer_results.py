@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -114,6 +115,15 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 # --- tables -------------------------------------------------------------------------------------------
+
+
+def best_rate(runs: Sequence[Run]) -> float:
+    """Return the rate that is best on average after the epochs of training."""
+    scores = {
+        rate: statistics.fmean(sum(run.accuracies[1:]) for run in runs if run.rate == rate)
+        for rate in sorted({run.rate for run in runs})
+    }
+    return max(scores, key=scores.__getitem__)
 
 
 def by_pair(runs: Iterable[Run], alike: Alike) -> list[dict[str, Any]]:
