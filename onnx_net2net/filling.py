@@ -19,6 +19,9 @@ from onnx_net2net.naming import scope_of
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
 
+_NOTHING = 1e-8
+"""An epsilon beside which a variance of 1 is 1 in single precision."""
+
 Places = np.ndarray
 """A boolean for each place of an axis: whether the teacher has it."""
 
@@ -162,7 +165,7 @@ class Filling:
     def silence(self, item: Item) -> None:
         """Let what nothing corresponds to compute the identity."""
         if item.block is not None:
-            if item.block.reason:
+            if not item.neutral:
                 reason = f"nothing in the teacher corresponds to this block, and {item.block.reason}"
                 self._sides.hinder(item.name, reason)
                 return
@@ -172,6 +175,12 @@ class Filling:
         (unit,) = item.units
         if unit.neutral:
             self._make_identity(unit)
+        elif item.repeats:
+            self._undo(unit)
+            epsilon = self._target.epsilon(unit.node)
+            if epsilon > _NOTHING:
+                reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
+                self._sides.hinder(unit.name, reason)
         elif self._target.nodes[unit.node].op in ("Mul", "Add", "BatchNormalization"):
             self._undo(unit)
         elif "weight" in unit.slots:

@@ -103,17 +103,20 @@ def resnet(seed, width=6, depth=1, kernel=3, classes=3, bn=True, **options):
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes).build("logits")
 
 
-def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3):
-    """Residual blocks with a normalisation in front, whose epsilon matters."""
+def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3,
+                post=False):  # fmt: skip
+    """Residual blocks with a normalisation in front, whose epsilon matters, or behind."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.width = 4
     net.linear("embed", width, "MatMul")
+    net = getattr(net, norm)("embed.norm", epsilon) if post else net
     for block in range(depth):
         entry = net.last
-        getattr(net, norm)(f"blocks.{block}.norm", epsilon)
+        net = net if post else getattr(net, norm)(f"blocks.{block}.norm", epsilon)
         net.linear(f"blocks.{block}.fc1", hidden, "MatMul").node(activation)
         net.linear(f"blocks.{block}.fc2", width, "MatMul").add(entry)
-    getattr(net, norm)("norm", epsilon)
+        net = getattr(net, norm)(f"blocks.{block}.norm", epsilon) if post else net
+    net = net if post else getattr(net, norm)("norm", epsilon)
     return net.linear("head", classes, "MatMul").build("logits")
 
 
@@ -186,12 +189,16 @@ EXACT = {
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
     "layer norm, deeper": (transformer(0), transformer(1, width=11, depth=3)),
+    "post-norm, deeper": (
+        transformer(0, post=True, epsilon=1e-12), transformer(1, post=True, epsilon=1e-12, depth=3, hidden=16)),
+    "post-norm, wider and deeper": (
+        transformer(0, post=True, epsilon=1e-12, depth=2), transformer(1, 16, post=True, epsilon=1e-12, depth=3)),
     "decomposed RMSNorm, padded": (transformer(0, norm="rms"), transformer(1, norm="rms", width=13)),
     "decomposed RMSNorm, whole multiple": (transformer(0, norm="rms"), transformer(1, norm="rms", width=24)),
     "dense block, wider": (dense(0, 2), dense(1, 2, growth=5, width=9)),
     "dense block, deeper": (dense(0, 2), dense(1, 4)),
     "dense block, wider and deeper": (dense(0, 2), dense(1, 3, growth=6, width=7)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -208,6 +215,8 @@ IN_THE_WAY = {
     "no idempotent activation": (
         plain(0, (5, 7), "Sigmoid"), plain(1, (5, 7, 7), "Sigmoid"), "conv2: nothing in the teacher corresponds to it"),
     "a kernel that is smaller": (plain(0, (5, 7)), plain(1, (5, 7), kernels=(3, 1)), "conv1: "),
+    "post-norm, deeper, with an epsilon that matters": (
+        transformer(0, post=True), transformer(1, post=True, depth=2), "it normalises once more, which is not the"),
     "another stride": (resnet(0), resnet(1, stride=2), "stem: strides is None in the teacher and [2, 2]"),
     "narrower": (resnet(0), resnet(1, width=4), "6 units do not fit into 4"),
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
