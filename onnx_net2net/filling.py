@@ -11,9 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.alignment import Item, Slot, Unit, Use
-from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import clip
 from onnx_net2net.conversion import Conversion, compare, ring, surrounded
+from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
 from onnx_net2net.sides import Compute, Sides
@@ -69,11 +69,11 @@ class Filling:
 
     Args:
         sides: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
-        sizes: What sizes the target asked for.
+        fit: How it got them.
     """
 
-    def __init__(self, sides: Sides, sizes: TargetSizes) -> None:
-        self._sides, self._sizes, self._target = sides, sizes, sides.target
+    def __init__(self, sides: Sides, fit: Fit) -> None:
+        self._sides, self._sizes, self._factors, self._target = sides, fit.sizes, fit.factors, sides.target
         analysis = sides.target.analysis
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
@@ -156,9 +156,12 @@ class Filling:
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
                 made = clip(made, initial) if made.ndim == initial.ndim else initial
+            if factors is not None:
+                made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
             return slot.own(made, shape).astype(kind, copy=False)
 
-        self._writes[slot.use] = _Write(key, values, origin, teacher)
+        factors = self._factors.get(slot.use)
+        self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
