@@ -176,7 +176,7 @@ def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
         filling.silence(item)
     sources = tuple(filling.write())
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
-              "teacher": fingerprint(teacher), "target": fingerprint(target), **fitted.interface}  # fmt: skip
+              "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
     student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
     return Transfer(teacher, target, student, sources, tuple(sides.obstacles), style.seed)
