@@ -11,13 +11,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.alignment import Item, Slot, Unit, Use
-from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import clip
 from onnx_net2net.conversion import Conversion, compare, ring, surrounded
+from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
+
+_NOTHING = 1e-8
+"""An epsilon beside which a variance of 1 is 1 in single precision."""
 
 Places = np.ndarray
 """A boolean for each place of an axis: whether the teacher has it."""
@@ -66,11 +69,11 @@ class Filling:
 
     Args:
         sides: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
-        sizes: What sizes the target asked for.
+        fit: How it got them.
     """
 
-    def __init__(self, sides: Sides, sizes: TargetSizes) -> None:
-        self._sides, self._sizes, self._target = sides, sizes, sides.target
+    def __init__(self, sides: Sides, fit: Fit) -> None:
+        self._sides, self._sizes, self._factors, self._target = sides, fit.sizes, fit.factors, sides.target
         analysis = sides.target.analysis
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
@@ -153,16 +156,19 @@ class Filling:
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
                 made = clip(made, initial) if made.ndim == initial.ndim else initial
+            if factors is not None:
+                made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
             return slot.own(made, shape).astype(kind, copy=False)
 
-        self._writes[slot.use] = _Write(key, values, origin, teacher)
+        factors = self._factors.get(slot.use)
+        self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
     def silence(self, item: Item) -> None:
         """Let what nothing corresponds to compute the identity."""
         if item.block is not None:
-            if item.block.reason:
+            if not item.neutral:
                 reason = f"nothing in the teacher corresponds to this block, and {item.block.reason}"
                 self._sides.hinder(item.name, reason)
                 return
@@ -172,6 +178,12 @@ class Filling:
         (unit,) = item.units
         if unit.neutral:
             self._make_identity(unit)
+        elif item.repeats:
+            self._undo(unit)
+            epsilon = self._target.epsilon(unit.node)
+            if epsilon > _NOTHING:
+                reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
+                self._sides.hinder(unit.name, reason)
         elif self._target.nodes[unit.node].op in ("Mul", "Add", "BatchNormalization"):
             self._undo(unit)
         elif "weight" in unit.slots:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment
+from onnx_net2net.alignment import Alignment, Use
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
@@ -18,24 +18,38 @@ from onnx_net2net.inspection import Group, Inspection, inspect_analysis
 from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.products import weigh_products
+from onnx_net2net.rewrite import KEPT, rewrite
 from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
+from onnx_net2net.tensors import Array
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """What the units hold that a map pads with."""
 
 
-def fit(sides: Sides, found: Alignment, style: Style) -> tuple[TargetSizes, dict[str, Any]]:
+@dataclass(frozen=True)
+class Fit:
+    """How a teacher was brought to the sizes of a target.
+
+    Attributes:
+        sizes: The sizes that were asked for.
+        factors: By what the units of some of the target's parameters have to be multiplied besides.
+        interface: What the record of the operation says of grown inputs and outputs.
+    """
+
+    sizes: TargetSizes
+    factors: dict[Use, Array]
+    interface: dict[str, Any]
+
+
+def fit(sides: Sides, found: Alignment, style: Style) -> Fit:
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
         sides: The two networks; obstacles are noted.
         found: Which of their units correspond.
         style: How copies share their outgoing weights, and the seed.
-
-    Returns:
-        The sizes that were asked for, and what the record of the operation says of grown inputs and outputs.
     """
     return _Fitting(sides, found, style).fit()
 
@@ -62,7 +76,7 @@ class _Fitting:
     """One teacher that is brought to the target's sizes."""
 
     def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
-        self._sides, self._style = sides, style
+        self._sides, self._found, self._style = sides, found, style
         self._analysis = sides.teacher.analysis
         self._asked = bind(sides, found)
         self._averaged = self._keep_means()
@@ -70,7 +84,7 @@ class _Fitting:
         rng = np.random.default_rng(style.seed)
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
-    def fit(self) -> tuple[TargetSizes, dict[str, Any]]:
+    def fit(self) -> Fit:
         """Do it."""
         wanted = self._asked.solve()
         for group in self._inspection.groups:
@@ -79,11 +93,16 @@ class _Fitting:
             self._fit(group, wanted)
         interface = self._plan.interface()
         model = self._sides.teacher.opened.model
-        rewrite(model, self._analysis, self._plan.growth, self._style, {}, self._scaling())
-        for what in self._analysis.inserted:
-            name = re.search(r"'([^']+)'", what)
-            self._sides.hinder(name[1] if name else what, f"growing it needs {what}, which the target does not have")
-        return self._asked, interface
+        weighing = weigh_products(self._sides, self._found, self._plan.growth)
+        scaling = self._scaling()
+        scaling.unweighed |= weighing.products
+        rewrite(model, self._analysis, self._plan.growth, self._style, {}, scaling)
+        scaled = {node.name or node.outputs[0].name for node in weighing.scaled}
+        for inserted in self._analysis.inserted:
+            if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
+                reason = f"growing it needs {inserted}, which the target does not have"
+                self._sides.hinder(inserted.place, reason)
+        return Fit(self._asked, weighing.factors, interface)
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""

@@ -168,15 +168,15 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
 def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
     sides = Sides(Side(reshaped(teacher)), Side(target))
     found = _aligned(sides)
-    asked, interface = fit(sides, found, style)
-    filling = Filling(sides, asked)
+    fitted = fit(sides, found, style)
+    filling = Filling(sides, fitted)
     for old, new in found.pairs:
         filling.fill(old, new)
     for item in found.added:
         filling.silence(item)
     sources = tuple(filling.write())
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
-              "teacher": fingerprint(teacher), "target": fingerprint(target), **interface}  # fmt: skip
+              "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
     student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
     return Transfer(teacher, target, student, sources, tuple(sides.obstacles), style.seed)
