@@ -43,6 +43,9 @@ _KNOWN = 0.01
 _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
           "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
 _TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+_LEARNT = (*_NORMS, "Conv", "ConvTranspose", "Gemm", "PRelu")
+"""Operators of which each input but the first is learnt, be it a single number."""
+
 _PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
 _VECTORS = ("scale", "shift", "mean", "variance")
 
@@ -112,6 +115,11 @@ class Unit:
     def text(self) -> str:
         """What it is, for messages."""
         return f"{self.kind} of {' x '.join(map(str, self.shape))}"
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The sizes of a convolution's kernel, () where all are 1 or it is none."""
+        return self.shape[self.slots["weight"].channels :] if "weight" in self.slots else ()
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
@@ -238,14 +246,14 @@ class _Units:
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         return sorted(units, key=lambda unit: unit.node)
 
-    def _is_parameter(self, use: Use) -> bool:
-        """Tell whether an input holds numbers that no unit has yet, and more than one."""
-        constant = self._analysis.uses.get(use)
-        if constant is None or use in self._taken or math.prod(constant.constant.shape) < 2:
+    def _is_parameter(self, use: Use, least: int = 2) -> bool:
+        """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
+        found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
+        if found is None or use in self._taken or op in ("Shape", "Size"):
             return False
-        if self._analysis.nodes[use[0]].op in ("Shape", "Size"):
+        if math.prod(found.constant.shape) < (1 if op in _LEARNT and use[1] else least):
             return False
-        return self._analysis.draft.type_of(constant.constant) in DIVISIBLE
+        return self._analysis.draft.type_of(found.constant) in DIVISIBLE
 
     def _layer(self, layer: Layer) -> Unit | None:
         """Return a layer with its bias and normalisation."""
@@ -258,15 +266,16 @@ class _Units:
         if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
             slots["bias"] = self._take((layer.number, 2))
         tensor, norm = node.outputs[0], None
+        axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
             if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
                 slots |= self._vectors(number)
                 norm = number
-            elif not self._is_bias(number, tensor) or "bias" in slots:
+            elif "bias" in slots or (bias := self._bias(number, tensor, axis)) is None:
                 break
             else:
-                slots["bias"] = self._take((number, 1 if reader.inputs[0] is tensor else 0))
+                slots["bias"] = self._take(bias)
             tensor = reader.outputs[0]
         shape = tuple(axis.size for axis in slot.axes(self._analysis))
         pointwise = layer.convolves and slot.flat == 2
@@ -303,23 +312,28 @@ class _Units:
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
         return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
-    def _is_bias(self, number: int, tensor: gs.Tensor) -> bool:
-        """Tell whether a node adds one number to each channel of a layer's result."""
+    def _bias(self, number: int, tensor: gs.Tensor, axis: int) -> Use | None:
+        """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
         node = self._analysis.nodes[number]
-        if node.op != "Add":
-            return False
-        other = 1 if node.inputs[0] is tensor else 0
-        use = self._analysis.uses.get((number, other))
-        if use is None or not self._is_parameter((number, other)):
-            return False
-        shape, result = use.constant.shape, self._network.shape(tensor)
-        axis = 1 if len(result) > 2 and len(shape) == len(result) - 1 else len(result) - 1
-        return math.prod(shape) == max(shape) == result[axis] if result else False
+        use = number, 1 if node.inputs[0] is tensor else 0
+        if node.op != "Add" or use not in self._analysis.uses or not self._is_parameter(use, least=1):
+            return None
+        result = self._network.shape(tensor)
+        shape = self._analysis.uses[use].constant.shape
+        shape = [*(1 for _ in range(len(result) - len(shape))), *shape]
+        is_along = len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
+                                                     enumerate(zip(shape, result, strict=True)))  # fmt: skip
+        return use if is_along else None
 
     def _take(self, use: Use) -> Slot:
+        """Return the slot of a parameter; axes of one unit are left out of vectors."""
         self._taken.add(use)
-        rank = len(self._analysis.uses[use].axes)
-        return Slot(use, tuple(range(rank)), rank)
+        axes = self._analysis.uses[use].axes
+        real = [position for position, axis in enumerate(axes) if axis.size > 1]
+        if len(real) > 1:
+            return Slot(use, tuple(range(len(axes))), len(axes))
+        rest = [position for position in range(len(axes)) if position not in real]
+        return Slot(use, (*real, *rest), min(len(axes), 1))
 
     def _vectors(self, number: int) -> dict[str, Slot]:
         """Return the parameters of a normalisation."""
@@ -335,8 +349,9 @@ class _Units:
         elif node.op == "Mul":
             slots, kind = {"scale": self._first(number)}, "affine"
             reader = self._finder.only_reader(node.outputs[0])
-            if reader is not None and self._is_bias(self._analysis.numbers[id(reader)], node.outputs[0]):
-                slots["shift"] = self._first(self._analysis.numbers[id(reader)])
+            shift = self._shift(slots["scale"].use, reader) if reader is not None else None
+            if shift is not None:
+                slots["shift"] = self._take(shift)
         else:
             uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
             kind = "constant" if node.op in _PLACES else node.op
@@ -347,6 +362,14 @@ class _Units:
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
         again = node.op in _TWICE
         return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again)
+
+    def _shift(self, scale: Use, reader: gs.Node) -> Use | None:
+        """Return what is added to a product along the axis of its scale."""
+        result = self._analysis.nodes[scale[0]].outputs[0]
+        constant = self._analysis.uses[scale].constant
+        rank = len(self._network.shape(result))
+        real = [rank - len(constant.shape) + position for position, size in enumerate(constant.shape) if size > 1]
+        return self._bias(self._analysis.numbers[id(reader)], result, real[0]) if len(real) == 1 else None
 
     def _first(self, number: int) -> Slot:
         """Return the first parameter of a node."""
@@ -394,7 +417,8 @@ def similarity(teacher: Unit, target: Unit) -> float:
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
-    return math.prod(min(a, b) / max(a, b, 1) for a, b in zip(one, other, strict=True)) if one else 1.0
+    """Return the product of the smaller size over the larger one; both may be 0, as those of empty tensors are."""
+    return math.prod(1.0 if a == b else min(a, b) / max(a, b) for a, b in zip(one, other, strict=True))
 
 
 # --- The alignment -------------------------------------------------------------------------------------------
