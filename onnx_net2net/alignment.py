@@ -10,6 +10,7 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.blocks import Block, find_blocks
+from onnx_net2net.blocks import Block, find_blocks, residual_depths
 from onnx_net2net.dims import Axis
 from onnx_net2net.inference import DIVISIBLE, Analysis
 from onnx_net2net.layers import Layer, Network
@@ -36,6 +37,9 @@ _LOST = 1.0
 
 _FREE = 0.001
 """What it costs to leave out a unit of the target that can be the identity."""
+
+_TORN = 0.05
+"""The same where it is in a block, of which others are not left out."""
 
 _KNOWN = 0.01
 """What it gains that a unit is called the same on both sides: names break ties, and no more."""
@@ -97,6 +101,7 @@ class Unit:
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
+        depth: In how many residual blocks it is, nested ones counted.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
     """
 
@@ -110,6 +115,7 @@ class Unit:
     norm: int | None = None
     neutral: bool = False
     normalises: bool = False
+    depth: int = 0
 
     @property
     def text(self) -> str:
@@ -124,7 +130,7 @@ class Unit:
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """What similarity depends on, but for the name."""
-        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots))
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), self.depth
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,8 @@ class _Units:
         for number, node in enumerate(self._analysis.nodes):
             for index in range(len(node.inputs)):
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
-        return sorted(units, key=lambda unit: unit.node)
+        depths = residual_depths(self._network, self._proto)
+        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: unit.node)]
 
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
         """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
@@ -413,7 +420,7 @@ def similarity(teacher: Unit, target: Unit) -> float:
     missing = len(set(teacher.slots) - set(target.slots))
     if any(old > new for old, new in zip(shape, target.shape, strict=True)):
         alike *= 0.7  # the target does not contain the teacher
-    return alike * 0.9**missing
+    return alike * 0.9**missing * 0.97 ** abs(teacher.depth - target.depth)
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -438,7 +445,7 @@ class _Path(Generic[T]):
 
 def _best(
     old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], loss: Callable[[T], float],
-    excess: Callable[[T], float],
+    excess: Callable[[T], float], leaps: Mapping[int, int] | None = None,
 ) -> _Path[T]:  # fmt: skip
     """Align two sequences in order; of equally good alignments take the one that matches earliest.
 
@@ -448,25 +455,36 @@ def _best(
         gain: What a match brings; one of 0 or less is none.
         loss: What it costs to leave out one of `old`.
         excess: What it costs to leave out one of `new`.
+        leaps: Where runs of `new` begin that can be left out together for little, and where they end.
     """
     m, n = len(old), len(new)
     gains = [[gain(a, b) for b in new] for a in old]
     losses, costs = [loss(a) for a in old], [excess(b) for b in new]
+    ends = leaps or {}
     value = np.zeros((m + 1, n + 1))
     value[:m, n] = -np.cumsum(losses[::-1])[::-1]
-    value[m, :n] = -np.cumsum(costs[::-1])[::-1]
     rows = value.tolist()
-    for i in range(m - 1, -1, -1):
-        row, below, here = rows[i], rows[i + 1], gains[i]
+    for i in range(m, -1, -1):
+        row, below, here = rows[i], rows[min(i + 1, m)], gains[i] if i < m else ()
         for j in range(n - 1, -1, -1):
-            best = max(row[j + 1] - costs[j], below[j] - losses[i])
-            row[j] = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
-    pairs, lost, added = [], [], []
+            best = row[j + 1] - costs[j]
+            if j in ends:
+                best = max(best, row[ends[j]] - _FREE * (ends[j] - j))
+            if i < m:
+                best = max(best, below[j] - losses[i])
+                best = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
+            row[j] = best
+    pairs: list[tuple[T, T]] = []
+    lost: list[T] = []
+    added: list[T] = []
     i = j = 0
     while i < m or j < n:
         if i < m and j < n and gains[i][j] > 0 and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
             pairs.append((old[i], new[j]))
             i, j = i + 1, j + 1
+        elif j in ends and rows[i][j] <= rows[i][ends[j]] - _FREE * (ends[j] - j) + 1e-9:
+            added += new[j : ends[j]]
+            j = ends[j]
         elif j < n and (i == m or rows[i][j] <= rows[i][j + 1] - costs[j] + 1e-9):
             added.append(new[j])
             j += 1
@@ -479,20 +497,39 @@ def _best(
 def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     """Align the items of two networks, and the units of matched blocks.
 
-    Where exporters wrote the same blocks differently, so that something is left over, the units alone are aligned too,
-    and the alignment that leaves out less is returned.
+    Where something is left over, as exporters write the same blocks differently and blocks lie in blocks, the units
+    alone are aligned too, and the alignment that leaves out less is returned.
     """
     found = _align(teacher, target)
     if _left_out(found):
-        flat = [[Item((unit,)) for item in side for unit in item.units] for side in (teacher, target)]
-        other = _regrouped(_align(*flat), target)
-        found = min(found, other, key=_left_out)
+        found = min(found, _align_units(teacher, target), key=_left_out)
     return _postponed(found, target)
 
 
 def _left_out(found: Alignment) -> int:
     """Return how many units have no counterpart, and cannot do without."""
     return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+
+
+def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
+    old, new = ([unit for item in side for unit in item.units] for side in (teacher, target))
+    ends = itertools.accumulate(len(item.units) for item in target)
+    leaps = {end - len(item.units): end for item, end in zip(target, ends, strict=True) if item.block and item.neutral}
+    whole = {id(unit) for item in target if item.block and item.neutral for unit in item.units}
+
+    def gain(one: Unit, other: Unit) -> float:
+        value = similarity(one, other)
+        return value + (_KNOWN if value > 0 and one.name == other.name else 0.0)
+
+    def excess(unit: Unit) -> float:
+        if not unit.neutral:
+            return 0.5 * _LOST
+        return _TORN if id(unit) in whole else _FREE
+
+    path = _best(old, new, gain, lambda _: _LOST, excess, leaps)
+    added = tuple(Item((unit,)) for unit in path.added)
+    return _regrouped(Alignment(path.pairs, added, path.lost), target)
 
 
 def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
