@@ -151,11 +151,12 @@ def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
     return net.linear("out", 4, "MatMul").build("y")
 
 
-def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3):
+def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3,
+          groups=(1, 1, 1, 1, 1)):  # fmt: skip
     """A chain of convolutions."""
     net = Net(seed, (2, 3, 8, 8))
-    for place, (width, kernel) in enumerate(zip(widths, kernels, strict=False)):
-        net.conv(f"conv{place}", width, kernel, bias=place not in bn)
+    for place, (width, kernel, group) in enumerate(zip(widths, kernels, groups, strict=False)):
+        net.conv(f"conv{place}", width, kernel, bias=place not in bn, group=group)
         (net.bn(f"bn{place}", epsilon) if place in bn else net).node(activation)
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes, way).build("logits")
 
@@ -216,6 +217,10 @@ EXACT = {
     "plain layers with normalisations in excess": (plain(0, (5, 7), bn=(0,)), plain(1, (6, 6, 9, 9), bn=(0, 1, 3))),
     "another epsilon": (plain(0, (5, 7), bn=(0, 1)), plain(1, (5, 9), bn=(0, 1), epsilon=0.2)),
     "kernels of one place, larger": (plain(0, (5, 7), kernels=(1, 3)), plain(1, (6, 7), kernels=(5, 3))),
+    "fewer groups": (plain(0, (6, 12, 8), groups=(1, 6, 4)), plain(1, (6, 12, 8), groups=(1, 2, 1))),
+    "fewer and larger groups": (plain(0, (6, 12, 8), groups=(1, 6, 2)), plain(1, (12, 24, 9), groups=(1, 3, 1))),
+    "fewer groups of one place": (
+        plain(0, (6, 9), kernels=(3, 1), groups=(1, 3)), plain(1, (6, 9), kernels=(3, 1), groups=(1, 1))),
     "another layout": (plain(0, (5, 7), way="MatMul"), plain(1, (8, 9))),
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
@@ -251,6 +256,7 @@ IN_THE_WAY = {
     "a kernel that is smaller": (plain(0, (5, 7)), plain(1, (5, 7), kernels=(3, 1)), "conv1: "),
     "post-norm, deeper, with an epsilon that matters": (
         transformer(0, post=True), transformer(1, post=True, depth=2), "it normalises once more, which is not the"),
+    "more groups": (plain(0, (6, 12)), plain(1, (6, 12), groups=(1, 3)), "conv1: "),
     "wider heads without a softmax": (
         attention(0, softmax=False), attention(1, width=5, softmax=False), "growing it needs Mul at"),
     "another stride": (resnet(0), resnet(1, stride=2), "stem: strides is None in the teacher and [2, 2]"),
