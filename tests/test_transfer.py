@@ -105,11 +105,14 @@ def resnet(seed, width=6, depth=1, kernel=3, classes=3, bn=True, **options):
 
 
 def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3,
-                post=False):  # fmt: skip
+                post=False, token=False):  # fmt: skip
     """Residual blocks with a normalisation in front, whose epsilon matters, or behind."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.width = 4
-    net.linear("embed", width, "MatMul")
+    embedded = net.linear("embed", width, "MatMul").last
+    if token:
+        net.last = net.constant("token", net.draw(1, 1, width))
+        net.node("Expand", net.constant("batch", np.array([2, 1, 1]))).node("Concat", embedded, axis=1)
     net = getattr(net, norm)("embed.norm", epsilon) if post else net
     for block in range(depth):
         entry = net.last
@@ -224,6 +227,7 @@ EXACT = {
     "another layout": (plain(0, (5, 7), way="MatMul"), plain(1, (8, 9))),
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
+    "layer norm, padded, with a token": (transformer(0, token=True), transformer(1, width=13, token=True)),
     "layer norm, deeper": (transformer(0), transformer(1, width=11, depth=3)),
     "post-norm, deeper": (
         transformer(0, post=True, epsilon=1e-12), transformer(1, post=True, epsilon=1e-12, depth=3, hidden=16)),
