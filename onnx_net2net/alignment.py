@@ -409,6 +409,8 @@ def similarity(teacher: Unit, target: Unit) -> float:
     shape = teacher.shape
     if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
         shape = (*shape, *(1 for _ in target.shape[2:]))
+    elif teacher.kind == "Conv" and target.kind == "linear" and math.prod(shape[2:]) == 1:  # the same in groups
+        shape = shape[:2]
     elif teacher.kind != target.kind:
         return 0.0
     if len(shape) != len(target.shape):

@@ -23,6 +23,7 @@ from onnx_net2net.calibration import recalibrated
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.filling import Filling, Source
 from onnx_net2net.fitting import fit
+from onnx_net2net.grouping import regrouped
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import paused_gc
@@ -168,6 +169,9 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
 def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
     sides = Sides(Side(reshaped(teacher)), Side(target))
     found = _aligned(sides)
+    if (grouped := regrouped(sides, found)) is not None:
+        sides = Sides(Side(grouped), sides.target)
+        found = _aligned(sides)
     fitted = fit(sides, found, style)
     filling = Filling(sides, fitted)
     for old, new in found.pairs:

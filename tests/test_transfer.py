@@ -105,11 +105,14 @@ def resnet(seed, width=6, depth=1, kernel=3, classes=3, bn=True, **options):
 
 
 def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3,
-                post=False):  # fmt: skip
+                post=False, token=False):  # fmt: skip
     """Residual blocks with a normalisation in front, whose epsilon matters, or behind."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.width = 4
-    net.linear("embed", width, "MatMul")
+    embedded = net.linear("embed", width, "MatMul").last
+    if token:
+        net.last = net.constant("token", net.draw(1, 1, width))
+        net.node("Expand", net.constant("batch", np.array([2, 1, 1]))).node("Concat", embedded, axis=1)
     net = getattr(net, norm)("embed.norm", epsilon) if post else net
     for block in range(depth):
         entry = net.last
@@ -151,11 +154,12 @@ def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
     return net.linear("out", 4, "MatMul").build("y")
 
 
-def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3):
+def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3,
+          groups=(1, 1, 1, 1, 1)):  # fmt: skip
     """A chain of convolutions."""
     net = Net(seed, (2, 3, 8, 8))
-    for place, (width, kernel) in enumerate(zip(widths, kernels, strict=False)):
-        net.conv(f"conv{place}", width, kernel, bias=place not in bn)
+    for place, (width, kernel, group) in enumerate(zip(widths, kernels, groups, strict=False)):
+        net.conv(f"conv{place}", width, kernel, bias=place not in bn, group=group)
         (net.bn(f"bn{place}", epsilon) if place in bn else net).node(activation)
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes, way).build("logits")
 
@@ -216,9 +220,14 @@ EXACT = {
     "plain layers with normalisations in excess": (plain(0, (5, 7), bn=(0,)), plain(1, (6, 6, 9, 9), bn=(0, 1, 3))),
     "another epsilon": (plain(0, (5, 7), bn=(0, 1)), plain(1, (5, 9), bn=(0, 1), epsilon=0.2)),
     "kernels of one place, larger": (plain(0, (5, 7), kernels=(1, 3)), plain(1, (6, 7), kernels=(5, 3))),
+    "fewer groups": (plain(0, (6, 12, 8), groups=(1, 6, 4)), plain(1, (6, 12, 8), groups=(1, 2, 1))),
+    "fewer and larger groups": (plain(0, (6, 12, 8), groups=(1, 6, 2)), plain(1, (12, 24, 9), groups=(1, 3, 1))),
+    "fewer groups of one place": (
+        plain(0, (6, 9), kernels=(3, 1), groups=(1, 3)), plain(1, (6, 9), kernels=(3, 1), groups=(1, 1))),
     "another layout": (plain(0, (5, 7), way="MatMul"), plain(1, (8, 9))),
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
+    "layer norm, padded, with a token": (transformer(0, token=True), transformer(1, width=13, token=True)),
     "layer norm, deeper": (transformer(0), transformer(1, width=11, depth=3)),
     "post-norm, deeper": (
         transformer(0, post=True, epsilon=1e-12), transformer(1, post=True, epsilon=1e-12, depth=3, hidden=16)),
@@ -251,6 +260,7 @@ IN_THE_WAY = {
     "a kernel that is smaller": (plain(0, (5, 7)), plain(1, (5, 7), kernels=(3, 1)), "conv1: "),
     "post-norm, deeper, with an epsilon that matters": (
         transformer(0, post=True), transformer(1, post=True, depth=2), "it normalises once more, which is not the"),
+    "more groups": (plain(0, (6, 12)), plain(1, (6, 12), groups=(1, 3)), "conv1: "),
     "wider heads without a softmax": (
         attention(0, softmax=False), attention(1, width=5, softmax=False), "growing it needs Mul at"),
     "another stride": (resnet(0), resnet(1, stride=2), "stem: strides is None in the teacher and [2, 2]"),
