@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -49,6 +50,9 @@ _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "
 _TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _LEARNT = (*_NORMS, "Conv", "ConvTranspose", "Gemm", "PRelu")
 """Operators of which each input but the first is learnt, be it a single number."""
+
+_QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
+"""Operators of which each constant is a parameter: integers, scales and zero points."""
 
 _PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
 _VECTORS = ("scale", "shift", "mean", "variance")
@@ -258,6 +262,8 @@ class _Units:
         found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
         if found is None or use in self._taken or op in ("Shape", "Size"):
             return False
+        if _QUANTIZED.search(op):
+            return True
         if math.prod(found.constant.shape) < (1 if op in _LEARNT and use[1] else least):
             return False
         return self._analysis.draft.type_of(found.constant) in DIVISIBLE
@@ -272,6 +278,9 @@ class _Units:
         slots = {"weight": slot}
         if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
             slots["bias"] = self._take((layer.number, 2))
+        if _QUANTIZED.search(node.op):
+            uses = [(layer.number, index) for index in range(len(node.inputs))]
+            slots |= {f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))}
         tensor, norm = node.outputs[0], None
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
@@ -390,7 +399,8 @@ class _Units:
     def _is_neutral(self, layer: Layer, node: gs.Node, slot: Slot) -> bool:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
-        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result:
+        is_float = self._analysis.draft.type_of(self._analysis.uses[slot.use].constant) in DIVISIBLE
+        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
             return False
         kernel = slot.axes(self._analysis)[2:]
         if any(axis.size % 2 == 0 for axis in kernel):

@@ -97,6 +97,9 @@ class Filling:
     def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target."""
         slot, constant = unit.slots[what], self._sides.teacher.constant(source)
+        if not self._is_same_kind(constant, slot):
+            self._sides.hinder(unit.name, f"its {what} is quantized in one of the two networks only")
+            return
         zeros = ring(self._sides, source, slot) if what == "weight" else None
         parts = self._parts(slot, source)
 
@@ -113,6 +116,13 @@ class Filling:
             self._misfit(unit, what, grown, wanted)
         key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
         self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
+
+    def _is_same_kind(self, constant: gs.Constant | None, slot: Slot) -> bool:
+        """Tell whether both constants hold floats, or both integers of one type."""
+        own = self._target.analysis.uses[slot.use].constant
+        if constant is None or (self._sides.teacher.is_float(constant) and self._target.is_float(own)):
+            return True
+        return self._sides.teacher.dtype(constant) == self._target.dtype(own)
 
     def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
         """Note once that a unit is filled in part."""
@@ -226,7 +236,7 @@ class Filling:
             values = [key for key in keys if nodes[key[0]].op not in ("Shape", "Size")]  # the shape stays
             for key in values or keys:
                 parted.setdefault(self._writes[key].key if key in self._writes else None, []).append(key)
-            is_float = np.issubdtype(self._target.dtype(constant), np.floating) and math.prod(constant.shape) > 1
+            is_float = self._target.is_float(constant) and math.prod(constant.shape) > 1
             name, shape = constant.name, tuple(constant.shape)
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):
                 if what is not None:

@@ -406,25 +406,30 @@ def redrawn(model: Model) -> Model:
     """Return a model with other weights: of the same signs and scale, so that variances stay positive.
 
     A value depends on the old one alone, so that ties stay ties in whatever layout and part of the file. Only where
-    most of a tensor is zero (biases, inserted layers) zeros become something. Scalars, masks and sizes are no weights.
+    most of a tensor is zero (biases, inserted layers) zeros become something. Masks, sizes and single numbers are no
+    weights, but for those that are learnt or measured: biases, slopes, the scales of quantized tensors.
     """
     from onnx_net2net.protos import all_tensors, scopes
     from onnx_net2net.tensors import detach, set_inline
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    sizes, codes = set(), set()
+    sizes, codes, learnt = set(), set(), set()
     for node in itertools.chain.from_iterable(scope.node for scope in scopes(proto)):
         if node.op_type in ("Resize", "Upsample", "OneHot"):
             sizes.update(node.input[1:])
-        elif re.search("Quant|Integer|QLinear", node.op_type):
+        elif re.search("[Qq]uant|Integer|QLinear|QGemm", node.op_type):
             codes.update(node.input)
+        elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization", "PRelu"):
+            learnt.update(node.input[1:])
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 attribute.t.name = attribute.t.name or next(iter(node.output), "")
     for tensor in all_tensors(proto):
         kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        if math.prod(tensor.dims) > 1 and tensor.name not in sizes and (kind.kind == "f" or tensor.name in codes):
+        is_float = kind.kind == "f"
+        least = 1 if tensor.name in learnt or (is_float and tensor.name in codes) else 2
+        if math.prod(tensor.dims) >= least and tensor.name not in sizes and (is_float or tensor.name in codes):
             values = np.asarray(model.tensor(tensor).numpy())
             drawn = _redraw(values, zlib.crc32(tensor.name.encode()))
             set_inline(tensor, drawn.astype(kind).tobytes())
