@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -55,6 +55,7 @@ _QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
 """Operators of which each constant is a parameter: integers, scales and zero points."""
 
 _PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
+_COMMUTATIVE = ("Add", "Mul", "Sum", "Max", "Min", "Mean")
 _VECTORS = ("scale", "shift", "mean", "variance")
 
 
@@ -248,14 +249,40 @@ class _Units:
         self._taken: set[Use] = set()
 
     def find(self) -> list[Unit]:
-        """Return the units, in the order of their nodes."""
+        """Return the units, in an order that follows from the graph alone."""
         found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
         units = [unit for unit in found if unit is not None]
         for number, node in enumerate(self._analysis.nodes):
             for index in range(len(node.inputs)):
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
-        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: unit.node)]
+        order = self._order({unit.node for unit in units})
+        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: order[unit.node])]
+
+    def _order(self, units: Collection[int]) -> dict[int, int]:
+        """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
+
+        That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
+        in any order, are visited by the number of units on the way to them, most first.
+        """
+        nodes, age = self._analysis.nodes, self._network.age
+        lengths: list[int] = []
+        for number, node in enumerate(nodes):
+            before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
+            lengths.append(max(before, default=0) + (number in units))
+        places: dict[int, int] = {}
+        left = [age(tensor) for tensor in self._analysis.draft.graph.outputs]
+        pending = [(number, False) for number in (*range(len(nodes))[::-1], *left[::-1]) if number >= 0]
+        while pending:
+            number, is_done = pending.pop()
+            if is_done:
+                places.setdefault(number, len(places))
+            elif number not in places:
+                makers = [maker for tensor in nodes[number].inputs if (maker := age(tensor)) >= 0]
+                if nodes[number].op in _COMMUTATIVE:
+                    makers.sort(key=lambda maker: -lengths[maker])
+                pending += [(number, True), *((maker, False) for maker in makers[::-1] if maker not in places)]
+        return places
 
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
         """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
