@@ -15,9 +15,9 @@ from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis
-from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
+from onnx_net2net.maps import ORIGINS, Map, Style, compose, in_turn, pad
 from onnx_net2net.padding import State
-from onnx_net2net.plan import Plan
+from onnx_net2net.plan import Plan, interface_axes
 from onnx_net2net.products import weigh_products
 from onnx_net2net.rewrite import KEPT, rewrite
 from onnx_net2net.sides import Sides
@@ -91,7 +91,7 @@ class _Fitting:
             self._note_conflicts(group)
         for group in self._inspection.groups:
             self._fit(group, wanted)
-        interface = self._plan.interface()
+        interface = self._interface()
         model = self._sides.teacher.opened.model
         weighing = weigh_products(self._sides, self._found, self._plan.growth)
         scaling = self._scaling()
@@ -103,6 +103,17 @@ class _Fitting:
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
         return Fit(self._asked, weighing.factors, interface)
+
+    def _interface(self) -> dict[str, Any]:
+        """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
+        found, growth = [], self._plan.growth
+        for name, position, axis in interface_axes(self._analysis, set(growth)):
+            map = compose(axis, growth)
+            if (map.first == (np.arange(map.new) < map.old)).all():
+                found.append((name, position, map.old, map.new))
+            else:
+                self._sides.hinder(name, "the teacher's units are not the first ones in it")
+        return {"interface": found} if found else {}
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""

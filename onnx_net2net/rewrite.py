@@ -86,7 +86,7 @@ def rewrite(
         style: How new values are drawn.
         metadata: Entries for the student's metadata.
         scaling: By what weights around padded dims are multiplied so that normalisers keep their epsilon; by default
-            these get another one, or nodes around them.
+            these get another one, or nodes around them, and outputs that are hidden units too are cut.
 
     Returns:
         The student, whose weights are computed when it is saved, and how each constant grew.
@@ -117,7 +117,8 @@ def rewrite(
     if scaling is None:
         fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style, biases.keys())
-    _cut_outputs(analysis, growth)
+    if scaling is None:
+        _cut_outputs(analysis, growth)
     restate_shapes(analysis, growth)
     drop_unread(analysis)
     return analysis.draft.finish(metadata), grown
