@@ -164,8 +164,10 @@ class Item:
 
     @property
     def neutral(self) -> bool:
-        """Whether it can compute the identity."""
-        return self.repeats or (not self.block.reason if self.block is not None else self.units[0].neutral)
+        """Whether it can compute the identity; that a sum is normalised is for what normalises it."""
+        if self.block is None:
+            return self.repeats or self.units[0].neutral
+        return self.block.normalised or not self.block.reason
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,8 @@ class Filling:
             reason = f"nothing in the teacher corresponds to it, and this {unit.text} cannot compute the identity here"
             self._sides.hinder(unit.name, reason)
         else:
-            reason = f"nothing in the teacher corresponds to this {unit.text}; it keeps its values"
-            self._sides.hinder(unit.name, reason)
+            what = "normalising twice is not normalising once" if unit.normalises else "it keeps its values"
+            self._sides.hinder(unit.name, f"nothing in the teacher corresponds to this {unit.text}; {what}")
 
     def _fill_with(self, use: Use, value: float, origin: str) -> None:
         constant = self._target.analysis.uses[use].constant
