@@ -22,11 +22,13 @@ import onnx
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.clipping import clip
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.filling import Source
 from onnx_net2net.history import HISTORY, fingerprint, history
 from onnx_net2net.model import Model, load
 from onnx_net2net.scored import Element, Layer, Scored, Slot, layers_of, standardized
+from onnx_net2net.sides import Obstacle
 from onnx_net2net.tensors import Array
-from onnx_net2net.transfer import Obstacle, Source, Transfer, check_interfaces
+from onnx_net2net.transfer import Transfer, check_interfaces
 
 Pair: TypeAlias = tuple[Layer, Layer]
 """A layer of the source and the layer of the target that it is copied to."""
@@ -252,7 +254,7 @@ def transfer_dpiat(
     copies = [copy for pair in pairs for copy in _copy(source, sink, *pair)]
     record = {
         "operation": "transfer", "method": "dpiat", "version": version("onnx-net2net"), "teacher": fingerprint(old),
-        "target": fingerprint(new), **opened.notes(),
+        "filled": fingerprint(new), **opened.notes(),
     }  # fmt: skip
     student = opened.close(sink.draft.finish({HISTORY: json.dumps([*history(old), record])}))
     return DpiatTransfer(

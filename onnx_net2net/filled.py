@@ -19,12 +19,13 @@ import numpy as np
 from onnx_net2net import statedict
 from onnx_net2net.derivation import nearness
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.filling import Source
 from onnx_net2net.folding import match_folded
 from onnx_net2net.layout import Reshape, Slice, apply
 from onnx_net2net.maps import is_float
 from onnx_net2net.matching import Match, Piece, constants_of, match, match_parts, single
 from onnx_net2net.tensors import Array
-from onnx_net2net.transfer import Source, Transfer
+from onnx_net2net.transfer import Transfer
 
 
 @dataclass(frozen=True)

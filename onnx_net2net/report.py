@@ -22,8 +22,9 @@ from onnx_net2net.model import Model
 from onnx_net2net.narrow import Narrowing
 from onnx_net2net.operation import ROUTINE
 from onnx_net2net.places import Place
+from onnx_net2net.sides import Obstacle
 from onnx_net2net.similarity import Similarity
-from onnx_net2net.transfer import Obstacle, Transfer
+from onnx_net2net.transfer import Transfer
 from onnx_net2net.widen import Widening
 
 _TEXTS = ("map", "what", "can it grow?", "kind", "what can be inserted", "why not more", "inserted", "group",

@@ -1,0 +1,202 @@
+"""A teacher brought to the sizes of a target: the sizes that axes ask for, and a map for each dim."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_net2net.alignment import Alignment, Use
+from onnx_net2net.binding import TargetSizes
+from onnx_net2net.clipping import window
+from onnx_net2net.dims import Dim, keep_uniform, leaves
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.inspection import Group, Inspection, inspect_analysis
+from onnx_net2net.maps import ORIGINS, Map, Style, compose, in_turn, pad
+from onnx_net2net.padding import State
+from onnx_net2net.plan import Plan, interface_axes
+from onnx_net2net.products import weigh_products
+from onnx_net2net.rewrite import KEPT, rewrite
+from onnx_net2net.sides import Sides
+from onnx_net2net.streams import Scaling, rescale
+from onnx_net2net.tensors import Array
+
+_HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
+"""What the units hold that a map pads with."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a teacher was brought to the sizes of a target.
+
+    Attributes:
+        sizes: The sizes that were asked for.
+        factors: By what the units of some of the target's parameters have to be multiplied besides.
+        interface: What the record of the operation says of grown inputs and outputs.
+    """
+
+    sizes: TargetSizes
+    factors: dict[Use, Array]
+    interface: dict[str, Any]
+
+
+def fit(sides: Sides, found: Alignment, style: Style) -> Fit:
+    """Grow the teacher in place to the sizes of the target, as far as it can.
+
+    Args:
+        sides: The two networks; obstacles are noted.
+        found: Which of their units correspond.
+        style: How copies share their outgoing weights, and the seed.
+    """
+    return _Fitting(sides, found, style).fit()
+
+
+def bind(sides: Sides, found: Alignment) -> TargetSizes:
+    """Return what sizes the matched parameters of the target ask for; kernels are no dims."""
+    asked = TargetSizes()
+    for old, new in found.pairs:
+        for what, slot in old.slots.items():
+            if what not in new.slots:
+                continue
+            slots = (slot, sides.teacher), (new.slots[what], sides.target)
+            axes = [slot.axes(side.analysis)[: slot.channels] for slot, side in slots]
+            if len(axes[0]) != len(axes[1]):
+                axes = [[axis for axis in own if axis.size > 1] for own in axes]
+            if len(axes[0]) == len(axes[1]):
+                weight = math.prod(axis.size for axis in axes[1])
+                for one, other in zip(*axes, strict=True):
+                    asked.bind(one, other, weight)
+    return asked
+
+
+class _Fitting:
+    """One teacher that is brought to the target's sizes."""
+
+    def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
+        self._sides, self._found, self._style = sides, found, style
+        self._analysis = sides.teacher.analysis
+        self._asked = bind(sides, found)
+        self._averaged = self._keep_means()
+        self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
+        rng = np.random.default_rng(style.seed)
+        self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
+
+    def fit(self) -> Fit:
+        """Do it."""
+        wanted = self._asked.solve()
+        for group in self._inspection.groups:
+            self._note_conflicts(group)
+        for group in self._inspection.groups:
+            self._fit(group, wanted)
+        interface = self._interface()
+        model = self._sides.teacher.opened.model
+        weighing = weigh_products(self._sides, self._found, self._plan.growth)
+        scaling = self._scaling()
+        scaling.unweighed |= weighing.products
+        rewrite(model, self._analysis, self._plan.growth, self._style, {}, scaling)
+        scaled = {node.name or node.outputs[0].name for node in weighing.scaled}
+        for inserted in self._analysis.inserted:
+            if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
+                reason = f"growing it needs {inserted}, which the target does not have"
+                self._sides.hinder(inserted.place, reason)
+        return Fit(self._asked, weighing.factors, interface)
+
+    def _interface(self) -> dict[str, Any]:
+        """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
+        found, growth = [], self._plan.growth
+        for name, position, axis in interface_axes(self._analysis, set(growth)):
+            map = compose(axis, growth)
+            if (map.first == (np.arange(map.new) < map.old)).all():
+                found.append((name, position, map.old, map.new))
+            else:
+                self._sides.hinder(name, "the teacher's units are not the first ones in it")
+        return {"interface": found} if found else {}
+
+    def _keep_means(self) -> set[Dim]:
+        """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
+        found: set[Dim] = set()
+        for number, said in self._analysis.said.items():
+            for contraction in said.contractions:
+                is_mean = contraction.law == "mean" and len(contraction.sides) == 1
+                if is_mean and not self._analysis.is_derived(number, 0):
+                    node = self._analysis.nodes[number]
+                    keep_uniform(contraction.axis, f"{node.op} {node.name!r} takes a mean over it")
+                    found.update(leaves(contraction.axis))
+        return found
+
+    def _note_conflicts(self, group: Group) -> None:
+        for dim in group.dims:
+            asked = sorted(self._asked.wanted.get(dim, ()))
+            if len(asked) > 1:
+                texts = " and ".join(map(str, asked))
+                self._sides.hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
+
+    def _fit(self, group: Group, wanted: dict[Dim, int]) -> None:
+        """Give a group the target's size, by an exact map if there is one."""
+        asked = {dim: wanted.get(dim, dim.size) for dim in group.dims}
+        size = sum(asked.values())
+        if size == group.size or any(dim in self._plan.growth for dim in group.dims):
+            return
+        if size < group.size:
+            self._crop(group, asked)
+        elif not self._pad(group, size):
+            self._grow(group, size, asked)
+
+    def _crop(self, group: Group, asked: dict[Dim, int]) -> None:
+        self._sides.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
+        for dim, new in asked.items():
+            if new < dim.size and not dim.fixed:
+                self._plan.growth[dim] = _middle(dim.size, new)
+
+    def _pad(self, group: Group, size: int) -> bool:
+        """Pad a dim over which a mean runs, to a size that is no multiple, if the rest can be scaled for that."""
+        (dim, *rest) = group.dims
+        if dim not in self._averaged or rest or group.reason is not None or not size % dim.size or group.padding:
+            return False
+        for held in ("zero", "mean"):
+            with contextlib.suppress(RefusedError):
+                rescale(self._analysis, {dim: (map := pad(dim.size, size, held))}, {dim: held})
+                self._plan.growth[dim] = map
+                return True
+        return False
+
+    def _grow(self, group: Group, size: int, asked: dict[Dim, int]) -> None:
+        try:
+            if group.reason is None:
+                self._plan.grow_exactly(group, size)
+            elif group.on_request:
+                self._plan.append(group, size)
+            else:
+                self._sides.hinder(group.name, f"it cannot have {size} units: {group.reason}")
+        except RefusedError as error:
+            why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
+            text = f"{group.size} units cannot grow to {size}, which is no multiple: {why}"
+            self._sides.hinder(group.name, text)
+            for dim, new in asked.items():
+                if new > dim.size and not dim.frozen:
+                    self._plan.growth[dim] = in_turn(dim.size, new)
+
+    def _scaling(self) -> Scaling:
+        """Return by what the weights around padded dims are multiplied, as the target keeps its epsilons."""
+        scaling, growth = Scaling(), self._plan.growth
+        for group in self._inspection.groups:
+            pads = {dim: _HELD[kind] for dim in group.dims
+                    if dim in growth and (kind := int(growth[dim].kind.max())) in _HELD}  # fmt: skip
+            try:
+                found = rescale(self._analysis, growth, pads)
+            except RefusedError as error:
+                self._sides.hinder(group.name, str(error))
+                continue
+            scaling.unweighed |= found.unweighed
+            for use, factor in found.factors.items():
+                scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
+        return scaling
+
+
+def _middle(old: int, new: int) -> Map:
+    """Return the map that keeps the units in the middle, as `window` does."""
+    index = np.arange(old)[window(old, new)[0]]
+    return Map(old, index, np.ones(new), np.zeros(new, np.int8), np.ones(new, bool))

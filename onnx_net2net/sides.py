@@ -1,0 +1,130 @@
+"""The two networks of a transfer, and what stands in the way of an exact one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper
+
+from onnx_net2net import sizes
+from onnx_net2net.alignment import Item, Slot, items_of
+from onnx_net2net.bodies import open_bodies
+from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of, infer
+from onnx_net2net.model import Model
+from onnx_net2net.tensors import Array
+
+Compute = Callable[[], Array]
+"""What computes the values of a tensor when they are needed."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why the student does not compute the teacher's function.
+
+    Attributes:
+        place: The layer or dim, as the target or the teacher calls it.
+        reason: What is in the way there.
+    """
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+class Side:
+    """One of the two networks."""
+
+    def __init__(self, model: Model) -> None:
+        self.opened = open_bodies(model)
+        self.analysis: Analysis = infer(self.opened.model, by_units=False)
+        self.nodes = list(self.analysis.nodes)  # growing inserts others between them
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Its layers and blocks in the common form."""
+        return items_of(self.analysis, self.opened.model.proto)
+
+    def constant(self, slot: Slot) -> gs.Constant | None:
+        """Return what stands in the place of a parameter now: None if growing put nodes there."""
+        return constant_of(self.nodes[slot.use[0]].inputs[slot.use[1]])
+
+    def shape(self, slot: Slot) -> tuple[int, ...]:
+        """Return the shape that a parameter has now, in the common order."""
+        constant = self.constant(slot)
+        shape = tuple(constant.shape) if constant is not None else ()
+        return tuple(shape[position] for position in slot.order)[: slot.flat] if shape else ()
+
+    def dtype(self, constant: gs.Constant) -> np.dtype[Any]:
+        """Return the type of a constant's elements."""
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.analysis.draft.type_of(constant)))
+        return dtype
+
+    def is_float(self, constant: gs.Constant) -> bool:
+        """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
+        return self.analysis.draft.type_of(constant) in DIVISIBLE
+
+    def reader(self, slot: Slot) -> Compute | None:
+        """Return what reads a parameter as it is now, in the common order; None if growing put nodes there."""
+        constant = self.constant(slot)
+        if constant is None:
+            return None
+        read = self.analysis.draft.reader(constant)
+        return lambda: slot.common(read())
+
+    def epsilon(self, norm: int) -> float:
+        """Return the epsilon of a normalisation."""
+        return float(self.nodes[norm].attrs.get("epsilon", 1e-5))
+
+
+@dataclass
+class Sides:
+    """Teacher and target.
+
+    Attributes:
+        teacher: The trained network; it is grown in place.
+        target: The network to be filled.
+        obstacles: What has been found to be in the way.
+    """
+
+    teacher: Side
+    target: Side
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def hinder(self, place: str, reason: str) -> None:
+        """Note an obstacle once."""
+        obstacle = Obstacle(place, reason)
+        if obstacle not in self.obstacles:
+            self.obstacles.append(obstacle)
+
+
+def reshaped(model: Model) -> Model:
+    """Return a model in which a Gather that only gives a tensor another shape is a Reshape, which lets dims grow.
+
+    PyTorch's exporter writes `as_strided` so: it looks up 0, 1, 2, ... in a flat tensor.
+    """
+    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    found = {}
+    for number, node in enumerate(model.proto.graph.node):
+        if node.op_type == "Gather" and not node.domain and node.input[1] in tensors and node.input[0] not in tensors:
+            places = np.asarray(model.tensor(tensors[node.input[1]]).numpy())
+            if places.size > 1 and np.array_equal(places.reshape(-1), np.arange(places.size)):
+                found[number] = places
+    if not found:
+        return model
+    shapes = sizes.infer(model.proto).shape
+    proto = copy.deepcopy(model.proto)
+    for number, places in found.items():
+        node = proto.graph.node[number]
+        if shapes(node.input[0]) == (places.size,):
+            name = f"{node.output[0]}_shape"
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(places.shape, np.int64), name))
+            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name))
+    return replace(model, proto=proto, path=None)
