@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment, Use
+from onnx_net2net.alignment import Alignment, Slot, Use
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
@@ -23,6 +23,7 @@ from onnx_net2net.rewrite import KEPT, rewrite
 from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
 from onnx_net2net.tensors import Array
+from onnx_net2net.ties import tie
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """What the units hold that a map pads with."""
@@ -35,11 +36,13 @@ class Fit:
     Attributes:
         sizes: The sizes that were asked for.
         factors: By what the units of some of the target's parameters have to be multiplied besides.
+        tied: For uses of tied constants of the target, whose values in the teacher they get.
         interface: What the record of the operation says of grown inputs and outputs.
     """
 
     sizes: TargetSizes
     factors: dict[Use, Array]
+    tied: dict[Use, Slot]
     interface: dict[str, Any]
 
 
@@ -79,6 +82,7 @@ class _Fitting:
         self._sides, self._found, self._style = sides, found, style
         self._analysis = sides.teacher.analysis
         self._asked = bind(sides, found)
+        self._tied = tie(sides, found)
         self._averaged = self._keep_means()
         self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
         rng = np.random.default_rng(style.seed)
@@ -102,7 +106,7 @@ class _Fitting:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
-        return Fit(self._asked, weighing.factors, interface)
+        return Fit(self._asked, weighing.factors, self._tied, interface)
 
     def _interface(self) -> dict[str, Any]:
         """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""

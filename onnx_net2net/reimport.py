@@ -118,11 +118,7 @@ def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iter
 
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
-    weighed: dict[tuple[int, int], dict[int, int]] = {}
-    for number, said in analysis.said.items():
-        for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+    weighed = weighed_axes(analysis)
     copies = {**_copies(analysis), **_turned_copies(analysis)}
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
@@ -141,8 +137,18 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for position, axis in enumerate(use.axes):
             sums = [found[position] for found in known if position in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if 0 < len(sums) < len(known) and not _rescale_instead(analysis, sums, axis, reason):
+            if 0 < len(sums) < len(known) and not rescale_instead(analysis, sums, axis, reason):
                 yield axis, reason
+
+
+def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
+    """Return for reads of constants (node, input) the axes that are summed over, with the node that sums."""
+    weighed: dict[tuple[int, int], dict[int, int]] = {}
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            for node, index, position in _carriers(analysis, number, contraction):
+                weighed.setdefault((node, index), {})[position] = number
+    return weighed
 
 
 def _copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
@@ -196,8 +202,8 @@ def _turned_copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
     return copies
 
 
-def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
-    """Let the layers in front of sums over a tied weight carry the division of its copies, if they can.
+def rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
+    """Let the layers in front of sums over a tied weight carry the division of its copies; tell whether they can.
 
     With all units copied c times a sum over them is c times too large, and the tie keeps its weights. So what goes into
     it is made smaller by c: the scale and shift of the last normalisation (growth-math section 2, tied embeddings).
