@@ -125,12 +125,13 @@ def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu
     return net.linear("head", classes, "MatMul").build("logits")
 
 
-def language(seed, width=8, depth=1, tied=True):
-    """Tokens in, logits of tokens out, by the same matrix."""
+def language(seed, width=8, depth=1, tied=True, scaled=False):
+    """Tokens in, logits of tokens out, by the same matrix; embeddings may be scaled by the root of their width."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.input = net.rng.integers(0, 7, (2, 5))
     net.last, net.width = net.constant("table", net.draw(7, width)), width
     net.node("Gather", "x")
+    net = net.node("Mul", net.constant("root", np.array(width**0.5))) if scaled else net
     for block in range(depth):
         entry = net.last
         net.norm(f"blocks.{block}.norm", 0.05).linear(f"blocks.{block}.fc1", 12, "MatMul").node("Relu")
@@ -255,6 +256,8 @@ EXACT = {
     "decomposed RMSNorm, whole multiple": (transformer(0, norm="rms"), transformer(1, norm="rms", width=24)),
     "tied head": (language(0), language(1, 16, depth=2)),
     "tied head, padded": (language(0), language(1, 13, depth=2)),
+    "a number that follows the width": (language(0, tied=False, scaled=True), language(1, 13, tied=False, scaled=True)),
+    "a number that follows the width, tied": (language(0, scaled=True), language(1, 16, scaled=True)),
     "head that was tied": (language(0), language(1, 13, tied=False)),
     "wider heads": (attention(0), attention(1, width=7)),
     "wider heads, of which there are more": (attention(0), attention(1, heads=4, width=5)),
