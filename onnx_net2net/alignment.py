@@ -197,7 +197,7 @@ def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
     """
     units = _Units(analysis, proto).find()
     block_of: dict[int, Block] = {}
-    for block in find_blocks(analysis, proto):  # which may share what makes their weights
+    for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
         block_of = dict.fromkeys(block.nodes, block) | block_of
     for block in _features(analysis):
         if block_of.keys().isdisjoint(block.nodes):
