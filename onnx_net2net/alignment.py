@@ -10,7 +10,6 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -106,8 +105,9 @@ class Unit:
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
-        depth: In how many residual blocks it is, nested ones counted.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
+        depth: In how many residual blocks it is, nested ones counted.
+        place: Its place among all units of the network.
     """
 
     node: int
@@ -121,6 +121,7 @@ class Unit:
     neutral: bool = False
     normalises: bool = False
     depth: int = 0
+    place: int = 0
 
     @property
     def text(self) -> str:
@@ -259,7 +260,8 @@ class _Units:
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
         order = self._order({unit.node for unit in units})
-        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: order[unit.node])]
+        units.sort(key=lambda unit: order[unit.node])
+        return [replace(unit, depth=depths[unit.node], place=place) for place, unit in enumerate(units)]
 
     def _order(self, units: Collection[int]) -> dict[int, int]:
         """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
@@ -554,10 +556,16 @@ def _left_out(found: Alignment) -> int:
 
 def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
-    old, new = ([unit for item in side for unit in item.units] for side in (teacher, target))
-    ends = itertools.accumulate(len(item.units) for item in target)
-    leaps = {end - len(item.units): end for item, end in zip(target, ends, strict=True) if item.block and item.neutral}
-    whole = {id(unit) for item in target if item.block and item.neutral for unit in item.units}
+    old, new = (sorted((u for item in side for u in item.units), key=lambda u: u.place) for side in (teacher, target))
+    places = {id(unit): place for place, unit in enumerate(new)}
+    leaps: dict[int, int] = {}
+    whole: set[int] = set()
+    for item in target:
+        if item.block is not None and item.neutral:
+            whole.update(map(id, item.units))
+            start, end = places[id(item.units[0])], places[id(item.units[-1])] + 1
+            if end - start == len(item.units):  # nothing else lies between them
+                leaps[start] = end
 
     def gain(one: Unit, other: Unit) -> float:
         value = similarity(one, other)
