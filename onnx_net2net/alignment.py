@@ -35,6 +35,9 @@ Use = tuple[int, int]
 _LOST = 1.0
 """What it costs to leave out a unit of the teacher, as a part of what a perfect match of a unit gains."""
 
+_KEPT = 0.5
+"""What it costs to leave out a unit of the target that cannot be the identity."""
+
 _FREE = 0.001
 """What it costs to leave out a unit of the target that can be the identity."""
 
@@ -495,7 +498,7 @@ def _best(
     Args:
         old: What should all be matched.
         new: What it is matched with.
-        gain: What a match brings; one of 0 or less is none.
+        gain: What a match brings; minus infinity where there can be none.
         loss: What it costs to leave out one of `old`.
         excess: What it costs to leave out one of `new`.
         leaps: Where runs of `new` begin that can be left out together for little, and where they end.
@@ -514,15 +517,14 @@ def _best(
             if j in ends:
                 best = max(best, row[ends[j]] - _FREE * (ends[j] - j))
             if i < m:
-                best = max(best, below[j] - losses[i])
-                best = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
+                best = max(best, below[j] - losses[i], below[j + 1] + here[j])
             row[j] = best
     pairs: list[tuple[T, T]] = []
     lost: list[T] = []
     added: list[T] = []
     i = j = 0
     while i < m or j < n:
-        if i < m and j < n and gains[i][j] > 0 and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
+        if i < m and j < n and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
             pairs.append((old[i], new[j]))
             i, j = i + 1, j + 1
         elif j in ends and rows[i][j] <= rows[i][ends[j]] - _FREE * (ends[j] - j) + 1e-9:
@@ -549,9 +551,9 @@ def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     return _postponed(found, target)
 
 
-def _left_out(found: Alignment) -> int:
-    """Return how many units have no counterpart, and cannot do without."""
-    return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+def _left_out(found: Alignment) -> float:
+    """Return what it costs that units have no counterpart, and cannot do without."""
+    return _LOST * len(found.lost) + _KEPT * sum(len(item.units) for item in found.added if not item.neutral)
 
 
 def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
@@ -568,12 +570,11 @@ def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
                 leaps[start] = end
 
     def gain(one: Unit, other: Unit) -> float:
-        value = similarity(one, other)
-        return value + (_KNOWN if value > 0 and one.name == other.name else 0.0)
+        return _gain(one, other) + (_KNOWN if one.name == other.name else 0.0)
 
     def excess(unit: Unit) -> float:
         if not unit.neutral:
-            return 0.5 * _LOST
+            return _KEPT
         return _TORN if id(unit) in whole else _FREE
 
     path = _best(old, new, gain, lambda _: _LOST, excess, leaps)
@@ -627,12 +628,13 @@ def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     def gain(old: Item, new: Item) -> float:
         key = old.signature, new.signature
         if key not in inner:
-            value = _inside(old.units, new.units).value
-            inner[key] = value - (0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0)
-        return inner[key] + (_KNOWN if inner[key] > 0 and old.name == new.name else 0.0)
+            found = _inside(old.units, new.units)
+            inner[key] = found.value if found.pairs else -math.inf
+            inner[key] -= 0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0
+        return inner[key] + (_KNOWN if old.name == new.name else 0.0)
 
     def excess(item: Item) -> float:
-        return (_FREE if item.neutral else 0.5 * _LOST) * len(item.units)
+        return (_FREE if item.neutral else _KEPT) * len(item.units)
 
     path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess)
     pairs: list[tuple[Unit, Unit]] = []
@@ -648,4 +650,9 @@ def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
 
 def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
     """Align units that are matched one by one."""
-    return _best(old, new, similarity, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else 0.5 * _LOST)
+    return _best(old, new, _gain, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else _KEPT)
+
+
+def _gain(teacher: Unit, target: Unit) -> float:
+    """Return what it brings to match two units."""
+    return similarity(teacher, target) or -math.inf
