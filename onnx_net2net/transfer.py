@@ -29,6 +29,7 @@ from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
+from onnx_net2net.scalars import different_numbers
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
 from onnx_net2net.verify import Verification, verify
@@ -178,6 +179,8 @@ def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
     filling = Filling(sides, fitted)
     for old, new in found.pairs:
         filling.fill(old, new)
+    for number in different_numbers(sides, found):
+        filling.copy(number)
     for item in found.added:
         filling.silence(item)
     sources = tuple(filling.write())
