@@ -298,7 +298,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         exact, other, errors, own = [], [], [0.0], [0.0]
         for pair in pairs:
             tried = [r for r in results if r["pair"] == pair and r["result"] != "no export"]
-            name = pair.removeprefix(family).strip("_, ") or pair
+            name = re.sub(rf"(^|-> ){family}[_ ]?", r"\1", pair).removeprefix("-> ").strip(", ")
             if tried and all(result["result"] == "exact" for result in tried):
                 exact.append(name)
                 errors += [result["error"] for result in tried]
