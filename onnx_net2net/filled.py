@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +36,16 @@ class FilledState:
     Attributes:
         values: What computes each entry.
         sources: The files that it may still read.
+        versions: Of the modules' classes, for a file of torch; see `onnx_net2net.statedict.Entries`.
     """
 
     values: Mapping[str, Callable[[], Array]]
     sources: tuple[Path, ...] = field(default=(), repr=False)
+    versions: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
-        statedict.write(path, self.values, lambda name: self.values[name](), self.sources)
+        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.versions)
 
 
 def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> FilledState:
@@ -63,7 +66,7 @@ def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> Fil
     for one, other in _tied(entries):
         if not np.array_equal(values[one](), values[other]()):
             raise RefusedError(f"{one} and {other} are one tensor of the target, of which the teacher has two")
-    return FilledState(values, sources)
+    return FilledState(values, sources, getattr(entries, "versions", None))
 
 
 def _tied(entries: statedict.StateDict) -> Iterator[tuple[str, str]]:
