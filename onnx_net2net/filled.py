@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +36,16 @@ class FilledState:
     Attributes:
         values: What computes each entry.
         sources: The files that it may still read.
+        versions: Of the modules' classes, for a file of torch; see `onnx_net2net.statedict.Entries`.
     """
 
     values: Mapping[str, Callable[[], Array]]
     sources: tuple[Path, ...] = field(default=(), repr=False)
+    versions: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
-        statedict.write(path, self.values, lambda name: self.values[name](), self.sources)
+        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.versions)
 
 
 def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> FilledState:
@@ -59,7 +62,22 @@ def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> Fil
     entries = statedict.read(state_dict)
     state = _State(result, entries)
     sources = (*result.teacher.sources, *result.target.sources, Path(state_dict))
-    return FilledState({name: state.value(name) for name in entries}, sources)
+    values = {name: state.value(name) for name in entries}
+    for one, other in _tied(entries):
+        if not np.array_equal(values[one](), values[other]()):
+            raise RefusedError(f"{one} and {other} are one tensor of the target, of which the teacher has two")
+    return FilledState(values, sources, getattr(entries, "versions", None))
+
+
+def _tied(entries: statedict.StateDict) -> Iterator[tuple[str, str]]:
+    """Yield matrices that have the same values: a state dict names what is tied twice."""
+    known: dict[object, str] = {}
+    for name, entry in entries.items():
+        if sum(size > 1 for size in entry.shape) > 1 and is_float(entry.dtype):
+            values = entry.read()
+            first = known.setdefault((entry.shape, values[:1].tobytes()), name)
+            if first != name and np.ptp(values) and np.array_equal(entries[first].read(), values):
+                yield first, name
 
 
 class _State:
@@ -79,7 +97,8 @@ class _State:
         lost = [name for name, sources in self._sources.items()
                 if name not in known and any(source.origin != "kept" for source in sources)]  # fmt: skip
         unknown = [name for name, entry in entries.items() if name not in self._matches and entry.shape]
-        if lost and any(is_float(entries[name].dtype) for name in unknown):
+        numbers = [name for name in lost if math.prod(self._old[name].shape) == 1]  # a class may have made them
+        if numbers or (lost and any(is_float(entries[name].dtype) for name in unknown)):
             raise RefusedError(
                 f"{lost[0]} was filled and no entry of the state dict has its values (export the target with the "
                 "weights that the state dict has, and with folding off: dynamo=True, optimize=False)"
@@ -137,7 +156,8 @@ class _State:
         if len({v.name for v in best}) > 1 and not self._alike(best):
             raise RefusedError(
                 f"{name} has the same values as other entries in the target, and the file does not say which is whose; "
-                "export it with the names of modules, or with other values (add a little noise to all parameters)"
+                "export it with the names of modules, or with other values (add a little noise to all parameters); "
+                "what is one tensor in the class has to be one in the teacher, too"
             )
         return best[0].name if best else piece.constant
 

@@ -16,6 +16,7 @@ from onnx_net2net.conversion import Conversion, compare, ring, surrounded
 from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
+from onnx_net2net.scalars import Number
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
 
@@ -73,7 +74,8 @@ class Filling:
     """
 
     def __init__(self, sides: Sides, fit: Fit) -> None:
-        self._sides, self._sizes, self._factors, self._target = sides, fit.sizes, fit.factors, sides.target
+        self._sides, self._target = sides, sides.target
+        self._sizes, self._factors, self._tied = fit.sizes, fit.factors, fit.tied
         analysis = sides.target.analysis
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
@@ -83,19 +85,30 @@ class Filling:
     def fill(self, old: Unit, new: Unit) -> None:
         """Give the parameters of a unit of the target those of one of the teacher."""
         compare(self._sides, old, new)
-        reads = {what: read for what, slot in old.slots.items() if (read := self._sides.teacher.reader(slot))}
+        slots = {what: self._tied.get(new.slots[what].use, slot) if what in new.slots else slot
+                 for what, slot in old.slots.items()}  # fmt: skip
+        reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
-        values = Conversion(self._sides, old, new, reads).convert()
+        values = Conversion(self._sides, old, new, dict(reads)).convert()
         for what, slot in new.slots.items():
-            source = old.slots.get(what) or (old.slots.get("shift") if what == "bias" else None)
+            source = slots.get(what) or (slots.get("shift") if what == "bias" else None)
             if what in values and source is not None:
-                self._put(new, what, values[what], source)
+                is_plain = values[what] is reads.get(what)
+                self._put(new, what, values[what], source, () if is_plain else (what, new.node))
             elif what in values:
                 self._write(slot, ("identity", slot.use), values[what], "identity")
 
-    def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
-        """Write a parameter of the teacher, in the common order, to the place of one of the target."""
+    def _put(self, unit: Unit, what: str, compute: Compute, source: Slot, converted: tuple[object, ...]) -> None:
+        """Write a parameter of the teacher, in the common order, to the place of one of the target.
+
+        Args:
+            unit: The unit of the target.
+            what: Which of its parameters.
+            compute: What computes the values.
+            source: Where the teacher has them.
+            converted: What else equal values have in common, if they are no longer the teacher's own.
+        """
         slot, constant = unit.slots[what], self._sides.teacher.constant(source)
         if not self._is_same_kind(constant, slot):
             self._sides.hinder(unit.name, f"its {what} is quantized in one of the two networks only")
@@ -114,7 +127,7 @@ class Filling:
         wanted = self._target.shape(slot)
         if grown and zeros is None and _real(grown) != _real(wanted):
             self._misfit(unit, what, grown, wanted)
-        key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
+        key = "teacher", id(constant), slot.order, converted
         self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
 
     def _is_same_kind(self, constant: gs.Constant | None, slot: Slot) -> bool:
@@ -161,7 +174,7 @@ class Filling:
 
         def values() -> Array:
             made = compute()
-            if made.size == math.prod(shape) and _real(made.shape) == _real(wanted):
+            if made.size == math.prod(wanted) and _real(made.shape) == _real(wanted):
                 made = made.reshape(wanted)
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
@@ -172,6 +185,15 @@ class Filling:
 
         factors = self._factors.get(slot.use)
         self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
+
+    def copy(self, number: Number) -> None:
+        """Give a single number the teacher's value, if the target stores it as a parameter."""
+        if number.is_stored:
+            self._fill_with(number.use, number.old, "teacher", number.teacher)
+        else:
+            node = self._target.nodes[number.use[0]]
+            reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
+            self._sides.hinder(node.name or node.outputs[0].name, reason)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
@@ -203,10 +225,10 @@ class Filling:
             what = "normalising twice is not normalising once" if unit.normalises else "it keeps its values"
             self._sides.hinder(unit.name, f"nothing in the teacher corresponds to this {unit.text}; {what}")
 
-    def _fill_with(self, use: Use, value: float, origin: str) -> None:
+    def _fill_with(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
         constant = self._target.analysis.uses[use].constant
         shape, kind = tuple(constant.shape), self._target.dtype(constant)
-        self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin)
+        self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
     def _make_identity(self, unit: Unit) -> None:
         """Make a layer an identity, and let its normalisation undo itself."""

@@ -29,6 +29,7 @@ from onnx_net2net.inputs import input_specs, read_npz
 from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
+from onnx_net2net.scalars import different_numbers
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
 from onnx_net2net.verify import Verification, verify
@@ -154,13 +155,15 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
 
     Returns:
         The comparison, None where the two cannot be compared, and what is in the way of an exact transfer: none if
-        the student computes what the teacher computes.
+        the student computes what the teacher computes, also where something was thought to be.
     """
     try:
         verification = verify(result.teacher, result.comparable, **checking)
     except NotEquivalentError as error:
         return None, (*result.obstacles, Obstacle("interface", str(error)))
-    if verification.equivalent or result.obstacles:
+    if verification.equivalent:
+        return verification, ()
+    if result.obstacles:
         return verification, result.obstacles
     where = verification.diverges_at or "the outputs"
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
@@ -176,6 +179,8 @@ def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
     filling = Filling(sides, fitted)
     for old, new in found.pairs:
         filling.fill(old, new)
+    for number in different_numbers(sides, found):
+        filling.copy(number)
     for item in found.added:
         filling.silence(item)
     sources = tuple(filling.write())
