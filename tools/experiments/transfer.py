@@ -1,6 +1,6 @@
-"""What transfer gives on digits and glyphs: right after it and after 1, 2 and 5 epochs, beside DPIAT and random.
+"""What transfer gives on digits and glyphs: right after it and after some epochs, beside DPIAT and random weights.
 
-    python tools/experiments/transfer.py [--seeds 5] [--out FOLDER]    # half an hour on one core
+    python tools/experiments/transfer.py [--seeds 5] [--out FOLDER]    # some 35 minutes of one idle core
     python tools/experiments/transfer.py --redraw                      # tables and figures from the runs that are there
 
 A seed fixes the training of the teachers, the weights of the targets, the transfer and the order of the images, which
