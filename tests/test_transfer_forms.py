@@ -1,4 +1,4 @@
-"""Transfers between networks as various exporters write them: each case is one that real files of some exporter have."""
+"""Transfers between networks as various exporters write them: each case stands for real files of some exporter."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ from onnx_net2net.model import load
 def residual(net, name, inner=None, flip=False):
     """A residual branch of two convolutions, with something between them."""
     start, width = net.last, net.width
-    net.conv(f"{name}.0", width)
+    net.conv(f"{name}.0", width).node("Relu")
     net = inner(net) if inner else net
-    branch = net.node("Relu").conv(f"{name}.1", width).last
+    branch = net.conv(f"{name}.1", width).last
     net.last = branch if flip else start
     return net.node("Add", start if flip else branch)
 
@@ -34,6 +34,15 @@ def nested(seed, extra=False):
         inner = (lambda net, block=block: residual(net, f"inner{block}")) if extra else None
         net = residual(net, f"block{block}", inner).node("Relu")
     return net.conv("head", 3, kernel=1).build("y")
+
+
+def shallow(seed, extra=False):
+    """x + relu(conv(x)), where a target adds to the second term once more, and so makes one sum of three terms."""
+    net = Net(seed, (2, 5, 6, 6))
+    start = net.conv("stem", 5, kernel=1).last
+    net.conv("branch", 5).node("Relu")
+    net = residual(net, "more") if extra else net
+    return net.node("Add", start).conv("head", 3, kernel=1).build("y")
 
 
 def two_branches(seed, width=5, turned=False, depth=1):
@@ -60,10 +69,12 @@ def two_branches(seed, width=5, turned=False, depth=1):
 def recurrent(seed, width=4):
     """An LSTM, whose weights have three axes and no kernel."""
     rng = np.random.default_rng(seed)
-    shapes = {"W": (1, 4 * width, 3), "R": (1, 4 * width, width), "B": (1, 8 * width), "head": (width, 2)}
+    shapes = {"in": (3, width), "W": (1, 4 * width, width), "R": (1, 4 * width, width), "B": (1, 8 * width),
+              "out": (width, 2)}  # fmt: skip
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     text = f"""(float[5, 2, 3] x) => (float[1, 5, 2, 2] y)
-        {{ a, h, c = LSTM<hidden_size={width}>(x, W, R, B) t = Transpose<perm=[1, 0, 2, 3]>(a) y = MatMul(t, head) }}"""
+        {{ i = MatMul(x, in) a, h, c = LSTM<hidden_size={width}>(i, W, R, B) t = Transpose<perm=[1, 0, 2, 3]>(a)
+        y = MatMul(t, out) }}"""
     return net(text, **weights)
 
 
@@ -84,7 +95,9 @@ def one_output(seed, width=6):
 
 def gained(seed, width=6, gain=None):
     """A gain and a temperature that are learnt, single numbers."""
-    net = Net(seed, (4, 5)).linear("a", width).node("Mul", "gain").node("Tanh").linear("b", 3).node("Div", "temperature")
+    net = (
+        Net(seed, (4, 5)).linear("a", width).node("Mul", "gain").node("Tanh").linear("b", 3).node("Div", "temperature")
+    )
     net.constant("gain", net.rng.uniform(0.2, 0.9, ()) if gain is None else np.array(gain))
     net.constant("temperature", net.rng.uniform(0.2, 0.9, 1))
     return net.build("y")
@@ -130,6 +143,7 @@ def quantized(seed, width=4):
 
 EXACT = {
     "blocks inside blocks": (nested(0), nested(1, extra=True)),
+    "a block at the end of a branch": (shallow(0), shallow(1, extra=True)),
     "branches in another order": (two_branches(0), two_branches(1, turned=True)),
     "branches in another order, wider and deeper": (two_branches(0), two_branches(1, 7, turned=True, depth=3)),
     "a recurrence, wider": (recurrent(0), recurrent(1, 6)),
@@ -178,7 +192,7 @@ def test_outputs_need_no_rank():
     teacher, target = plain(0, (5, 7)), plain(1, (5, 9))
     for proto in (teacher, target):
         proto.graph.output[0].type.tensor_type.ClearField("shape")
-    result, verification, obstacles = fill(teacher, target)
+    _, verification, obstacles = fill(teacher, target)
     assert obstacles == []
     assert verification.equivalent
 
