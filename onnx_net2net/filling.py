@@ -174,7 +174,7 @@ class Filling:
 
         def values() -> Array:
             made = compute()
-            if made.size == math.prod(shape) and _real(made.shape) == _real(wanted):
+            if made.size == math.prod(wanted) and _real(made.shape) == _real(wanted):
                 made = made.reshape(wanted)
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
