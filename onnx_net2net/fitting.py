@@ -38,12 +38,14 @@ class Fit:
     Attributes:
         sizes: The sizes that were asked for.
         factors: By what the units of some of the target's parameters have to be multiplied besides.
+        weighed: The teacher's nodes whose numbers are in these factors.
         tied: For uses of tied constants of the target, whose values in the teacher they get.
         interface: What the record of the operation says of grown inputs and outputs.
     """
 
     sizes: TargetSizes
     factors: dict[Use, Array]
+    weighed: set[int]
     tied: dict[Use, Slot]
     interface: dict[str, Any]
 
@@ -111,7 +113,7 @@ class _Fitting:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
-        return Fit(self._asked, weighing.factors, self._tied, interface)
+        return Fit(self._asked, weighing.factors, weighing.scaled, self._tied, interface)
 
     def _interface(self) -> dict[str, Any]:
         """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""

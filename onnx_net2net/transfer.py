@@ -179,7 +179,7 @@ def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
     filling = Filling(sides, fitted)
     for old, new in found.pairs:
         filling.fill(old, new)
-    for number in different_numbers(sides, found):
+    for number in different_numbers(sides, found, fitted.weighed):
         filling.copy(number)
     for item in found.added:
         filling.silence(item)
