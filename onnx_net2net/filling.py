@@ -69,7 +69,8 @@ class Filling:
         sizes: What sizes the target asked for.
     """
 
-    def __init__(self, sides: Sides, sizes: TargetSizes) -> None:
+    def __init__(self, sides: Sides, sizes: TargetSizes, changes=None) -> None:
+        self._changes = changes
         self._sides, self._sizes, self._target = sides, sizes, sides.target
         analysis = sides.target.analysis
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
@@ -83,6 +84,10 @@ class Filling:
         reads = {what: read for what, slot in old.slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
+        reads = {what: self._changed(new, what, read) for what, read in reads.items()}
+        if self._changes is not None and "bias" in new.slots and not reads.keys() & {"bias", "mean"} and "weight" in reads:
+            zeros = partial(np.zeros, new.shape[0], np.float32)
+            reads["bias"] = self._changed(new, "bias", zeros)
         values = Conversion(self._sides, old, new, reads).convert()
         for what, slot in new.slots.items():
             source = old.slots.get(what) or (old.slots.get("shift") if what == "bias" else None)
@@ -90,6 +95,17 @@ class Filling:
                 self._put(new, what, values[what], source)
             elif what in values:
                 self._write(slot, ("identity", slot.use), values[what], "identity")
+
+    def _changed(self, unit: Unit, what: str, read: Compute) -> Compute:
+        changes = self._changes
+        if changes is None:
+            return read
+
+        def compute() -> Array:
+            change = changes.get((unit.node, what))
+            return read() if change is None else read() + change
+
+        return compute
 
     def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target."""
@@ -109,6 +125,8 @@ class Filling:
         if grown and zeros is None and _real(grown) != _real(wanted):
             self._misfit(unit, what, grown, wanted)
         key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
+        if self._changes is not None and what != "weight":
+            key = (*key, unit.node, what)
         self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
 
     def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment
+from onnx_net2net.alignment import Alignment, Use
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis
-from onnx_net2net.maps import ORIGINS, Map, Style, in_turn, pad
+from onnx_net2net.maps import ORIGINS, Growth, Map, Style, in_turn, pad
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan
 from onnx_net2net.rewrite import rewrite
@@ -26,18 +28,37 @@ _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in
 """What the units hold that a map pads with."""
 
 
-def fit(sides: Sides, found: Alignment, style: Style) -> tuple[TargetSizes, dict[str, Any]]:
+Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, np.ndarray]]
+"""Chooses int64 [k], the units that each dim keeps, from the numbers k."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a teacher was brought to the sizes of a target.
+
+    Attributes:
+        sizes: The sizes that were asked for.
+        growth: The map of each dim that has another size now.
+        scaled: The constants (node, input) of which all values are multiplied by one number, for a normaliser's sake.
+        interface: What the record of the operation says of grown inputs and outputs.
+    """
+
+    sizes: TargetSizes
+    growth: Growth
+    scaled: frozenset[Use]
+    interface: dict[str, Any]
+
+
+def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fitted:
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
         sides: The two networks; obstacles are noted.
         found: Which of their units correspond.
         style: How copies share their outgoing weights, and the seed.
-
-    Returns:
-        The sizes that were asked for, and what the record of the operation says of grown inputs and outputs.
+        choose: Returns which units dims keep that become smaller, from the numbers of them; others keep the middle.
     """
-    return _Fitting(sides, found, style).fit()
+    return _Fitting(sides, found, style).fit(choose)
 
 
 def bind(sides: Sides, found: Alignment) -> TargetSizes:
@@ -70,20 +91,23 @@ class _Fitting:
         rng = np.random.default_rng(style.seed)
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
-    def fit(self) -> tuple[TargetSizes, dict[str, Any]]:
+    def fit(self, choose: Choose | None) -> Fitted:
         """Do it."""
         wanted = self._asked.solve()
         for group in self._inspection.groups:
             self._note_conflicts(group)
         for group in self._inspection.groups:
             self._fit(group, wanted)
-        interface = self._plan.interface()
-        model = self._sides.teacher.opened.model
-        rewrite(model, self._analysis, self._plan.growth, self._style, {}, self._scaling())
+        growth, interface = self._plan.growth, self._plan.interface()
+        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
+        for dim, units in choose(narrower).items() if choose and narrower else ():
+            growth[dim] = _kept(dim.size, units)
+        scaling = self._scaling()
+        rewrite(self._sides.teacher.opened.model, self._analysis, growth, self._style, {}, scaling)
         for what in self._analysis.inserted:
             name = re.search(r"'([^']+)'", what)
             self._sides.hinder(name[1] if name else what, f"growing it needs {what}, which the target does not have")
-        return self._asked, interface
+        return Fitted(self._asked, growth, frozenset(scaling.factors), interface)
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
@@ -119,7 +143,7 @@ class _Fitting:
         self._sides.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
         for dim, new in asked.items():
             if new < dim.size and not dim.fixed:
-                self._plan.growth[dim] = _middle(dim.size, new)
+                self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
 
     def _pad(self, group: Group, size: int) -> bool:
         """Pad a dim over which a mean runs, to a size that is no multiple, if the rest can be scaled for that."""
@@ -166,7 +190,7 @@ class _Fitting:
         return scaling
 
 
-def _middle(old: int, new: int) -> Map:
-    """Return the map that keeps the units in the middle, as `window` does."""
-    index = np.arange(old)[window(old, new)[0]]
-    return Map(old, index, np.ones(new), np.zeros(new, np.int8), np.ones(new, bool))
+def _kept(old: int, units: np.ndarray) -> Map:
+    """Return the map that keeps some units of a dim and drops the others."""
+    size = len(units)
+    return Map(old, units, np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))

@@ -19,7 +19,6 @@ from typing import Any
 import onnx
 
 from onnx_net2net.alignment import Alignment, align
-from onnx_net2net.calibration import recalibrated
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.filling import Filling, Source
 from onnx_net2net.fitting import fit
@@ -111,12 +110,7 @@ def transfer(
     check_interfaces(old.proto.graph, new.proto.graph)
     data = read_npz(calibrate, input_specs(new.proto)) if isinstance(calibrate, str | os.PathLike) else calibrate
     with paused_gc():
-        result = _transfer(old, new, Style(seed, spread))
-    if data is None or not result.obstacles:
-        return result
-    student, measured = recalibrated(result.student, data, progress=progress)
-    sources = (replace(s, origin="measured", teacher="") if s.name in measured else s for s in result.sources)
-    return replace(result, student=student, sources=tuple(sources))
+        return _transfer(old, new, Style(seed, spread), data)
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
@@ -165,16 +159,36 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
 
 
-def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
+def _transfer(teacher: Model, target: Model, style: Style, data) -> Transfer:
+    import os as _os
+    from onnx_net2net import selection
+    from onnx_net2net.calibration import in_batches
+    from onnx_net2net.inputs import check_feeds
+    from onnx_net2net import reconstruction as R
     sides = Sides(Side(reshaped(teacher)), Side(target))
     found = _aligned(sides)
-    asked, interface = fit(sides, found, style)
-    filling = Filling(sides, asked)
+    choose = None
+    changes = None
+    mode = _os.environ.get("MODE", "select,fit,bn").split(",")
+    if data is not None:
+        specs = input_specs(target.proto)
+        names = _names(teacher.proto.graph)[0], _names(target.proto.graph)[0]
+        rename = dict(zip(names[1], names[0]))
+        batches = [({rename[k]: v for k, v in b.items()}, b) for b in in_batches(check_feeds(data, specs), specs)]
+        changes = {}
+        pairs = R.pairs_of(sides, found.pairs)
+        if "select" in mode:
+            choose = lambda sizes: selection.choose(sides.teacher, [old for old, _ in found.pairs], [b[0] for b in batches], sizes)
+    fitted = fit(sides, found, style, choose)
+    asked, interface = fitted.sizes, fitted.interface
+    filling = Filling(sides, asked, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
     for item in found.added:
         filling.silence(item)
     sources = tuple(filling.write())
+    if data is not None and sides.obstacles:
+        if "fit" in mode: R.Reconstruction(sides, fitted, changes, batches).run(pairs)
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "target": fingerprint(target), **interface}  # fmt: skip
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
