@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ from onnx_net2net.dims import Axis
 from onnx_net2net.sides import Side
 from onnx_net2net.tensors import Array
 
-_ROWS = 8192
-"""Rows that are multiplied at once."""
+CHUNK = 1 << 22
+"""So many elements are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Reader:
         tensor: The tensor that it reads.
         position: Which of its axes has the units.
         axis: What this axis is made of.
+        result: The tensor that it makes.
         makes: Which axis of the result has the units that it makes.
         skip: What is added to its result, with a bias and a BatchNormalization at most in between; "" if there is none.
-        known: The number of the node that makes `skip`.
+        known: The number of the node that makes `skip`, -1 if none does.
     """
 
     unit: Unit
@@ -36,76 +38,72 @@ class Reader:
     tensor: str
     position: int
     axis: Axis
+    result: str
     makes: int
-    skip: str = ""
-    known: int = -1
-
-    @property
-    def result(self) -> str:
-        """The result of the node."""
-        return str(self.node.outputs[0].name)
+    skip: str
+    known: int
 
 
 def reader_of(side: Side, unit: Unit) -> Reader | None:
-    """Return what a unit reads and makes, None if it is no such layer."""
+    """Return what a unit reads and makes, None if it is no such layer; before the network grows."""
     node, analysis = side.nodes[unit.node], side.analysis
     if "weight" not in unit.slots or node.op not in ("Conv", "Gemm", "MatMul"):
         return None
     if any(node.attrs.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         return None
+    axes, result = analysis.input_axes(unit.node, 0), node.outputs[0].name
     for contraction in analysis.said[unit.node].contractions:
         data = [place for place in contraction.sides if not analysis.is_derived(unit.node, place[0])]
-        axes = analysis.input_axes(unit.node, 0)
-        if len(contraction.sides) == 2 and len(data) == 1 and data[0][0] == 0 and axes is not None:
+        if axes is not None and len(contraction.sides) == 2 and [index for index, _ in data] == [0]:
             position = data[0][1]
-            makes = 1 if node.op == "Conv" else len(analysis.axes[node.outputs[0].name]) - 1
-            skip, known = _skip(side, unit)
-            return Reader(unit, node, node.inputs[0].name, position, axes[position], makes, skip, known)
+            makes = 1 if node.op == "Conv" else len(analysis.axes[result]) - 1
+            return Reader(unit, node, node.inputs[0].name, position, axes[position], result, makes, *_skip(side, unit))
     return None
 
 
 def _skip(side: Side, unit: Unit) -> tuple[str, int]:
     """Return what an Add behind a unit adds to its result, and the number of the node that makes that."""
-    analysis = side.analysis
-    inside = {unit.node, *(slot.use[0] for slot in unit.slots.values())}
-    tensor = side.nodes[unit.node].outputs[0]
+    analysis, tensor = side.analysis, side.nodes[unit.node].outputs[0]
+    own = {slot.use[0] for slot in unit.slots.values()}
     while len(tensor.outputs) == 1 and tensor.name not in analysis.kept:
-        reader = tensor.outputs[0]
-        number = analysis.numbers.get(id(reader), -1)
-        if number in inside:
+        (reader,) = tensor.outputs
+        number = analysis.numbers[id(reader)]
+        if number in own:
             tensor = reader.outputs[0]
-        elif reader.op == "Add" and not any(analysis.is_derived(number, index) for index in (0, 1)):
-            other = reader.inputs[1 if reader.inputs[0] is tensor else 0]
-            shapes = [analysis.sizes.shape(one.name) for one in (tensor, other)]
-            if other is tensor or shapes[0] != shapes[1]:
-                return "", -1
-            producer = other.inputs[0] if other.inputs else None
-            return str(other.name), analysis.numbers[id(producer)] if producer is not None else -1
-        else:
+            continue
+        if reader.op != "Add" or any(analysis.is_derived(number, index) for index in (0, 1)):
             break
+        other = reader.inputs[1 if reader.inputs[0] is tensor else 0]
+        if other is tensor or analysis.sizes.shape(other.name) != analysis.sizes.shape(tensor.name):
+            break
+        return other.name, analysis.numbers[id(other.inputs[0])] if other.inputs else -1
     return "", -1
 
 
 class Moments:
     """Means and covariances of the units of two tensors, summed run by run (Chan, Golub, LeVeque 1983).
 
+    The units may be in groups, g of them, which are looked at one by one.
+
     Attributes:
         count: Number of rows so far.
-        mean: float64 [g, n] of the first tensor, whose units may be in groups.
-        spread: float64 [g, n, n], the sums of products of its distances from its means.
+        mean: float64 [g, n], the means of the first tensor.
+        spread: float64 [g, n, n], sums of products of its distances from them.
         other: float64 [g, m], the means of the second tensor.
-        cross: float64 [g, m, n], the sums of products of the second tensor's distances with the first one's.
-        power: float64 [g, m], the sums of squares of the second tensor's distances.
+        cross: float64 [g, m, n], sums of products of the second tensor's distances with the first one's.
+        power: float64 [g, m], sums of squares of the second tensor's distances.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.spread = self.other = self.cross = self.power = np.zeros(())
 
-    def add(self, first: Array, second: Array) -> None:
-        """Add rows [g, r, n] and [g, r, m]."""
-        for start in range(0, first.shape[1], _ROWS):
-            x, y = (values[:, start : start + _ROWS].astype(np.float64) for values in (first, second))
+    def add(self, first: Array, second: Array | None = None) -> None:
+        """Add rows [g, r, n], and [g, r, m] of the second tensor."""
+        second = first[..., :0] if second is None else second
+        step = max(1, CHUNK // max(math.prod(first.shape[::2]), 1))
+        for start in range(0, first.shape[1], step):
+            x, y = (values[:, start : start + step].astype(np.float64) for values in (first, second))
             part = Moments()
             part.count, part.mean, part.other = x.shape[1], x.mean(1), y.mean(1)
             x -= part.mean[:, None]
@@ -127,6 +125,10 @@ class Moments:
             self.count = total
         return self
 
-    def covariance(self) -> Array:
-        """Return the covariance of the first tensor: float64 [g, n, n]."""
-        return self.spread / max(self.count, 1)
+    def covariances(self, *, centred: bool = True) -> tuple[Array, Array]:
+        """Return Cov(x, x) and Cov(y, x), or the second moments if not centred: float64 [g, n, n], [g, m, n]."""
+        spread, cross = self.spread / self.count, self.cross / self.count
+        if not centred:
+            spread = spread + self.mean[..., :, None] * self.mean[..., None, :]
+            cross = cross + self.other[..., :, None] * self.mean[..., None, :]
+        return spread, cross

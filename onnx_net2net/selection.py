@@ -1,31 +1,40 @@
 """Which units a narrower target keeps: those from which the others can be had best.
 
-A dim of n units that becomes one of k loses n - k of them wherever it stands. What a layer reads of the lost ones it can
-still have as far as they follow from the kept ones K: least squares leave an error of
+A dim of n units that becomes one of k loses n - k of them wherever it stands. What is read of the lost ones can still
+be had as far as it follows from the kept ones K: least squares leave an error of
 
     tr(M (C - C[:, K] C[K, K]^-1 C[K, :]))
 
-where C is the covariance of what the layer reads, and M = W^T W says what units weigh in its results. All layers that
-read the dim keep the same units; their errors are added up, each divided by what the layer's results vary. K is chosen
-greedily, the unit next that lowers the error most, which is a Cholesky decomposition with this pivot.
+where C is the covariance of what is read, and M says what two units weigh together: W^T W for a layer of weights W, the
+second moments of the other factor in a product of activations, 1 for a mean or a normalisation. All that read the dim
+keep the same units; their errors are added up, each divided by what there is to lose. K is chosen greedily, the unit
+next that lowers the error most, which is a Cholesky decomposition with this pivot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from onnx_net2net.alignment import Unit
+from onnx_net2net.alignment import Slot, Unit
 from onnx_net2net.calibration import watched
-from onnx_net2net.dims import Axis, Dim, Product, resolve
+from onnx_net2net.dims import Axis, Dim, Product, leaf_set, resolve
 from onnx_net2net.inputs import Feeds
-from onnx_net2net.readers import Moments, Reader, reader_of
+from onnx_net2net.readers import Moments, reader_of
 from onnx_net2net.sides import Side
 from onnx_net2net.tensors import Array
 
 _LEAST = 1e-9
 """A unit that varies less than this beyond what follows from others, by what it varies itself, follows from them."""
+
+Place = tuple[str, int]
+"""A tensor and one of its axes."""
+
+Weigh = Callable[[Mapping[tuple[str, int, Dim], Moments]], Array]
+"""Returns from the moments of tensors what the units of a dim weigh where they are read: float64 [n, n]."""
 
 
 def choose(side: Side, units: Iterable[Unit], batches: Sequence[Feeds], sizes: Mapping[Dim, int]) -> dict[Dim, Array]:
@@ -38,30 +47,79 @@ def choose(side: Side, units: Iterable[Unit], batches: Sequence[Feeds], sizes: M
         sizes: For each dim that becomes smaller, how many units it keeps.
 
     Returns:
-        int64 [k] for each of these dims that a layer sums over: the units, in the teacher's order.
+        int64 [k] for each of these dims that anything reads: the units, in the teacher's order.
     """
-    read: dict[tuple[str, int, Dim], list[Reader]] = {}
-    for reader in filter(None, (reader_of(side, unit) for unit in units)):
-        summed = reader.unit.slots["weight"].axes(side.analysis)[1]
-        for dim in sizes:
-            if places(reader.axis, dim) is not None and places(summed, dim) is not None:
-                read.setdefault((reader.tensor, reader.position, dim), []).append(reader)
-    if not read:
+    axes: dict[tuple[str, int, Dim], Axis] = {}
+    weighs: dict[tuple[str, int, Dim], list[Weigh]] = defaultdict(list)
+    for (tensor, position), axis, dims, weigh in _readings(side, list(units)):
+        for dim in dims & leaf_set(axis) & sizes.keys():
+            axes[tensor, position, dim] = axis
+            weighs[tensor, position, dim].append(partial(weigh, dim))
+    if not axes:
         return {}
-    tensors = list(dict.fromkeys(name for name, _, _ in read))
-    moments = {key: Moments() for key in read}
+    tensors = list(dict.fromkeys(tensor for tensor, _, _ in axes))
+    moments = {key: Moments() for key in axes}
     with watched(side.opened.model, tensors, "teacher") as watch:
         for feeds in batches:
             answer = watch(feeds, tensors)
-            for (name, position, dim), sums in moments.items():
-                units_ = np.moveaxis(answer[name], position, -1)[..., places(read[name, position, dim][0].axis, dim)]
-                rows = np.moveaxis(units_, -2, -1).reshape(1, -1, dim.size)
-                sums.add(rows, rows[..., :0])
-    terms: dict[Dim, list[tuple[Array, Array]]] = {}
-    for (name, position, dim), sums in moments.items():
-        weights = sum((_gram(side, reader, dim) for reader in read[name, position, dim]), np.zeros(()))
-        terms.setdefault(dim, []).append((sums.covariance()[0], weights))
+            for (tensor, position, dim), axis in axes.items():
+                found = _gathered(answer[tensor], position, axis, dim)
+                moments[tensor, position, dim].add(found[None])
+    terms: dict[Dim, list[tuple[Array, Array]]] = defaultdict(list)
+    for key, some in weighs.items():
+        weights = sum((weigh(moments) for weigh in some), np.zeros(()))
+        terms[key[2]].append((moments[key].covariances()[0][0], weights))
     return {dim: np.sort(keep(found, sizes[dim])) for dim, found in terms.items()}
+
+
+Reading = tuple[Place, Axis, set[Dim], Callable[..., Array]]
+"""What is read, what its axis is made of, the dims that are summed over, and what their units weigh (see `Weigh`)."""
+
+
+def _readings(side: Side, units: Iterable[Unit]) -> Iterator[Reading]:
+    """Yield what sums over dims."""
+    analysis = side.analysis
+    for unit in units:
+        reader = reader_of(side, unit)
+        if reader is not None:
+            slot = unit.slots["weight"]
+            summed = leaf_set(slot.axes(analysis)[1])
+            yield (reader.tensor, reader.position), reader.axis, summed, partial(_gram, side, slot)
+    for number, said in analysis.said.items():
+        inputs = analysis.nodes[number].inputs
+        for contraction in said.contractions:
+            data = [place for place in contraction.sides if not analysis.is_derived(number, place[0])]
+            if len(data) != len(contraction.sides):
+                continue
+            places = [(inputs[index].name, position) for index, position in data]
+            for place, other in zip(places, reversed(places), strict=True):
+                axis = (analysis.axes.get(place[0]) or ())[place[1]]
+                weigh = _evenly if place == other else partial(_with, other)
+                yield place, axis, leaf_set(contraction.axis), weigh
+        for statistic in said.statistics:
+            tensor = inputs[statistic.inputs[0]].name
+            for position, axis in enumerate(analysis.axes.get(tensor, ())):
+                yield (tensor, position), axis, leaf_set(*statistic.axes) & leaf_set(axis), _evenly
+
+
+def _gram(side: Side, slot: Slot, dim: Dim, _: object) -> Array:
+    """Return what two units weigh together in the results of a layer, summed over all places of the units."""
+    read = side.reader(slot)
+    assert read is not None
+    rows = _gathered(read().astype(np.float64), 1, slot.axes(side.analysis)[1], dim)
+    return rows.T @ rows
+
+
+def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
+    """Return what two units weigh together in a product with another tensor."""
+    key = *other, dim
+    if key not in moments:
+        return np.eye(dim.size)
+    return moments[key].covariances(centred=False)[0][0]
+
+
+def _evenly(dim: Dim, _: object) -> Array:
+    return np.eye(dim.size)
 
 
 def keep(terms: Sequence[tuple[Array, Array]], size: int) -> Array:
@@ -75,7 +133,7 @@ def keep(terms: Sequence[tuple[Array, Array]], size: int) -> Array:
         int64 [size], in the order of choice.
     """
     rests = [_Rest(covariance, weights / total) for covariance, weights in terms
-             if (total := float((covariance * weights).sum())) > 0]  # fmt: skip
+             if 0 < (total := float((covariance * weights).sum())) < np.inf]  # fmt: skip
     n = len(terms[0][0])
     free = np.ones(n, bool)
     chosen = []
@@ -116,23 +174,16 @@ class _Rest:
             self.rest -= np.multiply.outer(part, part)
 
 
-def _gram(side: Side, reader: Reader, dim: Dim) -> Array:
-    """Return what two units weigh together in the results of a layer, summed over all places of the units."""
-    slot = reader.unit.slots["weight"]
-    read = side.reader(slot)
-    where = places(slot.axes(side.analysis)[1], dim)
-    assert read is not None
-    assert where is not None
-    weights = np.moveaxis(read().astype(np.float64), 1, -1)[..., where]
-    flat = np.moveaxis(weights, -2, -1).reshape(-1, dim.size)
-    return flat.T @ flat
+def _gathered(values: Array, position: int, axis: Axis, dim: Dim) -> Array:
+    """Return the units of a dim on an axis, for all places of the other axes and of what it is multiplied with."""
+    units = np.moveaxis(values, position, -1)[..., places(axis, dim)]
+    return np.moveaxis(units, -2, -1).reshape(-1, dim.size)
 
 
-def places(axis: Axis, dim: Dim) -> Array | None:
-    """Return where the units of a dim are on an axis: int64 [units, places of each], None if they are not."""
+def places(axis: Axis, dim: Dim) -> Array:
+    """Return where the units of a dim are on an axis: int64 [units, places of each]."""
     units = _units(axis, dim)
-    order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]
-    return order.reshape(dim.size, -1) if len(order) else None
+    return np.argsort(units, kind="stable")[int((units < 0).sum()) :].reshape(dim.size, -1)
 
 
 def _units(axis: Axis, dim: Dim) -> Array:
