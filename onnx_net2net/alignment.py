@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -42,6 +42,7 @@ _KNOWN = 0.01
 
 _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
           "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
+_TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
 _VECTORS = ("scale", "shift", "mean", "variance")
 
@@ -93,6 +94,7 @@ class Unit:
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
+        normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
     """
 
     node: int
@@ -104,6 +106,7 @@ class Unit:
     slots: Mapping[str, Slot] = field(compare=False)
     norm: int | None = None
     neutral: bool = False
+    normalises: bool = False
 
     @property
     def text(self) -> str:
@@ -118,10 +121,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Item:
-    """Units in a row that are matched together: those of a residual block, or a single one."""
+    """Units in a row that are matched together: those of a residual block, or a single one.
+
+    Attributes:
+        units: Its units.
+        block: The block.
+        repeats: Whether it only has to pass on, or normalise again, what has been normalised.
+    """
 
     units: tuple[Unit, ...]
     block: Block | None = None
+    repeats: bool = False
 
     @property
     def name(self) -> str:
@@ -136,7 +146,7 @@ class Item:
     @property
     def neutral(self) -> bool:
         """Whether it can compute the identity."""
-        return not self.block.reason if self.block is not None else self.units[0].neutral
+        return self.repeats or (not self.block.reason if self.block is not None else self.units[0].neutral)
 
 
 @dataclass(frozen=True)
@@ -335,7 +345,8 @@ class _Units:
             slots = {node.op: self._first(number)}
         main = next(iter(slots.values()))
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
-        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm)
+        again = node.op in _TWICE
+        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again)
 
     def _first(self, number: int) -> Slot:
         """Return the first parameter of a node."""
@@ -368,6 +379,8 @@ def similarity(teacher: Unit, target: Unit) -> float:
     shape = teacher.shape
     if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
         shape = (*shape, *(1 for _ in target.shape[2:]))
+    elif teacher.kind == "Conv" and target.kind == "linear" and math.prod(shape[2:]) == 1:  # the same in groups
+        shape = shape[:2]
     elif teacher.kind != target.kind:
         return 0.0
     if len(shape) != len(target.shape):
@@ -452,7 +465,7 @@ def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
         flat = [[Item((unit,)) for item in side for unit in item.units] for side in (teacher, target)]
         other = _regrouped(_align(*flat), target)
         found = min(found, other, key=_left_out)
-    return found
+    return _postponed(found, target)
 
 
 def _left_out(found: Alignment) -> int:
@@ -468,6 +481,36 @@ def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
         left = [unit for unit in item.units if id(unit) in added]
         items += [item] if len(left) == len(item.units) else [Item((unit,)) for unit in left]
     return Alignment(found.pairs, tuple(items), found.lost)
+
+
+def _postponed(found: Alignment, target: Sequence[Item]) -> Alignment:
+    """Match a normalisation with the last one of the target, where only post-norm blocks in excess lie between.
+
+    With branches of zero these normalise one after another what has been normalised, which changes nothing as long as
+    no scale or shift comes before the last of them.
+    """
+    added = {id(item): item for item in found.added}
+    place = {id(item.units[0]): number for number, item in enumerate(target) if item.block is None}
+    pairs = []
+    for old, new in found.pairs:
+        first = last = place.get(id(new), len(target))
+        while _goes_on(target[last + 1 : last + 3]) and all(id(item) in added for item in target[last + 1 : last + 3]):
+            last += 2
+        if last > first and new.normalises:
+            run = target[first:last]
+            added |= {id(item): replace(item, repeats=True) for item in run}
+            added.pop(id(target[last]))
+            new = target[last].units[0]
+        pairs.append((old, new))
+    return replace(found, pairs=tuple(pairs), added=tuple(added.values()))
+
+
+def _goes_on(items: Sequence[Item]) -> bool:
+    """Tell whether a post-norm block and its normalisation follow."""
+    match items:
+        case [Item(block=Block(normalised=True)), Item(units=(unit,), block=None)]:
+            return unit.normalises
+    return False
 
 
 def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:

@@ -57,6 +57,7 @@ class Block:
         reason: Why no copy that ends in zero can be inserted, "" if one can.
         obstacle: Why no copy of any kind can be, "" if two that cancel can.
         parts: How many sums it has.
+        normalised: Whether its sum is normalised (post-norm): with zeros, what follows normalises what it reads.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Block:
     reason: str = ""
     obstacle: str = ""
     parts: int = 1
+    normalised: bool = False
 
     @property
     def group(self) -> str:
@@ -100,6 +102,7 @@ def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> 
                 before, exit=block.exit, nodes=tuple(sorted({*before.nodes, *block.nodes})), last=block.last,
                 zeroed=before.zeroed | block.zeroed, reason=before.reason or block.reason,
                 obstacle=before.obstacle or block.obstacle, parts=before.parts + block.parts,
+                normalised=block.normalised,
             )  # fmt: skip
         else:
             result.append(block)
@@ -190,14 +193,16 @@ class _Blocks:
         nodes |= self._weights(nodes)
         zeroed: set[Use] = set()
         obstacle = self._obstacle(nodes, entry, exit)
-        reason = obstacle or self._normalised_again(nodes, result)
+        again = "" if obstacle else self._normalised_again(nodes, result)
+        reason = obstacle
         try:
             for use in rest if not reason else ():
                 zeroed |= self._zeros(use, nodes)
         except RefusedError as error:
             reason = str(error)
         last = activation[-1] if activation else number
-        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason, obstacle)
+        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason or again,
+                     obstacle, normalised=bool(again) and not reason)  # fmt: skip
 
     def _region(self, entry: gs.Tensor, ends: Sequence[Use]) -> set[int]:
         """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""

@@ -254,7 +254,7 @@ def transfer_dpiat(
     copies = [copy for pair in pairs for copy in _copy(source, sink, *pair)]
     record = {
         "operation": "transfer", "method": "dpiat", "version": version("onnx-net2net"), "teacher": fingerprint(old),
-        "target": fingerprint(new), **opened.notes(),
+        "filled": fingerprint(new), **opened.notes(),
     }  # fmt: skip
     student = opened.close(sink.draft.finish({HISTORY: json.dumps([*history(old), record])}))
     return DpiatTransfer(

@@ -11,13 +11,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_net2net.alignment import Item, Slot, Unit, Use
-from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import clip
 from onnx_net2net.conversion import Conversion, compare, ring, surrounded
+from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
+
+_NOTHING = 1e-8
+"""An epsilon beside which a variance of 1 is 1 in single precision."""
 
 Places = np.ndarray
 """A boolean for each place of an axis: whether the teacher has it."""
@@ -30,7 +33,8 @@ class Source:
     Attributes:
         name: The tensor.
         shape: Its shape.
-        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero", "measured" or "kept".
+        origin: "teacher", "reconstructed" (the teacher's, fitted to what it makes of examples), "identity" (a layer or
+            normalisation that does nothing), "zero", "measured" or "kept".
         teacher: The teacher's tensor, "" if there is none.
         target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
         scopes: The modules of the nodes that read it, "" where the file does not tell.
@@ -61,20 +65,30 @@ class _Write:
     teacher: str = ""
 
 
+Changes = dict[tuple[int, str], Array]
+"""What is added to a parameter of the teacher's unit, at the target's size, in the common order, by the node of the
+target's unit and what the parameter is."""
+
+
 class Filling:
     """The values that a target gets.
 
     Args:
         sides: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
-        sizes: What sizes the target asked for.
+        fit: How it got them.
+        changes: What is added to parameters at the moment at which values are computed; None if nothing ever is.
+
+    Attributes:
+        kept: Units that keep what they had, if there may be changes.
     """
 
-    def __init__(self, sides: Sides, sizes: TargetSizes, changes=None) -> None:
-        self._changes = changes
-        self._sides, self._sizes, self._target = sides, sizes, sides.target
+    def __init__(self, sides: Sides, fit: Fit, changes: Changes | None = None) -> None:
+        self._sides, self._sizes, self._factors, self._target = sides, fit.sizes, fit.factors, sides.target
         analysis = sides.target.analysis
+        self._changes = changes
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
+        self.kept: list[Unit] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------
 
@@ -84,10 +98,14 @@ class Filling:
         reads = {what: read for what, slot in old.slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
+        if (
+            self._changes is not None
+            and "bias" in new.slots
+            and not reads.keys() & {"bias", "mean"}
+            and "weight" in reads
+        ):
+            reads["bias"] = partial(np.zeros, self._sides.teacher.shape(old.slots["weight"])[0], np.float32)
         reads = {what: self._changed(new, what, read) for what, read in reads.items()}
-        if self._changes is not None and "bias" in new.slots and not reads.keys() & {"bias", "mean"} and "weight" in reads:
-            zeros = partial(np.zeros, new.shape[0], np.float32)
-            reads["bias"] = self._changed(new, "bias", zeros)
         values = Conversion(self._sides, old, new, reads).convert()
         for what, slot in new.slots.items():
             source = old.slots.get(what) or (old.slots.get("shift") if what == "bias" else None)
@@ -97,15 +115,16 @@ class Filling:
                 self._write(slot, ("identity", slot.use), values[what], "identity")
 
     def _changed(self, unit: Unit, what: str, read: Compute) -> Compute:
+        """Return what reads a parameter with what is to be added to it then."""
         changes = self._changes
         if changes is None:
             return read
 
-        def compute() -> Array:
+        def values() -> Array:
             change = changes.get((unit.node, what))
             return read() if change is None else read() + change
 
-        return compute
+        return values
 
     def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target."""
@@ -125,9 +144,8 @@ class Filling:
         if grown and zeros is None and _real(grown) != _real(wanted):
             self._misfit(unit, what, grown, wanted)
         key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
-        if self._changes is not None and what != "weight":
-            key = (*key, unit.node, what)
-        self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
+        own = (unit.node, what) if self._changes is not None and what != "weight" else ()
+        self._write(slot, (*key, *own), values, "teacher", constant.name if constant is not None else "")
 
     def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
         """Note once that a unit is filled in part."""
@@ -171,18 +189,22 @@ class Filling:
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
                 made = clip(made, initial) if made.ndim == initial.ndim else initial
+            if factors is not None:
+                made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
             return slot.own(made, shape).astype(kind, copy=False)
 
-        self._writes[slot.use] = _Write(key, values, origin, teacher)
+        factors = self._factors.get(slot.use)
+        self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
     def silence(self, item: Item) -> None:
         """Let what nothing corresponds to compute the identity."""
         if item.block is not None:
-            if item.block.reason:
+            if not item.neutral:
                 reason = f"nothing in the teacher corresponds to this block, and {item.block.reason}"
                 self._sides.hinder(item.name, reason)
+                self._keep(item.units)
                 return
             for use in item.block.zeroed:
                 self._fill_with(use, 0.0, "zero")
@@ -190,14 +212,30 @@ class Filling:
         (unit,) = item.units
         if unit.neutral:
             self._make_identity(unit)
+        elif item.repeats:
+            self._undo(unit)
+            epsilon = self._target.epsilon(unit.node)
+            if epsilon > _NOTHING:
+                reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
+                self._sides.hinder(unit.name, reason)
         elif self._target.nodes[unit.node].op in ("Mul", "Add", "BatchNormalization"):
             self._undo(unit)
         elif "weight" in unit.slots:
             reason = f"nothing in the teacher corresponds to it, and this {unit.text} cannot compute the identity here"
             self._sides.hinder(unit.name, reason)
+            self._keep(item.units)
         else:
             reason = f"nothing in the teacher corresponds to this {unit.text}; it keeps its values"
             self._sides.hinder(unit.name, reason)
+
+    def _keep(self, units: Sequence[Unit]) -> None:
+        """Leave units as they are, but for what is measured of them."""
+        for unit in units if self._changes is not None else ():
+            self.kept.append(unit)
+            for what in unit.slots.keys() & {"mean", "variance"}:
+                slot = unit.slots[what]
+                read = self._changed(unit, what, partial(slot.common, self._initial[slot.use]()))
+                self._write(slot, ("kept", slot.use), read, "kept")
 
     def _fill_with(self, use: Use, value: float, origin: str) -> None:
         constant = self._target.analysis.uses[use].constant

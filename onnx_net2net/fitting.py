@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,46 +16,51 @@ from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis
-from onnx_net2net.maps import ORIGINS, Growth, Map, Style, in_turn, pad
+from onnx_net2net.maps import ORIGINS, Growth, Map, Style, compose, in_turn, pad
 from onnx_net2net.padding import State
-from onnx_net2net.plan import Plan
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.plan import Plan, interface_axes
+from onnx_net2net.products import weigh_products
+from onnx_net2net.rewrite import KEPT, rewrite
 from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
+from onnx_net2net.tensors import Array
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """What the units hold that a map pads with."""
 
 
-Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, np.ndarray]]
-"""Chooses int64 [k], the units that each dim keeps, from the numbers k."""
+Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, Array]]
+"""Chooses which units dims keep that become smaller: int64 [k] for each, from the numbers k; what it leaves out keeps
+the middle."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fit:
     """How a teacher was brought to the sizes of a target.
 
     Attributes:
         sizes: The sizes that were asked for.
-        growth: The map of each dim that has another size now.
-        scaled: The constants (node, input) of which all values are multiplied by one number, for a normaliser's sake.
+        growth: The map of each dim of the teacher that has another size now.
+        scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
+        factors: By what the units of some of the target's parameters have to be multiplied besides.
         interface: What the record of the operation says of grown inputs and outputs.
     """
 
     sizes: TargetSizes
     growth: Growth
     scaled: frozenset[Use]
+    factors: dict[Use, Array]
     interface: dict[str, Any]
 
 
-def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fitted:
+def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
         sides: The two networks; obstacles are noted.
         found: Which of their units correspond.
         style: How copies share their outgoing weights, and the seed.
-        choose: Returns which units dims keep that become smaller, from the numbers of them; others keep the middle.
+        choose: What chooses the units that narrower dims keep; the middle if None.
     """
     return _Fitting(sides, found, style).fit(choose)
 
@@ -83,7 +87,7 @@ class _Fitting:
     """One teacher that is brought to the target's sizes."""
 
     def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
-        self._sides, self._style = sides, style
+        self._sides, self._found, self._style = sides, found, style
         self._analysis = sides.teacher.analysis
         self._asked = bind(sides, found)
         self._averaged = self._keep_means()
@@ -91,23 +95,40 @@ class _Fitting:
         rng = np.random.default_rng(style.seed)
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
-    def fit(self, choose: Choose | None) -> Fitted:
+    def fit(self, choose: Choose | None) -> Fit:
         """Do it."""
         wanted = self._asked.solve()
         for group in self._inspection.groups:
             self._note_conflicts(group)
         for group in self._inspection.groups:
             self._fit(group, wanted)
-        growth, interface = self._plan.growth, self._plan.interface()
-        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
-        for dim, units in choose(narrower).items() if choose and narrower else ():
+        growth = self._plan.growth
+        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old and not dim.pinned}
+        for dim, units in (choose(narrower) if choose else {}).items():
             growth[dim] = _kept(dim.size, units)
+        interface = self._interface()
+        model = self._sides.teacher.opened.model
+        weighing = weigh_products(self._sides, self._found, growth)
         scaling = self._scaling()
-        rewrite(self._sides.teacher.opened.model, self._analysis, growth, self._style, {}, scaling)
-        for what in self._analysis.inserted:
-            name = re.search(r"'([^']+)'", what)
-            self._sides.hinder(name[1] if name else what, f"growing it needs {what}, which the target does not have")
-        return Fitted(self._asked, growth, frozenset(scaling.factors), interface)
+        scaling.unweighed |= weighing.products
+        rewrite(model, self._analysis, growth, self._style, {}, scaling)
+        scaled = {node.name or node.outputs[0].name for node in weighing.scaled}
+        for inserted in self._analysis.inserted:
+            if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
+                reason = f"growing it needs {inserted}, which the target does not have"
+                self._sides.hinder(inserted.place, reason)
+        return Fit(self._asked, growth, frozenset(scaling.factors), weighing.factors, interface)
+
+    def _interface(self) -> dict[str, Any]:
+        """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
+        found, growth = [], self._plan.growth
+        for name, position, axis in interface_axes(self._analysis, set(growth)):
+            map = compose(axis, growth)
+            if (map.first == (np.arange(map.new) < map.old)).all():
+                found.append((name, position, map.old, map.new))
+            else:
+                self._sides.hinder(name, "the teacher's units are not the first ones in it")
+        return {"interface": found} if found else {}
 
     def _keep_means(self) -> set[Dim]:
         """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""

@@ -57,6 +57,17 @@ class Shuffle:
     order: np.ndarray
 
 
+@dataclass(frozen=True)
+class Inserted:
+    """Something beside weights and sizes that a student needs, where its place is a node or a tensor."""
+
+    what: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.place!r}"
+
+
 @dataclass
 class Analysis:
     """The dims of a graph and what its nodes said about them.
@@ -86,7 +97,11 @@ class Analysis:
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
-    inserted: list[str] = field(default_factory=list)
+    inserted: list[Inserted] = field(default_factory=list)
+
+    def note(self, what: str, node: gs.Node) -> None:
+        """Note that the rewriting put something in at a node."""
+        self.inserted.append(Inserted(what, node.name or node.outputs[0].name))
 
     @property
     def nodes(self) -> list[gs.Node]:

@@ -48,7 +48,7 @@ def adapt_normalisers(analysis: Analysis, growth: Growth, *, keep_epsilon: bool 
             node = analysis.nodes[number]
             if not keep_epsilon:
                 node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
-                analysis.inserted.append(f"epsilon in {node.op} {node.name or node.outputs[0].name!r}")
+                analysis.note(f"epsilon in {node.op}", node)
             if statistic.scale is not None:
                 corrections[number, statistic.scale] = share**0.5, "copy"
             if statistic.shift is not None:
@@ -98,7 +98,7 @@ def _times(axis: Axis, growth: Growth) -> Times:
 def _surround(analysis: Analysis, number: int, times: Times, odd: set[Dim], growth: Growth, opset: int) -> None:
     """Give a node whole multiples: fill up its inputs, and cut its outputs."""
     node, draft = analysis.nodes[number], analysis.draft
-    analysis.inserted.append(f"nodes around {node.op} {node.name or node.outputs[0].name!r}")
+    analysis.note(f"nodes around {node.op}", node)
 
     def emit(kind: str, inputs: list[gs.Tensor], output: gs.Variable | None, **attrs: object) -> gs.Variable:
         name = draft.unique_name(f"{node.name or node.outputs[0].name}_{kind}")

@@ -1,302 +1,390 @@
 """Weights of a student that reads less than its teacher, fitted to what the teacher's layers make of the same examples.
 
-From the first layer to the last, teacher and student run side by side. Where the student's layer reads x (for a
-convolution all that is under its kernel) and the teacher's makes y, the student's weights W get the change
+From the first layer to the last, teacher and student run side by side. Where the student's layer reads x (a convolution
+all that is under its kernel) and the teacher's makes y, the student's weights W get the change
 
-    dW = (Cov(y, x) - W Cov(x, x)) (Cov(x, x) + r diag)^-1                 and the bias E(y) - (W + dW) E(x),
+    dW = (Cov(y, x) - W Cov(x, x)) (Cov(x, x) + r diag)^-1              and the bias E(y) - (W + dW) E(x),
 
-ridge regression with the weights that there are as the point to start from. r is the one that serves best on the half
-of the examples that dW was not fitted to; there is no dW if none helps there. Where the result is added to a residual
-stream, y gets what the student's stream lacks so far, so that errors do not pile up. A BatchNormalization behind the
-layer gets the statistics with which its results have the mean and the variance that y gives the teacher's. A layer
-that makes what it should is left as it is, to the bit.
+which is ridge regression that starts from the weights that there are. r is the one that serves best on the half of the
+examples that dW was not fitted to; there is no dW if none serves there. Where the result is added to a residual stream,
+y gets what the student's stream lacks so far, so that errors do not pile up. A BatchNormalization behind the layer gets
+the statistics with which its results have the mean and the variance that the teacher's have. What makes what it should
+is left as it is, to the bit.
 
-Fitting what follows to what is left is the second half of channel pruning (He, Zhang, Sun 2017; ThiNet, Luo et al. 2017).
+Fitting the layer behind to the units that are left is the second half of channel pruning (He, Zhang, Sun 2017,
+arXiv 1707.06168, section 3.1; Luo, Wu, Lin 2017, ThiNet, arXiv 1707.06342, section 3.2).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from onnx_net2net.alignment import Slot, Unit
+from onnx_net2net.alignment import Unit
 from onnx_net2net.calibration import Watch, watched
-from onnx_net2net.fitting import Fitted
+from onnx_net2net.filling import Changes
+from onnx_net2net.fitting import Fit
 from onnx_net2net.inputs import Feeds
 from onnx_net2net.maps import compose
-from onnx_net2net.model import Model, Progress
-from onnx_net2net.readers import Moments, Reader, reader_of
-from onnx_net2net.sides import Compute, Side, Sides
+from onnx_net2net.model import Progress
+from onnx_net2net.readers import CHUNK, Moments, Reader, reader_of
+from onnx_net2net.sides import Side, Sides
 from onnx_net2net.tensors import Array
 
 RIDGES = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried for r; the diagonal is that of the covariance."""
 
 WIDEST = 4608
-"""Layers that read more units and places than this keep their weights: the matrices would be too large."""
+"""Layers whose results depend on more numbers than this keep their weights: the matrices would be too large."""
 
-_ROWS_EACH = 50
-"""So many rows for each unit and place that is read are enough."""
+_ROWS_EACH = 20
+"""So many rows for each number that is read are enough."""
 
-_NOTHING = 1e-10
-"""A share of the variance of what a layer makes that is float noise."""
+_NOISE = 1e-10
+"""A share of the variance of what a layer makes that may be float noise."""
 
-Changes = dict[tuple[int, str], Array]
-"""What is added to a parameter of a unit of the teacher, by the number of the target's unit and the parameter."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A layer that both networks have."""
-
-    teacher: Reader
-    student: Reader
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What is the same for layers that can be fitted after the same run."""
-        return self.student.tensor, self.student.position
-
-
-def pairs_of(sides: Sides, units: Iterable[tuple[Unit, Unit]]) -> list[Pair]:
-    """Return the layers that can be fitted, in the order of the target; the teacher has not grown yet."""
-    found = []
-    for old, new in sorted(units, key=lambda pair: pair[1].node):
-        readers = reader_of(sides.teacher, old), reader_of(sides.target, new)
-        tied = _is_tied(sides.teacher, old) or _is_tied(sides.target, new)
-        if readers[0] is not None and readers[1] is not None and not tied and old.shape[2:] == new.shape[2:]:
-            found.append(Pair(*readers))
-    return found
-
-
-def _is_tied(side: Side, unit: Unit) -> bool:
-    """Tell whether other nodes read the weights of a layer too."""
-    slot = unit.slots.get("weight")
-    uses = side.analysis.uses
-    return slot is not None and any(
-        key != slot.use and use.constant is uses[slot.use].constant and side.nodes[use.node].op not in ("Shape", "Size")
-        for key, use in uses.items()
-    )
+Tensors = Mapping[str, Array]
 
 
 class Reconstruction:
-    """Fits a student, layer by layer.
+    """What is to be fitted.
 
     Args:
-        sides: The two networks, of which the teacher has the target's sizes by now.
-        fitted: How it got them.
-        changes: What is changed; the student has all that is in it.
-        examples: Inputs of teacher and target by name.
+        sides: The two networks, of which the teacher has not grown yet.
+        pairs: Their units that correspond.
     """
 
-    def __init__(self, sides: Sides, fitted: Fitted, changes: Changes, examples: Sequence[tuple[Feeds, Feeds]]) -> None:
-        self._sides, self._fitted, self._changes, self._examples = sides, fitted, changes, examples
+    def __init__(self, sides: Sides, pairs: Iterable[tuple[Unit, Unit]]) -> None:
+        self._sides = sides
+        self._pairs: list[tuple[Unit | None, Unit]] = [*pairs]
+        self._readers = {new.node: _readers(sides, old, new) for old, new in self._pairs if old is not None}
 
-    def run(self, pairs: Sequence[Pair], progress: Progress | None = None) -> None:
-        """Fit layers."""
-        steps = [list(some) for _, some in groupby(pairs, lambda pair: pair.key)]
-        tensors = {name for pair in pairs for name in (pair.teacher.result, pair.teacher.skip) if name}
+    def run(
+        self,
+        fit: Fit,
+        changes: Changes,
+        kept: Iterable[Unit],
+        examples: Sequence[tuple[Feeds, Feeds]],
+        progress: Progress | None = None,
+    ) -> None:
+        """Fit one layer of the student after another.
+
+        Args:
+            fit: How the teacher got the target's sizes, which it has by now.
+            changes: What is found; the target's draft has what is in it.
+            kept: Units of the target that nothing in the teacher corresponds to, and that are no identities.
+            examples: Inputs of teacher and target, by name.
+            progress: Told how many steps are done, and of how many.
+        """
+        steps = [list(some) for _, some in groupby(self._steps(fit, kept), lambda step: step.key)]
+        tensors = {name for some in steps for step in some for name in step.old}
         with watched(self._sides.teacher.opened.model, tensors, "teacher") as watch:
             for number, some in enumerate(steps):
                 if progress is not None:
                     progress("reconstructing", number, len(steps))
-                layers = [_Layer(self._sides, self._fitted, pair, some[0].student.unit.node) for pair in some]
-                self._measure(watch, [layer for layer in layers if layer.fits])
-                for layer in layers:
-                    layer.fit(self._changes)
+                self._see(some, watch, examples)
+                for step in some:
+                    step.fit(changes)
 
-    def _measure(self, teacher: Watch, layers: Sequence[_Layer]) -> None:
-        """Run both networks and let layers see what they read and are to make."""
-        if not layers:
-            return
-        old = list(dict.fromkeys(name for layer in layers for name in layer.old_tensors))
-        new = list(dict.fromkeys(name for layer in layers for name in layer.new_tensors))
+    def _steps(self, fit: Fit, kept: Iterable[Unit]) -> list[_Layer | _Norm]:
+        found: list[_Layer | _Norm] = []
+        for old, new in sorted([*self._pairs, *((None, unit) for unit in kept)], key=lambda pair: pair[1].node):
+            readers = self._readers.get(new.node)
+            if old is not None and readers is not None:
+                before = found[-1] if found and found[-1].key == readers[1].tensor else None
+                layer = _Layer(self._sides, fit, *readers, first=before.first if before else new.node)
+                if layer.fits:
+                    found.append(layer)
+                    continue
+            if new.norm is not None and (norm := _Norm(self._sides, fit, old, new)).fits:
+                found.append(norm)
+        return found
+
+    def _see(self, steps: Sequence[_Layer | _Norm], teacher: Watch, examples: Sequence[tuple[Feeds, Feeds]]) -> None:
+        """Run both networks, and let some steps see what the two have at their places."""
+        old = list(dict.fromkeys(name for step in steps for name in step.old))
+        new = list(dict.fromkeys(name for step in steps for name in step.new))
         with watched(self._sides.target.analysis.draft.finish(), new, "student") as student:
-            for feeds in self._examples:
-                given = teacher(feeds[0], old), student(feeds[1], new)
-                for layer in layers:
-                    layer.see(*given, len(self._examples))
+            for one, other in examples:
+                found = teacher(one, old), student(other, new)
+                for step in steps:
+                    step.fits = step.fits and step.see(*found, len(examples))
+
+
+def _readers(sides: Sides, old: Unit, new: Unit) -> tuple[Reader, Reader] | None:
+    """Return what two layers read, None if the target's cannot be fitted: nobody else may read its weights."""
+    one, other = reader_of(sides.teacher, old), reader_of(sides.target, new)
+    if one is None or other is None or old.shape[2:] != new.shape[2:]:
+        return None
+    return None if _is_tied(sides.teacher, old) or _is_tied(sides.target, new) else (one, other)
+
+
+def _is_tied(side: Side, unit: Unit) -> bool:
+    """Tell whether other nodes read the weights of a layer too."""
+    uses, key = side.analysis.uses, unit.slots["weight"].use
+    alike = [use for use in uses.values() if use.constant is uses[key].constant]
+    return sum(side.nodes[use.node].op not in ("Shape", "Size") for use in alike) > 1
 
 
 class _Layer:
-    """One layer that is fitted."""
+    """A layer, and the BatchNormalization behind it.
 
-    def __init__(self, sides: Sides, fitted: Fitted, pair: Pair, first: int) -> None:
-        self._old, self._new = pair.teacher, pair.student
-        unit, self._number = self._old.unit, self._new.unit.node
-        slot = unit.slots["weight"]
-        made = compose(slot.axes(sides.teacher.analysis)[0], fitted.growth)
+    Attributes:
+        key: What is the same for layers that can be fitted after the same run.
+        first: The number of the first node of these.
+        old: The tensors of the teacher that it has to see.
+        new: Those of the student.
+        fits: Whether it can be fitted.
+    """
+
+    def __init__(self, sides: Sides, fit: Fit, old: Reader, new: Reader, first: int) -> None:
+        self._old, self._new, self.key, self.first = old, new, new.tensor, first
+        slots = old.unit.slots
+        self._values = {what: read for what, slot in slots.items() if (read := sides.teacher.reader(slot))}
+        made = compose(slots["weight"].axes(sides.teacher.analysis)[0], fit.growth)
         self._made, self._plain = made.index, made.kind == 0
-        self._values = {what: read for what, own in unit.slots.items() if (read := sides.teacher.reader(own))}
-        self._epsilon = sides.teacher.epsilon(unit.norm) if unit.norm is not None else 0.0
-        self._normed = unit.norm is not None and {"scale", "mean", "variance"} <= self._values.keys()
-        self._shifts = self._normed or self._new.unit.norm is not None or "bias" in self._new.unit.slots
-        self._inside = "bias" in unit.slots and unit.slots["bias"].use[0] == unit.node
-        self._group = int(self._new.node.attrs.get("group", 1))
+        self._norm = _Statistics(sides, old.unit) if old.unit.norm is not None else None
+        self._shifts = self._norm is not None or new.unit.norm is not None or "bias" in new.unit.slots
+        self._inside = "bias" in slots and slots["bias"].use[0] == old.unit.node
+        self._group = int(new.node.attrs.get("group", 1))
         self._halves = Moments(), Moments()
-        self.fits = "weight" in self._values and slot.use not in fitted.scaled
-        self.fits &= self._normed or unit.norm is None
-        if self.fits:
-            self._weight = self._values["weight"]().astype(np.float64)
-            self.fits = len(self._weight) == len(self._made) and self._weight[0].size * self._group <= WIDEST * (self._group if self._group > 1 else 1)
-        self._adds = bool(self._old.skip and self._new.skip and self._new.known < first)
+        shape = sides.teacher.shape(slots["weight"])
+        width = math.prod(shape[1:])
+        self.fits = len(shape) > 1 and shape[0] == len(self._made) and shape[0] % self._group == 0 and width <= WIDEST
+        self.fits &= slots["weight"].use not in fit.scaled and (self._norm is None or self._norm.known)
+        self._kernel = shape[2:]
+        self._width = width
+        adds = bool(old.skip and new.skip) and new.known < first
+        self.old = (old.result, *((old.skip,) if adds else ()))
+        self.new = (new.tensor, *((new.skip,) if adds else ()))
 
-    @property
-    def old_tensors(self) -> list[str]:
-        return [self._old.result, *([self._old.skip] if self._adds else [])]
+    # -- what is read and what should be made ------------------------------------------------------------------
 
-    @property
-    def new_tensors(self) -> list[str]:
-        return [self._new.tensor, *([self._new.skip] if self._adds else [])]
+    def see(self, old: Tensors, new: Tensors, runs: int) -> bool:
+        """Take in what a run shows; tell whether that can be made sense of."""
+        result, *stream = (np.moveaxis(old[name], self._old.makes, -1) for name in self.old)
+        given, *own = (new[name] for name in self.new)
+        own = [np.moveaxis(values, self._new.makes, -1) for values in own]
+        gather = self._windows(given, result.shape[:-1])
+        if gather is None or result.shape[-1] <= self._made.max(initial=0):
+            return False
+        if own and (own[0].shape[:-1] != result.shape[:-1] or own[0].shape[-1] != len(self._made)):
+            return False
+        chosen = _sample(math.prod(result.shape[:-1]), max(_ROWS_EACH * self._width // runs, 64))
+        step = max(1, CHUNK // (self._width * self._group))
+        for number, half in enumerate(np.array_split(chosen, 2)):
+            for start in range(0, len(half), step):
+                places = np.unravel_index(half[start : start + step], result.shape[:-1])
+                x = gather(places).reshape(len(places[0]), self._group, -1)
+                y = result[places][:, self._made].astype(np.float64)
+                if own:
+                    y += self._lacking(stream[0][places][:, self._made] - own[0][places].astype(np.float64))
+                if x.shape[-1] != self._width:
+                    return False
+                self._halves[number].add(x.swapaxes(0, 1), y.reshape(len(y), self._group, -1).swapaxes(0, 1))
+        return True
 
-    # -- measuring ---------------------------------------------------------------------------------------------
+    def _lacking(self, values: Array) -> Array:
+        """Return what the layer has to make for its BatchNormalization to make values; units that it damps nothing."""
+        if self._norm is None:
+            return values
+        gain = self._norm.gain()
+        heard = np.abs(gain) > 1e-3 * np.abs(gain).max()
+        found: Array = np.where(heard, values / np.where(heard, gain, 1.0), 0.0)
+        return found
 
-    def see(self, old: Mapping[str, Array], new: Mapping[str, Array], runs: int) -> None:
-        """Take in what one run shows."""
-        y = np.moveaxis(old[self._old.result], self._old.makes, -1)
-        read = self._patches(new[self._new.tensor], y.shape[:-1])
-        if not self.fits or read is None or read.shape[:-2] != y.shape[:-1] or len(self._made) % self._group:
-            self.fits = False
-            return
-        places = self._sample(y.shape[:-1], read.shape[-2] * read.shape[-1], runs)
-        x, y = read[places], y[places][:, self._made].astype(np.float64)
-        if self._adds:
-            stream = [np.moveaxis(v, self._old.makes, -1)[places] for v in (old[self._old.skip], new[self._new.skip])]
-            gain = self._gain()
-            y = y + np.where(gain, stream[0][:, self._made] - stream[1], 0) / np.where(gain, gain, 1)
-        x = x.reshape(len(x), self._group, -1).swapaxes(0, 1)
-        y = y.reshape(len(y), self._group, -1).swapaxes(0, 1)
-        if x.shape[2] != self._weight[0].size:
-            self.fits = False
-            return
-        middle = x.shape[1] // 2
-        self._halves[0].add(x[:, :middle], y[:, :middle])
-        self._halves[1].add(x[:, middle:], y[:, middle:])
-
-    def _sample(self, shape: tuple[int, ...], width: int, runs: int) -> tuple[Array, ...]:
-        """Draw some places of the result, in order."""
-        total, most = math.prod(shape), max(_ROWS_EACH * width // runs, 64)
-        flat = np.arange(total)
-        if total > most:
-            flat = np.sort(np.random.default_rng(0).choice(total, most, replace=False))
-        return np.unravel_index(flat, shape)
-
-    def _gain(self) -> Array:
-        if not self._normed:
-            return np.ones(len(self._made))
-        scale, variance = (self._values[what]().astype(np.float64) for what in ("scale", "variance"))
-        gain = scale / np.sqrt(variance + self._epsilon)
-        return np.where(np.abs(gain) > 1e-3 * np.abs(gain).max(), gain, 0)
-
-    def _patches(self, values: Array, places: tuple[int, ...]) -> Array | None:
-        """Return what a layer reads at each place of its result: [*places, units, places of the kernel]."""
+    def _windows(self, values: Array, places: tuple[int, ...]) -> Callable[[tuple[Array, ...]], Array] | None:
+        """Return what gathers [r, units, *kernel], what the layer reads for r places of its result."""
         if self._new.node.op != "Conv":
-            return np.moveaxis(values, self._new.position, -1)[..., None]
-        attrs, size = self._new.node.attrs, places[1:]
-        rank = len(size)
-        kernel = self._weight.shape[2:] or (1,) * rank
-        if values.ndim != rank + 2 or len(kernel) != rank: return None
-        steps, wide = (attrs.get(key) or [1] * rank for key in ("strides", "dilations"))
-        before = list((attrs.get("pads") or [0] * (2 * rank))[:rank])
-        reach = [w * (k - 1) + 1 for w, k in zip(wide, kernel, strict=True)]
+            read = np.moveaxis(values, self._new.position, -1)
+            return read.__getitem__ if read.shape[:-1] == places else None
+        attrs, rank, size = self._new.node.attrs, len(places) - 1, places[1:]
+        if values.ndim != rank + 2 or len(values) != places[0]:
+            return None
+        steps, wide = ([*(attrs.get(key) or [1] * rank)] for key in ("strides", "dilations"))
+        kernel = self._kernel or (1,) * rank
+        reach = [d * (k - 1) + 1 for d, k in zip(wide, kernel, strict=True)]
         spans = [s * (n - 1) + r for s, n, r in zip(steps, size, reach, strict=True)]
-        if (auto := attrs.get("auto_pad", "NOTSET")) in ("SAME_UPPER", "SAME_LOWER"):
+        before = [*(attrs.get("pads") or [0] * rank)][:rank]
+        if (auto := attrs.get("auto_pad")) in ("SAME_UPPER", "SAME_LOWER"):
             lack = [max(a - b, 0) for a, b in zip(spans, values.shape[2:], strict=True)]
             before = [(n + (auto == "SAME_LOWER")) // 2 for n in lack]
         after = [max(a - b - n, 0) for a, b, n in zip(spans, before, values.shape[2:], strict=True)]
         padded = np.pad(values, [(0, 0), (0, 0), *zip(before, after, strict=True)])
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, 2 + rank)))
-        picks = [slice(None, s * (n - 1) + 1, s) for s, n in zip(steps, size, strict=True)]
-        view = view[(slice(None), slice(None), *picks, *(slice(None, None, w) for w in wide))]
-        return np.moveaxis(view, 1, 1 + rank).reshape(*view.shape[:1], *size, values.shape[1], -1) if False else _Lazy(view, rank)
+        at = [slice(None, s * (n - 1) + 1, s) for s, n in zip(steps, size, strict=True)]
+        whole = slice(None), slice(None), *at, *(slice(None, None, d) for d in wide)
+        return np.moveaxis(view[whole], 1, 1 + rank).__getitem__
 
     # -- fitting -----------------------------------------------------------------------------------------------
 
     def fit(self, changes: Changes) -> None:
-        """Find what is to change."""
-        if not self.fits or not self._halves[1].count:
+        """Note what is to change."""
+        if not self.fits or not all(half.count for half in self._halves):
             return
-        group = self._group
-        own = self._weight.reshape(group, len(self._made) // group, -1)
+        shape, number = (self._group, len(self._made) // self._group, self._width), self._new.unit.node
+        weights = self._values["weight"]().astype(np.float64)
+        own = weights.reshape(shape)
         both = Moments().join(self._halves[0]).join(self._halves[1])
-        made = (own @ both.mean[..., None])[..., 0]
         bias = self._values["bias"]().astype(np.float64) if "bias" in self._values else np.zeros(len(self._made))
-        inside = bias if self._inside else 0 * bias
-        target = both.other - inside.reshape(both.other.shape)
-        spread = both.covariance()
-        power, cross = both.power / both.count, both.cross / both.count
-        error = power - 2 * (own * cross).sum(-1) + ((own @ spread) * own).sum(-1) + (target - made) ** 2
-        if (error <= _NOTHING * power.sum(-1, keepdims=True)).all():
+        target = both.other - (bias.reshape(shape[:2]) if self._inside else 0.0)
+        power, (spread, cross) = both.power / both.count, both.covariances()
+        error = power - 2 * (own * cross).sum(-1) + ((own @ spread) * own).sum(-1)
+        error += (target - _times(own, both.mean)) ** 2
+        if not np.isfinite(error).all() or (error <= _NOISE * power.sum(-1, keepdims=True)).all():
             return
-        change = regression(own, self._halves, self._shifts)
-        change[~self._plain.reshape(group, -1)] = 0
+        change = regression(own, self._halves, centred=self._shifts)
+        change[~self._plain.reshape(shape[:2])] = 0.0
         if change.any():
-            changes[self._number, "weight"] = change.reshape(self._weight.shape)
-        made = ((own + change) @ both.mean[..., None])[..., 0]
-        if self._normed:
-            varies = (((own + change) @ spread) * (own + change)).sum(-1)
-            self._match(changes, made.reshape(-1), varies.reshape(-1), target.reshape(-1), power.reshape(-1), bias)
+            changes[number, "weight"] = change.reshape(weights.shape)
+        made = _times(own + change, both.mean).reshape(-1)
+        if self._norm is not None:
+            varies = (((own + change) @ spread) * (own + change)).sum(-1).reshape(-1)
+            moments = made + bias, varies, target.reshape(-1) + bias, power.reshape(-1)
+            changes.update(self._norm.matched(number, *moments, self._plain))
         elif self._shifts:
-            changes[self._number, "bias"] = np.where(self._plain, (target - made).reshape(-1), 0)
-
-    def _match(self, changes, made, varies, target, power, bias) -> None:
-        mean, variance = (self._values[what]().astype(np.float64) for what in ("mean", "variance"))
-        alive = self._plain & (varies > 1e-12 * varies.max(initial=0)) & (power > 1e-12 * power.max(initial=0))
-        ratio = np.where(alive, varies, 1) / np.where(alive, power, 1)
-        changes[self._number, "variance"] = np.maximum((variance + self._epsilon) * ratio - self._epsilon, 0) - variance
-        wanted = made + bias - (target + bias - mean) * np.sqrt(ratio)
-        changes[self._number, "mean"] = np.where(self._plain, wanted - mean, 0)
+            changes[number, "bias"] = np.where(self._plain, target.reshape(-1) - made, 0.0)
 
 
-class _Lazy:
-    def __init__(self, view, rank):
-        self.view = np.moveaxis(view, 1, 1 + rank)
-        self.rank = rank
-        s = self.view.shape
-        self.shape = (*s[: rank + 2], math.prod(s[rank + 2 :]))
-    def __getitem__(self, places):
-        return self.view[places].reshape(len(places[0]), self.shape[-2], -1)
+class _Norm:
+    """A BatchNormalization behind what is not fitted, or alone; the teacher has it too, or nothing like it.
+
+    The attributes are those of `_Layer`.
+    """
+
+    def __init__(self, sides: Sides, fit: Fit, old: Unit | None, new: Unit) -> None:
+        assert new.norm is not None
+        tensors = []
+        for side, unit in ((sides.teacher, old), (sides.target, new)):
+            if unit is not None and unit.norm is not None:
+                tensors.append((side.opened.model.proto.graph.node[unit.norm].input[0],))
+        self.old, self.new = (tensors[0] if len(tensors) > 1 else ()), tensors[-1]
+        self.key, self.first, self._number = f"{self.new[0]} normalised", new.norm, new.node
+        self._added = old is None
+        self._norm = _Statistics(sides, old) if old is not None and self.old else _Statistics(sides, new, initial=True)
+        self.fits = self._norm.known and (self._added or bool(self.old))
+        self._sums = Moments(), Moments()
+        self._made: Array | None = None
+        self._bias: Callable[[], Array] | None = None
+        if old is not None and self.fits:
+            made = compose(old.slots["mean"].axes(sides.teacher.analysis)[0], fit.growth)
+            self._made, self._plain = made.index, made.kind == 0
+            if "bias" in old.slots and "bias" not in new.slots:
+                self._bias = sides.teacher.reader(old.slots["bias"])
+
+    def see(self, old: Tensors, new: Tensors, runs: int) -> bool:
+        """Take in what a run shows."""
+        for sums, found, names in zip(self._sums, (new, old), (self.new, self.old), strict=True):
+            for name in names:
+                sums.add(np.moveaxis(found[name], 1, 0).reshape(found[name].shape[1], -1, 1))
+        return True
+
+    def fit(self, changes: Changes) -> None:
+        """Note what is to change."""
+        if not self.fits:
+            return
+        (made, varies), *rest = ((s.mean[:, 0], s.spread[:, 0, 0] / s.count) for s in self._sums if s.count)
+        if not np.isfinite([made, varies]).all():
+            return
+        if self._made is None:
+            changes.update(self._norm.replaced(self._number, made, varies))
+        elif len(made) == len(self._made):
+            made = made + (self._bias().astype(np.float64) if self._bias is not None else 0.0)
+            target, power = (values[self._made] for values in rest[0])
+            if not np.allclose(made, target, atol=1e-5 * math.sqrt(power.max())) or not np.allclose(varies, power):
+                changes.update(self._norm.matched(self._number, made, varies, target, power, self._plain))
 
 
-def regression(own: Array, halves: Sequence[Moments], centred: bool) -> Array:
+class _Statistics:
+    """The statistics of a BatchNormalization: those that the teacher's has by now, or those that the target's had.
+
+    Attributes:
+        known: Whether they are constants.
+    """
+
+    def __init__(self, sides: Sides, unit: Unit, *, initial: bool = False) -> None:
+        assert unit.norm is not None
+        side = sides.target if initial else sides.teacher
+        reads = {what: side.reader(slot) for what, slot in unit.slots.items() if what in ("scale", "mean", "variance")}
+        self._read = {what: read for what, read in reads.items() if read is not None}
+        self._epsilon = side.epsilon(unit.norm)
+        self.known = len(self._read) == 3
+
+    def _value(self, what: str) -> Array:
+        return self._read[what]().astype(np.float64)
+
+    def gain(self) -> Array:
+        """Return by what it multiplies each unit."""
+        gain: Array = self._value("scale") / np.sqrt(self._value("variance") + self._epsilon)
+        return gain
+
+    def matched(self, number: int, made: Array, varies: Array, target: Array, power: Array, plain: Array) -> Changes:
+        """Return what lets it make of other units what it makes of the teacher's.
+
+        Args:
+            number: The number of the target's unit.
+            made: The means of what it gets.
+            varies: The variances.
+            target: The means of what the teacher's gets.
+            power: The variances.
+            plain: Which units are the teacher's, and not padding.
+        """
+        mean, variance = self._value("mean"), self._value("variance")
+        alive = plain & (varies > _NOISE * varies.max(initial=0.0)) & (power > _NOISE * power.max(initial=0.0))
+        ratio = np.where(alive, varies, 1.0) / np.where(alive, power, 1.0)
+        wanted = np.maximum((variance + self._epsilon) * ratio - self._epsilon, 0.0)
+        shift = np.where(plain, made - (target - mean) * np.sqrt(ratio) - mean, 0.0)
+        return {(number, "variance"): wanted - variance, (number, "mean"): shift}
+
+    def replaced(self, number: int, made: Array, varies: Array) -> Changes:
+        """Return what gives it the mean and the variance of what it gets."""
+        return {(number, "mean"): made - self._value("mean"), (number, "variance"): varies - self._value("variance")}
+
+
+def _sample(total: int, most: int) -> Array:
+    """Choose some of all places, in order."""
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).choice(total, most, replace=False))
+
+
+def _times(weights: Array, values: Array) -> Array:
+    product: Array = (weights @ values[..., None])[..., 0]
+    return product
+
+
+def regression(own: Array, halves: Sequence[Moments], *, centred: bool) -> Array:
     """Return the change of weights that brings what they make nearest to what they should make.
 
     Args:
         own: The weights: float64 [g, m, n].
-        halves: Moments of what is read and what should be made, for two halves of the examples.
-        centred: Whether a constant may be added.
+        halves: Moments of what is read, and of what should be made, on two halves of the examples.
+        centred: Whether a constant may be added to the results.
 
     Returns:
-        float64 [g, m, n], zero where no change helps on the other half.
+        float64 [g, m, n], zero where no change serves on the other half.
     """
-    systems = [_system(own, half, centred) for half in halves]
-    (spread, lacking), (other, missing) = systems
+    spread, cross = halves[1].covariances(centred=centred)
+    lacking = cross - own @ spread
     best, least = None, 0.0
     for ridge in RIDGES:
-        change = _ridge(spread, lacking, ridge)
-        error = float((change * (change @ other - 2 * missing)).sum())
+        change = _ridge(own, halves[0], ridge, centred)
+        error = float((change * (change @ spread - 2 * lacking)).sum())
         if error < least:
             best, least = ridge, error
     if best is None:
         return np.zeros_like(own)
-    whole = Moments().join(halves[0]).join(halves[1])
-    return _ridge(*_system(own, whole, centred), best)
+    return _ridge(own, Moments().join(halves[0]).join(halves[1]), best, centred)
 
 
-def _system(own: Array, moments: Moments, centred: bool) -> tuple[Array, Array]:
-    spread, cross = moments.spread / moments.count, moments.cross / moments.count
-    if not centred:
-        spread = spread + moments.mean[..., :, None] * moments.mean[..., None, :]
-        cross = cross + moments.other[..., :, None] * moments.mean[..., None, :]
-    return spread, cross - own @ spread
-
-
-def _ridge(spread: Array, lacking: Array, ridge: float) -> Array:
+def _ridge(own: Array, moments: Moments, ridge: float, centred: bool) -> Array:
+    spread, cross = moments.covariances(centred=centred)
+    lacking = cross - own @ spread
     diagonal = np.einsum("gii->gi", spread)
-    floor = np.maximum(diagonal, 1e-6 * diagonal.mean(-1, keepdims=True) + np.finfo(float).tiny)
-    raised = spread + ridge * floor[..., None] * np.eye(spread.shape[-1])
-    return np.linalg.solve(raised, lacking.swapaxes(-1, -2)).swapaxes(-1, -2)
+    floor = 1e-6 * diagonal.mean(-1, keepdims=True)
+    raised = spread + ridge * np.maximum(diagonal, np.where(floor > 0, floor, 1.0))[..., None] * np.eye(own.shape[-1])
+    change: Array = np.linalg.solve(raised, lacking.swapaxes(-1, -2)).swapaxes(-1, -2)
+    return change

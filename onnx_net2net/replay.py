@@ -12,16 +12,17 @@ from typing import Any
 import yaml
 
 from onnx_net2net.deepen import deepen
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import fingerprint, history
 from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import narrow
+from onnx_net2net.transfer import transfer
 from onnx_net2net.widen import widen
 
-OPERATIONS: dict[str, Callable[..., Any]] = {"widen": widen, "deepen": deepen, "narrow": narrow}
+OPERATIONS: dict[str, Callable[..., Any]] = {"widen": widen, "deepen": deepen, "narrow": narrow, "transfer": transfer}
 
-_NOTES = {"operation", "version", "teacher", "interface", "inlined functions", "folded Ifs", "calibrated on"}
+_NOTES = {"operation", "version", "teacher", "filled", "interface", "inlined functions", "folded Ifs", "calibrated on"}
 """What a record says besides the options of the operation."""
 
 
@@ -49,6 +50,8 @@ def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _check(step: object, where: str) -> None:
     if not isinstance(step, Mapping) or step.get("operation") not in OPERATIONS:
         raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
+    if step["operation"] == "transfer" and "target" not in step:
+        raise BadInputError(f"{where}: transfer needs the network that is filled (target: FILE, in a recipe)")
     known = inspect.signature(OPERATIONS[step["operation"]]).parameters
     unknown = [str(key) for key in step if key not in known and key not in _NOTES]
     if unknown:
@@ -112,5 +115,7 @@ def redo(model: Model, steps: Sequence[Mapping[str, Any]], folder: Path) -> Iter
             result = operation(model, **options)
         except TypeError as error:
             raise BadInputError(f"step {number}: {one_line(error)}") from error
+        if obstacles := getattr(result, "obstacles", ()):
+            raise RefusedError(f"step {number}: the transfer is not exact, {obstacles[0]}")
         yield result
         model = result.student

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import SHAREABLE, Analysis, Use, constant_of
+from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
 from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
@@ -29,6 +29,9 @@ from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.operation import Contraction, Selection
 from onnx_net2net.padding import Scales, State, States, follow
 from onnx_net2net.streams import Scaling
+
+KEPT = "the teacher's size in"
+"""What a node needs whose number is computed from a size that grows, but no size itself."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def rewrite(
         style: How new values are drawn.
         metadata: Entries for the student's metadata.
         scaling: By what weights around padded dims are multiplied so that normalisers keep their epsilon; by default
-            these get another one, or nodes around them.
+            these get another one, or nodes around them, and outputs that are hidden units too are cut.
 
     Returns:
         The student, whose weights are computed when it is saved, and how each constant grew.
@@ -114,7 +117,8 @@ def rewrite(
     if scaling is None:
         fill_up(analysis, growth, sizes.versions_of(teacher.proto)[""])
     _add_priors(analysis, growth, style, biases.keys())
-    _cut_outputs(analysis, growth)
+    if scaling is None:
+        _cut_outputs(analysis, growth)
     restate_shapes(analysis, growth)
     drop_unread(analysis)
     return analysis.draft.finish(metadata), grown
@@ -244,7 +248,7 @@ def _combine(
     values = values.astype(_numpy_dtype(analysis, tensor)).reshape(-1, *(1,) * (rank - 1 - position))
     weights = draft.constant(f"{tensor.name}_weights", values)
     draft.graph.nodes.append(gs.Node(kind, draft.unique_name(f"{name}_weigh"), {}, [tensor, weights], [result]))
-    analysis.inserted.append(f"{kind} at {name!r}")
+    analysis.inserted.append(Inserted(f"{kind} at", name))
 
 
 def _keep_shares(analysis: Analysis, growth: Growth) -> None:
@@ -468,7 +472,7 @@ def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
         for name, value, axis in said.defaults:
             if _grown(axis, growth):
                 attrs[name] = value
-                analysis.inserted.append(f"{name} in {analysis.nodes[number].op} {analysis.nodes[number].name!r}")
+                analysis.note(f"{name} in {analysis.nodes[number].op}", analysis.nodes[number])
         for size in said.size_attributes:
             old, new = _total(size.axes, growth)
             if size.element is None:
@@ -502,7 +506,7 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
             if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
                 if is_data:
-                    analysis.inserted.append(f"the teacher's size in {node.op} {node.name or node.outputs[0].name!r}")
+                    analysis.note(f"{KEPT} {node.op}", node)
         _split_unequal(analysis, number, growth)
     kept = {tensor.name: f"the model's output {tensor.name!r}" for tensor in analysis.draft.graph.outputs}
     for node in analysis.nodes:
@@ -614,14 +618,14 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     index = draft.constant(f"{node.outputs[0].name}_order", places.astype(np.int64))
     if selection.input is not None:
         node.inputs[selection.input] = index
-        analysis.inserted.append(f"places for {node.op} {node.name or node.outputs[0].name!r}")
+        analysis.note(f"places for {node.op}", node)
         return
     output = node.outputs[0]
     node.outputs.clear()
     first = analysis.nodes[analysis.shuffles[number].first] if number in analysis.shuffles else node
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
-    analysis.inserted.append(f"Gather instead of {node.op} {node.name or output.name!r}")
+    analysis.inserted.append(Inserted(f"Gather instead of {node.op}", node.name or output.name))
 
 
 # --- The interface -------------------------------------------------------------------------------------------
@@ -695,7 +699,7 @@ def _cut_outputs(analysis: Analysis, growth: Growth) -> None:
                     if tensor is output:
                         tensors[position] = inner
         source = inner
-        analysis.inserted.append(f"Gather behind the output {output.name!r}")
+        analysis.inserted.append(Inserted("Gather behind the output", output.name))
         for position in grown:
             index = draft.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = (

@@ -107,7 +107,8 @@ def _gram(side: Side, slot: Slot, dim: Dim, _: object) -> Array:
     read = side.reader(slot)
     assert read is not None
     rows = _gathered(read().astype(np.float64), 1, slot.axes(side.analysis)[1], dim)
-    return rows.T @ rows
+    gram: Array = rows.T @ rows
+    return gram
 
 
 def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
@@ -115,7 +116,8 @@ def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments
     key = *other, dim
     if key not in moments:
         return np.eye(dim.size)
-    return moments[key].covariances(centred=False)[0][0]
+    second: Array = moments[key].covariances(centred=False)[0][0]
+    return second
 
 
 def _evenly(dim: Dim, _: object) -> Array:

@@ -76,7 +76,7 @@ class Side:
         return lambda: slot.common(read())
 
     def epsilon(self, norm: int) -> float:
-        """Return the epsilon of a BatchNormalization."""
+        """Return the epsilon of a normalisation."""
         return float(self.nodes[norm].attrs.get("epsilon", 1e-5))
 
 

@@ -77,6 +77,7 @@ class _Stream:
     def __init__(self, analysis: Analysis, dim: Dim, held: State) -> None:
         self._analysis, self._dim, self._held = analysis, dim, held
         self._known: dict[str, float] = {}
+        self._sizes = {name for name, value in analysis.sizes.values.items() if value.size == 1}
         self._queue: list[int] = []
         self._states = follow(analysis, {dim: held}).states
         self._readers: dict[str, list[int]] = {}
@@ -138,11 +139,13 @@ class _Stream:
             )
 
     def _data(self, number: int) -> list[gs.Tensor]:
-        """Return the inputs of a node that have values of activations: no constants, and no sizes."""
+        """Return the inputs of a node that have values of activations: no constants, and no sizes.
+
+        What an expanded constant holds is known, too, where it is small; it is scaled like any other.
+        """
         node = self._analysis.nodes[number]
-        values = self._analysis.sizes.values
         floats = [t for t in node.inputs if t.name and self._analysis.sizes.dtype(t.name) in DIVISIBLE]
-        return [t for t in floats if constant_of(t) is None and t.name not in values]
+        return [t for t in floats if constant_of(t) is None and t.name not in self._sizes]
 
     def _relate(self, number: int) -> None:
         node, said = self._analysis.nodes[number], self._analysis.said.get(number)

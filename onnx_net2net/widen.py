@@ -162,7 +162,7 @@ def _widen(
         notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
     return Widening(
         model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
-        tuple(analysis.inserted),
+        tuple(str(inserted) for inserted in analysis.inserted),
     )  # fmt: skip
 
 

@@ -72,6 +72,18 @@ def test_a_recipe(tmp_path):
     assert [step["operation"] for step in steps_of(student)] == ["deepen", "widen"]
 
 
+def test_a_transfer_in_a_recipe(tmp_path, capsys):
+    target, recipe, student = (tmp_path / name for name in ("target.onnx", "recipe.yaml", "student.onnx"))
+    deepen(widen(RESNET, factor=1.5).student, all=True).student.save(target)
+    recipe.write_text(f"- operation: transfer\n  target: {target}\n  seed: 1\n")
+    assert main(["replay", str(RESNET), str(recipe), "-o", str(student)]) == 0
+    assert verify(RESNET, student).equivalent
+    assert main(["replay", str(RESNET), str(student)]) == 2
+    assert "transfer needs the network that is filled" in capsys.readouterr().err
+    with pytest.raises(RefusedError, match="step 1: the transfer is not exact"):
+        replay(target, [{"operation": "transfer", "target": RESNET}], tmp_path / "narrow.onnx")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -82,6 +94,7 @@ def test_a_recipe(tmp_path):
         ("- operation: widen\n  width: 3", "widen has no option width"),
         ("- [", "cannot read"),
         ("- operation: widen\n  factor: wide", "step 1"),
+        ("- operation: transfer", "transfer needs the network that is filled (target: FILE, in a recipe)"),
     ],
 )
 def test_recipes_that_make_no_sense(text, words, tmp_path, capsys):

@@ -29,7 +29,8 @@ class Net:
         return (self.rng.standard_normal(shape) * max(np.prod(shape[1:]), 1) ** -0.5).astype(np.float32)
 
     def constant(self, name: str, values: Array) -> str:
-        self.constants[name] = np.asarray(values, np.float32)
+        values = np.asarray(values)
+        self.constants[name] = values if values.dtype == np.int64 else values.astype(np.float32)
         return name
 
     def node(self, kind: str, *inputs: str, **attributes: object) -> "Net":
@@ -103,25 +104,62 @@ def resnet(seed, width=6, depth=1, kernel=3, classes=3, bn=True, **options):
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes).build("logits")
 
 
-def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3):
-    """Residual blocks with a normalisation in front, whose epsilon matters."""
+def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3,
+                post=False, token=False):  # fmt: skip
+    """Residual blocks with a normalisation in front, whose epsilon matters, or behind."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.width = 4
-    net.linear("embed", width, "MatMul")
+    embedded = net.linear("embed", width, "MatMul").last
+    if token:
+        net.last = net.constant("token", net.draw(1, 1, width))
+        net.node("Expand", net.constant("batch", np.array([2, 1, 1]))).node("Concat", embedded, axis=1)
+    net = getattr(net, norm)("embed.norm", epsilon) if post else net
     for block in range(depth):
         entry = net.last
-        getattr(net, norm)(f"blocks.{block}.norm", epsilon)
+        net = net if post else getattr(net, norm)(f"blocks.{block}.norm", epsilon)
         net.linear(f"blocks.{block}.fc1", hidden, "MatMul").node(activation)
         net.linear(f"blocks.{block}.fc2", width, "MatMul").add(entry)
-    getattr(net, norm)("norm", epsilon)
+        net = getattr(net, norm)(f"blocks.{block}.norm", epsilon) if post else net
+    net = net if post else getattr(net, norm)("norm", epsilon)
     return net.linear("head", classes, "MatMul").build("logits")
 
 
-def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3):
+def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
+    """One layer of attention, whose scale follows the width of a head; queries, keys and values of one projection."""
+    net = Net(seed, (2, 5, 4), opset=20)
+    net.width = 4
+    net.linear("qkv", 3 * heads * width, "MatMul")
+    if joint == "Gather":
+        whole = net.node("Reshape", net.constant("parts", np.array([2, 5, 3, heads, width]))).last
+    else:
+        net.node("Transpose", perm=[2, 0, 1])
+        names = ["q", "k", "v"]
+        net.nodes.append(helper.make_node("Split", [net.last], names, axis=0, num_outputs=3))
+    operands = []
+    for number, order in enumerate(([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])):
+        if joint == "Gather":
+            net.last = whole
+            net.node("Gather", net.constant(f"part{number}", np.array(number)), axis=2)
+        else:
+            net.last = names[number]
+            net.node("Transpose", perm=[1, 2, 0])
+            net.node("Reshape", net.constant("heads", np.array([2, 5, heads, width])))
+        operands.append(net.node("Transpose", perm=order).last)
+    net.last = operands[0]
+    net.node("Mul", net.constant("scale", np.array(width**-0.5))).node("MatMul", operands[1])
+    net = net.node("Softmax", axis=-1) if softmax else net.node("Tanh")
+    net.node("MatMul", operands[2]).node("Transpose", perm=[0, 2, 1, 3])
+    net.node("Reshape", net.constant("flat", np.array([2, 5, heads * width])))
+    net.width = heads * width
+    return net.linear("out", 4, "MatMul").build("y")
+
+
+def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3,
+          groups=(1, 1, 1, 1, 1)):  # fmt: skip
     """A chain of convolutions."""
     net = Net(seed, (2, 3, 8, 8))
-    for place, (width, kernel) in enumerate(zip(widths, kernels, strict=False)):
-        net.conv(f"conv{place}", width, kernel, bias=place not in bn)
+    for place, (width, kernel, group) in enumerate(zip(widths, kernels, groups, strict=False)):
+        net.conv(f"conv{place}", width, kernel, bias=place not in bn, group=group)
         (net.bn(f"bn{place}", epsilon) if place in bn else net).node(activation)
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes, way).build("logits")
 
@@ -182,16 +220,28 @@ EXACT = {
     "plain layers with normalisations in excess": (plain(0, (5, 7), bn=(0,)), plain(1, (6, 6, 9, 9), bn=(0, 1, 3))),
     "another epsilon": (plain(0, (5, 7), bn=(0, 1)), plain(1, (5, 9), bn=(0, 1), epsilon=0.2)),
     "kernels of one place, larger": (plain(0, (5, 7), kernels=(1, 3)), plain(1, (6, 7), kernels=(5, 3))),
+    "fewer groups": (plain(0, (6, 12, 8), groups=(1, 6, 4)), plain(1, (6, 12, 8), groups=(1, 2, 1))),
+    "fewer and larger groups": (plain(0, (6, 12, 8), groups=(1, 6, 2)), plain(1, (12, 24, 9), groups=(1, 3, 1))),
+    "fewer groups of one place": (
+        plain(0, (6, 9), kernels=(3, 1), groups=(1, 3)), plain(1, (6, 9), kernels=(3, 1), groups=(1, 1))),
     "another layout": (plain(0, (5, 7), way="MatMul"), plain(1, (8, 9))),
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
+    "layer norm, padded, with a token": (transformer(0, token=True), transformer(1, width=13, token=True)),
     "layer norm, deeper": (transformer(0), transformer(1, width=11, depth=3)),
+    "post-norm, deeper": (
+        transformer(0, post=True, epsilon=1e-12), transformer(1, post=True, epsilon=1e-12, depth=3, hidden=16)),
+    "post-norm, wider and deeper": (
+        transformer(0, post=True, epsilon=1e-12, depth=2), transformer(1, 16, post=True, epsilon=1e-12, depth=3)),
     "decomposed RMSNorm, padded": (transformer(0, norm="rms"), transformer(1, norm="rms", width=13)),
     "decomposed RMSNorm, whole multiple": (transformer(0, norm="rms"), transformer(1, norm="rms", width=24)),
+    "wider heads": (attention(0), attention(1, width=7)),
+    "wider heads, of which there are more": (attention(0), attention(1, heads=4, width=5)),
+    "wider heads, split": (attention(0, joint="Split"), attention(1, width=5, joint="Split")),
     "dense block, wider": (dense(0, 2), dense(1, 2, growth=5, width=9)),
     "dense block, deeper": (dense(0, 2), dense(1, 4)),
     "dense block, wider and deeper": (dense(0, 2), dense(1, 3, growth=6, width=7)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -208,6 +258,11 @@ IN_THE_WAY = {
     "no idempotent activation": (
         plain(0, (5, 7), "Sigmoid"), plain(1, (5, 7, 7), "Sigmoid"), "conv2: nothing in the teacher corresponds to it"),
     "a kernel that is smaller": (plain(0, (5, 7)), plain(1, (5, 7), kernels=(3, 1)), "conv1: "),
+    "post-norm, deeper, with an epsilon that matters": (
+        transformer(0, post=True), transformer(1, post=True, depth=2), "it normalises once more, which is not the"),
+    "more groups": (plain(0, (6, 12)), plain(1, (6, 12), groups=(1, 3)), "conv1: "),
+    "wider heads without a softmax": (
+        attention(0, softmax=False), attention(1, width=5, softmax=False), "growing it needs Mul at"),
     "another stride": (resnet(0), resnet(1, stride=2), "stem: strides is None in the teacher and [2, 2]"),
     "narrower": (resnet(0), resnet(1, width=4), "6 units do not fit into 4"),
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
