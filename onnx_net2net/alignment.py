@@ -10,8 +10,10 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -20,7 +22,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.blocks import Block, find_blocks
+from onnx_net2net.blocks import Block, find_blocks, residual_depths
 from onnx_net2net.dims import Axis
 from onnx_net2net.inference import DIVISIBLE, Analysis
 from onnx_net2net.layers import Layer, Network
@@ -37,13 +39,23 @@ _LOST = 1.0
 _FREE = 0.001
 """What it costs to leave out a unit of the target that can be the identity."""
 
+_TORN = 0.05
+"""The same where it is in a block, of which others are not left out."""
+
 _KNOWN = 0.01
 """What it gains that a unit is called the same on both sides: names break ties, and no more."""
 
 _NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
           "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
 _TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+_LEARNT = (*_NORMS, "Conv", "ConvTranspose", "Gemm", "PRelu")
+"""Operators of which each input but the first is learnt, be it a single number."""
+
+_QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
+"""Operators of which each constant is a parameter: integers, scales and zero points."""
+
 _PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
+_COMMUTATIVE = ("Add", "Mul", "Sum", "Max", "Min", "Mean")
 _VECTORS = ("scale", "shift", "mean", "variance")
 
 
@@ -94,6 +106,7 @@ class Unit:
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
+        depth: In how many residual blocks it is, nested ones counted.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
     """
 
@@ -107,16 +120,22 @@ class Unit:
     norm: int | None = None
     neutral: bool = False
     normalises: bool = False
+    depth: int = 0
 
     @property
     def text(self) -> str:
         """What it is, for messages."""
         return f"{self.kind} of {' x '.join(map(str, self.shape))}"
 
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The sizes of a convolution's kernel, () where all are 1 or it is none."""
+        return self.shape[self.slots["weight"].channels :] if "weight" in self.slots else ()
+
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """What similarity depends on, but for the name."""
-        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots))
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), self.depth
 
 
 @dataclass(frozen=True)
@@ -145,8 +164,10 @@ class Item:
 
     @property
     def neutral(self) -> bool:
-        """Whether it can compute the identity."""
-        return self.repeats or (not self.block.reason if self.block is not None else self.units[0].neutral)
+        """Whether it can compute the identity; that a sum is normalised is for what normalises it."""
+        if self.block is None:
+            return self.repeats or self.units[0].neutral
+        return self.block.normalised or not self.block.reason
 
 
 @dataclass(frozen=True)
@@ -230,22 +251,51 @@ class _Units:
         self._taken: set[Use] = set()
 
     def find(self) -> list[Unit]:
-        """Return the units, in the order of their nodes."""
+        """Return the units, in an order that follows from the graph alone."""
         found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
         units = [unit for unit in found if unit is not None]
         for number, node in enumerate(self._analysis.nodes):
             for index in range(len(node.inputs)):
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
-        return sorted(units, key=lambda unit: unit.node)
+        depths = residual_depths(self._network, self._proto)
+        order = self._order({unit.node for unit in units})
+        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: order[unit.node])]
 
-    def _is_parameter(self, use: Use) -> bool:
-        """Tell whether an input holds numbers that no unit has yet, and more than one."""
-        constant = self._analysis.uses.get(use)
-        if constant is None or use in self._taken or math.prod(constant.constant.shape) < 2:
+    def _order(self, units: Collection[int]) -> dict[int, int]:
+        """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
+
+        That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
+        in any order, are visited by the number of units on the way to them, most first.
+        """
+        nodes, age = self._analysis.nodes, self._network.age
+        lengths: list[int] = []
+        for number, node in enumerate(nodes):
+            before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
+            lengths.append(max(before, default=0) + (number in units))
+        places: dict[int, int] = {}
+        left = [age(tensor) for tensor in self._analysis.draft.graph.outputs]
+        pending = [(number, False) for number in (*range(len(nodes))[::-1], *left[::-1]) if number >= 0]
+        while pending:
+            number, is_done = pending.pop()
+            if is_done:
+                places.setdefault(number, len(places))
+            elif number not in places:
+                makers = [maker for tensor in nodes[number].inputs if (maker := age(tensor)) >= 0]
+                if nodes[number].op in _COMMUTATIVE:
+                    makers.sort(key=lambda maker: -lengths[maker])
+                pending += [(number, True), *((maker, False) for maker in makers[::-1] if maker not in places)]
+        return places
+
+    def _is_parameter(self, use: Use, least: int = 2) -> bool:
+        """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
+        found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
+        if found is None or use in self._taken or op in ("Shape", "Size"):
             return False
-        if self._analysis.nodes[use[0]].op in ("Shape", "Size"):
+        if _QUANTIZED.search(op):
+            return True
+        if math.prod(found.constant.shape) < (1 if op in _LEARNT and use[1] else least):
             return False
-        return self._analysis.draft.type_of(constant.constant) in DIVISIBLE
+        return self._analysis.draft.type_of(found.constant) in DIVISIBLE
 
     def _layer(self, layer: Layer) -> Unit | None:
         """Return a layer with its bias and normalisation."""
@@ -257,16 +307,20 @@ class _Units:
         slots = {"weight": slot}
         if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
             slots["bias"] = self._take((layer.number, 2))
+        if _QUANTIZED.search(node.op):
+            uses = [(layer.number, index) for index in range(len(node.inputs))]
+            slots |= {f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))}
         tensor, norm = node.outputs[0], None
+        axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
             if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
                 slots |= self._vectors(number)
                 norm = number
-            elif not self._is_bias(number, tensor) or "bias" in slots:
+            elif "bias" in slots or (bias := self._bias(number, tensor, axis)) is None:
                 break
             else:
-                slots["bias"] = self._take((number, 1 if reader.inputs[0] is tensor else 0))
+                slots["bias"] = self._take(bias)
             tensor = reader.outputs[0]
         shape = tuple(axis.size for axis in slot.axes(self._analysis))
         pointwise = layer.convolves and slot.flat == 2
@@ -303,23 +357,28 @@ class _Units:
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
         return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
-    def _is_bias(self, number: int, tensor: gs.Tensor) -> bool:
-        """Tell whether a node adds one number to each channel of a layer's result."""
+    def _bias(self, number: int, tensor: gs.Tensor, axis: int) -> Use | None:
+        """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
         node = self._analysis.nodes[number]
-        if node.op != "Add":
-            return False
-        other = 1 if node.inputs[0] is tensor else 0
-        use = self._analysis.uses.get((number, other))
-        if use is None or not self._is_parameter((number, other)):
-            return False
-        shape, result = use.constant.shape, self._network.shape(tensor)
-        axis = 1 if len(result) > 2 and len(shape) == len(result) - 1 else len(result) - 1
-        return math.prod(shape) == max(shape) == result[axis] if result else False
+        use = number, 1 if node.inputs[0] is tensor else 0
+        if node.op != "Add" or use not in self._analysis.uses or not self._is_parameter(use, least=1):
+            return None
+        result = self._network.shape(tensor)
+        shape = self._analysis.uses[use].constant.shape
+        shape = [*(1 for _ in range(len(result) - len(shape))), *shape]
+        is_along = len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
+                                                     enumerate(zip(shape, result, strict=True)))  # fmt: skip
+        return use if is_along else None
 
     def _take(self, use: Use) -> Slot:
+        """Return the slot of a parameter; axes of one unit are left out of vectors."""
         self._taken.add(use)
-        rank = len(self._analysis.uses[use].axes)
-        return Slot(use, tuple(range(rank)), rank)
+        axes = self._analysis.uses[use].axes
+        real = [position for position, axis in enumerate(axes) if axis.size > 1]
+        if len(real) > 1:
+            return Slot(use, tuple(range(len(axes))), len(axes))
+        rest = [position for position in range(len(axes)) if position not in real]
+        return Slot(use, (*real, *rest), min(len(axes), 1))
 
     def _vectors(self, number: int) -> dict[str, Slot]:
         """Return the parameters of a normalisation."""
@@ -335,8 +394,9 @@ class _Units:
         elif node.op == "Mul":
             slots, kind = {"scale": self._first(number)}, "affine"
             reader = self._finder.only_reader(node.outputs[0])
-            if reader is not None and self._is_bias(self._analysis.numbers[id(reader)], node.outputs[0]):
-                slots["shift"] = self._first(self._analysis.numbers[id(reader)])
+            shift = self._shift(slots["scale"].use, reader) if reader is not None else None
+            if shift is not None:
+                slots["shift"] = self._take(shift)
         else:
             uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
             kind = "constant" if node.op in _PLACES else node.op
@@ -347,6 +407,14 @@ class _Units:
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
         again = node.op in _TWICE
         return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again)
+
+    def _shift(self, scale: Use, reader: gs.Node) -> Use | None:
+        """Return what is added to a product along the axis of its scale."""
+        result = self._analysis.nodes[scale[0]].outputs[0]
+        constant = self._analysis.uses[scale].constant
+        rank = len(self._network.shape(result))
+        real = [rank - len(constant.shape) + position for position, size in enumerate(constant.shape) if size > 1]
+        return self._bias(self._analysis.numbers[id(reader)], result, real[0]) if len(real) == 1 else None
 
     def _first(self, number: int) -> Slot:
         """Return the first parameter of a node."""
@@ -360,7 +428,8 @@ class _Units:
     def _is_neutral(self, layer: Layer, node: gs.Node, slot: Slot) -> bool:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
-        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result:
+        is_float = self._analysis.draft.type_of(self._analysis.uses[slot.use].constant) in DIVISIBLE
+        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
             return False
         kernel = slot.axes(self._analysis)[2:]
         if any(axis.size % 2 == 0 for axis in kernel):
@@ -392,11 +461,12 @@ def similarity(teacher: Unit, target: Unit) -> float:
     missing = len(set(teacher.slots) - set(target.slots))
     if any(old > new for old, new in zip(shape, target.shape, strict=True)):
         alike *= 0.7  # the target does not contain the teacher
-    return alike * 0.9**missing
+    return alike * 0.9**missing * 0.97 ** abs(teacher.depth - target.depth)
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
-    return math.prod(min(a, b) / max(a, b, 1) for a, b in zip(one, other, strict=True)) if one else 1.0
+    """Return the product of the smaller size over the larger one; both may be 0, as those of empty tensors are."""
+    return math.prod(1.0 if a == b else min(a, b) / max(a, b) for a, b in zip(one, other, strict=True))
 
 
 # --- The alignment -------------------------------------------------------------------------------------------
@@ -416,7 +486,7 @@ class _Path(Generic[T]):
 
 def _best(
     old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], loss: Callable[[T], float],
-    excess: Callable[[T], float],
+    excess: Callable[[T], float], leaps: Mapping[int, int] | None = None,
 ) -> _Path[T]:  # fmt: skip
     """Align two sequences in order; of equally good alignments take the one that matches earliest.
 
@@ -426,25 +496,36 @@ def _best(
         gain: What a match brings; one of 0 or less is none.
         loss: What it costs to leave out one of `old`.
         excess: What it costs to leave out one of `new`.
+        leaps: Where runs of `new` begin that can be left out together for little, and where they end.
     """
     m, n = len(old), len(new)
     gains = [[gain(a, b) for b in new] for a in old]
     losses, costs = [loss(a) for a in old], [excess(b) for b in new]
+    ends = leaps or {}
     value = np.zeros((m + 1, n + 1))
     value[:m, n] = -np.cumsum(losses[::-1])[::-1]
-    value[m, :n] = -np.cumsum(costs[::-1])[::-1]
     rows = value.tolist()
-    for i in range(m - 1, -1, -1):
-        row, below, here = rows[i], rows[i + 1], gains[i]
+    for i in range(m, -1, -1):
+        row, below, here = rows[i], rows[min(i + 1, m)], gains[i] if i < m else ()
         for j in range(n - 1, -1, -1):
-            best = max(row[j + 1] - costs[j], below[j] - losses[i])
-            row[j] = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
-    pairs, lost, added = [], [], []
+            best = row[j + 1] - costs[j]
+            if j in ends:
+                best = max(best, row[ends[j]] - _FREE * (ends[j] - j))
+            if i < m:
+                best = max(best, below[j] - losses[i])
+                best = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
+            row[j] = best
+    pairs: list[tuple[T, T]] = []
+    lost: list[T] = []
+    added: list[T] = []
     i = j = 0
     while i < m or j < n:
         if i < m and j < n and gains[i][j] > 0 and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
             pairs.append((old[i], new[j]))
             i, j = i + 1, j + 1
+        elif j in ends and rows[i][j] <= rows[i][ends[j]] - _FREE * (ends[j] - j) + 1e-9:
+            added += new[j : ends[j]]
+            j = ends[j]
         elif j < n and (i == m or rows[i][j] <= rows[i][j + 1] - costs[j] + 1e-9):
             added.append(new[j])
             j += 1
@@ -457,20 +538,39 @@ def _best(
 def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     """Align the items of two networks, and the units of matched blocks.
 
-    Where exporters wrote the same blocks differently, so that something is left over, the units alone are aligned too,
-    and the alignment that leaves out less is returned.
+    Where something is left over, as exporters write the same blocks differently and blocks lie in blocks, the units
+    alone are aligned too, and the alignment that leaves out less is returned.
     """
     found = _align(teacher, target)
     if _left_out(found):
-        flat = [[Item((unit,)) for item in side for unit in item.units] for side in (teacher, target)]
-        other = _regrouped(_align(*flat), target)
-        found = min(found, other, key=_left_out)
+        found = min(found, _align_units(teacher, target), key=_left_out)
     return _postponed(found, target)
 
 
 def _left_out(found: Alignment) -> int:
     """Return how many units have no counterpart, and cannot do without."""
     return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+
+
+def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
+    old, new = ([unit for item in side for unit in item.units] for side in (teacher, target))
+    ends = itertools.accumulate(len(item.units) for item in target)
+    leaps = {end - len(item.units): end for item, end in zip(target, ends, strict=True) if item.block and item.neutral}
+    whole = {id(unit) for item in target if item.block and item.neutral for unit in item.units}
+
+    def gain(one: Unit, other: Unit) -> float:
+        value = similarity(one, other)
+        return value + (_KNOWN if value > 0 and one.name == other.name else 0.0)
+
+    def excess(unit: Unit) -> float:
+        if not unit.neutral:
+            return 0.5 * _LOST
+        return _TORN if id(unit) in whole else _FREE
+
+    path = _best(old, new, gain, lambda _: _LOST, excess, leaps)
+    added = tuple(Item((unit,)) for unit in path.added)
+    return _regrouped(Alignment(path.pairs, added, path.lost), target)
 
 
 def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:

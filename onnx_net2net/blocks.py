@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,6 +93,12 @@ def find_blocks(analysis: Analysis, proto: onnx.ModelProto) -> list[Block]:
     return [replace(block, name=name) for block, name in zip(blocks, names, strict=True)]
 
 
+def residual_depths(network: Network, proto: onnx.ModelProto) -> Counter[int]:
+    """Count for each node in how many residual blocks it is, whether these can be repeated or not."""
+    finder = _Blocks(network, proto)
+    return Counter(itertools.chain.from_iterable(finder.regions()))
+
+
 def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> list[Block]:
     """Join blocks in a row that belong together."""
     result: list[Block] = []
@@ -150,6 +157,16 @@ class _Blocks:
         real = {block.name for block in found.values() if block.entry}
         return [b for number, b in found.items() if number not in inner and (b.entry or b.name not in real)]
 
+    def regions(self) -> Iterator[set[int]]:
+        """Yield the nodes between every sum and what it adds to."""
+        for number, node in enumerate(self._analysis.nodes):
+            if node.op not in _SUMS or [reader.op in _SUMS for reader in node.outputs[0].outputs] == [True]:
+                continue  # a part of the next sum
+            terms, _ = self._terms(number)
+            found = self._branches(node.outputs[0], terms)
+            if found is not None:
+                yield self._region(*found)
+
     def _terms(self, number: int) -> tuple[list[Use], set[int]]:
         """Return what a sum adds up, and the sums inside it."""
         terms: list[Use] = []
@@ -170,13 +187,11 @@ class _Blocks:
     def _block(self, number: int, terms: Sequence[Use], added: set[int]) -> Block | None:
         """Return the block that ends in a sum; None if there is none."""
         network, result = self._network, self._analysis.nodes[number].outputs[0]
-        live = [use for use in terms if self._tensor(use).name in network.live]
-        whole = [use for use in live if network.shape(self._tensor(use)) == network.shape(result)]
-        if len(live) < 2 or not whole:
+        found = self._branches(result, terms)
+        if found is None:
             return None
-        start = min(whole, key=lambda use: network.age(self._tensor(use)))
-        entry = self._tensor(start)
-        rest = [use for use in terms if use != start]
+        entry, rest = found
+        live, whole = self._live(result, terms)
         region = self._region(entry, rest)
         if any(network.age(self._tensor(use)) not in region for use in rest if use in live):
             name = _numbered(_common([module for use in live for module in self._nearest(self._tensor(use))]))
@@ -203,6 +218,19 @@ class _Blocks:
         last = activation[-1] if activation else number
         return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason or again,
                      obstacle, normalised=bool(again) and not reason)  # fmt: skip
+
+    def _live(self, result: gs.Tensor, terms: Sequence[Use]) -> tuple[list[Use], list[Use]]:
+        """Return the terms of a sum that depend on what the model is given, and those as large as the sum."""
+        live = [use for use in terms if self._tensor(use).name in self._network.live]
+        return live, [use for use in live if self._network.shape(self._tensor(use)) == self._network.shape(result)]
+
+    def _branches(self, result: gs.Tensor, terms: Sequence[Use]) -> tuple[gs.Tensor, list[Use]] | None:
+        """Return the oldest term of a sum and the others; None if it adds up less than two activations."""
+        live, whole = self._live(result, terms)
+        if len(live) < 2 or not whole:
+            return None
+        start = min(whole, key=lambda use: self._network.age(self._tensor(use)))
+        return self._tensor(start), [use for use in terms if use != start]
 
     def _region(self, entry: gs.Tensor, ends: Sequence[Use]) -> set[int]:
         """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""

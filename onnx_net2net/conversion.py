@@ -127,7 +127,7 @@ def compare(sides: Sides, old: Unit, new: Unit) -> None:
     one, other = sides.teacher.nodes[old.node], sides.target.nodes[new.node]
     if one.op != other.op:
         return
-    kernels = tuple(old.shape[2:]), tuple(new.shape[2:])
+    kernels = old.kernel, new.kernel
     if kernels[0] != kernels[1] and "weight" in new.slots and not _surrounds(sides, old, new):
         texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
         reason = f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads"

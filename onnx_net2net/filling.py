@@ -129,6 +129,9 @@ class Filling:
     def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target."""
         slot, constant = unit.slots[what], self._sides.teacher.constant(source)
+        if not self._is_same_kind(constant, slot):
+            self._sides.hinder(unit.name, f"its {what} is quantized in one of the two networks only")
+            return
         zeros = ring(self._sides, source, slot) if what == "weight" else None
         parts = self._parts(slot, source)
 
@@ -146,6 +149,13 @@ class Filling:
         key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
         own = (unit.node, what) if self._changes is not None and what != "weight" else ()
         self._write(slot, (*key, *own), values, "teacher", constant.name if constant is not None else "")
+
+    def _is_same_kind(self, constant: gs.Constant | None, slot: Slot) -> bool:
+        """Tell whether both constants hold floats, or both integers of one type."""
+        own = self._target.analysis.uses[slot.use].constant
+        if constant is None or (self._sides.teacher.is_float(constant) and self._target.is_float(own)):
+            return True
+        return self._sides.teacher.dtype(constant) == self._target.dtype(own)
 
     def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
         """Note once that a unit is filled in part."""
@@ -225,8 +235,8 @@ class Filling:
             self._sides.hinder(unit.name, reason)
             self._keep(item.units)
         else:
-            reason = f"nothing in the teacher corresponds to this {unit.text}; it keeps its values"
-            self._sides.hinder(unit.name, reason)
+            what = "normalising twice is not normalising once" if unit.normalises else "it keeps its values"
+            self._sides.hinder(unit.name, f"nothing in the teacher corresponds to this {unit.text}; {what}")
 
     def _keep(self, units: Sequence[Unit]) -> None:
         """Leave units as they are, but for what is measured of them."""
@@ -270,7 +280,7 @@ class Filling:
             values = [key for key in keys if nodes[key[0]].op not in ("Shape", "Size")]  # the shape stays
             for key in values or keys:
                 parted.setdefault(self._writes[key].key if key in self._writes else None, []).append(key)
-            is_float = np.issubdtype(self._target.dtype(constant), np.floating) and math.prod(constant.shape) > 1
+            is_float = self._target.is_float(constant) and math.prod(constant.shape) > 1
             name, shape = constant.name, tuple(constant.shape)
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):
                 if what is not None:

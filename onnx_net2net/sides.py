@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnx_net2net import sizes
 from onnx_net2net.alignment import Item, Slot, items_of
 from onnx_net2net.bodies import open_bodies
-from onnx_net2net.inference import Analysis, constant_of, infer
+from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of, infer
 from onnx_net2net.model import Model
 from onnx_net2net.tensors import Array
 
@@ -66,6 +66,10 @@ class Side:
         """Return the type of a constant's elements."""
         dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.analysis.draft.type_of(constant)))
         return dtype
+
+    def is_float(self, constant: gs.Constant) -> bool:
+        """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
+        return self.analysis.draft.type_of(constant) in DIVISIBLE
 
     def reader(self, slot: Slot) -> Compute | None:
         """Return what reads a parameter as it is now, in the common order; None if growing put nodes there."""

@@ -138,10 +138,10 @@ def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
             if kinds[0] != kinds[1]:
                 names = [onnx.TensorProto.DataType.Name(kind).lower() for kind in kinds]
                 raise RefusedError(f"{what} {one.name!r} is {names[0]} in the teacher, {other.name!r} {names[1]}")
-            if None in ranks:
+            if None in ranks and what == "input":
                 name = (one, other)[ranks.index(None)].name
                 raise RefusedError(f"{what} {name!r} has no fixed rank; export it with its shape")
-            if ranks[0] != ranks[1]:
+            if None not in ranks and ranks[0] != ranks[1]:
                 raise RefusedError(f"{what} {one.name!r} has {ranks[0]} axes in the teacher, {ranks[1]} in the target")
 
 
@@ -205,7 +205,8 @@ def _aligned(sides: Sides) -> Alignment:
     """
     items = sides.teacher.items, sides.target.items
     found = align(*items)
-    if not any("weight" in old.slots for old, _ in found.pairs):
+    layers = [[unit for item in side for unit in item.units if "weight" in unit.slots] for side in items]
+    if not found.pairs or (any(layers) and not any("weight" in old.slots for old, _ in found.pairs)):
         kinds = [sorted({unit.kind for item in side for unit in item.units}) for side in items]
         raise RefusedError(
             f"the two networks have no layer in common: {', '.join(kinds[0]) or 'nothing'} in the teacher, "

@@ -1,4 +1,4 @@
-"""Widen (or deepen) and verify every model of some folders, and tell what went wrong.
+"""Widen (or deepen, or fill) and verify every model of some folders, and tell what went wrong.
 
 Each model is widened and verified in a worker process, so that a crash, a hang or a leak costs one line of the
 report and not the run. Packed graphs (``.onnx.xz``) may come without their weights: a tensor whose ``doc_string`` is
@@ -6,6 +6,7 @@ report and not the run. Packed graphs (``.onnx.xz``) may come without their weig
 
     python tools/run_corpus.py corpus --json results.jsonl
     python tools/run_corpus.py corpus --sample 40 --exit-code
+    python tools/run_corpus.py corpus --sample 40 --transfer same wider --factors 1.5
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import traceback
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -51,6 +52,16 @@ ENOUGH = 0.9
 FAILURES = ("wrong", "broken", "crash", "timeout")
 """What ``--exit-code`` reports; the other ways not to be exact are verdicts on the model or the request."""
 
+TRANSFERS = {
+    "same": "to the same network",
+    "wider": "to a wider one",
+    "layers": "to one with more layers",
+    "residual": "to one with residual layers in between",
+    "blocks": "to one with its blocks repeated",
+    "narrower": "from a wider one",
+}
+"""Pairs of teacher and target that are made of one model; the target's weights are drawn anew."""
+
 _ATTENTION_FREE = {"LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
@@ -60,7 +71,8 @@ class Job:
     """One model to widen by a factor (norms that admit multiples only are filled up, or kept), or to deepen.
 
     Deeper by "each" is: behind one layer after another, in a random order and by all that is offered there in turn, as
-    long as there is time (`seconds`). To narrow is to widen and to narrow again.
+    long as there is time (`seconds`). To narrow is to widen and to narrow again. To transfer is to fill one network
+    from another, of which the model is one, and the other is made of it (`TRANSFERS`).
     """
 
     path: Path
@@ -70,10 +82,13 @@ class Job:
     deeper: Literal["", "identity", "residual", "each"] = ""
     seconds: float = 0.0
     narrow: bool = False
+    transfer: str = ""
 
     @property
     def way(self) -> str:
         """What is done, for tables."""
+        if self.transfer:
+            return f"transfer {TRANSFERS[self.transfer]}{f' ({self.factor:g}x)' if self.factor else ''}"
         if self.deeper:
             return f"deeper ({self.deeper})"
         if self.narrow:
@@ -92,12 +107,13 @@ class Result:
         factor: The width multiplier, 0 for deeper ones.
         way: What was done.
         status: ``exact``, ``wrong`` (another function), ``broken`` (the student does not run), ``crash``, ``timeout``,
-            ``refused``, ``bad input`` or ``no teacher`` (it does not run itself).
+            ``refused``, ``bad input`` or ``no teacher`` (it does not run itself). Of a transfer also ``partial`` (not
+            exact, and it says why) and ``no pair`` (there is no such target without new nodes).
         error: One line that says why it is not exact.
         traceback: Of a crash.
         nodes: Number of nodes of the teacher.
-        covered: Share of the weight elements that lie on an axis that grew.
-        grown: Number of dims that grew, or of layers behind which something was inserted.
+        covered: Share of the weight elements that lie on an axis that grew, or that were filled.
+        grown: Number of dims that grew, of layers behind which something was inserted, or of tensors from the teacher.
         kept: Number of growable dims that stayed: no size near the wanted one is exact, or another factor of the
             same axis grew; or of layers for which there was no time.
         fixed: Elements on dims that cannot grow, by reason, the largest first.
@@ -242,7 +258,7 @@ def run_job(job: Job) -> Result:
     """Widen and verify one model; nothing that Python can catch escapes."""
     result = _result(job)
     try:
-        _grow_and_verify(job, result)
+        (_fill_and_verify if job.transfer else _grow_and_verify)(job, result)
     except Exception as error:
         result.status = _status(error)
         result.error = f"{result.error}{_one_line(error)}"
@@ -336,6 +352,101 @@ def _widen_and_narrow(job: Job, result: Result, source: onnx.ModelProto | Path) 
     result.widen_seconds = (result.widen_seconds or 0.0) + time.perf_counter() - start
     result.left = student.parameters / teacher.parameters
     yield teacher, student
+
+
+def _fill_and_verify(job: Job, result: Result) -> None:
+    from onnx_net2net.errors import RefusedError
+    from onnx_net2net.model import load
+    from onnx_net2net.transfer import proof, transfer
+
+    model = load(read_model(job.path))
+    result.nodes = len(model.proto.graph.node)
+    try:
+        teacher, target = _pair(job, model)
+    except RefusedError as error:
+        result.status, result.error = "no pair", _one_line(error)
+        return
+    made = time.perf_counter()
+    filled = transfer(teacher, target)
+    result.covered = filled.filled
+    result.grown = sum(source.origin == "teacher" for source in filled.sources)
+    result.widen_seconds = time.perf_counter() - made
+    result.error = "; ".join(map(str, filled.obstacles))
+    verification, obstacles = proof(filled)
+    result.verify_seconds = time.perf_counter() - made - result.widen_seconds
+    new = "; ".join(map(str, obstacles[len(filled.obstacles) :]))
+    if filled.obstacles:
+        result.status = "broken" if new else "partial"  # only what cannot be compared is added to known obstacles
+    else:
+        result.status = "wrong" if new else "exact"
+    if new:
+        result.error = new
+    if verification is not None:
+        result.ratio = max((r.ratio for r in verification.outputs if math.isfinite(r.ratio)), default=None)
+        result.diverges_at = verification.diverges_at
+
+
+def _pair(job: Job, model: Model) -> tuple[Model, Model]:
+    """Return a teacher and a target, of which one is the model."""
+    from onnx_net2net.deepen import deepen
+    from onnx_net2net.widen import widen
+
+    if job.transfer == "narrower":
+        return widen(model, factor=job.factor).student, redrawn(model)
+    if job.transfer == "wider":  # by what inserts no nodes, as the target's class would have none
+        return model, redrawn(widen(model, factor=job.factor, framework="torch").student)
+    if job.transfer == "blocks":
+        return model, redrawn(deepen(model, depth=2).student)
+    if job.transfer == "same":
+        return model, redrawn(model)
+    return model, redrawn(deepen(model, all=True, way="residual" if job.transfer == "residual" else None).student)
+
+
+def redrawn(model: Model) -> Model:
+    """Return a model with other weights: of the same signs and scale, so that variances stay positive.
+
+    A value depends on the old one alone, so that ties stay ties in whatever layout and part of the file. Only where
+    most of a tensor is zero (biases, inserted layers) zeros become something. Masks, sizes and single numbers are no
+    weights, but for those that are learnt or measured: biases, slopes, the scales of quantized tensors.
+    """
+    from onnx_net2net.protos import all_tensors, scopes
+    from onnx_net2net.tensors import detach, set_inline
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    sizes, codes, learnt = set(), set(), set()
+    for node in itertools.chain.from_iterable(scope.node for scope in scopes(proto)):
+        if node.op_type in ("Resize", "Upsample", "OneHot"):
+            sizes.update(node.input[1:])
+        elif re.search("[Qq]uant|Integer|QLinear|QGemm", node.op_type):
+            codes.update(node.input)
+        elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization", "PRelu"):
+            learnt.update(node.input[1:])
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.name = attribute.t.name or next(iter(node.output), "")
+    for tensor in all_tensors(proto):
+        kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        is_float = kind.kind == "f"
+        least = 1 if tensor.name in learnt or (is_float and tensor.name in codes) else 2
+        if math.prod(tensor.dims) >= least and tensor.name not in sizes and (is_float or tensor.name in codes):
+            values = np.asarray(model.tensor(tensor).numpy())
+            drawn = _redraw(values, zlib.crc32(tensor.name.encode()))
+            set_inline(tensor, drawn.astype(kind).tobytes())
+    weights = dict(model.weights)
+    detach(proto, weights)
+    return replace(model, proto=proto, weights=weights, path=None)
+
+
+def _redraw(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+    """Return other values, between half the old ones and these."""
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    shrunk: np.ndarray[Any, Any] = values * (0.5 + ((bits * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) / 2**25)
+    scale = float(np.abs(values).max(initial=0.0)) or 0.1
+    if values.dtype.kind != "f" or scale > 1e4 or 2 * np.count_nonzero(values) >= values.size:
+        return shrunk
+    shrunk += (values == 0) * np.random.default_rng(seed).normal(0, scale / 10, values.shape).astype(shrunk.dtype)
+    return shrunk
 
 
 def _stuck(teacher: Model) -> dict[str, int]:
@@ -545,6 +656,11 @@ def _row(family: str, source: str, results: Sequence[Result], ways: Sequence[str
 
 def _counted(way: str) -> dict[str, Callable[[Result], bool]]:
     """Return what the table counts of the results of a way beside the exact ones."""
+    if "transfer" in way:
+        return {
+            "partial": lambda result: result.status == "partial",
+            "filled": lambda result: (result.covered or 0.0) >= ENOUGH,
+        }
     if "deeper" in way:
         return {}
     if "back" in way:
@@ -554,7 +670,8 @@ def _counted(way: str) -> dict[str, Callable[[Result], bool]]:
 
 def findings(results: Sequence[Result]) -> Iterator[str]:
     """Yield one line for each way not to be exact or to grow little, with the models that share it; the worst first."""
-    rank = {status: number for number, status in enumerate((*FAILURES, "refused", "bad input", "no teacher", "exact"))}
+    statuses = (*FAILURES, "partial", "refused", "no pair", "bad input", "no teacher", "exact")
+    rank = {status: number for number, status in enumerate(statuses)}
     fates: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (rank[r.status], r.covered or 0.0, r.path, r.factor)):
         if result.status != "exact" or (result.covered is not None and result.covered < ENOUGH):
@@ -639,6 +756,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--deepen-each", metavar="S", type=float, help="deepen behind one layer after another, S seconds"
     )
     parser.add_argument("--narrow", action="store_true", help="widen and narrow again")
+    parser.add_argument(
+        "--transfer", metavar="PAIR", nargs="+", choices=TRANSFERS, default=[],
+        help=f"fill networks from others that are made of the same model: {', '.join(TRANSFERS)}",
+    )  # fmt: skip
     parser.add_argument("--filter", metavar="PATTERN", action="append", default=[], help="only these paths or names")
     parser.add_argument("--sample", metavar="N", type=int, help="only N models, spread over folders, always the same")
     parser.add_argument(
@@ -690,6 +811,11 @@ def _jsonable(record: dict[str, Any]) -> dict[str, Any]:
 def _jobs(path: Path, options: argparse.Namespace) -> Iterator[Job]:
     """Yield what is to be done with a model."""
     family = path.resolve().parent.name
+    for pair in options.transfer:
+        for factor in options.factors if pair in ("wider", "narrower") else (0.0,):
+            yield Job(path, family, factor, transfer=pair)
+    if options.transfer:
+        return
     if options.deepen_each:
         yield Job(path, family, deeper="each", seconds=options.deepen_each)
         return
