@@ -14,8 +14,8 @@ from onnx_net2net.model import Model, Progress
 from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
 from onnx_net2net.tensors import Array
 
-ROWS = 64
-"""Examples that are run at once."""
+ROWS = 16
+"""Examples that are run at once; many tensors of each may be looked at."""
 
 _GENERATED_RUNS = 8
 
@@ -86,7 +86,7 @@ def measure(
             outputs = [value.name for value in model.proto.graph.output]
             batches = _drawn(specs, lambda feeds: watch(feeds, outputs), seed)
         else:
-            batches = in_batches(check_feeds(data, specs), specs)
+            batches = in_batches(data, specs)
         for number, feeds in enumerate(batches):
             if progress is not None:
                 progress("calibrating", number, len(batches))
@@ -96,13 +96,21 @@ def measure(
     return {name: _moments(found) for name, found in sums.items()}
 
 
-def in_batches(feeds: Feeds, specs: Sequence[InputSpec]) -> list[Feeds]:
-    """Divide examples among runs, if the model takes any number of them."""
-    lengths = {array.shape[0] for array in feeds.values() if array.ndim}
-    if len(lengths) != 1 or any(not spec.shape or isinstance(spec.shape[0], int) for spec in specs):
-        return [feeds]
+def in_batches(data: Mapping[str, Array], specs: Sequence[InputSpec], source: str = "data") -> list[Feeds]:
+    """Divide examples among runs: some at a time, or as many as the model takes.
+
+    Raises:
+        BadInputError: If they do not fit the model.
+    """
+    lengths = {len(array) if np.ndim(array) else 0 for array in data.values()}
+    taken = {spec.shape[0] if spec.shape else 0 for spec in specs}
+    numbers = [size for size in taken if isinstance(size, int)]
+    step = ROWS if not numbers else numbers[0] if len(taken) == 1 else 0
+    if len(lengths) != 1 or not step or (numbers and max(lengths) % step):
+        return [check_feeds(data, specs, source)]
     (length,) = lengths
-    return [{name: array[start : start + ROWS] for name, array in feeds.items()} for start in range(0, length, ROWS)]
+    parts = ({name: array[start : start + step] for name, array in data.items()} for start in range(0, length, step))
+    return [check_feeds(part, specs, source) for part in parts]
 
 
 def _drawn(specs: Sequence[InputSpec], run: Callable[[Feeds], object], seed: int) -> list[Feeds]:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from onnx_net2net.model import Model
     from onnx_net2net.pytorch import ModuleRunner
+    from onnx_net2net.tensors import Array
 
 Progress = Callable[[str, int, int], None]
 
@@ -360,7 +361,7 @@ def _transfer(options: argparse.Namespace) -> int:
     from onnx_net2net.calibration import in_batches
     from onnx_net2net.dpiat import transfer_dpiat
     from onnx_net2net.filled import fill_state_dict
-    from onnx_net2net.inputs import input_specs
+    from onnx_net2net.inputs import arrays_of, input_specs
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
     from onnx_net2net.statedict import check_output
@@ -368,7 +369,8 @@ def _transfer(options: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     teacher, target = load(options.teacher), load(options.target)
-    checking = _checking(options, teacher)
+    data = arrays_of(options.data) if options.data else None
+    checking = _checking(options, teacher, in_batches(data, input_specs(teacher.proto))[0] if data else None)
     sources = [*teacher.sources, *target.sources]
     if options.state_dict is None:
         check_target(options.output, sources)
@@ -378,10 +380,8 @@ def _transfer(options: argparse.Namespace) -> int:
         result: Transfer = transfer_dpiat(teacher, target)
     else:
         with _progress() as progress:
-            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=checking["data"],
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data,
                               progress=progress)  # fmt: skip
-    if checking["data"] is not None:
-        checking["data"], *_ = in_batches(checking["data"], input_specs(teacher.proto))
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
     if obstacles and options.exact:
@@ -538,15 +538,16 @@ def _similarity(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
-    """Return the options of the comparison, refused before anything costs time."""
+def _checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:
+    """Return the options of the comparison, with data if it is read already; refused before anything costs time."""
     from onnx_net2net.inputs import input_specs, read_npz
     from onnx_net2net.runtime import provider_name
     from onnx_net2net.verify import check_options
 
     check_options(options.samples, options.rtol, options.atol, options.seed)
     provider = provider_name(options.provider)
-    data = read_npz(options.data, input_specs(teacher.proto)) if options.data else None
+    if data is None and options.data:
+        data = read_npz(options.data, input_specs(teacher.proto))
     rest = {name: getattr(options, name) for name in ("samples", "rtol", "atol", "seed")}
     return {"provider": provider, "data": data, **rest}
 

@@ -81,7 +81,7 @@ class Reconstruction:
         """
         steps = [list(some) for _, some in groupby(self._steps(fit, kept), lambda step: step.key)]
         tensors = {name for some in steps for step in some for name in step.old}
-        with watched(self._sides.teacher.opened.model, tensors, "teacher") as watch:
+        with watched(self._sides.teacher.runnable(), tensors, "teacher") as watch:
             for number, some in enumerate(steps):
                 if progress is not None:
                     progress("reconstructing", number, len(steps))
@@ -96,18 +96,21 @@ class Reconstruction:
             if old is not None and readers is not None:
                 before = found[-1] if found and found[-1].key == readers[1].tensor else None
                 layer = _Layer(self._sides, fit, *readers, first=before.first if before else new.node)
-                if layer.fits:
+                if layer.fits and self._can_see(layer):
                     found.append(layer)
                     continue
-            if new.norm is not None and (norm := _Norm(self._sides, fit, old, new)).fits:
+            if new.norm is not None and (norm := _Norm(self._sides, fit, old, new)).fits and self._can_see(norm):
                 found.append(norm)
         return found
+
+    def _can_see(self, step: _Layer | _Norm) -> bool:
+        return self._sides.teacher.visible.issuperset(step.old) and self._sides.target.visible.issuperset(step.new)
 
     def _see(self, steps: Sequence[_Layer | _Norm], teacher: Watch, examples: Sequence[tuple[Feeds, Feeds]]) -> None:
         """Run both networks, and let some steps see what the two have at their places."""
         old = list(dict.fromkeys(name for step in steps for name in step.old))
         new = list(dict.fromkeys(name for step in steps for name in step.new))
-        with watched(self._sides.target.analysis.draft.finish(), new, "student") as student:
+        with watched(self._sides.target.runnable(filled=True), new, "student") as student:
             for one, other in examples:
                 found = teacher(one, old), student(other, new)
                 for step in steps:

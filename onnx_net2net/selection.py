@@ -52,21 +52,23 @@ def choose(side: Side, units: Iterable[Unit], batches: Sequence[Feeds], sizes: M
     axes: dict[tuple[str, int, Dim], Axis] = {}
     weighs: dict[tuple[str, int, Dim], list[Weigh]] = defaultdict(list)
     for (tensor, position), axis, dims, weigh in _readings(side, list(units)):
-        for dim in dims & leaf_set(axis) & sizes.keys():
+        for dim in dims & leaf_set(axis) & sizes.keys() if tensor in side.visible else ():
             axes[tensor, position, dim] = axis
             weighs[tensor, position, dim].append(partial(weigh, dim))
     if not axes:
         return {}
     tensors = list(dict.fromkeys(tensor for tensor, _, _ in axes))
     moments = {key: Moments() for key in axes}
-    with watched(side.opened.model, tensors, "teacher") as watch:
+    with watched(side.runnable(), tensors, "teacher") as watch:
         for feeds in batches:
             answer = watch(feeds, tensors)
             for (tensor, position, dim), axis in axes.items():
-                found = _gathered(answer[tensor], position, axis, dim)
-                moments[tensor, position, dim].add(found[None])
+                if answer[tensor].shape[position] == axis.size:  # no axis that a dynamic one is merged into
+                    moments[tensor, position, dim].add(_gathered(answer[tensor], position, axis, dim)[None])
     terms: dict[Dim, list[tuple[Array, Array]]] = defaultdict(list)
     for key, some in weighs.items():
+        if not moments[key].count:
+            continue
         weights = sum((weigh(moments) for weigh in some), np.zeros(()))
         terms[key[2]].append((moments[key].covariances()[0][0], weights))
     return {dim: np.sort(keep(found, sizes[dim])) for dim, found in terms.items()}
@@ -114,7 +116,7 @@ def _gram(side: Side, slot: Slot, dim: Dim, _: object) -> Array:
 def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
     """Return what two units weigh together in a product with another tensor."""
     key = *other, dim
-    if key not in moments:
+    if key not in moments or not moments[key].count:
         return np.eye(dim.size)
     second: Array = moments[key].covariances(centred=False)[0][0]
     return second
@@ -125,7 +127,7 @@ def _evenly(dim: Dim, _: object) -> Array:
 
 
 def keep(terms: Sequence[tuple[Array, Array]], size: int) -> Array:
-    """Choose units greedily.
+    """Choose units greedily; when none is missed on the examples any more, the ones least like the chosen ones.
 
     Args:
         terms: For each tensor that is read, the covariance C and the weights M of the units: float64 [n, n].
@@ -136,16 +138,29 @@ def keep(terms: Sequence[tuple[Array, Array]], size: int) -> Array:
     """
     rests = [_Rest(covariance, weights / total) for covariance, weights in terms
              if 0 < (total := float((covariance * weights).sum())) < np.inf]  # fmt: skip
-    n = len(terms[0][0])
-    free = np.ones(n, bool)
-    chosen = []
+    alike = _likeness([covariance for covariance, _ in terms])
+    free = np.ones(len(alike), bool)
+    nearest = np.zeros(len(alike))
+    chosen: list[int] = []
     for _ in range(size):
-        gains = sum((rest.gains() for rest in rests), np.zeros(n))
-        chosen.append(int(np.where(free, gains, -1.0).argmax()))
-        free[chosen[-1]] = False
+        gains = sum((rest.gains() for rest in rests), np.where(free, 0.0, -np.inf))
+        best = int(gains.argmax() if gains.max() > 0 else np.where(free, nearest, np.inf).argmin())
+        chosen.append(best)
+        free[best] = False
+        nearest = np.maximum(nearest, alike[best])
         for rest in rests:
-            rest.take(chosen[-1])
+            rest.take(best)
     return np.array(chosen)
+
+
+def _likeness(covariances: Sequence[Array]) -> Array:
+    """Return how alike units are, at least in one tensor: the absolute values of their correlations."""
+    found = np.zeros(covariances[0].shape)
+    for covariance in covariances:
+        size = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        size[size <= 1e-6 * size.max(initial=0.0)] = np.inf
+        found = np.maximum(found, np.nan_to_num(np.abs(covariance) / np.multiply.outer(size, size)))
+    return found
 
 
 class _Rest:
@@ -158,13 +173,16 @@ class _Rest:
 
     def __init__(self, covariance: Array, weights: Array) -> None:
         self._weights, self._least = weights, _LEAST * np.diag(covariance)
+        self._all = np.diag(covariance).copy()
         self.rest = covariance.copy()
         self.saved = np.einsum("ij,ij->j", covariance, weights @ covariance)
 
     def gains(self) -> Array:
-        """Return by how much each unit lowers the error."""
+        """Return by how much each unit lowers the error; what rounding leaves of that counts only among such units."""
         own = np.diag(self.rest)
-        return np.where(own > self._least, self.saved / np.maximum(own, np.finfo(float).tiny), 0.0)
+        tiny = np.finfo(float).tiny
+        floor = 1e-20 * own / np.maximum(self._all, tiny)
+        return np.where(own > self._least, np.maximum(self.saved / np.maximum(own, tiny), floor), 0.0)
 
     def take(self, unit: int) -> None:
         """Take off what follows from a unit."""

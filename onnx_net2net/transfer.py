@@ -26,7 +26,7 @@ from onnx_net2net.filling import Changes, Filling, Source
 from onnx_net2net.fitting import fit
 from onnx_net2net.grouping import regrouped
 from onnx_net2net.history import HISTORY, fingerprint, history
-from onnx_net2net.inputs import Feeds, check_feeds, input_specs, read_npz
+from onnx_net2net.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
@@ -115,7 +115,7 @@ def transfer(
         raise BadInputError(f"spread must be a number of at least 0, not {spread}")
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
-    arrays = read_npz(data, input_specs(old.proto)) if isinstance(data, str | os.PathLike) else data
+    arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
         return _transfer(old, new, Style(seed, spread), arrays, progress)
 
@@ -223,14 +223,14 @@ def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[
     Raises:
         BadInputError: If the data does not fit both.
     """
-    specs = [input_specs(model.proto) for model in (teacher, target)]
-    given = check_feeds(data, specs[0])
     names = [_names(model.proto.graph)[0] for model in (teacher, target)]
-    own = {new: given[old] for old, new in zip(*names, strict=True)}
-    batches = in_batches(given, specs[0]), in_batches(check_feeds(own, specs[1], "data, for the target,"), specs[1])
-    if len(batches[0]) != len(batches[1]):
-        raise BadInputError("data: the teacher takes any number of examples at once, or the target, but not both")
-    return list(zip(*batches, strict=True))
+    rename = dict(zip(*names, strict=True))
+    given = in_batches(data, input_specs(teacher.proto))
+    own = {rename.get(name, name): array for name, array in data.items()}
+    filled = in_batches(own, input_specs(target.proto), "data, for the target,")
+    if len(given) != len(filled):
+        raise BadInputError("data: teacher and target do not take equally many examples at once")
+    return list(zip(given, filled, strict=True))
 
 
 def _origins(target: Side, pairs: Iterable[tuple[Unit | None, Unit]], changes: Changes) -> dict[str, str]:
