@@ -10,7 +10,6 @@ and which items of the target can be left out because they can compute the ident
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,6 +34,9 @@ Use = tuple[int, int]
 
 _LOST = 1.0
 """What it costs to leave out a unit of the teacher, as a part of what a perfect match of a unit gains."""
+
+_KEPT = 0.5
+"""What it costs to leave out a unit of the target that cannot be the identity."""
 
 _FREE = 0.001
 """What it costs to leave out a unit of the target that can be the identity."""
@@ -106,8 +108,9 @@ class Unit:
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
-        depth: In how many residual blocks it is, nested ones counted.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
+        depth: In how many residual blocks it is, nested ones counted.
+        place: Its place among all units of the network.
     """
 
     node: int
@@ -121,6 +124,7 @@ class Unit:
     neutral: bool = False
     normalises: bool = False
     depth: int = 0
+    place: int = 0
 
     @property
     def text(self) -> str:
@@ -197,7 +201,7 @@ def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
     """
     units = _Units(analysis, proto).find()
     block_of: dict[int, Block] = {}
-    for block in find_blocks(analysis, proto):  # which may share what makes their weights
+    for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
         block_of = dict.fromkeys(block.nodes, block) | block_of
     for block in _features(analysis):
         if block_of.keys().isdisjoint(block.nodes):
@@ -259,7 +263,8 @@ class _Units:
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
         order = self._order({unit.node for unit in units})
-        return [replace(unit, depth=depths[unit.node]) for unit in sorted(units, key=lambda unit: order[unit.node])]
+        units.sort(key=lambda unit: order[unit.node])
+        return [replace(unit, depth=depths[unit.node], place=place) for place, unit in enumerate(units)]
 
     def _order(self, units: Collection[int]) -> dict[int, int]:
         """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
@@ -493,7 +498,7 @@ def _best(
     Args:
         old: What should all be matched.
         new: What it is matched with.
-        gain: What a match brings; one of 0 or less is none.
+        gain: What a match brings; minus infinity where there can be none.
         loss: What it costs to leave out one of `old`.
         excess: What it costs to leave out one of `new`.
         leaps: Where runs of `new` begin that can be left out together for little, and where they end.
@@ -512,15 +517,14 @@ def _best(
             if j in ends:
                 best = max(best, row[ends[j]] - _FREE * (ends[j] - j))
             if i < m:
-                best = max(best, below[j] - losses[i])
-                best = max(best, below[j + 1] + here[j]) if here[j] > 0 else best
+                best = max(best, below[j] - losses[i], below[j + 1] + here[j])
             row[j] = best
     pairs: list[tuple[T, T]] = []
     lost: list[T] = []
     added: list[T] = []
     i = j = 0
     while i < m or j < n:
-        if i < m and j < n and gains[i][j] > 0 and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
+        if i < m and j < n and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
             pairs.append((old[i], new[j]))
             i, j = i + 1, j + 1
         elif j in ends and rows[i][j] <= rows[i][ends[j]] - _FREE * (ends[j] - j) + 1e-9:
@@ -547,25 +551,30 @@ def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     return _postponed(found, target)
 
 
-def _left_out(found: Alignment) -> int:
-    """Return how many units have no counterpart, and cannot do without."""
-    return len(found.lost) + sum(len(item.units) for item in found.added if not item.neutral)
+def _left_out(found: Alignment) -> float:
+    """Return what it costs that units have no counterpart, and cannot do without."""
+    return _LOST * len(found.lost) + _KEPT * sum(len(item.units) for item in found.added if not item.neutral)
 
 
 def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
-    old, new = ([unit for item in side for unit in item.units] for side in (teacher, target))
-    ends = itertools.accumulate(len(item.units) for item in target)
-    leaps = {end - len(item.units): end for item, end in zip(target, ends, strict=True) if item.block and item.neutral}
-    whole = {id(unit) for item in target if item.block and item.neutral for unit in item.units}
+    old, new = (sorted((u for item in side for u in item.units), key=lambda u: u.place) for side in (teacher, target))
+    places = {id(unit): place for place, unit in enumerate(new)}
+    leaps: dict[int, int] = {}
+    whole: set[int] = set()
+    for item in target:
+        if item.block is not None and item.neutral:
+            whole.update(map(id, item.units))
+            start, end = places[id(item.units[0])], places[id(item.units[-1])] + 1
+            if end - start == len(item.units):  # nothing else lies between them
+                leaps[start] = end
 
     def gain(one: Unit, other: Unit) -> float:
-        value = similarity(one, other)
-        return value + (_KNOWN if value > 0 and one.name == other.name else 0.0)
+        return _gain(one, other) + (_KNOWN if one.name == other.name else 0.0)
 
     def excess(unit: Unit) -> float:
         if not unit.neutral:
-            return 0.5 * _LOST
+            return _KEPT
         return _TORN if id(unit) in whole else _FREE
 
     path = _best(old, new, gain, lambda _: _LOST, excess, leaps)
@@ -619,12 +628,13 @@ def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     def gain(old: Item, new: Item) -> float:
         key = old.signature, new.signature
         if key not in inner:
-            value = _inside(old.units, new.units).value
-            inner[key] = value - (0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0)
-        return inner[key] + (_KNOWN if inner[key] > 0 and old.name == new.name else 0.0)
+            found = _inside(old.units, new.units)
+            inner[key] = found.value if found.pairs else -math.inf
+            inner[key] -= 0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0
+        return inner[key] + (_KNOWN if old.name == new.name else 0.0)
 
     def excess(item: Item) -> float:
-        return (_FREE if item.neutral else 0.5 * _LOST) * len(item.units)
+        return (_FREE if item.neutral else _KEPT) * len(item.units)
 
     path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess)
     pairs: list[tuple[Unit, Unit]] = []
@@ -640,4 +650,9 @@ def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
 
 def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
     """Align units that are matched one by one."""
-    return _best(old, new, similarity, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else 0.5 * _LOST)
+    return _best(old, new, _gain, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else _KEPT)
+
+
+def _gain(teacher: Unit, target: Unit) -> float:
+    """Return what it brings to match two units."""
+    return similarity(teacher, target) or -math.inf

@@ -79,16 +79,19 @@ class Block:
         return match.group(1) if match and match.group(1) else self.name
 
 
-def find_blocks(analysis: Analysis, proto: onnx.ModelProto) -> list[Block]:
+def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -> list[Block]:
     """List the residual blocks of a model, in order.
 
     Args:
         analysis: The dims of the flat model.
         proto: That model.
+        join: Whether blocks in a row that belong to one module are one block; else each sum ends one.
     """
     finder = _Blocks(Network(analysis), proto)
-    found = _joined(finder.sums(), lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
-    blocks = _joined_siblings(found, finder)
+    blocks = finder.sums()
+    if join:
+        found = _joined(blocks, lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
+        blocks = _joined_siblings(found, finder)
     names = told_apart(block.name for block in blocks)
     return [replace(block, name=name) for block, name in zip(blocks, names, strict=True)]
 

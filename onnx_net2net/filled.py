@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +36,16 @@ class FilledState:
     Attributes:
         values: What computes each entry.
         sources: The files that it may still read.
+        versions: Of the modules' classes, for a file of torch; see `onnx_net2net.statedict.Entries`.
     """
 
     values: Mapping[str, Callable[[], Array]]
     sources: tuple[Path, ...] = field(default=(), repr=False)
+    versions: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
-        statedict.write(path, self.values, lambda name: self.values[name](), self.sources)
+        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.versions)
 
 
 def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> FilledState:
@@ -59,7 +62,22 @@ def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> Fil
     entries = statedict.read(state_dict)
     state = _State(result, entries)
     sources = (*result.teacher.sources, *result.target.sources, Path(state_dict))
-    return FilledState({name: state.value(name) for name in entries}, sources)
+    values = {name: state.value(name) for name in entries}
+    for one, other in _tied(entries):
+        if not np.array_equal(values[one](), values[other]()):
+            raise RefusedError(f"{one} and {other} are one tensor of the target, of which the teacher has two")
+    return FilledState(values, sources, getattr(entries, "versions", None))
+
+
+def _tied(entries: statedict.StateDict) -> Iterator[tuple[str, str]]:
+    """Yield matrices that have the same values: a state dict names what is tied twice."""
+    known: dict[object, str] = {}
+    for name, entry in entries.items():
+        if sum(size > 1 for size in entry.shape) > 1 and is_float(entry.dtype):
+            values = entry.read()
+            first = known.setdefault((entry.shape, values[:1].tobytes()), name)
+            if first != name and np.ptp(values) and np.array_equal(entries[first].read(), values):
+                yield first, name
 
 
 class _State:
@@ -137,7 +155,8 @@ class _State:
         if len({v.name for v in best}) > 1 and not self._alike(best):
             raise RefusedError(
                 f"{name} has the same values as other entries in the target, and the file does not say which is whose; "
-                "export it with the names of modules, or with other values (add a little noise to all parameters)"
+                "export it with the names of modules, or with other values (add a little noise to all parameters); "
+                "what is one tensor in the class has to be one in the teacher, too"
             )
         return best[0].name if best else piece.constant
 

@@ -83,7 +83,8 @@ class Filling:
     """
 
     def __init__(self, sides: Sides, fit: Fit, changes: Changes | None = None) -> None:
-        self._sides, self._sizes, self._factors, self._target = sides, fit.sizes, fit.factors, sides.target
+        self._sides, self._target = sides, sides.target
+        self._sizes, self._factors, self._tied = fit.sizes, fit.factors, fit.tied
         analysis = sides.target.analysis
         self._changes = changes
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
@@ -95,22 +96,25 @@ class Filling:
     def fill(self, old: Unit, new: Unit) -> None:
         """Give the parameters of a unit of the target those of one of the teacher."""
         compare(self._sides, old, new)
-        reads = {what: read for what, slot in old.slots.items() if (read := self._sides.teacher.reader(slot))}
+        slots = {what: self._tied.get(new.slots[what].use, slot) if what in new.slots else slot
+                 for what, slot in old.slots.items()}  # fmt: skip
+        reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
         if (
             self._changes is not None
+            and "weight" in reads
             and "bias" in new.slots
             and not reads.keys() & {"bias", "mean"}
-            and "weight" in reads
         ):
-            reads["bias"] = partial(np.zeros, self._sides.teacher.shape(old.slots["weight"])[0], np.float32)
+            reads["bias"] = partial(np.zeros, self._sides.teacher.shape(slots["weight"])[0], np.float32)
         reads = {what: self._changed(new, what, read) for what, read in reads.items()}
-        values = Conversion(self._sides, old, new, reads).convert()
+        values = Conversion(self._sides, old, new, dict(reads)).convert()
         for what, slot in new.slots.items():
-            source = old.slots.get(what) or (old.slots.get("shift") if what == "bias" else None)
+            source = slots.get(what) or (slots.get("shift") if what == "bias" else None)
             if what in values and source is not None:
-                self._put(new, what, values[what], source)
+                is_plain = values[what] is reads.get(what) and (self._changes is None or what == "weight")
+                self._put(new, what, values[what], source, () if is_plain else (what, new.node))
             elif what in values:
                 self._write(slot, ("identity", slot.use), values[what], "identity")
 
@@ -126,8 +130,16 @@ class Filling:
 
         return values
 
-    def _put(self, unit: Unit, what: str, compute: Compute, source: Slot) -> None:
-        """Write a parameter of the teacher, in the common order, to the place of one of the target."""
+    def _put(self, unit: Unit, what: str, compute: Compute, source: Slot, converted: tuple[object, ...]) -> None:
+        """Write a parameter of the teacher, in the common order, to the place of one of the target.
+
+        Args:
+            unit: The unit of the target.
+            what: Which of its parameters.
+            compute: What computes the values.
+            source: Where the teacher has them.
+            converted: What else equal values have in common, if they are no longer the teacher's own.
+        """
         slot, constant = unit.slots[what], self._sides.teacher.constant(source)
         if not self._is_same_kind(constant, slot):
             self._sides.hinder(unit.name, f"its {what} is quantized in one of the two networks only")
@@ -146,9 +158,8 @@ class Filling:
         wanted = self._target.shape(slot)
         if grown and zeros is None and _real(grown) != _real(wanted):
             self._misfit(unit, what, grown, wanted)
-        key = "teacher", id(constant), slot.order, what if what in ("scale", "weight", "mean") else ""
-        own = (unit.node, what) if self._changes is not None and what != "weight" else ()
-        self._write(slot, (*key, *own), values, "teacher", constant.name if constant is not None else "")
+        key = "teacher", id(constant), slot.order, converted
+        self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
 
     def _is_same_kind(self, constant: gs.Constant | None, slot: Slot) -> bool:
         """Tell whether both constants hold floats, or both integers of one type."""

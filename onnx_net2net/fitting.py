@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment, Use
+from onnx_net2net.alignment import Alignment, Slot, Use
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis
-from onnx_net2net.maps import ORIGINS, Growth, Map, Style, compose, in_turn, pad
+from onnx_net2net.maps import ORIGINS, Growth, Map, Style, compose, in_turn, new_size, pad
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan, interface_axes
 from onnx_net2net.products import weigh_products
+from onnx_net2net.reimport import frozen_constants, scalable, weighed_axes
 from onnx_net2net.rewrite import KEPT, rewrite
 from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
 from onnx_net2net.tensors import Array
+from onnx_net2net.ties import tie
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """What the units hold that a map pads with."""
@@ -43,6 +45,7 @@ class Fit:
         growth: The map of each dim of the teacher that has another size now.
         scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
         factors: By what the units of some of the target's parameters have to be multiplied besides.
+        tied: For uses of tied constants of the target, whose values in the teacher they get.
         interface: What the record of the operation says of grown inputs and outputs.
     """
 
@@ -50,6 +53,7 @@ class Fit:
     growth: Growth
     scaled: frozenset[Use]
     factors: dict[Use, Array]
+    tied: dict[Use, Slot]
     interface: dict[str, Any]
 
 
@@ -90,6 +94,7 @@ class _Fitting:
         self._sides, self._found, self._style = sides, found, style
         self._analysis = sides.teacher.analysis
         self._asked = bind(sides, found)
+        self._tied = tie(sides, found)
         self._averaged = self._keep_means()
         self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
         rng = np.random.default_rng(style.seed)
@@ -111,13 +116,16 @@ class _Fitting:
         weighing = weigh_products(self._sides, self._found, growth)
         scaling = self._scaling()
         scaling.unweighed |= weighing.products
+        for use, factor in self._numbers(weighing.scaled):
+            scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
         rewrite(model, self._analysis, growth, self._style, {}, scaling)
-        scaled = {node.name or node.outputs[0].name for node in weighing.scaled}
+        nodes = [self._sides.teacher.nodes[number] for number in weighing.scaled]
+        scaled = {node.name or node.outputs[0].name for node in nodes}
         for inserted in self._analysis.inserted:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
-        return Fit(self._asked, growth, frozenset(scaling.factors), weighing.factors, interface)
+        return Fit(self._asked, growth, frozenset(scaling.factors), weighing.factors, self._tied, interface)
 
     def _interface(self) -> dict[str, Any]:
         """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
@@ -193,6 +201,33 @@ class _Fitting:
             for dim, new in asked.items():
                 if new > dim.size and not dim.frozen:
                     self._plan.growth[dim] = in_turn(dim.size, new)
+
+    def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
+        """Yield by what weights are multiplied in front of numbers that the target computes from other sizes."""
+        anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._sides.target.analysis)}
+        for constant in frozen_constants(self._analysis):
+            number, operand = constant.operand
+            size = new_size(constant.axis, self._plan.growth)
+            if number in weighed or size == constant.axis.size or (constant.power, size) not in anew:
+                continue
+            factor = (constant.axis.size / size) ** constant.power
+            places = scalable(self._analysis, number, operand, constant.axis) if operand >= 0 else None
+            if not places:
+                reason = f"{constant.node} has {constant.value:.6g} = {constant.text}, which the target computes anew"
+                self._sides.hinder(constant.node, reason)
+            for use in places or ():
+                yield use, factor
+                yield from self._tied_to(use, factor)
+
+    def _tied_to(self, use: Use, factor: float) -> Iterator[tuple[Use, float]]:
+        """Yield what has to be scaled, too, with a weight that is tied to others."""
+        tied = self._analysis.tied
+        sums = weighed_axes(self._analysis)
+        for other in [other for other, first in tied.items() if first == tied.get(use) and other != use]:
+            yield other, factor
+            for number in sums.get(other, {}).values():
+                for place in self._analysis.rescaled.get(number, ()):
+                    yield place, 1 / factor
 
     def _scaling(self) -> Scaling:
         """Return by what the weights around padded dims are multiplied, as the target keeps its epsilons."""

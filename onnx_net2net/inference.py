@@ -84,6 +84,7 @@ class Analysis:
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
+        tied: Reads of constants that must keep equal values, with the first of them.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
     """
 
@@ -97,6 +98,7 @@ class Analysis:
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
+    tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
 
     def note(self, what: str, node: gs.Node) -> None:

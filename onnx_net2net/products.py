@@ -36,12 +36,12 @@ class Weighing:
     Attributes:
         factors: By what the units of the target's parameters are multiplied.
         products: The teacher's products that need nothing else.
-        scaled: The teacher's nodes around them, whose numbers make no difference any more.
+        scaled: The numbers of the teacher's nodes around them, which make no difference any more.
     """
 
     factors: dict[Use, Array] = field(default_factory=dict)
     products: set[int] = field(default_factory=set)
-    scaled: list[gs.Node] = field(default_factory=list)
+    scaled: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def weigh_products(sides: Sides, found: Alignment, growth: Growth) -> Weighing:
         other = target.get((partner.get(product.layers[0], -1), partner.get(product.layers[1], -1)))
         if other is not None and _weigh(sides.teacher, product, other, growth, weighing.factors):
             weighing.products.add(product.number)
-            weighing.scaled += [sides.teacher.nodes[number] for number in product.nodes]
+            weighing.scaled |= product.nodes
     return weighing
 
 

@@ -146,7 +146,9 @@ class _Layer:
     def __init__(self, sides: Sides, fit: Fit, old: Reader, new: Reader, first: int) -> None:
         self._old, self._new, self.key, self.first = old, new, new.tensor, first
         slots = old.unit.slots
-        self._values = {what: read for what, slot in slots.items() if (read := sides.teacher.reader(slot))}
+        now = {what: fit.tied.get(new.unit.slots[what].use, slot) if what in new.unit.slots else slot
+               for what, slot in slots.items()}  # fmt: skip
+        self._values = {what: read for what, slot in now.items() if (read := sides.teacher.reader(slot))}
         made = compose(slots["weight"].axes(sides.teacher.analysis)[0], fit.growth)
         self._made, self._plain = made.index, made.kind == 0
         self._norm = _Statistics(sides, old.unit) if old.unit.norm is not None else None

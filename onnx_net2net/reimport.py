@@ -118,11 +118,7 @@ def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iter
 
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
-    weighed: dict[tuple[int, int], dict[int, int]] = {}
-    for number, said in analysis.said.items():
-        for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+    weighed = weighed_axes(analysis)
     copies = {**_copies(analysis), **_turned_copies(analysis)}
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
@@ -141,8 +137,18 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for position, axis in enumerate(use.axes):
             sums = [found[position] for found in known if position in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if 0 < len(sums) < len(known) and not _rescale_instead(analysis, sums, axis, reason):
+            if 0 < len(sums) < len(known) and not rescale_instead(analysis, sums, axis, reason):
                 yield axis, reason
+
+
+def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
+    """Return for reads of constants (node, input) the axes that are summed over, with the node that sums."""
+    weighed: dict[tuple[int, int], dict[int, int]] = {}
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            for node, index, position in _carriers(analysis, number, contraction):
+                weighed.setdefault((node, index), {})[position] = number
+    return weighed
 
 
 def _copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
@@ -196,8 +202,8 @@ def _turned_copies(analysis: Analysis) -> dict[int, tuple[int, bool]]:
     return copies
 
 
-def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
-    """Let the layers in front of sums over a tied weight carry the division of its copies, if they can.
+def rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason: str) -> bool:
+    """Let the layers in front of sums over a tied weight carry the division of its copies; tell whether they can.
 
     With all units copied c times a sum over them is c times too large, and the tie keeps its weights. So what goes into
     it is made smaller by c: the scale and shift of the last normalisation (growth-math section 2, tied embeddings).
@@ -206,7 +212,7 @@ def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason
     for number in sums:
         (contraction, *more) = analysis.said[number].contractions
         data = [index for index, _ in contraction.sides if not analysis.is_derived(number, index)]
-        scaled = _scalable(analysis, number, data[0], axis) if len(data) == 1 and not more else None
+        scaled = scalable(analysis, number, data[0], axis) if len(data) == 1 and not more else None
         if scaled is None:
             return False
         found[number] = scaled
@@ -218,7 +224,7 @@ def _rescale_instead(analysis: Analysis, sums: Sequence[int], axis: Axis, reason
 _MOVES = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherND")
 
 
-def _scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tuple[int, int]] | None:
+def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tuple[int, int]] | None:
     """Return the weights (node, input) of an axis that make an operand k times as large if they are, None without."""
     if (number, index) in analysis.uses:
         return [(number, index)] if _has(analysis, number, index, axis) else None
@@ -231,9 +237,9 @@ def _scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[t
     if said is None:
         return None
     if node.op in _MOVES:
-        return _scalable(analysis, maker, 0, axis)
+        return scalable(analysis, maker, 0, axis)
     if node.op == "Add":
-        both = [_scalable(analysis, maker, side, axis) for side in (0, 1)]
+        both = [scalable(analysis, maker, side, axis) for side in (0, 1)]
         return None if None in both else [place for places in both for place in places or ()]
     if node.op == "Mul":
         return next(([(maker, side)] for side in (0, 1) if _has(analysis, maker, side, axis)), None)
@@ -264,11 +270,13 @@ class Scaling:
         node: How messages call the node.
         value: The magnitude of the number, as a factor.
         axes: The widths that it may be for.
+        operand: The node's number and the input that is scaled, -1 where the node itself makes it.
     """
 
     node: str
     value: float
     axes: tuple[Axis, ...]
+    operand: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -281,6 +289,7 @@ class FrozenConstant:
         axis: The axis of that size.
         place: Which of the axes of the `Scaling` it is.
         power: The power of the size that it is.
+        operand: What is scaled, as in `Scaling`.
     """
 
     node: str
@@ -288,6 +297,7 @@ class FrozenConstant:
     axis: Axis
     place: int
     power: float
+    operand: tuple[int, int]
 
     @property
     def text(self) -> str:
@@ -308,7 +318,7 @@ def frozen_constants(analysis: Analysis) -> Iterator[FrozenConstant]:
             powers = _SHARED_POWERS if leaf_set(axis) & mixed else _POWERS
             power = next((p for p in powers if math.isclose(scaling.value, axis.size**p, rel_tol=1e-3)), None)
             if axis.size > 1 and power is not None:
-                yield FrozenConstant(scaling.node, scaling.value, axis, place, power)
+                yield FrozenConstant(scaling.node, scaling.value, axis, place, power, scaling.operand)
                 break
 
 
@@ -321,10 +331,11 @@ def scalings(analysis: Analysis) -> Iterator[Scaling]:
             value = _number(analysis, node.inputs[index])
             if value:
                 factor = value if node.op == "Mul" else 1 / value
-                yield Scaling(_label(analysis, number), factor, tuple(_scaled(analysis, number, 1 - index, products)))
+                axes = tuple(_scaled(analysis, number, 1 - index, products))
+                yield Scaling(_label(analysis, number), factor, axes, (number, 1 - index))
         scale = node.attrs.get("scale")
         if isinstance(scale, float) and scale > 0 and said.contractions:
-            yield Scaling(_label(analysis, number), scale, tuple(found.axis for found in said.contractions))
+            yield Scaling(_label(analysis, number), scale, tuple(c.axis for c in said.contractions), (number, -1))
 
 
 def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, Axis]) -> Iterator[Axis]:

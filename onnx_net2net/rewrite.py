@@ -102,7 +102,9 @@ def rewrite(
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
     corrections.update((scale, (1.0, "size")) for made in padding.scales.values() for scale in made.values())
-    corrections.update(_rescale(analysis, growth))
+    for key, factor in _rescale(analysis, growth).items():
+        others = corrections.get(key, (1.0, "copy"))
+        corrections[key] = others[0] * factor, others[1]
     for key, factor in scaling.factors.items() if scaling else ():
         usual: Filler = "copy" if _scales_units(analysis, key) else "own"
         others = corrections.get(key, (1.0, usual))
@@ -163,16 +165,16 @@ def _weigh_contractions(
                 yield analysis.nodes[number], index, position, map
 
 
-def _rescale(analysis: Analysis, growth: Growth) -> Corrections:
+def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]:
     """Let constants in front of a sum carry the division of all copies by their number, which a tied weight cannot."""
-    factors: Corrections = {}
+    factors: dict[tuple[int, int], float] = {}
     for number, constants in analysis.rescaled.items():
         for contraction in analysis.said[number].contractions:
             weighed = _grown(contraction.axis, growth)
             index, position = contraction.sides[0]
             map = _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
             for node, place in constants if weighed else ():
-                factors[node, place] = float(map.weight[0]), "copy"
+                factors[node, place] = float(map.weight[0])
     return factors
 
 
@@ -216,6 +218,9 @@ def carrier(
         number, index = analysis.numbers[id(producer)], 0
         axes = analysis.input_axes(number, 0) or ()
         holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
+        if producer.op == "Transpose":  # both axes of a square weight may have the dim
+            perm = producer.attrs.get("perm") or range(len(axes))[::-1]
+            holders = [p for p in holders if p == perm[position]]
         if len(holders) != 1:
             return None
         position = holders[0]

@@ -82,7 +82,7 @@ class _Stream:
         self._states = follow(analysis, {dim: held}).states
         self._readers: dict[str, list[int]] = {}
         for number, node in enumerate(analysis.nodes):
-            for tensor in (*node.inputs, *node.outputs):
+            for tensor in (*node.inputs, *node.outputs, *self._looked_up(number)):
                 self._readers.setdefault(tensor.name, []).append(number)
         self.means: set[int] = set()
 
@@ -219,7 +219,10 @@ class _Stream:
 
     def _relate_sum(self, number: int, data: list[gs.Tensor], result: gs.Tensor) -> None:
         """Weights can make up for anything; products of activations and means cannot."""
-        if self._weights(number) is not None:
+        looked_up = self._looked_up(number)
+        if looked_up:
+            data = [*(tensor for tensor in data if not self._is_weight(number, tensor)), *looked_up]
+        elif self._weights(number) is not None:
             return
         if number in self.means and len(data) == 1:
             centred = self._is_centred(data[0])
@@ -239,6 +242,15 @@ class _Stream:
             self._set(result, known, number)
         elif len(unknown) == 1:
             self._set(unknown[0], (self._exponent(result) or 0.0) - known, number)
+
+    def _looked_up(self, number: int) -> list[gs.Tensor]:
+        """Return what is looked up in the table that a layer's weights are tied to, and has the exponent of these."""
+        if number not in self._analysis.rescaled or (index := self._weights(number)) is None:
+            return []
+        source = self._source(number, index)
+        table = self._analysis.tied.get(source) if source is not None else None
+        node = self._analysis.nodes[table[0]] if table is not None and table != source else None
+        return list(node.outputs) if node is not None and node.op == "Gather" else []
 
     def _is_centred(self, tensor: gs.Tensor) -> bool:
         """Tell whether padding units hold zero in a tensor: squares of them, or what is left of the mean."""

@@ -154,13 +154,15 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
 
     Returns:
         The comparison, None where the two cannot be compared, and what is in the way of an exact transfer: none if
-        the student computes what the teacher computes.
+        the student computes what the teacher computes, also where something was thought to be.
     """
     try:
         verification = verify(result.teacher, result.comparable, **checking)
     except NotEquivalentError as error:
         return None, (*result.obstacles, Obstacle("interface", str(error)))
-    if verification.equivalent or result.obstacles:
+    if verification.equivalent:
+        return verification, ()
+    if result.obstacles:
         return verification, result.obstacles
     where = verification.diverges_at or "the outputs"
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, transfer, verify
 from onnx_net2net.cli import main
+from onnx_net2net.filled import fill_state_dict
 from onnx_net2net.matching import constants_of
 from onnx_net2net.transfer import proof
 
@@ -123,6 +124,24 @@ def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu
     return net.linear("head", classes, "MatMul").build("logits")
 
 
+def language(seed, width=8, depth=1, tied=True, scaled=False):
+    """Tokens in, logits of tokens out, by the same matrix; embeddings may be scaled by the root of their width."""
+    net = Net(seed, (2, 5, 4), opset=20)
+    net.input = net.rng.integers(0, 7, (2, 5))
+    net.last, net.width = net.constant("table", net.draw(7, width)), width
+    net.node("Gather", "x")
+    net = net.node("Mul", net.constant("root", np.array(width**0.5))) if scaled else net
+    for block in range(depth):
+        entry = net.last
+        net.norm(f"blocks.{block}.norm", 0.05).linear(f"blocks.{block}.fc1", 12, "MatMul").node("Relu")
+        net.linear(f"blocks.{block}.fc2", width, "MatMul").add(entry)
+    hidden = net.norm("norm", 0.05).last
+    net.last = "table" if tied else net.constant("head", net.draw(7, width))
+    head = net.node("Transpose", perm=[1, 0]).last
+    net.last = hidden
+    return net.node("MatMul", head).build("logits")
+
+
 def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
     """One layer of attention, whose scale follows the width of a head; queries, keys and values of one projection."""
     net = Net(seed, (2, 5, 4), opset=20)
@@ -234,6 +253,11 @@ EXACT = {
         transformer(0, post=True, epsilon=1e-12, depth=2), transformer(1, 16, post=True, epsilon=1e-12, depth=3)),
     "decomposed RMSNorm, padded": (transformer(0, norm="rms"), transformer(1, norm="rms", width=13)),
     "decomposed RMSNorm, whole multiple": (transformer(0, norm="rms"), transformer(1, norm="rms", width=24)),
+    "tied head": (language(0), language(1, 16, depth=2)),
+    "tied head, padded": (language(0), language(1, 13, depth=2)),
+    "a number that follows the width": (language(0, tied=False, scaled=True), language(1, 13, tied=False, scaled=True)),
+    "a number that follows the width, tied": (language(0, scaled=True), language(1, 16, scaled=True)),
+    "head that was tied": (language(0), language(1, 13, tied=False)),
     "wider heads": (attention(0), attention(1, width=7)),
     "wider heads, of which there are more": (attention(0), attention(1, heads=4, width=5)),
     "wider heads, split": (attention(0, joint="Split"), attention(1, width=5, joint="Split")),
@@ -453,6 +477,21 @@ def test_state_dict(files, capsys):
     assert made.keys() == entries.keys()
     assert made["steps"] == 3
     assert all(np.array_equal(made[f"net.{name}"], student[name].read()) for name in values)
+
+
+def test_two_tensors_of_the_teacher_do_not_become_one_entry(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    target = language(1, 16)
+    result, verification, obstacles = fill(language(0, tied=False), target)
+    assert verification.equivalent
+    assert obstacles == []
+    values = {name: constant.read() for name, constant in constants_of(load(target)).items()}
+    safetensors.save_file(values | {"head": values["table"]}, tmp_path / "target.safetensors")
+    with pytest.raises(RefusedError, match="is one tensor in the class has to be one in the teacher"):
+        fill_state_dict(result, tmp_path / "target.safetensors")
+    tied, *_ = fill(language(0), target)
+    filled = fill_state_dict(tied, tmp_path / "target.safetensors").values
+    np.testing.assert_array_equal(filled["head"](), filled["table"]())
 
 
 def test_state_dict_of_another_network_is_refused(files, capsys):

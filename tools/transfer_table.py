@@ -31,16 +31,19 @@ Spec = tuple[str, dict[str, Any]]
 
 WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
-GPT2 = {"vocab_size": 120, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40, "tie_word_embeddings": False,
-        "attn_implementation": "eager"}  # fmt: skip
+GPT2 = {"vocab_size": 120, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40, "attn_implementation": "eager"}
 LLAMA = {**WORDS, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False, "pad_token_id": 0}
+OPT = {"vocab_size": 120, "hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 96, "num_hidden_layers": 2,
+       "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
 VIT = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
 SWIN = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4],
         "stochastic_depth_prob": 0.0}  # fmt: skip
 DENSENET = {"growth_rate": 8, "block_config": (2, 3, 2), "num_init_features": 16}
 CONVNEXT = {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)}
 
-BERT = "BertConfig BertForSequenceClassification"
+BERT, GPT = "BertConfig BertForSequenceClassification", "GPT2Config GPT2LMHeadModel"
+WIDE_WORDS = {**WORDS, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 8}
+WIDER_LLAMA = {**LLAMA, "hidden_size": 72, "intermediate_size": 144, "num_attention_heads": 8}
 
 PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "resnet18 -> resnet18": ("torchvision", ("resnet18", {}), ("resnet18", {}), "exact"),
@@ -54,6 +57,8 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "resnet50 -> wide_resnet50_2": ("torchvision", ("resnet50", {}), ("wide_resnet50_2", {}), "exact"),
     "resnext50_32x4d -> resnext101_32x8d": (
         "torchvision", ("resnext50_32x4d", {}), ("resnext101_32x8d", {}), "exact"),
+    "resnext50_32x4d -> 16x8d": ("torchvision", ("resnext50_32x4d", {}), (
+        "resnext50_32x4d", {"groups": 16, "width_per_group": 8}), "exact"),
     "vgg11 -> vgg13": ("torchvision", ("vgg11", {}), ("vgg13", {}), "exact"),
     "vgg11 -> vgg16": ("torchvision", ("vgg11", {}), ("vgg16", {}), "exact"),
     "vgg16 -> vgg19": ("torchvision", ("vgg16", {}), ("vgg19", {}), "exact"),
@@ -75,7 +80,7 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "efficientnet_b0 -> b1": ("torchvision", ("efficientnet_b0", {}), ("efficientnet_b1", {}), "exact"),
     "efficientnet_b1 -> b2": ("torchvision", ("efficientnet_b1", {}), ("efficientnet_b2", {}), "exact"),
     "efficientnet_b0 -> b2": ("torchvision", ("efficientnet_b0", {}), ("efficientnet_b2", {}), "exact"),
-    "timm efficientnet_b0 -> b1": ("timm", ("efficientnet_b0", {}), ("efficientnet_b1", {}), "exact"),
+    "efficientnet_b0 -> b1, timm": ("timm", ("efficientnet_b0", {}), ("efficientnet_b1", {}), "exact"),
     "regnet_y_400mf -> 800mf": ("torchvision", ("regnet_y_400mf", {}), ("regnet_y_800mf", {}), "partial"),
     "convnext -> deeper": ("timm-convnext", ("ConvNeXt", CONVNEXT),
                            ("ConvNeXt", {**CONVNEXT, "depths": (2, 1, 4, 2)}), "exact"),
@@ -104,22 +109,30 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "deit tiny -> small": ("timm", ("deit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
                            ("deit_small_patch16_224", {"img_size": 64, "depth": 4}), "exact"),
     "bert -> ffn wider": (BERT, ("", WORDS), ("", {**WORDS, "intermediate_size": 160}), "exact"),
-    "bert -> wider (x2)": (BERT, ("", WORDS), ("", {
-        **WORDS, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 8}), "exact"),
-    "bert -> deeper": (BERT, ("", WORDS), ("", {**WORDS, "num_hidden_layers": 4}), "partial"),
-    "gpt2 -> deeper": ("GPT2Config GPT2LMHeadModel", ("", GPT2), ("", {**GPT2, "n_layer": 4}), "exact"),
-    "gpt2 -> wider (x2)": ("GPT2Config GPT2LMHeadModel", ("", GPT2),
+    "bert -> wider (x2)": (BERT, ("", WORDS), ("", WIDE_WORDS), "exact"),
+    "bert -> wider (x1.5)": (BERT, ("", WORDS), ("", {
+        **WORDS, "hidden_size": 72, "intermediate_size": 144, "num_attention_heads": 6}), "partial"),
+    "bert -> deeper": (BERT, ("", WORDS), ("", {**WORDS, "num_hidden_layers": 4}), "exact"),
+    "bert, masked words -> wider (x2) and deeper": (
+        "BertConfig BertForMaskedLM", ("", WORDS), ("", {**WIDE_WORDS, "num_hidden_layers": 3}), "exact"),
+    "albert -> wider (x2)": ("AlbertConfig AlbertForSequenceClassification", ("", {**WORDS, "embedding_size": 36}), (
+        "", {**WIDE_WORDS, "embedding_size": 36}), "exact"),
+    "gpt2 -> deeper": (GPT, ("", GPT2), ("", {**GPT2, "n_layer": 4}), "exact"),
+    "gpt2 -> wider (x2)": (GPT, ("", GPT2),
                            ("", {**GPT2, "n_embd": 96, "n_head": 8}), "exact"),
-    "gpt2 -> wider (x1.5)": ("GPT2Config GPT2LMHeadModel", ("", GPT2),
+    "gpt2 -> wider (x1.5)": (GPT, ("", GPT2),
                              ("", {**GPT2, "n_embd": 72, "n_head": 6}), "exact"),
-    "gpt2 -> wider (x1.5) and deeper": ("GPT2Config GPT2LMHeadModel", ("", GPT2),
+    "gpt2 -> wider (x1.5) and deeper": (GPT, ("", GPT2),
                                         ("", {**GPT2, "n_embd": 72, "n_head": 6, "n_layer": 4}), "exact"),
+    "opt -> wider (x1.5)": ("OPTConfig OPTForCausalLM", ("", OPT), ("", {
+        **OPT, "hidden_size": 72, "word_embed_proj_dim": 72, "ffn_dim": 144, "num_attention_heads": 6}), "exact"),
     "llama -> deeper": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", {**LLAMA, "num_hidden_layers": 4}), "exact"),
     "llama -> wider (x2)": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", {
         **LLAMA, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 8, "num_key_value_heads": 4}),
         "exact"),
-    "llama -> wider (x1.5)": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", {
-        **LLAMA, "hidden_size": 72, "intermediate_size": 144, "num_attention_heads": 8}), "exact"),
+    "llama -> wider (x1.5)": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", WIDER_LLAMA), "exact"),
+    "gemma -> wider (x1.5)": ("GemmaConfig GemmaForCausalLM", ("", LLAMA), ("", WIDER_LLAMA), "exact"),
+    "qwen3 -> wider (x1.5)": ("Qwen3Config Qwen3ForCausalLM", ("", LLAMA), ("", WIDER_LLAMA), "exact"),
     "vit (transformers) -> wider (x1.5)": ("ViTConfig ViTForImageClassification", ("", PICTURES), ("", {
         **PICTURES, "hidden_size": 72, "intermediate_size": 132, "num_attention_heads": 6}), "exact"),
 }  # fmt: skip
@@ -168,9 +181,8 @@ def make(library: str, spec: Spec) -> Case:
     kind = models.swin_transformer.SwinTransformer if name == "SwinTransformer" else kind
     model = (kind or getattr(models, name))(num_classes=10, **options)
     if name.startswith("vgg"):  # the classifier has 120 million weights
-        model.classifier = torch.nn.Sequential(
-            torch.nn.Linear(512 * 7 * 7, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
-        )
+        model.avgpool = torch.nn.Identity()
+        model.classifier = torch.nn.Sequential(torch.nn.Linear(512 * 4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     return model, {"x": image(96 if name == "SwinTransformer" else 64)}
 
 
@@ -276,14 +288,31 @@ def run(pair: str, keep: str, exports: Sequence[str], limit: float) -> Iterator[
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    yield "| teacher -> target | export | result | error | in the class | filled | s | why |"
-    yield "|---|---|---|--:|--:|--:|--:|---|"
-    for result in results:
-        error, own = (f"{result[key]:.0e}" if key in result else "" for key in ("error", "class_error"))
-        filled = f"{result['filled']:.0%}" if "filled" in result else ""
-        row = (result["pair"], result["export"], result["result"], error, own, filled, result.get("seconds", ""))
-        yield "| " + " | ".join(map(str, (*row, result["reason"]))) + " |"
+    """Yield the lines of a Markdown table, one for each family; a pair is exact if it is in every export that works."""
+    yield "| family | exact | off by | in the class | not exact |"
+    yield "|---|---|--:|--:|---|"
+    families: dict[str, list[str]] = {}
+    for pair in dict.fromkeys(result["pair"] for result in results):
+        families.setdefault(_family(pair), []).append(pair)
+    for family, pairs in families.items():
+        exact, other, errors, own = [], [], [0.0], [0.0]
+        for pair in pairs:
+            tried = [r for r in results if r["pair"] == pair and r["result"] != "no export"]
+            name = re.sub(rf"(^|-> ){family}[_ ]?", r"\1", pair).removeprefix("-> ").strip(", ")
+            if tried and all(result["result"] == "exact" for result in tried):
+                exact.append(name)
+                errors += [result["error"] for result in tried]
+                own += [result["class_error"] for result in tried if "class_error" in result]
+            else:
+                other.append(f"{name} ({'; '.join(sorted({r['result'] for r in tried})) or 'no export'})")
+        cells = (", ".join(exact), f"{max(errors):.0e}" if exact else "", f"{max(own):.0e}" if max(own) else "")
+        yield f"| {family} | {' | '.join(cells)} | {', '.join(other)} |"
+
+
+def _family(pair: str) -> str:
+    """Return what a pair's name begins with: letters, and the version behind _v."""
+    match = re.match(r"[a-z]+(_v\d)?", pair)
+    return match[0] if match else pair
 
 
 def main() -> None:
@@ -291,7 +320,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="pairs")
-    parser.add_argument("--exports", nargs="*", default=["dynamo", "TorchScript"], choices=list(EXPORTS))
+    parser.add_argument("--exports", nargs="*", default=["dynamo", "dynamo, folding off", "TorchScript"],
+                        choices=list(EXPORTS))  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results, one line for each")
     parser.add_argument("--keep", default="", metavar="FOLDER", help="where exported files are kept, and found again")
     parser.add_argument("--limit", type=float, default=600, help="seconds for each pair")
