@@ -34,7 +34,7 @@ from onnx_net2net.readers import CHUNK, Moments, Reader, reader_of
 from onnx_net2net.sides import Side, Sides
 from onnx_net2net.tensors import Array
 
-RIDGES = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried for r; the diagonal is that of the covariance."""
 
 WIDEST = 4608
@@ -88,6 +88,7 @@ class Reconstruction:
                 self._see(some, watch, examples)
                 for step in some:
                     step.fit(changes)
+                some.clear()  # what they have seen is large
 
     def _steps(self, fit: Fit, kept: Iterable[Unit]) -> list[_Layer | _Norm]:
         found: list[_Layer | _Norm] = []
@@ -372,24 +373,28 @@ def regression(own: Array, halves: Sequence[Moments], *, centred: bool) -> Array
     Returns:
         float64 [g, m, n], zero where no change serves on the other half.
     """
-    spread, cross = halves[1].covariances(centred=centred)
-    lacking = cross - own @ spread
+    first, (spread, lacking) = (_equations(own, half, centred) for half in halves)
     best, least = None, 0.0
     for ridge in RIDGES:
-        change = _ridge(own, halves[0], ridge, centred)
+        change = _solved(*first, ridge)
         error = float((change * (change @ spread - 2 * lacking)).sum())
         if error < least:
             best, least = ridge, error
     if best is None:
         return np.zeros_like(own)
-    return _ridge(own, Moments().join(halves[0]).join(halves[1]), best, centred)
+    return _solved(*_equations(own, Moments().join(halves[0]).join(halves[1]), centred), best)
 
 
-def _ridge(own: Array, moments: Moments, ridge: float, centred: bool) -> Array:
+def _equations(own: Array, moments: Moments, centred: bool) -> tuple[Array, Array]:
+    """Return Cov(x, x) and Cov(y - W x, x)."""
     spread, cross = moments.covariances(centred=centred)
-    lacking = cross - own @ spread
+    return spread, cross - own @ spread
+
+
+def _solved(spread: Array, lacking: Array, ridge: float) -> Array:
     diagonal = np.einsum("gii->gi", spread)
-    floor = 1e-6 * diagonal.mean(-1, keepdims=True)
-    raised = spread + ridge * np.maximum(diagonal, np.where(floor > 0, floor, 1.0))[..., None] * np.eye(own.shape[-1])
+    least = 1e-6 * diagonal.mean(-1, keepdims=True)
+    raised = spread.copy()
+    np.einsum("gii->gi", raised)[...] += ridge * np.maximum(diagonal, np.where(least > 0, least, 1.0))
     change: Array = np.linalg.solve(raised, lacking.swapaxes(-1, -2)).swapaxes(-1, -2)
     return change
