@@ -93,8 +93,8 @@ class _Fitting:
     def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
         self._sides, self._found, self._style = sides, found, style
         self._analysis = sides.teacher.analysis
-        self._asked = bind(sides, found)
         self._tied = tie(sides, found)
+        self._asked = bind(sides, found)
         self._averaged = self._keep_means()
         self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
         rng = np.random.default_rng(style.seed)
