@@ -101,12 +101,8 @@ class Filling:
         reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
-        if (
-            self._changes is not None
-            and "weight" in reads
-            and "bias" in new.slots
-            and not reads.keys() & {"bias", "mean"}
-        ):
+        shifts = "weight" in reads and ("bias" in new.slots or new.norm is not None)
+        if self._changes is not None and shifts and not reads.keys() & {"bias", "mean"}:
             reads["bias"] = partial(np.zeros, self._sides.teacher.shape(slots["weight"])[0], np.float32)
         reads = {what: self._changed(new, what, read) for what, read in reads.items()}
         values = Conversion(self._sides, old, new, dict(reads)).convert()

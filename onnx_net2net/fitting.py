@@ -108,7 +108,7 @@ class _Fitting:
         for group in self._inspection.groups:
             self._fit(group, wanted)
         growth = self._plan.growth
-        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old and not dim.pinned}
+        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
         for dim, units in (choose(narrower) if choose else {}).items():
             growth[dim] = _kept(dim.size, units)
         interface = self._interface()

@@ -47,7 +47,8 @@ class Reader:
 def reader_of(side: Side, unit: Unit) -> Reader | None:
     """Return what a unit reads and makes, None if it is no such layer; before the network grows."""
     node, analysis = side.nodes[unit.node], side.analysis
-    if "weight" not in unit.slots or node.op not in ("Conv", "Gemm", "MatMul"):
+    weight = side.constant(unit.slots["weight"]) if "weight" in unit.slots else None
+    if weight is None or side.dtype(weight).kind != "f" or node.op not in ("Conv", "Gemm", "MatMul"):
         return None
     if any(node.attrs.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         return None
