@@ -70,27 +70,35 @@ class Slot:
         order: How its axes are permuted to be (out, in, *kernel), or as they are everywhere else.
         flat: How many of the axes are left when those of a kernel of one place are dropped.
         channels: How many of the axes are no kernel.
+        repeats: Whether the first axis only repeats the rest, as it does in a token that was expanded to the batch.
     """
 
     use: Use
     order: tuple[int, ...]
     flat: int
     channels: int = 9
+    repeats: bool = False
 
     def axes(self, analysis: Analysis) -> list[Axis]:
         """Return the axes of the constant in the common order."""
         axes = analysis.uses[self.use].axes
-        return [axes[position] for position in self.order][: self.flat]
+        return [axes[position] for position in self.order][self.repeats : self.flat]
+
+    def shape(self, own: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the constant in the common order."""
+        return tuple(own[position] for position in self.order)[self.repeats : self.flat]
 
     def common(self, values: Array) -> Array:
         """Return values in the common order."""
         turned: Array = values.transpose(self.order)
-        return np.reshape(turned, turned.shape[: self.flat])
+        return np.reshape(turned[0] if self.repeats else turned, self.shape(values.shape))
 
     def own(self, values: Array, shape: Sequence[int]) -> Array:
         """Return values in the order of the constant, whose shape is given, from those in the common order."""
-        turned = values.reshape([shape[position] for position in self.order])
-        own: Array = turned.transpose(np.argsort(self.order))
+        turned_shape = [shape[position] for position in self.order]
+        if self.repeats:
+            values = np.broadcast_to(values[None], (turned_shape[0], *values.shape))
+        own: Array = values.reshape(turned_shape).transpose(np.argsort(self.order))
         return own
 
 
@@ -103,12 +111,14 @@ class Unit:
         name: The module that it belongs to.
         kind: What can be matched with what: the operator in the common form.
         shape: The shape of its weight in the common order.
-        settings: Attributes that have to be the same for the same function: strides, dilations, kernel.
+        settings: What has to be the same for the same function: strides, dilations, and whether its results are
+            multiplied by other activations, as in attention, or come from such a product.
         places: The sizes of the result along which a convolution works.
         slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
+        repeats: Whether the first axis of a constant may only repeat the rest.
         depth: In how many residual blocks it is, nested ones counted.
         place: Its place among all units of the network.
     """
@@ -123,6 +133,7 @@ class Unit:
     norm: int | None = None
     neutral: bool = False
     normalises: bool = False
+    repeats: bool = False
     depth: int = 0
     place: int = 0
 
@@ -263,8 +274,16 @@ class _Units:
                 units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
         order = self._order({unit.node for unit in units})
-        units.sort(key=lambda unit: order[unit.node])
-        return [replace(unit, depth=depths[unit.node], place=place) for place, unit in enumerate(units)]
+        joins = {unit.node: self._join(unit.node) for unit in units}
+        units.sort(key=lambda unit: (order[joins[unit.node]], order[unit.node]))
+        return [replace(unit, depth=depths[joins[unit.node]], place=place) for place, unit in enumerate(units)]
+
+    def _join(self, number: int) -> int:
+        """Return the node at which a constant, which may be moved and expanded first, meets what the model is given."""
+        node = self._analysis.nodes[number]
+        while node.outputs[0].name not in self._network.told and node.outputs[0].outputs:
+            node = node.outputs[0].outputs[0]
+        return self._network.number(node)
 
     def _order(self, units: Collection[int]) -> dict[int, int]:
         """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
@@ -331,10 +350,39 @@ class _Units:
         pointwise = layer.convolves and slot.flat == 2
         kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
         steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
-        settings = tuple(values if any(n != 1 for n in values) else () for values in steps)
+        settings = (*(values if any(n != 1 for n in values) else () for values in steps),
+                    layer.number in self._factors, self._is_product(node.inputs[1 - layer.weights]))  # fmt: skip
         places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
         return Unit(layer.number, self._name(layer.number, slot), kind, shape, settings, tuple(places), slots, norm,
                     self._is_neutral(layer, node, slot))  # fmt: skip
+
+    @cached_property
+    def _factors(self) -> set[int]:
+        """The layers whose results are multiplied by one another, with nothing but moves and scales between."""
+        found: set[int] = set()
+        for product in self._network.products:
+            for tensor in self._analysis.nodes[product].inputs:
+                found.update(self._makers(tensor))
+        return found & self._network.layers.keys()
+
+    def _is_product(self, tensor: gs.Tensor) -> bool:
+        return any(number in self._network.products for number in self._makers(tensor))
+
+    def _makers(self, tensor: gs.Tensor) -> set[int]:
+        """Return the layers and products that a tensor comes from, by way of no other one and of no sum."""
+        found, seen, pending = set(), set(), [tensor]
+        while pending:
+            number = self._network.age(pending.pop())
+            if number < 0 or number in seen:
+                continue
+            seen.add(number)
+            if number in self._network.layers or number in self._network.products:
+                found.add(number)
+                continue
+            told = [t for t in self._analysis.nodes[number].inputs if t.name in self._network.told]
+            is_sum = self._analysis.nodes[number].op in ("Add", "Sum") and len(told) > 1
+            pending += [] if is_sum else told
+        return found
 
     def _weight(self, layer: Layer) -> Slot | None:
         """Return the constant that a layer's weights are, or are a transposed version of."""
@@ -411,7 +459,17 @@ class _Units:
         main = next(iter(slots.values()))
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
         again = node.op in _TWICE
-        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again)
+        repeats = kind == "constant" and self._repeats(main)
+        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again,
+                    repeats=repeats)  # fmt: skip
+
+    def _repeats(self, slot: Slot) -> bool:
+        """Tell whether the first axis of a constant only repeats the rest."""
+        constant = self._analysis.uses[slot.use].constant
+        if len(constant.shape) < 2 or constant.shape[0] < 2:
+            return False
+        values = self._analysis.draft.read(constant)
+        return bool((values == values[:1]).all())
 
     def _shift(self, scale: Use, reader: gs.Node) -> Use | None:
         """Return what is added to a product along the axis of its scale."""
@@ -457,6 +515,9 @@ def similarity(teacher: Unit, target: Unit) -> float:
         shape = shape[:2]
     elif teacher.kind != target.kind:
         return 0.0
+    elif _longer(teacher, target) is not None:
+        shape = min(shape, target.shape, key=len)
+        return 0.9 * math.sqrt(_ratio(shape, max(teacher.shape, target.shape, key=len)[1:]))
     if len(shape) != len(target.shape):
         return 0.0
     alike: float = math.sqrt(_ratio(shape, target.shape))
@@ -467,6 +528,19 @@ def similarity(teacher: Unit, target: Unit) -> float:
     if any(old > new for old, new in zip(shape, target.shape, strict=True)):
         alike *= 0.7  # the target does not contain the teacher
     return alike * 0.9**missing * 0.97 ** abs(teacher.depth - target.depth)
+
+
+def _longer(one: Unit, other: Unit) -> Unit | None:
+    """Return that of two constants which only repeats what the other has, if one does."""
+    longer = one if len(one.shape) > len(other.shape) else other
+    return longer if longer.repeats and abs(len(one.shape) - len(other.shape)) == 1 else None
+
+
+def _unrepeated(unit: Unit, other: Unit) -> Unit:
+    """Return a unit without the axis by which it repeats what another one has."""
+    if _longer(unit, other) is not unit:
+        return unit
+    return replace(unit, shape=unit.shape[1:], slots={k: replace(slot, repeats=True) for k, slot in unit.slots.items()})
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -548,7 +622,8 @@ def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
     found = _align(teacher, target)
     if _left_out(found):
         found = min(found, _align_units(teacher, target), key=_left_out)
-    return _postponed(found, target)
+    pairs = tuple((_unrepeated(old, new), _unrepeated(new, old)) for old, new in found.pairs)
+    return _postponed(replace(found, pairs=pairs), target)
 
 
 def _left_out(found: Alignment) -> float:

@@ -88,7 +88,7 @@ def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -
         join: Whether blocks in a row that belong to one module are one block; else each sum ends one.
     """
     finder = _Blocks(Network(analysis), proto)
-    blocks = finder.sums()
+    blocks = finder.sums(innermost=not join)
     if join:
         found = _joined(blocks, lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
         blocks = _joined_siblings(found, finder)
@@ -144,8 +144,11 @@ class _Blocks:
         return tuple((node.op, *(tuple(c.shape) for v in node.inputs if (c := constant_of(v)) is not None))
                      for node in nodes)  # fmt: skip
 
-    def sums(self) -> list[Block]:
-        """Return a block for every sum that adds a branch to what the branch is computed from, the innermost."""
+    def sums(self, innermost: bool = False) -> list[Block]:
+        """Return a block for every sum that adds a branch to what the branch is computed from.
+
+        Of nested ones the innermost that can be repeated, or, if only these are asked for, that can be left out.
+        """
         found: dict[int, Block] = {}
         inner: set[int] = set()
         for number, node in enumerate(self._analysis.nodes):
@@ -153,7 +156,8 @@ class _Blocks:
                 continue
             terms, added = self._terms(number)
             block = self._block(number, terms, added)
-            whole = {n for n, other in found.items() if other.entry and not other.reason and n not in inner | added}
+            whole = {n for n, other in found.items() if other.entry and n not in inner | added
+                     and (not other.reason or (innermost and other.normalised))}  # fmt: skip
             if block is not None and whole.isdisjoint(block.nodes):
                 found[number] = block
                 inner |= {*added, *block.nodes} - {number} if block.entry else set()

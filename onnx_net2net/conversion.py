@@ -5,21 +5,25 @@ Also what is the same in two units whatever their parameters: attributes, and ke
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import defs, helper
 
 from onnx_net2net.alignment import Slot, Unit
-from onnx_net2net.sides import Compute, Sides
+from onnx_net2net.sides import Compute, Side, Sides
+from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
-_DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET", "epsilon": 1e-5, "stash_type": 1,
-             "axis": 0}  # fmt: skip
-_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+_DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET"}
+"""Of operators of other domains than ONNX's own."""
+
 _STATISTICS = {"scale", "shift", "mean", "variance"}
 
 
@@ -132,13 +136,29 @@ def compare(sides: Sides, old: Unit, new: Unit) -> None:
         texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
         reason = f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads"
         sides.hinder(new.name, reason)
+    known = _defaults(sides.teacher, one), _defaults(sides.target, other)
+    either = {**known[0], **known[1]}  # an older version of an operator does what the default of a newer one says
     for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
-        default = -1 if key == "axis" and one.op in _NORMS else _DEFAULTS.get(key)
-        values = [_plain(node.attrs.get(key, default)) for node in (one, other)]
+        values = [
+            _plain({**either, **own, **node.attrs}.get(key)) for own, node in zip(known, (one, other), strict=True)
+        ]
         if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
             continue
         if values[0] != values[1] and not (old.norm is not None and key == "epsilon"):
             sides.hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
+
+
+def _defaults(side: Side, node: gs.Node) -> dict[str, object]:
+    """Return the default attributes of an operator in the version that the file imports."""
+    domain = "" if node.domain in (None, "ai.onnx") else node.domain
+    known: dict[str, object] = dict(_DEFAULTS)
+    with contextlib.suppress(defs.SchemaError):
+        schema = defs.get_schema(node.op, versions_of(side.opened.model.proto).get(domain, 1), domain)
+        for name, attribute in schema.attributes.items():
+            if attribute.default_value.type:
+                value = helper.get_attribute_value(attribute.default_value)
+                known[name] = value.decode() if isinstance(value, bytes) else value
+    return known
 
 
 def _plain(value: object) -> object:

@@ -97,7 +97,8 @@ class _State:
         lost = [name for name, sources in self._sources.items()
                 if name not in known and any(source.origin != "kept" for source in sources)]  # fmt: skip
         unknown = [name for name, entry in entries.items() if name not in self._matches and entry.shape]
-        if lost and any(is_float(entries[name].dtype) for name in unknown):
+        numbers = [name for name in lost if math.prod(self._old[name].shape) == 1]  # a class may have made them
+        if numbers or (lost and any(is_float(entries[name].dtype) for name in unknown)):
             raise RefusedError(
                 f"{lost[0]} was filled and no entry of the state dict has its values (export the target with the "
                 "weights that the state dict has, and with folding off: dynamo=True, optimize=False)"

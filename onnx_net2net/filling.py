@@ -16,6 +16,7 @@ from onnx_net2net.conversion import Conversion, compare, ring, surrounded
 from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
+from onnx_net2net.scalars import Number
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
 
@@ -201,7 +202,7 @@ class Filling:
 
         def values() -> Array:
             made = compute()
-            if made.size == math.prod(shape) and _real(made.shape) == _real(wanted):
+            if made.size == math.prod(wanted) and _real(made.shape) == _real(wanted):
                 made = made.reshape(wanted)
             else:
                 initial = np.array(slot.common(self._initial[slot.use]()))
@@ -212,6 +213,15 @@ class Filling:
 
         factors = self._factors.get(slot.use)
         self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
+
+    def copy(self, number: Number) -> None:
+        """Give a single number the teacher's value, if the target stores it as a parameter."""
+        if number.is_stored:
+            self._fill_with(number.use, number.old, "teacher", number.teacher)
+        else:
+            node = self._target.nodes[number.use[0]]
+            reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
+            self._sides.hinder(node.name or node.outputs[0].name, reason)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
@@ -254,10 +264,10 @@ class Filling:
                 read = self._changed(unit, what, partial(slot.common, self._initial[slot.use]()))
                 self._write(slot, ("kept", slot.use), read, "kept")
 
-    def _fill_with(self, use: Use, value: float, origin: str) -> None:
+    def _fill_with(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
         constant = self._target.analysis.uses[use].constant
         shape, kind = tuple(constant.shape), self._target.dtype(constant)
-        self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin)
+        self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
     def _make_identity(self, unit: Unit) -> None:
         """Make a layer an identity, and let its normalisation undo itself."""

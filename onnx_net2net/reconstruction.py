@@ -34,8 +34,8 @@ from onnx_net2net.readers import CHUNK, Moments, Reader, reader_of
 from onnx_net2net.sides import Side, Sides
 from onnx_net2net.tensors import Array
 
-RIDGES = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""What is tried for r; the diagonal is that of the covariance."""
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
+"""What is tried for r, until the next one serves worse; the diagonal is that of the covariance."""
 
 WIDEST = 4608
 """Layers whose results depend on more numbers than this keep their weights: the matrices would be too large."""
@@ -378,8 +378,9 @@ def regression(own: Array, halves: Sequence[Moments], *, centred: bool) -> Array
     for ridge in RIDGES:
         change = _solved(*first, ridge)
         error = float((change * (change @ spread - 2 * lacking)).sum())
-        if error < least:
-            best, least = ridge, error
+        if error >= least:
+            break
+        best, least = ridge, error
     if best is None:
         return np.zeros_like(own)
     return _solved(*_equations(own, Moments().join(halves[0]).join(halves[1]), centred), best)

@@ -70,7 +70,7 @@ class Side:
         """Return the shape that a parameter has now, in the common order."""
         constant = self.constant(slot)
         shape = tuple(constant.shape) if constant is not None else ()
-        return tuple(shape[position] for position in slot.order)[: slot.flat] if shape else ()
+        return slot.shape(shape) if shape else ()
 
     def dtype(self, constant: gs.Constant) -> np.dtype[Any]:
         """Return the type of a constant's elements."""

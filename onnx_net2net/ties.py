@@ -57,7 +57,7 @@ def tie(sides: Sides, found: Alignment) -> dict[Use, Slot]:
 def _share_or_keep(analysis: Analysis, slots: Sequence[Slot], weighed: dict[Use, dict[int, int]], reason: str) -> None:
     """Let a scale carry the division of copies that some readers of tied values sum over, or keep their number."""
     for place, axis in enumerate(slots[0].axes(analysis)):
-        found = [weighed.get(slot.use, {}).get(slot.order[place]) for slot in slots]
+        found = [weighed.get(slot.use, {}).get(slot.order[place + slot.repeats]) for slot in slots]
         sums = [number for number in found if number is not None]
         if 0 < len(sums) < len(slots) and not rescale_instead(analysis, sums, axis, reason):
             dims.freeze(axis, reason)

@@ -31,6 +31,7 @@ from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.reconstruction import Reconstruction
+from onnx_net2net.scalars import different_numbers
 from onnx_net2net.selection import choose
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
@@ -184,6 +185,8 @@ def _transfer(
     filling = Filling(sides, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
+    for number in different_numbers(sides, found):
+        filling.copy(number)
     for item in found.added:
         filling.silence(item)
     sources = list(filling.write())

@@ -105,14 +105,16 @@ def resnet(seed, width=6, depth=1, kernel=3, classes=3, bn=True, **options):
 
 
 def transformer(seed, width=8, hidden=12, depth=1, norm="norm", activation="Relu", epsilon=0.05, classes=3,
-                post=False, token=False):  # fmt: skip
+                post=False, token=""):  # fmt: skip
     """Residual blocks with a normalisation in front, whose epsilon matters, or behind."""
     net = Net(seed, (2, 5, 4), opset=20)
     net.width = 4
     embedded = net.linear("embed", width, "MatMul").last
     if token:
-        net.last = net.constant("token", net.draw(1, 1, width))
-        net.node("Expand", net.constant("batch", np.array([2, 1, 1]))).node("Concat", embedded, axis=1)
+        values = net.draw(1, 1, width)
+        net.last = net.constant("token", values if token == "expanded" else np.repeat(values, 2, 0))
+        net = net.node("Expand", net.constant("batch", np.array([2, 1, 1]))) if token == "expanded" else net
+        net.node("Concat", embedded, axis=1)
     net = getattr(net, norm)("embed.norm", epsilon) if post else net
     for block in range(depth):
         entry = net.last
@@ -142,11 +144,9 @@ def language(seed, width=8, depth=1, tied=True, scaled=False):
     return net.node("MatMul", head).build("logits")
 
 
-def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
-    """One layer of attention, whose scale follows the width of a head; queries, keys and values of one projection."""
-    net = Net(seed, (2, 5, 4), opset=20)
-    net.width = 4
-    net.linear("qkv", 3 * heads * width, "MatMul")
+def attend(net, heads, width, joint="Gather", softmax=True, name=""):
+    """Attention whose scale follows the width of a head; queries, keys and values come from one projection."""
+    net.linear(f"{name}qkv", 3 * heads * width, "MatMul")
     if joint == "Gather":
         whole = net.node("Reshape", net.constant("parts", np.array([2, 5, 3, heads, width]))).last
     else:
@@ -169,7 +169,30 @@ def attention(seed, heads=2, width=3, joint="Gather", softmax=True):
     net.node("MatMul", operands[2]).node("Transpose", perm=[0, 2, 1, 3])
     net.node("Reshape", net.constant("flat", np.array([2, 5, heads * width])))
     net.width = heads * width
-    return net.linear("out", 4, "MatMul").build("y")
+    return net
+
+
+def attention(seed, heads=2, width=3, **options):
+    """One layer of attention."""
+    net = Net(seed, (2, 5, 4), opset=20)
+    net.width = 4
+    return attend(net, heads, width, **options).linear("out", 4, "MatMul").build("y")
+
+
+def encoder(seed, heads=2, hidden=12, depth=1):
+    """Layers of attention and of a feed-forward part, which have as many weights of the same rank."""
+    net = Net(seed, (2, 5, 4), opset=20)
+    net.width = 4
+    net.linear("embed", 4 * heads, "MatMul")
+    for layer in range(depth):
+        entry = net.last
+        attend(net.norm(f"{layer}.norm1"), heads, 4, name=f"{layer}.").linear(f"{layer}.out", 4 * heads, "MatMul").add(
+            entry
+        )
+        entry = net.last
+        net.norm(f"{layer}.norm2").linear(f"{layer}.fc1", hidden, "MatMul").node("Relu")
+        net.linear(f"{layer}.fc2", 4 * heads, "MatMul").add(entry)
+    return net.norm("norm").linear("head", 3, "MatMul").build("y")
 
 
 def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), way="Gemm", bn=(), epsilon=1e-3,
@@ -245,7 +268,12 @@ EXACT = {
     "another layout": (plain(0, (5, 7), way="MatMul"), plain(1, (8, 9))),
     "layer norm, whole multiple": (transformer(0), transformer(1, width=16, hidden=20)),
     "layer norm, padded": (transformer(0), transformer(1, width=13, hidden=20)),
-    "layer norm, padded, with a token": (transformer(0, token=True), transformer(1, width=13, token=True)),
+    "layer norm, padded, with a token": (
+        transformer(0, token="expanded"), transformer(1, width=13, token="expanded")),
+    "a token that another exporter repeated": (
+        transformer(0, token="expanded"), transformer(1, width=13, token="repeated")),
+    "a token that is repeated no more": (transformer(0, token="repeated"), transformer(1, width=16, token="expanded")),
+    "a feed-forward part that looks like attention": (encoder(0, hidden=16), encoder(1, 4, hidden=48, depth=3)),
     "layer norm, deeper": (transformer(0), transformer(1, width=11, depth=3)),
     "post-norm, deeper": (
         transformer(0, post=True, epsilon=1e-12), transformer(1, post=True, epsilon=1e-12, depth=3, hidden=16)),

@@ -407,7 +407,7 @@ def redrawn(model: Model) -> Model:
 
     A value depends on the old one alone, so that ties stay ties in whatever layout and part of the file. Only where
     most of a tensor is zero (biases, inserted layers) zeros become something. Masks, sizes and single numbers are no
-    weights, but for those that are learnt or measured: biases, slopes, the scales of quantized tensors.
+    weights, but for those that are learnt or measured: biases, slopes, gains, the scales of quantized tensors.
     """
     from onnx_net2net.protos import all_tensors, scopes
     from onnx_net2net.tensors import detach, set_inline
@@ -422,6 +422,8 @@ def redrawn(model: Model) -> Model:
             codes.update(node.input)
         elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization", "PRelu"):
             learnt.update(node.input[1:])
+        elif node.op_type in ("Add", "Mul", "Div"):  # by the names of parameters
+            learnt.update(name for name in node.input if re.match(r"\w+\.", name))
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 attribute.t.name = attribute.t.name or next(iter(node.output), "")
