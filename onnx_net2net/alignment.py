@@ -444,6 +444,8 @@ class _Units:
         norm = number if node.op == "BatchNormalization" else None
         if node.op in _NORMS:
             slots, kind = self._vectors(number), "affine"
+            if self._is_parameter((number, 0)):  # weights that are standardised
+                slots["normalised"] = self._take((number, 0))
         elif node.op == "Mul":
             slots, kind = {"scale": self._first(number)}, "affine"
             reader = self._finder.only_reader(node.outputs[0])

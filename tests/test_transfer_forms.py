@@ -86,6 +86,20 @@ def folded_norm(seed, width=6):
     return net.conv("b", 3).build("y")
 
 
+def standardised(seed, width=6):
+    """Weights that a BatchNormalization standardises, as in an NFNet."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (1, width, 27), "gain": (width,), "zeros": (width,), "b": (width,), "v": (3, width, 1, 1)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["zeros"][:] = 0
+    text = f"""(float[2, 3, 6, 6] x) => (float[2, 3, 6, 6] y) {{
+        ones = Constant<value = float[{width}] {{{", ".join(["1"] * width)}}}>()
+        s = BatchNormalization(w, gain, zeros, zeros, ones)
+        shape = Constant<value_ints = [{width}, 3, 3, 3]>() k = Reshape(s, shape)
+        c = Conv<pads = [1, 1, 1, 1]>(x, k, b) r = Relu(c) y = Conv(r, v) }}"""
+    return net(text, opset=17, **weights)
+
+
 def one_output(seed, width=6):
     """A regression: its bias is a single number, as is the slope of its activation."""
     net = Net(seed, (4, 5)).linear("a", width).node("PRelu", "slope").linear("b", 1)
@@ -149,6 +163,7 @@ EXACT = {
     "a recurrence, wider": (recurrent(0), recurrent(1, 6)),
     "a scale and a shift of four axes, as wide as the image": (folded_norm(0), folded_norm(1, 9)),
     "a scale and a shift of four axes, where an image becomes as wide": (folded_norm(0, 5), folded_norm(1, 6)),
+    "standardised weights": (standardised(0), standardised(1)),
     "single numbers of layers": (one_output(0), one_output(1, 9)),
     "single numbers of no layer": (gained(0), gained(1)),
     "single numbers of no layer, wider": (gained(0), gained(1, 9)),
