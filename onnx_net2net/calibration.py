@@ -1,24 +1,57 @@
-"""Mean and variance of the units of tensors, measured by running a model, and BatchNormalizations that get them."""
+"""What tensors inside a model hold when it runs: single ones, and the mean and the variance of their units."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.inputs import Feeds, accepted, check_feeds, draw, input_specs
+from onnx_net2net.inputs import Feeds, InputSpec, accepted, check_feeds, draw, input_specs
 from onnx_net2net.model import Model, Progress
 from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
 from onnx_net2net.tensors import Array
 
-ROWS = 64
-"""Examples that are run at once."""
+ROWS = 16
+"""Examples that are run at once; many tensors of each may be looked at."""
 
 _GENERATED_RUNS = 8
+
+
+Watch = Callable[[Feeds, Sequence[str]], dict[str, Array]]
+"""Runs a model on inputs and returns some of its tensors."""
+
+
+@contextlib.contextmanager
+def watched(model: Model, tensors: Iterable[str], whose: str) -> Iterator[Watch]:
+    """Open a model so that tensors inside of it can be looked at.
+
+    Args:
+        model: The model.
+        tensors: Names of tensors of its main graph.
+        whose: How messages call the model.
+
+    Raises:
+        BadInputError: If the model does not run, or not with what it is fed.
+    """
+    failure = f"the {whose} does not run"
+    with model.on_disk() as path:
+        proto = onnx.load(path, load_external_data=False)
+        known = {value.name for value in (*proto.graph.output, *proto.graph.input)}
+        inner = [name for name in dict.fromkeys(tensors) if name not in known]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+        with blaming(BadInputError, failure):
+            run = Runner(proto.SerializeToString(), LEVELS[0], provider=provider_name("cpu"), folder=path.parent)
+
+        def watch(feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
+            given = {name: feeds[name] for name in names if name in feeds}
+            made = [name for name in names if name not in feeds]
+            with blaming(BadInputError, failure):
+                return {**given, **(run(feeds, made) if made else {})}
+
+        yield watch
 
 
 def measure(
@@ -47,75 +80,44 @@ def measure(
         BadInputError: If the model does not run, or the data does not fit it.
     """
     sums: dict[str, list[Array]] = {}
-    with model.on_disk() as path, blaming(BadInputError, "the teacher does not run"):
-        proto = onnx.load(path, load_external_data=False)
-        known = {value.name for value in proto.graph.output}
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
-        run = Runner(proto.SerializeToString(), LEVELS[0], provider=provider_name("cpu"), folder=path.parent)
-        batches = list(_batches(model, run, data, seed))
+    specs = input_specs(model.proto)
+    with watched(model, tensors, "teacher") as watch:
+        if data is None:
+            outputs = [value.name for value in model.proto.graph.output]
+            batches = _drawn(specs, lambda feeds: watch(feeds, outputs), seed)
+        else:
+            batches = in_batches(data, specs)
         for number, feeds in enumerate(batches):
             if progress is not None:
                 progress("calibrating", number, len(batches))
-            answer = run(feeds)
+            answer = watch(feeds, tensors)
             for name in tensors:
                 _add(sums.setdefault(name, []), np.asarray(answer[name], np.float64))
     return {name: _moments(found) for name, found in sums.items()}
 
 
-def recalibrated(
-    model: Model, data: Mapping[str, Array], *, progress: Progress | None = None
-) -> tuple[Model, tuple[str, ...]]:
-    """Give each BatchNormalization the mean and the variance of what it gets, one after another from the first on.
-
-    Args:
-        model: The model.
-        data: Inputs by name, with examples along the first axis.
-        progress: Told how many normalisations are done, and of how many.
-
-    Returns:
-        The model with other statistics, and the tensors that hold them.
+def in_batches(data: Mapping[str, Array], specs: Sequence[InputSpec], source: str = "data") -> list[Feeds]:
+    """Divide examples among runs: some at a time, or as many as the model takes.
 
     Raises:
-        BadInputError: If the model does not run, or the data does not fit it.
+        BadInputError: If they do not fit the model.
     """
-    norms = [node for node in model.proto.graph.node if node.op_type == "BatchNormalization" and len(node.output) == 1]
-    changed: list[str] = []
-    for number, norm in enumerate(norms):
-        if progress is not None:
-            progress("calibrating", number, len(norms))
-        moments = measure(model, [norm.input[0]], data)[norm.input[0]]
-        draft = model.draft()
-        node = next(node for node in draft.graph.nodes if node.outputs and node.outputs[0].name == norm.output[0])
-        for index, values in zip((3, 4), moments, strict=True):
-            old = node.inputs[index]
-            dtype = draft.type_of(old)
-            own = values.astype(helper.tensor_dtype_to_np_dtype(dtype))
-            if len(old.outputs) == 1:
-                draft.replace(old, own.shape, partial(np.asarray, own))
-            else:  # exporters merge vectors of equal values
-                node.inputs[index] = draft.lazy_constant(f"{old.name}_own", dtype, own.shape, partial(np.asarray, own))
-            changed.append(node.inputs[index].name)
-        model = draft.finish()
-    return model, tuple(changed)
-
-
-def _batches(model: Model, run: Runner, data: Mapping[str, Array] | None, seed: int) -> Iterator[Feeds]:
-    """Yield the inputs of one run after another."""
-    specs = input_specs(model.proto)
-    if data is None:
-        rng = np.random.default_rng(seed)
-        (binding,) = accepted(specs, run, rng, wanted=1)
-        yield from (draw(specs, binding, rng) for _ in range(_GENERATED_RUNS))
-        return
-    feeds = check_feeds(data, specs)
-    lengths = {array.shape[0] for array in feeds.values() if array.ndim}
-    together = len(lengths) != 1 or any(not spec.shape or isinstance(spec.shape[0], int) for spec in specs)
-    if together:
-        yield feeds
-        return
+    lengths = {len(array) if np.ndim(array) else 0 for array in data.values()}
+    taken = {spec.shape[0] if spec.shape else 0 for spec in specs}
+    numbers = [size for size in taken if isinstance(size, int)]
+    step = ROWS if not numbers else numbers[0] if len(taken) == 1 else 0
+    if len(lengths) != 1 or not step or (numbers and max(lengths) % step):
+        return [check_feeds(data, specs, source)]
     (length,) = lengths
-    for start in range(0, length, ROWS):
-        yield {name: array[start : start + ROWS] for name, array in feeds.items()}
+    parts = ({name: array[start : start + step] for name, array in data.items()} for start in range(0, length, step))
+    return [check_feeds(part, specs, source) for part in parts]
+
+
+def _drawn(specs: Sequence[InputSpec], run: Callable[[Feeds], object], seed: int) -> list[Feeds]:
+    """Generate the inputs of some runs."""
+    rng = np.random.default_rng(seed)
+    (binding,) = accepted(specs, run, rng, wanted=1)
+    return [draw(specs, binding, rng) for _ in range(_GENERATED_RUNS)]
 
 
 def _add(sums: list[Array], values: Array) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from onnx_net2net.model import Model
     from onnx_net2net.pytorch import ModuleRunner
+    from onnx_net2net.tensors import Array
 
 Progress = Callable[[str, int, int], None]
 
@@ -174,14 +175,14 @@ def _add_transfer(commands: Any) -> None:
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
     command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
                          help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
-    command.add_argument("--calibrate", type=Path, metavar="NPZ",
-                         help="inputs to measure normalisations on, where the transfer is not exact")  # fmt: skip
     command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     command.add_argument("--json", action="store_true", help="print JSON")
-    _add_checking(command)
+    _add_checking(
+        command, "examples to choose units and fit layers by where the transfer is not exact, and to compare on"
+    )
 
 
 def _add_verify(commands: Any) -> None:
@@ -249,9 +250,9 @@ def _add_proof(command: Any) -> None:
     _add_checking(command)
 
 
-def _add_checking(command: Any) -> None:
+def _add_checking(command: Any, data: str = "inputs to compare on, instead of generated ones") -> None:
     command.add_argument("--provider", default="cpu", help="where to run: cpu, cuda, ... or an execution provider")
-    command.add_argument("--data", type=Path, metavar="NPZ", help="inputs to compare on, instead of generated ones")
+    command.add_argument("--data", type=Path, metavar="NPZ", help=data)
     command.add_argument("--samples", type=int, metavar="N", help="least number of generated inputs (default: 3 or so)")
     command.add_argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)")
     command.add_argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)")
@@ -357,8 +358,10 @@ def _narrow(options: argparse.Namespace) -> int:
 
 def _transfer(options: argparse.Namespace) -> int:
     from onnx_net2net import report
+    from onnx_net2net.calibration import in_batches
     from onnx_net2net.dpiat import transfer_dpiat
     from onnx_net2net.filled import fill_state_dict
+    from onnx_net2net.inputs import arrays_of, input_specs
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
     from onnx_net2net.statedict import check_output
@@ -366,7 +369,8 @@ def _transfer(options: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     teacher, target = load(options.teacher), load(options.target)
-    checking = _checking(options, teacher)
+    data = arrays_of(options.data) if options.data else None
+    checking = _checking(options, teacher, in_batches(data, input_specs(teacher.proto))[0] if data else None)
     sources = [*teacher.sources, *target.sources]
     if options.state_dict is None:
         check_target(options.output, sources)
@@ -376,7 +380,7 @@ def _transfer(options: argparse.Namespace) -> int:
         result: Transfer = transfer_dpiat(teacher, target)
     else:
         with _progress() as progress:
-            result = transfer(teacher, target, spread=options.spread, seed=options.seed, calibrate=options.calibrate,
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data,
                               progress=progress)  # fmt: skip
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
@@ -534,15 +538,16 @@ def _similarity(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checking(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
-    """Return the options of the comparison, refused before anything costs time."""
+def _checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:
+    """Return the options of the comparison, with data if it is read already; refused before anything costs time."""
     from onnx_net2net.inputs import input_specs, read_npz
     from onnx_net2net.runtime import provider_name
     from onnx_net2net.verify import check_options
 
     check_options(options.samples, options.rtol, options.atol, options.seed)
     provider = provider_name(options.provider)
-    data = read_npz(options.data, input_specs(teacher.proto)) if options.data else None
+    if data is None and options.data:
+        data = read_npz(options.data, input_specs(teacher.proto))
     rest = {name: getattr(options, name) for name in ("samples", "rtol", "atol", "seed")}
     return {"provider": provider, "data": data, **rest}
 

@@ -34,7 +34,8 @@ class Source:
     Attributes:
         name: The tensor.
         shape: Its shape.
-        origin: "teacher", "identity" (a layer or normalisation that does nothing), "zero", "measured" or "kept".
+        origin: "teacher", "reconstructed" (the teacher's, fitted to what it makes of examples), "identity" (a layer or
+            normalisation that does nothing), "zero", "measured" or "kept".
         teacher: The teacher's tensor, "" if there is none.
         target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
         scopes: The modules of the nodes that read it, "" where the file does not tell.
@@ -65,20 +66,31 @@ class _Write:
     teacher: str = ""
 
 
+Changes = dict[tuple[int, str], Array]
+"""What is added to a parameter of the teacher's unit, at the target's size, in the common order, by the node of the
+target's unit and what the parameter is."""
+
+
 class Filling:
     """The values that a target gets.
 
     Args:
         sides: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
         fit: How it got them.
+        changes: What is added to parameters at the moment at which values are computed; None if nothing ever is.
+
+    Attributes:
+        kept: Units that keep what they had, if there may be changes.
     """
 
-    def __init__(self, sides: Sides, fit: Fit) -> None:
+    def __init__(self, sides: Sides, fit: Fit, changes: Changes | None = None) -> None:
         self._sides, self._target = sides, sides.target
         self._sizes, self._factors, self._tied = fit.sizes, fit.factors, fit.tied
         analysis = sides.target.analysis
+        self._changes = changes
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
+        self.kept: list[Unit] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------
 
@@ -90,14 +102,30 @@ class Filling:
         reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
         for what in old.slots.keys() - reads.keys():
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
+        shifts = "weight" in reads and ("bias" in new.slots or new.norm is not None)
+        if self._changes is not None and shifts and not reads.keys() & {"bias", "mean"}:
+            reads["bias"] = partial(np.zeros, self._sides.teacher.shape(slots["weight"])[0], np.float32)
+        reads = {what: self._changed(new, what, read) for what, read in reads.items()}
         values = Conversion(self._sides, old, new, dict(reads)).convert()
         for what, slot in new.slots.items():
             source = slots.get(what) or (slots.get("shift") if what == "bias" else None)
             if what in values and source is not None:
-                is_plain = values[what] is reads.get(what)
+                is_plain = values[what] is reads.get(what) and (self._changes is None or what == "weight")
                 self._put(new, what, values[what], source, () if is_plain else (what, new.node))
             elif what in values:
                 self._write(slot, ("identity", slot.use), values[what], "identity")
+
+    def _changed(self, unit: Unit, what: str, read: Compute) -> Compute:
+        """Return what reads a parameter with what is to be added to it then."""
+        changes = self._changes
+        if changes is None:
+            return read
+
+        def values() -> Array:
+            change = changes.get((unit.node, what))
+            return read() if change is None else read() + change
+
+        return values
 
     def _put(self, unit: Unit, what: str, compute: Compute, source: Slot, converted: tuple[object, ...]) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target.
@@ -203,6 +231,7 @@ class Filling:
             if not item.neutral:
                 reason = f"nothing in the teacher corresponds to this block, and {item.block.reason}"
                 self._sides.hinder(item.name, reason)
+                self._keep(item.units)
                 return
             for use in item.block.zeroed:
                 self._fill_with(use, 0.0, "zero")
@@ -221,9 +250,19 @@ class Filling:
         elif "weight" in unit.slots:
             reason = f"nothing in the teacher corresponds to it, and this {unit.text} cannot compute the identity here"
             self._sides.hinder(unit.name, reason)
+            self._keep(item.units)
         else:
             what = "normalising twice is not normalising once" if unit.normalises else "it keeps its values"
             self._sides.hinder(unit.name, f"nothing in the teacher corresponds to this {unit.text}; {what}")
+
+    def _keep(self, units: Sequence[Unit]) -> None:
+        """Leave units as they are, but for what is measured of them."""
+        for unit in units if self._changes is not None else ():
+            self.kept.append(unit)
+            for what in unit.slots.keys() & {"mean", "variance"}:
+                slot = unit.slots[what]
+                read = self._changed(unit, what, partial(slot.common, self._initial[slot.use]()))
+                self._write(slot, ("kept", slot.use), read, "kept")
 
     def _fill_with(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
         constant = self._target.analysis.uses[use].constant

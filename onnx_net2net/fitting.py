@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inspection import Group, Inspection, inspect_analysis
-from onnx_net2net.maps import ORIGINS, Map, Style, compose, in_turn, new_size, pad
+from onnx_net2net.maps import ORIGINS, Growth, Map, Style, compose, in_turn, new_size, pad
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan, interface_axes
 from onnx_net2net.products import weigh_products
@@ -31,12 +31,19 @@ _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in
 """What the units hold that a map pads with."""
 
 
+Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, Array]]
+"""Chooses which units dims keep that become smaller: int64 [k] for each, from the numbers k; what it leaves out keeps
+the middle."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a teacher was brought to the sizes of a target.
 
     Attributes:
         sizes: The sizes that were asked for.
+        growth: The map of each dim of the teacher that has another size now.
+        scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
         factors: By what the units of some of the target's parameters have to be multiplied besides.
         weighed: The teacher's nodes whose numbers are in these factors.
         tied: For uses of tied constants of the target, whose values in the teacher they get.
@@ -44,21 +51,24 @@ class Fit:
     """
 
     sizes: TargetSizes
+    growth: Growth
+    scaled: frozenset[Use]
     factors: dict[Use, Array]
     weighed: set[int]
     tied: dict[Use, Slot]
     interface: dict[str, Any]
 
 
-def fit(sides: Sides, found: Alignment, style: Style) -> Fit:
+def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
         sides: The two networks; obstacles are noted.
         found: Which of their units correspond.
         style: How copies share their outgoing weights, and the seed.
+        choose: What chooses the units that narrower dims keep; the middle if None.
     """
-    return _Fitting(sides, found, style).fit()
+    return _Fitting(sides, found, style).fit(choose)
 
 
 def bind(sides: Sides, found: Alignment) -> TargetSizes:
@@ -92,28 +102,34 @@ class _Fitting:
         rng = np.random.default_rng(style.seed)
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
-    def fit(self) -> Fit:
+    def fit(self, choose: Choose | None) -> Fit:
         """Do it."""
         wanted = self._asked.solve()
         for group in self._inspection.groups:
             self._note_conflicts(group)
         for group in self._inspection.groups:
             self._fit(group, wanted)
+        growth = self._plan.growth
+        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
+        for dim, units in (choose(narrower) if choose else {}).items():
+            growth[dim] = _kept(dim.size, units)
         interface = self._interface()
         model = self._sides.teacher.opened.model
-        weighing = weigh_products(self._sides, self._found, self._plan.growth)
+        weighing = weigh_products(self._sides, self._found, growth)
         scaling = self._scaling()
         scaling.unweighed |= weighing.products
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
-        rewrite(model, self._analysis, self._plan.growth, self._style, {}, scaling)
+        rewrite(model, self._analysis, growth, self._style, {}, scaling)
         nodes = [self._sides.teacher.nodes[number] for number in weighing.scaled]
         scaled = {node.name or node.outputs[0].name for node in nodes}
         for inserted in self._analysis.inserted:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
-        return Fit(self._asked, weighing.factors, weighing.scaled, self._tied, interface)
+        return Fit(
+            self._asked, growth, frozenset(scaling.factors), weighing.factors, weighing.scaled, self._tied, interface
+        )
 
     def _interface(self) -> dict[str, Any]:
         """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
@@ -160,7 +176,7 @@ class _Fitting:
         self._sides.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
         for dim, new in asked.items():
             if new < dim.size and not dim.fixed:
-                self._plan.growth[dim] = _middle(dim.size, new)
+                self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
 
     def _pad(self, group: Group, size: int) -> bool:
         """Pad a dim over which a mean runs, to a size that is no multiple, if the rest can be scaled for that."""
@@ -234,7 +250,7 @@ class _Fitting:
         return scaling
 
 
-def _middle(old: int, new: int) -> Map:
-    """Return the map that keeps the units in the middle, as `window` does."""
-    index = np.arange(old)[window(old, new)[0]]
-    return Map(old, index, np.ones(new), np.zeros(new, np.int8), np.ones(new, bool))
+def _kept(old: int, units: np.ndarray) -> Map:
+    """Return the map that keeps some units of a dim and drops the others."""
+    size = len(units)
+    return Map(old, units, np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))

@@ -30,7 +30,7 @@ from onnx_net2net.tensors import Array
 
 __all__ = [
     *("SCALES", "Array", "Feeds", "InputSpec"),
-    *("accepted", "bindings", "check_feeds", "draw", "input_specs", "one_line", "read_npz"),
+    *("accepted", "arrays_of", "bindings", "check_feeds", "draw", "input_specs", "one_line", "read_npz"),
 ]
 
 Feeds = dict[str, Array]
@@ -173,12 +173,20 @@ def read_npz(path: str | os.PathLike[str], specs: Sequence[InputSpec]) -> Feeds:
     Raises:
         BadInputError: The file is no npz of plain arrays, or does not fit the model.
     """
+    return check_feeds(arrays_of(path), specs, str(path))
+
+
+def arrays_of(path: str | os.PathLike[str]) -> Feeds:
+    """Read an npz file.
+
+    Raises:
+        BadInputError: The file is no npz of plain arrays.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            feeds = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise BadInputError(f"{path} is no npz of plain arrays: {one_line(error)}") from None
-    return check_feeds(feeds, specs, str(path))
 
 
 def check_feeds(feeds: Mapping[str, Array], specs: Sequence[InputSpec], source: str = "data") -> Feeds:

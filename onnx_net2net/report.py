@@ -34,6 +34,7 @@ _ORIGINS = {
     "teacher": "the teacher's",
     "identity": "identities",
     "zero": "zero",
+    "reconstructed": "fitted to the teacher's",
     "measured": "measured",
     "kept": "the target's own",
 }

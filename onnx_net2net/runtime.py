@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,19 @@ class Runner:
         values = (*self._session.get_inputs(), *self._session.get_outputs())
         self._exotic = any("bfloat16" in value.type or "float8" in value.type for value in values)
 
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Return the outputs by name; members of sequences and maps count as outputs."""
+    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return all outputs by name, or some, for which no more is run than they need.
+
+        Members of sequences and maps count as outputs.
+        """
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = outputs is not None
         if self._exotic:  # types that numpy lacks
             inputs = {name: _to_ort(array) for name, array in feeds.items()}
-            values = [_from_ort(value) for value in self._session.run_with_ort_values(None, inputs)]
+            values = [_from_ort(value) for value in self._session.run_with_ort_values(outputs, inputs, options)]
         else:
-            values = self._session.run(None, feeds)
-        return dict(itertools.chain.from_iterable(map(_tensors, self._names, values)))
+            values = self._session.run(outputs, feeds, options)
+        return dict(itertools.chain.from_iterable(map(_tensors, outputs or self._names, values)))
 
 
 def provider_name(name: str) -> str:

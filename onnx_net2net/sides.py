@@ -52,6 +52,16 @@ class Side:
         """Its layers and blocks in the common form."""
         return items_of(self.analysis, self.opened.model.proto)
 
+    def runnable(self, *, filled: bool = False) -> Model:
+        """Return the network as it was given, with its bodies, or with what its draft holds by now."""
+        return self.opened.close(self.analysis.draft.finish() if filled else self.opened.model)
+
+    @cached_property
+    def visible(self) -> frozenset[str]:
+        """The tensors that can be looked at when it runs: those inside of bodies cannot."""
+        graph = self.runnable().proto.graph
+        return frozenset(name for node in graph.node for name in node.output).union(v.name for v in graph.input)
+
     def constant(self, slot: Slot) -> gs.Constant | None:
         """Return what stands in the place of a parameter now: None if growing put nodes there."""
         return constant_of(self.nodes[slot.use[0]].inputs[slot.use[1]])

@@ -11,25 +11,28 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import onnx
 
-from onnx_net2net.alignment import Alignment, align
-from onnx_net2net.calibration import recalibrated
+from onnx_net2net.alignment import Alignment, Unit, align
+from onnx_net2net.calibration import in_batches
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
-from onnx_net2net.filling import Filling, Source
+from onnx_net2net.filling import Changes, Filling, Source
 from onnx_net2net.fitting import fit
 from onnx_net2net.grouping import regrouped
 from onnx_net2net.history import HISTORY, fingerprint, history
-from onnx_net2net.inputs import input_specs, read_npz
+from onnx_net2net.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
+from onnx_net2net.reconstruction import Reconstruction
 from onnx_net2net.scalars import different_numbers
+from onnx_net2net.selection import choose
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
 from onnx_net2net.verify import Verification, verify
@@ -84,7 +87,7 @@ def transfer(
     *,
     spread: float = 0.3,
     seed: int = 0,
-    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
     """Fill a target from a teacher.
@@ -94,9 +97,11 @@ def transfer(
         target: Likewise: of any weights. Neither is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
-        calibrate: Inputs (an npz file, or arrays by name) on which the statistics of BatchNormalizations are measured
-            anew where the transfer is not exact; those of an exact one stay.
-        progress: Told how many normalisations are done, and of how many.
+        data: Examples (an npz file, or arrays under the names of the teacher's inputs) to do better by where the
+            transfer is not exact: they say which units a narrower target keeps (see `onnx_net2net.selection`), and its
+            layers are fitted to what the teacher's make of them (see `onnx_net2net.reconstruction`). An exact transfer
+            is the same without them.
+        progress: Told how many steps of the latter are done, and of how many.
 
     Returns:
         The student. It computes what the teacher does if there are no obstacles; see `onnx_net2net.verify`.
@@ -111,14 +116,9 @@ def transfer(
         raise BadInputError(f"spread must be a number of at least 0, not {spread}")
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
-    data = read_npz(calibrate, input_specs(new.proto)) if isinstance(calibrate, str | os.PathLike) else calibrate
+    arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
-        result = _transfer(old, new, Style(seed, spread))
-    if data is None or not result.obstacles:
-        return result
-    student, measured = recalibrated(result.student, data, progress=progress)
-    sources = (replace(s, origin="measured", teacher="") if s.name in measured else s for s in result.sources)
-    return replace(result, student=student, sources=tuple(sources))
+        return _transfer(old, new, Style(seed, spread), arrays, progress)
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
@@ -169,26 +169,37 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
 
 
-def _transfer(teacher: Model, target: Model, style: Style) -> Transfer:
+def _transfer(
+    teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
+) -> Transfer:
     sides = Sides(Side(reshaped(teacher)), Side(target))
     found = _aligned(sides)
     if (grouped := regrouped(sides, found)) is not None:
         sides = Sides(Side(grouped), sides.target)
         found = _aligned(sides)
-    fitted = fit(sides, found, style)
-    filling = Filling(sides, fitted)
+    examples = [] if data is None else _examples(teacher, target, data)
+    changes: Changes | None = {} if examples else None
+    choice = partial(choose, sides.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
+    reconstruction = Reconstruction(sides, found.pairs) if examples else None
+    fitted = fit(sides, found, style, choice if examples else None)
+    filling = Filling(sides, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
     for number in different_numbers(sides, found, fitted.weighed):
         filling.copy(number)
     for item in found.added:
         filling.silence(item)
-    sources = tuple(filling.write())
+    sources = list(filling.write())
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
+    if reconstruction is not None and changes is not None and sides.obstacles:
+        reconstruction.run(fitted, changes, filling.kept, examples, progress)
+        origins = _origins(sides.target, [*found.pairs, *((None, unit) for unit in filling.kept)], changes)
+        sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
+        record["calibrated on"] = "data"
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
     student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, sources, tuple(sides.obstacles), style.seed)
+    return Transfer(teacher, target, student, tuple(sources), tuple(sides.obstacles), style.seed)
 
 
 def _aligned(sides: Sides) -> Alignment:
@@ -208,6 +219,35 @@ def _aligned(sides: Sides) -> Alignment:
         )
     for unit in found.lost:
         sides.hinder(unit.name, f"the target has nothing for this {unit.text}")
+    return found
+
+
+def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[tuple[Feeds, Feeds]]:
+    """Return the inputs of both networks, some examples at a time.
+
+    Raises:
+        BadInputError: If the data does not fit both.
+    """
+    names = [_names(model.proto.graph)[0] for model in (teacher, target)]
+    rename = dict(zip(*names, strict=True))
+    given = in_batches(data, input_specs(teacher.proto))
+    own = {rename.get(name, name): array for name, array in data.items()}
+    filled = in_batches(own, input_specs(target.proto), "data, for the target,")
+    if len(given) != len(filled):
+        raise BadInputError("data: teacher and target do not take equally many examples at once")
+    return list(zip(given, filled, strict=True))
+
+
+def _origins(target: Side, pairs: Iterable[tuple[Unit | None, Unit]], changes: Changes) -> dict[str, str]:
+    """Return where tensors of the target come from that were changed."""
+    found = {}
+    for old, new in pairs:
+        changed = {what for node, what in changes if node == new.node}
+        folded = changed if old is not None and old.norm is not None and new.norm is None else set()
+        for what, slot in new.slots.items():
+            constant = target.constant(slot)
+            if constant is not None and (folded or what in changed or (what == "shift" and "bias" in changed)):
+                found[constant.name] = "measured" if what in ("mean", "variance") else "reconstructed"
     return found
 
 
