@@ -203,6 +203,30 @@ def test_excess_blocks_are_left_out_as_a_whole_though_their_layers_fit():
     assert pairs == {name: name for name in ("stem", "block0.0", "block0.1", "block1.0", "block1.1", "head")}
 
 
+def test_a_scale_and_a_shift_may_have_a_one_between_them():
+    """As PyTorch's older exporter writes addcmul."""
+
+    def gated(seed, one):
+        net = Net(seed, (2, 3, 6, 6)).conv("a", 4).node("Tanh")
+        net.node("Mul", net.constant("scale", net.draw(4, 1, 1)))
+        net = net.node("Mul", net.constant("one", np.array(1.0))) if one else net
+        return net.node("Add", net.constant("shift", net.draw(4, 1, 1))).conv("b", 3).build("y")
+
+    for teacher, target in ((gated(0, True), gated(1, False)), (gated(0, False), gated(1, True))):
+        _, verification, obstacles = fill(teacher, target)
+        assert obstacles == []
+        assert verification.equivalent
+
+
+def test_a_target_may_take_one_size_where_the_teacher_takes_any():
+    teacher, target = plain(0, (5, 7)), plain(1, (5, 9))
+    for value in (*teacher.graph.input, *teacher.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    _, verification, obstacles = fill(teacher, target)
+    assert obstacles == []
+    assert verification.equivalent
+
+
 def test_outputs_need_no_rank():
     teacher, target = plain(0, (5, 7)), plain(1, (5, 9))
     for proto in (teacher, target):
