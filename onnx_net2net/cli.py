@@ -204,10 +204,10 @@ def _add_similarity(commands: Any) -> None:
                        "target.onnx teacher1.onnx teacher2.onnx", _similarity)  # fmt: skip
     command.add_argument("target", type=Path, metavar="TARGET")
     command.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
-    command.add_argument("--measure", default="kept", choices=("kept", "filled", "dpiat", "agreement"),
-                         help="rank by the share of the source's parameters that have a place in the target, the share "
-                         "of the target's that is filled, DPIAT's similarity, or how the filled target answers like "
-                         "the source (the transfers are done and run)")  # fmt: skip
+    command.add_argument("--measure", default="agreement", choices=("kept", "filled", "dpiat", "agreement"),
+                         help="rank by how the filled target answers like the source, for which the transfers are done "
+                         "and run, or at once by the share of the source's parameters that have a place in the target, "
+                         "the share of the target's filled, or DPIAT's similarity (default: %(default)s)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -56,15 +56,16 @@ def similarities(
     target: str | os.PathLike[str] | onnx.ModelProto | Model,
     sources: Iterable[str | os.PathLike[str] | onnx.ModelProto | Model],
     *,
-    measure: Measure = "kept",
+    measure: Measure = "agreement",
 ) -> list[Similarity]:
     """Rank networks by how much of them a target can have.
 
     Args:
         target: What is to be filled: a path, a model in memory or a loaded model; its weights do not matter.
         sources: What it could be filled from, likewise.
-        measure: What to rank by, and by the share that is filled where that is equal. With "agreement", which tells
-            best what a target computes right after the transfer, the transfers are done and run: it takes longer.
+        measure: What to rank by, and by the share that is filled where that is equal. For "agreement", which tells
+            best what a target gains by the transfer (tools/experiments/transfer.py), the transfers are done and run;
+            the others, of which "dpiat" tells most, only look at the graphs.
 
     Returns:
         The sources, the most similar first.
