@@ -705,7 +705,6 @@ def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
         if key not in inner:
             found = _inside(old.units, new.units)
             inner[key] = found.value if found.pairs else -math.inf
-            inner[key] -= 0.3 * _LOST if (old.block is None) != (new.block is None) else 0.0
         return inner[key] + (_KNOWN if old.name == new.name else 0.0)
 
     def excess(item: Item) -> float:

@@ -156,7 +156,8 @@ class _Blocks:
                 continue
             terms, added = self._terms(number)
             block = self._block(number, terms, added)
-            whole = {n for n, other in found.items() if other.entry and n not in inner | added
+            parts = set() if innermost else added
+            whole = {n for n, other in found.items() if other.entry and n not in inner | parts
                      and (not other.reason or (innermost and other.normalised))}  # fmt: skip
             if block is not None and whole.isdisjoint(block.nodes):
                 found[number] = block
@@ -166,13 +167,14 @@ class _Blocks:
 
     def regions(self) -> Iterator[set[int]]:
         """Yield the nodes between every sum and what it adds to."""
-        for number, node in enumerate(self._analysis.nodes):
-            if node.op not in _SUMS or [reader.op in _SUMS for reader in node.outputs[0].outputs] == [True]:
-                continue  # a part of the next sum
-            terms, _ = self._terms(number)
-            found = self._branches(node.outputs[0], terms)
-            if found is not None:
-                yield self._region(*found)
+        entries: dict[int, gs.Tensor] = {}
+        for number, node in reversed(list(enumerate(self._analysis.nodes))):
+            if node.op in _SUMS:
+                terms, parts = self._terms(number)
+                found = self._branches(node.outputs[0], terms)
+                if found is not None and entries.get(number) is not found[0]:  # else a part of a sum of more terms
+                    entries.update(dict.fromkeys(parts, found[0]))
+                    yield self._region(*found)
 
     def _terms(self, number: int) -> tuple[list[Use], set[int]]:
         """Return what a sum adds up, and the sums inside it."""

@@ -132,7 +132,8 @@ def compare(sides: Sides, old: Unit, new: Unit) -> None:
     if one.op != other.op:
         return
     kernels = old.kernel, new.kernel
-    if kernels[0] != kernels[1] and "weight" in new.slots and not _surrounds(sides, old, new):
+    are_layers = "weight" in old.slots and "weight" in new.slots
+    if kernels[0] != kernels[1] and are_layers and not _surrounds(sides, old, new):
         texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
         reason = f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads"
         sides.hinder(new.name, reason)
@@ -194,7 +195,7 @@ def _surrounds(sides: Sides, old: Unit, new: Unit) -> bool:
     for own in attrs:
         if own.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             return False
-        pads.append(own.get("pads") or [0] * (2 * len(zeros)))
+        pads.append(own["pads"] if any(own.get("pads", ())) else [0] * (2 * len(zeros)))
     steps = attrs[1].get("dilations") or [1] * len(zeros)
     further = [size * step for size, step in zip(zeros, steps, strict=True)] * 2
-    return [a + b for a, b in zip(pads[0], further, strict=True)] == list(pads[1])
+    return len(pads[0]) == len(further) and [a + b for a, b in zip(pads[0], further, strict=True)] == list(pads[1])

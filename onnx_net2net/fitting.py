@@ -45,6 +45,7 @@ class Fit:
         growth: The map of each dim of the teacher that has another size now.
         scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
         factors: By what the units of some of the target's parameters have to be multiplied besides.
+        weighed: The teacher's nodes whose numbers are in these factors.
         tied: For uses of tied constants of the target, whose values in the teacher they get.
         interface: What the record of the operation says of grown inputs and outputs.
     """
@@ -53,6 +54,7 @@ class Fit:
     growth: Growth
     scaled: frozenset[Use]
     factors: dict[Use, Array]
+    weighed: set[int]
     tied: dict[Use, Slot]
     interface: dict[str, Any]
 
@@ -125,7 +127,9 @@ class _Fitting:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._sides.hinder(inserted.place, reason)
-        return Fit(self._asked, growth, frozenset(scaling.factors), weighing.factors, self._tied, interface)
+        return Fit(
+            self._asked, growth, frozenset(scaling.factors), weighing.factors, weighing.scaled, self._tied, interface
+        )
 
     def _interface(self) -> dict[str, Any]:
         """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""

@@ -123,6 +123,9 @@ class Plan:
             return
         wanted = group.size * new / leader.size
         self._wanted[id(group)] = wanted
+        if group.is_whole and not group.fillable and round(wanted) % group.size:
+            why = f"it has to grow as {leader.name!r} does, and by whole factors ({self._statistic(group)})"
+            raise RefusedError(f"{group.name!r} cannot have {round(wanted)} units exactly: {why}")
         self._grow(group, round(wanted))
 
     def check_map(self) -> None:

@@ -7,7 +7,7 @@ same operand, by the same operator. A number that differs there has been learnt,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -40,7 +40,7 @@ class Number:
     is_stored: bool
 
 
-def different_numbers(sides: Sides, found: Alignment) -> Iterator[Number]:
+def different_numbers(sides: Sides, found: Alignment, weighed: Collection[int]) -> Iterator[Number]:
     """Yield the inputs of corresponding nodes that are single numbers, and not the same.
 
     Those that follow from sizes on both sides, like the scale of attention, are left out: growing sees to them.
@@ -48,9 +48,12 @@ def different_numbers(sides: Sides, found: Alignment) -> Iterator[Number]:
     Args:
         sides: The two networks, of which the teacher may have been grown.
         found: Which of their units correspond.
+        weighed: Nodes of the teacher whose numbers have been made up for.
     """
     taken = [{slot.use for pair in found.pairs for slot in pair[side].slots.values()} for side in (0, 1)]
     for old, new in sorted(corresponding_nodes(sides, found).items()):
+        if old in weighed:
+            continue
         for index in range(min(len(sides.teacher.nodes[old].inputs), len(sides.target.nodes[new].inputs))):
             one, other = _number(sides.teacher, (old, index)), _number(sides.target, (new, index))
             if one is None or other is None or (old, index) in taken[0] or (new, index) in taken[1]:

@@ -185,7 +185,7 @@ def _transfer(
     filling = Filling(sides, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
-    for number in different_numbers(sides, found):
+    for number in different_numbers(sides, found, fitted.weighed):
         filling.copy(number)
     for item in found.added:
         filling.silence(item)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from graphs import net, weights
+from onnx import TensorProto, helper
 
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
 from onnx_net2net.inference import infer
@@ -80,6 +81,21 @@ def attention(stream=8, heads=2, width=4, scale=None):
 def test_heads_follow_the_stream_that_they_are_as_wide_as():
     widening = widen_for_class(attention(), factor=2)
     assert sizes_of(widening) == {"embed": 16, "wq[0]": 4}
+
+
+def test_heads_that_a_mean_runs_over_follow_by_whole_factors():
+    """As of PyTorch's own attention, which returns the scores that its heads agree on."""
+    teacher = attention()
+    averaged = helper.make_node("ReduceMean", ["p"], ["average"], axes=[1], keepdims=0)
+    place = next(n for n, node in enumerate(teacher.graph.node) if "p" in node.output)
+    norm = next(node for node in teacher.graph.node if node.op_type == "LayerNormalization")
+    norm.CopyFrom(helper.make_node("Tanh", ["e"], ["n"]))  # lets the stream have any width
+    teacher.graph.node.insert(place + 1, averaged)
+    teacher.graph.output.append(helper.make_tensor_value_info("average", TensorProto.FLOAT, ["N", 5, 5]))
+    teacher.opset_import[0].version = 17
+    with pytest.raises(RefusedError, match="by whole factors"):
+        widen(teacher, framework="torch", factor=1.5)
+    assert sizes_of(widen_for_class(teacher, factor=2))["wq[0]"] == 4
 
 
 def test_without_a_class_the_width_of_a_head_may_grow():

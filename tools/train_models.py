@@ -257,6 +257,8 @@ class ResNet(nn.Module):
         hidden: Channels inside the blocks of each stage; as the stream if not given.
         blocks: Blocks per stage.
         folded: Convolutions with a bias and no batch normalisation: the network that the exported file holds.
+        classes: Number of classes.
+        stride: Of the stem, for larger images.
     """
 
     def __init__(
@@ -265,9 +267,11 @@ class ResNet(nn.Module):
         hidden: Sequence[int] | None = None,
         blocks: int = RESNET_BLOCKS,
         folded: bool = False,
+        classes: int = CLASSES,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, stages[0], 3, padding=1, bias=folded)
+        self.conv1 = nn.Conv2d(1, stages[0], 3, stride, padding=1, bias=folded)
         self.bn1 = _norm(stages[0], folded)
         self.stages = len(stages)
         before = stages[0]
@@ -279,10 +283,10 @@ class ResNet(nn.Module):
                 before = channels
             self.add_module(f"layer{number}", layer)
         self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(before, CLASSES)
+        self.fc = nn.Linear(before, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify images ``[n, 1, 8, 8]``."""
+        """Classify images ``[n, 1, height, width]``."""
         x = functional.relu(self.bn1(self.conv1(image)))
         for number in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{number}")(x)
@@ -302,17 +306,21 @@ class Mlp(nn.Module):
 
     Args:
         hidden: Features of each hidden layer.
+        pixels: Of an image.
+        classes: Number of classes.
     """
 
-    def __init__(self, hidden: Sequence[int] = MLP_HIDDEN) -> None:
+    def __init__(
+        self, hidden: Sequence[int] = MLP_HIDDEN, pixels: int = IMAGE_SIZE * IMAGE_SIZE, classes: int = CLASSES
+    ) -> None:
         super().__init__()
-        widths = [IMAGE_SIZE * IMAGE_SIZE, *hidden, CLASSES]
+        widths = [pixels, *hidden, classes]
         self.depth = len(widths) - 1
         for number in range(1, self.depth + 1):
             self.add_module(f"fc{number}", nn.Linear(widths[number - 1], widths[number]))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify images ``[n, 1, 8, 8]``."""
+        """Classify images ``[n, 1, height, width]``."""
         x = image.flatten(1)
         for number in range(1, self.depth):
             x = functional.relu(self.get_submodule(f"fc{number}")(x))

@@ -10,8 +10,9 @@ import functools
 import math
 import string
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,28 +30,67 @@ NOT_LETTERS = ("Display", "cmsy10")
 NOISE = 0.1
 BYTES = 256
 
+Batches: TypeAlias = Callable[[int, torch.Generator], Iterator[tuple[Tensor, Tensor]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What a network is trained for: to tell the class of each input ``[n]``, or of each place in it ``[n, length]``.
 
     Attributes:
-        draw: Training inputs and classes, as many as asked for, chosen by a generator.
+        batches: Gives training inputs and classes without end, in minibatches of some size, chosen by a generator.
         valid: Validation inputs and classes in batches.
         example: A small batch, to export by and to calibrate normalisations on.
     """
 
-    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    batches: Batches
     valid: Sequence[tuple[Tensor, Tensor]]
     example: Tensor
 
 
-def _images(train_x: Tensor, train_y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Task:
-    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(train_x), (batch,), generator=generator)
-        return train_x[picked], train_y[picked]
+class Images(NamedTuple):
+    """Images ``[n, 1, height, width]`` and their classes ``[n]``."""
 
-    return Task(draw, list(zip(valid_x.split(500), valid_y.split(500), strict=True)), train_x[:256])
+    inputs: Tensor
+    classes: Tensor
+
+    def part(self, start: int, stop: int | None = None) -> Images:
+        """Return some of them."""
+        return Images(self.inputs[start:stop], self.classes[start:stop])
+
+
+def at_random(train: Images) -> Batches:
+    """Draw every minibatch from all images."""
+
+    def batches(batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            picked = torch.randint(len(train.classes), (batch,), generator=generator)
+            yield train.inputs[picked], train.classes[picked]
+
+    return batches
+
+
+def in_passes(train: Images) -> Batches:
+    """Go through all images again and again, each time in another order; an incomplete last minibatch is left out."""
+
+    def batches(batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            order = torch.randperm(len(train.classes), generator=generator)
+            for picked in order[: len(order) // batch * batch].split(batch):
+                yield train.inputs[picked], train.classes[picked]
+
+    return batches
+
+
+def images(batches: Callable[[Images], Batches], train: Images, valid: Images) -> Task:
+    """Make a task of images.
+
+    Args:
+        batches: `at_random` or `in_passes`.
+        train: To train on.
+        valid: To evaluate on.
+    """
+    return Task(batches(train), list(zip(*(part.split(500) for part in valid), strict=True)), train.inputs[:256])
 
 
 @functools.cache
@@ -65,7 +105,7 @@ def digits(copies: int = 20) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         train_x = train_models.jitter(train_x.repeat(copies, 1, 1, 1))
-    return _images(train_x, train_y.repeat(copies), valid_x, valid_y)
+    return images(at_random, Images(train_x, train_y.repeat(copies)), Images(valid_x, valid_y))
 
 
 @functools.cache
@@ -79,15 +119,19 @@ def glyphs(train: int, valid: int = 1000) -> Task:
     Returns:
         Inputs ``[n, 1, 20, 20]``, about 0 to 1; the classes are 0-9, a-z, A-Z.
     """
+    drawn = glyph_images(train + valid)
+    return images(at_random, drawn.part(0, train), drawn.part(train))
+
+
+def glyph_images(count: int) -> Images:
+    """Draw the first images of `glyphs`, which are alike: any of them can be for training and any for validation."""
     generator = torch.Generator().manual_seed(SEED)
     rendered = _rendered()
     fonts, classes = rendered.shape[:2]
-    count = train + valid
     font = torch.randint(fonts, (count,), generator=generator)
     label = torch.randint(classes, (count,), generator=generator)
     pieces = zip(font.split(2000), label.split(2000), strict=True)
-    images = torch.cat([_distorted(rendered[f, c][:, None], generator) for f, c in pieces])
-    return _images(images[:train], label[:train], images[train:], label[train:])
+    return Images(torch.cat([_distorted(rendered[f, c][:, None], generator) for f, c in pieces]), label)
 
 
 @functools.cache
@@ -152,11 +196,12 @@ def python_source(context: int, megabytes: int = 4, valid: int = 150) -> Task:
         piece = text[starts[:, None] + torch.arange(context + 1)].long()
         return piece[:, :-1], piece[:, 1:]
 
-    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return pieces(train, torch.randint(len(train) - context, (batch,), generator=generator))
+    def batches(batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield pieces(train, torch.randint(len(train) - context, (batch,), generator=generator))
 
     starts = torch.linspace(0, len(held_out) - context - 1, valid).long()
-    return Task(draw, [pieces(held_out, part) for part in starts.split(50)], pieces(train, torch.arange(2))[0])
+    return Task(batches, [pieces(held_out, part) for part in starts.split(50)], pieces(train, torch.arange(2))[0])
 
 
 def _modules(size: int) -> tuple[bytes, bytes]:

@@ -133,6 +133,38 @@ def perceptron(setting: str, width: int = 1) -> DropoutMlp:
     return DropoutMlp([width * features for features in NARROW[setting]])
 
 
+# --- VGG ----------------------------------------------------------------------------------------------
+
+
+class Vgg(nn.Module):
+    """Convolutions with batch normalisation; every stage after the first halves the image.
+
+    Args:
+        stages: Channels of each stage.
+        depth: Convolutions of each stage.
+        classes: Number of classes.
+        stride: Of the first convolution, for larger images.
+    """
+
+    def __init__(self, stages: Sequence[int], depth: int, classes: int, stride: int = 1) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for number, channels in enumerate(stages):
+            layers += [nn.MaxPool2d(2)] if number else []
+            for _ in range(depth):
+                conv = nn.Conv2d(before, channels, 3, 1 if layers else stride, padding=1, bias=False)
+                layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+                before = channels
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(before, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify images ``[n, 1, height, width]``."""
+        return self.fc(self.pool(self.features(image)).flatten(1))
+
+
 # --- transformer --------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ class Schedule:
         decay: What the learning rate is divided by from the first step to the last, at an even pace.
         optimizer: ``adam`` or ``sgd``, the latter with momentum 0.9.
         every: Steps between two evaluations; half of that, and a fifth, at the beginning.
+        evaluations: Instead, the steps before which the network is evaluated.
     """
 
     steps: int
@@ -32,9 +33,12 @@ class Schedule:
     decay: float = 30.0
     optimizer: str = "adam"
     every: int = 50
+    evaluations: tuple[int, ...] = ()
 
     def evaluated(self) -> set[int]:
         """Return the steps before which the network is evaluated: more of them at the beginning."""
+        if self.evaluations:
+            return set(self.evaluations)
         early = {part * self.every // 10 for part in (2, 4, 6, 8, 15, 25, 35)}
         return {*early, *range(0, self.steps, self.every), self.steps}
 
@@ -105,6 +109,7 @@ def _train(model: nn.Module, task: Task, schedule: Schedule, seed: int, device: 
     else:
         optimizer = torch.optim.SGD(model.parameters(), schedule.rate, momentum=0.9)
     rates = torch.optim.lr_scheduler.ExponentialLR(optimizer, schedule.decay ** (-1 / schedule.steps))
+    batches = task.batches(schedule.batch, generator)
     evaluated = schedule.evaluated()
     right, losses, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     for step in range(schedule.steps + 1):
@@ -115,7 +120,7 @@ def _train(model: nn.Module, task: Task, schedule: Schedule, seed: int, device: 
         if step == schedule.steps:
             return
         model.train()
-        inputs, classes = (tensor.to(device) for tensor in task.draw(schedule.batch, generator))
+        inputs, classes = (tensor.to(device) for tensor in next(batches))
         logits = model(inputs)
         loss = functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
         optimizer.zero_grad()
