@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net.blocks import Block, find_blocks, residual_depths
 from onnx_net2net.dims import Axis
-from onnx_net2net.inference import DIVISIBLE, Analysis
+from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.layers import Layer, Network
 from onnx_net2net.naming import module_of
 from onnx_net2net.places import Finder
@@ -444,11 +444,11 @@ class _Units:
         norm = number if node.op == "BatchNormalization" else None
         if node.op in _NORMS:
             slots, kind = self._vectors(number), "affine"
+            if self._is_parameter((number, 0)):  # weights that are standardised
+                slots["normalised"] = self._take((number, 0))
         elif node.op == "Mul":
             slots, kind = {"scale": self._first(number)}, "affine"
-            reader = self._finder.only_reader(node.outputs[0])
-            shift = self._shift(slots["scale"].use, reader) if reader is not None else None
-            if shift is not None:
+            if (shift := self._shift(slots["scale"].use)) is not None:
                 slots["shift"] = self._take(shift)
         else:
             uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
@@ -471,13 +471,26 @@ class _Units:
         values = self._analysis.draft.read(constant)
         return bool((values == values[:1]).all())
 
-    def _shift(self, scale: Use, reader: gs.Node) -> Use | None:
-        """Return what is added to a product along the axis of its scale."""
+    def _shift(self, scale: Use) -> Use | None:
+        """Return what alone is added to a product along the axis of its scale."""
         result = self._analysis.nodes[scale[0]].outputs[0]
+        while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):
+            result = reader.outputs[0]
+        if reader is None:
+            return None
         constant = self._analysis.uses[scale].constant
         rank = len(self._network.shape(result))
         real = [rank - len(constant.shape) + position for position, size in enumerate(constant.shape) if size > 1]
         return self._bias(self._analysis.numbers[id(reader)], result, real[0]) if len(real) == 1 else None
+
+    def _does_nothing(self, node: gs.Node, tensor: gs.Tensor) -> bool:
+        """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
+        if node.op != "Mul":
+            return bool(node.op == "Identity")
+        constant = constant_of(node.inputs[1 if node.inputs[0] is tensor else 0])
+        if constant is None or math.prod(constant.shape) != 1:
+            return False
+        return bool(self._analysis.draft.read(constant).reshape(-1)[0] == 1)
 
     def _first(self, number: int) -> Slot:
         """Return the first parameter of a node."""

@@ -8,6 +8,7 @@ the target and none is changed, so that its class can load the weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -158,7 +159,8 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         the student computes what the teacher computes, also where something was thought to be.
     """
     try:
-        verification = verify(result.teacher, result.comparable, **checking)
+        student = result.comparable
+        verification = verify(_at_sizes_of(result.teacher, student), student, **checking)
     except NotEquivalentError as error:
         return None, (*result.obstacles, Obstacle("interface", str(error)))
     if verification.equivalent:
@@ -167,6 +169,18 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         return verification, result.obstacles
     where = verification.diverges_at or "the outputs"
     return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
+
+
+def _at_sizes_of(teacher: Model, student: Model) -> Model:
+    """Return the teacher for inputs of the sizes that the student takes, where the student takes no others."""
+    proto = copy.deepcopy(teacher.proto)
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in student.proto.graph.input}
+    is_bound = False
+    for value in proto.graph.input:
+        for own, other in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
+            if not own.HasField("dim_value") and other.HasField("dim_value"):
+                own.dim_value, is_bound = other.dim_value, True
+    return replace(teacher, proto=proto, path=None) if is_bound else teacher
 
 
 def _transfer(

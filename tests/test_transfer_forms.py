@@ -86,6 +86,20 @@ def folded_norm(seed, width=6):
     return net.conv("b", 3).build("y")
 
 
+def standardised(seed, width=6):
+    """Weights that a BatchNormalization standardises, as in an NFNet."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (1, width, 27), "gain": (width,), "zeros": (width,), "b": (width,), "v": (3, width, 1, 1)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["zeros"][:] = 0
+    text = f"""(float[2, 3, 6, 6] x) => (float[2, 3, 6, 6] y) {{
+        ones = Constant<value = float[{width}] {{{", ".join(["1"] * width)}}}>()
+        s = BatchNormalization(w, gain, zeros, zeros, ones)
+        shape = Constant<value_ints = [{width}, 3, 3, 3]>() k = Reshape(s, shape)
+        c = Conv<pads = [1, 1, 1, 1]>(x, k, b) r = Relu(c) y = Conv(r, v) }}"""
+    return net(text, opset=17, **weights)
+
+
 def one_output(seed, width=6):
     """A regression: its bias is a single number, as is the slope of its activation."""
     net = Net(seed, (4, 5)).linear("a", width).node("PRelu", "slope").linear("b", 1)
@@ -149,6 +163,7 @@ EXACT = {
     "a recurrence, wider": (recurrent(0), recurrent(1, 6)),
     "a scale and a shift of four axes, as wide as the image": (folded_norm(0), folded_norm(1, 9)),
     "a scale and a shift of four axes, where an image becomes as wide": (folded_norm(0, 5), folded_norm(1, 6)),
+    "standardised weights": (standardised(0), standardised(1)),
     "single numbers of layers": (one_output(0), one_output(1, 9)),
     "single numbers of no layer": (gained(0), gained(1)),
     "single numbers of no layer, wider": (gained(0), gained(1, 9)),
@@ -186,6 +201,30 @@ def test_excess_blocks_are_left_out_as_a_whole_though_their_layers_fit():
     assert sorted(item.name.split(".")[0] for item in found.added if item.block is not None) != []
     pairs = {old.name: new.name for old, new in found.pairs}
     assert pairs == {name: name for name in ("stem", "block0.0", "block0.1", "block1.0", "block1.1", "head")}
+
+
+def test_a_scale_and_a_shift_may_have_a_one_between_them():
+    """As PyTorch's older exporter writes addcmul."""
+
+    def gated(seed, one):
+        net = Net(seed, (2, 3, 6, 6)).conv("a", 4).node("Tanh")
+        net.node("Mul", net.constant("scale", net.draw(4, 1, 1)))
+        net = net.node("Mul", net.constant("one", np.array(1.0))) if one else net
+        return net.node("Add", net.constant("shift", net.draw(4, 1, 1))).conv("b", 3).build("y")
+
+    for teacher, target in ((gated(0, True), gated(1, False)), (gated(0, False), gated(1, True))):
+        _, verification, obstacles = fill(teacher, target)
+        assert obstacles == []
+        assert verification.equivalent
+
+
+def test_a_target_may_take_one_size_where_the_teacher_takes_any():
+    teacher, target = plain(0, (5, 7)), plain(1, (5, 9))
+    for value in (*teacher.graph.input, *teacher.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    _, verification, obstacles = fill(teacher, target)
+    assert obstacles == []
+    assert verification.equivalent
 
 
 def test_outputs_need_no_rank():
