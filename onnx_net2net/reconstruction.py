@@ -179,7 +179,8 @@ class _Layer:
             return False
         if own and (own[0].shape[:-1] != result.shape[:-1] or own[0].shape[-1] != len(self._made)):
             return False
-        chosen = _sample(math.prod(result.shape[:-1]), max(_ROWS_EACH * self._width // runs, 64))
+        most = max(_ROWS_EACH * self._width // runs, 64)
+        chosen = _sample(math.prod(result.shape[:-1]), most, seed=self._halves[0].count)
         step = max(1, CHUNK // (self._width * self._group))
         for number, half in enumerate(np.array_split(chosen, 2)):
             for start in range(0, len(half), step):
@@ -350,11 +351,11 @@ class _Statistics:
         return {(number, "mean"): made - self._value("mean"), (number, "variance"): varies - self._value("variance")}
 
 
-def _sample(total: int, most: int) -> Array:
-    """Choose some of all places, in order."""
+def _sample(total: int, most: int, seed: int) -> Array:
+    """Choose some of all places, in order; other ones in every run, so that none is left out."""
     if total <= most:
         return np.arange(total)
-    return np.sort(np.random.default_rng(0).choice(total, most, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
 def _times(weights: Array, values: Array) -> Array:

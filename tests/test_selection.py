@@ -125,7 +125,7 @@ def test_regression_finds_the_weights_and_leaves_what_cannot_be_learnt():
 # --- Duplicates are found and can be done without ------------------------------------------------------------
 
 TEACHERS = {
-    "residual stream, normalised": (lambda: resnet(0, width=4), IMAGES),
+    "residual stream, normalised": (lambda: resnet(3), IMAGES),
     "chain of convolutions": (lambda: plain(0, (5, 7, 6), "Sigmoid", bn=(1,)), IMAGES),
     "groups": (lambda: plain(0, (6, 8, 8), "Sigmoid", groups=(1, 2, 4)), IMAGES),
     "depthwise": (lambda: plain(0, (6, 6, 8), "Sigmoid", groups=(1, 6, 1), bn=(1,)), IMAGES),
