@@ -419,7 +419,7 @@ class _Units:
         result = self._network.shape(tensor)
         shape = self._analysis.uses[use].constant.shape
         shape = [*(1 for _ in range(len(result) - len(shape))), *shape]
-        is_along = len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
+        is_along = 0 < len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
                                                      enumerate(zip(shape, result, strict=True)))  # fmt: skip
         return use if is_along else None
 
