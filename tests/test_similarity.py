@@ -87,7 +87,7 @@ def test_command_ranks_sources(capsys):
     assert main(["similarity", paths[1], *paths]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  digits")]
     assert lines[0][0] == "digits_resnet.onnx"
-    assert lines[0][1:] == ["1.0000"] * 3
+    assert lines[0][1:] == ["1.0000"] * 4
     assert main(["similarity", paths[1], *paths, "--json", "--measure", "dpiat"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["target"] == "digits_resnet.onnx"
