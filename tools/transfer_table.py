@@ -32,6 +32,7 @@ Spec = tuple[str, dict[str, Any]]
 WORDS = {"vocab_size": 120, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
 GPT2 = {"vocab_size": 120, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40, "attn_implementation": "eager"}
+EAGER = {"attn_implementation": "eager"}
 LLAMA = {**WORDS, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False, "pad_token_id": 0}
 OPT = {"vocab_size": 120, "hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 96, "num_hidden_layers": 2,
        "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
@@ -124,6 +125,8 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
                              ("", {**GPT2, "n_embd": 72, "n_head": 6}), "exact"),
     "gpt2 -> wider (x1.5) and deeper": (GPT, ("", GPT2),
                                         ("", {**GPT2, "n_embd": 72, "n_head": 6, "n_layer": 4}), "exact"),
+    "gpt2 (124 M) -> medium (355 M)": (GPT, ("", EAGER), ("", {
+        **EAGER, "n_embd": 1024, "n_head": 16, "n_layer": 24}), "exact"),
     "opt -> wider (x1.5)": ("OPTConfig OPTForCausalLM", ("", OPT), ("", {
         **OPT, "hidden_size": 72, "word_embed_proj_dim": 72, "ffn_dim": 144, "num_attention_heads": 6}), "exact"),
     "llama -> deeper": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", {**LLAMA, "num_hidden_layers": 4}), "exact"),
