@@ -121,6 +121,8 @@ def reshaped(model: Model) -> Model:
     PyTorch's exporter writes `as_strided` so: it looks up 0, 1, 2, ... in a flat tensor.
     """
     tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    constants = (node for node in model.proto.graph.node if node.op_type == "Constant" and not node.domain)
+    tensors |= {node.output[0]: a.t for node in constants for a in node.attribute if a.name == "value"}
     found = {}
     for number, node in enumerate(model.proto.graph.node):
         if node.op_type == "Gather" and not node.domain and node.input[1] in tensors and node.input[0] not in tensors:

@@ -205,6 +205,15 @@ def plain(seed, widths, activation="Relu", classes=3, kernels=(3, 3, 3, 3, 3), w
     return net.node("GlobalAveragePool").node("Flatten").linear("fc", classes, way).build("logits")
 
 
+def strided(seed, width):
+    """What torch.export makes of as_strided with folding off: a list of all places, which is no initializer."""
+    net = Net(seed, (2, 3, 4, 4)).conv("conv", width).node("Relu").node("GlobalAveragePool")
+    net.node("Reshape", net.constant("flat", np.array([-1])))
+    places = numpy_helper.from_array(np.arange(2 * width).reshape(2, width), "places")
+    net.nodes.append(helper.make_node("Constant", [], ["places"], value=places))
+    return net.node("Gather", "places").linear("fc", 3).build("logits")
+
+
 def dense(seed, layers, growth=4, width=6):
     """A dense block, as in DenseNet."""
     net = Net(seed, (2, 3, 8, 8)).conv("stem", width)
@@ -289,6 +298,7 @@ EXACT = {
     "wider heads": (attention(0), attention(1, width=7)),
     "wider heads, of which there are more": (attention(0), attention(1, heads=4, width=5)),
     "wider heads, split": (attention(0, joint="Split"), attention(1, width=5, joint="Split")),
+    "a list of all places": (strided(0, 4), strided(1, 7)),
     "dense block, wider": (dense(0, 2), dense(1, 2, growth=5, width=9)),
     "dense block, deeper": (dense(0, 2), dense(1, 4)),
     "dense block, wider and deeper": (dense(0, 2), dense(1, 3, growth=6, width=7)),

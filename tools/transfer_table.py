@@ -59,7 +59,7 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "resnext50_32x4d -> resnext101_32x8d": (
         "torchvision", ("resnext50_32x4d", {}), ("resnext101_32x8d", {}), "exact"),
     "resnext50_32x4d -> 16x8d": ("torchvision", ("resnext50_32x4d", {}), (
-        "resnext50_32x4d", {"groups": 16, "width_per_group": 8}), "exact"),
+        "ResNeXt", {"groups": 16, "width_per_group": 8}), "exact"),
     "vgg11 -> vgg13": ("torchvision", ("vgg11", {}), ("vgg13", {}), "exact"),
     "vgg11 -> vgg16": ("torchvision", ("vgg11", {}), ("vgg16", {}), "exact"),
     "vgg16 -> vgg19": ("torchvision", ("vgg16", {}), ("vgg19", {}), "exact"),
@@ -177,6 +177,9 @@ def make(library: str, spec: Spec) -> Case:
         from timm.models.convnext import ConvNeXt
 
         return ConvNeXt(num_classes=10, **options), {"x": image(96)}
+    if name == "ResNeXt":
+        blocks = models.resnet.Bottleneck, [3, 4, 6, 3]
+        return models.resnet.ResNet(*blocks, num_classes=10, **options), {"x": image(64)}
     if name.startswith("ResNet"):
         return resnet(models, [3, 4, 6, 3] if name == "ResNet34" else [2, 2, 2, 2], **options), {"x": image(64)}
     kind = getattr(models.vision_transformer, name, None) if name == "VisionTransformer" else None
