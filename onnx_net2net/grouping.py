@@ -33,7 +33,10 @@ def regrouped(sides: Sides, found: Alignment) -> Model | None:
 
 def _changes(sides: Sides, found: Alignment) -> Iterator[tuple[Unit, int]]:
     """Yield convolutions of the teacher with the groups that they have in the target, if these are fewer and larger."""
-    alone = {(uses[0].node, uses[0].input) for uses in sides.teacher.analysis.readings() if len(uses) == 1}
+    nodes = sides.teacher.nodes
+    readings = [[use for use in uses if nodes[use.node].op not in ("Shape", "Size")]
+                for uses in sides.teacher.analysis.readings()]  # fmt: skip
+    alone = {(uses[0].node, uses[0].input) for uses in readings if len(uses) == 1}
     for old, new in found.pairs:
         before, after = _groups(sides.teacher, old), _groups(sides.target, new)
         if 0 < after < before and before % after == 0 and new.shape[0] >= old.shape[0] and (old.node, 1) in alone:
