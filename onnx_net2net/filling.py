@@ -16,6 +16,7 @@ from onnx_net2net.conversion import Conversion, compare, ring, surrounded
 from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
+from onnx_net2net.rewrite import shown_name
 from onnx_net2net.scalars import Number
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
@@ -298,23 +299,24 @@ class Filling:
             for key in values or keys:
                 parted.setdefault(self._writes[key].key if key in self._writes else None, []).append(key)
             is_float = self._target.is_float(constant) and math.prod(constant.shape) > 1
-            name, shape = constant.name, tuple(constant.shape)
+            first, shape = keys[0], tuple(constant.shape)
+            name = shown_name(nodes[first[0]].inputs[first[1]])  # that of a Constant node has none of its own
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):
                 if what is not None:
                     write = self._writes[readers[0]]
-                    own = self._replace(constant, write.compute, readers if position else ())
+                    own = self._replace(constant, name, write.compute, readers if position else ())
                     yield Source(own, shape, write.origin, write.teacher, name, self._scopes(readers))
                 elif is_float:
                     yield Source(name, shape, "kept", "", name, self._scopes(readers))
 
-    def _replace(self, constant: gs.Constant, compute: Compute, parted: Sequence[Use]) -> str:
+    def _replace(self, constant: gs.Constant, name: str, compute: Compute, parted: Sequence[Use]) -> str:
         """Give a constant new values, or those of its readers that are to have other ones; return the name."""
         draft, shape = self._target.analysis.draft, tuple(constant.shape)
         if not parted:
             draft.replace(constant, shape, compute)
-            return str(constant.name)
+            return name
         kind = draft.type_of(constant)
-        own = draft.lazy_constant(f"{constant.name}_own", kind, shape, compute, like=constant)
+        own = draft.lazy_constant(f"{name}_own", kind, shape, compute, like=constant)
         for node, index in parted:
             self._target.nodes[node].inputs[index] = own
         return str(own.name)

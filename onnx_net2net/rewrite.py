@@ -340,7 +340,7 @@ def _rewrite_constant(
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(constant))
     name = constant.name
-    shown = _name_of(analysis.nodes[uses[0].node].inputs[uses[0].input])
+    shown = shown_name(analysis.nodes[uses[0].node].inputs[uses[0].input])
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
     if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
         analysis.untied.append(name)
@@ -377,7 +377,7 @@ def _reads_shape(analysis: Analysis, use: Use) -> bool:
     return analysis.nodes[use.node].op in ("Shape", "Size")
 
 
-def _name_of(tensor: gs.Tensor) -> str:
+def shown_name(tensor: gs.Tensor) -> str:
     """Return the name of the initializer, or of a Constant node's output, that a tensor is an alias of."""
     while not isinstance(tensor, gs.Constant) and tensor.inputs[0].op == "Identity":
         tensor = tensor.inputs[0].inputs[0]
