@@ -226,7 +226,8 @@ class _Stream:
             return
         if number in self.means and len(data) == 1:
             centred = self._is_centred(data[0])
-            if self._held == "zero" and not centred:
+            kept = self._held == "mean" and self._states.get(data[0].name, {}).get(self._dim) == "mean"
+            if not kept and not centred:
                 node = self._analysis.nodes[number]
                 raise RefusedError(f"{node.op} {node.name!r} takes a mean over padding that may not hold zeros")
             loss = 2.0 if centred else 0.0

@@ -77,6 +77,14 @@ class Net:
         self.node("Div", root)
         return self.node("Mul", self.constant(f"{name}.weight", 1 + self.draw(self.width)))
 
+    def one_more(self, name, epsilon=1e-5):
+        """An RMSNorm whose scale is its weight and one."""
+        self.rms(name, epsilon)
+        weight = self.nodes[-1].input[1]
+        self.nodes.insert(-1, helper.make_node("Add", [weight, self.constant("one", np.array(1.0))], [f"{name}_scale"]))
+        self.nodes[-1].input[1] = f"{name}_scale"
+        return self
+
     def add(self, entry):
         return self.node("Add", entry)
 
@@ -328,6 +336,8 @@ IN_THE_WAY = {
     "narrower": (resnet(0), resnet(1, width=4), "6 units do not fit into 4"),
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
     "fewer classes": (resnet(0), resnet(1, classes=2), "3 units do not fit into 2"),
+    "padding for a norm whose scale is no constant": (
+        transformer(0, norm="one_more"), transformer(1, 13, norm="one_more"), "which is no multiple: ReduceMean"),
     "padding in front of another activation": (
         transformer(0, norm="rms"), transformer(1, norm="rms", activation="Sigmoid"), "the student differs from"),
 }  # fmt: skip
