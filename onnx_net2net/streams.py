@@ -29,7 +29,7 @@ Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
 _MOVES = ("Gather", "Slice", "Split", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
-          "Expand", "Tile", "Cast", "Add", "Sub", "Sum", "Neg", "Pad", "AveragePool", "GlobalAveragePool", "MaxPool",
+          "Expand", "Tile", "Cast", "CastLike", "Add", "Sub", "Sum", "Neg", "Pad", "AveragePool", "GlobalAveragePool", "MaxPool",
           "Relu", "LeakyRelu", "DepthToSpace", "SpaceToDepth", "Dropout", "Abs", "Max", "Min", "ScatterND",
           "Resize", "Where", "Roll", "PRelu")  # fmt: skip
 """Operators f with f(a x) = a f(x) in all their data inputs together."""
@@ -144,7 +144,8 @@ class _Stream:
         What an expanded constant holds is known, too, where it is small; it is scaled like any other.
         """
         node = self._analysis.nodes[number]
-        floats = [t for t in node.inputs if t.name and self._analysis.sizes.dtype(t.name) in DIVISIBLE]
+        inputs = node.inputs[:1] if node.op == "CastLike" else node.inputs
+        floats = [t for t in inputs if t.name and self._analysis.sizes.dtype(t.name) in DIVISIBLE]
         return [t for t in floats if constant_of(t) is None and t.name not in self._sizes]
 
     def _relate(self, number: int) -> None:

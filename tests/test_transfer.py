@@ -297,6 +297,8 @@ EXACT = {
     "post-norm, wider and deeper": (
         transformer(0, post=True, epsilon=1e-12, depth=2), transformer(1, 16, post=True, epsilon=1e-12, depth=3)),
     "decomposed RMSNorm, padded": (transformer(0, norm="rms"), transformer(1, norm="rms", width=13)),
+    "decomposed RMSNorm whose scale is one more, padded": (
+        transformer(0, norm="one_more"), transformer(1, 13, norm="one_more")),
     "decomposed RMSNorm, whole multiple": (transformer(0, norm="rms"), transformer(1, norm="rms", width=24)),
     "tied head": (language(0), language(1, 16, depth=2)),
     "tied head, padded": (language(0), language(1, 13, depth=2)),
@@ -336,8 +338,6 @@ IN_THE_WAY = {
     "narrower": (resnet(0), resnet(1, width=4), "6 units do not fit into 4"),
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
     "fewer classes": (resnet(0), resnet(1, classes=2), "3 units do not fit into 2"),
-    "padding for a norm whose scale is no constant": (
-        transformer(0, norm="one_more"), transformer(1, 13, norm="one_more"), "which is no multiple: ReduceMean"),
     "padding in front of another activation": (
         transformer(0, norm="rms"), transformer(1, norm="rms", activation="Sigmoid"), "the student differs from"),
 }  # fmt: skip
