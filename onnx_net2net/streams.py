@@ -29,8 +29,8 @@ Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
 _MOVES = ("Gather", "Slice", "Split", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
-          "Expand", "Tile", "Cast", "CastLike", "Add", "Sub", "Sum", "Neg", "Pad", "AveragePool", "GlobalAveragePool", "MaxPool",
-          "Relu", "LeakyRelu", "DepthToSpace", "SpaceToDepth", "Dropout", "Abs", "Max", "Min", "ScatterND",
+          "Expand", "Tile", "Cast", "CastLike", "Add", "Sub", "Sum", "Neg", "Pad", "AveragePool", "GlobalAveragePool",
+          "MaxPool", "Relu", "LeakyRelu", "DepthToSpace", "SpaceToDepth", "Dropout", "Abs", "Max", "Min", "ScatterND",
           "Resize", "Where", "Roll", "PRelu")  # fmt: skip
 """Operators f with f(a x) = a f(x) in all their data inputs together."""
 
