@@ -15,10 +15,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import defs, helper
 
-from onnx_net2net.alignment import Slot, Unit
 from onnx_net2net.sides import Compute, Side, Sides
 from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Slot, Unit
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
 _DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET"}

@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.alignment import Item, Slot, Unit, Use
 from onnx_net2net.clipping import clip
 from onnx_net2net.conversion import Conversion, compare, ring, surrounded
 from onnx_net2net.fitting import Fit
@@ -20,6 +19,7 @@ from onnx_net2net.rewrite import shown_name
 from onnx_net2net.scalars import Number
 from onnx_net2net.sides import Compute, Sides
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Item, Slot, Unit, Use
 
 _NOTHING = 1e-8
 """An epsilon beside which a variance of 1 is 1 in single precision."""

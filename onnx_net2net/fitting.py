@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment, Slot, Use
+from onnx_net2net.alignment import Alignment
 from onnx_net2net.binding import TargetSizes
 from onnx_net2net.clipping import window
 from onnx_net2net.dims import Dim, keep_uniform, leaves
@@ -26,6 +26,7 @@ from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
 from onnx_net2net.tensors import Array
 from onnx_net2net.ties import tie
+from onnx_net2net.units import Slot, Use
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """What the units hold that a map pads with."""

@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.alignment import Alignment, Unit
+from onnx_net2net.alignment import Alignment
 from onnx_net2net.model import Model
 from onnx_net2net.sides import Compute, Side, Sides
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Unit
 
 
 def regrouped(sides: Sides, found: Alignment) -> Model | None:

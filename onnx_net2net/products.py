@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from onnx_net2net.alignment import Alignment, Unit, Use
+from onnx_net2net.alignment import Alignment
 from onnx_net2net.dims import leaves
 from onnx_net2net.inference import constant_of
 from onnx_net2net.layers import Network
@@ -24,6 +24,7 @@ from onnx_net2net.runtime import LEVELS, Runner, provider_name
 from onnx_net2net.sides import Side, Sides
 from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Unit, Use
 
 _FAR = 8
 """A product is scaled and masked by no more nodes in front of its Softmax."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.alignment import Unit
 from onnx_net2net.dims import Axis
 from onnx_net2net.sides import Side
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Unit
 
 CHUNK = 1 << 22
 """So many elements are looked at together."""

@@ -23,7 +23,6 @@ from itertools import groupby
 
 import numpy as np
 
-from onnx_net2net.alignment import Unit
 from onnx_net2net.calibration import Watch, watched
 from onnx_net2net.filling import Changes
 from onnx_net2net.fitting import Fit
@@ -33,6 +32,7 @@ from onnx_net2net.model import Progress
 from onnx_net2net.readers import CHUNK, Moments, Reader, reader_of
 from onnx_net2net.sides import Side, Sides
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Unit
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """What is tried for r, until the next one serves worse; the diagonal is that of the covariance."""

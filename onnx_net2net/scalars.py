@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_net2net.alignment import Alignment, Use
+from onnx_net2net.alignment import Alignment
 from onnx_net2net.inference import constant_of
 from onnx_net2net.sides import Side, Sides
+from onnx_net2net.units import Use
 
 _POWERS = (-0.5, -0.25, -1.0, 0.5)
 _LARGEST = 20_000

@@ -19,13 +19,13 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.alignment import Slot, Unit
 from onnx_net2net.calibration import watched
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, resolve
 from onnx_net2net.inputs import Feeds
 from onnx_net2net.readers import Moments, reader_of
 from onnx_net2net.sides import Side
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Slot, Unit
 
 _LEAST = 1e-9
 """A unit that varies less than this beyond what follows from others, by what it varies itself, follows from them."""

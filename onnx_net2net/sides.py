@@ -13,11 +13,11 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 from onnx_net2net import sizes
-from onnx_net2net.alignment import Item, Slot, items_of
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of, infer
 from onnx_net2net.model import Model
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Item, Slot, items_of
 
 Compute = Callable[[], Array]
 """What computes the values of a tensor when they are needed."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net import dpiat
-from onnx_net2net.alignment import Alignment, align, items_of
+from onnx_net2net.alignment import Alignment, align
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis
 from onnx_net2net.errors import BadInputError, Net2NetError
@@ -24,6 +24,7 @@ from onnx_net2net.runtime import LEVELS, Runner, provider_name
 from onnx_net2net.scored import Scored
 from onnx_net2net.tensors import Array
 from onnx_net2net.transfer import transfer
+from onnx_net2net.units import items_of
 
 Measure: TypeAlias = Literal["kept", "filled", "dpiat", "agreement"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)

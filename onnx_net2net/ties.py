@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_net2net import dims
-from onnx_net2net.alignment import Alignment, Slot, Use
+from onnx_net2net.alignment import Alignment
 from onnx_net2net.inference import Analysis
 from onnx_net2net.reimport import rescale_instead, weighed_axes
 from onnx_net2net.sides import Side, Sides
+from onnx_net2net.units import Slot, Use
 
 
 @dataclass(frozen=True)

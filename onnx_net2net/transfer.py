@@ -20,7 +20,7 @@ from typing import Any
 
 import onnx
 
-from onnx_net2net.alignment import Alignment, Unit, align
+from onnx_net2net.alignment import Alignment, align
 from onnx_net2net.calibration import in_batches
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.filling import Changes, Filling, Source
@@ -36,6 +36,7 @@ from onnx_net2net.scalars import different_numbers
 from onnx_net2net.selection import choose
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
+from onnx_net2net.units import Unit
 from onnx_net2net.verify import Verification, verify
 
 

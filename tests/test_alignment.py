@@ -8,8 +8,9 @@ from graphs import net
 from test_transfer import Net, dense, plain, resnet, transformer
 
 from onnx_net2net import load
-from onnx_net2net.alignment import Item, Slot, Unit, align, items_of, similarity
+from onnx_net2net.alignment import align, similarity
 from onnx_net2net.inference import infer
+from onnx_net2net.units import Item, Slot, Unit, items_of
 
 
 def unit(name="", kind="linear", shape=(4, 4), node=0, neutral=False, **changes):

@@ -7,12 +7,13 @@ from onnx import TensorProto, helper
 from test_transfer import Net, fill, plain
 
 from onnx_net2net import RefusedError, transfer
-from onnx_net2net.alignment import align, items_of
+from onnx_net2net.alignment import align
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.filled import fill_state_dict
 from onnx_net2net.inference import infer
 from onnx_net2net.matching import constants_of
 from onnx_net2net.model import load
+from onnx_net2net.units import items_of
 
 
 def residual(net, name, inner=None, flip=False):
