@@ -12,8 +12,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import timm
 import torch
+from checkpoint_table import import_torchvision
 from torch import nn
 
 from onnx_net2net.dpiat import elements_of, similarity
@@ -70,6 +70,9 @@ def make(name: str) -> nn.Module:
     """Build a network of random weights."""
     if name.startswith("resnet"):
         return Resnet(*map(int, name.split()[1].split("x"))).eval()
+    import_torchvision()
+    import timm
+
     return timm.create_model(name, num_classes=100).eval()
 
 

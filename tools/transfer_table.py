@@ -311,7 +311,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 own += [result["class_error"] for result in tried if "class_error" in result]
             else:
                 other.append(f"{name} ({'; '.join(sorted({r['result'] for r in tried})) or 'no export'})")
-        cells = (", ".join(exact), f"{max(errors):.0e}" if exact else "", f"{max(own):.0e}" if max(own) else "")
+        cells = (
+            ", ".join(exact),
+            (f"{max(errors):.0e}" if max(errors) else "0") if exact else "",
+            f"{max(own):.0e}" if max(own) else "",
+        )
         yield f"| {family} | {' | '.join(cells)} | {', '.join(other)} |"
 
 
