@@ -101,7 +101,7 @@ class Filling:
         slots = {what: self._tied.get(new.slots[what].use, slot) if what in new.slots else slot
                  for what, slot in old.slots.items()}  # fmt: skip
         reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
-        for what in old.slots.keys() - reads.keys():
+        for what in [what for what in old.slots if what not in reads]:
             self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
         shifts = "weight" in reads and ("bias" in new.slots or new.norm is not None)
         if self._changes is not None and shifts and not reads.keys() & {"bias", "mean"}:

@@ -69,13 +69,13 @@ def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
     partner: dict[int, int] = {}
     for old, new in found.pairs:
         partner.setdefault(old.node, new.node)
-        for what in old.slots.keys() & new.slots.keys():
+        for what in [what for what in old.slots if what in new.slots]:
             partner.setdefault(old.slots[what].use[0], new.slots[what].use[0])
     taken, pending = set(partner.values()), list(partner.items())
     while pending:
         pair = pending.pop()
         around = [_around(side, number) for side, number in zip((sides.teacher, sides.target), pair, strict=True)]
-        for key in around[0].keys() & around[1].keys():
+        for key in [key for key in around[0] if key in around[1]]:
             olds, news = around[0][key] - partner.keys(), around[1][key] - taken
             if len(olds) == len(news) == 1:
                 (one,), (other,) = olds, news
