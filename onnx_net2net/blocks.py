@@ -243,21 +243,7 @@ class _Blocks:
 
     def _region(self, entry: gs.Tensor, ends: Sequence[Use]) -> set[int]:
         """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""
-        oldest = self._network.age(entry)
-        back: set[int] = set()
-        pending = [self._tensor(use) for use in ends]
-        while pending and len(back) < LONGEST:
-            number = self._network.age(pending.pop())
-            if number > oldest and number not in back and self._analysis.nodes[number].op not in _SIZES:
-                back.add(number)
-                pending += self._analysis.nodes[number].inputs
-        made, region = {entry.name}, set()
-        for number in sorted(back):
-            node = self._analysis.nodes[number]
-            if any(value.name in made for value in node.inputs):
-                region.add(number)
-                made.update(value.name for value in node.outputs)
-        return region
+        return set(self._network.region(entry, map(self._tensor, ends)))
 
     def _unmoved(self, entry: gs.Tensor, nodes: Collection[int]) -> gs.Tensor | None:
         """Return what an entry is a renamed version of, where only the block reads the entry; else None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -186,6 +186,47 @@ class Network:
                 if number not in stop:
                     found = self.activations(node)
                     pending += self.whole(node, found) if node.op in ("Mul", "Div") else found
+
+    def sources(self, tensor: gs.Tensor, stop: Collection[int], sums: bool = True) -> set[int]:
+        """Return the nodes in `stop` that a tensor is computed from by way of no other one.
+
+        Args:
+            tensor: The tensor; what only depends on shapes is not followed.
+            stop: Numbers of nodes.
+            sums: Whether sums of several activations are followed, too.
+        """
+        found, seen, pending = set(), set(), [tensor]
+        while pending:
+            number = self.age(pending.pop())
+            if number < 0 or number in seen:
+                continue
+            seen.add(number)
+            if number in stop:
+                found.add(number)
+                continue
+            node = self.analysis.nodes[number]
+            told = [value for value in node.inputs if value.name in self.told]
+            pending += told if sums or len(told) < 2 or node.op not in ("Add", "Sum") else []
+        return found
+
+    def region(self, start: gs.Tensor, ends: Iterable[gs.Tensor], stop: Collection[int] = ()) -> list[int]:
+        """Return the nodes on the ways from one tensor to others, in order; none through shapes, or nodes in `stop`."""
+        oldest = self.age(start)
+        back: set[int] = set()
+        pending = list(ends)
+        while pending and len(back) < LONGEST:
+            number = self.age(pending.pop())
+            is_new = number > oldest and number not in back and number not in stop
+            if is_new and self.analysis.nodes[number].op not in ("Shape", "Size"):
+                back.add(number)
+                pending += self.analysis.nodes[number].inputs
+        made, found = {start.name}, []
+        for number in sorted(back):
+            node = self.analysis.nodes[number]
+            if any(value.name in made for value in node.inputs):
+                found.append(number)
+                made.update(value.name for value in node.outputs)
+        return found
 
     def whole(self, node: gs.Node, tensors: Collection[gs.Tensor]) -> list[gs.Tensor]:
         """Return those of the tensors that are as large as the result of a node."""

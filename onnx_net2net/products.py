@@ -162,10 +162,11 @@ class _Products:
 
     def _operand(self, tensor: gs.Tensor, position: int) -> _Operand | None:
         """Return where an operand comes from, if that is one layer, and nothing but moved and scaled."""
-        layers = self._layers(tensor)
-        if len(layers) != 1:
+        stop = {*self._units, *self._network.products, *self._network.layers}
+        ends = self._network.sources(tensor, stop) & self._units.keys()
+        if len(ends) != 1:
             return None
-        (end,) = layers
+        (end,) = ends
         unit, start = self._units[end], self._analysis.nodes[end].outputs[0]
         shape, size = self._network.shape(start), unit.shape[0]
         axis = 1 if self._network.layers[unit.node].convolves else len(shape) - 1
@@ -182,36 +183,9 @@ class _Products:
             return None
         return _Operand(unit, np.moveaxis(places, position, -1), scale, tuple(self._between(start, tensor)))
 
-    def _layers(self, tensor: gs.Tensor) -> set[int]:
-        """Return the ends of the layers that a tensor comes from, by way of no other product."""
-        found, seen, pending = set(), set(), [tensor]
-        while pending:
-            number = self._network.age(pending.pop())
-            if number < 0 or number in seen:
-                continue
-            seen.add(number)
-            if number in self._units:
-                found.add(number)
-            elif number not in self._network.products and number not in self._network.layers:
-                pending += [t for t in self._analysis.nodes[number].inputs if t.name in self._network.told]
-        return found
-
     def _between(self, start: gs.Tensor, end: gs.Tensor) -> list[int]:
         """Return the nodes on the ways from one tensor to another, in order."""
-        back: set[int] = set()
-        pending = [end]
-        while pending:
-            number = self._network.age(pending.pop())
-            if number > self._network.age(start) and number not in back and number not in self._units:
-                back.add(number)
-                pending += self._analysis.nodes[number].inputs
-        reached, found = {start.name}, []
-        for number in sorted(back):
-            node = self._analysis.nodes[number]
-            if any(tensor.name in reached for tensor in node.inputs):
-                found.append(number)
-                reached.update(tensor.name for tensor in node.outputs)
-        return found
+        return self._network.region(start, [end], self._units)
 
     def _scale(self, start: gs.Tensor, end: gs.Tensor) -> float:
         """Return by what a tensor is multiplied on the way to another one, 0.0 if something else is done to it."""

@@ -333,19 +333,7 @@ class _Units:
 
     def _makers(self, tensor: gs.Tensor) -> set[int]:
         """Return the layers and products that a tensor comes from, by way of no other one and of no sum."""
-        found, seen, pending = set(), set(), [tensor]
-        while pending:
-            number = self._network.age(pending.pop())
-            if number < 0 or number in seen:
-                continue
-            seen.add(number)
-            if number in self._network.layers or number in self._network.products:
-                found.add(number)
-                continue
-            told = [t for t in self._analysis.nodes[number].inputs if t.name in self._network.told]
-            is_sum = self._analysis.nodes[number].op in ("Add", "Sum") and len(told) > 1
-            pending += [] if is_sum else told
-        return found
+        return self._network.sources(tensor, {*self._network.layers, *self._network.products}, sums=False)
 
     def _weight(self, layer: Layer) -> Slot | None:
         """Return the constant that a layer's weights are, or are a transposed version of."""
