@@ -604,6 +604,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"- {where}: {result['result']}: {result['reason']}"
 
 
+def note(where: str, result: Mapping[str, Any], path: Path | None) -> None:
+    """Tell a result, and keep it in a file if there is to be one."""
+    print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(result) + os.linesep)
+
+
 def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -632,11 +640,7 @@ def main() -> None:
                 factors = (2.0,) if whole else options.factors or FACTORS[library]
                 for result in run(library, name, factors, options.exports, options.limit):
                     results.append(result)
-                    where = f"{library}/{name}, {result['export']}, x {result['factor']:g}"
-                    print(f"{where}: {result['result']} {result['reason'][:200]}", file=sys.stderr, flush=True)
-                    if options.json:
-                        with open(options.json, "a") as file:
-                            file.write(json.dumps(result) + os.linesep)
+                    note(f"{library}/{name}, {result['export']}, x {result['factor']:g}", result, options.json)
     print("\n".join(table(results)))
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import re
-import sys
 import tempfile
 import time
 import warnings
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, randomise, run_worker
+from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, note, randomise, run_worker
 
 Spec = tuple[str, dict[str, Any]]
 
@@ -341,15 +339,10 @@ def main() -> None:
         worker(pair, keep, exports)
         return
     results: list[dict[str, Any]] = []
-    for pair in PAIRS:
-        for result in (
-            run(pair, options.keep, options.exports, options.limit) if fnmatch.fnmatchcase(pair, options.only) else ()
-        ):
+    for pair in fnmatch.filter(PAIRS, options.only):
+        for result in run(pair, options.keep, options.exports, options.limit):
             results.append(result)
-            print(f"{pair}, {result['export']}: {result['result']} {result['reason'][:200]}", file=sys.stderr)
-            if options.json:
-                with open(options.json, "a") as file:
-                    file.write(json.dumps(result) + os.linesep)
+            note(f"{pair}, {result['export']}", result, options.json)
     print("\n".join(table(results)))
 
 

@@ -223,15 +223,10 @@ def markdown(kinds: Iterable[Mapping[str, Any]], correlated: Iterable[Mapping[st
 
 def draw_gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the gain of `transfer` over random weights against each similarity, a point a pair."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     sets, kinds = (_different(row[name] for row in rows) for name in ("data", "kind"))
-    shape = len(sets), len(MEASURES)
-    size = (3 * shape[1] + 1.6, 2.9 * shape[0])
-    canvas, axes = plt.subplots(*shape, figsize=size, layout="constrained", sharey="row", squeeze=False)
+    canvas, axes = _panels(len(sets), len(MEASURES), (3 * len(MEASURES) + 1.6, 2.9 * len(sets)))
     for (data, measure), ax in zip([(data, measure) for data in sets for measure in MEASURES], axes.flat, strict=True):
         for number, kind in enumerate(kinds):
             some = [row for row in rows if (row["data"], row["kind"]) == (data, kind)]
@@ -245,26 +240,18 @@ def draw_gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ax.set_xlabel("similarity")
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy, less that\nof random weights")
-    key = [mpl.lines.Line2D([], [], color=f"C{number}", linewidth=4, label=kind) for number, kind in enumerate(kinds)]
+    key = [Line2D([], [], color=f"C{number}", linewidth=4, label=kind) for number, kind in enumerate(kinds)]
     for epoch, mark in SHOWN:
         label = f"after epoch {epoch}" if epoch else "right after transfer"
-        key.append(mpl.lines.Line2D([], [], color="black", marker=mark, linestyle="", label=label))
+        key.append(Line2D([], [], color="black", marker=mark, linestyle="", label=label))
     canvas.legend(handles=key, loc="outside right center", fontsize=9)
     canvas.savefig(path, dpi=90)
-    plt.close(canvas)
 
 
 def draw_curves(path: Path, kinds: Sequence[Mapping[str, Any]]) -> None:
     """Draw the accuracies of the arms by kind of pair: the mean and a standard deviation over seeds."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     sets, titles = (_different(row[name] for row in kinds) for name in ("data", "kind"))
-    shape = len(sets), len(titles)
-    size = (2.1 * shape[1] + 0.6, 2.6 * shape[0])
-    canvas, axes = plt.subplots(*shape, figsize=size, layout="constrained", sharey="row", squeeze=False)
+    canvas, axes = _panels(len(sets), len(titles), (2.1 * len(titles) + 0.6, 2.6 * len(sets)))
     for (data, kind), ax in zip([(data, kind) for data in sets for kind in titles], axes.flat, strict=True):
         some = [row for row in kinds if (row["data"], row["kind"]) == (data, kind)]
         for row, mark in zip(some, ("s", "x", "o"), strict=True):
@@ -280,7 +267,14 @@ def draw_curves(path: Path, kinds: Sequence[Mapping[str, Any]]) -> None:
         ax.set_ylabel("test accuracy")
     axes[0, 0].legend(fontsize=8, loc="lower right")
     canvas.savefig(path, dpi=90)
-    plt.close(canvas)
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a canvas of so many inches, which no window shows, and its panels."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=size, layout="constrained")
+    return canvas, canvas.subplots(rows, columns, sharey="row", squeeze=False)
 
 
 # --- all of it ----------------------------------------------------------------------------------------
