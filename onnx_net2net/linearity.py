@@ -13,6 +13,7 @@ admits positive factors only, so that all copies get equal shares behind it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -103,9 +104,12 @@ def weighings(
     sides = contraction.sides
     derived = [side for side in sides if analysis.is_derived(number, side[0])]
     others = [side for side in sides if side not in derived]
-    for some, nearby in ((sides, True), (derived, False), (others, False)):
+    # What is read in two ways is weighed only where nothing else is: the norm of a weight would change, for example.
+    ways = (sides, True, False), (derived, False, True), (derived, False, False), (others, False, False)
+    for some, nearby, alone in ways:
         for index, position in some:
-            search = _Search(analysis, number, contraction, grows, nearby)
+            search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
+            search.avoided = _read_twice(analysis) if alone else set()
             carriers = search.operand(number, index, _Place(position), 0)
             if carriers:
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
@@ -126,15 +130,27 @@ class _Place:
     even: bool = False
 
 
+def _read_twice(analysis: Analysis) -> set[int]:
+    """Return the constants, by id, that more than one input reads."""
+    counts = Counter(id(use.constant) for use in analysis.uses.values())
+    return {key for key, count in counts.items() if count > 1}
+
+
 class _Search:
-    """The way back from one operand."""
+    """The way back from one operand.
+
+    Attributes:
+        avoided: Constants, by id, that must not be multiplied.
+        together: As in `Weighing`.
+    """
 
     def __init__(
-        self, analysis: Analysis, number: int, contraction: Contraction, grows: Callable[[Dim], bool], nearby: bool
+        self, analysis: Analysis, number: int, axis: Axis, law: str, grows: Callable[[Dim], bool], nearby: bool
     ) -> None:
         self._analysis, self._number, self._nearby = analysis, number, nearby
-        self._law, self._grows = contraction.law, grows
-        self._dims = self._grown(contraction.axis)
+        self._law, self._grows = law, grows
+        self._dims = self._grown(axis)
+        self.avoided: set[int] = set()
         self.together: set[int] = set()
 
     def operand(self, number: int, index: int, place: _Place, depth: int) -> list[Carrier] | None:
@@ -157,6 +173,8 @@ class _Search:
 
     def _constant(self, number: int, index: int, place: _Place) -> list[Carrier] | None:
         use = self._analysis.uses[number, index]
+        if id(use.constant) in self.avoided:
+            return None
         type_ = self._analysis.sizes.dtype(use.constant.name)
         if type_ not in DIVISIBLE:
             said = self._analysis.said[number]
@@ -263,6 +281,142 @@ class _Search:
         return None
 
 
+# --- Norms of weights ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A sum of squares of a weight, by which the weight is divided: g * v / |v| (weight normalisation).
+
+    Copies of what v reads get shares of v, which have another norm. Where a gain is multiplied on for each unit that
+    the norm is of, it makes up for that.
+
+    Attributes:
+        uses: The reads of v (node, input) that only the norm is for.
+        weight: Another read of v.
+        kept: The axis of v that each unit has a norm along.
+        power: To which power of the sum of squares the weight is proportional.
+        gains: What makes up for another norm.
+    """
+
+    uses: tuple[tuple[int, int], ...]
+    weight: tuple[int, int]
+    kept: int
+    power: float
+    gains: tuple[Carrier, ...]
+
+
+def find_norms(analysis: Analysis) -> dict[int, Norm]:
+    """Return the norms of weights that gains can make up for, by the node that sums the squares."""
+    twice = _read_twice(analysis)
+    norms = {}
+    for number, said in analysis.said.items():
+        if said.contractions and analysis.is_derived(number, 0):
+            norm = _norm(analysis, number, twice)
+            if norm is not None:
+                norms[number] = norm
+    return norms
+
+
+_ROOTS = {"ReduceL2": 0.5, "ReduceSumSquare": 1.0, "ReduceSum": 1.0}
+"""To which power of a sum of squares the results of operators are proportional, as far as they sum squares."""
+
+
+def _norm(analysis: Analysis, number: int, twice: set[int]) -> Norm | None:
+    node = analysis.nodes[number]
+    if node.op not in _ROOTS:
+        return None
+    squares = [(number, 0)]
+    if node.op == "ReduceSum":
+        source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+        if source is None or source.op != "Mul" or source.inputs[0] is not source.inputs[1]:
+            return None
+        squares = [(analysis.numbers[id(source)], index) for index in (0, 1)]
+    uses = [analysis.uses.get(square) for square in squares]
+    (use, *_) = uses
+    if use is None or id(use.constant) not in twice or any(u is None or u.constant is not use.constant for u in uses):
+        return None
+    summed = {position for c in analysis.said[number].contractions for _, position in c.sides}
+    kept = [p for p, axis in enumerate(use.axes) if p not in summed and axis.size > 1]
+    others = [key for key, other in analysis.uses.items() if other.constant is use.constant and key not in squares]
+    if len(kept) != 1 or len(others) != 1:
+        return None
+    reader = _reader(analysis, others[0][0])
+    if reader is None:
+        return None
+    axis = use.axes[kept[0]]
+    result = analysis.nodes[reader[0]].inputs[reader[1]]
+    power = _power(analysis, result, node.outputs[0], {})
+    position = _position_of(analysis, reader, others[0], kept[0])
+    if position is None or not power:
+        return None
+    search = _Search(analysis, reader[0], axis, "square", leaf_set(axis).__contains__, False)
+    search.avoided = {id(use.constant)}
+    gains = search.operand(*reader, _Place(position), 0)
+    if not gains or any(gain.units is not None for gain in gains):
+        return None
+    return Norm(tuple(squares), others[0], kept[0], power * _ROOTS[node.op], tuple(gains))
+
+
+def _reader(analysis: Analysis, number: int) -> tuple[int, int] | None:
+    """Return the input that reads what is computed from constants alone, if there is one, from a node on."""
+    while True:
+        (result, *_) = analysis.nodes[number].outputs
+        if len(result.outputs) != 1 or result.name in analysis.kept:
+            return None
+        reader = result.outputs[0]
+        number = analysis.numbers[id(reader)]
+        if not all(analysis.is_derived(number, index) for index in range(len(reader.inputs))):
+            return number, [tensor is result for tensor in reader.inputs].index(True)
+
+
+def _position_of(analysis: Analysis, reader: tuple[int, int], source: tuple[int, int], position: int) -> int | None:
+    """Return where in what follows from a constant one of its axes is."""
+    axis = analysis.uses[source].axes[position]
+    for own, other in enumerate(analysis.input_axes(*reader) or ()):
+        if leaf_set(other) == leaf_set(axis):
+            search = _Search(analysis, reader[0], axis, "square", leaf_set(axis).__contains__, False)
+            search.avoided = {id(use.constant) for key, use in analysis.uses.items() if key != source}
+            search.avoided.discard(id(analysis.uses[source].constant))
+            found = search.operand(*reader, _Place(own), 0)
+            if found and [(c.node, c.input, c.position) for c in found] == [(*source, position)]:
+                return own
+    return None
+
+
+def _power(analysis: Analysis, tensor: gs.Tensor, norm: gs.Tensor, known: dict[str, float | None]) -> float | None:
+    """Return to which power of a norm a tensor is proportional, None if it is none."""
+    if tensor is norm:
+        return 1.0
+    if not tensor.inputs:
+        return 0.0
+    if tensor.name not in known:
+        known[tensor.name] = None
+        if len(known) > DEEPEST:
+            return None
+        node = tensor.inputs[0]
+        powers = [_power(analysis, operand, norm, known) for operand in node.inputs]
+        known[tensor.name] = _power_of(analysis, node, powers)
+    return known[tensor.name]
+
+
+def _power_of(analysis: Analysis, node: gs.Node, powers: list[float | None]) -> float | None:
+    if any(power is None for power in powers):
+        return None
+    exponents = [power for power in powers if power is not None]
+    if not any(exponents):
+        return 0.0
+    if node.op in ("Mul", "MatMul"):
+        return exponents[0] + exponents[1]
+    if node.op == "Div":
+        return exponents[0] - exponents[1]
+    if node.op in ("Sqrt", "Reciprocal"):
+        return exponents[0] * (0.5 if node.op == "Sqrt" else -1)
+    said = analysis.said.get(analysis.numbers.get(id(node), -1))
+    is_move = said is not None and said.pointwise == "linear" and not any(exponents[1:])
+    return exponents[0] if is_move else None
+
+
 def _bits(analysis: Analysis, tensor: gs.Tensor) -> int:
     type_ = analysis.sizes.dtype(tensor.name)
     return helper.tensor_dtype_to_np_dtype(type_).itemsize * 8 if type_ in DIVISIBLE else 0
@@ -288,7 +442,7 @@ def _before(
             return None
         mask = place.mask
         if mask is not None:
-            if any(mask.shape[:shift]) and math.prod(mask.shape[:shift]) > 1:
+            if math.prod(mask.shape[:shift]) > 1:
                 return None
             mask = mask.reshape(mask.shape[shift:])
             if any(m > 1 and size == 1 for m, size in zip(mask.shape, own, strict=True)):
@@ -401,8 +555,7 @@ def _unpicked(pick: _Pick, own: tuple[int, ...], place: _Place) -> _Place:
             inner = np.repeat(inner, places.size, axis=axis)
         mask = np.zeros((*inner.shape[:axis], own[axis], *inner.shape[axis + 1 :]), bool)
         for k, target in enumerate(places.reshape(-1)):
-            entry = (slice(None),) * axis
-            mask[(*entry, target)] |= inner[(*entry, k)]
+            np.moveaxis(mask, axis, 0)[target] |= np.moveaxis(inner, axis, 0)[k]
     return replace(place, position=position, mask=mask)
 
 

@@ -26,7 +26,7 @@ from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
-from onnx_net2net.linearity import weighings
+from onnx_net2net.linearity import find_norms, weighings
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -64,12 +64,16 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that has to keep its size in a class, with the reason."""
     for constant in frozen_constants(analysis):
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+    norms = find_norms(analysis)
     for number, said in analysis.said.items():
         label = _label(analysis, number)
-        for contraction in said.contractions:
+        for contraction in said.contractions if number not in norms else ():
+            if contraction.law == "square" and analysis.is_derived(number, 0) and _is_read_elsewhere(analysis, number):
+                yield contraction.axis, f"{label} takes a norm of weights over it, which no gain could make up for"
             if contraction.law != "mean" and _is_unweighed(analysis, number, contraction):
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
-            if len(contraction.sides) > 1 and all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            constants = all(analysis.is_derived(number, side) for side, _ in contraction.sides)
+            if len(contraction.sides) > 1 and constants and not _is_norm(analysis, number):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -101,6 +105,26 @@ def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> 
     return next(weighings(analysis, number, contraction, _is_free), None) is None
 
 
+def _is_norm(analysis: Analysis, number: int) -> bool:
+    """Tell whether a product of constants is summed into one number, as the norm u' W v of a weight is."""
+    while True:
+        result = analysis.nodes[number].outputs[0]
+        if math.prod(analysis.sizes.shape(result.name) or ()) == 1:
+            return True
+        reader = result.outputs[0] if len(result.outputs) == 1 else None
+        number = analysis.numbers.get(id(reader), -1)
+        if number not in analysis.said or not analysis.said[number].contractions:
+            return False
+        if not all(analysis.is_derived(number, index) for index in range(len(analysis.nodes[number].inputs))):
+            return False
+
+
+def _is_read_elsewhere(analysis: Analysis, number: int) -> bool:
+    """Tell whether the weight that a node takes a norm of has another reader."""
+    use = analysis.uses.get((number, 0))
+    return use is not None and sum(other.constant is use.constant for other in analysis.uses.values()) > 1
+
+
 def _is_free(dim: Dim) -> bool:
     return not dim.frozen
 
@@ -111,11 +135,12 @@ def _is_free(dim: Dim) -> bool:
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
     weighed = weighed_axes(analysis)
+    normed = {use for norm in find_norms(analysis).values() for use in norm.uses}
     copies = {**_copies(analysis), **_turned_copies(analysis)}
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size"):
-            continue  # reads no values
+        if analysis.nodes[use.node].op in ("Shape", "Size") or key in normed:
+            continue  # reads no values, or as they come
         found = weighed.get(key, {})
         readings.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
