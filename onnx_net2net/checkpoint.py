@@ -96,7 +96,7 @@ def checkpoint(
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
-    redone = _redo(model, grown, steps)
+    redone, numbers = _redo(model, grown, steps)
     made = Made(redone, constants_of(grown))
     derivation = Derivation(entries, constants, made, recovered.matches if recovered else None)
     result = list(derivation.entries())
@@ -109,6 +109,8 @@ def checkpoint(
     notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
     if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    if numbers:
+        notes.append(f"the class must not compute these numbers from its sizes: {some(numbers)}")
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
@@ -141,15 +143,23 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
     return steps
 
 
-def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
-    """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
+def _redo(
+    teacher: Model, student: Model, steps: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, list[GrownConstant]]], list[str]]:
+    """Grow the teacher again.
+
+    Returns:
+        How each constant grew in each step, by the name that it had before it, and the numbers beside what grew.
+    """
     grown: list[dict[str, list[GrownConstant]]] = []
+    numbers: dict[str, None] = {}
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         for result in redo(teacher, steps, Path(folder)):
             if getattr(result, "inserted", ()):
                 raise RefusedError(
                     f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)"
                 )
+            numbers.update(dict.fromkeys(getattr(result, "numbers", ())))
             by_name: dict[str, list[GrownConstant]] = {}
             weights = constants_of(result.teacher)
             for constant in getattr(result, "constants", ()):
@@ -163,7 +173,7 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> li
         # What was calibrated on data, which the record does not have, is nowhere but in the student.
         on_data = any(step.get("calibrated on") == "data" for step in steps)
         _compare(result.student, student, constants_of(teacher) if on_data else None)
-    return grown
+    return grown, list(numbers)
 
 
 def _compare(again: Model, student: Model, only: Mapping[str, Constant] | None) -> None:

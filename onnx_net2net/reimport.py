@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
-from onnx_net2net.inference import Analysis, Use, constant_of
+from onnx_net2net.inference import Analysis, Use
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.linearity import find_norms, weighings
+from onnx_net2net.multipliers import computed, multipliers, number_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -35,6 +35,9 @@ LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 FRAMEWORKS = ("torch",)
 """Frameworks whose classes can be grown for; what is said here holds for any that makes its modules of sizes."""
+
+ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider class"
+"""What to do about a number that may be a function of a size."""
 
 _POWERS = (0.5, -0.5, -1.0)
 """Powers of a size that classes compute: sqrt(hidden), head_dim ** -0.5, 1 / channels."""
@@ -49,9 +52,14 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
-    """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+def hold(analysis: Analysis, *, keep_numbers: bool = False) -> None:
+    """Keep the dims whose growth a class could not follow; called before anything is planned.
+
+    Args:
+        analysis: The dims.
+        keep_numbers: Whether the class is known to compute none of its numbers from sizes.
+    """
+    for axis, reason in [*(() if keep_numbers else _numbers(analysis)), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -60,10 +68,36 @@ def hold(analysis: Analysis) -> None:
                 dims.keep_uniform(contraction.axis, f"{_label(analysis, number)} takes a mean over it")
 
 
+def _numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis of whose size a class may compute a number, with the reason."""
+    known = set()
+    for constant in frozen_constants(analysis):
+        if constant.power != -1.0 or any(map(_is_free, leaves(constant.axis))):  # 1 / 3 may be 4 / 12 as well
+            known.add(constant.node)
+        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+    for found in computed(analysis):
+        if found.multiplier.node not in known:
+            text = f"has {found.multiplier.value:.6g} = {found.text}, which a class may compute anew"
+            for dim in found.dims:
+                yield dim, f"{found.multiplier.node} {text} ({ADVICE})"
+
+
+def numbers_beside(analysis: Analysis, growth: Collection[Dim]) -> list[str]:
+    """Return the single numbers that scale something beside dims that grow, once each, for people.
+
+    Those of activations, and those that are a power of a size that stays, are none.
+    """
+    explained = {c.node for c in frozen_constants(analysis) if not leaf_set(c.axis).intersection(growth)}
+    found: dict[float, list[str]] = {}
+    for multiplier in multipliers(analysis):
+        beside = any(size.dims.intersection(growth) for size in multiplier.sizes)
+        if beside and multiplier.is_told and multiplier.node not in explained:
+            found.setdefault(multiplier.value, []).append(str(multiplier))
+    return [first + (f" and {len(more)} more" if more else "") for first, *more in found.values()]
+
+
 def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that has to keep its size in a class, with the reason."""
-    for constant in frozen_constants(analysis):
-        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     norms = find_norms(analysis)
     for number, said in analysis.said.items():
         label = _label(analysis, number)
@@ -346,8 +380,9 @@ def scalings(analysis: Analysis) -> Iterator[Scaling]:
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
-            value = _number(analysis, node.inputs[index])
+            value = number_of(analysis, node.inputs[index])
             if value:
+                value = abs(value)
                 factor = value if node.op == "Mul" else 1 / value
                 axes = tuple(_scaled(analysis, number, 1 - index, products))
                 yield Scaling(_label(analysis, number), factor, axes, (number, 1 - index))
@@ -367,17 +402,6 @@ def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, 
     if axes:
         yield axes[-1]
         yield from reversed(list(leaves(axes[-1])))
-
-
-def _number(analysis: Analysis, tensor: gs.Tensor) -> float | None:
-    """Return the magnitude of the one float that a constant is, or that follows from sizes; else None."""
-    known = analysis.sizes.values.get(tensor.name)
-    if known is not None:
-        return abs(float(known.reshape(-1)[0])) if known.size == 1 and known.dtype.kind == "f" else None
-    constant = constant_of(tensor)
-    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
-        return None
-    return abs(float(analysis.draft.reader(constant)().reshape(-1)[0]))
 
 
 # --- Widths that a class makes of others ---------------------------------------------------------------------
