@@ -164,12 +164,17 @@ class _Search:
             return []  # zeros stay
         if not tensor.inputs or tensor.name in self._analysis.kept or depth > DEEPEST:
             return None
+        before = set(self.together)
         if len(tensor.outputs) > 1:
             place_ = None if self._nearby else self._shared(tensor, number, index, place)
             if place_ is None:
+                self.together = before
                 return None
             place = place_
-        return self._node(tensor, place, depth + 1)
+        carriers = self._node(tensor, place, depth + 1)
+        if carriers is None:
+            self.together = before
+        return carriers
 
     def _constant(self, number: int, index: int, place: _Place) -> list[Carrier] | None:
         use = self._analysis.uses[number, index]
@@ -445,7 +450,7 @@ def _before(
             if math.prod(mask.shape[:shift]) > 1:
                 return None
             mask = mask.reshape(mask.shape[shift:])
-            if any(m > 1 and size == 1 for m, size in zip(mask.shape, own, strict=True)):
+            if ((np.array(mask.shape) > 1) & (np.array(own) == 1)).any():
                 return None
         return replace(place, position=position, mask=mask)
     if node.op == "Transpose":

@@ -76,7 +76,7 @@ class Multiplier:
         """Whether people are told of it: no number of an activation, no epsilon and no mask."""
         if self.value == 1.0 or not 1e-4 < abs(self.value) < 1e4:
             return False
-        return not _is_usual(self.value) or any(size.where != "own" for size in self.sizes)
+        return not _is_usual(self.value) or any(size.where == "behind" for size in self.sizes)
 
     def __str__(self) -> str:
         return f"{self.node} by {self.value:.6g} ({self.name})"
@@ -102,13 +102,13 @@ def computed(analysis: Analysis) -> Iterator[Computed]:
     found = list(multipliers(analysis))
     gains = _gains(found)
     for multiplier in found:
-        for size in multiplier.sizes:
-            text = function_of(multiplier.value, size.size, size.where, multiplier.in_residual)
-            if not text and size.where == "weights" and _gain(multiplier, size) in gains:
-                text = f"{_gain(multiplier, size):.4g} / sqrt({size.size})"
-            if text:
-                yield Computed(multiplier, size.dims, text)
-                break
+        texts = [(function_of(multiplier.value, size.size, size.where, multiplier.in_residual, plain=plain), size)
+                 for plain in (True, False) for size in multiplier.sizes]  # fmt: skip
+        texts += [(f"{_gain(multiplier, size):.4g} / sqrt({size.size})", size) for size in multiplier.sizes
+                  if size.where == "weights" and _gain(multiplier, size) in gains]  # fmt: skip
+        text, size = next(((text, size) for text, size in texts if text), ("", None))
+        if size is not None:
+            yield Computed(multiplier, size.dims, text)
 
 
 def _gains(found: list[Multiplier]) -> set[float]:
@@ -125,22 +125,31 @@ def _gain(multiplier: Multiplier, size: Size) -> float:
     return float(f"{abs(multiplier.value) * size.size**0.5:.5g}")
 
 
-def function_of(value: float, size: int, where: Where, in_residual: bool = False) -> str:
+def function_of(value: float, size: int, where: Where, in_residual: bool = False, *, plain: bool | None = None) -> str:
     """Return the text of the simple function of a size that a number is, "" if it is none.
 
     Quotients are looked for only where a number scales all that a layer makes or reads: 0.5 in an activation is 4 / 8
     by chance, and so is the half of a residual branch anywhere.
+
+    Args:
+        value: The number.
+        size: The size.
+        where: Whose size it is.
+        in_residual: As in `Multiplier`.
+        plain: Whether only functions of nothing but the size are looked for, or only others; None for all.
     """
     value = abs(value)
-    usual = _is_usual(value) and (where != "behind" or in_residual)
+    usual = _is_usual(value) and (where != "behind" or in_residual or not (value * 64).is_integer())
     if size < 2 or math.isclose(value, 1.0) or value == 0.0 or usual:
         return ""
     powers = {f"{size} ** -0.5": size**-0.5, f"sqrt({size})": size**0.5, f"log({size})": math.log(size)}
     if size > 2:
         powers |= {f"1 / {size}": 1 / size, f"{size}": size}
-    for text, power in powers.items():
+    for text, power in powers.items() if plain is not False else ():
         if math.isclose(value, power, rel_tol=_ROUNDING):
             return text
+    if plain:
+        return ""
     numerator, square = value * size, value * value * size
     is_whole = math.isclose(numerator, round(numerator), rel_tol=_ROUNDING) and 1 < round(numerator) <= _LARGEST
     if where in ("behind", "ahead") and is_whole:
@@ -154,7 +163,10 @@ def function_of(value: float, size: int, where: Where, in_residual: bool = False
 
 
 def _is_usual(value: float) -> bool:
-    return any(math.isclose(abs(value), usual, rel_tol=1e-5) for usual in _USUAL)
+    """Tell whether people write a number down: one of activations, or 0.2, which is no quotient of a power of two."""
+    value = abs(value)
+    is_short = math.isclose(value, round(value, 2), rel_tol=1e-6) and not (value * 64).is_integer()
+    return is_short or any(math.isclose(value, usual, rel_tol=1e-5) for usual in _USUAL)
 
 
 def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
@@ -194,8 +206,8 @@ def _sizes(analysis: Analysis, number: int, index: int, axes: tuple[Axis, ...]) 
                 yield Size(axis.size, frozenset(leaf_set(axis)), "weights")
         return
     if len(node.inputs[index].outputs) == 1 and not _is_activated(analysis, node.outputs[0]):
-        for axis in _behind(analysis, node.inputs[index]):
-            yield from _parts(axis, "behind")
+        for axis, where in _behind(analysis, node.inputs[index]):
+            yield from _parts(axis, where)
         for axis in _ahead(analysis, node.outputs[0]):
             yield from _parts(axis, "ahead")
     yield from _parts(axes[-1], "own")
@@ -213,8 +225,9 @@ def _is_activated(analysis: Analysis, tensor: gs.Tensor) -> bool:
     return any(said is not None and said.pointwise in ("any", "partial") for said in known)
 
 
-def _behind(analysis: Analysis, tensor: gs.Tensor) -> Iterator[Axis]:
-    """Yield what the layer that makes an operand sums over."""
+def _behind(analysis: Analysis, tensor: gs.Tensor) -> Iterator[tuple[Axis, Where]]:
+    """Yield what the layer that makes an operand, or something of which it is a part, sums over."""
+    where: Where = "behind"
     for _ in range(_FURTHEST):
         if not tensor.inputs:
             return
@@ -223,9 +236,11 @@ def _behind(analysis: Analysis, tensor: gs.Tensor) -> Iterator[Axis]:
         if said is None:
             return
         if said.contractions:
-            yield from (contraction.axis for contraction in said.contractions)
+            yield from ((contraction.axis, where) for contraction in said.contractions)
             return
-        if node.op not in _PASSES:
+        if node.op in ("Slice", "Split", "Gather"):
+            where = "own"
+        elif node.op not in _PASSES:
             return
         sources = [t for t in node.inputs if constant_of(t) is None and t.inputs]
         if node.op in ("Mul", "Div", "Add", "Sub") and len(sources) != 1:

@@ -73,10 +73,10 @@ def _numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     known = set()
     for constant in frozen_constants(analysis):
         if constant.power != -1.0 or any(map(_is_free, leaves(constant.axis))):  # 1 / 3 may be 4 / 12 as well
-            known.add(constant.node)
+            known.add(f"{constant.value:.5g}")
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for found in computed(analysis):
-        if found.multiplier.node not in known:
+        if f"{abs(found.multiplier.value):.5g}" not in known:
             text = f"has {found.multiplier.value:.6g} = {found.text}, which a class may compute anew"
             for dim in found.dims:
                 yield dim, f"{found.multiplier.node} {text} ({ADVICE})"
