@@ -9,8 +9,8 @@ from typing import Any
 
 import graphs
 import numpy as np
-import onnxruntime as ort
 import onnx
+import onnxruntime as ort
 import pytest
 from graphs import analyse_open, conform, growable, value_info
 from onnx import helper, numpy_helper, parser
