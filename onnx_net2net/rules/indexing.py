@@ -128,6 +128,7 @@ def one_hot(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     at = op.axis(len(target), -1)
+    op.scalars(1)
     op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")
     op.unify_all(indices, (*target[:at], *target[at + 1 :]))
 
@@ -148,6 +149,7 @@ def top_k(op: Op) -> None:
             op.unify_all((*source[:at], *source[at + 1 :]), (*target[:at], *target[at + 1 :]))
             op.freeze(target[at], "ranks the entries along this axis")
     op.freeze(source[at], "ranks the entries along this axis")
+    op.scalars(1)
 
 
 @rule("CumSum", "CumProd")
@@ -179,6 +181,7 @@ def reverse_sequence(op: Op) -> None:
 def trilu(op: Op) -> None:
     """Keep a triangle of each matrix; the axes in front pass."""
     op.apply("*b m n -> *b m n", fixed="m n")
+    op.scalars(1)
 
 
 @rule("CenterCropPad", pointwise="linear")
@@ -204,6 +207,7 @@ signature("Det", "*b m n -> *b", fixed="m n", pointwise="zero")
 def dft(op: Op) -> None:
     """Transform along one axis; the last one holds the real and the imaginary part, the others pass."""
     source, target = op.input(0), op.output()
+    op.scalars(1)
     known = op.ints("axis", 2) or ([1 if op.version < 20 else -2] if not op.has(2) else None)
     if source is None or target is None or known is None:
         op.freeze_all("transforms along an axis that is not known")
@@ -224,6 +228,7 @@ def stft(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     op.unify(signal[0], target[0])
+    op.scalars(1, 3)
     op.freeze((*signal[1:], *target[1:], *(op.input(2) or ())), "transforms windows along this axis")
 
 

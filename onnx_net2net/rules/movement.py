@@ -15,6 +15,7 @@ def source(op: Op) -> None:
     if op.kind != "Constant":
         op.freeze(op.output(), "makes this axis")
     op.ignores(0)
+    op.scalars(1, 2)
 
 
 @rule("ConstantOfShape")
@@ -136,6 +137,7 @@ def reshape(op: Op) -> None:
 def refold(op: Op) -> None:
     """Merge axes, or drop and add axes of size 1; no size is written down."""
     match_runs(op, op.input(0), op.output())
+    op.scalars(1)
 
 
 def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
