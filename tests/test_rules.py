@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
@@ -375,6 +376,49 @@ def test_a_grown_operator_computes_grown_outputs(row: Case) -> None:
     assert row.free_sizes() == row.free
 
 
+# --- Every way to write a range -------------------------------------------------------------------------------------
+
+LARGEST = 2**63 - 1
+PLACES = (0, 1, 4, 6, 7, LARGEST, -1, -4, -6, -7, -LARGEST)
+STEPS = (1, 2, 3, -1, -2)
+
+
+def _many(nodes: dict[str, onnx.NodeProto], array: np.ndarray, opset: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """One model of independent nodes, each with an input of its own, with constants by the names that nodes read."""
+    feeds = {f"x {name}": array for name in nodes}
+    read = {name for node in nodes.values() for name in node.input} - set(feeds)
+    constants = {name: np.array([int(number) for number in name.split(",")], np.int64) for name in read if name}
+    return build(nodes.values(), feeds, [node.output[0] for node in nodes.values()], constants, opset=opset), feeds
+
+
+@pytest.mark.parametrize("form", ["inputs", "attributes", "two axes"])
+def test_a_range_means_the_same_units_however_its_ends_are_written(form: str) -> None:
+    """All signs, steps, and places beyond the ends, each on an axis of 6 units that grows."""
+    nodes, sizes = {}, {}
+    for start, end, step in itertools.product(PLACES, PLACES, STEPS):
+        taken = len(range(6)[start:end:step])
+        if not taken or (form == "attributes" and step != 1) or (form == "two axes" and step not in (1, 2)):
+            continue
+        name = f"[{start}:{end}:{step}]"
+        places = {"starts": [start], "ends": [end], "axes": [1]}
+        if form == "attributes":
+            nodes[name] = helper.make_node("Slice", [f"x {name}"], [f"y {name}"], **places)
+        else:
+            both = (f"-1,{start}", f"{LARGEST},{end}", "", f"1,{step}")
+            given = both if form == "two axes" else (str(start), str(end), "-2", str(step))
+            nodes[name] = helper.make_node("Slice", [f"x {name}", *given], [f"y {name}"])
+        sizes[name] = taken
+    proto, feeds = _many(nodes, np.random.default_rng(0).random((2, 6, 3), FLOAT), 9 if form == "attributes" else 18)
+    conform(proto, feeds, np.random.default_rng(1))
+    analysis = analyse_open(load(proto))
+    for name, taken in sizes.items():
+        step = int(name.strip("[]").split(":")[2])
+        if f"y {name}" not in analysis.axes:  # onnx infers no shape from an attribute in front of the axis
+            continue
+        is_free = any(not dim.frozen for dim in leaves(analysis.axes[f"y {name}"][1]))
+        assert is_free == (taken > 1 and (form != "two axes" or step == 1 or taken * step == 6)), name
+
+
 # --- The operators' own cases -------------------------------------------------------------------------------------
 
 # Inputs that choose a shape or a mode, whatever their type.
@@ -486,7 +530,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 # --- What a rule overlooks ----------------------------------------------------------------------------------------
 
-ENOUGH = 40  # cases of an operator, from which what its rule reads is told
+ENOUGH = 100  # cases of an operator, from which what its rule reads is told
 
 
 def _analysed(node: onnx.NodeProto, row: Case) -> Analysis:
