@@ -133,6 +133,18 @@ def test_other_float_types(kind, dtype):
         deepen_exactly(mlp(OTHERS["Tanh"], kind, dtype), after=["up"], way=way)
 
 
+def test_what_onnxruntime_lacks_for_a_type_is_refused(tmp_path, capsys):
+    teacher = mlp(OTHERS["Tanh"], "double", np.float64, opset=15)  # where PRelu has no form in other operators
+    onnx.save(teacher, tmp_path / "t.onnx")
+    code = main(
+        ["deepen", str(tmp_path / "t.onnx"), "-o", str(tmp_path / "s.onnx"), "--after", "up", "--with", "prelu"]
+    )
+    assert code == 3
+    assert "onnxruntime has no PRelu of float64" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.onnx"]
+    deepen_exactly(mlp(OTHERS["Tanh"], opset=15), after=["up"], way="prelu")
+
+
 CONVOLUTION = """(float[N, 3, KERNEL] x) => (float[N, 5, KERNEL] y) {
     v = Conv<pads=PADS, group=1>(x, up) r = Relu(v) w = Conv<pads=PADS, group=3>(r, mid) a = Relu(w)
     y = Conv<pads=PADS>(a, down) }"""
