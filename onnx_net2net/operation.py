@@ -97,6 +97,27 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A list of places counts up along an axis of its own: all units of a run on an axis of the data, in order.
+
+    Attributes:
+        input: The input that is the list, whose last axis has the axes of the data.
+        column: The axis of the data.
+        along: The axis of the list along which the places count up.
+        before: What lies in front of the run.
+        units: The run.
+        rest: What lies behind it.
+    """
+
+    input: int
+    column: int
+    along: int
+    before: Axis
+    units: Axis
+    rest: Axis
+
+
+@dataclass(frozen=True)
 class Statistic:
     """The node normalises by a statistic over axes.
 
@@ -127,6 +148,7 @@ class Statements:
     size_inputs: list[SizeInput] = field(default_factory=list)
     size_attributes: list[SizeAttribute] = field(default_factory=list)
     selections: list[Selection] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
     shares: list[int] = field(default_factory=list)
@@ -350,6 +372,10 @@ class Op:
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
         """State that the node picks units along an axis; see `Selection`."""
         self.said.selections.append(Selection(axis, tuple(units), order, index))
+
+    def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
+        """State that an input lists a run of places; see `Run`."""
+        self.said.runs.append(Run(index, column, along, before, units, rest))
 
     def pointwise(self, kind: str) -> None:
         """State what the node does to each unit alone.
