@@ -42,6 +42,7 @@ IDEMPOTENT = {
     "Clip": "low = Constant<value_float=0.0>() high = Constant<value_float=6.0>() a = Clip(v, low, high)",
     "Abs": "a = Abs(v)",
     "behind an Identity": "i = Identity(v) a = Relu(i)",
+    "v where v > 0": "zero = Constant<value_float=0.0>() g = Greater(v, zero) a = Where(g, v, zero)",
     "max(v, 0)": "zero = Constant<value_float=0.0>() a = Max(v, zero)",
     "HardTanh": "low = Constant<value_float=-1.0>() high = Constant<value_float=1.0>() a = Clip(v, low, high)",
 }
@@ -53,6 +54,10 @@ PAIRED = {
     "HardSwish": "a = HardSwish(v)",
     "Softplus": "a = Softplus(v)",
     "LeakyRelu": "a = LeakyRelu<alpha=0.2>(v)",
+    "Softplus with a threshold": """top = Constant<value_float=20.0>() s = Softplus(v) g = Greater(v, top)
+        a = Where(g, v, s)""",
+    "LeakyRelu by a comparison": """zero = Constant<value_float=0.0>() c = Constant<value_float=0.2>() m = Mul(v, c)
+        g = Less(v, zero) n = Not(g) a = Where(n, v, m)""",
 }
 LIMITED = {
     "SiLU up to 7": "top = Constant<value_float=7.0>() m = Min(v, top) s = Sigmoid(v) a = Mul(m, s)",
