@@ -29,6 +29,9 @@ DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
 """Element types of integers that copies can share in whole parts."""
 
+_LONG_LISTS = {("ScatterND", 1)}
+"""Inputs (operator, index) that list so many places, one for each element, that `sizes` does not keep them."""
+
 _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
 
@@ -329,6 +332,7 @@ def _operation(
 ) -> Op:
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
+    constants: list[bool] = []
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
@@ -338,19 +342,22 @@ def _operation(
             axes = _variable_axes(analysis, tensor.name)
             _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
+        is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
+        if is_long:
+            value = analysis.draft.read(constant)
         for axis in axes or ():
             if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
+        constants.append(is_long or tensor.name in analysis.sizes.constant)
     outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
     label = node.name or (node.outputs[0].name if node.outputs else "")
     version = versions.get(node.domain or "", 1)
-    constant = [tensor.name in analysis.sizes.constant for tensor in node.inputs]
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     return Op(
         node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
-        constant=constant,
+        constant=constants,
     )  # fmt: skip
 
 
