@@ -18,7 +18,7 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
 
@@ -63,6 +63,11 @@ class Map:
         """Whether nothing changes."""
         return self.new == self.old and bool((self.index == np.arange(self.old)).all())
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all copies of a unit have the same share of what it weighs."""
+        return bool(np.allclose(self.weight, _even(self), rtol=1e-9, atol=0))
+
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
 
@@ -102,6 +107,37 @@ def from_index(old: int, index: np.ndarray) -> Map:
     first = np.zeros(len(index), bool)
     first[np.unique(index, return_index=True)[1]] = True
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
+
+
+def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:
+    """Give the copies of a unit shares of different sizes, each the same for all that read it.
+
+    So a copy's gradient is its share of the unit's, whatever the readers' gradients are. The logarithms of the shares
+    of one unit are equally far apart, with a deviation of about `spread`, and in random order: no two are equal, and
+    none is near 0.
+    """
+    if not spread:
+        return map
+    copies = np.flatnonzero((map.weight > 0) & (map.kind == 0))
+    order = copies[np.lexsort((rng.random(len(copies)), map.index[copies]))]
+    _, starts, counts = np.unique(map.index[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    count = np.repeat(counts, counts)
+    sizes = np.exp(spread * 3**0.5 * (2 * rank / np.maximum(count - 1, 1) - 1))
+    weight = map.weight.copy()
+    weight[order] = sizes / np.repeat(np.add.reduceat(sizes, starts), counts)
+    return replace(map, weight=weight)
+
+
+def evened(map: Map) -> Map:
+    """Return the map with equal shares for all copies of a unit."""
+    return replace(map, weight=_even(map))
+
+
+def _even(map: Map) -> np.ndarray:
+    read = map.weight > 0
+    counts = np.bincount(map.index[read], minlength=map.old)
+    return np.where(read, 1 / np.maximum(counts, 1)[map.index], 0.0)
 
 
 def padded(old: int, new: int, kind: str) -> Map:
@@ -374,7 +410,7 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
         divided[copies] = divided[originals] = True
         wide = np.promote_types(view.dtype, np.float32)
         shares = view[copies] * _column(map.weight[copies], view)
-        if style.spread and view.ndim > 1:
+        if style.spread and view.ndim > 1 and map.is_even:
             shares += _draw(shares.shape, style.spread * deviation(), rng, view.dtype)
         view[copies] = shares
         view[originals] = view[originals] - np.add.reduceat(shares.astype(wide, copy=False), starts, axis=0)

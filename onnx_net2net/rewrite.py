@@ -22,7 +22,20 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
-from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.maps import (
+    NEVER,
+    ORIGINS,
+    Filler,
+    Growth,
+    Map,
+    Side,
+    Style,
+    compose,
+    evened,
+    grow,
+    is_float,
+    new_size,
+)
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
@@ -188,6 +201,8 @@ def _is_silent(
 
 
 def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth, weighed: set[Dim]) -> Map:
+    if contraction.law != "sum":  # a mean has equal shares
+        growth = {**growth, **{dim: evened(growth[dim]) for dim in weighed}}
     map = compose(axes[position], growth, weighed)
     if contraction.law == "mean":
         return changed(map, weight=map.weight * (new_size(contraction.axis, growth) / contraction.axis.size))

@@ -148,6 +148,8 @@ def _widen(
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan)}")
     plan.check_map()
+    if framework:
+        plan.share_by_units(style.spread, style.seed)
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
