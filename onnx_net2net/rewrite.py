@@ -357,7 +357,8 @@ def _rewrite_constant(
     name = constant.name
     shown = shown_name(analysis.nodes[uses[0].node].inputs[uses[0].input])
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
-    if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
+    is_matrix = sum(axis.size > 1 for axis in uses[0].axes) > 1
+    if len(alike) > 1 and is_matrix and not is_fill(original()):  # exporters merge vectors of equal values, and zeros
         analysis.untied.append(name)
     for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
@@ -380,6 +381,11 @@ def _rewrite_constant(
         yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
