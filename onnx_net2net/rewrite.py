@@ -22,7 +22,20 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
-from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.maps import (
+    NEVER,
+    ORIGINS,
+    Filler,
+    Growth,
+    Map,
+    Side,
+    Style,
+    compose,
+    grow,
+    halved,
+    is_float,
+    new_size,
+)
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
@@ -161,7 +174,9 @@ def _weigh_contractions(
                     roles.setdefault(place[:2], {})[place[2]] = Role(contraction, silent)
                     break
             else:
-                (index, position), map = contraction.sides[-1], maps[-1]
+                index, position = contraction.sides[-1]
+                exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+                map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
                 yield analysis.nodes[number], index, position, map
 
 
