@@ -420,7 +420,7 @@ def _finish(
     verification = None
     with _progress() as progress, student.stage(options.output, progress=progress) as staged:
         if options.verify:
-            verification = verify(teacher, staged.path, progress=progress, **checking)
+            verification = verify(teacher, staged.path, progress=progress, record=False, **checking)
             if exact:
                 verification.raise_if_different()
         staged.commit()

@@ -33,6 +33,7 @@ from onnx_net2net.maps import (
     compose,
     evened,
     grow,
+    halved,
     is_float,
     new_size,
 )
@@ -174,7 +175,9 @@ def _weigh_contractions(
                     roles.setdefault(place[:2], {})[place[2]] = Role(contraction, silent)
                     break
             else:
-                (index, position), map = contraction.sides[-1], maps[-1]
+                index, position = contraction.sides[-1]
+                exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+                map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
                 yield analysis.nodes[number], index, position, map
 
 
