@@ -209,7 +209,7 @@ def test_copies_of_uneven_shares_get_their_share_of_the_gradient(kind, part, tmp
     for number, parameter in enumerate(wider.parameters()):
         carried = state[number]["momentum_buffer"]
         assert_near(carried, parameter.grad, part)
-        assert float(torch.cosine_similarity(carried.flatten(), parameter.grad.flatten(), 0)) > 0.99
+        assert float(torch.cosine_similarity(carried.flatten(), parameter.grad.flatten(), 0)) > 0.98
 
 
 def test_copies_of_uneven_shares_learn_different_things(tmp_path):
