@@ -66,8 +66,8 @@ class Map:
 
     @property
     def is_even(self) -> bool:
-        """Whether all copies of a unit have the same share of what it weighs."""
-        return bool(np.allclose(self.weight, _even(self), rtol=1e-9, atol=0))
+        """Whether all copies of a unit that are weighed have the same share."""
+        return bool(np.all((self.weight == 1) | np.isclose(self.weight, _even(self), rtol=1e-9, atol=0)))
 
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
@@ -421,7 +421,8 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
     uneven = style.spread and side.spread and view.ndim > 1 and map.is_even
     if side.spread and not uneven and map.is_even and _is_whole(view):
         map = halved(map)
-    copies = np.flatnonzero(~map.first & (map.kind == 0) & (map.weight > 0)) if side.spread else np.zeros(0, np.intp)
+    shared = ~map.first & (map.kind == 0) & (map.weight > 0) & (map.weight != 1)
+    copies = np.flatnonzero(shared) if side.spread else np.zeros(0, np.intp)
     divided = np.zeros(map.new, bool)
     if len(copies):
         copies = copies[np.argsort(map.index[copies], kind="stable")]

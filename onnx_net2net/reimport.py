@@ -22,13 +22,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
-from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
-from onnx_net2net.maps import identity
+from onnx_net2net.linearity import weighings
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier, dtype_of
+from onnx_net2net.rewrite import dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -96,21 +96,13 @@ def _label(analysis: Analysis, number: int) -> str:
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
     """Tell whether there are units to grow in a sum that no weight takes part in."""
-    return bool(_free(contraction.axis)) and not list(_carriers(analysis, number, contraction))
+    if not any(not dim.frozen for dim in leaves(contraction.axis)):
+        return False
+    return next(weighings(analysis, number, contraction, _is_free), None) is None
 
 
-def _free(axis: Axis) -> set[Dim]:
-    return {dim for dim in leaves(axis) if not dim.frozen}
-
-
-def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iterator[tuple[int, int, int]]:
-    """Yield where (node, input, axis) constants can weigh the units of a sum."""
-    free = _free(contraction.axis)
-    growth = {dim: identity(dim.size) for dim in free}
-    for index, position in contraction.sides:
-        place = carrier(analysis, number, index, position, free, growth, contraction.law)
-        if place is not None:
-            yield place
+def _is_free(dim: Dim) -> bool:
+    return not dim.frozen
 
 
 # --- Tied weights --------------------------------------------------------------------------------------------
@@ -146,8 +138,9 @@ def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
     weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+            way = next(weighings(analysis, number, contraction, _is_free), None)
+            for place in way.carriers if way else ():
+                weighed.setdefault((place.node, place.input), {})[place.position] = number
     return weighed
 
 
@@ -368,12 +361,22 @@ _KEYS = ("query/key head_dim", "rotary pairs")
 _COUNTS = ("heads", "kv heads", "heads per kv head")
 
 
+def _factors(analysis: Analysis) -> set[Dim]:
+    """Return the dims that are factors of an axis with others that could grow instead."""
+    axes = [axis for axes in analysis.axes.values() for axis in map(resolve, axes) if not isinstance(axis, Dim)]
+    free = [{dim for dim in leaves(axis) if not dim.frozen} for axis in axes if isinstance(axis, Product)]
+    return set().union(*(dims for dims in free if len(dims) > 1))
+
+
 def adapt(analysis: Analysis, inspection: Inspection) -> None:
     """Let groups have the sizes that a class can have: no filled up norms, and widths that follow others."""
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     keys = {group.size: group for group in inspection.groups if group.role in _KEYS}
+    multiplied = leaf_set(*Network(analysis).products.values()) & _factors(analysis)
     for group in inspection.groups:
         group.fillable = False
+        if group.role in _KEYS or multiplied.intersection(group.dims):
+            group.follows = group  # heads grow in number, and in width only if they are asked to
         if group.role == "value head_dim":
             group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
     for layer in Network(analysis).layers.values():
