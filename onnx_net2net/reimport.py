@@ -22,6 +22,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
+from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
@@ -49,9 +50,9 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -87,6 +88,16 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
     yield from _ties(analysis)
+
+
+def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in computed(analysis, proto):
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
 
 
 def _label(analysis: Analysis, number: int) -> str:

@@ -130,7 +130,7 @@ def _widen(
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # as `inspect` shows them
     if framework:
-        hold(analysis)
+        hold(analysis, opened.model.proto)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         adapt(analysis, inspection)
