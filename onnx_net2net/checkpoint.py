@@ -109,6 +109,7 @@ def checkpoint(
     notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
     if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    notes += _unseen(result)
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
@@ -117,6 +118,20 @@ def checkpoint(
     return Checkpoint(
         (*_marked(result), *derivation.added()), tuple(sources), tuple(notes), getattr(entries, "versions", None)
     )
+
+
+def _unseen(entries: Sequence[Entry]) -> Iterator[str]:
+    """Say which entries are not in the graph, so that only a load into the class can tell whether their shapes fit."""
+    grown = [f"{entry.name} {list(entry.old)} -> {list(entry.new)}" for entry in entries if entry.new != entry.old
+             and entry.relation == "not in the graph"]  # fmt: skip
+    kept = [f"{entry.name} {list(entry.old)}" for entry in entries if entry.relation == "passed through" and entry.note]
+    if grown:
+        yield f"warning: {len(grown)} entries are not in the graph, and grew like others of their kind: {some(grown)}"
+    if kept:
+        yield (
+            f"warning: {len(kept)} entries are not in the graph, and keep their shape, as others of their sizes grew "
+            f"differently; the class may have them wider: {some(kept)}"
+        )
 
 
 def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:

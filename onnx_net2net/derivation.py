@@ -17,6 +17,7 @@ from onnx_net2net.matching import Constant, Match, Matches, Piece, match, match_
 from onnx_net2net.rewrite import GrownConstant
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
+from onnx_net2net.unseen import Unseen
 
 Kind = Literal["weight", "gradient", "square"]
 """What an array holds for each element of an entry: a value, its gradient (or a mean of these), or their square."""
@@ -162,11 +163,14 @@ class Derivation:
     def entries(self) -> Iterator[Entry]:
         """Yield all entries."""
         self._refuse_unknown()
+        derived = {
+            name: self._derived(name, stored, self._best(name))
+            for name, stored in self._entries.items()
+            if name in self._matches
+        }
+        unseen = Unseen(list(derived.values()))
         for name, stored in self._entries.items():
-            if name in self._matches:
-                yield self._derived(name, stored, self._best(name))
-            else:
-                yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
+            yield derived.get(name) or _unseen(name, stored, unseen)
 
     def added(self) -> Iterator[Entry]:
         """Yield the weights of layers that the teacher does not have."""
@@ -203,16 +207,29 @@ class Derivation:
     def _refuse_unknown(self) -> None:
         """Refuse if constants grew that no entry is, and there are entries that are no constant."""
         known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
-        grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
+        grown = [name for name in self._versions if name not in known and not self._is_computed_anew(name)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
-        grown = [
-            name for name in grown if lost and np.ptp(single(self._constants[name].read()))
-        ]  # states start at zeros
         if grown:
+            advice = f"; these may have to grow, and are not in the graph: {some(lost)}" if lost else ""
             raise RefusedError(
-                f"these grew, and no entry of the state dict explains them: {some(grown)}; these may have to "
-                f"grow, and are not in the graph: {some(lost)} (export with folding off: dynamo=True, optimize=False)"
+                f"these grew, and no entry of the state dict explains them: {some(grown)}{advice} (export with folding "
+                "off: dynamo=True, optimize=False; grow with --for torch)"
             )
+
+    def _is_computed_anew(self, name: str) -> bool:
+        """Tell whether a class that makes a constant itself makes the student's: the same all along what grew.
+
+        States that start at zeros are such, and masks of ones.
+        """
+        old = self._constants[name]
+        for version in self._versions[name]:
+            new = self._made.final[version.final]
+            if not any(version.chain):
+                continue
+            values = _along(new.read(), old.shape) if len(new.shape) == len(old.shape) else None
+            if values is None or not np.array_equal(values, _along(old.read(), new.shape)):
+                return False
+        return True
 
     def _best(self, name: str) -> Match:
         """Return the match that the names speak for, where several constants have the values of an entry."""
@@ -312,6 +329,20 @@ def _like(grown: GrownConstant | None, match: Match, stored: Stored) -> Growth:
     return Growth(tuple(sides), "copy" if match.scales else grown.filler, 1.0, grown.style)
 
 
+def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
+    """Return an entry that is not in the graph, grown like others where some of its sizes grew."""
+    guess = unseen.guess(name, stored.shape) if is_float(stored.dtype) and stored.shape else None
+    if guess is None:
+        return Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
+    if not guess.like:
+        note = "is not in the graph, and others of its sizes grew differently"
+        return Entry(name, "passed through", (), stored.shape, stored.shape, note=note, value=stored.read)
+    new = tuple(side.map.new for side in guess.growths[-1].sides)
+    note = f"is not in the graph, and grew like {guess.like}"
+    entry = Entry(name, "not in the graph", (), stored.shape, new, guess.growths, note)
+    return replace(entry, value=lambda: entry.grow(stored.read()))
+
+
 def _added(constant: Constant) -> Entry:
     """Return the entry of a new layer's weight; of a Linear's, which a MatMul reads, the transpose."""
     turned = len(constant.shape) == 2 and any(r.operator == "MatMul" and r.input == 1 for r in constant.reads)
@@ -319,6 +350,17 @@ def _added(constant: Constant) -> Entry:
     read = constant.read
     value = (lambda: read().T) if turned else read
     return Entry(constant.name, "new", (), shape, shape, value=value)
+
+
+def _along(values: Array, other: tuple[int, ...]) -> Array | None:
+    """Return what an array has along axes where another shape differs, None where it varies there."""
+    for axis, size in enumerate(other):
+        if values.shape[axis] != size:
+            first = values.take([0], axis)
+            if not np.array_equal(values, np.broadcast_to(first, values.shape)):
+                return None
+            values = first
+    return values
 
 
 def _same(one: Array, other: Array) -> bool:
