@@ -28,6 +28,7 @@ from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
+from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import carrier, dtype_of
 
@@ -52,6 +53,7 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 
 def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
+    _join_layers(analysis, proto)
     for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
@@ -88,6 +90,19 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
     yield from _ties(analysis)
+
+
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
 
 
 def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
