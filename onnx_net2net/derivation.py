@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,9 @@ import numpy as np
 
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.folding import match_folded
-from onnx_net2net.layout import Sides, apply, follow, joined
+from onnx_net2net.layout import Sides, Transpose, View, apply, follow, joined
 from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
-from onnx_net2net.matching import Constant, Match, Matches, Piece, match, match_parts, single
+from onnx_net2net.matching import Constant, Match, Matches, Piece, match, match_parts
 from onnx_net2net.rewrite import GrownConstant
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
@@ -153,8 +154,19 @@ class Derivation:
     """Derives the entries of the student's state dict."""
 
     def __init__(
-        self, entries: StateDict, constants: Mapping[str, Constant], made: Made, matches: Matches | None
-    ) -> None:
+        self, entries: StateDict, constants: Mapping[str, Constant], made: Made, matches: Matches | None,
+        called: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Make one.
+
+        Args:
+            entries: The teacher's state dict.
+            constants: The constants of its graph.
+            made: What became of these.
+            matches: Which of them each entry may be; None to find out.
+            called: What the modules of the graph call entries that have other names there.
+        """
+        self._called = called or {}
         self._entries, self._constants, self._made = entries, constants, made
         self._matches = match_all(entries, constants) if matches is None else matches
         self._versions = {name: made.versions(constant) for name, constant in constants.items()}
@@ -226,8 +238,10 @@ class Derivation:
             new = self._made.final[version.final]
             if not any(version.chain):
                 continue
-            values = _along(new.read(), old.shape) if len(new.shape) == len(old.shape) else None
-            if values is None or not np.array_equal(values, _along(old.read(), new.shape)):
+            if len(new.shape) != len(old.shape):
+                return False
+            one, other = _along(new.read(), old.shape), _along(old.read(), new.shape)
+            if one is None or other is None or not np.array_equal(one, other):
                 return False
         return True
 
@@ -249,7 +263,7 @@ class Derivation:
         """Return how well the names say that a constant is an entry."""
         constants = [self._constants[piece.constant] for piece in match.pieces]
         named = all(c.name == name or f".{c.name}".endswith(f".{name}") for c in constants)
-        near = [max((nearness(name, read.scope) for read in c.reads), default=0) for c in constants]
+        near = [max((self._nearness(name, read.scope) for read in c.reads), default=0) for c in constants]
         return named, min(near)
 
     def _derived(self, name: str, stored: Stored, match: Match) -> Entry:
@@ -265,7 +279,7 @@ class Derivation:
                 ]
         except RefusedError as error:
             raise RefusedError(f"{name} cannot be derived from {match.pieces[0].constant}: {error}") from error
-        shape = tuple(side.map.new for side in growths[-1].sides)
+        shape = tuple(side.map.new for side in growths[-1].sides) if growths else stored.shape
         constants = tuple(piece.constant for piece in match.pieces)
         entry = Entry(name, match.relation, constants, stored.shape, shape, tuple(growths))
 
@@ -283,7 +297,7 @@ class Derivation:
     def _nearest(self, entry: str, constant: str) -> Version:
         """Return the version of a constant that the module of an entry reads."""
         versions = [v for v in self._versions[constant] if v.scopes] or self._versions[constant]
-        near = [max((nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
+        near = [max((self._nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
         best = [version for version, score in zip(versions, near, strict=True) if score == max(near)]
         if len({_growth_key(version) for version in best}) > 1:
             raise RefusedError(
@@ -292,6 +306,22 @@ class Derivation:
             )
         self._used.setdefault(constant, set()).add(best[0].final)
         return best[0]
+
+    def _nearness(self, entry: str, scope: str) -> int:
+        return nearness(self._called.get(entry, entry), scope)
+
+    def later(self, name: str) -> list[Match]:
+        """Return what an entry may be in the graph behind all steps, the best first; nothing if it is not in it."""
+        best = self._best(name) if name in self._matches else None
+        result: list[Match] = []
+        for one in (best, *(other for other in self._matches[name] if other is not best)) if best else ():
+            with contextlib.suppress(RefusedError):
+                result.append(replace(one, pieces=tuple(self._later(name, one, piece) for piece in one.pieces)))
+        return result
+
+    def _later(self, name: str, match: Match, piece: Piece) -> Piece:
+        version = self._nearest(name, piece.constant)
+        return Piece(version.final, self._followed(piece, version).view if match.axes is None else piece.view)
 
     def _followed(self, piece: Piece, version: Version) -> _Part:
         view, sizes = piece.view, self._constants[piece.constant].shape
@@ -302,7 +332,7 @@ class Derivation:
             view, sides = follow(view, sides)
             growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
         read = self._made.final[version.final].read
-        return _Part(growths, lambda: apply(view, read()))
+        return _Part(growths, lambda: apply(view, read()), view)
 
 
 def match_all(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
@@ -345,11 +375,21 @@ def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
 
 def _added(constant: Constant) -> Entry:
     """Return the entry of a new layer's weight; of a Linear's, which a MatMul reads, the transpose."""
+    view, read = _view_of_new(constant), constant.read
+    shape = constant.shape[::-1] if view else constant.shape
+    return Entry(constant.name, "new", (), shape, shape, value=lambda: apply(view, read()))
+
+
+def _view_of_new(constant: Constant) -> View:
     turned = len(constant.shape) == 2 and any(r.operator == "MatMul" and r.input == 1 for r in constant.reads)
-    shape = constant.shape[::-1] if turned else constant.shape
-    read = constant.read
-    value = (lambda: read().T) if turned else read
-    return Entry(constant.name, "new", (), shape, shape, value=value)
+    return (Transpose((1, 0)),) if turned else ()
+
+
+def new_match(entry: Entry, constants: Mapping[str, Constant]) -> list[Match]:
+    """Return which constant the entry of a new layer is; nothing for others."""
+    if entry.relation != "new":
+        return []
+    return [Match("same", (Piece(entry.name, _view_of_new(constants[entry.name])),))]
 
 
 def _along(values: Array, other: tuple[int, ...]) -> Array | None:
@@ -378,6 +418,7 @@ class _Part:
 
     growths: list[Growth]
     value: Callable[[], Array]
+    view: View
 
 
 def _joined(parts: Sequence[Growth], axis: int) -> Growth:

@@ -54,7 +54,9 @@ class Unseen:
         growths = []
         for number, step in enumerate(steps):
             chosen = [donor and donor[0].growths[number].sides[donor[1]] for donor in donors]
-            growths.append(_plain(step, [side or Side(identity(size)) for side, size in zip(chosen, shape, strict=True)]))
+            growths.append(
+                _plain(step, [side or Side(identity(size)) for side, size in zip(chosen, shape, strict=True)])
+            )
         known = all(donor or size not in self._axes for donor, size in zip(donors, shape, strict=True))
         return Guess(tuple(growths), "all of its sizes") if known else Guess((), "")
 
