@@ -22,11 +22,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
+from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.linearity import weighings
+from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -49,9 +51,10 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+    _join_layers(analysis, proto)
+    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -87,6 +90,29 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
     yield from _ties(analysis)
+
+
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
+
+
+def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in computed(analysis, proto):
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
 
 
 def _label(analysis: Analysis, number: int) -> str:
