@@ -36,12 +36,17 @@ _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
 
 
+_CUT = ("Slice", "Split")
+"""Operators that read a part of a vector."""
+
+
 @dataclass(eq=False)
 class Use:
     """A constant read by one input of one node.
 
     Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
-    which must not tie layers together. The uses of a matrix share its dims: that is a real tie.
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie. So do the nodes that
+    cut a vector up: they read the parts of one parameter.
     """
 
     node: int
@@ -371,7 +376,7 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     if shape is None:
         return None
     key = id(constant)
-    if sum(size > 1 for size in shape) > 1:
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
         axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
     else:
         axes = tuple(Dim(size) for size in shape)
