@@ -7,10 +7,10 @@ sizes never mean equal dims.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 import onnx
@@ -323,12 +323,13 @@ def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: in
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
     spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
+    around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
+    operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
+    holders = Counter(id(dim) for operand in operands for dim in operand)
     for index, axes in enumerate(op.inputs):
-        others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
-        around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
         for axis in axes or () if index not in op.said.ignored else ():
             dim = dims.resolve(axis)
-            if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
+            if isinstance(dim, Dim) and id(dim) not in around and holders[id(dim)] < 2 and dim.copies is None:
                 op.freeze(dim, UNREAD)
 
 
