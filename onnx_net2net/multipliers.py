@@ -97,7 +97,7 @@ class Computed:
     text: str
 
 
-def computed(analysis: Analysis) -> Iterator[Computed]:
+def computed_numbers(analysis: Analysis) -> Iterator[Computed]:
     """Find the numbers that a class may compute from a size near them."""
     found = list(multipliers(analysis))
     gains = _gains(found)

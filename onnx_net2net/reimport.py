@@ -21,12 +21,14 @@ import numpy as np
 import onnx
 
 from onnx_net2net import dims
+from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
 from onnx_net2net.linearity import find_norms, weighings
-from onnx_net2net.multipliers import computed, multipliers, number_of
+from onnx_net2net.multipliers import computed_numbers, multipliers, number_of
+from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -52,14 +54,17 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis, *, keep_numbers: bool = False) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto, *, keep_numbers: bool = False) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned.
 
     Args:
         analysis: The dims.
+        proto: The model that was analysed.
         keep_numbers: Whether the class is known to compute none of its numbers from sizes.
     """
-    for axis, reason in [*(() if keep_numbers else _numbers(analysis)), *_reasons(analysis)]:
+    _join_layers(analysis, proto)
+    numbers = () if keep_numbers else _numbers(analysis)
+    for axis, reason in [*numbers, *_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -75,7 +80,7 @@ def _numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         if constant.power != -1.0 or any(map(_is_free, leaves(constant.axis))):  # 1 / 3 may be 4 / 12 as well
             known.add(f"{constant.value:.5g}")
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
-    for found in computed(analysis):
+    for found in computed_numbers(analysis):
         if f"{abs(found.multiplier.value):.5g}" not in known:
             text = f"has {found.multiplier.value:.6g} = {found.text}, which a class may compute anew"
             for dim in found.dims:
@@ -117,6 +122,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+        for run in said.runs:
+            if run.before.size or run.rest.size:
+                for axis in (run.before, run.units, run.rest):
+                    yield axis, f"{label} picks its units by their places, which a class does not move"
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
             for axis in use.axes:
@@ -125,6 +134,29 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
     yield from _ties(analysis)
+
+
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
+
+
+def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in computed(analysis, proto):
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
 
 
 def _label(analysis: Analysis, number: int) -> str:
