@@ -474,10 +474,10 @@ def _before(
         return place
     summed = {position for c in analysis.said[number].contractions for side, position in c.sides if side == index}
     holders = [p for p, axis in enumerate(axes) if dims & leaf_set(axis) and p not in summed]
-    if node.op in _REFOLDS:  # of several axes with the dims that with as many elements in front
-        start = math.prod(shape[: place.position])
-        same = [p for p in holders if own[p] == shape[place.position] and math.prod(own[:p]) == start]
-        holders = same or holders
+    if node.op in _REFOLDS:  # of several axes with the dims those that are a part of the result's, or have it as one
+        start, end = math.prod(shape[: place.position]), math.prod(shape[: place.position + 1])
+        bounds = {p: (math.prod(own[:p]), math.prod(own[: p + 1])) for p in holders}
+        holders = [p for p, (a, b) in bounds.items() if (start <= a and b <= end) or (a <= start and end <= b)]
     if len(holders) != 1:
         return None
     mask = place.mask
