@@ -101,13 +101,15 @@ def checkpoint(
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         runs = _redo(model, grown, steps, Path(folder))
         result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
+    is_free = any(step["operation"] == "widen" and not step.get("framework") for step in steps)
     if untied and not untie:
+        remedy = "grow with --for torch" if is_free else "export with folding off"
         raise RefusedError(
-            f"tied weights grew differently: {some(untied)} (grow with --for torch, or give --untie and make the "
-            "class without the tie)"
+            f"tied weights grew differently: {some(untied)} ({remedy}, or give --untie and make the class without the "
+            "tie)"
         )
     notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
-    if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
+    if is_free:
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
     numbers = list(dict.fromkeys(number for run in runs for number in run.numbers))
     if numbers:

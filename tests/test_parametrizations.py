@@ -162,6 +162,14 @@ def test_a_folded_parametrization_is_refused_with_the_export_that_helps(tmp_path
         checkpoint(tmp_path / "teacher.onnx", tmp_path / "student.onnx", model.state_dict())
 
 
+def test_half_folded_ones_are_refused_so_too(tmp_path):
+    """TorchScript folds the matrix that spectral norm makes of a kernel, and not the kernel."""
+    model = export("spectral norm", tmp_path / "teacher.onnx", dynamo=False, opset_version=17)
+    widen(tmp_path / "teacher.onnx", factor=1.5, framework="torch").student.save(tmp_path / "student.onnx")
+    with pytest.raises(RefusedError, match="folding off"):
+        checkpoint(tmp_path / "teacher.onnx", tmp_path / "student.onnx", model.state_dict())
+
+
 def test_a_class_that_keeps_its_numbers_grows_the_rank(tmp_path):
     export("low rank", tmp_path / "teacher.onnx", **UNFOLDED["torchscript"])
     options = {"factor": 1.5, "framework": "torch", "keep_numbers": True}
