@@ -101,6 +101,7 @@ def checkpoint(
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         runs = _redo(model, grown, steps, Path(folder))
         result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
+    result = list(_called(result))
     if untied and not untie:
         raise RefusedError(
             f"tied weights grew differently: {some(untied)} (grow with --for torch, or give --untie and make the "
@@ -110,12 +111,43 @@ def checkpoint(
     if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
     notes += _unseen(result)
+    notes += _invented([entry.name for entry in result if entry.relation == "new"])
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
     return Checkpoint(tuple(_marked(result)), tuple(sources), tuple(notes), getattr(entries, "versions", None))
+
+
+def _called(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield the entries, and those of new layers by the name of the layer that they were put behind in the class."""
+    layers = {constant: entry.name.rpartition(".")[0] for entry in entries for constant in entry.constants}
+    for entry in entries:
+        before, mark, rest = entry.name.rpartition("_new")
+        is_behind = entry.relation == "new" and bool(layers.get(before))
+        yield replace(entry, name=f"{layers[before]}{mark}{rest}") if is_behind else entry
+
+
+def _invented(names: Sequence[str]) -> Iterator[str]:
+    """Say which entries are of new layers, whose names are none of the class's as yet.
+
+    Raises:
+        RefusedError: If no class could have them.
+    """
+    nameless = [name for name in names if not all(map(_is_attribute, name.split(".")))]
+    if nameless:
+        raise RefusedError(f"no class has layers of these names: {some(nameless)}; fill a deeper class by transfer")
+    if names:
+        yield (
+            f"warning: {len(names)} entries are of new layers, and a class has to have these under their names (or fill a "
+            f"deeper class by transfer): {some(names)}"
+        )
+
+
+def _is_attribute(step: str) -> bool:
+    """Tell whether a step of a path may be a module or parameter of a class."""
+    return step.isidentifier() or step.isdigit()
 
 
 def _unseen(entries: Sequence[Entry]) -> Iterator[str]:
