@@ -25,8 +25,8 @@ from onnx_net2net import dims
 from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.inference import Analysis, Use, constant_of
-from onnx_net2net.inspection import Inspection
-from onnx_net2net.layers import Network
+from onnx_net2net.inspection import Group, Inspection
+from onnx_net2net.layers import Layer, Network
 from onnx_net2net.maps import identity
 from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
@@ -401,21 +401,83 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
     for group in inspection.groups:
         group.fillable = False
         if group.role == "value head_dim":
-            group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
-    for layer in Network(analysis).layers.values():
-        streams = [group_of[dim] for dim in layer.reads if dim in group_of]
-        for term in layer.terms if len(streams) == 1 else ():
-            made = [group_of[dim] for dim in term if dim in group_of]
-            heads = [group for group in made if "head" in group.role]
-            is_square = math.prod(group.size for group in heads or made) == streams[0].size
-            is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
-            for group in made if is_square and is_whole else ():
-                if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
-                    group.follows = streams[0]
-    for layer in Network(analysis).layers.values():  # heads that a layer mixes, and what that makes of them
+            group.follows = (keys.get(group.size, group),)  # where the keys keep their width, so do the values
+    layers = list(Network(analysis).layers.values())
+    squares = [(streams, made) for layer in layers for streams, made in _squares(layer, group_of)]
+    for streams, made in squares:
+        heads = [group for group in made if "head" in group.role]
+        counts = [group for group in heads if group.role in _COUNTS]
+        is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
+        for group in counts if heads else made if is_whole else ():
+            if group not in streams and not group.follows:
+                group.follows = streams
+    for group in inspection.groups:
+        group.follows = _roots(group)
+    for layer in layers:  # heads that a layer mixes, and what that makes of them
         groups = {id(group_of[dim]): group_of[dim] for dim in (*layer.reads, *itertools.chain(*layer.terms))
                   if dim in group_of}  # fmt: skip
         heads = [group for group in groups.values() if group.role in _COUNTS]
         if len(groups) == 2 and len(heads) == 1 and len({group.size for group in groups.values()}) == 1:
             (mixed,) = (group for group in groups.values() if group is not heads[0])
-            mixed.follows = heads[0].follows or heads[0]
+            mixed.follows = heads[0].follows or (heads[0],)
+    for streams, made in squares:
+        if not any("head" in group.role for group in streams):
+            _hold_together(inspection, streams, [group for group in made if "head" in group.role])
+
+
+def _roots(group: Group) -> tuple[Group, ...]:
+    """Return the groups that a group follows in the end."""
+    seen = {id(group)}
+    followed = group.follows
+    while len(followed) == 1 and followed[0].follows and id(followed[0]) not in seen:
+        seen.add(id(followed[0]))
+        followed = followed[0].follows
+    return followed
+
+
+def _squares(layer: Layer, group_of: Mapping[Dim, Group]) -> Iterator[tuple[tuple[Group, ...], list[Group]]]:
+    """Yield what a layer reads where it makes as much, and what it makes: all of an axis, or of parts in a row."""
+    streams = tuple(dict.fromkeys(group_of[dim] for dim in sorted(layer.reads, key=_serial) if dim in group_of))
+    if not streams or math.prod(group.size for group in streams) != layer.width:
+        return
+    run: list[Group] = []
+    total = 0
+    for size, term in zip(layer.sizes, layer.terms, strict=True):
+        made = list(dict.fromkeys(group_of[dim] for dim in term if dim in group_of))
+        heads = [group for group in made if "head" in group.role]
+        if math.prod(group.size for group in heads or made) == layer.width:  # perhaps several times: q, k and v
+            yield streams, made
+            continue
+        run, total = run + made, total + size
+        if total == layer.width:
+            yield streams, list(dict.fromkeys(run))
+        if total >= layer.width:
+            run, total = [], 0
+
+
+def _serial(dim: Dim) -> int:
+    return dim.serial
+
+
+def _hold_together(inspection: Inspection, streams: Sequence[Group], heads: Sequence[Group]) -> None:
+    """Let a stream have only sizes that the heads of an attention as wide as it can make up, or keep its size."""
+    if not heads:
+        return
+    leaders = [leader for stream in streams for leader in (stream, *stream.follows)]
+    following = [group for group in heads if any(leader in leaders for leader in group.follows)]
+    if not any(group.reason is None for group in following):
+        reason = f"is as wide as all heads of {heads[0].name!r}, which do not grow"
+        for stream in streams:
+            _hold_group(inspection, stream, next((f"{reason}: {g.reason}" for g in heads if g.reason), reason))
+    for stream in streams:
+        for group in following:
+            stream.step = math.lcm(stream.step, stream.size // math.gcd(stream.size, group.size))
+
+
+def _hold_group(inspection: Inspection, group: Group, reason: str) -> None:
+    """Keep the size of a group, and of those that grow by one factor with it."""
+    ratios = {dim.ratio.root() for dim in group.dims if dim.ratio is not None}
+    for other in inspection.groups:
+        shares = any(dim.ratio is not None and dim.ratio.root() in ratios for dim in other.dims)
+        if other is group or shares:
+            other.reason = other.reason or reason

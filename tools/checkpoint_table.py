@@ -176,6 +176,9 @@ TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
     "mobilevit_xxs": ("mobilevit_xxs", {}, 64),
     "mobilevitv2_050": ("mobilevitv2_050", {}, 64),
     "visformer_tiny": ("visformer_tiny", {"img_size": 64}, 64),
+    "pit_ti": ("pit_ti_224", {"img_size": 64}, 64),
+    "coat_tiny": ("coat_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "parallel_depth": 1}, 64),
+    "mvitv2_tiny": ("mvitv2_tiny", {"img_size": 64}, 64),
     "twins_svt_small": ("twins_svt_small", {"img_size": 64, "depths": (1, 1, 1, 1)}, 64),
 }  # fmt: skip
 
@@ -245,6 +248,19 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5_encoder": ("T5Config", "T5EncoderModel",
                    {"vocab_size": 120, "d_model": 48, "d_ff": 88, "d_kv": 12, "num_heads": 4, "num_layers": 2,
                     "tie_word_embeddings": False}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {key: value for key, value in DECODER.items() if key != "head_dim"}),
+    "falcon": ("FalconConfig", "FalconModel",
+               {"vocab_size": 120, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "ffn_hidden_size": 88, "attn_implementation": "eager"}),
+    "segformer": ("SegformerConfig", "SegformerForSemanticSegmentation",
+                  {"depths": [1, 1], "num_encoder_blocks": 2, "sr_ratios": [4, 2], "patch_sizes": [7, 3],
+                   "strides": [4, 2], "mlp_ratios": [2, 2], "num_labels": 5, "hidden_sizes": [16, 24],
+                   "decoder_hidden_size": 36, "num_attention_heads": [2, 3], "attn_implementation": "eager"}),
+    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2Model",
+                 {"vocab_size": 32, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "intermediate_size": 88, "conv_dim": [20, 20], "conv_kernel": [5, 3], "conv_stride": [4, 2],
+                  "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0,
+                  "attn_implementation": "eager"}),
     "mobilebert": ("MobileBertConfig", "MobileBertModel", {**WORDS, "embedding_size": 20, "intra_bottleneck_size": 32,
                    "num_feedforward_networks": 2}),
 }  # fmt: skip
@@ -256,6 +272,8 @@ def transformers_case(name: str) -> Case:
     model = build_transformer(config, kind, options)
     if "image_size" in options or "depths" in options:
         return model, image(32)
+    if "conv_dim" in options:
+        return model, torch.randn(2, 400)
     return model, torch.randint(3, 100, (2, 9))
 
 
