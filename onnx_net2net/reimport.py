@@ -411,6 +411,14 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
         for group in counts if heads else made if is_whole else ():
             if group not in streams and not group.follows:
                 group.follows = streams
+    for layer in layers:  # heads that are not read of the stream that they make
+        read = list(dict.fromkeys(group_of[dim] for dim in sorted(layer.reads, key=_serial) if dim in group_of))
+        made = [group_of[dim] for term in layer.terms if len(term) == 1 for dim in term if dim in group_of]
+        counts = [group for group in read if group.role in _COUNTS]
+        if counts and len(made) == 1 and made[0].size == layer.width and made[0].role == "residual stream":
+            squares.append(((made[0],), read))
+            for group in counts:
+                group.follows = group.follows or (made[0],)
     for group in inspection.groups:
         group.follows = _roots(group)
     for layer in layers:  # heads that a layer mixes, and what that makes of them
@@ -422,7 +430,11 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
             mixed.follows = heads[0].follows or (heads[0],)
     for streams, made in squares:
         if not any("head" in group.role for group in streams):
+            parts = [group for group in made if not group.role]
             _hold_together(inspection, streams, [group for group in made if "head" in group.role])
+            if len(parts) > 1 and len(parts) == len(made):
+                for group in (*streams, *parts):
+                    _hold_group(inspection, group, f"which of the factors of {made[0].name!r} grows is not known")
 
 
 def _roots(group: Group) -> tuple[Group, ...]:

@@ -334,6 +334,11 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
     keys = {"k_proj": "num_key_value_heads"}
     queries = ("q_proj", "query", "q_lin", "c_attn", "query_key_value", "qkv", ".q.", "attention.attention.query")
     heads = next((k for k in ("num_attention_heads", "n_head", "n_heads", "num_heads") if k in options), None)
+    if isinstance(options.get(heads or ""), list):  # of stages, each of which has heads of a width that is kept
+        sizes = {int(name.split("stages.")[1].split(".")[0]): grown[name].shape[0] / tensor.shape[0]
+                 for name, tensor in teacher.items() if "stages." in name and name.endswith("q_proj.weight")}  # fmt: skip
+        options[heads] = [round(count * sizes[stage]) for stage, count in enumerate(options[heads])]
+        return
     for name, tensor in teacher.items():
         if not name.endswith("weight") or tensor.ndim < 2:
             continue
@@ -344,7 +349,7 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
         if heads and any(query in name for query in queries):
             options[heads + "'"] = round(options[heads] * ratio)
         for key, field in keys.items():
-            if key in name and field in options:
+            if (key in name or "qkv_proj" in name) and field in options:
                 options[field + "'"] = round(options[field] * ratio)
     for key in [key for key in options if key.endswith("'")]:
         options[key[:-1]] = options.pop(key)
