@@ -403,6 +403,8 @@ class _Blocks:
         """Return the numbered module around all layers of a block, or what else their names have in common."""
         modules = [self._module(layer) for layer in sorted(region) if layer in self._network.layers]
         common = _common(modules)
+        if len(set(modules)) == 1 and modules[0].rpartition(".")[2].isdigit():
+            return modules[0]  # a layer of a list, alone
         return _numbered(common) or ".".join(common) or self._analysis.nodes[number].name or modules[0]
 
     def _module(self, layer: int) -> str:

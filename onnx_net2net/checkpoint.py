@@ -140,7 +140,7 @@ def _invented(names: Sequence[str]) -> Iterator[str]:
         raise RefusedError(f"no class has layers of these names: {some(nameless)}; fill a deeper class by transfer")
     if names:
         yield (
-            f"warning: {len(names)} entries are of new layers, and a class has to have these under their names (or fill a "
+            f"warning: {len(names)} entries are of new layers, which a class has to have under these names (or fill a "
             f"deeper class by transfer): {some(names)}"
         )
 

@@ -98,7 +98,8 @@ class Network:
         ]
         return Layer(
             number, kind, weights[0], frozenset(reads), frozenset(dim for term in terms for dim in term),
-            frozenset(shared), tuple(terms), tuple(part.size for part in parts), read.size, frozenset(dims_of(*rest[1:]) if kind in CONVOLUTIONS else ()),
+            frozenset(shared), tuple(terms), tuple(part.size for part in parts), read.size,
+            frozenset(dims_of(*rest[1:]) if kind in CONVOLUTIONS else ()),
         )  # fmt: skip
 
     # -- nodes and tensors -------------------------------------------------------------------------------------

@@ -334,10 +334,17 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
     keys = {"k_proj": "num_key_value_heads"}
     queries = ("q_proj", "query", "q_lin", "c_attn", "query_key_value", "qkv", ".q.", "attention.attention.query")
     heads = next((k for k in ("num_attention_heads", "n_head", "n_heads", "num_heads") if k in options), None)
-    if isinstance(options.get(heads or ""), list):  # of stages, each of which has heads of a width that is kept
-        sizes = {int(name.split("stages.")[1].split(".")[0]): grown[name].shape[0] / tensor.shape[0]
-                 for name, tensor in teacher.items() if "stages." in name and name.endswith("q_proj.weight")}  # fmt: skip
-        options[heads] = [round(count * sizes[stage]) for stage, count in enumerate(options[heads])]
+    if heads and isinstance(options[heads], list):  # of stages, whose heads keep their width
+        for stage in range(len(options[heads])):
+            block = f"segformer.stages.{stage}.blocks.0"
+            old, new = (state[f"{block}.attention.q_proj.weight"].shape[0] for state in (teacher, grown))
+            inner, stream = grown[f"{block}.mlp.fc1.weight"].shape
+            options[heads] = [*options[heads][:stage], options[heads][stage] * new // old, *options[heads][stage + 1 :]]
+            options["mlp_ratios"] = [
+                *options["mlp_ratios"][:stage],
+                inner // stream,
+                *options["mlp_ratios"][stage + 1 :],
+            ]
         return
     for name, tensor in teacher.items():
         if not name.endswith("weight") or tensor.ndim < 2:
