@@ -325,7 +325,7 @@ def test_layers_that_no_class_has_are_refused(tmp_path):
         taken_back(model, x, tmp_path, "TorchScript", lambda file: deepen(file, all=True, framework="torch"))
     with pytest.raises(RefusedError, match="by transfer"):
         taken_back(model, x, tmp_path, "TorchScript", lambda file: deepen(file, all=True))
+    residual, image = drawn(Residual()), torch.randn(2, 3, 9, 9)
     with pytest.raises(RefusedError, match="by transfer"):
-        residual = drawn(Residual())
-        taken_back(residual, torch.randn(2, 3, 9, 9), tmp_path, "TorchScript",
+        taken_back(residual, image, tmp_path, "TorchScript",
                    lambda file: deepen(file, repeat={"layer1": 1}, way="cancel"))  # fmt: skip
