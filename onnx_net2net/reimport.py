@@ -55,7 +55,10 @@ def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
     _join_layers(analysis, proto)
     known = list(computed(analysis, proto))
-    for axis, reason in [*_computed(analysis, known), *_reasons(analysis, {id(use.constant) for use, _ in known})]:
+    doubtful = {id(use.constant) for use, _ in known}
+    if proto.producer_name != "pytorch":  # nobody tells parameters from others
+        doubtful.update(id(use.constant) for use in analysis.uses.values())
+    for axis, reason in [*_computed(analysis, known), *_reasons(analysis, doubtful)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -64,8 +67,8 @@ def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
                 dims.keep_uniform(contraction.axis, f"{_label(analysis, number)} takes a mean over it")
 
 
-def _reasons(analysis: Analysis, known: Collection[int]) -> Iterator[tuple[Axis, str]]:
-    """Yield each axis that has to keep its size in a class, with the reason; `known` are constants that it computes."""
+def _reasons(analysis: Analysis, doubtful: Collection[int]) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis that has to keep its size in a class, with the reason; `doubtful` constants it may compute."""
     for constant in frozen_constants(analysis):
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for number, said in analysis.said.items():
@@ -75,7 +78,7 @@ def _reasons(analysis: Analysis, known: Collection[int]) -> Iterator[tuple[Axis,
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
             indices = [index for index, _ in contraction.sides]
             is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
-            if is_constant and any(_may_be_computed(analysis, number, index, known) for index in indices):
+            if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -123,20 +126,20 @@ def _label(analysis: Analysis, number: int) -> str:
     return f"{node.op} {node.name or node.outputs[0].name!r}"
 
 
-def _may_be_computed(analysis: Analysis, number: int, index: int, known: Collection[int]) -> bool:
+def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Collection[int]) -> bool:
     """Tell whether what follows from constants is neither made of parameters alone nor one number everywhere."""
     if analysis.is_fill(number, index):
         return False
     use = analysis.uses.get((number, index))
     if use is not None:
-        return id(use.constant) in known
+        return id(use.constant) in doubtful
     tensor = analysis.nodes[number].inputs[index]
     maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
     node = analysis.nodes[maker]
     if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *_MOVES):
         return True
     data = range(len(node.inputs)) if node.op not in _MOVES else (0,)
-    return any(_may_be_computed(analysis, maker, other, known) for other in data if node.inputs[other].name)
+    return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
 
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
@@ -175,11 +178,8 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
             sums = [found[position] for _, found in known if position in found]
             made = [key for key, found in known if position not in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if (
-                sums
-                and made
-                and not (_divide_tables(analysis, sums, made, axis) or rescale_instead(analysis, sums, axis, reason))
-            ):
+            is_free = not sums or not made or rescale_instead(analysis, sums, axis, reason)
+            if not is_free and not _divide_tables(analysis, sums, made, axis):
                 yield axis, reason
 
 

@@ -22,7 +22,7 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of, is_fill
-from onnx_net2net.linearity import weighings
+from onnx_net2net.linearity import Weighing, weighings
 from onnx_net2net.maps import (
     NEVER,
     ORIGINS,
@@ -167,6 +167,7 @@ def _weigh_contractions(
 ) -> Iterator[tuple[gs.Node, int, int, Map]]:
     """Find for each sum the weights that weigh the copies; yield those that need a node of their own."""
     weighed_with: set[int] = set()
+    ways: list[tuple[int, Contraction, Weighing | None]] = []
     for number, said in analysis.said.items():
         for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
@@ -179,17 +180,22 @@ def _weigh_contractions(
             if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
             way = next(weighings(analysis, number, contraction, growth.__contains__), None)
-            if way is None:
-                index, position = contraction.sides[-1]
-                exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
-                map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
-                yield analysis.nodes[number], index, position, map
-                continue
-            weighed_with |= way.together
-            silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
-            for place in way.carriers:
-                role = Role(contraction, silent, place.units, place.even)
-                roles.setdefault((place.node, place.input), {})[place.position] = role
+            weighed_with |= way.together if way else frozenset()
+            ways.append((number, contraction, way))
+    for number, contraction, way in ways:
+        if number in weighed_with:  # by what a later one is weighed by
+            continue
+        weighed = _grown(contraction.axis, growth)
+        if way is None:
+            index, position = contraction.sides[-1]
+            exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+            map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
+            yield analysis.nodes[number], index, position, map
+            continue
+        silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
+        for place in way.carriers:
+            role = Role(contraction, silent, place.units, place.even)
+            roles.setdefault((place.node, place.input), {})[place.position] = role
 
 
 def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]:
