@@ -136,9 +136,10 @@ def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Coll
     tensor = analysis.nodes[number].inputs[index]
     maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
     node = analysis.nodes[maker]
-    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *_MOVES):
+    moves = (*_MOVES, "Expand", "Tile")
+    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
         return True
-    data = range(len(node.inputs)) if node.op not in _MOVES else (0,)
+    data = range(len(node.inputs)) if node.op not in moves else (0,)
     return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
 
 
