@@ -10,13 +10,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnx_net2net.inputs import Feeds, InputSpec
 from onnx_net2net.protos import refill
 
 # Where the error of one unit in the last place is put.
 _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
+
+_SHIFTS = {"Add", "Sub"}
+"""Where even a single number has an error: the digits that a large one takes from what it is added to."""
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_OF_SHAPES = {"Shape", "Size"}
 
 _DYNAMIC = "DynamicQuantizeLinear"
 
@@ -91,7 +97,9 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
         t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
     }
     nodes = []
+    values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in _FLOATS}
     for node in proto.graph.node:
+        carries = node.op_type not in _OF_SHAPES and not values.isdisjoint(node.input)
         if node.op_type == "QuantizeLinear" and node.input[1] in floats:
             kind, step = floats[node.input[1]][0].data_type, floats[node.input[1]][1] * _BEFORE_ROUNDING
             factor = error(node.output[0], kind, [], step)
@@ -105,11 +113,14 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
             node.input[0] = moved
         nodes.append(node)
         weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
-        if weight is not None and node.op_type in _LAYERS and math.prod(weight.dims) > 4:  # fewer: sizes and scales
+        many = weight is not None and math.prod(weight.dims) > 4  # fewer: sizes and scales
+        if weight is not None and (node.op_type in _LAYERS if many else node.op_type in _SHIFTS and carries):
+            carries = True
             name = node.output[0]
             node.output[0] = f"{name}/exact"
             factor = error(name, weight.data_type, _per_unit(node, weight), step)
             nodes.append(helper.make_node("Mul", [node.output[0], factor], [name]))
+        values.update(nodes[-1].output if carries else ())
     refill(proto.graph.node, nodes)
     return errors
 

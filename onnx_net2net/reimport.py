@@ -88,6 +88,10 @@ def _reasons(analysis: Analysis, doubtful: Collection[int]) -> Iterator[tuple[Ax
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+        for run in said.runs:
+            if run.before.size or run.rest.size:
+                for axis in (run.before, run.units, run.rest):
+                    yield axis, f"{label} picks its units by their places, which a class does not move"
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
             for axis in use.axes:

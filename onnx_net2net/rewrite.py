@@ -481,6 +481,7 @@ def resize(teacher: Model, analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+        _rewrite_runs(analysis, number, growth)
 
 
 def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
@@ -645,6 +646,32 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
     analysis.inserted.append(Inserted(f"Gather instead of {node.op}", node.name or output.name))
+
+
+def _rewrite_runs(analysis: Analysis, number: int, growth: Growth) -> None:
+    """Write a list of places down anew, whose runs are longer or lie elsewhere; its other columns stay.
+
+    Places that count from the end of an axis lie elsewhere, too, where only what is behind them grows.
+    """
+    runs = analysis.said[number].runs
+    if not any(_grown(axis, growth) for run in runs for axis in (run.before, run.units, run.rest)):
+        return
+    node, index = analysis.nodes[number], runs[0].input
+    places = _listed(analysis, number, index)
+    for run in runs:
+        start, size = new_size(run.before, growth), new_size(run.units, growth)
+        places = np.take(places, np.zeros(size, np.int64), axis=run.along)
+        shape = [size if axis == run.along else 1 for axis in range(places.ndim - 1)]
+        places[..., run.column] = np.arange(start, start + size).reshape(shape)
+    node.inputs[index] = analysis.draft.constant(f"{node.outputs[0].name}_places", places)
+    analysis.note(f"places for {node.op}", node)
+
+
+def _listed(analysis: Analysis, number: int, index: int) -> np.ndarray:
+    """Return the integers that a node reads."""
+    use = analysis.uses.get((number, index))
+    tensor = analysis.nodes[number].inputs[index]
+    return analysis.draft.read(use.constant) if use else analysis.sizes.values[tensor.name]
 
 
 # --- The interface -------------------------------------------------------------------------------------------

@@ -380,7 +380,7 @@ class _Case:
         moved = self.steady if steady else self.nudged
         for name in self.answers[0]:
             known, draws = ([values[name] for values in answers] for answers in (self.answers, moved))
-            yield judge(name, answer.get(name), known, draws, typical=typical[name])
+            yield judge(name, answer.get(name), known, draws, typical=typical.get(name, Typical()))
 
 
 @dataclass(frozen=True)
@@ -394,12 +394,15 @@ class _Gathered:
 
 def _typical(cases: Sequence[_Case], steady: bool) -> dict[str, Typical]:
     """Return what each output is like in most cases."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for case in cases:
-        for name, first in case.answers[0].items():
-            noise = noise_of(first, [values[name] for values in (case.steady if steady else case.nudged)])
-            found.setdefault(name, []).append((noise, largest_of(first)))
-    return {name: Typical(*map(statistics.median, zip(*pairs, strict=True))) for name, pairs in found.items()}
+    found: dict[str, Typical] = {}
+    for name in cases[0].answers[0]:
+        firsts = [case.answers[0][name] for case in cases if name in case.answers[0]]
+        draws = [case.steady if steady else case.nudged for case in cases if name in case.answers[0]]
+        noises = [noise_of(v, [moved[name] for moved in own]) for v, own in zip(firsts, draws, strict=True)]
+        # Where it is rounded away in most cases, the others tell how large it is.
+        noise = statistics.median(noises) or math.sqrt(statistics.fmean(noise * noise for noise in noises))
+        found[name] = Typical(noise, statistics.median(map(largest_of, firsts)))
+    return found
 
 
 def _worst(reports: Sequence[OutputReport]) -> tuple[OutputReport, ...]:
