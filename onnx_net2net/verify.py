@@ -144,7 +144,11 @@ class Verification:
         still = f"output {next(iter(self.unmoved), '')!r} was the same in all of them"
         if self.equivalent and self.unmoved:
             inside = next(iter(self.unmoved.values()))
-            instead = f"{inside[0]!r} inside was compared" if inside else "its weights are as its record says"
+            instead = (
+                f"{inside[0]!r}, which it is made from, was compared"
+                if inside
+                else "its weights are as its record says"
+            )
             return f"equivalent in {where}: at worst {figures}; {still}, {instead} instead"
         if self.equivalent:
             return f"equivalent in {where}: at worst {figures}"
@@ -501,7 +505,9 @@ def _cases(
 
     def move(binding: Mapping[str, int] | None) -> _Gathered:
         """Look for inputs that move the outputs which none has moved so far; generated ones become cases."""
-        still = unmoved(moving, [case.answers[0] for case in cases])
+        usual = _typical(cases, steady=False)
+        slack = {name: usual[name].slack for name in moving if name in usual}
+        still = unmoved(slack, [case.answers[0] for case in cases])
         others: list[Feeds] = []
         started = time.perf_counter()
         for feeds in bolder(specs, cases[0].feeds, binding, rng) if still else ():
@@ -517,8 +523,8 @@ def _cases(
             if not still or time.perf_counter() - started > MOVING_SECONDS:
                 break
         if given is not None and not others:
-            still = []  # nothing else can be run, and whoever gave the inputs chose them
-        return _Gathered(cases, still, (cases[0].feeds, others[0] if others else cases[-1].feeds))
+            still = {}  # nothing else can be run, and whoever gave the inputs chose them
+        return _Gathered(cases, list(still), (cases[0].feeds, others[0] if others else cases[-1].feeds))
 
     if given is not None:
         attempt(check_feeds(given, specs))
