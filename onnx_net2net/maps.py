@@ -64,6 +64,11 @@ class Map:
         """Whether nothing changes."""
         return self.new == self.old and bool((self.index == np.arange(self.old)).all())
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all copies of a unit that are weighed have the same share."""
+        return bool(np.all((self.weight == 1) | np.isclose(self.weight, _even(self), rtol=1e-9, atol=0)))
+
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
 
@@ -103,6 +108,41 @@ def from_index(old: int, index: np.ndarray) -> Map:
     first = np.zeros(len(index), bool)
     first[np.unique(index, return_index=True)[1]] = True
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
+
+
+def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:
+    """Give the copies of a unit shares of different sizes, each the same for all that read it.
+
+    So a copy's gradient is its share of the unit's, whatever the readers' gradients are. The logarithms of the shares
+    of one unit are about equally far apart, with a deviation of about `spread`, and in random order: no two are equal,
+    and none is near 0. Shares are multiples of a power of two, so that sums of whole numbers stay exact.
+    """
+    if not spread:
+        return map
+    copies = np.flatnonzero((map.weight > 0) & (map.kind == 0))
+    order = copies[np.lexsort((rng.random(len(copies)), map.index[copies]))]
+    _, starts, counts = np.unique(map.index[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    count = np.repeat(counts, counts)
+    sizes = np.exp(spread * 3**0.5 * (2 * rank / np.maximum(count - 1, 1) - 1))
+    weight = map.weight.copy()
+    steps = 2.0 ** (8 + np.ceil(np.log2(count)))
+    shares = (np.floor(sizes / np.repeat(np.add.reduceat(sizes, starts), counts) * steps) + 0.5) / steps
+    last = np.cumsum(counts) - 1
+    shares[last] = 1 - (np.add.reduceat(shares, starts) - shares[last])
+    weight[order] = shares
+    return replace(map, weight=weight)
+
+
+def evened(map: Map) -> Map:
+    """Return the map with equal shares for all copies of a unit."""
+    return replace(map, weight=_even(map))
+
+
+def _even(map: Map) -> np.ndarray:
+    read = map.weight > 0
+    counts = np.bincount(map.index[read], minlength=map.old)
+    return np.where(read, 1 / np.maximum(counts, 1)[map.index], 0.0)
 
 
 def halved(map: Map) -> Map:
@@ -377,9 +417,12 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
     A unit itself gets what its copies leave. Shares are whole multiples of the last place of what is shared, so that
     their sum is exact, in the few bits of half precision too.
     """
-    uneven = style.spread and side.spread and view.ndim > 1
-    map = halved(side.map) if side.spread and not uneven and _is_whole(view) else side.map
-    copies = np.flatnonzero(~map.first & (map.kind == 0) & (map.weight > 0)) if side.spread else np.zeros(0, np.intp)
+    map = side.map
+    uneven = style.spread and side.spread and view.ndim > 1 and map.is_even
+    if side.spread and not uneven and map.is_even and _is_whole(view):
+        map = halved(map)
+    shared = ~map.first & (map.kind == 0) & (map.weight > 0) & (map.weight != 1)
+    copies = np.flatnonzero(shared) if side.spread else np.zeros(0, np.intp)
     divided = np.zeros(map.new, bool)
     if len(copies):
         copies = copies[np.argsort(map.index[copies], kind="stable")]
