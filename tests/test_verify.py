@@ -514,7 +514,7 @@ def test_an_output_that_never_moves_proves_nothing(what):
         result = verify(teacher, student)
         assert result.equivalent
         assert list(result.unmoved) == ["y"]
-        assert "output 'y' was the same in all of them, " in str(result)
+        assert "output 'y' was the same in all of them: " in str(result)
     result = verify(teacher, emptied(teacher))
     assert not result.equivalent
     assert result.diverges_at
