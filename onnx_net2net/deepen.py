@@ -30,6 +30,7 @@ from onnx_net2net.inspection import inspect, paused_gc
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import matching
 from onnx_net2net.places import BEST, WAYS, Place, Way, find_places
+from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
 from onnx_net2net.widen import check_framework, widen
 
@@ -202,7 +203,7 @@ def _inserted(
         measured = _calibrated(model, chosen, calibrate, seed, progress)
         if measured:
             record["calibrated on"] = "generated inputs" if calibrate is None else "data"
-        inserter = Inserter(analysis, seed, measured)
+        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
         for place, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))

@@ -87,8 +87,8 @@ class Entry:
             values: Of the shape `old`.
             kind: "weight" for values (which are divided where they are read, unevenly as `Style.spread` says),
                 "gradient" for gradients and means of these (`exp_avg`, momentum: copied where values are divided,
-                and divided where values are copied), "square" for squares of gradients (`exp_avg_sq`). The law is
-                m' = D^T m E^T, growth-math.md section 3.2.
+                and divided where values are copied, by the shares of the copies), "square" for squares of gradients
+                (`exp_avg_sq`). The law is m' = D^T m E^T, growth-math.md section 3.2.
 
         Returns:
             An array of the shape `new` and the same dtype.
