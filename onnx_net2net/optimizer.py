@@ -183,7 +183,8 @@ def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:
     once: dict[object, Entry] = {}
     for entry in plain:
         is_matrix = sum(size > 1 for size in entry.old) > 1
-        once.setdefault((entry.constants, entry.old) if entry.constants and is_matrix else entry.name, entry)
+        key = entry.shared or (entry.constants if is_matrix else ())
+        once.setdefault((key, entry.old) if key else entry.name, entry)
     return [plain, list(once.values())]
 
 
