@@ -191,7 +191,7 @@ def verify(
             with contextlib.suppress(Exception):  # no probing may hide the finding
                 culprit = first_difference(old_path, new_path, failed, open_with, judge, locate())
         elif failed is None:
-            if record and new is not None and not isinstance(student, Model) and rtol is None and atol is None:
+            if record and new is not None and not new.is_fresh and rtol is None and atol is None:
                 change = _departure(old, new)
             still = dict.fromkeys(gathered.unmoved, ())
             for name in still if new is not None and change is None else ():

@@ -73,7 +73,10 @@ def test_teachers_may_be_in_memory_or_in_another_file(tmp_path):
     other = onnx.load(MLP)
     other.doc_string = "the same weights"
     assert not verify(other, spoiled(tmp_path / "student.onnx", off_by(1e-4))).equivalent
+    assert not verify(other, load(spoiled(tmp_path / "student.onnx", off_by(1e-4)))).equivalent
     assert verify(other, onnx.load(tmp_path / "student.onnx")).equivalent
+    assert student.is_fresh
+    assert not load(tmp_path / "student.onnx").is_fresh
 
 
 def test_what_the_user_allows_is_no_departure(tmp_path):

@@ -490,6 +490,15 @@ STILL = {
     "clipped": scored("a = Abs(c) s = Add(a, one) y = Clip(s, nought, one)", one=1, nought=0),
     "saturated": scored("a = Abs(c) s = Add(a, far) y = Sigmoid(s)", far=500),
     "dead": scored("t = Tanh(c) s = Sub(t, two) y = Relu(s)", two=2),
+    "sizes behind": model(
+        f"""g (float[N, 8] x) => (float[N, 4] y) {{ {BODY} t = Tanh(c) s = Sub(t, b) d = Relu(s) u = MatMul(d, w3)
+            k = Reshape(u, split) l = Transpose<perm = [0, 2, 1]>(k) m = Reshape(l, merge) y = MatMul(m, w4) }}""",
+        **weights(b=np.full(4, 2.0)),
+        w3=np.ones((4, 16), np.float32),
+        w4=np.ones((16, 4), np.float32),
+        split=np.array([-1, 4, 4]),
+        merge=np.array([-1, 16]),
+    ),
     "one class": model(
         f"g (float[N, 8] x) => (int64[N, 1] y) {{ {BODY} a = Abs(c) k = Mul(a, b) y = ArgMax<axis = 1>(k) }}",
         **weights(b=np.array([0, 1, 0, 0])),
