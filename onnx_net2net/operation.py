@@ -397,6 +397,7 @@ class Op:
 
     def scalars(self, *inputs: int) -> None:
         """State that these inputs are numbers for the whole node, like a ratio or a count, which no axis follows."""
+        self.said.ignored.update(inputs)
         for index in inputs:
             self.freeze(self.input(index), UNREAD)
 
