@@ -31,6 +31,7 @@ from onnx import TensorProto, defs, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from onnx_net2net import Net2NetError, NotEquivalentError, RefusedError, inspect, verify, widen
+from onnx_net2net.checks import OPSETS
 
 Array = np.ndarray
 FLOATS = ("float32", "float16", "float64")
@@ -39,6 +40,8 @@ FACTORS = (1.25, 1.5, 2.0, 2.6)
 MAPS = ("replicate", "replicate", "zero_out", "zero_in")
 FAILURES = ("wrong", "crash", "timeout")
 MOST_ELEMENTS = 4000
+ROUNDING = 300
+"""By how many times the teacher's noise a student may be off that rounds otherwise; a wrong rule shows in far more."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def _piece(
 
 
 def _add(found: dict[str, list[Piece]], piece: Piece) -> None:
-    if sum(array.size for array in piece.operands.values()) <= MOST_ELEMENTS:
+    small = sum(array.size for array in piece.operands.values()) <= MOST_ELEMENTS
+    if small and piece.opset in OPSETS:
         found.setdefault(piece.kind, []).append(piece)
 
 
@@ -321,8 +325,9 @@ def check(seed: int, out: Path | None = None, timeout: int = 120) -> Result:
     """Make a graph, widen it at random and verify the student."""
     kinds: tuple[str, ...] = ()
     teacher = None
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(timeout)
+    pieces()  # takes long, once
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, timeout)  # of its own time, however busy the machine is
     try:
         teacher, kinds = random_graph(seed)
         result = Result(seed, *_checked(teacher, seed, kinds))
@@ -331,7 +336,7 @@ def check(seed: int, out: Path | None = None, timeout: int = 120) -> Result:
     except Exception:  # whatever it is, it is what this looks for
         result = Result(seed, "crash", kinds, traceback.format_exc(limit=-3))
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     if out and teacher and result.status in FAILURES:
         out.mkdir(parents=True, exist_ok=True)
         onnx.save(teacher, out / f"{seed}.onnx")
@@ -355,11 +360,14 @@ def _checked(teacher: onnx.ModelProto, seed: int, kinds: tuple[str, ...]) -> tup
     except RefusedError as error:
         return "refused", kinds, f"{said}: {error}"
     try:
-        verify(teacher, widening.student, seed=seed).raise_if_different()
-    except NotEquivalentError as error:
+        found = verify(teacher, widening.student, seed=seed)
+    except NotEquivalentError as error:  # it does not run
         return "wrong", kinds, f"{said}: {error}"
     except Net2NetError as error:  # onnxruntime gives other numbers each time, or takes no input
         return "unverified", kinds, f"{said}: {error}"
+    if not found.equivalent:
+        near = all(report.ratio < ROUNDING for report in found.outputs)
+        return "rounding" if near else "wrong", kinds, f"{said}: {found}"
     grew = any(group.reason is None for group in inspect(teacher).groups)
     return "exact" if grew else "nothing grew", kinds, said
 
