@@ -1,6 +1,5 @@
-"""Random graphs of operators with their operands from the conformance tables: a short run of `tools/random_graphs.py`."""
+"""Random graphs of operators, with operands of the conformance tables: a short run of `tools/random_graphs.py`."""
 
-import sys
 from pathlib import Path
 
 import pytest
