@@ -7,10 +7,10 @@ sizes never mean equal dims.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 import onnx
@@ -37,12 +37,20 @@ _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
 
 
+_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that lay values of one tensor out anew."""
+
+_CUT = ("Slice", "Split")
+"""Operators that read a part of a vector."""
+
+
 @dataclass(eq=False)
 class Use:
     """A constant read by one input of one node.
 
     Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
-    which must not tie layers together. The uses of a matrix share its dims: that is a real tie.
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie. So do the nodes that
+    cut a vector up: they read the parts of one parameter.
     """
 
     node: int
@@ -87,6 +95,8 @@ class Analysis:
         untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
+        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
+            that is weighed instead of theirs, so that it is divided for both of its readers.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
         tied: Reads of constants that must keep equal values, with the first of them.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
@@ -101,6 +111,7 @@ class Analysis:
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
@@ -139,6 +150,18 @@ class Analysis:
     def is_derived(self, node: int, index: int) -> bool:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    def is_fill(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
+        tensor = self.nodes[node].inputs[index]
+        use = self.uses.get((node, index))
+        values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+        if values is not None:
+            return is_fill(values)
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op == "ConstantOfShape":
+            return producer is not None
+        return producer.op in _MOVES and self.is_fill(self.numbers[id(producer)], 0)
 
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
@@ -239,6 +262,11 @@ def _is_alias(node: gs.Node) -> bool:
     return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
 
 
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
+
+
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
     """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
     while not isinstance(tensor, gs.Constant):
@@ -324,12 +352,13 @@ def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: in
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
     spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
+    around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
+    operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
+    holders = Counter(id(dim) for operand in operands for dim in operand)
     for index, axes in enumerate(op.inputs):
-        others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
-        around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
         for axis in axes or () if index not in op.said.ignored else ():
             dim = dims.resolve(axis)
-            if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
+            if isinstance(dim, Dim) and id(dim) not in around and holders[id(dim)] < 2 and dim.copies is None:
                 op.freeze(dim, UNREAD)
 
 
@@ -379,13 +408,10 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     shape = constant.shape
     if shape is None:
         return None
-    key, reads = id(constant), analysis.singles.reads
-    if key in matrices:
-        axes = matrices[key]
-    else:
-        axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
-        if sum(size > 1 for size in shape) > 1:
-            matrices[key] = axes
+    reads = analysis.singles.reads
+    axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
+        axes = matrices.setdefault(id(constant), axes)
     analysis.uses[number, index] = Use(number, index, constant, axes)
     return axes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
+from onnx_net2net.dims import LIMIT, Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
 from onnx_net2net.operation import LOOKED_UP, Op
 from onnx_net2net.rules import rule
 
@@ -258,6 +258,9 @@ def permute_units(
     if np.array_equal(order, np.arange(source.size)):
         op.select(position, [source], np.array([0]), index)
         return op.unify(source, target)
+    if max(source.size, target.size) > LIMIT:
+        op.freeze((source, target), "rearranges more units than are followed one by one")
+        return True
     single = units(source)
     op.select(position, single, order, index)
     return op.unify(Concat(single[k] for k in order), target)
