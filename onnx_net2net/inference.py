@@ -22,6 +22,7 @@ from onnx_net2net.model import Draft, Model
 from onnx_net2net.operation import LISTED, UNREAD, Contraction, Op, Statements
 from onnx_net2net.rules import lookup
 from onnx_net2net.rules.movement import permute_units
+from onnx_net2net.singles import Singles
 
 DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 """Element types whose values copies can share."""
@@ -124,6 +125,11 @@ class Analysis:
         """The nodes of the graph, in order."""
         nodes: list[gs.Node] = self.draft.graph.nodes
         return nodes
+
+    @cached_property
+    def singles(self) -> Singles:
+        """The axes of size 1 that are hidden channels, and do not broadcast."""
+        return Singles(self.nodes, self.kept, self.sizes.shape, lambda tensor: constant_of(tensor) is not None)
 
     @cached_property
     def numbers(self) -> dict[int, int]:
@@ -374,7 +380,10 @@ def _operation(
         is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
         if is_long:
             value = analysis.draft.read(constant)
-        for axis in axes or ():
+        for position, axis in enumerate(axes or ()):
+            key = (number, index, position) if constant is not None else (tensor.name, position)
+            if axis.size == 1 and key in (analysis.singles.reads if constant is not None else analysis.singles.tensors):
+                continue
             if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
@@ -399,11 +408,10 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     shape = constant.shape
     if shape is None:
         return None
-    key = id(constant)
+    reads = analysis.singles.reads
+    axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
     if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
-        axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
-    else:
-        axes = tuple(Dim(size) for size in shape)
+        axes = matrices.setdefault(id(constant), axes)
     analysis.uses[number, index] = Use(number, index, constant, axes)
     return axes
 
@@ -414,8 +422,14 @@ def _variable_axes(analysis: Analysis, name: str) -> Axes | None:
         shape = analysis.sizes.shape(name)
         if shape is None:
             return None
-        analysis.axes[name] = tuple(Dim(size) for size in shape)
+        tensors = analysis.singles.tensors
+        analysis.axes[name] = tuple(_dim(size, (name, p) in tensors) for p, size in enumerate(shape))
     return analysis.axes[name]
+
+
+def _dim(size: int, is_single: bool) -> Dim:
+    """Return a dim; one of size 1 broadcasts, unless it is known to be a unit."""
+    return Dim.single() if is_single and size == 1 else Dim(size)
 
 
 def _named_axes(analysis: Analysis, name: str) -> Iterator[Axis]:

@@ -157,7 +157,7 @@ def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] 
         group.fillable = len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
-    shown = [group for group in groups.values() if group.size > 1]
+    shown = [group for group in groups.values() if group.size > 1 or group.reason is None]
     return Inspection(tuple(shown), model.parameters)
 
 
