@@ -9,8 +9,7 @@ BatchNormalization) grows by the same maps.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from onnx_net2net.model import Model, load
 from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
+from onnx_net2net.staging import work_folder
 from onnx_net2net.statedict import StateDict
 from onnx_net2net.tensors import Array
 
@@ -54,10 +54,10 @@ class Checkpoint:
         """Return the values of all entries."""
         return {entry.name: entry.value() for entry in self.entries}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
         """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions)
+        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions, beside)
 
 
 def checkpoint(
@@ -144,8 +144,8 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
     """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
     grown: list[dict[str, list[GrownConstant]]] = []
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        for result in redo(teacher, steps, Path(folder)):
+    with work_folder() as folder:
+        for result in redo(teacher, steps, folder):
             if getattr(result, "inserted", ()):
                 raise RefusedError(
                     f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)"

@@ -47,7 +47,7 @@ def first_difference(
         names: list[str], proto: onnx.ModelProto, path: Path, level: ort.GraphOptimizationLevel, feeds: Feeds
     ) -> dict[str, Array]:
         refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
-        return open_with(proto.SerializeToString(), level, folder=path.parent)(feeds)
+        return open_with(proto.SerializeToString(), level, file=path)(feeds)
 
     for start in range(0, len(common), _CHUNK):
         names = common[start : start + _CHUNK]

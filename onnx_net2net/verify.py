@@ -293,7 +293,7 @@ def _teach(
             with blaming(BadInputError, "the teacher does not run"):
                 runner = open_with(path, level)
                 if not cases:
-                    twins = [open_with(t.SerializeToString(), level, folder=path.parent) for t in _noisy_twins(path)]
+                    twins = [open_with(t.SerializeToString(), level, file=path) for t in _noisy_twins(path)]
                     cases = gather(runner, twins)
                 else:
                     answers = _run_all(runner, [case.feeds for case in cases], "teacher", progress)
