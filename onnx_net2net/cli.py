@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -622,10 +623,13 @@ def _print_json(value: Any) -> None:
 def _show(table: Table) -> None:
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
-    with console.capture() as captured:
-        console.print(table)
-    _print(captured.get(), end="")
+    is_terminal = sys.stdout.isatty()
+    text = io.StringIO()  # only `_print` knows what to do where stdout takes no more
+    console = Console(
+        file=text, force_terminal=is_terminal or None, markup=False, highlight=False, width=None if is_terminal else 160
+    )
+    console.print(table)
+    _print(text.getvalue(), end="")
 
 
 def _print(text: str, end: str = "\n") -> None:

@@ -101,7 +101,7 @@ class FileTensor(ir.LazyTensor):  # type: ignore[misc]
 
 
 _OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
-_BLOCK = 1 << 24
+_BLOCK = 1 << 20
 _keys = itertools.count()
 
 
