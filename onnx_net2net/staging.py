@@ -73,7 +73,9 @@ class Stage:
         Raises:
             OSError: If a file cannot take its place.
         """
-        with _moving_in(self.parent), deferred_signals():
+        with _moving_in(self.parent) as is_locked, deferred_signals():
+            if is_locked:  # first what others began, while it is as they left it
+                _sweep(self.parent)
             new, gone = choose()
             moves, removals = _identities(self.folder, new), _identities(self.parent, gone)
             (self.folder / _JOURNAL).write_text(json.dumps([moves, removals]))
@@ -165,7 +167,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def reason(error: OSError) -> str:
     """Return what the system says, without the names of files that nobody has heard of."""
-    return error.strerror or str(error)
+    return error.strerror or f"the disk takes no more ({error})"  # only numpy raises one without, when it writes
 
 
 def same_file(first: Path, second: Path) -> bool:
