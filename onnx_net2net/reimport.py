@@ -22,13 +22,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
-from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.computed import computed
+from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
-from onnx_net2net.maps import identity
+from onnx_net2net.linearity import weighings
+from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier, dtype_of
+from onnx_net2net.rewrite import dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -49,9 +51,10 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+    _join_layers(analysis, proto)
+    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -79,6 +82,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+        for run in said.runs:
+            if run.before.size or run.rest.size:
+                for axis in (run.before, run.units, run.rest):
+                    yield axis, f"{label} picks its units by their places, which a class does not move"
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
             for axis in use.axes:
@@ -89,6 +96,29 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     yield from _ties(analysis)
 
 
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
+
+
+def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in computed(analysis, proto):
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
+
+
 def _label(analysis: Analysis, number: int) -> str:
     node = analysis.nodes[number]
     return f"{node.op} {node.name or node.outputs[0].name!r}"
@@ -96,21 +126,13 @@ def _label(analysis: Analysis, number: int) -> str:
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
     """Tell whether there are units to grow in a sum that no weight takes part in."""
-    return bool(_free(contraction.axis)) and not list(_carriers(analysis, number, contraction))
+    if not any(not dim.frozen for dim in leaves(contraction.axis)):
+        return False
+    return next(weighings(analysis, number, contraction, _is_free), None) is None
 
 
-def _free(axis: Axis) -> set[Dim]:
-    return {dim for dim in leaves(axis) if not dim.frozen}
-
-
-def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iterator[tuple[int, int, int]]:
-    """Yield where (node, input, axis) constants can weigh the units of a sum."""
-    free = _free(contraction.axis)
-    growth = {dim: identity(dim.size) for dim in free}
-    for index, position in contraction.sides:
-        place = carrier(analysis, number, index, position, free, growth, contraction.law)
-        if place is not None:
-            yield place
+def _is_free(dim: Dim) -> bool:
+    return not dim.frozen
 
 
 # --- Tied weights --------------------------------------------------------------------------------------------
@@ -146,8 +168,9 @@ def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
     weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+            way = next(weighings(analysis, number, contraction, _is_free), None)
+            for place in way.carriers if way else ():
+                weighed.setdefault((place.node, place.input), {})[place.position] = number
     return weighed
 
 
@@ -368,12 +391,22 @@ _KEYS = ("query/key head_dim", "rotary pairs")
 _COUNTS = ("heads", "kv heads", "heads per kv head")
 
 
+def _factors(analysis: Analysis) -> set[Dim]:
+    """Return the dims that are factors of an axis with others that could grow instead."""
+    axes = [axis for axes in analysis.axes.values() for axis in map(resolve, axes) if not isinstance(axis, Dim)]
+    free = [{dim for dim in leaves(axis) if not dim.frozen} for axis in axes if isinstance(axis, Product)]
+    return set().union(*(dims for dims in free if len(dims) > 1))
+
+
 def adapt(analysis: Analysis, inspection: Inspection) -> None:
     """Let groups have the sizes that a class can have: no filled up norms, and widths that follow others."""
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     keys = {group.size: group for group in inspection.groups if group.role in _KEYS}
+    multiplied = leaf_set(*Network(analysis).products.values()) & _factors(analysis)
     for group in inspection.groups:
         group.fillable = False
+        if group.role in _KEYS or multiplied.intersection(group.dims):
+            group.follows = group  # heads grow in number, and in width only if they are asked to
         if group.role == "value head_dim":
             group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
     for layer in Network(analysis).layers.values():
