@@ -22,6 +22,7 @@ import signal
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -48,6 +49,9 @@ _log = logging.getLogger(__name__)
 _SUFFIX = ".net2net"
 _WORK_FOLDER = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(_SUFFIX), re.DOTALL)
 _NAME_BYTES = 40  # of a work folder's name, of which file systems allow some 255
+_PATIENCE = 30.0
+"""Seconds after which a folder is written to although somebody has locked it, who is then no writer of ours."""
+
 _JOURNAL, _OLD = ".journal", ".old"
 
 
@@ -291,19 +295,28 @@ def _moving_in(parent: Path) -> contextlib.AbstractContextManager[bool]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder; yields whether it could be had. It is not inherited, and ends with the process."""
+    """Hold the lock of a folder; yields whether it could be had. It ends with the process."""
     descriptor = None
     is_locked = False
+    deadline = time.monotonic() + (_PATIENCE if wait else 0)
     try:
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                is_locked = True
+                while not (is_locked := _try_lock(descriptor)) and time.monotonic() < deadline:
+                    time.sleep(0.01)
         yield is_locked
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove(folder: Path) -> None:

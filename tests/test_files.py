@@ -449,6 +449,17 @@ def test_the_folder_of_a_writer_at_work_stays(tmp_path):
     assert width_of(path) == 72
 
 
+def test_a_folder_that_somebody_else_has_locked(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(staging, "_PATIENCE", 0.05)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    student(tmp_path / "s.onnx", 72).save(tmp_path / "s.onnx")
+    os.close(descriptor)
+    assert width_of(tmp_path / "s.onnx") == 72
+    assert names(tmp_path) == ["s.onnx", "s.onnx.data"]
+
+
 def test_what_only_looks_like_a_work_folder_stays(tmp_path):
     for name in (".s.onnx.abcd_123", "s.onnx.abcd_123.net2net", ".abcd_123.net2net"):
         (tmp_path / name).mkdir()
