@@ -36,6 +36,9 @@ _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
 
 
+_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that lay values of one tensor out anew."""
+
 _CUT = ("Slice", "Split")
 """Operators that read a part of a vector."""
 
@@ -91,6 +94,8 @@ class Analysis:
         untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
+        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
+            that is weighed instead of theirs, so that it is divided for both of its readers.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
         tied: Reads of constants that must keep equal values, with the first of them.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
@@ -105,6 +110,7 @@ class Analysis:
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
@@ -138,6 +144,18 @@ class Analysis:
     def is_derived(self, node: int, index: int) -> bool:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    def is_fill(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
+        tensor = self.nodes[node].inputs[index]
+        use = self.uses.get((node, index))
+        values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+        if values is not None:
+            return is_fill(values)
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op == "ConstantOfShape":
+            return producer is not None
+        return producer.op in _MOVES and self.is_fill(self.numbers[id(producer)], 0)
 
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
@@ -236,6 +254,11 @@ def _close_outputs(analysis: Analysis) -> None:
 def _is_alias(node: gs.Node) -> bool:
     """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
     return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,7 +54,11 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
     _join_layers(analysis, proto)
-    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
+    known = list(computed(analysis, proto))
+    doubtful = {id(use.constant) for use, _ in known}
+    if proto.producer_name != "pytorch":  # nobody tells parameters from others
+        doubtful.update(id(use.constant) for use in analysis.uses.values())
+    for axis, reason in [*_computed(analysis, known), *_reasons(analysis, doubtful)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -63,8 +67,8 @@ def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
                 dims.keep_uniform(contraction.axis, f"{_label(analysis, number)} takes a mean over it")
 
 
-def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield each axis that has to keep its size in a class, with the reason."""
+def _reasons(analysis: Analysis, doubtful: Collection[int]) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis that has to keep its size in a class, with the reason; `doubtful` constants it may compute."""
     for constant in frozen_constants(analysis):
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for number, said in analysis.said.items():
@@ -72,7 +76,9 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for contraction in said.contractions:
             if contraction.law != "mean" and _is_unweighed(analysis, number, contraction):
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
-            if len(contraction.sides) > 1 and all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            indices = [index for index, _ in contraction.sides]
+            is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
+            if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -109,10 +115,10 @@ def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
                 dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
 
 
-def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+def _computed(analysis: Analysis, known: Sequence[tuple[Use, tuple[int, ...]]]) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
     weighed = weighed_axes(analysis)
-    for use, varying in computed(analysis, proto):
+    for use, varying in known:
         reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
         for position, axis in enumerate(use.axes):
             if position in varying or position in weighed.get((use.node, use.input), ()):
@@ -122,6 +128,23 @@ def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis
 def _label(analysis: Analysis, number: int) -> str:
     node = analysis.nodes[number]
     return f"{node.op} {node.name or node.outputs[0].name!r}"
+
+
+def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Collection[int]) -> bool:
+    """Tell whether what follows from constants is neither made of parameters alone nor one number everywhere."""
+    if analysis.is_fill(number, index):
+        return False
+    use = analysis.uses.get((number, index))
+    if use is not None:
+        return id(use.constant) in doubtful
+    tensor = analysis.nodes[number].inputs[index]
+    maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
+    node = analysis.nodes[maker]
+    moves = (*_MOVES, "Expand", "Tile")
+    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
+        return True
+    data = range(len(node.inputs)) if node.op not in moves else (0,)
+    return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
 
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
@@ -142,25 +165,46 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
     weighed = weighed_axes(analysis)
     copies = {**_copies(analysis), **_turned_copies(analysis)}
-    readings: dict[int, list[dict[int, int]]] = {}
+    readings: dict[int, list[tuple[tuple[int, int], dict[int, int]]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size"):
+        if use.input in analysis.said[use.node].ignored:
             continue  # reads no values
         found = weighed.get(key, {})
-        readings.setdefault(id(use.constant), []).append(found)
+        readings.setdefault(id(use.constant), []).append((key, found))
         if id(use.constant) in copies:
             original, is_turned = copies[id(use.constant)]
             turned = {1 - position: number for position, number in found.items()}
-            readings.setdefault(original, []).append(turned if is_turned else found)
+            readings.setdefault(original, []).append((key, turned if is_turned else found))
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = readings.get(id(use.constant), [{}])
+        known = readings.get(id(use.constant), [])
         if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
             continue
         for position, axis in enumerate(use.axes):
-            sums = [found[position] for found in known if position in found]
+            sums = [found[position] for _, found in known if position in found]
+            made = [key for key, found in known if position not in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if 0 < len(sums) < len(known) and not rescale_instead(analysis, sums, axis, reason):
+            is_free = not sums or not made or rescale_instead(analysis, sums, axis, reason)
+            if not is_free and not _divide_tables(analysis, sums, made, axis):
                 yield axis, reason
+
+
+def _divide_tables(analysis: Analysis, sums: Sequence[int], made: Sequence[tuple[int, int]], axis: Axis) -> bool:
+    """Let a tied weight be divided where it makes units, instead of the weights that sum over these; tell if it can.
+
+    It is divided for the sum over it already. So what it makes, x / c for each copy, is read by weights that are not
+    divided: c (w x / c) = w x.
+    """
+    found: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = {}
+    for number, said in analysis.said.items():
+        for contraction in said.contractions if number not in sums else ():
+            ways = weighings(analysis, number, contraction, _is_free) if contraction.axis.size == axis.size else ()
+            for way in ways:
+                reads = {(place.node, place.input) for place in way.carriers if place.units is None}
+                found.update(((number, contraction.sides), key) for key in made if key in reads)
+    if len(set(found.values())) < len(made):
+        return False
+    analysis.tables.update(found)
+    return True
 
 
 def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:

@@ -83,7 +83,7 @@ def widen(
         only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
-        spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
+        spread: How unevenly copies share their outgoing weights, as a part of each weight. Exact.
         noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
