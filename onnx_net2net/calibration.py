@@ -43,7 +43,7 @@ def watched(model: Model, tensors: Iterable[str], whose: str) -> Iterator[Watch]
         inner = [name for name in dict.fromkeys(tensors) if name not in known]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
         with blaming(BadInputError, failure):
-            run = Runner(proto.SerializeToString(), LEVELS[0], provider=provider_name("cpu"), folder=path.parent)
+            run = Runner(proto.SerializeToString(), LEVELS[0], provider=provider_name("cpu"), file=path)
 
         def watch(feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
             given = {name: feeds[name] for name in names if name in feeds}

@@ -9,8 +9,7 @@ BatchNormalization) grows by the same maps.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from onnx_net2net.model import Model, load
 from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
+from onnx_net2net.staging import work_folder
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
 
@@ -56,10 +56,10 @@ class Checkpoint:
         """Return the values of all entries."""
         return {entry.name: entry.value() for entry in self.entries}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
         """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.statedict.write`."""
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions)
+        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions, beside)
 
 
 def checkpoint(
@@ -98,8 +98,8 @@ def checkpoint(
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        runs = _redo(model, grown, steps, Path(folder))
+    with work_folder() as folder:
+        runs = _redo(model, grown, steps, folder)
         result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
     is_free = any(step["operation"] == "widen" and not step.get("framework") for step in steps)
     result = list(_called(result))

@@ -1,23 +1,29 @@
 """The command line: inspect, widen, deepen, narrow, transfer, verify, replay, checkpoint.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
-equivalent, 2 bad input or usage, 3 refused; a command that exits with 1, 2 or 3 has written nothing.
+equivalent, 2 bad input or usage, 3 refused, 128 + N stopped by signal N; a command that exits with 1, 2 or 3 has
+written nothing, and one that is stopped says whether it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import signal
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from onnx_net2net import staging
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
 
 if TYPE_CHECKING:
@@ -35,20 +41,70 @@ WAYS = ("identity", "pair", "residual", "prelu", "maxout", "cancel")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    _open_streams()
+    staging.written.clear()
+    with _stopping() as came:
+        try:
+            return _run(arguments)
+        except MemoryError:
+            _complain("there is not enough memory for a model of this size")
+        except OSError as error:
+            _complain(f"{error.filename or 'cannot go on'}: {staging.reason(error)}")
+        except BaseException as error:
+            if not came and not isinstance(error, KeyboardInterrupt):
+                raise
+            done = f"after {staging.written[-1].name} was" if staging.written else "nothing"
+            _complain(f"interrupted, {done} written")
+            return 128 + (came[0] if came else signal.SIGINT)
+        return BadInputError.exit_code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line, and say what it refuses."""
     try:
-        options = _parser().parse_args(arguments)
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit:
+            _print("", end="")  # what argparse has printed
+            raise
         return int(options.run(options))
     except Net2NetError as error:
-        print(f"onnx-net2net: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
-    except MemoryError:
-        print("onnx-net2net: there is not enough memory for a model of this size", file=sys.stderr)
-        return BadInputError.exit_code
-    except KeyboardInterrupt:
-        print("onnx-net2net: interrupted, nothing written", file=sys.stderr)
-        return 130
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Let every signal that asks the process to end interrupt it as Ctrl-C does; yields those that came."""
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    changed: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        changed = {number: signal.getsignal(number) for number in staging.SIGNALS}
+        changed = {number: old for number, old in changed.items() if old not in (signal.SIG_IGN, None)}  # nohup
+    try:
+        for number in changed:
+            signal.signal(number, stop)
+        yield came
     finally:
-        _print("", end="")  # what argparse has printed
+        for number, old in changed.items():
+            signal.signal(number, old)
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on nothing, lest the next file takes the number of one and gets what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 class _Parser(argparse.ArgumentParser):
@@ -455,8 +511,8 @@ def _replay(options: argparse.Namespace) -> int:
         return 0
     if options.steps.suffix != ".onnx":
         raise BadInputError("say where to write the student: -o STUDENT")
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        again = Path(folder) / options.steps.name
+    with staging.work_folder() as folder:
+        again = folder / options.steps.name
         replay(options.teacher, steps, again)
         same = again.read_bytes() == options.steps.read_bytes()
     _print(f"{len(steps)} steps make {'the same' if same else 'other'} bytes")
@@ -483,9 +539,9 @@ def _checkpoint(options: argparse.Namespace) -> int:
     result = checkpoint(teacher, student, options.state_dict, untie=options.untie)
     widths = _widths(options, teacher, student)
     state = grow_state(read_state(options.optimizer), result) if options.optimizer else None
-    result.save(options.output)
-    if state is not None:
-        write_state(state, outputs[-1])
+    beside = {outputs[-1]: partial(write_state, state)} if state is not None else None
+    result.save(options.output, beside)
+    if beside:
         result = with_note(result)
     if options.json:
         _print_json({**report.checkpoint_dict(result), **widths, "output": str(options.output)})
@@ -577,18 +633,39 @@ def _print_json(value: Any) -> None:
 def _show(table: Table) -> None:
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
-    with console.capture() as captured:
-        console.print(table)
-    _print(captured.get(), end="")
+    is_terminal = sys.stdout.isatty()
+    text = io.StringIO()  # only `_print` knows what to do where stdout takes no more
+    console = Console(
+        file=text, force_terminal=is_terminal or None, markup=False, highlight=False, width=None if is_terminal else 160
+    )
+    console.print(table)
+    _print(text.getvalue(), end="")
 
 
 def _print(text: str, end: str = "\n") -> None:
-    """Print, and go on with the work where whoever read the output has seen enough."""
+    """Print, and go on with the work where whoever read the output has seen enough.
+
+    Raises:
+        BadInputError: If what is printed is lost, and nothing has been written yet; afterwards that is a warning.
+    """
     try:
         print(text, end=end, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lost = f"cannot print the results: {staging.reason(error)}"
+        if isinstance(error, BrokenPipeError):
+            return
+        if not staging.written:
+            raise BadInputError(lost) from error
+        _complain(f"warning: {lost}")
+
+
+def _complain(text: str) -> None:
+    """Print a line to stderr, if that takes it."""
+    try:
+        print(f"onnx-net2net: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextlib.contextmanager

@@ -116,6 +116,8 @@ class _Composite:
     """An axis made of others; `_normal` is its normal form after so many changes as `_seen` says."""
 
     __slots__ = ("_normal", "_seen", "length", "parts", "size")
+    size: int
+    length: int
 
     def __init__(self, parts: Iterable[Axis], total: Callable[[Iterable[int]], int]) -> None:
         self.parts = tuple(parts)

@@ -90,7 +90,7 @@ def _values(
 ) -> dict[str, Array]:
     """Run a model, whose outputs are replaced, for some of its tensors."""
     refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
-    return open_with(proto.SerializeToString(), level, folder=path.parent)(feeds)
+    return open_with(proto.SerializeToString(), level, file=path)(feeds)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ But what a record says was done to a teacher makes every weight of the student a
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,6 +18,7 @@ from onnx_net2net.history import history
 from onnx_net2net.model import Model
 from onnx_net2net.protos import all_tensors
 from onnx_net2net.replay import check_step, redo
+from onnx_net2net.staging import work_folder
 from onnx_net2net.tensors import Array, clear_data
 
 TOLERANCE = 1e-5
@@ -69,12 +68,12 @@ def departure(teacher: Model, student: Model) -> Departure | None:
     steps = steps[len(known) :]
     if any(step.get("version") != version("onnx-net2net") for step in steps if isinstance(step, dict)):
         return None
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder, contextlib.suppress(Net2NetError):
+    with work_folder() as folder, contextlib.suppress(Net2NetError):
         for number, step in enumerate(steps, 1):
             check_step(step, f"step {number}")
         # The teacher may be another file by now, or in memory: whether it is the same model its weights tell.
         anonymous = [{key: value for key, value in step.items() if key != "teacher"} for step in steps]
-        *_, last = redo(teacher, anonymous, Path(folder))
+        *_, last = redo(teacher, anonymous, folder)
         return _compare(last.student, student)
     return None
 

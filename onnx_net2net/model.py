@@ -11,7 +11,6 @@ import contextlib
 import copy
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.messages import one_line
 from onnx_net2net.protos import all_tensors
 from onnx_net2net.saving import Progress, Staged, stage, write
+from onnx_net2net.staging import work_folder, writing
 from onnx_net2net.tensors import INLINE_BYTES, Array, Weights, data_of, detach
 
 __all__ = ["INLINE_BYTES", "OPSETS", "SINGLE_FILE_LIMIT", "Array", "Draft", "Model", "Progress", "Staged", "load"]
@@ -86,9 +86,10 @@ class Model:
         if self.path is not None:
             yield self.path
             return
-        with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-            path = Path(folder) / "model.onnx"
-            self._write(path, f"{path.name}.data", None)
+        with work_folder() as folder:
+            path = folder / "model.onnx"
+            with writing(path):
+                self._write(path, f"{path.name}.data", None)
             yield path
 
     def stage(
@@ -107,8 +108,8 @@ class Model:
             A context in which there is what was written. On leaving it without `commit` everything is removed.
 
         Raises:
-            BadInputError: On entering, if the folder is missing or not writable, or the destination is a folder
-                or one of the files that this model reads.
+            BadInputError: On entering, if the folder is missing or not writable, or the destination is one of the
+                files that this model reads, or no file; also where a file that it reads has changed.
         """
         return stage(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
 

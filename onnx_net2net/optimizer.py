@@ -16,7 +16,6 @@ hundredths of the largest gradient. Where shares differ from reader to reader, h
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from onnx_net2net.checkpoint import Checkpoint
 from onnx_net2net.derivation import Entry, Kind, some
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.maps import Side
+from onnx_net2net.staging import destination, stage, writing
 
 KINDS: dict[str, Kind] = {
     "exp_avg": "gradient",
@@ -214,16 +214,13 @@ def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         BadInputError: If it cannot be written there.
     """
-    import torch
-
     path = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            staged = Path(folder) / path.name
-            torch.save(dict(state), staged)
-            os.replace(staged, path)
-    except OSError as error:
-        raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
+    target = destination(path)
+    with stage(target) as staged:
+        with statedict.saving(path):
+            statedict.save_torch(dict(state), staged.folder / target.name)
+        with writing(path):
+            staged.commit(lambda: ([target.name], []))
 
 
 def output_beside(path: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from onnx_net2net.history import fingerprint, history
 from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import narrow
+from onnx_net2net.staging import work_folder
 from onnx_net2net.transfer import transfer
 from onnx_net2net.widen import widen
 
@@ -79,8 +79,8 @@ def replay(
         BadInputError: If a record is of another teacher, or a value makes no sense.
         RefusedError: If a step cannot be carried out.
     """
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        *_, last = redo(load(teacher), steps, Path(folder))
+    with work_folder() as folder:
+        *_, last = redo(load(teacher), steps, folder)
         last.student.save(output)
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import ValueInfoProto, helper
 
 from onnx_net2net.errors import BadInputError, Net2NetError
 from onnx_net2net.inputs import Feeds
 from onnx_net2net.messages import one_line
+from onnx_net2net.protos import all_tensors
 from onnx_net2net.tensors import Array
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -37,7 +40,7 @@ class Runner:
     """A model opened in onnxruntime; a call runs it."""
 
     def __init__(
-        self, model: Path | bytes, level: ort.GraphOptimizationLevel, *, provider: str, folder: Path | None = None
+        self, model: Path | bytes, level: ort.GraphOptimizationLevel, *, provider: str, file: Path | None = None
     ) -> None:
         """Open a model.
 
@@ -45,7 +48,7 @@ class Runner:
             model: A file, or a serialized model.
             level: One of `LEVELS`.
             provider: What `provider_name` returned.
-            folder: Where a serialized model has its external data.
+            file: The model file whose external data a serialized model has.
 
         Raises:
             BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
@@ -53,9 +56,12 @@ class Runner:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
         options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
-        if folder is not None:
+        source = str(model) if isinstance(model, Path) else model
+        if isinstance(model, Path) and model.is_symlink():
+            source, file = model.read_bytes(), model
+        if isinstance(source, bytes) and file is not None:
+            source, folder = _beside(source, file)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        source = model if isinstance(model, bytes) else str(model)
         providers = [(provider, _OPTIONS.get(provider, {}))]
         self._session = ort.InferenceSession(source, options, providers, enable_fallback=0)
         if (got := self._session.get_providers()[0]) != provider:  # onnxruntime only prints a warning
@@ -77,6 +83,31 @@ class Runner:
         else:
             values = self._session.run(outputs, feeds, options)
         return dict(itertools.chain.from_iterable(map(_tensors, outputs or self._names, values)))
+
+
+def _beside(model: bytes, file: Path) -> tuple[bytes, Path]:
+    """Return a model, and the folder where onnxruntime finds its data.
+
+    A file of a Hugging Face cache is a link, and so is its data. onnxruntime opens no data that are links out of the
+    folder which it is told; so it is told the folder that they lead to, and their names there.
+    """
+    if not file.is_symlink():
+        return model, file.parent
+    proto = onnx.load_model_from_string(model)
+    entries = [
+        entry
+        for tensor in all_tensors(proto)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    ]
+    files = {name: (file.parent / name).resolve() for name in {entry.value for entry in entries}}
+    if not files:
+        return model, file.parent
+    folder = Path(os.path.commonpath([path.parent for path in files.values()]))
+    for entry in entries:
+        entry.value = files[entry.value].relative_to(folder).as_posix()
+    return proto.SerializeToString(), folder
 
 
 def provider_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Write a model: first beside its destination, then moved into place as a whole."""
+"""Write a model and its external data, together or not at all (see `onnx_net2net.staging`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import copy
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from onnx_ir.external_data import CallbackInfo, convert_tensors_to_external
 from onnx_net2net.checks import parse
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.protos import all_tensors
+from onnx_net2net.staging import Stage, destination, same_file, writing
+from onnx_net2net.staging import stage as stage_files
 from onnx_net2net.tensors import set_external, set_inline, stub_key
 
 Progress = Callable[[str, int, int], None]
@@ -33,22 +34,45 @@ class Staged:
         path: The temporary model file; onnxruntime can open it.
         target: Where `commit` puts it.
         data: The temporary external-data file, if there is one.
+        sources: Files that the model reads, which stay.
     """
 
     path: Path
     target: Path
     data: Path | None
     sources: tuple[Path, ...]
+    stage: Stage
 
     def commit(self) -> None:
-        """Move the files into place, the model last, and remove the replaced model's data file if it was ours."""
-        old_data = _own_data_files(self.target)
+        """Move the files into place, the model last, and remove the replaced model's data file if it was ours.
+
+        Raises:
+            BadInputError: If a file cannot be moved there; nothing has changed, then.
+        """
+        with writing(self.target):
+            self.stage.commit(self._moves)
+
+    def _moves(self) -> tuple[list[str], list[str]]:
+        """Return the files to move and those to remove, when no other writer changes the folder."""
+        new = [self.path.name]
         if self.data is not None:
-            os.replace(self.data, self.target.parent / self.data.name)
-        os.replace(self.path, self.target)
-        for old in old_data:
-            if not any(_same_file(old, source) for source in self.sources):
-                old.unlink(missing_ok=True)
+            new.insert(0, self._free_name(self.data))
+        old = _own_data_files(self.target)
+        return new, [path.name for path in old if not any(same_file(path, source) for source in self.sources)]
+
+    def _free_name(self, data: Path) -> str:
+        """Return the name of the data file, another one if somebody has taken it since it was written."""
+        if not os.path.lexists(self.target.parent / data.name):
+            return data.name
+        name = _free_data_name(self.target)
+        os.replace(data, data.with_name(name))
+        proto = parse(self.path)
+        for tensor in all_tensors(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        self.path.write_bytes(proto.SerializeToString())
+        return name
 
 
 @contextlib.contextmanager
@@ -56,23 +80,19 @@ def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], 
     """Write a model beside its destination; on leaving the context everything that was not committed is removed.
 
     Args:
-        target: The destination.
+        target: The destination, or a link to it.
         sources: Files that the model reads, which therefore stay.
         write: Writes a model file and, if need be, a data file of the given name beside it; returns the latter.
 
     Raises:
         BadInputError: If that is not possible there.
     """
-    check_target(target, sources)
-    with contextlib.ExitStack() as stack:
-        try:
-            # Beside the target, because only then is moving it there atomic.
-            temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-            path = Path(stack.enter_context(temporary)) / target.name
-            data = write(path, _free_data_name(target))
-        except OSError as error:
-            raise BadInputError(f"cannot write {target}: {error.strerror or error}") from error
-        yield Staged(path, target, data, sources)
+    place = check_target(target, sources)
+    with stage_files(place) as files:
+        with writing(target):
+            path = files.folder / place.name
+            data = write(path, _free_data_name(place))
+        yield Staged(path, place, data, sources, files)
 
 
 def write(
@@ -116,25 +136,16 @@ def write(
     report(path.name, total, total)
 
 
-def check_target(target: Path, sources: Iterable[Path]) -> None:
-    """Refuse a place that cannot be written, or that the model itself is read from.
+def check_target(path: Path, sources: Iterable[Path]) -> Path:
+    """Return the file that is written where a path is given.
 
     Raises:
-        BadInputError: The target is a folder, is in none, or is one of the sources.
+        BadInputError: It cannot be written (see `destination`), or the model itself is read from it.
     """
-    if target.is_dir():
-        raise BadInputError(f"cannot write {target}: it is a folder")
-    if not target.parent.is_dir():
-        raise BadInputError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if any(_same_file(target, source) for source in sources):
-        raise BadInputError(f"cannot write {target}: the model reads its weights from it")
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:  # one of them does not exist
-        return False
+    target = destination(path)
+    if any(same_file(target, source) for source in sources):
+        raise BadInputError(f"cannot write {path}: the model reads its weights from it")
+    return target
 
 
 def _free_data_name(target: Path) -> str:
@@ -146,12 +157,13 @@ def _free_data_name(target: Path) -> str:
 def _own_data_files(target: Path) -> list[Path]:
     """Return the data files that the model at `target` refers to, as far as they bear a name that we would give."""
     pattern = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
-    ours = [name for name in os.listdir(target.parent) if pattern.fullmatch(name)]
-    if not ours or not target.is_file():
-        return []
     try:
+        files = [entry.name for entry in os.scandir(target.parent) if entry.is_file(follow_symlinks=False)]
+        ours = list(filter(pattern.fullmatch, files))
+        if not ours or not target.is_file():
+            return []
         old = parse(target)
-    except BadInputError:  # whatever it is, it has no data files
+    except (BadInputError, OSError):  # whatever it is, it has no data files
         return []
     used = {entry.value for tensor in all_tensors(old) for entry in tensor.external_data if entry.key == "location"}
     return [target.parent / name for name in ours if name in used]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.messages import one_line
 from onnx_net2net.saving import check_target
-from onnx_net2net.tensors import Array
+from onnx_net2net.staging import stage, writing
+from onnx_net2net.tensors import Array, DataFile
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 """What the names of torch's files end in."""
@@ -41,7 +42,7 @@ class Stored:
     Attributes:
         shape: Its shape.
         dtype: Its type, as of numpy or ml_dtypes.
-        read: Returns the values; not to be written to.
+        read: Returns the values, not to be written to; raises BadInputError if the file has changed.
         shared: The same for the entries that are one tensor in memory, None where the file does not tell.
     """
 
@@ -91,11 +92,12 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors import SafetensorError, safe_open
 
     try:
+        file = DataFile.of(path)
         with safe_open(path, framework="numpy"):  # checks that the header and the file agree
             pass
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        with open(path, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
     except (OSError, SafetensorError, ValueError) as error:
         raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
     header.pop("__metadata__", None)
@@ -104,15 +106,13 @@ def _read_safetensors(path: Path) -> StateDict:
         if entry["dtype"] not in _DTYPES:
             raise BadInputError(f"{path}: {name} is of the type {entry['dtype']}, which is not supported")
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        found[name] = Stored(shape, dtype, _mapped(path, 8 + length + entry["data_offsets"][0], dtype, shape))
+        found[name] = Stored(shape, dtype, _reader(file, 8 + length + entry["data_offsets"][0], dtype, shape))
     return found
 
 
-def _mapped(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Callable[[], Array]:
+def _reader(file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Callable[[], Array]:
     def read() -> Array:
-        size = math.prod(shape) * dtype.itemsize
-        raw = np.memmap(path, np.uint8, "r", offset, size) if size else np.zeros(0, np.uint8)
-        return np.asarray(raw).view(dtype).reshape(shape)
+        return file.read(offset, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
     return read
 
@@ -198,6 +198,7 @@ def write(
     value: Callable[[str], Array],
     sources: Iterable[Path] = (),
     versions: Any = None,
+    beside: Mapping[Path, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write a state dict, in the format that the file's name says; it appears as a whole or not at all.
 
@@ -207,24 +208,46 @@ def write(
         value: Returns the values of a tensor.
         sources: Files that are read, and are not to be written over.
         versions: Of the modules' classes, for a file of torch; see `Entries`.
+        beside: More files for the same folder, and what writes them; all appear, or none.
 
     Raises:
         BadInputError: If it cannot be written there.
     """
     path = Path(path)
-    check_output(path, sources)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            staged = Path(folder) / path.name
+    target = check_output(path, sources)
+    others = {check_target(other, sources): write_other for other, write_other in (beside or {}).items()}
+    for other in others:
+        if other.parent != target.parent:
+            raise BadInputError(f"cannot write {other} together with {target}, which is in another folder")
+    with stage(target) as staged:
+        with writing(path):
             arrays = {name: np.asarray(value(name), order="C") for name in names}
-            _write(staged, arrays, versions)
-            os.replace(staged, path)
-    except OSError as error:
-        raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
+        with saving(path):
+            _write(staged.folder / target.name, path.suffix, arrays, versions)
+        for other, write_other in others.items():
+            write_other(staged.folder / other.name)
+        with writing(path):
+            staged.commit(lambda: ([other.name for other in (*others, target)], []))
 
 
-def check_output(path: Path, sources: Iterable[Path]) -> None:
-    """Refuse a place where no state dict can be written.
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what fails while a file of tensors is written into one line.
+
+    Raises:
+        BadInputError: In its place.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # of torch's "unexpected pos"
+        raise BadInputError(f"cannot write {path}: {one_line(getattr(cause, 'strerror', None) or cause)}") from error
+
+
+def check_output(path: Path, sources: Iterable[Path]) -> Path:
+    """Return the file that is written where a path for a state dict is given.
 
     Raises:
         BadInputError: For the reasons of `check_target`, or because the name tells no format.
@@ -233,16 +256,16 @@ def check_output(path: Path, sources: Iterable[Path]) -> None:
         raise BadInputError(f"cannot write {path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
     if path.suffix in TORCH:
         import_torch(path)
-    check_target(path, sources)
+    return check_target(path, sources)
 
 
-def _write(path: Path, arrays: Mapping[str, Array], versions: Any) -> None:
-    if path.suffix != ".safetensors":
-        torch = import_torch(path)
+def _write(path: Path, kind: str, arrays: Mapping[str, Array], versions: Any) -> None:
+    """Write a file of a kind, which is a suffix."""
+    if kind != ".safetensors":
         tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
         if versions is not None:
             tensors._metadata = versions
-        torch.save(tensors, path)
+        save_torch(tensors, path)
         return
     from safetensors import TensorSpec, serialize_file
 
@@ -251,6 +274,14 @@ def _write(path: Path, arrays: Mapping[str, Array], versions: Any) -> None:
         for name, array in arrays.items()
     }
     serialize_file(specs, path, metadata={"format": "pt"})
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """Write a file of torch; to an open file, because torch itself does not tell the system's errors."""
+    import torch
+
+    with open(path, "wb") as file:
+        torch.save(value, file)
 
 
 def to_torch(array: Array) -> Any:

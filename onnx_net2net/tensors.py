@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -33,7 +35,73 @@ _DATA_FIELDS = (
     *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"),
     "data_location",
 )
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that is read piece by piece, and must stay as it is until then.
+
+    It is never mapped into memory: reading from a mapped file that somebody cuts off ends the process.
+
+    Attributes:
+        path: The file.
+        state: Its size and time of change.
+    """
+
+    path: Path
+    state: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> DataFile:
+        """Return a file as it is now.
+
+        Raises:
+            OSError: If there is none.
+        """
+        return cls(path, _state(os.stat(path)))
+
+    def read(self, offset: int, size: int) -> Array:
+        """Return bytes, not to be written to.
+
+        Raises:
+            BadInputError: If the file has changed or cannot be read.
+        """
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                content = np.fromfile(file, np.uint8, size, offset=offset)
+                state = _state(os.fstat(file.fileno()))
+        except OSError as error:
+            raise BadInputError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if state != self.state:
+            raise BadInputError(f"{self.path} changed while it was read")
+        content.flags.writeable = False
+        return content
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+class FileTensor(ir.LazyTensor):  # type: ignore[misc]
+    """A tensor in a file, read each time that somebody asks."""
+
+    def __init__(self, file: DataFile, offset: int, size: int, tensor: onnx.TensorProto) -> None:
+        kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
+
+        def read() -> ir.TensorProtocol:
+            return _of_bytes(file.read(offset, size), kind, shape, self.name)
+
+        super().__init__(read, kind, shape, name=tensor.name)
+        self._pieces = [(file, offset + done, min(_BLOCK, size - done)) for done in range(0, size, _BLOCK)]
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Copy the bytes without holding all of them in memory."""
+        for source, offset, size in self._pieces:
+            file.write(source.read(offset, size).data)
+
+
 _OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
+_BLOCK = 1 << 20
 _keys = itertools.count()
 
 
@@ -97,7 +165,7 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
     Raises:
         BadInputError: If a tensor has not the data that its type and shape ask for.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, DataFile] = {}
     for tensor in all_tensors(proto):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if tensor.data_type in _OPAQUE_TYPES:
@@ -115,7 +183,7 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
             make_stub(tensor, weight, weights)
         elif is_small and external:
             set_inline(tensor, weight.tobytes() if size else b"")
-    return list(files.values())
+    return [file.path for file in files.values()]
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
@@ -130,29 +198,29 @@ def _in_memory(tensor: onnx.TensorProto, size: int) -> ir.TensorProtocol:
     content, kind = source.tobytes(), source.dtype
     if len(content) != size:
         raise BadInputError(f"tensor {tensor.name} has {len(content)} bytes of data instead of {size}")
-    raw = np.frombuffer(content, np.uint8)
+    return _of_bytes(np.frombuffer(content, np.uint8), kind, source.shape, tensor.name)
+
+
+def _of_bytes(raw: Array, kind: ir.DataType, shape: ir.Shape, name: str | None) -> ir.TensorProtocol:
     if kind.bitwidth < 8:  # several elements to a byte
-        return ir.PackedTensor(raw, kind, shape=source.shape, name=tensor.name)
-    return ir.Tensor(raw.view(kind.numpy()).reshape(tensor.dims), dtype=kind, name=tensor.name)
+        return ir.PackedTensor(raw, kind, shape=shape, name=name)
+    return ir.Tensor(raw.view(kind.numpy()).reshape(shape.numpy()), dtype=kind, name=name)
 
 
-def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dict[str, Path]) -> ir.ExternalTensor:
+def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dict[str, DataFile]) -> FileTensor:
     """Return the data of a tensor in a file, checked to be there but not read."""
     if path is None:
         raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
     info = {entry.key: entry.value for entry in tensor.external_data}
     location, offset, length = info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", size))
     if location not in files:
-        files[location] = _data_file(path, location)
+        files[location] = DataFile.of(_data_file(path, location))
     file = files[location]
     if length != size:
         raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {location}, but claims {length}")
-    if not 0 <= offset <= file.stat().st_size - size:
+    if not 0 <= offset <= file.state[0] - size:
         raise BadInputError(f"external data file {location} is too short for tensor {tensor.name}")
-    kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
-    # Given an absolute path and no base folder onnx-ir leaves the checks to us: it would refuse hard links and the
-    # links of a Hugging Face cache, which are harmless here.
-    return ir.ExternalTensor(file, offset, None, kind, shape=shape, name=tensor.name)
+    return FileTensor(file, offset, size, tensor)
 
 
 def _data_file(model: Path, location: str) -> Path:

@@ -342,7 +342,7 @@ def _teach(
                 runner = open_with(path, level)
                 if gathered is None:
                     twins = [
-                        _Twin(open_with(twin.SerializeToString(), level, folder=path.parent), errors)
+                        _Twin(open_with(twin.SerializeToString(), level, file=path), errors)
                         for twin, errors in _noisy_twins(path)
                     ]
                     gathered = gather(runner, twins)

@@ -467,6 +467,7 @@ def test_loading_and_drafting_read_no_weights(tmp_path, monkeypatch):
 
     for method in ("_load", "tofile", "tobytes"):
         monkeypatch.setattr(ir.ExternalTensor, method, refuse)
+    monkeypatch.setattr(tensors.DataFile, "read", refuse)
     loaded = load(big_external(tmp_path, 8 * 1024))
     draft = loaded.draft()
     draft.reader(draft.graph.nodes[0].inputs[1])
