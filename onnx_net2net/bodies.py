@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from onnx import helper, inliner
+from onnx import helper
 
 from onnx_net2net import sizes
 from onnx_net2net.checks import DEFAULT_DOMAIN, check_structure
+from onnx_net2net.functions import inlined
 from onnx_net2net.model import Model
 from onnx_net2net.protos import bodies, initializer_names, refill, scopes, sorted_indices, value_names
 from onnx_net2net.sequences import without_sequences
@@ -124,11 +125,7 @@ def _inlined(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Replace calls of functions by their nodes, where the inliner can."""
     if not proto.functions:
         return proto, ()
-    try:
-        result = inliner.inline_local_functions(proto)
-        check_structure(result)
-    except Exception:  # whatever the inliner does not take stays, and freezes what it touches
-        return proto, ()
+    result = inlined(proto)
     left = {(function.domain, function.name) for function in result.functions}
     gone = [f"{f.domain}::{f.name}" for f in proto.functions if (f.domain, f.name) not in left]
     return (result, tuple(gone)) if gone else (proto, ())
