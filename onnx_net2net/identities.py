@@ -228,13 +228,16 @@ class _Search:
 
     def _is_zero(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is the result of a layer whose weights and bias are zero."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None:
-            return False
-        constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
-        if node.op == "Add" and len(constants) == 1:
-            (source,) = (value for value in node.inputs if constant_of(value) is None)
-            return self._is(constants[0], 0) and self._is_zero(source)
+        while True:
+            node = tensor.inputs[0] if tensor.inputs else None
+            if node is None:
+                return False
+            constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
+            if node.op != "Add" or len(constants) != 1:
+                break
+            if not self._is(constants[0], 0):
+                return False
+            (tensor,) = (value for value in node.inputs if constant_of(value) is None)
         is_layer = self._analysis.numbers[id(node)] in self._network.layers and node.op in ("Conv", "Gemm", "MatMul")
         complete = len(constants) == sum(1 for value in node.inputs if value.name) - 1
         return is_layer and complete and all(self._is(constant, 0) for constant in constants)

@@ -33,6 +33,9 @@ PROBES = (
 STEPS = 43
 """How often a loop runs for the sake of sizes, unless the most that it may is known."""
 
+_LONGEST = 1 << 28
+"""Units that an axis may have; where one has more the shape is taken as not known."""
+
 _LARGE = SMALL**2
 """Elements that two small inputs make at most; no node is evaluated that makes more."""
 
@@ -89,7 +92,7 @@ class Sizes:
         if proto is None or not proto.tensor_type.HasField("shape"):
             return None
         shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
-        return None if -1 in shape else shape
+        return shape if all(0 <= size <= _LONGEST for size in shape) else None
 
     def dtype(self, name: str) -> int:
         """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
@@ -358,7 +361,7 @@ def _type(
             sizes.types[name] = inferred[name]
     for name in node.output:
         if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
-            raise ValueError("has an output whose shape depends on data")
+            raise ValueError("has an output whose shape depends on data, or is beyond all bounds")
 
 
 def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction) -> None:
