@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("onnx-net2net: interrupted, nothing written", file=sys.stderr)
         return 130
     except Exception as error:  # of a file that nobody has thought of
-        files = ", ".join(shown(value) for value in vars(options).values() if isinstance(value, Path))
+        given = (value if isinstance(value, list) else [value] for value in vars(options).values())
+        files = ", ".join(shown(path) for paths in given for path in paths if isinstance(path, Path))
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"onnx-net2net: cannot work with {files}: {what} (--debug shows where)", file=sys.stderr)
         return BadInputError.exit_code
