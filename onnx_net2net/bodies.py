@@ -418,7 +418,8 @@ class _Closing:
         nodes = self._nodes.get(_MAIN, [])
         refill(graph.node, [nodes[index] for index in sorted_indices(nodes)])
         for scope in scopes(self._proto):
-            _rename(scope, self._flat.names)
+            if isinstance(scope, onnx.GraphProto):  # and no function, which has names of its own
+                _rename(scope, self._flat.names)
 
     def _place_new_nodes(self) -> None:
         """Find the scope of nodes that were inserted: the innermost one around all that read them."""
