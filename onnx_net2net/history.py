@@ -33,7 +33,7 @@ def history(model: Model) -> list[dict[str, Any]]:
             if not isinstance(steps, list):
                 raise BadInputError(f"the metadata entry {HISTORY} is no list of steps; remove it")
             for number, step in enumerate(steps, 1):
-                check_step(step, f"step {number} in the metadata entry {HISTORY}")
+                check_values(step, f"step {number} in the metadata entry {HISTORY}")
             return steps
     return []
 
@@ -92,7 +92,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 OPERATIONS = ("widen", "deepen", "narrow", "transfer")
 
 
-def check_step(step: object, where: str) -> None:
+def check_values(step: object, where: str) -> None:
     """Refuse a step of a record or recipe that is none.
 
     Args:

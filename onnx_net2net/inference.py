@@ -29,8 +29,18 @@ DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
 """Element types of integers that copies can share in whole parts."""
 
+_LONG_LISTS = {("ScatterND", 1)}
+"""Inputs (operator, index) that list so many places, one for each element, that `sizes` does not keep them."""
+
 _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
+
+
+_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that lay values of one tensor out anew."""
+
+_CUT = ("Slice", "Split")
+"""Operators that read a part of a vector."""
 
 
 @dataclass(eq=False)
@@ -38,7 +48,8 @@ class Use:
     """A constant read by one input of one node.
 
     Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
-    which must not tie layers together. The uses of a matrix share its dims: that is a real tie.
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie. So do the nodes that
+    cut a vector up: they read the parts of one parameter.
     """
 
     node: int
@@ -83,6 +94,8 @@ class Analysis:
         untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
+        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
+            that is weighed instead of theirs, so that it is divided for both of its readers.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
         tied: Reads of constants that must keep equal values, with the first of them.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
@@ -97,6 +110,7 @@ class Analysis:
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
@@ -130,6 +144,18 @@ class Analysis:
     def is_derived(self, node: int, index: int) -> bool:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    def is_fill(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
+        tensor = self.nodes[node].inputs[index]
+        use = self.uses.get((node, index))
+        values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+        if values is not None:
+            return is_fill(values)
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op == "ConstantOfShape":
+            return producer is not None
+        return producer.op in _MOVES and self.is_fill(self.numbers[id(producer)], 0)
 
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
@@ -228,6 +254,11 @@ def _close_outputs(analysis: Analysis) -> None:
 def _is_alias(node: gs.Node) -> bool:
     """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
     return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
@@ -334,6 +365,7 @@ def _operation(
 ) -> Op:
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
+    constants: list[bool] = []
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
@@ -343,19 +375,22 @@ def _operation(
             axes = _variable_axes(analysis, tensor.name)
             _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
+        is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
+        if is_long:
+            value = analysis.draft.read(constant)
         for axis in axes or ():
             if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
+        constants.append(is_long or tensor.name in analysis.sizes.constant)
     outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
     label = node.name or (node.outputs[0].name if node.outputs else "")
     version = versions.get(node.domain or "", 1)
-    constant = [tensor.name in analysis.sizes.constant for tensor in node.inputs]
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     return Op(
         node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
-        constant=constant,
+        constant=constants,
     )  # fmt: skip
 
 
@@ -369,7 +404,7 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     if shape is None:
         return None
     key = id(constant)
-    if sum(size > 1 for size in shape) > 1:
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
         axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
     else:
         axes = tuple(Dim(size) for size in shape)

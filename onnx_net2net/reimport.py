@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,13 +22,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
-from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.computed import computed
+from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.inference import Analysis, Use, constant_of
 from onnx_net2net.inspection import Inspection
 from onnx_net2net.layers import Network
-from onnx_net2net.maps import identity
+from onnx_net2net.linearity import weighings
+from onnx_net2net.naming import scope_of
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier, dtype_of
+from onnx_net2net.rewrite import dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -49,9 +51,14 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+    _join_layers(analysis, proto)
+    known = list(computed(analysis, proto))
+    doubtful = {id(use.constant) for use, _ in known}
+    if proto.producer_name != "pytorch":  # nobody tells parameters from others
+        doubtful.update(id(use.constant) for use in analysis.uses.values())
+    for axis, reason in [*_computed(analysis, known), *_reasons(analysis, doubtful)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -60,8 +67,8 @@ def hold(analysis: Analysis) -> None:
                 dims.keep_uniform(contraction.axis, f"{_label(analysis, number)} takes a mean over it")
 
 
-def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield each axis that has to keep its size in a class, with the reason."""
+def _reasons(analysis: Analysis, doubtful: Collection[int]) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis that has to keep its size in a class, with the reason; `doubtful` constants it may compute."""
     for constant in frozen_constants(analysis):
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for number, said in analysis.said.items():
@@ -69,7 +76,9 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for contraction in said.contractions:
             if contraction.law != "mean" and _is_unweighed(analysis, number, contraction):
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
-            if len(contraction.sides) > 1 and all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            indices = [index for index, _ in contraction.sides]
+            is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
+            if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -79,6 +88,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+        for run in said.runs:
+            if run.before.size or run.rest.size:
+                for axis in (run.before, run.units, run.rest):
+                    yield axis, f"{label} picks its units by their places, which a class does not move"
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
             for axis in use.axes:
@@ -89,28 +102,60 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     yield from _ties(analysis)
 
 
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
+
+
+def _computed(analysis: Analysis, known: Sequence[tuple[Use, tuple[int, ...]]]) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in known:
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
+
+
 def _label(analysis: Analysis, number: int) -> str:
     node = analysis.nodes[number]
     return f"{node.op} {node.name or node.outputs[0].name!r}"
 
 
+def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Collection[int]) -> bool:
+    """Tell whether what follows from constants is neither made of parameters alone nor one number everywhere."""
+    if analysis.is_fill(number, index):
+        return False
+    use = analysis.uses.get((number, index))
+    if use is not None:
+        return id(use.constant) in doubtful
+    tensor = analysis.nodes[number].inputs[index]
+    maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
+    node = analysis.nodes[maker]
+    moves = (*_MOVES, "Expand", "Tile")
+    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
+        return True
+    data = range(len(node.inputs)) if node.op not in moves else (0,)
+    return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
+
+
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
     """Tell whether there are units to grow in a sum that no weight takes part in."""
-    return bool(_free(contraction.axis)) and not list(_carriers(analysis, number, contraction))
+    if not any(not dim.frozen for dim in leaves(contraction.axis)):
+        return False
+    return next(weighings(analysis, number, contraction, _is_free), None) is None
 
 
-def _free(axis: Axis) -> set[Dim]:
-    return {dim for dim in leaves(axis) if not dim.frozen}
-
-
-def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iterator[tuple[int, int, int]]:
-    """Yield where (node, input, axis) constants can weigh the units of a sum."""
-    free = _free(contraction.axis)
-    growth = {dim: identity(dim.size) for dim in free}
-    for index, position in contraction.sides:
-        place = carrier(analysis, number, index, position, free, growth, contraction.law)
-        if place is not None:
-            yield place
+def _is_free(dim: Dim) -> bool:
+    return not dim.frozen
 
 
 # --- Tied weights --------------------------------------------------------------------------------------------
@@ -120,25 +165,46 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
     weighed = weighed_axes(analysis)
     copies = {**_copies(analysis), **_turned_copies(analysis)}
-    readings: dict[int, list[dict[int, int]]] = {}
+    readings: dict[int, list[tuple[tuple[int, int], dict[int, int]]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size"):
+        if use.input in analysis.said[use.node].ignored:
             continue  # reads no values
         found = weighed.get(key, {})
-        readings.setdefault(id(use.constant), []).append(found)
+        readings.setdefault(id(use.constant), []).append((key, found))
         if id(use.constant) in copies:
             original, is_turned = copies[id(use.constant)]
             turned = {1 - position: number for position, number in found.items()}
-            readings.setdefault(original, []).append(turned if is_turned else found)
+            readings.setdefault(original, []).append((key, turned if is_turned else found))
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = readings.get(id(use.constant), [{}])
+        known = readings.get(id(use.constant), [])
         if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
             continue
         for position, axis in enumerate(use.axes):
-            sums = [found[position] for found in known if position in found]
+            sums = [found[position] for _, found in known if position in found]
+            made = [key for key, found in known if position not in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if 0 < len(sums) < len(known) and not rescale_instead(analysis, sums, axis, reason):
+            is_free = not sums or not made or rescale_instead(analysis, sums, axis, reason)
+            if not is_free and not _divide_tables(analysis, sums, made, axis):
                 yield axis, reason
+
+
+def _divide_tables(analysis: Analysis, sums: Sequence[int], made: Sequence[tuple[int, int]], axis: Axis) -> bool:
+    """Let a tied weight be divided where it makes units, instead of the weights that sum over these; tell if it can.
+
+    It is divided for the sum over it already. So what it makes, x / c for each copy, is read by weights that are not
+    divided: c (w x / c) = w x.
+    """
+    found: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = {}
+    for number, said in analysis.said.items():
+        for contraction in said.contractions if number not in sums else ():
+            ways = weighings(analysis, number, contraction, _is_free) if contraction.axis.size == axis.size else ()
+            for way in ways:
+                reads = {(place.node, place.input) for place in way.carriers if place.units is None}
+                found.update(((number, contraction.sides), key) for key in made if key in reads)
+    if len(set(found.values())) < len(made):
+        return False
+    analysis.tables.update(found)
+    return True
 
 
 def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
@@ -146,8 +212,9 @@ def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
     weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+            way = next(weighings(analysis, number, contraction, _is_free), None)
+            for place in way.carriers if way else ():
+                weighed.setdefault((place.node, place.input), {})[place.position] = number
     return weighed
 
 
@@ -384,12 +451,22 @@ _KEYS = ("query/key head_dim", "rotary pairs")
 _COUNTS = ("heads", "kv heads", "heads per kv head")
 
 
+def _factors(analysis: Analysis) -> set[Dim]:
+    """Return the dims that are factors of an axis with others that could grow instead."""
+    axes = [axis for axes in analysis.axes.values() for axis in map(resolve, axes) if not isinstance(axis, Dim)]
+    free = [{dim for dim in leaves(axis) if not dim.frozen} for axis in axes if isinstance(axis, Product)]
+    return set().union(*(dims for dims in free if len(dims) > 1))
+
+
 def adapt(analysis: Analysis, inspection: Inspection) -> None:
     """Let groups have the sizes that a class can have: no filled up norms, and widths that follow others."""
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     keys = {group.size: group for group in inspection.groups if group.role in _KEYS}
+    multiplied = leaf_set(*Network(analysis).products.values()) & _factors(analysis)
     for group in inspection.groups:
         group.fillable = False
+        if group.role in _KEYS or multiplied.intersection(group.dims):
+            group.follows = group  # heads grow in number, and in width only if they are asked to
         if group.role == "value head_dim":
             group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
     for layer in Network(analysis).layers.values():

@@ -13,7 +13,7 @@ import yaml
 
 from onnx_net2net.deepen import deepen
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.history import check_step, fingerprint, history
+from onnx_net2net.history import check_values, fingerprint, history
 from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import narrow
@@ -43,12 +43,17 @@ def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not isinstance(steps, list) or not steps:
         raise BadInputError(f"{path} has no steps: a list of operations, each with its options")
     for number, step in enumerate(steps, 1):
-        _check(step, f"{path}, step {number}")
+        check_step(step, f"{path}, step {number}")
     return steps
 
 
-def _check(step: object, where: str) -> None:
-    check_step(step, where)
+def check_step(step: object, where: str) -> None:
+    """Refuse a step that cannot be done again.
+
+    Raises:
+        BadInputError: There is no such operation, or something in it is not understood; the text begins with `where`.
+    """
+    check_values(step, where)
     assert isinstance(step, Mapping)
     if step["operation"] == "transfer" and "target" not in step:
         raise BadInputError(f"{where}: transfer needs the network that is filled (target: FILE, in a recipe)")

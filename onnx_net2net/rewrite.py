@@ -21,8 +21,22 @@ from onnx import helper
 from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
-from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of, is_fill
+from onnx_net2net.linearity import Weighing, weighings
+from onnx_net2net.maps import (
+    NEVER,
+    ORIGINS,
+    Filler,
+    Growth,
+    Map,
+    Side,
+    Style,
+    compose,
+    evened,
+    grow,
+    halved,
+    new_size,
+)
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
@@ -36,10 +50,19 @@ KEPT = "the teacher's size in"
 
 @dataclass(frozen=True)
 class Role:
-    """A constant weighs the units that a sum runs over; `silent` says that padding units hold zero there."""
+    """A constant weighs the units that a sum runs over.
+
+    Attributes:
+        contraction: The sum.
+        silent: Whether padding units hold zero there.
+        units: Which of the teacher's units on the axis are weighed; None for all.
+        even: Whether copies of a unit get equal shares.
+    """
 
     contraction: Contraction
     silent: bool
+    units: np.ndarray | None = None
+    even: bool = False
 
 
 Roles = dict[tuple[int, int], dict[int, Role]]
@@ -142,11 +165,13 @@ def _pads(growth: Growth) -> dict[Dim, State]:
 def _weigh_contractions(
     analysis: Analysis, growth: Growth, roles: Roles, states: States, unweighed: Collection[int]
 ) -> Iterator[tuple[gs.Node, int, int, Map]]:
-    """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
+    """Find for each sum the weights that weigh the copies; yield those that need a node of their own."""
+    weighed_with: set[int] = set()
+    ways: list[tuple[int, Contraction, Weighing | None]] = []
     for number, said in analysis.said.items():
         for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
-            if not weighed or number in analysis.rescaled:
+            if not weighed or number in analysis.rescaled or number in weighed_with:
                 continue
             maps = [
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
@@ -154,15 +179,23 @@ def _weigh_contractions(
             ]
             if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
-            for index, position in contraction.sides:
-                place = carrier(analysis, number, index, position, weighed, growth, contraction.law)
-                if place is not None:
-                    silent = _is_silent(analysis, number, contraction, index, weighed, states)
-                    roles.setdefault(place[:2], {})[place[2]] = Role(contraction, silent)
-                    break
-            else:
-                (index, position), map = contraction.sides[-1], maps[-1]
-                yield analysis.nodes[number], index, position, map
+            way = next(weighings(analysis, number, contraction, growth.__contains__), None)
+            weighed_with |= way.together if way else frozenset()
+            ways.append((number, contraction, way))
+    for number, contraction, way in ways:
+        if number in weighed_with:  # by what a later one is weighed by
+            continue
+        weighed = _grown(contraction.axis, growth)
+        if way is None:
+            index, position = contraction.sides[-1]
+            exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+            map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
+            yield analysis.nodes[number], index, position, map
+            continue
+        silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
+        for place in way.carriers:
+            role = Role(contraction, silent, place.units, place.even)
+            roles.setdefault((place.node, place.input), {})[place.position] = role
 
 
 def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]:
@@ -188,42 +221,14 @@ def _is_silent(
 
 
 def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth, weighed: set[Dim]) -> Map:
+    if contraction.law != "sum":  # a mean has equal shares
+        growth = {**growth, **{dim: evened(growth[dim]) for dim in weighed}}
     map = compose(axes[position], growth, weighed)
     if contraction.law == "mean":
         return changed(map, weight=map.weight * (new_size(contraction.axis, growth) / contraction.axis.size))
     if contraction.law == "square":
         return changed(map, weight=np.sqrt(map.weight))
     return map
-
-
-_REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "DequantizeLinear")
-"""Operators through which a constant can still be weighed."""
-
-
-def carrier(
-    analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
-) -> tuple[int, int, int] | None:
-    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of for it alone."""
-    while True:
-        use = analysis.uses.get((number, index))
-        if use is not None:
-            whole = law == "sum" and _grown(use.axes[position], growth) == weighed
-            shared = whole and _holds_integers(analysis, use)
-            return (number, index, position) if is_float(dtype_of(use.constant)) or shared else None
-        tensor = analysis.nodes[number].inputs[index]
-        producer = tensor.inputs[0] if tensor.inputs else None
-        is_shared = len(tensor.outputs) != 1 or tensor.name in analysis.kept
-        if producer is None or is_shared or producer.op not in _REARRANGES:
-            return None
-        number, index = analysis.numbers[id(producer)], 0
-        axes = analysis.input_axes(number, 0) or ()
-        holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
-        if producer.op == "Transpose":  # both axes of a square weight may have the dim
-            perm = producer.attrs.get("perm") or range(len(axes))[::-1]
-            holders = [p for p in holders if p == perm[position]]
-        if len(holders) != 1:
-            return None
-        position = holders[0]
 
 
 def _insert(analysis: Analysis, kind: str, node: gs.Node, index: int, position: int, values: np.ndarray) -> None:
@@ -325,15 +330,16 @@ def _rewrite_constant(
     scales: ScaleReaders,
 ) -> Iterator[GrownConstant]:
     alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
-    for use in sorted(uses, key=lambda use: _reads_shape(analysis, use)):
+    for use in sorted(uses, key=lambda use: not _reads_values(analysis, use)):
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
         usual: Filler = "copy" if _scales_units(analysis, (use.node, use.input)) else "own"
         factor, filler = corrections.get((use.node, use.input), (1.0, usual))
         key = tuple(side.key for side in sides)
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
         sizes = [side.map.new for side in sides]
-        same_shape = (group for group in alike.values() if [side.map.new for side in group[0][1]] == sizes)
-        group = next(same_shape, None) if _reads_shape(analysis, use) else None
+        is_type = not _reads_shape(analysis, use)
+        fit = (group for group in alike.values() if is_type or [side.map.new for side in group[0][1]] == sizes)
+        group = None if _reads_values(analysis, use) else next(fit, None)
         group = alike.setdefault((key, filler, factor, id(zero)), []) if group is None else group
         group.append((use, sides))
     constant = uses[0].constant
@@ -342,11 +348,12 @@ def _rewrite_constant(
     name = constant.name
     shown = shown_name(analysis.nodes[uses[0].node].inputs[uses[0].input])
     kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
-    if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
+    is_matrix = sum(axis.size > 1 for axis in uses[0].axes) > 1
+    if len(alike) > 1 and is_matrix and not is_fill(original()):  # exporters merge vectors of equal values, and zeros
         analysis.untied.append(name)
     for (_, filler, factor, _), group in alike.items():
         use, sides = group[0]
-        readers = [use.node for use, _ in group if not _reads_shape(analysis, use)]
+        readers = [use.node for use, _ in group if _reads_values(analysis, use)]
         scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
         record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
         if all(side.map.is_identity for side in sides):
@@ -372,8 +379,13 @@ def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
     return key[1] in analysis.said[key[0]].scales
 
 
+def _reads_values(analysis: Analysis, use: Use) -> bool:
+    """Tell whether a node reads the values of a constant; else it can take another version of it."""
+    return use.input not in analysis.said[use.node].ignored
+
+
 def _reads_shape(analysis: Analysis, use: Use) -> bool:
-    """Tell whether a node does not read the values of a constant, whose version with the same shape it can take."""
+    """Tell whether a node reads the shape of a constant, and no values."""
     return analysis.nodes[use.node].op in ("Shape", "Size")
 
 
@@ -449,11 +461,13 @@ def _sides(use: Use, growth: Growth, roles: Roles, scales: dict[Dim, Callable[[]
             scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None)
             sides.append(Side(compose(axis, growth), scale=scale))
             continue
-        contraction, silent = weighs[position].contraction, weighs[position].silent
-        weighed = _grown(contraction.axis, growth)
-        even = contraction.law != "sum" or weighed != _grown(axis, growth)
-        map = _weights(contraction, use.axes, position, growth, weighed)
-        sides.append(Side(map, reads=True, spread=not even, silent=silent))
+        role = weighs[position]
+        weighed = _grown(role.contraction.axis, growth)
+        even = role.even or role.contraction.law != "sum" or weighed != _grown(axis, growth)
+        map = _weights(role.contraction, use.axes, position, growth, weighed)
+        if role.units is not None:
+            map = changed(map, weight=np.where(role.units[map.index], map.weight, 1.0))
+        sides.append(Side(map, reads=True, spread=not even, silent=role.silent))
     return sides
 
 
@@ -467,6 +481,7 @@ def resize(teacher: Model, analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+        _rewrite_runs(analysis, number, growth)
 
 
 def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
@@ -631,6 +646,32 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
     analysis.inserted.append(Inserted(f"Gather instead of {node.op}", node.name or output.name))
+
+
+def _rewrite_runs(analysis: Analysis, number: int, growth: Growth) -> None:
+    """Write a list of places down anew, whose runs are longer or lie elsewhere; its other columns stay.
+
+    Places that count from the end of an axis lie elsewhere, too, where only what is behind them grows.
+    """
+    runs = analysis.said[number].runs
+    if not any(_grown(axis, growth) for run in runs for axis in (run.before, run.units, run.rest)):
+        return
+    node, index = analysis.nodes[number], runs[0].input
+    places = _listed(analysis, number, index)
+    for run in runs:
+        start, size = new_size(run.before, growth), new_size(run.units, growth)
+        places = np.take(places, np.zeros(size, np.int64), axis=run.along)
+        shape = [size if axis == run.along else 1 for axis in range(places.ndim - 1)]
+        places[..., run.column] = np.arange(start, start + size).reshape(shape)
+    node.inputs[index] = analysis.draft.constant(f"{node.outputs[0].name}_places", places)
+    analysis.note(f"places for {node.op}", node)
+
+
+def _listed(analysis: Analysis, number: int, index: int) -> np.ndarray:
+    """Return the integers that a node reads."""
+    use = analysis.uses.get((number, index))
+    tensor = analysis.nodes[number].inputs[index]
+    return analysis.draft.read(use.constant) if use else analysis.sizes.values[tensor.name]
 
 
 # --- The interface -------------------------------------------------------------------------------------------

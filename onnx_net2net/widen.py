@@ -83,7 +83,7 @@ def widen(
         only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
-        spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
+        spread: How unevenly copies share their outgoing weights, as a part of each weight. Exact.
         noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
@@ -103,8 +103,7 @@ def widen(
         RefusedError: If a size cannot be had exactly.
     """
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
-    if framework is not None and framework not in FRAMEWORKS:
-        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+    check_framework(framework)
     if framework and fill_norms:
         raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
     model = load(teacher)
@@ -130,7 +129,7 @@ def _widen(
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # as `inspect` shows them
     if framework:
-        hold(analysis)
+        hold(analysis, opened.model.proto)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         adapt(analysis, inspection)
@@ -148,6 +147,8 @@ def _widen(
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan)}")
     plan.check_map()
+    if framework:
+        plan.share_by_units(style.spread, style.seed)
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
@@ -196,6 +197,16 @@ def _main_reason(plan: Plan) -> str:
         return f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
     largest = max(chosen, key=lambda group: group.elements)
     return f"{largest.name!r}: {largest.reason}"
+
+
+def check_framework(framework: str | None) -> None:
+    """Refuse a framework that nothing is known of.
+
+    Raises:
+        BadInputError: If it is none of `FRAMEWORKS`.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
 
 
 def _check_options(

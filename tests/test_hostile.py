@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_net2net import cli, deepen, inspect, narrow, verify, widen
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.functions import LIMIT, check_functions
-from onnx_net2net.history import HISTORY, check_step
+from onnx_net2net.history import HISTORY, check_values
 from onnx_net2net.messages import one_line, shown
 from onnx_net2net.model import load
 from onnx_net2net.sizes import infer
@@ -361,7 +361,7 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_record_of_a_later_version_may_say_more() -> None:
-    check_step({"operation": "widen", "factor": 2, "sizes": None, "what is not known": [{}]}, "step 1")
+    check_values({"operation": "widen", "factor": 2, "sizes": None, "what is not known": [{}]}, "step 1")
 
 
 @pytest.mark.parametrize(
