@@ -8,6 +8,10 @@ verify("teacher.onnx", result.student).raise_if_different()
 result.student.save("student.onnx")
 """
 
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntimes write files into ~/.cache when imported
+
 from onnx_net2net.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.deepen import Deepening, deepen
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError

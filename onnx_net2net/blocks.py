@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -29,6 +30,12 @@ from onnx_net2net.places import Finder
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
+
+_MOST = 256
+"""Sums that are taken as one sum of many terms."""
+
+_LONGEST_BRANCH = 100
+"""Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
 _SUMS = ("Add", "Sum")
 _SIZES = ("Shape", "Size")
@@ -165,6 +172,8 @@ class _Blocks:
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
         self._finder = Finder(network, proto)
+        self._answers: dict[str, set[Use] | RefusedError] = {}  # of `_zeros`, for one block
+        self._depth = 0
 
     def kind(self, block: Block) -> tuple[object, ...]:
         """Return what blocks that repeat one another have in common: operators and the shapes of weights."""
@@ -208,15 +217,23 @@ class _Blocks:
         """Return what a sum adds up, and the sums inside it."""
         terms: list[Use] = []
         added: set[int] = set()
-        for index, value in enumerate(self._analysis.nodes[number].inputs):
+        pending = self._inputs(number)
+        while pending:
+            use = pending.pop()
+            value = self._tensor(use)
             producer = self._network.age(value)
             alone = len(value.outputs) == 1 and value.name not in self._analysis.kept
-            if producer >= 0 and alone and self._analysis.nodes[producer].op in _SUMS:
-                more, below = self._terms(producer)
-                terms, added = terms + more, added | below | {producer}
+            is_sum = producer >= 0 and self._analysis.nodes[producer].op in _SUMS
+            if is_sum and alone and len(added) < _MOST:
+                added.add(producer)
+                pending += self._inputs(producer)
             else:
-                terms.append((number, index))
+                terms.append(use)
         return terms, added
+
+    def _inputs(self, number: int) -> list[Use]:
+        """Return the inputs of a node, the last first."""
+        return [(number, index) for index in reversed(range(len(self._analysis.nodes[number].inputs)))]
 
     def _tensor(self, use: Use) -> gs.Tensor:
         return self._analysis.nodes[use[0]].inputs[use[1]]
@@ -244,6 +261,7 @@ class _Blocks:
             entry = moved
         nodes |= self._weights(nodes)
         zeroed: set[Use] = set()
+        self._answers.clear()
         obstacle = self._obstacle(nodes, entry, exit)
         again = "" if obstacle else self._normalised_again(nodes, result)
         reason = obstacle
@@ -327,12 +345,19 @@ class _Blocks:
 
     def _is_measured(self, node: gs.Node) -> bool:
         """Tell whether nothing but sizes is made of what a node reads."""
-        if node.op in _SIZES:
-            return True
-        values = [value for value in node.outputs if value.name]
-        readers = [reader for value in values for reader in value.outputs]
-        shown = any(value.name in self._analysis.kept for value in values)
-        return node.op in _LINEAR and bool(readers) and not shown and all(map(self._is_measured, readers))
+        return self._network.number(node) in self._measured
+
+    @cached_property
+    def _measured(self) -> set[int]:
+        found: set[int] = set()
+        for number, node in reversed(list(enumerate(self._analysis.nodes))):
+            values = [value for value in node.outputs if value.name]
+            readers = [self._network.number(reader) for value in values for reader in value.outputs]
+            shown = any(value.name in self._analysis.kept for value in values)
+            hands_on = node.op in _LINEAR and bool(readers) and not shown and found.issuperset(readers)
+            if node.op in _SIZES or hands_on:
+                found.add(number)
+        return found
 
     def _is_read_by_norm(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
@@ -349,6 +374,23 @@ class _Blocks:
         tensor = self._tensor(use)
         if constant_of(tensor) is not None:
             return {use}
+        if tensor.name not in self._answers:
+            if self._depth >= _LONGEST_BRANCH:
+                raise RefusedError("its branch is too long to be followed")
+            self._depth += 1
+            try:
+                self._answers[tensor.name] = self._zeros_of(tensor, nodes)
+            except RefusedError as error:
+                self._answers[tensor.name] = error
+            finally:
+                self._depth -= 1
+        answer = self._answers[tensor.name]
+        if isinstance(answer, RefusedError):
+            raise answer
+        return answer
+
+    def _zeros_of(self, tensor: gs.Tensor, nodes: Collection[int]) -> set[Use]:
+        """Do the same for a tensor that is computed."""
         number = self._network.age(tensor)
         node = self._analysis.nodes[number] if number in nodes else None
         if node is None:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from onnx import helper, inliner
+from onnx import helper
 
 from onnx_net2net import sizes
 from onnx_net2net.checks import DEFAULT_DOMAIN, check_structure
+from onnx_net2net.functions import inlined
 from onnx_net2net.model import Model
-from onnx_net2net.protos import bodies, initializer_names, refill, scopes, sorted_indices, value_names
+from onnx_net2net.protos import bodies, initializer_names, refill, scopes, sorted_indices, unused, value_names
 from onnx_net2net.sequences import without_sequences
 
 DOMAIN = "onnx_net2net.body"
@@ -124,11 +125,7 @@ def _inlined(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Replace calls of functions by their nodes, where the inliner can."""
     if not proto.functions:
         return proto, ()
-    try:
-        result = inliner.inline_local_functions(proto)
-        check_structure(result)
-    except Exception:  # whatever the inliner does not take stays, and freezes what it touches
-        return proto, ()
+    result = inlined(proto)
     left = {(function.domain, function.name) for function in result.functions}
     gone = [f"{f.domain}::{f.name}" for f in proto.functions if (f.domain, f.name) not in left]
     return (result, tuple(gone)) if gone else (proto, ())
@@ -139,7 +136,7 @@ def _inlined(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 
 def _unique_names(proto: onnx.ModelProto) -> dict[str, str]:
     """Rename the tensors of bodies so that no two of them share a name; return the old names of those renamed."""
-    known = {name for scope in scopes(proto) for name in _mentioned(scope)}
+    known = dict.fromkeys((name for scope in scopes(proto) for name in _mentioned(scope)), 0)
     used = set(_defined(proto.graph))
     old: dict[str, str] = {}
 
@@ -149,7 +146,7 @@ def _unique_names(proto: onnx.ModelProto) -> dict[str, str]:
             for name in _defined(body):
                 new[name] = name
                 if name in used:
-                    new[name] = _unused(name, known)
+                    new[name] = unused(name, known)
                     old[new[name]] = name
                 used.add(new[name])
             _rename(body, new)
@@ -157,14 +154,6 @@ def _unique_names(proto: onnx.ModelProto) -> dict[str, str]:
 
     rename(proto.graph, {})
     return old
-
-
-def _unused(base: str, known: set[str]) -> str:
-    """Return a name that is not known; now it is."""
-    candidates = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-    name = next(candidate for candidate in candidates if candidate not in known)
-    known.add(name)
-    return name
 
 
 def _defined(graph: onnx.GraphProto) -> list[str]:
@@ -214,7 +203,7 @@ class _Flat:
         self.bodies: list[_Body] = []
         self.home: dict[str, int] = {}
         self._versions = sizes.versions_of(source)
-        self._known = {name for scope in scopes(source) for name in _mentioned(scope)}
+        self._known = dict.fromkeys((name for scope in scopes(source) for name in _mentioned(scope)), 0)
         self._moved_out: set[str] = set()
         self.folded: list[str] = []
         self.proto = onnx.ModelProto()
@@ -253,7 +242,7 @@ class _Flat:
         refill(frame.node.attribute, plain)
         number = len(self.frames)
         self.frames.append(frame)
-        (first, *_), steps = _graphs(node).values(), _unused(f"{_key(node)}_steps", self._known)
+        (first, *_), steps = _graphs(node).values(), unused(f"{_key(node)}_steps", self._known)
         given = [value.name for value in first.input]
         if node.op_type != "If":
             self._add_end(f"{node.op_type}Start", frame, number, list(node.input), [*given, steps])
@@ -406,7 +395,7 @@ class _Closing:
     def __init__(self, flat: _Flat, proto: onnx.ModelProto) -> None:
         self._flat, self._graph, self._proto = copy.deepcopy(flat), proto.graph, proto
         self._home = {"": _MAIN, **flat.home}
-        self._taken = {*flat.home, *flat.names.values(), *_mentioned(proto.graph)}
+        self._taken = dict.fromkeys((*flat.home, *flat.names.values(), *_mentioned(proto.graph)), 0)
         self._starts = {_frame(n): n for n in proto.graph.node if n.domain == DOMAIN and n.op_type.endswith("Start")}
         self._nodes: dict[int, list[onnx.NodeProto]] = {}
 
@@ -429,7 +418,8 @@ class _Closing:
         nodes = self._nodes.get(_MAIN, [])
         refill(graph.node, [nodes[index] for index in sorted_indices(nodes)])
         for scope in scopes(self._proto):
-            _rename(scope, self._flat.names)
+            if isinstance(scope, onnx.GraphProto):  # and no function, which has names of its own
+                _rename(scope, self._flat.names)
 
     def _place_new_nodes(self) -> None:
         """Find the scope of nodes that were inserted: the innermost one around all that read them."""
@@ -478,7 +468,7 @@ class _Closing:
         if name == value.name or self._home.get(name) == scope:
             value.name = name
             return
-        value.name = _unused(value.name, self._taken)
+        value.name = unused(value.name, self._taken)
         self._nodes.setdefault(scope, []).append(helper.make_node("Identity", [name], [value.name]))
 
     def _fill(self, number: int, types: Mapping[str, onnx.TypeProto]) -> None:

@@ -109,6 +109,9 @@ def in_batches(data: Mapping[str, Array], specs: Sequence[InputSpec], source: st
     if len(lengths) != 1 or not step or (numbers and max(lengths) % step):
         return [check_feeds(data, specs, source)]
     (length,) = lengths
+    if not length:
+        check_feeds(data, specs, source)
+        raise BadInputError(f"{source} has no examples")
     parts = ({name: array[start : start + step] for name, array in data.items()} for start in range(0, length, step))
     return [check_feeds(part, specs, source) for part in parts]
 

@@ -44,6 +44,7 @@ def check(proto: onnx.ModelProto) -> None:
     """
     _check_versions(proto)
     _check_text(proto)
+    _check_types(proto)
     check_structure(proto)
 
 
@@ -74,6 +75,19 @@ def _check_text(proto: onnx.ModelProto) -> None:
             texts += [attribute.name for attribute in node.attribute]
     if not all(isinstance(text, str) for text in texts):
         raise BadInputError("it has names that are not UTF-8 text")
+
+
+def _check_types(proto: onnx.ModelProto) -> None:
+    """Refuse element types that there are not."""
+    known = frozenset(onnx.TensorProto.DataType.values())
+    for scope in scopes(proto):
+        for value in (*getattr(scope, "initializer", ()), *scope.input, *scope.output, *scope.value_info):
+            kind = value.type.tensor_type.elem_type if hasattr(value, "type") else getattr(value, "data_type", 1)
+            if kind not in known:
+                raise BadInputError(f"{value.name} has the element type {kind}, which there is not")
+        for tensor in getattr(scope, "initializer", ()):
+            if not tensor.data_type:
+                raise BadInputError(f"initializer {tensor.name} has no element type")
 
 
 def check_structure(proto: onnx.ModelProto) -> None:

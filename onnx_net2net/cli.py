@@ -16,6 +16,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnx_net2net import staging
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
+from onnx_net2net.messages import one_line, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MemoryError:
             _complain("there is not enough memory for a model of this size")
         except OSError as error:
-            _complain(f"{error.filename or 'cannot go on'}: {staging.reason(error)}")
+            _complain(f"{shown(error.filename) if error.filename else 'cannot go on'}: {staging.reason(error)}")
         except BaseException as error:
             if not came and not isinstance(error, KeyboardInterrupt):
                 raise
@@ -67,10 +70,19 @@ def _run(arguments: Sequence[str] | None) -> int:
         except SystemExit:
             _print("", end="")  # what argparse has printed
             raise
-        return int(options.run(options))
+        with warnings.catch_warnings(), _tracing(options.debug):
+            warnings.simplefilter("default" if options.debug else "ignore")  # of libraries, about their own insides
+            return int(options.run(options))
     except Net2NetError as error:
         _complain(str(error))
         return error.exit_code
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of a file that nobody has thought of
+        given = (value if isinstance(value, list) else [value] for value in vars(options).values())
+        files = ", ".join(shown(path) for paths in given for path in paths if isinstance(path, Path))
+        _complain(f"cannot work with {files}: {type(error).__name__}: {one_line(error)} (--debug shows where)")
+        return BadInputError.exit_code
 
 
 @contextlib.contextmanager
@@ -107,12 +119,23 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
+@contextlib.contextmanager
+def _tracing(wanted: bool) -> Iterator[None]:
+    """Print where an error comes from, if that is wanted."""
+    try:
+        yield
+    except Exception:
+        if wanted:
+            traceback.print_exc()
+        raise
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
-        self.exit(BadInputError.exit_code, f"onnx-net2net: {message} (see {self.prog} --help)\n")
+        self.exit(BadInputError.exit_code, f"onnx-net2net: {shown(message)} (see {self.prog} --help)\n")
 
 
 class _Help(argparse.HelpFormatter):
@@ -127,6 +150,7 @@ class _Help(argparse.HelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes.")
     parser.add_argument("--version", action="version", version=version("onnx-net2net"))
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from, and warnings")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_inspect(commands)
     _add_widen(commands)
@@ -145,6 +169,7 @@ def _command(commands: Any, name: str, help: str, example: str, run: Callable[[a
         name, help=help, description=help, epilog=f"example: onnx-net2net {name} {example}",
         formatter_class=_Help,
     )  # fmt: skip
+    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     command.set_defaults(run=run)
     return command
 
@@ -354,7 +379,7 @@ def _widen(options: argparse.Namespace) -> int:
     if not options.json:
         _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
         for line in (*report.fixed_lines(widening.fixed), *widening.notes, *record.get("widths", ())):
-            _print(line)
+            _print(shown(line))
     return _finish(options, teacher, widening.student, record, checking, started, widening.exact)
 
 
@@ -399,7 +424,7 @@ def _deepen(options: argparse.Namespace) -> int:
     if not options.json:
         _show(report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}"))
         for line in (*deepening.notes, *record.get("widths", ())):
-            _print(line)
+            _print(shown(line))
     return _finish(options, teacher, deepening.student, record, checking, started)
 
 
@@ -460,10 +485,10 @@ def _transfer(options: argparse.Namespace) -> int:
         return 0
     _show(report.transfer_table(result, f"{options.teacher.name} -> {options.target.name}"))
     for obstacle in obstacles:
-        _print(f"not exact: {obstacle}")
+        _print(shown(f"not exact: {obstacle}"))
     if not obstacles:
         _print("exact: the student computes what the teacher computes")
-    _print(str(verification or "not compared"))
+    _print(shown(verification or "not compared"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -493,7 +518,7 @@ def _finish(
         return 0
     if not exact:
         _print(f"not exact, as asked ({'random_pad' if options.map == 'random_pad' else 'noise'})")
-    _print(str(verification or "not verified (--no-verify)"))
+    _print(shown(verification or "not verified (--no-verify)"))
     _print(f"wrote {options.output} in {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -548,7 +573,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
         return 0
     _show(report.checkpoint_table(result, f"{(options.state_dict or options.teacher).name} -> {options.output.name}"))
     for line in (*result.notes, *widths.get("widths", ())):
-        _print(line)
+        _print(shown(line))
     _print(f"wrote {' and '.join(map(str, outputs))} in {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -650,6 +675,8 @@ def _print(text: str, end: str = "\n") -> None:
     """
     try:
         print(text, end=end, flush=True)
+    except UnicodeEncodeError:  # a terminal, or a file, that has not all letters
+        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding), end=end, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         lost = f"cannot print the results: {staging.reason(error)}"
@@ -675,8 +702,9 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: bar.update(task, description=escape(shown(what)), completed=done, total=total)

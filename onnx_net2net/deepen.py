@@ -380,12 +380,12 @@ def _calibrated(
     progress: Progress | None,
 ) -> dict[str, tuple[Array, Array]]:
     """Return mean and variance of what inserted normalisations get; those inside of bodies are not measured."""
+    feeds = read_npz(data, input_specs(model.proto)) if isinstance(data, str | os.PathLike) else data
     normed = dict.fromkeys(place.tensor for place, way in chosen if way in NORMED and place.norm is not None)
     shown = {name for node in model.proto.graph.node for name in node.output}
     tensors = [name for name in normed if name in shown]
     if not tensors:
         return {}
-    feeds = read_npz(data, input_specs(model.proto)) if isinstance(data, str | os.PathLike) else data
     return measure(model, tensors, feeds, seed=seed, progress=progress)
 
 

@@ -120,9 +120,9 @@ class _Composite:
     length: int
 
     def __init__(self, parts: Iterable[Axis], total: Callable[[Iterable[int]], int]) -> None:
-        self.parts = tuple(parts)
-        self.size = total(part.size for part in self.parts)
-        self.length = sum(part.length for part in self.parts)
+        self.parts: tuple[Axis, ...] = tuple(parts)
+        self.size: int = total(part.size for part in self.parts)
+        self.length: int = sum(part.length for part in self.parts)
         self._normal: Axis | None = None
         self._seen = -1
 
@@ -161,7 +161,7 @@ def resolve(axis: Axis) -> Axis:
     Nested products and concatenations are flat, frozen factors of size 1 are gone, and a product whose first
     factor is a concatenation is a concatenation of products.
     """
-    found = _known(axis)
+    found = _known(axis._to if isinstance(axis, Dim) and axis._to is not None else axis)
     if found is not None:
         return found
     result: list[Axis] = []

@@ -19,7 +19,7 @@ from onnx_net2net.checks import check_structure
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.merge import merge, merged_node, portable
 from onnx_net2net.messages import one_line
-from onnx_net2net.protos import all_tensors, captured, initializer_names, refill, scopes, value_names
+from onnx_net2net.protos import all_tensors, captured, initializer_names, refill, scopes, unused, value_names
 from onnx_net2net.tensors import INLINE_BYTES, Array, data_of, detach, inherit, make_stub, stub_key
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Draft:
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
         self._before = self._export()
-        self._names = _all_names(model.proto)
+        self._names = dict.fromkeys(_all_names(model.proto), 0)
 
     def captured(self, node: gs.Node) -> frozenset[str]:
         """Return the names of the tensors of enclosing graphs that the node's bodies use (none for most nodes)."""
@@ -83,10 +83,7 @@ class Draft:
 
     def unique_name(self, base: str) -> str:
         """Return `base`, or `base` with a number, such that nothing in the model has this name; it is now taken."""
-        candidates = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-        name = next(name for name in candidates if name not in self._names)
-        self._names.add(name)
-        return name
+        return unused(base, self._names)
 
     def constant(self, name: str, values: Array) -> gs.Constant:
         """Make a constant, of any type that ONNX shares with numpy or ml_dtypes but text; `name` is made unique."""

@@ -1,10 +1,16 @@
 """What can go wrong, by the exit code that the command line gives it."""
 
+from onnx_net2net.messages import shown
+
 
 class Net2NetError(Exception):
     """Base of every error this package raises on purpose; its text is one line meant for the user."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the text in one line, with what names of a file have in them escaped."""
+        return shown(super().__str__())
 
 
 class NotEquivalentError(Net2NetError):

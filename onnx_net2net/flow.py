@@ -148,14 +148,18 @@ class Flow:
 
     def _sizes(self, name: str) -> Sequence[Size]:
         """Return the shape of a tensor where it is a constant, a stored weight or declared; else empty."""
-        if name in self.constants:
-            return tuple(self.constants[name].dims)
-        node = self.producers.get(name)
-        if node is not None and node.op_type in {"Identity", "Cast", "DequantizeLinear", "Transpose"}:
-            sizes = self._sizes(node.input[0])
+        turns = []
+        while name not in self.constants:
+            node = self.producers.get(name)
+            if node is None or node.op_type not in {"Identity", "Cast", "DequantizeLinear", "Transpose"}:
+                break
+            turns += [node] if node.op_type == "Transpose" else []
+            name = node.input[0]
+        sizes = list(self.constants[name].dims) if name in self.constants else list(self.shapes.get(name, ()))
+        for node in reversed(turns) if sizes else ():
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(sizes))[::-1])
-            return [sizes[axis] for axis in order] if sizes and node.op_type == "Transpose" else sizes
-        return self.shapes.get(name, ())
+            sizes = [sizes[axis] for axis in order]
+        return sizes
 
     def _whole(self, name: str) -> Array | None:
         """Return an integer constant with its data, None for anything else."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx
 
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model
 from onnx_net2net.protos import all_tensors
 
@@ -14,16 +18,98 @@ HISTORY = "onnx_net2net.history"
 """Metadata entry that lists what was done to a model, as JSON."""
 
 
-def history(model: Model) -> list[dict[str, object]]:
-    """Return what was done to a model before, oldest first, as its metadata says."""
+def history(model: Model) -> list[dict[str, Any]]:
+    """Return what was done to a model before, oldest first, as its metadata says.
+
+    Raises:
+        BadInputError: If its metadata says no such thing.
+    """
     for entry in model.proto.metadata_props:
         if entry.key == HISTORY:
             try:
                 steps = json.loads(entry.value)
-            except ValueError:
-                return []
-            return steps if isinstance(steps, list) else []
+            except (ValueError, RecursionError):
+                steps = None
+            if not isinstance(steps, list):
+                raise BadInputError(f"the metadata entry {HISTORY} is no list of steps; remove it")
+            for number, step in enumerate(steps, 1):
+                check_values(step, f"step {number} in the metadata entry {HISTORY}")
+            return steps
     return []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_size(value: object) -> bool:
+    return _is_number(value) or _is_text(value)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(_is_size, value.values()))
+
+
+def _are_axes(value: object) -> bool:
+    """Tell whether it lists (input or output, axis, old size, new size)."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(r, list) and len(r) == 4 and _is_text(r[0]) and all(map(_is_whole, r[1:])) for r in rows)
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(
+        ("version", "teacher", "filled", "map", "framework", "method", "way", "target", "data", "calibrate",
+         "calibrated on"),
+        (_is_text, "text"),
+    ),
+    **dict.fromkeys(("factor", "spread", "noise", "prior"), (_is_number, "a number")),
+    **dict.fromkeys(("multiple_of", "seed", "count", "pairs"), (_is_whole, "a whole number")),
+    **dict.fromkeys(("fill_norms", "all", "append"), (_is_flag, "true or false")),
+    **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
+    **dict.fromkeys(("width", "depth"), (_is_size, "a size")),
+    "sizes": (_are_sizes, "sizes by name"),
+    "repeat": (lambda value: _are_sizes(value) or _are_names(value), "numbers of copies by name"),
+    "interface": (_are_axes, "a list of axes"),
+}  # fmt: skip
+"""What a step says, as far as it is known: what its value may be, besides nothing."""
+
+OPERATIONS = ("widen", "deepen", "narrow", "transfer")
+
+
+def check_values(step: object, where: str) -> None:
+    """Refuse a step of a record or recipe that is none.
+
+    Args:
+        step: What stands there.
+        where: Where it stands, for messages.
+
+    Raises:
+        BadInputError: It names no operation, or a value is of another kind than it has to be.
+    """
+    operation = step.get("operation") if isinstance(step, Mapping) else None
+    if not isinstance(operation, str) or operation not in OPERATIONS:
+        raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
+    assert isinstance(step, Mapping)
+    for key, value in step.items():
+        fits, kind = _FIELDS.get(key, (None, "")) if isinstance(key, str) else (None, "")
+        if fits is not None and value is not None and not fits(value):
+            raise BadInputError(f"{where}: {key} is {kind}, not {one_line(value, 60)}")
 
 
 def fingerprint(model: Model) -> str:
@@ -66,7 +152,7 @@ def grown_interface(teacher: Model, student: Model) -> dict[tuple[str, int], tup
     """Return the (input or output, axis) that have more units on request, with the sizes in teacher and student."""
     found: dict[tuple[str, int], tuple[int, int]] = {}
     for step in history(student)[len(history(teacher)) :]:
-        for name, axis, old, new in step.get("interface") or ():  # type: ignore[attr-defined]
+        for name, axis, old, new in step.get("interface") or ():
             before, after = found.get((name, axis), (old, new))
             found[name, axis] = min(before, old), max(after, new)
     return found

@@ -112,19 +112,15 @@ class _Search:
             yield Identity(place.name, (node, 0), tuple(nodes))
 
     def _repeated(self, start: gs.Tensor) -> Iterator[Identity]:
-        """Yield activations that repeat an idempotent one, which is applied to a tensor."""
-        region, tensor = self._finder.activation(start) if self._finder.only_reader(start) else ([], start)
-        if not region or not self._finder.try_out(region, start)[0]:
+        """Yield the activation that repeats an idempotent one, which is applied to a tensor."""
+        first, tensor = self._finder.activation(start) if self._finder.only_reader(start) else ([], start)
+        if not first or not self._finder.try_out(first, start)[0]:
             return
-        nodes = self._analysis.nodes
-        key = self._finder.key(region, start)
-        while True:
-            region, result = self._finder.activation(tensor)
-            if not region or self._finder.key(region, tensor) != key:
-                return
-            _, start = self._input_of(region)
-            yield Identity(nodes[region[-1]].name or tensor.name, start, tuple(nodes[number] for number in region))
-            tensor = result
+        region, result = self._finder.activation(tensor)
+        if region and self._finder.key(region, tensor) == self._finder.key(first, start):
+            _, place = self._input_of(region)
+            name = self._analysis.nodes[region[-1]].name or result.name
+            yield Identity(name, place, tuple(self._analysis.nodes[number] for number in region))
 
     def _input_of(self, region: list[int]) -> tuple[gs.Tensor, tuple[gs.Node, int]]:
         """Return what an activation is applied to, and where it is read."""
@@ -232,13 +228,16 @@ class _Search:
 
     def _is_zero(self, tensor: gs.Tensor) -> bool:
         """Tell whether a tensor is the result of a layer whose weights and bias are zero."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None:
-            return False
-        constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
-        if node.op == "Add" and len(constants) == 1:
-            (source,) = (value for value in node.inputs if constant_of(value) is None)
-            return self._is(constants[0], 0) and self._is_zero(source)
+        while True:
+            node = tensor.inputs[0] if tensor.inputs else None
+            if node is None:
+                return False
+            constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
+            if node.op != "Add" or len(constants) != 1:
+                break
+            if not self._is(constants[0], 0):
+                return False
+            (tensor,) = (value for value in node.inputs if constant_of(value) is None)
         is_layer = self._analysis.numbers[id(node)] in self._network.layers and node.op in ("Conv", "Gemm", "MatMul")
         complete = len(constants) == sum(1 for value in node.inputs if value.name) - 1
         return is_layer and complete and all(self._is(constant, 0) for constant in constants)

@@ -311,7 +311,11 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
         is_told = bool(own) and own[0].startswith("has branches")
         op.freeze_all(own[0] if is_told else "has an operand whose shape could not be inferred")
     else:
-        rule(op)
+        try:
+            rule(op)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            op.said = Statements()
+            op.freeze_all("has inputs or attributes that its operator cannot have")
     for contraction in op.said.contractions:
         if not _is_divisible(analysis, node, op.said, contraction):
             op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")

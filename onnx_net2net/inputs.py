@@ -12,7 +12,6 @@ import math
 import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper
 
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.flow import LENGTHS, Flow, Size, declared_shape
+from onnx_net2net.functions import inlined
 from onnx_net2net.messages import one_line
 from onnx_net2net.tensors import Array
 
@@ -84,7 +84,7 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     Raises:
         BadInputError: An input is not a tensor, or does not say how many axes it has.
     """
-    graph = (inliner.inline_local_functions(proto) if proto.functions else proto).graph
+    graph = inlined(proto).graph
     constants = {tensor.name for tensor in graph.initializer}  # IR 3 lists them among the inputs
     flow = Flow(graph)
     return [_spec(info, flow) for info in graph.input if info.name not in constants]
@@ -185,7 +185,7 @@ def arrays_of(path: str | os.PathLike[str]) -> Feeds:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zip files, of decompression, of numpy, each has its own
         raise BadInputError(f"{path} is no npz of plain arrays: {one_line(error)}") from None
 
 

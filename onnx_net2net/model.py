@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_net2net.checks import OPSETS, check, parse
 from onnx_net2net.draft import Draft
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.functions import check_functions
 from onnx_net2net.messages import one_line
 from onnx_net2net.protos import all_tensors
 from onnx_net2net.saving import Progress, Staged, stage, write
@@ -143,6 +144,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     weights: Weights = {}
     try:
         check(proto)
+        check_functions(proto)
         files = detach(proto, weights, path)
     except (BadInputError, ValueError, TypeError, AssertionError) as error:
         raise BadInputError(f"{path or 'the model'} cannot be used: {one_line(error)}") from error

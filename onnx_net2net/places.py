@@ -196,7 +196,7 @@ class Finder:
         readers = {self._analysis.numbers[id(node)] for value in inside.values() for node in value.outputs}
         for number in sorted(readers - set(region)):
             node, said = self._analysis.nodes[number], self._analysis.said.get(number)
-            others = [value for value in node.inputs if value.name and value.name not in inside]
+            others = (value for value in node.inputs if value.name and value.name not in inside)
             plain = said is not None and said.pointwise is not None and not said.contractions and not said.statistics
             start = next(iter(inside.values()))
             (dtype, shape), (made, size) = self._type(start), self._type(node.outputs[0])

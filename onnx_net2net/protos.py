@@ -21,6 +21,21 @@ def refill(repeated: Any, items: Iterable[Any]) -> None:
     repeated.extend(items)
 
 
+def unused(base: str, known: dict[str, int]) -> str:
+    """Return `base`, or `base` with a number, such that it is not among the known names; now it is.
+
+    Args:
+        base: What the name is to be like.
+        known: The names, each with the last number that was put behind it.
+    """
+    name = base
+    while name in known:
+        known[base] += 1
+        name = f"{base}_{known[base]}"
+    known[name] = 0
+    return name
+
+
 def by_name(items: Iterable[Any]) -> dict[str, Any]:
     """Return the items by their names."""
     return {item.name: item for item in items}

@@ -354,30 +354,46 @@ _MOVES = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Uns
 
 def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tuple[int, int]] | None:
     """Return the weights (node, input) of an axis that make an operand k times as large if they are, None without."""
-    if (number, index) in analysis.uses:
-        return [(number, index)] if _has(analysis, number, index, axis) else None
-    tensor = analysis.nodes[number].inputs[index]
-    if len(tensor.outputs) != 1 or tensor.name in analysis.kept or not tensor.inputs:
-        return None  # somebody else reads it
-    node = tensor.inputs[0]
-    maker = analysis.numbers[id(node)]
-    said = analysis.said.get(maker)
-    if said is None:
-        return None
-    if node.op in _MOVES:
-        return scalable(analysis, maker, 0, axis)
-    if node.op == "Add":
-        both = [scalable(analysis, maker, side, axis) for side in (0, 1)]
-        return None if None in both else [place for places in both for place in places or ()]
+    found: list[tuple[int, int]] = []
+    pending = [(number, index)]
+    while pending:
+        place = pending.pop()
+        if place in analysis.uses:
+            if not _has(analysis, *place, axis):
+                return None
+            found.append(place)
+            continue
+        tensor = analysis.nodes[place[0]].inputs[place[1]]
+        if len(tensor.outputs) != 1 or tensor.name in analysis.kept or not tensor.inputs:
+            return None  # somebody else reads it
+        node = tensor.inputs[0]
+        maker = analysis.numbers[id(node)]
+        if maker not in analysis.said:
+            return None
+        if node.op in _MOVES:
+            pending.append((maker, 0))
+        elif node.op == "Add":
+            pending += [(maker, 1), (maker, 0)]
+        else:
+            own = _own_scales(analysis, maker, axis)
+            if own is None:
+                return None
+            found += own
+    return found
+
+
+def _own_scales(analysis: Analysis, number: int, axis: Axis) -> list[tuple[int, int]] | None:
+    """Return the weights of a node itself that scale its result, None where it has none with the axis."""
+    node, said = analysis.nodes[number], analysis.said[number]
     if node.op == "Mul":
-        return next(([(maker, side)] for side in (0, 1) if _has(analysis, maker, side, axis)), None)
+        return next(([(number, side)] for side in (0, 1) if _has(analysis, number, side, axis)), None)
     scales = [(statistic.scale, statistic.shift) for statistic in said.statistics if statistic.scale is not None]
     if node.op in ("MatMul", "Gemm"):
         scales.append((1, 2))
     for pair in scales:
         places = [place for place in pair if place is not None and place < len(node.inputs) and node.inputs[place].name]
-        if all(_has(analysis, maker, place, axis) for place in places):
-            return [(maker, place) for place in places]
+        if all(_has(analysis, number, place, axis) for place in places):
+            return [(number, place) for place in places]
     return None
 
 

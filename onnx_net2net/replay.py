@@ -12,7 +12,7 @@ import yaml
 
 from onnx_net2net.deepen import deepen
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.history import fingerprint, history
+from onnx_net2net.history import check_values, fingerprint, history
 from onnx_net2net.messages import one_line
 from onnx_net2net.model import Model, load
 from onnx_net2net.narrow import narrow
@@ -36,7 +36,7 @@ def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if path.suffix in (".yaml", ".yml"):
         try:
             steps = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except Exception as error:  # of files, of text, of YAML, and of whatever a value with a tag is made by
             raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
     else:
         steps = history(load(path))
@@ -53,8 +53,8 @@ def check_step(step: object, where: str) -> None:
     Raises:
         BadInputError: There is no such operation, or something in it is not understood; the text begins with `where`.
     """
-    if not isinstance(step, Mapping) or step.get("operation") not in OPERATIONS:
-        raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
+    check_values(step, where)
+    assert isinstance(step, Mapping)
     if step["operation"] == "transfer" and "target" not in step:
         raise BadInputError(f"{where}: transfer needs the network that is filled (target: FILE, in a recipe)")
     known = inspect.signature(OPERATIONS[step["operation"]]).parameters

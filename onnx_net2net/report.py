@@ -18,6 +18,7 @@ from onnx_net2net.checkpoint import Checkpoint
 from onnx_net2net.deepen import Deepening
 from onnx_net2net.derivation import Entry
 from onnx_net2net.inspection import Group, Inspection
+from onnx_net2net.messages import shown
 from onnx_net2net.model import Model
 from onnx_net2net.narrow import Narrowing
 from onnx_net2net.operation import ROUTINE
@@ -47,7 +48,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
     for group in inspection.groups:
         if not is_routine(group):
             row = group.name, group.role, f"{group.size:,}", str(group.tensors), f"{group.elements:,}", _state(group)
-            table.add_row(*map(Text, row), style="dim" if group.reason else None)
+            table.add_row(*map(_text, row), style="dim" if group.reason else None)
     return table
 
 
@@ -80,7 +81,7 @@ def widening_table(widening: Widening, title: str) -> Table:
         wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
         stays = change.new == change.old
         row = change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)
-        table.add_row(*map(Text, row), style="dim" if stays else None)
+        table.add_row(*map(_text, row), style="dim" if stays else None)
     table.add_section()
     before, after = widening.teacher.parameters, widening.student.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}", "", "", "")
@@ -109,7 +110,7 @@ def places_table(places: Sequence[Place], title: str) -> Table:
     table = _table(title, "layer", "kind", "units", "what can be inserted", "why not more")
     for place in places:
         row = place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason
-        table.add_row(*map(Text, row), style=None if place.ways else "dim")
+        table.add_row(*map(_text, row), style=None if place.ways else "dim")
     return table
 
 
@@ -127,7 +128,7 @@ def blocks_table(blocks: Sequence[Block], title: str) -> Table:
     for block in blocks:
         state = "yes" if not block.reason else f"{'no' if block.obstacle else 'only with cancel'}: {block.reason}"
         row = block.name, block.group, str(block.parts), str(len(block.nodes) or ""), state
-        table.add_row(*map(Text, row), style="dim" if block.reason else None)
+        table.add_row(*map(_text, row), style="dim" if block.reason else None)
     return table
 
 
@@ -150,7 +151,7 @@ def deepening_table(deepening: Deepening, title: str) -> Table:
     """Return what was inserted as a table."""
     table = _table(title, "behind", "inserted", "layers")
     for insertion in deepening.insertions:
-        table.add_row(*map(Text, (insertion.name, insertion.way, str(insertion.count))))
+        table.add_row(*map(_text, (insertion.name, insertion.way, str(insertion.count))))
     table.add_section()
     before, after = deepening.teacher.parameters, deepening.student.parameters
     table.add_row("parameters", "", f"{before:,} -> {after:,}")
@@ -171,9 +172,9 @@ def narrowing_table(narrowing: Narrowing, title: str) -> Table:
     """Return what was removed as a table."""
     table = _table(title, "removed", "before", "after")
     for name in narrowing.removed:
-        table.add_row(Text(name), "", "")
+        table.add_row(_text(name), "", "")
     for change in narrowing.changes:
-        table.add_row(Text(change.name), f"{change.old:,}", f"{change.new:,}")
+        table.add_row(_text(change.name), f"{change.old:,}", f"{change.new:,}")
     table.add_section()
     table.add_row("parameters", f"{narrowing.teacher.parameters:,}", f"{narrowing.student.parameters:,}")
     return table
@@ -200,7 +201,7 @@ def transfer_table(transfer: Transfer, title: str) -> Table:
             shown = f"{example.name} {_shape_text(example.shape)}"
             shown += f" from {example.teacher}" if example.teacher else ""
             row = text, str(len(sources)), f"{elements:,}", f"{elements / total:.1%}", shown
-            table.add_row(*map(Text, row), style="dim" if origin == "kept" else None)
+            table.add_row(*map(_text, row), style="dim" if origin == "kept" else None)
     table.add_section()
     table.add_row("parameters", "", f"{transfer.student.parameters:,}", "",
                   f"teacher: {transfer.teacher.parameters:,}")  # fmt: skip
@@ -236,7 +237,7 @@ def checkpoint_table(checkpoint: Checkpoint, title: str) -> Table:
         shapes = f"{example.name} {_shape_text(example.old)}"
         shapes += f" -> {_shape_text(example.new)}" if example.new != example.old else ""
         row = relation, str(len(entries)), str(len(grown)), f"{before:,}", f"{after:,}", shapes
-        table.add_row(*map(Text, row), style=None if grown else "dim")
+        table.add_row(*map(_text, row), style=None if grown else "dim")
     return table
 
 
@@ -270,7 +271,7 @@ def similarities_table(similarities: Sequence[Similarity], title: str) -> Table:
         row = [one.name, *(f"{value:.4f}" for value in (one.kept, one.filled, one.dpiat))]
         if measured:
             row.append("-" if one.agreement is None else f"{one.agreement:.4f}")
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_text, row))
     return table
 
 
@@ -308,8 +309,13 @@ def _state(group: Group) -> str:
     return f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
 
 
+def _text(value: str) -> Text:
+    """Return what a cell shows: no markup, and nothing that a terminal would obey."""
+    return Text(shown(value))
+
+
 def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=_text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")

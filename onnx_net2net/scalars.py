@@ -76,7 +76,7 @@ def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
         pair = pending.pop()
         around = [_around(side, number) for side, number in zip((sides.teacher, sides.target), pair, strict=True)]
         for key in [key for key in around[0] if key in around[1]]:
-            olds, news = around[0][key] - partner.keys(), around[1][key] - taken
+            olds, news = {one for one in around[0][key] if one not in partner}, around[1][key] - taken
             if len(olds) == len(news) == 1:
                 (one,), (other,) = olds, news
                 partner[one] = other

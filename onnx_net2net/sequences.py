@@ -78,13 +78,17 @@ class _Unpacking:
 
     def _parts(self, name: str) -> list[str] | None:
         """Return the tensors that were put into a sequence one by one, None where that is not known."""
-        maker = self._makers.get(name)
-        if maker is None or maker.domain not in DEFAULT_DOMAIN:
-            return None
-        if maker.op_type == "SequenceInsert" and len(maker.input) == 2:
-            before = self._parts(maker.input[0])
-            return None if before is None else [*before, maker.input[1]]
-        return list(maker.input) if maker.op_type in ("SequenceConstruct", "SequenceEmpty") else None
+        added: list[str] = []
+        while True:
+            maker = self._makers.get(name)
+            if maker is None or maker.domain not in DEFAULT_DOMAIN:
+                return None
+            if maker.op_type != "SequenceInsert" or len(maker.input) != 2:
+                break
+            name, last = maker.input
+            added.append(last)
+        is_known = maker.op_type in ("SequenceConstruct", "SequenceEmpty")
+        return [*maker.input, *reversed(added)] if is_known else None
 
     def _part_of_split(self, split: onnx.NodeProto, node: onnx.NodeProto, place: int) -> list[onnx.NodeProto] | None:
         """Return the node that takes one part of a split; a scalar says how large all parts but the last are."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,37 @@ PROBES = (
 STEPS = 43
 """How often a loop runs for the sake of sizes, unless the most that it may is known."""
 
+_LONGEST = 1 << 28
+"""Units that an axis may have; where one has more the shape is taken as not known."""
+
+_LARGE = SMALL**2
+"""Elements that two small inputs make at most; no node is evaluated that makes more."""
+
 _EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
 """Types on which the reference operators keep to the specification."""
+
+_BLOWN_UP = {
+    *("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad"),
+    *("Sum", "Max", "Min", "Mean", "Where", "Einsum"),
+}
+"""Operators that may make something large of small inputs, and are evaluated where they do not."""
+
+_TYPED = {
+    *("OneHot", "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT"),
+    *(
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "MaxUnpool",
+        "MaxRoiPool",
+    ),
+    *("Col2Im", "CenterCropPad", "AffineGrid", "GridSample", "RoiAlign", "MaxRoiPool", "ImageDecoder"),
+}
+"""Operators whose attributes or inputs say how large a result is: no list of sizes is made by these."""
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
@@ -62,7 +92,7 @@ class Sizes:
         if proto is None or not proto.tensor_type.HasField("shape"):
             return None
         shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
-        return None if -1 in shape else shape
+        return shape if all(0 <= size <= _LONGEST for size in shape) else None
 
     def dtype(self, name: str) -> int:
         """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
@@ -183,7 +213,7 @@ def note_constant(sizes: Sizes, name: str, tensor: onnx.TensorProto) -> None:
     """Record the type of a constant, and its value when it is small and its bytes are here."""
     sizes.types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
     inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-    if inline and np.prod(tensor.dims, initial=1) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
+    if inline and prod(tensor.dims) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
         sizes.values[name] = numpy_helper.to_array(tensor)
         sizes.constant.add(name)
 
@@ -239,9 +269,7 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
         return False
     if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
         return False
-    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad") and _is_large(
-        node, inputs
-    ):
+    if node.op_type in _TYPED or (node.op_type in _BLOWN_UP and _is_large(node, inputs)):
         return False
     operator = _operator(node.op_type, versions[""])
     with np.errstate(all="ignore"):
@@ -277,13 +305,17 @@ def _operator(kind: str, version: int) -> Any:
 
 def _is_large(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
     """Tell whether a node would blow small inputs up, so that it is better typed than computed."""
+    if node.op_type in ("Sum", "Max", "Min", "Mean", "Where"):
+        return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
+    if node.op_type == "Einsum":
+        return prod(value.size for value in inputs if value is not None) > _LARGE
     if node.op_type in ("ConstantOfShape", "Expand"):
         shape = inputs[-1]
         return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
     if node.op_type == "Range":
         start, limit, delta = (float(np.asarray(value)) for value in inputs)
         return delta == 0 or (limit - start) / delta > SMALL
-    return node.op_type != "Tile" or float(np.prod(inputs[1])) * inputs[0].size > SMALL  # type: ignore[union-attr, arg-type]
+    return node.op_type != "Tile" or prod(map(int, inputs[1].reshape(-1))) * inputs[0].size > SMALL  # type: ignore[union-attr, arg-type]
 
 
 def _set_value(sizes: Sizes, name: str, value: np.ndarray) -> None:
@@ -329,7 +361,7 @@ def _type(
             sizes.types[name] = inferred[name]
     for name in node.output:
         if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
-            raise ValueError("has an output whose shape depends on data")
+            raise ValueError("has an output whose shape depends on data, or is beyond all bounds")
 
 
 def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction) -> None:

@@ -65,6 +65,10 @@ class Entries(dict[str, Stored]):
     versions: Any = None
 
 
+_DEPTH = 10
+"""How many dicts a state dict may be inside of."""
+
+
 def read(path: str | os.PathLike[str]) -> StateDict:
     """Read a state dict.
 
@@ -154,7 +158,9 @@ def from_torch(loaded: Any, where: str = "the state dict") -> StateDict:
     Raises:
         BadInputError: If there are no tensors.
     """
-    while isinstance(loaded, Mapping):
+    for _ in range(_DEPTH):  # a dict may be inside itself
+        if not isinstance(loaded, Mapping):
+            break
         inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:
             break

@@ -256,13 +256,15 @@ class _Stream:
 
     def _is_centred(self, tensor: gs.Tensor) -> bool:
         """Tell whether padding units hold zero in a tensor: squares of them, or what is left of the mean."""
-        if self._states.get(tensor.name, {}).get(self._dim) == "zero":
-            return True
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op not in ("Mul", "Pow", "Cast", "Sub", "Abs"):
-            return False
-        if node.op != "Sub":
-            return self._is_centred(node.inputs[0])
+        while True:
+            if self._states.get(tensor.name, {}).get(self._dim) == "zero":
+                return True
+            node = tensor.inputs[0] if tensor.inputs else None
+            if node is None or node.op not in ("Mul", "Pow", "Cast", "Sub", "Abs"):
+                return False
+            if node.op == "Sub":
+                break
+            tensor = node.inputs[0]
         mean = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
         return mean is not None and mean.op == "ReduceMean" and mean.inputs[0] is node.inputs[0]
 

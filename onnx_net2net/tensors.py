@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.messages import one_line
 from onnx_net2net.protos import all_tensors
 
 Array = np.ndarray[Any, Any]
@@ -35,6 +36,10 @@ _DATA_FIELDS = (
     *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"),
     "data_location",
 )
+_TYPES = frozenset(onnx.TensorProto.DataType.values())
+_OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
+_BLOCK = 1 << 20
+_keys = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,6 @@ class FileTensor(ir.LazyTensor):  # type: ignore[misc]
             file.write(source.read(offset, size).data)
 
 
-_OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
-_BLOCK = 1 << 20
-_keys = itertools.count()
-
-
 def stub_key(tensor: onnx.TensorProto) -> int | None:
     """Return the key of a stub, None for any other tensor."""
     return next((int(entry.value) for entry in tensor.external_data if entry.key == _STUB), None)
@@ -168,6 +168,8 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
     files: dict[str, DataFile] = {}
     for tensor in all_tensors(proto):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if tensor.data_type not in _TYPES:
+            raise BadInputError(f"tensor {tensor.name} has the element type {tensor.data_type}, which there is not")
         if tensor.data_type in _OPAQUE_TYPES:
             if external:
                 raise BadInputError(f"tensor {tensor.name} is in an external file, but text and untyped ones cannot be")
@@ -212,7 +214,11 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
     if path is None:
         raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
     info = {entry.key: entry.value for entry in tensor.external_data}
-    location, offset, length = info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", size))
+    location = info.get("location", "")
+    try:
+        offset, length = int(info.get("offset", 0)), int(info.get("length", size))
+    except ValueError as error:
+        raise BadInputError(f"tensor {tensor.name} does not say where in {location} it is: {one_line(error)}") from None
     if location not in files:
         files[location] = DataFile.of(_data_file(path, location))
     file = files[location]
@@ -232,8 +238,12 @@ def _data_file(model: Path, location: str) -> Path:
     names = PureWindowsPath(location)  # splits at both / and \
     if not location or names.anchor or PurePosixPath(location).is_absolute() or ".." in names.parts:
         raise BadInputError(f"external data location {location!r} is not a path inside the model's folder")
-    file = (model.parent / location).resolve()
-    if not file.is_file():
+    try:
+        file = (model.parent / location).resolve()
+        is_there = file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, links that go in a circle
+        raise BadInputError(f"external data file {location} cannot be read: {one_line(error)}") from None
+    if not is_there:
         raise BadInputError(f"external data file {location} is missing")
     if model.parent.resolve() not in file.parents and model.resolve().parent != file.parent:
         raise BadInputError(f"external data file {location} is a link that leaves the model's folder")

@@ -72,6 +72,11 @@ class Transfer:
         graphs = self.teacher.proto.graph, self.student.proto.graph
         if _names(graphs[0]) == _names(graphs[1]):
             return self.student
+        numbers = [" and ".join(str(len(names)) for names in _names(graph)) for graph in graphs]
+        if numbers[0] != numbers[1]:
+            raise NotEquivalentError(
+                f"the teacher has {numbers[0]} inputs and outputs, the student has {numbers[1]}: they are not compared"
+            )
         draft = self.student.draft()
         tensors = [*draft.graph.inputs, *draft.graph.outputs]
         names = [name for side in _names(graphs[0]) for name in side]
