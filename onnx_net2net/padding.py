@@ -202,6 +202,8 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     if said.contractions:
         state = _product(analysis, number, operands, dim)
         return state if said.pointwise is None or _stays_zero(said.pointwise, state) else "other"
+    if output:
+        return "other"  # a deviation of zeros, a mask
     # What scales units one by one (the gain of a BatchNormalization, the slope of a PRelu) leaves zeros alone.
     gains = {index for index in said.scales if (number, index) in analysis.uses}
     rest = _common(operands.get(index, "other") for index in _summands(analysis, number) if index not in gains - {0})
