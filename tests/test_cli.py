@@ -279,7 +279,8 @@ def test_verify_as_json(cli, teacher, student):
     code, out, err = cli("verify", teacher, student, "--json")
     record = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(record) == {"equivalent", "provider", "runs", "bindings", "outputs", "diverges_at"}
+    keys = {"equivalent", "provider", "runs", "bindings", "outputs", "diverges_at", "unmoved", "departure"}
+    assert set(record) == keys
     assert (record["equivalent"], record["diverges_at"]) == (True, None)
     keys = {"name", "max_abs", "max_rel", "noise", "tolerance", "ratio", "different_fraction"}
     assert [set(output) for output in record["outputs"]] == [keys]
