@@ -21,6 +21,7 @@ from onnx import helper
 
 from onnx_net2net import sizes
 from onnx_net2net.checks import DEFAULT_DOMAIN, check_structure
+from onnx_net2net.errors import BadInputError
 from onnx_net2net.functions import inlined
 from onnx_net2net.model import Model
 from onnx_net2net.protos import bodies, initializer_names, refill, scopes, sorted_indices, unused, value_names
@@ -126,6 +127,10 @@ def _inlined(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     if not proto.functions:
         return proto, ()
     result = inlined(proto)
+    try:
+        check_structure(result)
+    except BadInputError:
+        return proto, ()
     left = {(function.domain, function.name) for function in result.functions}
     gone = [f"{f.domain}::{f.name}" for f in proto.functions if (f.domain, f.name) not in left]
     return (result, tuple(gone)) if gone else (proto, ())
