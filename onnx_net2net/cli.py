@@ -175,7 +175,9 @@ def _add_transfer(commands: Any) -> None:
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
     command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
                          help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
-    command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
+    command.add_argument("--partial", action="store_true",
+                         help="write also what is not exact (default: only with --data or --method dpiat)")  # fmt: skip
+    command.add_argument("--exact", action="store_true", help="refuse what is not exact, with these two, too")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
@@ -380,13 +382,18 @@ def _transfer(options: argparse.Namespace) -> int:
         result: Transfer = transfer_dpiat(teacher, target)
     else:
         with _progress() as progress:
-            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data,
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data, prove=False,
                               progress=progress)  # fmt: skip
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
-    if obstacles and options.exact:
+    is_asked = options.partial or options.data is not None or options.method == "dpiat"
+    if obstacles and (options.exact or not is_asked):
+        for obstacle in obstacles[1:] if not options.json else ():
+            _print(f"not exact: {obstacle}")
         more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
-        raise RefusedError(f"not exact: {obstacles[0]}{more}")
+        raise RefusedError(
+            f"not exact: {obstacles[0]}{more}{'' if options.exact else '; --partial writes it as it is'}"
+        )
     if options.state_dict is None:
         result.student.save(options.output)
     else:
