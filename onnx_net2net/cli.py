@@ -13,21 +13,27 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
+from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from onnx_net2net.deepen import Deepening
     from onnx_net2net.model import Model
+    from onnx_net2net.narrow import Narrowing
     from onnx_net2net.pytorch import ModuleRunner
     from onnx_net2net.tensors import Array
+    from onnx_net2net.widen import Widening
 
 Progress = Callable[[str, int, int], None]
+
+_TRIED = 200_000_000
+"""Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
 
 WAYS = ("identity", "pair", "residual", "prelu", "maxout", "cancel")
 """What `deepen` can insert."""
@@ -39,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return int(options.run(options))
     except Net2NetError as error:
-        print(f"onnx-net2net: {error}", file=sys.stderr)
-        return error.exit_code
+        said = _first_said(getattr(options, "teacher", None), error) if isinstance(error, RefusedError) else error
+        print(f"onnx-net2net: {said}", file=sys.stderr)
+        return said.exit_code
     except MemoryError:
         print("onnx-net2net: there is not enough memory for a model of this size", file=sys.stderr)
         return BadInputError.exit_code
@@ -49,6 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         _print("", end="")  # what argparse has printed
+
+
+def _first_said(teacher: Path | None, error: RefusedError) -> Net2NetError:
+    """Return that a teacher does not run, where one was refused for other reasons, which would be beside the point."""
+    from onnx_net2net.model import load
+    from onnx_net2net.verify import check_runs
+
+    try:
+        if teacher is not None:
+            check_runs(load(teacher))
+    except BadInputError as invalid:
+        return invalid
+    return error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,6 +117,8 @@ def _add_inspect(commands: Any) -> None:
     command = _command(commands, "inspect", "list the dims of a model and what may be done with them",
                        "teacher.onnx", _inspect)  # fmt: skip
     command.add_argument("model", type=Path, metavar="MODEL")
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="what may be done where a class of the framework has to follow")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print JSON, with every fixed axis too")
 
 
@@ -262,9 +284,9 @@ def _add_checking(command: Any, data: str = "inputs to compare on, instead of ge
 
 def _inspect(options: argparse.Namespace) -> int:
     from onnx_net2net import report
-    from onnx_net2net.inspection import inspect
+    from onnx_net2net.reimport import inspect_for
 
-    inspection = inspect(options.model)
+    inspection = inspect_for(options.framework, options.model)
     if options.json:
         _print_json(report.inspection_dict(inspection))
         return 0
@@ -285,17 +307,18 @@ def _widen(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = _checking(options, teacher)
     check_target(options.output, teacher.sources)
-    widening = widen(
-        teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
-        multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
-    )  # fmt: skip
+    arguments = {
+        "factor": options.factor, "sizes": _sizes(options.sizes), "only": options.only,
+        "multiple_of": options.multiple_of, "map": options.map, "spread": options.spread, "noise": options.noise,
+        "seed": options.seed, "prior": options.prior, "fill_norms": options.fill_norms,
+        "framework": options.framework,
+    }  # fmt: skip
+    widening = widen(teacher, **arguments)
     record = report.widening_dict(widening) | _widths(options, teacher, widening.student)
-    if not options.json:
-        _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in (*report.fixed_lines(widening.fixed), *widening.notes, *record.get("widths", ())):
-            _print(line)
-    return _finish(options, teacher, widening.student, record, checking, started, widening.exact)
+    shown: list[Table | str] = [report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}")]
+    shown += [*report.fixed_lines(widening.fixed), *widening.notes]
+    shown += record["widths"] if "widths" in record and not options.json else []
+    return _finish(options, widening, record, checking, started, shown, _other_ways(teacher, arguments))
 
 
 def _widths(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:
@@ -322,8 +345,14 @@ def _deepen(options: argparse.Namespace) -> int:
         if options.json:
             _print_json({"layers": report.places_list(found), "blocks": report.blocks_list(repeated)})
         else:
-            _show(report.places_table(found, options.teacher.name))
-            _show(report.blocks_table(repeated, "residual blocks"))
+            if found:
+                _show(report.places_table(found, options.teacher.name))
+            else:
+                _print(f"{options.teacher.name} has no layers behind which anything could be inserted")
+            if repeated:
+                _show(report.blocks_table(repeated, "residual blocks"))
+            else:
+                _print("no residual blocks that could be repeated")
         return 0
     if options.output is None:
         raise BadInputError("say where to write the student: -o STUDENT (or --list)")
@@ -335,11 +364,9 @@ def _deepen(options: argparse.Namespace) -> int:
             way=options.way, width=options.width, repeat=options.repeat, depth=options.depth, append=options.append,
             calibrate=options.calibrate, seed=options.seed, progress=progress,
         )  # fmt: skip
-    if not options.json:
-        _show(report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in deepening.notes:
-            _print(line)
-    return _finish(options, teacher, deepening.student, report.deepening_dict(deepening), checking, started)
+    shown: list[Table | str] = [report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}")]
+    shown += deepening.notes
+    return _finish(options, deepening, report.deepening_dict(deepening), checking, started, shown)
 
 
 def _narrow(options: argparse.Namespace) -> int:
@@ -353,9 +380,8 @@ def _narrow(options: argparse.Namespace) -> int:
     checking = _checking(options, teacher)
     check_target(options.output, teacher.sources)
     narrowing = narrow(teacher)
-    if not options.json:
-        _show(report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"))
-    return _finish(options, teacher, narrowing.student, report.narrowing_dict(narrowing), checking, started)
+    shown = (report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"),)
+    return _finish(options, narrowing, report.narrowing_dict(narrowing), checking, started, shown)
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -412,25 +438,62 @@ def _transfer(options: argparse.Namespace) -> int:
     return 0
 
 
+def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Widening]]]:
+    """Yield what else to try where a student turns out to differ: copies that share evenly, or units nobody reads."""
+    from onnx_net2net.widen import widen
+
+    if arguments["spread"]:
+        yield "--spread 0", lambda: widen(teacher, **{**arguments, "spread": 0.0})
+    if arguments["map"] == "replicate":
+        yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
+
+
+def _remedy(teacher: Model, ways: Iterable[tuple[str, Callable[[], Widening]]], checking: dict[str, Any]) -> str:
+    """Return the first of other ways that makes an equivalent student, which is tried where that costs little."""
+    from onnx_net2net.verify import verify
+
+    for text, grow in ways if sum(map(os.path.getsize, teacher.sources)) < _TRIED else ():
+        with contextlib.suppress(Net2NetError):
+            if verify(teacher, grow().student, **checking).equivalent:
+                return f"; with {text} it is equivalent"
+    return ""
+
+
 def _finish(
     options: argparse.Namespace,
-    teacher: Model,
-    student: Model,
+    result: Widening | Deepening | Narrowing,
     record: dict[str, Any],
     checking: dict[str, Any],
     started: float,
-    exact: bool = True,
+    shown: Iterable[Table | str],
+    others: Iterable[tuple[str, Callable[[], Widening]]] = (),
 ) -> int:
-    """Verify a student, write it, and say so; one that differs and should not is not written."""
+    """Verify a student, write it, and say so; one that differs and should not is not written.
+
+    Args:
+        options: What was asked for.
+        result: What was done.
+        record: The same for JSON.
+        checking: Options of `verify`.
+        started: When.
+        shown: The same for people; it is shown when nothing stands in the way.
+        others: What else could be done where the student differs.
+    """
     from onnx_net2net.verify import verify
 
+    exact = getattr(result, "exact", True)
     verification = None
-    with _progress() as progress, student.stage(options.output, progress=progress) as staged:
+    with _progress() as progress, result.student.stage(options.output, progress=progress) as staged:
         if options.verify:
-            verification = verify(teacher, staged.path, progress=progress, **checking)
-            if exact:
-                verification.raise_if_different()
+            verification = verify(result.teacher, staged.path, progress=progress, **checking)
+            if exact and not verification.equivalent:
+                raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
+    for item in shown if not options.json else ():
+        if isinstance(item, str):
+            _print(item)
+        else:
+            _show(item)
     if options.json:
         checked = verification.to_dict() if verification else None
         _print_json({**record, "verification": checked, "output": str(options.output)})

@@ -349,7 +349,9 @@ def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
     wanted = (way,) if way else BEST
     chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
     if not chosen:
-        reason = next((place.reason for place in found if place.reason), "there are no layers")
+        if not found:
+            raise RefusedError("nothing can be inserted: the model has no layers")
+        reason = next((place.reason for place in found if place.reason), "there is no place for it")
         raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else _ADVICE))
     return chosen
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,11 +23,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
+from onnx_net2net.bodies import Opened, open_bodies
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.inference import Analysis, Use, constant_of
-from onnx_net2net.inspection import Inspection
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.inference import Analysis, Use, constant_of, infer
+from onnx_net2net.inspection import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.layers import Network
 from onnx_net2net.maps import identity
+from onnx_net2net.model import Model, load
+from onnx_net2net.naming import name_dims
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import carrier, dtype_of
 
@@ -44,6 +49,44 @@ _SHARED_POWERS = (*_POWERS, -0.25)
 
 _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 """Operators between scores and the number that scales them."""
+
+
+def analyse(model: Model, framework: str | None) -> tuple[Opened, Analysis, Inspection]:
+    """Find the dims of a model, and hold those that a class of a framework could not follow.
+
+    Args:
+        model: A loaded model.
+        framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
+
+    Raises:
+        BadInputError: If there is no such framework.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+    opened = open_bodies(model)
+    analysis = infer(opened.model, by_units=framework is None)
+    names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
+    if framework:
+        hold(analysis)
+    inspection = inspect_analysis(opened.model, analysis, names)
+    if framework:
+        adapt(analysis, inspection)
+    return opened, analysis, inspection
+
+
+def inspect_for(framework: str | None, model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
+    """Return what `inspect` does, as growth for a class of a framework sees it.
+
+    Args:
+        framework: As in `analyse`.
+        model: A path, a model in memory or a loaded model.
+
+    Raises:
+        BadInputError: If there is no such framework, or the model cannot be used.
+    """
+    loaded = load(model)
+    with paused_gc():
+        return analyse(loaded, framework)[2]
 
 
 # --- What has to keep its size -------------------------------------------------------------------------------

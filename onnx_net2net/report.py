@@ -305,7 +305,10 @@ def _state(group: Group) -> str:
     if group.reason:
         return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
     more = " (any with --fill-norms)" if group.fillable else ""
-    return f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    text = f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    if group.follows is group:
+        return f"{text}, but only by --set"
+    return text if group.follows is None else f"{text}, by what {group.follows.name} grows"
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:

@@ -12,17 +12,16 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 
-from onnx_net2net.bodies import Opened, open_bodies
+from onnx_net2net.bodies import Opened
 from onnx_net2net.dims import leaves
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
-from onnx_net2net.inference import Analysis, infer
-from onnx_net2net.inspection import Group, covered, inspect_analysis, paused_gc
+from onnx_net2net.inference import Analysis
+from onnx_net2net.inspection import Group, covered, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.reimport import FRAMEWORKS, adapt, hold
+from onnx_net2net.reimport import analyse
 from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
@@ -103,8 +102,6 @@ def widen(
         RefusedError: If a size cannot be had exactly.
     """
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
-    if framework is not None and framework not in FRAMEWORKS:
-        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
     if framework and fill_norms:
         raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
     model = load(teacher)
@@ -126,14 +123,7 @@ def _widen(
     fill_norms: bool | None,
     framework: str | None,
 ) -> Widening:
-    opened = open_bodies(model)
-    analysis = infer(opened.model, by_units=framework is None)
-    names = name_dims(analysis, opened.model.proto)  # as `inspect` shows them
-    if framework:
-        hold(analysis)
-    inspection = inspect_analysis(opened.model, analysis, names)
-    if framework:
-        adapt(analysis, inspection)
+    opened, analysis, inspection = analyse(model, framework)
     plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -193,7 +183,8 @@ def _main_reason(plan: Plan) -> str:
     growable = [group for group in chosen if group.reason is None]
     if growable:
         largest = max(growable, key=lambda group: group.elements)
-        return f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+        nearest = f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+        return f"{nearest}; the next are {plan.next_sizes(largest)}"
     largest = max(chosen, key=lambda group: group.elements)
     return f"{largest.name!r}: {largest.reason}"
 
