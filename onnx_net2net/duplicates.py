@@ -21,10 +21,11 @@ from onnx import helper
 from onnx_net2net.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, resolve
 from onnx_net2net.fills import Fill
 from onnx_net2net.inference import Analysis, Use
-from onnx_net2net.maps import Map, identity, is_float
+from onnx_net2net.linearity import weighings
+from onnx_net2net.maps import Map, is_float
 from onnx_net2net.model import Model
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier, drop_unread, dtype_of, resize, restate_shapes
+from onnx_net2net.rewrite import drop_unread, dtype_of, resize, restate_shapes
 from onnx_net2net.tensors import Array
 
 Classes = Mapping[Dim, np.ndarray]
@@ -279,33 +280,12 @@ class _Refinement:
         """Return (node, input, axis) of a constant that can hold the sums."""
         if contraction.law not in ("sum", "mean"):
             return None
-        everyone = {dim: identity(dim.size) for dim in dims}
-        places = [
-            carrier(self._analysis, number, index, position, dims, everyone, "sum")
-            for index, position in contraction.sides
-            if contraction.law == "sum"
-        ]
-        places += [self._factor(number, index, position) for index, position in contraction.sides]
-        for place in places:
-            use = self._analysis.uses.get(place[:2]) if place else None
-            if place and use and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place[2]]):
-                return place
-        return None
-
-    def _factor(self, number: int, index: int, position: int) -> tuple[int, int, int] | None:
-        """Return the constant that an operand of a sum is multiplied by for it alone, as widening does."""
-        tensor = self._analysis.nodes[number].inputs[index]
-        producer = tensor.inputs[0] if tensor.inputs else None
-        is_shared = len(tensor.outputs) != 1 or tensor.name in self._analysis.kept
-        if producer is None or is_shared or producer.op != "Mul":
-            return None
-        rank = len(self._analysis.axes.get(tensor.name, ()))
-        source = self._analysis.numbers[id(producer)]
-        for side in (0, 1):
-            use = self._analysis.uses.get((source, side))
-            own = position - (rank - len(use.axes)) if use else -1
-            if own >= 0:
-                return source, side, own
+        for way in weighings(self._analysis, number, contraction, dims.__contains__):
+            (place, *more) = way.carriers
+            use = self._analysis.uses[place.node, place.input]
+            alone = not (more or way.together or place.even) and place.units is None
+            if alone and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place.position]):
+                return place.node, place.input, place.position
         return None
 
     def _is_norm(self, number: int) -> bool:

@@ -363,7 +363,8 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
     A unit itself gets what its copies leave, so that their sum is exact in the few bits of half precision too.
     """
     map = side.map
-    copies = np.flatnonzero(~map.first & (map.kind == 0) & (map.weight > 0)) if side.spread else np.zeros(0, np.intp)
+    shared = ~map.first & (map.kind == 0) & (map.weight > 0) & (map.weight != 1)
+    copies = np.flatnonzero(shared) if side.spread else np.zeros(0, np.intp)
     divided = np.zeros(map.new, bool)
     if len(copies):
         copies = copies[np.argsort(map.index[copies], kind="stable")]

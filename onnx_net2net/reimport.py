@@ -24,16 +24,16 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.bodies import Opened, open_bodies
-from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.inference import Analysis, Use, constant_of, infer
 from onnx_net2net.inspection import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.layers import Network
-from onnx_net2net.maps import identity
+from onnx_net2net.linearity import find_norms, weighings
 from onnx_net2net.model import Model, load
 from onnx_net2net.naming import name_dims
 from onnx_net2net.operation import Contraction
-from onnx_net2net.rewrite import carrier, dtype_of
+from onnx_net2net.rewrite import dtype_of
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -107,12 +107,16 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that has to keep its size in a class, with the reason."""
     for constant in frozen_constants(analysis):
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+    norms = find_norms(analysis)
     for number, said in analysis.said.items():
         label = _label(analysis, number)
-        for contraction in said.contractions:
+        for contraction in said.contractions if number not in norms else ():
+            if contraction.law == "square" and analysis.is_derived(number, 0) and _is_read_elsewhere(analysis, number):
+                yield contraction.axis, f"{label} takes a norm of weights over it, which no gain could make up for"
             if contraction.law != "mean" and _is_unweighed(analysis, number, contraction):
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
-            if len(contraction.sides) > 1 and all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            constants = all(analysis.is_derived(number, side) for side, _ in contraction.sides)
+            if len(contraction.sides) > 1 and constants and not _is_norm(analysis, number):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -139,21 +143,33 @@ def _label(analysis: Analysis, number: int) -> str:
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
     """Tell whether there are units to grow in a sum that no weight takes part in."""
-    return bool(_free(contraction.axis)) and not list(_carriers(analysis, number, contraction))
+    if not any(not dim.frozen for dim in leaves(contraction.axis)):
+        return False
+    return next(weighings(analysis, number, contraction, _is_free), None) is None
 
 
-def _free(axis: Axis) -> set[Dim]:
-    return {dim for dim in leaves(axis) if not dim.frozen}
+def _is_norm(analysis: Analysis, number: int) -> bool:
+    """Tell whether a product of constants is summed into one number, as the norm u' W v of a weight is."""
+    while True:
+        result = analysis.nodes[number].outputs[0]
+        if math.prod(analysis.sizes.shape(result.name) or ()) == 1:
+            return True
+        reader = result.outputs[0] if len(result.outputs) == 1 else None
+        number = analysis.numbers.get(id(reader), -1)
+        if number not in analysis.said or not analysis.said[number].contractions:
+            return False
+        if not all(analysis.is_derived(number, index) for index in range(len(analysis.nodes[number].inputs))):
+            return False
 
 
-def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iterator[tuple[int, int, int]]:
-    """Yield where (node, input, axis) constants can weigh the units of a sum."""
-    free = _free(contraction.axis)
-    growth = {dim: identity(dim.size) for dim in free}
-    for index, position in contraction.sides:
-        place = carrier(analysis, number, index, position, free, growth, contraction.law)
-        if place is not None:
-            yield place
+def _is_read_elsewhere(analysis: Analysis, number: int) -> bool:
+    """Tell whether the weight that a node takes a norm of has another reader."""
+    use = analysis.uses.get((number, 0))
+    return use is not None and sum(other.constant is use.constant for other in analysis.uses.values()) > 1
+
+
+def _is_free(dim: Dim) -> bool:
+    return not dim.frozen
 
 
 # --- Tied weights --------------------------------------------------------------------------------------------
@@ -162,11 +178,12 @@ def _carriers(analysis: Analysis, number: int, contraction: Contraction) -> Iter
 def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of matrices that one reader sums over and another one makes: shares there, copies here."""
     weighed = weighed_axes(analysis)
+    normed = {use for norm in find_norms(analysis).values() for use in norm.uses}
     copies = {**_copies(analysis), **_turned_copies(analysis)}
     readings: dict[int, list[dict[int, int]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size"):
-            continue  # reads no values
+        if analysis.nodes[use.node].op in ("Shape", "Size") or key in normed:
+            continue  # reads no values, or as they come
         found = weighed.get(key, {})
         readings.setdefault(id(use.constant), []).append(found)
         if id(use.constant) in copies:
@@ -189,8 +206,9 @@ def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
     weighed: dict[tuple[int, int], dict[int, int]] = {}
     for number, said in analysis.said.items():
         for contraction in said.contractions:
-            for node, index, position in _carriers(analysis, number, contraction):
-                weighed.setdefault((node, index), {})[position] = number
+            way = next(weighings(analysis, number, contraction, _is_free), None)
+            for place in way.carriers if way else ():
+                weighed.setdefault((place.node, place.input), {})[place.position] = number
     return weighed
 
 
@@ -411,12 +429,22 @@ _KEYS = ("query/key head_dim", "rotary pairs")
 _COUNTS = ("heads", "kv heads", "heads per kv head")
 
 
+def _factors(analysis: Analysis) -> set[Dim]:
+    """Return the dims that are factors of an axis with others that could grow instead."""
+    axes = [axis for axes in analysis.axes.values() for axis in map(resolve, axes) if not isinstance(axis, Dim)]
+    free = [{dim for dim in leaves(axis) if not dim.frozen} for axis in axes if isinstance(axis, Product)]
+    return set().union(*(dims for dims in free if len(dims) > 1))
+
+
 def adapt(analysis: Analysis, inspection: Inspection) -> None:
     """Let groups have the sizes that a class can have: no filled up norms, and widths that follow others."""
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     keys = {group.size: group for group in inspection.groups if group.role in _KEYS}
+    multiplied = leaf_set(*Network(analysis).products.values()) & _factors(analysis)
     for group in inspection.groups:
         group.fillable = False
+        if group.role in _KEYS or multiplied.intersection(group.dims):
+            group.follows = group  # heads grow in number, and in width only if they are asked to
         if group.role == "value head_dim":
             group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
     for layer in Network(analysis).layers.values():

@@ -9,9 +9,10 @@ as data (sqrt of a head's width, 1 / N) keeps the teacher's value.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
-from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, is_float, new_size
+from onnx_net2net.linearity import Norm, find_norms, weighings
+from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, new_size
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
@@ -36,10 +38,19 @@ KEPT = "the teacher's size in"
 
 @dataclass(frozen=True)
 class Role:
-    """A constant weighs the units that a sum runs over; `silent` says that padding units hold zero there."""
+    """A constant weighs the units that a sum runs over.
+
+    Attributes:
+        contraction: The sum.
+        silent: Whether padding units hold zero there.
+        units: Which of the teacher's units on the axis are weighed; None for all.
+        even: Whether copies of a unit get equal shares.
+    """
 
     contraction: Contraction
     silent: bool
+    units: np.ndarray | None = None
+    even: bool = False
 
 
 Roles = dict[tuple[int, int], dict[int, Role]]
@@ -97,7 +108,10 @@ def rewrite(
     roles: Roles = {}
     padding = follow(analysis, _pads(growth))
     unweighed = scaling.unweighed if scaling else set()
-    inserts = list(_weigh_contractions(analysis, growth, roles, padding.states, unweighed))
+    norms = _changed_norms(analysis, growth)
+    inserts = list(_weigh_contractions(analysis, growth, roles, padding.states, unweighed.union(norms)))
+    for norm in norms.values():
+        roles.update({use: roles[norm.weight] for use in norm.uses if norm.weight in roles})
     corrections = adapt_normalisers(analysis, growth, keep_epsilon=scaling is not None)
     biases = _biases(analysis, growth)
     corrections.update((bias, (1.0, "bias")) for bias in biases.values())
@@ -110,7 +124,8 @@ def rewrite(
         others = corrections.get(key, (1.0, usual))
         corrections[key] = others[0] * factor, others[1]
     scales = _read_scales(analysis, padding.scales)
-    grown = list(_rewrite_constants(teacher, analysis, growth, roles, style, corrections, scales))
+    gains = _gains(analysis, norms.values(), growth, roles, style)
+    grown = list(_rewrite_constants(teacher, analysis, growth, roles, style, corrections, scales, gains))
     for node, index, position, map in inserts:
         _insert(analysis, "Mul", node, index, position, map.weight)
     _keep_shares(analysis, growth)
@@ -142,11 +157,12 @@ def _pads(growth: Growth) -> dict[Dim, State]:
 def _weigh_contractions(
     analysis: Analysis, growth: Growth, roles: Roles, states: States, unweighed: Collection[int]
 ) -> Iterator[tuple[gs.Node, int, int, Map]]:
-    """Find for each sum the weight that weighs the copies; yield those that need a node of their own."""
+    """Find for each sum the weights that weigh the copies; yield those that need a node of their own."""
+    weighed_with: set[int] = set()
     for number, said in analysis.said.items():
         for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
-            if not weighed or number in analysis.rescaled:
+            if not weighed or number in analysis.rescaled or number in weighed_with:
                 continue
             maps = [
                 _weights(contraction, analysis.input_axes(number, index) or (), position, growth, weighed)
@@ -154,15 +170,16 @@ def _weigh_contractions(
             ]
             if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
-            for index, position in contraction.sides:
-                place = carrier(analysis, number, index, position, weighed, growth, contraction.law)
-                if place is not None:
-                    silent = _is_silent(analysis, number, contraction, index, weighed, states)
-                    roles.setdefault(place[:2], {})[place[2]] = Role(contraction, silent)
-                    break
-            else:
+            way = next(weighings(analysis, number, contraction, growth.__contains__), None)
+            if way is None:
                 (index, position), map = contraction.sides[-1], maps[-1]
                 yield analysis.nodes[number], index, position, map
+                continue
+            weighed_with |= way.together
+            silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
+            for place in way.carriers:
+                role = Role(contraction, silent, place.units, place.even)
+                roles.setdefault((place.node, place.input), {})[place.position] = role
 
 
 def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]:
@@ -176,6 +193,42 @@ def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]
             for node, place in constants if weighed else ():
                 factors[node, place] = float(map.weight[0])
     return factors
+
+
+Gains = dict[tuple[int, int], tuple[int, Callable[[], np.ndarray]]]
+"""For reads of constants (node, input): an axis, and what computes the factors of the student's units along it."""
+
+
+def _changed_norms(analysis: Analysis, growth: Growth) -> dict[int, Norm]:
+    """Return the norms of weights that change because copies share these, by the node that sums the squares."""
+    norms = find_norms(analysis)
+    summed = {number: [c.axis for c in analysis.said[number].contractions] for number in norms}
+    return {number: norm for number, norm in norms.items() if any(_grown(a, growth) for a in summed[number])}
+
+
+def _gains(analysis: Analysis, norms: Iterable[Norm], growth: Growth, roles: Roles, style: Style) -> Gains:
+    """Let gains make up for other norms of weights: g' = g |v| / |v'|."""
+    gains: Gains = {}
+    for norm in norms:
+        use = analysis.uses[norm.weight]
+        sides = _sides(use, growth, roles, {})
+        read, salt = analysis.draft.reader(use.constant), _salt(analysis, use.constant.name)
+        compute = _Computation(read, sides, style, salt, "own", 1.0, None)
+        factors = partial(_factors, read, compute, norm, sides[norm.kept].map.index)
+        gains.update({(gain.node, gain.input): (gain.position, factors) for gain in norm.gains})
+    return gains
+
+
+def _factors(
+    read: Callable[[], np.ndarray], compute: Callable[[], np.ndarray], norm: Norm, index: np.ndarray
+) -> np.ndarray:
+    """Return by what a gain makes up for the norms of weights, of which the student has other ones."""
+    old, new = (
+        np.square(values, dtype=np.float64).sum(axis=tuple(p for p in range(values.ndim) if p != norm.kept))
+        for values in (read(), compute())
+    )
+    whole = (old[index] > 0) & (new > 0)  # where a weight is zero, so is its product with any gain
+    return np.where(whole, np.divide(old[index], new, where=whole, out=np.ones_like(new)) ** norm.power, 1.0)
 
 
 def _is_silent(
@@ -194,36 +247,6 @@ def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth
     if contraction.law == "square":
         return changed(map, weight=np.sqrt(map.weight))
     return map
-
-
-_REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "DequantizeLinear")
-"""Operators through which a constant can still be weighed."""
-
-
-def carrier(
-    analysis: Analysis, number: int, index: int, position: int, weighed: set[Dim], growth: Growth, law: str
-) -> tuple[int, int, int] | None:
-    """Return (node, input, axis) of the constant that the operand is, or is a rearrangement of for it alone."""
-    while True:
-        use = analysis.uses.get((number, index))
-        if use is not None:
-            whole = law == "sum" and _grown(use.axes[position], growth) == weighed
-            shared = whole and _holds_integers(analysis, use)
-            return (number, index, position) if is_float(dtype_of(use.constant)) or shared else None
-        tensor = analysis.nodes[number].inputs[index]
-        producer = tensor.inputs[0] if tensor.inputs else None
-        is_shared = len(tensor.outputs) != 1 or tensor.name in analysis.kept
-        if producer is None or is_shared or producer.op not in _REARRANGES:
-            return None
-        number, index = analysis.numbers[id(producer)], 0
-        axes = analysis.input_axes(number, 0) or ()
-        holders = [p for p, axis in enumerate(axes) if weighed & set(leaves(axis))]
-        if producer.op == "Transpose":  # both axes of a square weight may have the dim
-            perm = producer.attrs.get("perm") or range(len(axes))[::-1]
-            holders = [p for p in holders if p == perm[position]]
-        if len(holders) != 1:
-            return None
-        position = holders[0]
 
 
 def _insert(analysis: Analysis, kind: str, node: gs.Node, index: int, position: int, values: np.ndarray) -> None:
@@ -307,11 +330,13 @@ def _rewrite_constants(
     style: Style,
     corrections: Corrections,
     scales: ScaleReaders,
+    gains: Gains,
 ) -> Iterator[GrownConstant]:
     """Give every constant its grown values; uses that grow alike share one tensor, as they did."""
     for uses in analysis.readings():
-        if any(_grown(axis, growth) for use in uses for axis in use.axes):
-            yield from _rewrite_constant(teacher, analysis, uses, growth, roles, style, corrections, scales)
+        gained = any((use.node, use.input) in gains for use in uses)
+        if gained or any(_grown(axis, growth) for use in uses for axis in use.axes):
+            yield from _rewrite_constant(teacher, analysis, uses, growth, roles, style, corrections, scales, gains)
 
 
 def _rewrite_constant(
@@ -323,39 +348,48 @@ def _rewrite_constant(
     style: Style,
     corrections: Corrections,
     scales: ScaleReaders,
+    gains: Gains,
 ) -> Iterator[GrownConstant]:
-    alike: dict[tuple[tuple[object, ...], Filler, float, int], list[tuple[Use, list[Side]]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[Use, list[Side]]]] = {}
+    settings: dict[tuple[object, ...], tuple[Filler, float]] = {}
     for use in sorted(uses, key=lambda use: _reads_shape(analysis, use)):
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
         usual: Filler = "copy" if _scales_units(analysis, (use.node, use.input)) else "own"
         factor, filler = corrections.get((use.node, use.input), (1.0, usual))
-        key = tuple(side.key for side in sides)
+        if not (style.noise or any(side.map.kind.any() for side in sides)):
+            filler = "own"  # copies have no new values
         zero = _zero_point(analysis, use) if any(side.reads for side in sides) else None
+        gain = gains.get((use.node, use.input))
+        key: tuple[object, ...] = (*(side.key for side in sides), filler, factor, id(zero), id(gain))
+        settings[key] = filler, factor
         sizes = [side.map.new for side in sides]
         same_shape = (group for group in alike.values() if [side.map.new for side in group[0][1]] == sizes)
         group = next(same_shape, None) if _reads_shape(analysis, use) else None
-        group = alike.setdefault((key, filler, factor, id(zero)), []) if group is None else group
+        group = alike.setdefault(key, []) if group is None else group
         group.append((use, sides))
     constant = uses[0].constant
     original = analysis.draft.reader(constant)
     dtype = helper.np_dtype_to_tensor_dtype(dtype_of(constant))
     name = constant.name
     shown = shown_name(analysis.nodes[uses[0].node].inputs[uses[0].input])
-    kept = any(all(side.map.is_identity for side in group[0][1]) for group in alike.values())
+    still = {key for key, ((use, sides), *_) in alike.items()
+             if all(side.map.is_identity for side in sides) and (use.node, use.input) not in gains}  # fmt: skip
+    kept = bool(still)
     if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
         analysis.untied.append(name)
-    for (_, filler, factor, _), group in alike.items():
-        use, sides = group[0]
+    for key, group in alike.items():
+        (use, sides), (filler, factor) = group[0], settings[key]
         readers = [use.node for use, _ in group if not _reads_shape(analysis, use)]
         scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
         record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
-        if all(side.map.is_identity for side in sides):
+        if key in still:
             yield record
             continue
         shape = [side.map.new for side in sides]
         read_zero = _zero_reader(analysis, use)
-        salt = zlib.crc32(analysis.copies.get(name, name).encode())  # copies stay copies
+        salt = _salt(analysis, name)
         compute = _Computation(original, sides, style, salt, filler, factor, read_zero)
+        compute.gain = gains.get((use.node, use.input))
         if not kept:
             analysis.draft.replace(constant, shape, compute)
             kept = True
@@ -365,6 +399,11 @@ def _rewrite_constant(
         yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
+
+
+def _salt(analysis: Analysis, name: str) -> int:
+    """Return what tells the draws of a constant apart; copies stay copies."""
+    return zlib.crc32(analysis.copies.get(name, name).encode())
 
 
 def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
@@ -399,11 +438,16 @@ class _Computation:
     ) -> None:
         self._read, self._sides, self._style, self._zero = read, sides, style, zero
         self._salt, self._filler, self._factor = salt, filler, factor
+        self.gain: tuple[int, Callable[[], np.ndarray]] | None = None
 
     def __call__(self) -> np.ndarray:
         rng = np.random.Generator(np.random.SFC64([self._style.seed, self._salt]))
         zero = self._zero() if self._zero is not None else None
-        return grow(self._read(), self._sides, self._style, rng, self._filler, self._factor, zero)
+        values = grow(self._read(), self._sides, self._style, rng, self._filler, self._factor, zero)
+        if self.gain is not None:
+            position, factors = self.gain
+            values *= factors().astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1 - position))
+        return values
 
 
 def _holds_integers(analysis: Analysis, use: Use) -> bool:
@@ -449,11 +493,13 @@ def _sides(use: Use, growth: Growth, roles: Roles, scales: dict[Dim, Callable[[]
             scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None)
             sides.append(Side(compose(axis, growth), scale=scale))
             continue
-        contraction, silent = weighs[position].contraction, weighs[position].silent
-        weighed = _grown(contraction.axis, growth)
-        even = contraction.law != "sum" or weighed != _grown(axis, growth)
-        map = _weights(contraction, use.axes, position, growth, weighed)
-        sides.append(Side(map, reads=True, spread=not even, silent=silent))
+        role = weighs[position]
+        weighed = _grown(role.contraction.axis, growth)
+        even = role.even or role.contraction.law != "sum" or weighed != _grown(axis, growth)
+        map = _weights(role.contraction, use.axes, position, growth, weighed)
+        if role.units is not None:
+            map = changed(map, weight=np.where(role.units[map.index], map.weight, 1.0))
+        sides.append(Side(map, reads=True, spread=not even, silent=role.silent))
     return sides
 
 

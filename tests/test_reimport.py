@@ -133,8 +133,12 @@ def test_a_dense_layer_as_wide_as_the_stream_follows_it():
 def test_the_width_of_queries_and_keys_stays():
     with pytest.raises(RefusedError, match=r"cannot grow: .*0\.5 = 4 \*\* -0\.5, which a class computes anew"):
         widen(attention(), framework="torch", sizes={"wq[1]": 8})
-    with pytest.raises(RefusedError, match="no weight of the class could weigh copies"):
-        widen(attention(scale=0.3), framework="torch", sizes={"wq[1]": 8})
+    assert "wq[1]" not in sizes_of(widen_for_class(attention(scale=0.3), factor=2))
+
+
+def test_the_width_of_queries_and_keys_grows_when_it_is_asked_for_and_no_size_is_in_their_scale():
+    """The queries' weight carries the division of q k'."""
+    assert sizes_of(widen_for_class(attention(scale=0.3), sizes={"wq[1]": 6})) == {"wq[1]": 6}
 
 
 def test_a_scale_that_a_class_computes_is_found():
