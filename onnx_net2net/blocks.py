@@ -24,7 +24,7 @@ from onnx import TensorProto
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.layers import LONGEST, Network
-from onnx_net2net.naming import module_of, told_apart
+from onnx_net2net.naming import module_of, scope_of, told_apart
 from onnx_net2net.places import Finder
 
 Use = tuple[int, int]
@@ -77,6 +77,34 @@ class Block:
         """The name that it shares with its siblings: layer3 of layer3.1."""
         match = _NUMBERED.match(self.name)
         return match.group(1) if match and match.group(1) else self.name
+
+
+@dataclass(frozen=True)
+class CopiedConstant:
+    """A weight of a copied block: the original's name, the copy's, the module of its reader, and if it became zero."""
+
+    old: str
+    new: str
+    scope: str
+    zeroed: bool
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a block.
+
+    Attributes:
+        block: The name of the block.
+        behind: The name of the block that it was put behind.
+        constants: Its weights, one for each use of a vector.
+        alike: Whether blocks of its group that have weights of the same shapes compute the same but for their values,
+            so that they can change places.
+    """
+
+    block: str
+    behind: str
+    constants: tuple[CopiedConstant, ...]
+    alike: bool
 
 
 def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -> list[Block]:
@@ -419,35 +447,46 @@ def take_over(analysis: Analysis, tensor: gs.Variable) -> gs.Variable:
     return inner
 
 
-def insert_copy(analysis: Analysis, block: Block, behind: gs.Variable, name: str, cancels: bool = False) -> None:
+def insert_copy(
+    analysis: Analysis, proto: onnx.ModelProto, block: Block, behind: gs.Variable, name: str, cancels: bool = False
+) -> list[CopiedConstant]:
     """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
 
     Args:
         analysis: The graph.
+        proto: The same, whose nodes tell modules.
         block: What to copy.
         behind: A tensor like the block's exit.
         name: The name of the copy, in the place of the block's.
         cancels: Put there the difference of two copies as they are instead.
+
+    Returns:
+        The weights that were copied, none of copies that cancel.
     """
     inner = take_over(analysis, behind)
     if not cancels:
-        _copy(analysis, block, block.zeroed, inner, behind, name)
-        return
+        return _copy(analysis, proto, block, block.zeroed, inner, behind, name)
     copies = [gs.Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
     for part, copy in enumerate(copies):
-        _copy(analysis, block, frozenset(), inner, copy, f"{name}.{part}")
+        _copy(analysis, proto, block, frozenset(), inner, copy, f"{name}.{part}")
     nothing = gs.Variable(analysis.draft.unique_name(f"{name}.Sub_out"))
     for kind, inputs, output in (("Sub", copies, nothing), ("Add", [inner, nothing], behind)):
         node = gs.Node(kind, analysis.draft.unique_name(f"{name}.{kind}"), {}, inputs, [output])
         analysis.draft.graph.nodes.append(node)
+    return []
 
 
 def _copy(
-    analysis: Analysis, block: Block, zeroed: Collection[Use], inner: gs.Variable, behind: gs.Variable, name: str
-) -> None:
-    """Write a copy of a block that reads one tensor and makes another."""
+    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Use], inner: gs.Variable,
+    behind: gs.Variable, name: str,
+) -> list[CopiedConstant]:  # fmt: skip
+    """Write a copy of a block that reads one tensor and makes another.
+
+    A matrix that several nodes read is one in the copy, too. Vectors are not: exporters merge those of equal values.
+    """
     draft = analysis.draft
     made: dict[int, gs.Tensor] = {}
+    copied: list[CopiedConstant] = []
     for number in block.nodes:
         node = analysis.nodes[number]
         inputs = []
@@ -457,12 +496,16 @@ def _copy(
                 inputs.append(inner)
             elif constant is None:
                 inputs.append(made.get(id(value), value))
-            elif (number, index) in zeroed:
-                inputs.append(draft.copied(constant, _renamed(value.name, block.name, name), zero=True))
-            elif _is_weight(analysis, constant):
-                if id(constant) not in made:
-                    made[id(constant)] = draft.copied(constant, _renamed(value.name, block.name, name))
-                inputs.append(made[id(constant)])
+            elif (number, index) in zeroed or _is_weight(analysis, constant):
+                zero = (number, index) in zeroed
+                copy = None if zero else made.get(id(constant))
+                if copy is None:
+                    copy = draft.copied(constant, _renamed(value.name, block.name, name), zero)
+                    scope = scope_of(proto.graph.node[number])
+                    copied.append(CopiedConstant(name_of(value), copy.name, scope, zero))
+                if not zero and sum(size > 1 for size in constant.shape) > 1:
+                    made[id(constant)] = copy
+                inputs.append(copy)
             else:
                 inputs.append(value)
         outputs = [behind] if number == block.last else [
@@ -472,6 +515,40 @@ def _copy(
         made.update(zip(map(id, node.outputs), outputs, strict=True))
         label = draft.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
         draft.graph.nodes.append(gs.Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
+    return copied
+
+
+def name_of(tensor: gs.Tensor) -> str:
+    """Return the name of a constant: of the initializer, or of what a Constant node makes."""
+    while not isinstance(tensor, gs.Constant) and tensor.inputs[0].op == "Identity":
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
+
+
+Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
+"""A node: operator, domain, attributes, and of what it reads the shapes of weights, the values of other constants, the
+places of what the block itself makes, and the names of what comes from outside."""
+
+
+def program(analysis: Analysis, block: Block) -> tuple[Step, ...]:
+    """Return what a block computes but for the values of its weights: what blocks that can change places share."""
+    made = {block.entry: -1}
+    found: list[Step] = []
+    for number in block.nodes:
+        node = analysis.nodes[number]
+        reads: list[object] = []
+        for value in node.inputs:
+            constant = constant_of(value)
+            if constant is None:
+                reads.append(made.get(value.name, value.name))
+            elif _is_weight(analysis, constant):
+                reads.append(tuple(constant.shape))
+            else:
+                reads.append(analysis.draft.read(constant).tobytes())
+        attributes = sorted((key, str(value)) for key, value in node.attrs.items())
+        found.append((node.op, node.domain or "", tuple(attributes), tuple(reads)))
+        made.update((value.name, len(made) + place) for place, value in enumerate(node.outputs))
+    return tuple(found)
 
 
 def _is_weight(analysis: Analysis, constant: gs.Constant) -> bool:

@@ -11,22 +11,24 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnx_net2net import statedict
-from onnx_net2net.derivation import Derivation, Entry, Made, some
+from onnx_net2net.blocks import Copy
+from onnx_net2net.deeper import deepened
+from onnx_net2net.derivation import Derivation, Entry, Made, new_match, some
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import history
-from onnx_net2net.matching import Constant, constants_of
+from onnx_net2net.matching import Constant, Matches, constants_of
 from onnx_net2net.model import Model, load
 from onnx_net2net.recovery import recover
 from onnx_net2net.replay import redo
 from onnx_net2net.rewrite import GrownConstant
-from onnx_net2net.statedict import StateDict
+from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
 
 
@@ -96,11 +98,9 @@ def checkpoint(
         entries = statedict.read(state_dict)
         sources.append(Path(state_dict))
     steps = _steps(model, grown)
-    redone = _redo(model, grown, steps)
-    made = Made(redone, constants_of(grown))
-    derivation = Derivation(entries, constants, made, recovered.matches if recovered else None)
-    result = list(derivation.entries())
-    untied = list(dict.fromkeys(derivation.untied(result)))
+    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
+        runs = _redo(model, grown, steps, Path(folder))
+        result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
     if untied and not untie:
         raise RefusedError(
             f"tied weights grew differently: {some(untied)} (grow with --for torch, or give --untie and make the "
@@ -109,14 +109,27 @@ def checkpoint(
     notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
     if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    notes += _unseen(result)
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
-    return Checkpoint(
-        (*_marked(result), *derivation.added()), tuple(sources), tuple(notes), getattr(entries, "versions", None)
-    )
+    return Checkpoint(tuple(_marked(result)), tuple(sources), tuple(notes), getattr(entries, "versions", None))
+
+
+def _unseen(entries: Sequence[Entry]) -> Iterator[str]:
+    """Say which entries are not in the graph, so that only a load into the class can tell whether their shapes fit."""
+    grown = [f"{entry.name} {list(entry.old)} -> {list(entry.new)}" for entry in entries if entry.new != entry.old
+             and entry.relation == "not in the graph"]  # fmt: skip
+    kept = [f"{entry.name} {list(entry.old)}" for entry in entries if entry.relation == "passed through" and entry.note]
+    if grown:
+        yield f"warning: {len(grown)} entries are not in the graph, and grew like others of their kind: {some(grown)}"
+    if kept:
+        yield (
+            f"warning: {len(kept)} entries are not in the graph, and keep their shape, as others of their sizes grew "
+            f"differently; the class may have them wider: {some(kept)}"
+        )
 
 
 def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:
@@ -141,29 +154,96 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
     return steps
 
 
-def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]]) -> list[dict[str, list[GrownConstant]]]:
-    """Grow the teacher again, and return how each constant grew in each step, by the name that it had before it."""
+@dataclass(frozen=True)
+class _Run:
+    """Steps in a row, and the copies of blocks that were put in behind them.
+
+    Attributes:
+        steps: How each constant grew in each step, by the name that it had before it.
+        final: The constants behind the last step.
+        copies: The copies.
+        deeper: The constants of the graph with these.
+    """
+
+    steps: list[dict[str, list[GrownConstant]]]
+    final: Mapping[str, Constant]
+    copies: tuple[Copy, ...] = ()
+    deeper: Mapping[str, Constant] = field(default_factory=dict)
+
+
+def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folder: Path) -> list[_Run]:
+    """Grow the teacher again, and return how each constant grew, up to each repetition of blocks and behind it."""
+    runs: list[_Run] = []
     grown: list[dict[str, list[GrownConstant]]] = []
-    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
-        for result in redo(teacher, steps, Path(folder)):
-            if getattr(result, "inserted", ()):
+    for result in redo(teacher, steps, folder):
+        if getattr(result, "inserted", ()):
+            raise RefusedError(f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)")
+        weights = constants_of(result.teacher)
+        _refuse_invented(result)
+        if getattr(result, "copies", ()):
+            runs.append(_Run(grown, weights, result.copies, constants_of(result.student)))
+            grown = []
+            continue
+        by_name: dict[str, list[GrownConstant]] = {}
+        for constant in getattr(result, "constants", ()):
+            if constant.teacher not in weights:
                 raise RefusedError(
-                    f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)"
+                    f"{constant.teacher} grew, which is no weight of a class: integers, or inside of a body "
+                    "(grow with --for torch)"
                 )
-            by_name: dict[str, list[GrownConstant]] = {}
-            weights = constants_of(result.teacher)
-            for constant in getattr(result, "constants", ()):
-                if constant.teacher not in weights:
-                    raise RefusedError(
-                        f"{constant.teacher} grew, which is no weight of a class: integers, or inside of a body "
-                        "(grow with --for torch)"
-                    )
-                by_name.setdefault(constant.teacher, []).append(constant)
-            grown.append(by_name)
-        # What was calibrated on data, which the record does not have, is nowhere but in the student.
-        on_data = any(step.get("calibrated on") == "data" for step in steps)
-        _compare(result.student, student, constants_of(teacher) if on_data else None)
-    return grown
+            by_name.setdefault(constant.teacher, []).append(constant)
+        grown.append(by_name)
+    # What was calibrated on data, which the record does not have, is nowhere but in the student.
+    on_data = any(step.get("calibrated on") == "data" for step in steps)
+    _compare(result.student, student, constants_of(teacher) if on_data else None)
+    return [*runs, _Run(grown, constants_of(student))]
+
+
+def _refuse_invented(result: Any) -> None:
+    """Refuse what a step of `deepen` put in that no class has."""
+    if any(insertion.way == "cancel" for insertion in getattr(result, "insertions", ())):
+        raise RefusedError("the student has copies of blocks that cancel, which no class has; fill one by transfer")
+
+
+def _grow(
+    entries: StateDict, constants: Mapping[str, Constant], runs: Sequence[_Run], matches: Matches | None
+) -> tuple[list[Entry], list[str]]:
+    """Return the entries of the student's state dict, and which are no longer tied."""
+    state = entries
+    origins: dict[str, tuple[Entry, bool]] = {}
+    called: dict[str, str] = {}
+    untied: list[str] = []
+    for run in runs:
+        derivation = Derivation(state, constants, Made(run.steps, run.final), matches, called)
+        found = list(derivation.entries())
+        untied += derivation.untied(found)
+        found += derivation.added()
+        result = [_chained(entry, *origins[entry.name]) if entry.name in origins else entry for entry in found]
+        if not run.copies:
+            break
+        tensors = {entry.name: _stored(entry, state.get(entry.name)) for entry in found}
+        later = {entry.name: derivation.later(entry.name) or new_match(entry, run.final) for entry in found}
+        deeper = deepened(found, tensors, {name: one for name, one in later.items() if one}, run.copies, run.final)
+        whole = {entry.name: entry for entry in result}
+        origins = {name: (whole[entry.name], is_copy) for name, (entry, is_copy) in deeper.origins.items()}
+        called = {name: called.get(entry.name, entry.name) for name, (entry, _) in deeper.origins.items()}
+        state, matches, constants = deeper.entries, deeper.matches, run.deeper
+    return result, list(dict.fromkeys(untied))
+
+
+def _chained(entry: Entry, before: Entry, is_copy: bool) -> Entry:
+    """Return an entry as it grew from what an earlier one had been."""
+    relation = "copied" if is_copy else before.relation
+    note = entry.note or before.note
+    return replace(entry, relation=relation, constants=before.constants, old=before.old, note=note,
+                   growths=(*before.growths, *entry.growths))  # fmt: skip
+
+
+def _stored(entry: Entry, before: Stored | None) -> Stored:
+    """Return an entry as a tensor of the state dict that later steps grow."""
+    if before is None:
+        return Stored(entry.new, entry.value().dtype, entry.value)
+    return replace(before, shape=entry.new, read=entry.value)
 
 
 def _compare(again: Model, student: Model, only: Mapping[str, Constant] | None) -> None:

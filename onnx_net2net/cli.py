@@ -485,7 +485,7 @@ def _finish(
     verification = None
     with _progress() as progress, result.student.stage(options.output, progress=progress) as staged:
         if options.verify:
-            verification = verify(result.teacher, staged.path, progress=progress, **checking)
+            verification = verify(result.teacher, staged.path, progress=progress, record=False, **checking)
             if exact and not verification.equivalent:
                 raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
@@ -530,7 +530,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
     from onnx_net2net import report
     from onnx_net2net.checkpoint import checkpoint
     from onnx_net2net.model import load
-    from onnx_net2net.optimizer import grow_state, output_beside, read_state, write_state
+    from onnx_net2net.optimizer import grow_state, output_beside, read_state, with_note, write_state
     from onnx_net2net.statedict import check_output
 
     started = time.perf_counter()
@@ -549,6 +549,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
     result.save(options.output)
     if state is not None:
         write_state(state, outputs[-1])
+        result = with_note(result)
     if options.json:
         _print_json({**report.checkpoint_dict(result), **widths, "output": str(options.output)})
         return 0

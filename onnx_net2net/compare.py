@@ -20,8 +20,21 @@ MAX_TOLERANCE = 0.01
 QUANTIZED_TOLERANCE = 0.05
 """However noisy the teacher is, an error above this part of its largest output is one."""
 
-Judge = Callable[[str, Array | None, Sequence[Array]], "OutputReport"]
+Judge = Callable[[str, Array | None, Sequence[Array], Sequence[Array]], "OutputReport"]
 """`compare` with tolerances."""
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What an output is like in most runs: in one of them its few elements may cancel, or be moved by nothing.
+
+    Attributes:
+        noise: The median of its noise, absolute.
+        size: The median of its largest magnitude.
+    """
+
+    noise: float = 0.0
+    size: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,9 @@ def compare(
     name: str,
     student: Array | None,
     teacher: Sequence[Array],
+    moved: Sequence[Array],
     *,
+    typical: Typical = Typical(),
     rtol: float | None,
     atol: float | None,
     units: Mapping[str, float] = MappingProxyType({}),
@@ -67,27 +82,31 @@ def compare(
     Args:
         name: For the report.
         student: Its values, None if the student has none.
-        teacher: The teacher's values at each optimization level, and last those with everything nudged.
+        teacher: The teacher's values at each optimization level.
+        moved: The teacher's values with everything nudged, one a draw.
+        typical: What the tensor is like in most runs.
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
         cap: The largest error that any noise excuses, as a part of the largest value.
         units: For tensors whose values come from an operation on numbers of a given size, that size: a probability of
             1e-6 is as noisy as one of 1.
     """
-    first, *others, _ = teacher
+    first = teacher[0]
     if student is None or student.shape != first.shape:
         return OutputReport(name, math.inf, math.inf, 0.0, 0.0, math.inf, 1.0)
-    error = np.min([_gap(student, first), *(_gap(student, other) for other in others if other.shape == first.shape)], 0)
-    largest = float(np.max(np.abs(first), initial=0, where=finite(first))) if first.dtype != object else 1.0
-    scale = max(largest, units.get(name, 0.0))
+    answers = teacher if epsilon(first.dtype) else (*teacher, *moved)  # of equal scores any may be the largest
+    known = [values for values in answers if values.shape == first.shape]
+    error = np.min([_gap(student, values) for values in known], axis=0)
+    largest = largest_of(first)
+    scale = max(largest, typical.size, units.get(name, 0.0))
     step = epsilon(first.dtype)
     noise, allowed = 0.0, np.zeros(())
     if step is not None:
-        *rearranged, moved = (_largest(_gap(first, one)) if one.shape == first.shape else 0.0 for one in teacher[1:])
-        levels = max(rearranged, default=0.0)
+        levels = noise_of(first, teacher[1:])
         # The levels are the noise only where nothing could be moved. Otherwise they are added once: some optimizations
         # approximate, and a student that gets only some of them lands between the two.
-        noise = max(moved or levels, step * scale, float(ml_dtypes.finfo(first.dtype).tiny))
+        own = max(noise_of(first, moved), typical.noise)
+        noise = max(own or levels, step * scale, float(ml_dtypes.finfo(first.dtype).tiny))
         limit = max(cap, 4 * step) * scale  # bfloat16 has steps of 0.8 %
         allowed = np.asarray(min(NOISE_FACTOR * noise + levels, limit))
         if rtol is not None or atol is not None:
@@ -103,6 +122,18 @@ def compare(
         ratio=off / noise if noise else 0.0,
         different_fraction=float(np.mean(different)) if different.size else 0.0,
     )
+
+
+def largest_of(values: Array) -> float:
+    """Return the largest magnitude among finite elements; 1 for texts."""
+    return float(np.max(np.abs(values), initial=0, where=finite(values))) if values.dtype != object else 1.0
+
+
+def noise_of(first: Array, others: Sequence[Array]) -> float:
+    """Return how far values are moved at most in other runs; 0 for what is no float."""
+    if epsilon(first.dtype) is None:
+        return 0.0
+    return max((_largest(_gap(first, one)) for one in others if one.shape == first.shape), default=0.0)
 
 
 def finite(values: Array) -> Array:

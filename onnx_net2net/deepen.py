@@ -11,14 +11,14 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Literal, TypeVar
 
 import onnx
 
-from onnx_net2net.blocks import Block, find_blocks, insert_copy
+from onnx_net2net.blocks import Block, Copy, find_blocks, insert_copy, program
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import measure
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -30,6 +30,8 @@ from onnx_net2net.inspection import inspect, paused_gc
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import matching
 from onnx_net2net.places import BEST, WAYS, Place, Way, find_places
+from onnx_net2net.reimport import check_framework
+from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
 from onnx_net2net.widen import widen
 
@@ -60,6 +62,8 @@ class Deepening:
         insertions: What was inserted, in the order of the layers.
         seed: Seed of every random choice.
         notes: What else there is to say, for people.
+        copies: The copies of blocks, in the order of the graph; none of those that cancel.
+        depths: How many blocks each numbered group of them has, before and after.
     """
 
     teacher: Model
@@ -67,6 +71,8 @@ class Deepening:
     insertions: tuple[Insertion, ...]
     seed: int
     notes: tuple[str, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Place]:
@@ -109,6 +115,7 @@ def deepen(
     append: bool = False,
     calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
+    framework: str | None = None,
     progress: Progress | None = None,
 ) -> Deepening:
     """Insert layers that compute the identity (Net2DeeperNet, paper section 2.4).
@@ -132,6 +139,9 @@ def deepen(
         calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
             BatchNormalizations are measured, so that they change little in training, too; generated ones if None.
         seed: Seed of every random choice.
+        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made with
+            more layers: copies of numbered blocks only, none of which changes places with one that computes
+            something else.
         progress: Told how many runs of the calibration are done, and of how many.
 
     Returns:
@@ -141,12 +151,18 @@ def deepen(
         BadInputError: If the model cannot be used, or an option makes no sense.
         RefusedError: If nothing can be inserted behind a layer that was named, or a block cannot be repeated.
     """
+    check_framework(framework)
     if repeat or depth is not None:
         for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None
         if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
             raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
         factor = None if depth is None else _factor(depth)
-        return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed)
+        return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed, framework)
+    if framework:
+        raise RefusedError(
+            f"a class of {framework} has no such layers: repeat its blocks (repeat, depth), or fill a deeper class by "
+            "transfer"
+        )
     if append or way == "cancel":
         raise BadInputError("append and cancel are for blocks")
     if bool(after) == all:
@@ -188,7 +204,7 @@ def _inserted(
         measured = _calibrated(model, chosen, calibrate, seed, progress)
         if measured:
             record["calibrated on"] = "generated inputs" if calibrate is None else "data"
-        inserter = Inserter(analysis, seed, measured)
+        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
         for place, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))
@@ -240,8 +256,9 @@ def _factor(depth: str | float) -> float:
 
 
 def _repeated(
-    model: Model, counts: Mapping[str, int], factor: float | None, append: bool, cancels: bool, seed: int
-) -> Deepening:
+    model: Model, counts: Mapping[str, int], factor: float | None, append: bool, cancels: bool, seed: int,
+    framework: str | None,
+) -> Deepening:  # fmt: skip
     """Insert copies of blocks."""
     with paused_gc():
         opened = open_bodies(model)
@@ -251,22 +268,61 @@ def _repeated(
             raise RefusedError("there are no residual blocks to repeat")
         if cancels:
             found = [replace(block, reason=block.obstacle) for block in found]
+        alike = _alike(analysis, found)
+        if framework:
+            found = [_in_class(block, alike, append, cancels) for block in found]
         copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
         tensors = analysis.draft.graph.tensors()
+        made: list[Copy] = []
         for block, number in copies.items():
             behind = _last_like(analysis, found, block) if append else block
             taken = {other.name for other in found}
             names = (name for n in itertools.count() if (name := f"{block.name}_new{n}") not in taken)
             for name in itertools.islice(names, number):
-                insert_copy(analysis, block, tensors[behind.exit], name, cancels)
+                constants = insert_copy(analysis, opened.model.proto, block, tensors[behind.exit], name, cancels)
+                made.append(Copy(block.name, behind.name, tuple(constants), block.group in alike))
         options = {"repeat": dict(counts)} if factor is None else {"depth": factor}
         record = {
             "operation": "deepen", **options, "append": append, "way": "cancel" if cancels else None, "seed": seed,
+            **({"framework": framework} if framework else {}),
             "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
         }  # fmt: skip
         student = opened.close(analysis.draft.finish({HISTORY: json.dumps([*history(model), record])}))
     way: Literal["block", "cancel"] = "cancel" if cancels else "block"
-    return Deepening(model, student, tuple(Insertion(b.name, way, n) for b, n in copies.items()), seed)
+    insertions = tuple(Insertion(block.name, way, number) for block, number in copies.items())
+    depths = {} if cancels else _depths(found, copies)
+    return Deepening(model, student, insertions, seed, (), () if cancels else tuple(made), depths)
+
+
+def _alike(analysis: Analysis, found: Sequence[Block]) -> set[str]:
+    """Return the groups whose blocks with weights of the same shapes compute the same, but for their values."""
+    programs: dict[str, dict[tuple[object, ...], set[object]]] = {block.group: {} for block in found}
+    for block in found:
+        own = program(analysis, block)
+        shapes = tuple(read for _, _, _, reads in own for read in reads if isinstance(read, tuple))
+        programs[block.group].setdefault(shapes, set()).add(own)
+    return {group for group, kinds in programs.items() if all(len(own) == 1 for own in kinds.values())}
+
+
+def _in_class(block: Block, alike: Collection[str], append: bool, cancels: bool) -> Block:
+    """Give a block a reason if no class made with more layers has copies of it."""
+    reason = block.reason
+    if cancels:
+        reason = "a class has no two copies that cancel"
+    elif not block.name.rpartition(".")[2].isdigit():
+        reason = reason or "it has no number, so that a class takes no more of it; fill a deeper class by transfer"
+    elif block.group not in alike and not append:
+        reason = reason or "the blocks of its group differ, and a class may tell them apart by their numbers (append)"
+    return replace(block, reason=reason)
+
+
+def _depths(found: Sequence[Block], copies: Mapping[Block, int]) -> dict[str, tuple[int, int]]:
+    """Return how many blocks the groups that get copies have, before and after."""
+    more: dict[str, int] = {}
+    for block, number in copies.items():
+        more[block.group] = more.get(block.group, 0) + number
+    before = {group: sum(block.group == group for block in found) for group in more}
+    return {group: (before[group], before[group] + number) for group, number in more.items()}
 
 
 def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +12,13 @@ import numpy as np
 
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.folding import match_folded
-from onnx_net2net.layout import Sides, apply, follow, joined
+from onnx_net2net.layout import Sides, Transpose, View, apply, follow, joined
 from onnx_net2net.maps import ORIGINS, Filler, Side, Style, grow, identity, is_float
-from onnx_net2net.matching import Constant, Match, Matches, Piece, match, match_parts, single
+from onnx_net2net.matching import Constant, Match, Matches, Piece, match, match_parts
 from onnx_net2net.rewrite import GrownConstant
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
+from onnx_net2net.unseen import Unseen
 
 Kind = Literal["weight", "gradient", "square"]
 """What an array holds for each element of an entry: a value, its gradient (or a mean of these), or their square."""
@@ -85,8 +87,8 @@ class Entry:
             values: Of the shape `old`.
             kind: "weight" for values (which are divided where they are read, unevenly as `Style.spread` says),
                 "gradient" for gradients and means of these (`exp_avg`, momentum: copied where values are divided,
-                and divided where values are copied), "square" for squares of gradients (`exp_avg_sq`). The law is
-                m' = D^T m E^T, growth-math.md section 3.2.
+                and divided where values are copied, by the shares of the copies), "square" for squares of gradients
+                (`exp_avg_sq`). The law is m' = D^T m E^T, growth-math.md section 3.2.
 
         Returns:
             An array of the shape `new` and the same dtype.
@@ -152,8 +154,19 @@ class Derivation:
     """Derives the entries of the student's state dict."""
 
     def __init__(
-        self, entries: StateDict, constants: Mapping[str, Constant], made: Made, matches: Matches | None
-    ) -> None:
+        self, entries: StateDict, constants: Mapping[str, Constant], made: Made, matches: Matches | None,
+        called: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Make one.
+
+        Args:
+            entries: The teacher's state dict.
+            constants: The constants of its graph.
+            made: What became of these.
+            matches: Which of them each entry may be; None to find out.
+            called: What the modules of the graph call entries that have other names there.
+        """
+        self._called = called or {}
         self._entries, self._constants, self._made = entries, constants, made
         self._matches = match_all(entries, constants) if matches is None else matches
         self._versions = {name: made.versions(constant) for name, constant in constants.items()}
@@ -162,11 +175,14 @@ class Derivation:
     def entries(self) -> Iterator[Entry]:
         """Yield all entries."""
         self._refuse_unknown()
+        derived = {
+            name: self._derived(name, stored, self._best(name))
+            for name, stored in self._entries.items()
+            if name in self._matches
+        }
+        unseen = Unseen(list(derived.values()))
         for name, stored in self._entries.items():
-            if name in self._matches:
-                yield self._derived(name, stored, self._best(name))
-            else:
-                yield Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
+            yield derived.get(name) or _unseen(name, stored, unseen)
 
     def added(self) -> Iterator[Entry]:
         """Yield the weights of layers that the teacher does not have."""
@@ -203,16 +219,31 @@ class Derivation:
     def _refuse_unknown(self) -> None:
         """Refuse if constants grew that no entry is, and there are entries that are no constant."""
         known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
-        grown = [n for n, vs in self._versions.items() if n not in known and any(v.chain and any(v.chain) for v in vs)]
+        grown = [name for name in self._versions if name not in known and not self._is_computed_anew(name)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
-        grown = [
-            name for name in grown if lost and np.ptp(single(self._constants[name].read()))
-        ]  # states start at zeros
         if grown:
+            advice = f"; these may have to grow, and are not in the graph: {some(lost)}" if lost else ""
             raise RefusedError(
-                f"these grew, and no entry of the state dict explains them: {some(grown)}; these may have to "
-                f"grow, and are not in the graph: {some(lost)} (export with folding off: dynamo=True, optimize=False)"
+                f"these grew, and no entry of the state dict explains them: {some(grown)}{advice} (export with folding "
+                "off: dynamo=True, optimize=False; grow with --for torch)"
             )
+
+    def _is_computed_anew(self, name: str) -> bool:
+        """Tell whether a class that makes a constant itself makes the student's: the same all along what grew.
+
+        States that start at zeros are such, and masks of ones.
+        """
+        old = self._constants[name]
+        for version in self._versions[name]:
+            new = self._made.final[version.final]
+            if not any(version.chain):
+                continue
+            if len(new.shape) != len(old.shape):
+                return False
+            one, other = _along(new.read(), old.shape), _along(old.read(), new.shape)
+            if one is None or other is None or not np.array_equal(one, other):
+                return False
+        return True
 
     def _best(self, name: str) -> Match:
         """Return the match that the names speak for, where several constants have the values of an entry."""
@@ -232,7 +263,7 @@ class Derivation:
         """Return how well the names say that a constant is an entry."""
         constants = [self._constants[piece.constant] for piece in match.pieces]
         named = all(c.name == name or f".{c.name}".endswith(f".{name}") for c in constants)
-        near = [max((nearness(name, read.scope) for read in c.reads), default=0) for c in constants]
+        near = [max((self._nearness(name, read.scope) for read in c.reads), default=0) for c in constants]
         return named, min(near)
 
     def _derived(self, name: str, stored: Stored, match: Match) -> Entry:
@@ -248,7 +279,7 @@ class Derivation:
                 ]
         except RefusedError as error:
             raise RefusedError(f"{name} cannot be derived from {match.pieces[0].constant}: {error}") from error
-        shape = tuple(side.map.new for side in growths[-1].sides)
+        shape = tuple(side.map.new for side in growths[-1].sides) if growths else stored.shape
         constants = tuple(piece.constant for piece in match.pieces)
         entry = Entry(name, match.relation, constants, stored.shape, shape, tuple(growths))
 
@@ -266,7 +297,7 @@ class Derivation:
     def _nearest(self, entry: str, constant: str) -> Version:
         """Return the version of a constant that the module of an entry reads."""
         versions = [v for v in self._versions[constant] if v.scopes] or self._versions[constant]
-        near = [max((nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
+        near = [max((self._nearness(entry, scope) for scope in version.scopes), default=0) for version in versions]
         best = [version for version, score in zip(versions, near, strict=True) if score == max(near)]
         if len({_growth_key(version) for version in best}) > 1:
             raise RefusedError(
@@ -275,6 +306,22 @@ class Derivation:
             )
         self._used.setdefault(constant, set()).add(best[0].final)
         return best[0]
+
+    def _nearness(self, entry: str, scope: str) -> int:
+        return nearness(self._called.get(entry, entry), scope)
+
+    def later(self, name: str) -> list[Match]:
+        """Return what an entry may be in the graph behind all steps, the best first; nothing if it is not in it."""
+        best = self._best(name) if name in self._matches else None
+        result: list[Match] = []
+        for one in (best, *(other for other in self._matches[name] if other is not best)) if best else ():
+            with contextlib.suppress(RefusedError):
+                result.append(replace(one, pieces=tuple(self._later(name, one, piece) for piece in one.pieces)))
+        return result
+
+    def _later(self, name: str, match: Match, piece: Piece) -> Piece:
+        version = self._nearest(name, piece.constant)
+        return Piece(version.final, self._followed(piece, version).view if match.axes is None else piece.view)
 
     def _followed(self, piece: Piece, version: Version) -> _Part:
         view, sizes = piece.view, self._constants[piece.constant].shape
@@ -285,7 +332,7 @@ class Derivation:
             view, sides = follow(view, sides)
             growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
         read = self._made.final[version.final].read
-        return _Part(growths, lambda: apply(view, read()))
+        return _Part(growths, lambda: apply(view, read()), view)
 
 
 def match_all(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
@@ -312,13 +359,48 @@ def _like(grown: GrownConstant | None, match: Match, stored: Stored) -> Growth:
     return Growth(tuple(sides), "copy" if match.scales else grown.filler, 1.0, grown.style)
 
 
+def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
+    """Return an entry that is not in the graph, grown like others where some of its sizes grew."""
+    guess = unseen.guess(name, stored.shape) if is_float(stored.dtype) and stored.shape else None
+    if guess is None:
+        return Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
+    if not guess.like:
+        note = "is not in the graph, and others of its sizes grew differently"
+        return Entry(name, "passed through", (), stored.shape, stored.shape, note=note, value=stored.read)
+    new = tuple(side.map.new for side in guess.growths[-1].sides)
+    note = f"is not in the graph, and grew like {guess.like}"
+    entry = Entry(name, "not in the graph", (), stored.shape, new, guess.growths, note)
+    return replace(entry, value=lambda: entry.grow(stored.read()))
+
+
 def _added(constant: Constant) -> Entry:
     """Return the entry of a new layer's weight; of a Linear's, which a MatMul reads, the transpose."""
+    view, read = _view_of_new(constant), constant.read
+    shape = constant.shape[::-1] if view else constant.shape
+    return Entry(constant.name, "new", (), shape, shape, value=lambda: apply(view, read()))
+
+
+def _view_of_new(constant: Constant) -> View:
     turned = len(constant.shape) == 2 and any(r.operator == "MatMul" and r.input == 1 for r in constant.reads)
-    shape = constant.shape[::-1] if turned else constant.shape
-    read = constant.read
-    value = (lambda: read().T) if turned else read
-    return Entry(constant.name, "new", (), shape, shape, value=value)
+    return (Transpose((1, 0)),) if turned else ()
+
+
+def new_match(entry: Entry, constants: Mapping[str, Constant]) -> list[Match]:
+    """Return which constant the entry of a new layer is; nothing for others."""
+    if entry.relation != "new":
+        return []
+    return [Match("same", (Piece(entry.name, _view_of_new(constants[entry.name])),))]
+
+
+def _along(values: Array, other: tuple[int, ...]) -> Array | None:
+    """Return what an array has along axes where another shape differs, None where it varies there."""
+    for axis, size in enumerate(other):
+        if values.shape[axis] != size:
+            first = values.take([0], axis)
+            if not np.array_equal(values, np.broadcast_to(first, values.shape)):
+                return None
+            values = first
+    return values
 
 
 def _same(one: Array, other: Array) -> bool:
@@ -336,6 +418,7 @@ class _Part:
 
     growths: list[Growth]
     value: Callable[[], Array]
+    view: View
 
 
 def _joined(parts: Sequence[Growth], axis: int) -> Growth:

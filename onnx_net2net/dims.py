@@ -9,15 +9,24 @@ concatenations). Where they cannot agree both sides are *frozen*: they keep thei
     (c h w)  and  (f x)        f becomes (c h w) / x when the factors divide
     (3 h d)  and  q + k + v    q, k and v each become (h d)
     a + b    and  c + d        cut both at the union of the boundaries
+
+Chains of refinements may be as long as an axis has units, so nothing here recurses along them. An expression of more
+than `LIMIT` dims is not followed: its dims are frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import count
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, count
 from math import prod
 
+LIMIT = 4096
+"""Dims that an axis may be made of; more of them (a concatenation doubled over and over) are frozen."""
+
 _serial = count()
+_changes = 0
+"""How often a normal form may have changed; one that was found since the last time still holds."""
 
 
 class Ratio:
@@ -67,7 +76,10 @@ class Dim:
         statistic: Why that is so: the node that takes a statistic over the dim.
         copies: Why new units must be copies of old ones (a maximum runs over the dim), or None.
         origin: For a single unit cut out of a larger dim, that dim; units are then chosen among all of it.
+        length: How many dims it is made of, as for the other axes: 1.
     """
+
+    length = 1
 
     __slots__ = ("_to", "copies", "fixed", "origin", "pinned", "ratio", "serial", "size", "statistic")
 
@@ -93,27 +105,38 @@ class Dim:
         return f"d{self.serial}:{self.size}{'!' if self.frozen else ''}"
 
 
-class Product:
+class _Composite:
+    """An axis made of others; `_normal` is its normal form after so many changes as `_seen` says."""
+
+    __slots__ = ("_normal", "_seen", "length", "parts", "size")
+
+    def __init__(self, parts: Iterable[Axis], total: Callable[[Iterable[int]], int]) -> None:
+        self.parts = tuple(parts)
+        self.size = total(part.size for part in self.parts)
+        self.length = sum(part.length for part in self.parts)
+        self._normal: Axis | None = None
+        self._seen = -1
+
+
+class Product(_Composite):
     """Axes merged into one, row-major: the last factor varies fastest."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ()
 
     def __init__(self, parts: Iterable[Axis]) -> None:
-        self.parts = tuple(parts)
-        self.size: int = prod(part.size for part in self.parts)
+        super().__init__(parts, prod)
 
     def __repr__(self) -> str:
         return "(" + " ".join(map(repr, self.parts)) + ")"
 
 
-class Concat:
+class Concat(_Composite):
     """Axes laid end to end."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ()
 
     def __init__(self, parts: Iterable[Axis]) -> None:
-        self.parts = tuple(parts)
-        self.size: int = sum(part.size for part in self.parts)
+        super().__init__(parts, sum)
 
     def __repr__(self) -> str:
         return "[" + " + ".join(map(repr, self.parts)) + "]"
@@ -129,15 +152,48 @@ def resolve(axis: Axis) -> Axis:
     Nested products and concatenations are flat, frozen factors of size 1 are gone, and a product whose first
     factor is a concatenation is a concatenation of products.
     """
+    found = _known(axis)
+    if found is not None:
+        return found
+    result: list[Axis] = []
+    # What is being built: a kind of axis, the normal parts found so far, and the parts that are still to be looked at.
+    building: list[tuple[type[Axis] | None, list[Axis], Iterator[Axis]]] = [(None, result, iter((axis,)))]
+    while building:
+        kind, found_parts, rest = building[-1]
+        for part in rest:
+            while isinstance(part, Dim) and part._to is not None:
+                part = part._to
+            normal = _known(part)
+            if normal is not None:
+                found_parts.append(normal)
+                continue
+            inner = found_parts if type(part) is kind else []  # a sum in a sum, which may be nested deeply, is one
+            building.append((type(part), inner, iter(part.parts)))  # type: ignore[union-attr]
+            break
+        else:
+            building.pop()
+            if building and building[-1][1] is not found_parts:
+                building[-1][1].append(_normal(found_parts, kind is Concat))
     if isinstance(axis, Dim):
-        if axis._to is None:
-            return axis
-        axis._to = resolve(axis._to)  # path compression
-        return axis._to
-    parts = [resolve(part) for part in axis.parts]
-    if isinstance(axis, Concat):
-        return _concat(part for part in parts if part.size)
-    return _product(part for part in parts if not (part.size == 1 and isinstance(part, Dim) and part.frozen))
+        axis._to = result[0]  # path compression
+    else:
+        axis._normal, axis._seen = result[0], _changes
+    return result[0]
+
+
+def _known(axis: Axis) -> Axis | None:
+    """Return the normal form of an axis where it is known."""
+    if isinstance(axis, Dim):
+        return axis if axis._to is None else None
+    return axis._normal if axis._seen == _changes else None
+
+
+def _normal(parts: Iterable[Axis], is_concat: bool) -> Axis:
+    """Return the concatenation or product of parts in normal form."""
+    axis = _concat(part for part in parts if part.size) if is_concat else _product(parts)
+    if not isinstance(axis, Dim):
+        axis._normal, axis._seen = axis, _changes
+    return axis
 
 
 def _concat(parts: Iterable[Axis]) -> Axis:
@@ -147,23 +203,25 @@ def _concat(parts: Iterable[Axis]) -> Axis:
 
 def _product(parts: Iterable[Axis]) -> Axis:
     flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, Product) else (part,))]
+    flat = [part for part in flat if not (part.size == 1 and isinstance(part, Dim) and part.frozen)]
     if not flat:
         return Dim(1)
     if len(flat) == 1:
         return flat[0]
     if isinstance(flat[0], Concat):
-        return _concat(_product((head, *flat[1:])) for head in flat[0].parts)
+        return _concat(_normal((head, *flat[1:]), False) for head in flat[0].parts)
     return Product(flat)
 
 
 def leaves(axis: Axis) -> Iterator[Dim]:
     """Yield the dims of an axis in layout order; one that occurs twice is yielded twice."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        yield axis
-    else:
-        for part in axis.parts:
-            yield from leaves(part)
+    pending = [resolve(axis)]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Dim):
+            yield part
+        else:
+            pending.extend(reversed(part.parts))
 
 
 def leaf_set(*axes: Axis) -> set[Dim]:
@@ -174,19 +232,23 @@ def leaf_set(*axes: Axis) -> set[Dim]:
 def freeze(axis: Axis, reason: str) -> None:
     """Fix the size and order of every dim of the axis; the first reason given is kept."""
     for dim in leaves(axis):
-        dim.fixed = dim.fixed or reason
-        _stick(dim)
+        if dim.fixed is None:
+            dim.fixed = reason
+            _stick(dim)
 
 
 def pin(axis: Axis, reason: str) -> None:
     """Keep the size of every dim of the axis unless it is asked for by name; the first reason given is kept."""
     for dim in leaves(axis):
-        dim.pinned = dim.pinned or reason
-        _stick(dim)
+        if dim.pinned is None:
+            dim.pinned = reason
+            _stick(dim)
 
 
 def _stick(dim: Dim) -> None:
-    """Let the ratio of a frozen dim remember that it is."""
+    """Let the ratio of a frozen dim remember that it is, and products forget a unit that can no longer grow."""
+    if dim.size == 1:
+        _note_change()
     if dim.frozen and dim.ratio is not None:
         root = dim.ratio.root()
         root.frozen = root.frozen or dim.frozen
@@ -227,9 +289,9 @@ def unify(a: Axis, b: Axis, reason: str) -> bool:
         Whether the two could be made the same.
     """
     a, b = resolve(a), resolve(b)
-    if a is b:
+    if a is b or (isinstance(a, Concat) and isinstance(b, Concat) and a.parts == b.parts):
         return True
-    if a.size == b.size and _unify(a, b, reason):
+    if a.size == b.size and max(a.length, b.length) <= LIMIT and _unify(a, b, reason):
         return True
     freeze(a, reason)
     freeze(b, reason)
@@ -273,25 +335,32 @@ def _inherit(axis: Axis, dim: Dim, reason: str) -> None:
 
 
 def _unify_concats(xs: list[Axis], ys: list[Axis], reason: str) -> bool:
-    """Cut both sides at the union of their boundaries, from the left."""
-    agreed = True
-    while xs and ys:
+    """Cut both sides at the union of their boundaries, from the left.
+
+    An axis that is laid over itself with a shift is cut once for each time that the shift fits in; beyond `LIMIT`
+    cuts what is left is frozen.
+    """
+    agreed, cuts = True, 0
+    left, right = xs[::-1], ys[::-1]  # the first term stands last
+    while left and right:
         # What has just been unified may have changed the terms that are still to come.
-        x, y = resolve(xs.pop(0)), resolve(ys.pop(0))
+        x, y = resolve(left.pop()), resolve(right.pop())
         if isinstance(x, Concat) or isinstance(y, Concat):
-            xs[:0], ys[:0] = _terms(x), _terms(y)
+            left += reversed(_terms(x))
+            right += reversed(_terms(y))
             continue
-        if x.size != y.size:
-            longer, rest, size = (x, xs, y.size) if x.size > y.size else (y, ys, x.size)
-            halves = cut(longer, size)
-            if halves is None:
-                for left in (x, y, *xs, *ys):
-                    freeze(left, reason)
-                return False
-            rest[:0] = halves
-            (ys if rest is xs else xs).insert(0, y if rest is xs else x)
+        if x.size == y.size:
+            agreed &= unify(x, y, reason)
             continue
-        agreed &= unify(x, y, reason)
+        longer, rest, size = (x, left, y.size) if x.size > y.size else (y, right, x.size)
+        cuts += 1
+        halves = cut(longer, size) if cuts <= LIMIT else None
+        if halves is None:
+            for term in (x, y, *left, *right):
+                freeze(term, reason)
+            return False
+        rest += reversed(halves)
+        (right if rest is left else left).append(y if rest is left else x)
     return agreed
 
 
@@ -330,18 +399,17 @@ def cut(axis: Axis, size: int) -> tuple[Axis, Axis] | None:
         _replace(axis, Concat(halves))
         return halves
     if isinstance(axis, Concat):
-        terms = list(axis.parts)
-        before: list[Axis] = []
-        while size >= terms[0].size:
-            before.append(terms.pop(0))
-            size -= before[-1].size
-        if size:
-            halves_ = cut(terms[0], size)
+        ends = list(accumulate(part.size for part in axis.parts))
+        place = bisect_right(ends, size)  # of the term that the cut falls into, or in front of
+        before, after = list(axis.parts[:place]), list(axis.parts[place:])
+        inside = size - (ends[place - 1] if place else 0)
+        if inside:
+            halves_ = cut(after[0], inside)
             if halves_ is None:
                 return None
             before.append(halves_[0])
-            terms[0] = halves_[1]
-        return resolve(Concat(before)), resolve(Concat(terms))
+            after[0] = halves_[1]
+        return resolve(Concat(before)), resolve(Concat(after))
     rest = axis.size // axis.parts[0].size
     if size % rest:
         return None
@@ -397,5 +465,12 @@ def _replace(dim: Dim, axis: Axis) -> None:
 
 def _retire(dim: Dim, axis: Axis) -> None:
     dim._to = axis
+    _note_change()
     if dim.ratio is not None:
         dim.ratio.root().members -= 1
+
+
+def _note_change() -> None:
+    """Forget the normal forms that are known."""
+    global _changes
+    _changes += 1

@@ -1,18 +1,20 @@
-"""Find the first tensor inside two models where they differ."""
+"""Compare tensors inside two models: find the first that differs, and what stands for an output that never moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import numpy_helper
 
 from onnx_net2net.compare import Judge
 from onnx_net2net.inputs import Feeds, input_specs
-from onnx_net2net.noise import epsilon, noisy_twin, nudged
-from onnx_net2net.protos import refill
+from onnx_net2net.noise import drawn, epsilon, noisy_twin, nudged
+from onnx_net2net.protos import by_name, captured, refill
 from onnx_net2net.runtime import LEVELS, Runner
 from onnx_net2net.tensors import Array
 
@@ -36,35 +38,129 @@ def first_difference(
         judge: Compares two tensors.
         embed: Tells where the teacher's units are in the student.
     """
+    old = onnx.load(teacher, load_external_data=False)
+    names = [name for node in old.graph.node for name in node.output if name]
+    found = _agreements(names, teacher, student, feeds, open_with, judge, embed)
+    return next((name for name, agree in found if not agree), None)
+
+
+def _agreements(
+    names: Sequence[str],
+    teacher: Path,
+    student: Path,
+    feeds: Feeds,
+    open_with: Callable[..., Runner],
+    judge: Judge,
+    embed: Embed,
+) -> Iterator[tuple[str, bool]]:
+    """Tell of the float tensors that can be compared whether they agree."""
     old, noisy, new = (onnx.load(path, load_external_data=False) for path in (teacher, teacher, student))
     theirs = {name for node in new.graph.node for name in node.output}
-    common: list[str] = [name for node in old.graph.node for name in node.output if name and name in theirs]
-    moved = nudged(feeds, input_specs(old), np.random.default_rng(0))
-    noisy_twin(noisy)
+    common = [name for name in names if name in theirs]
+    rng = np.random.default_rng(0)
+    moved = nudged(feeds, input_specs(old), rng)
+    moved |= drawn(noisy_twin(noisy), rng)
     plain, optimized = LEVELS
-
-    def values(
-        names: list[str], proto: onnx.ModelProto, path: Path, level: ort.GraphOptimizationLevel, feeds: Feeds
-    ) -> dict[str, Array]:
-        refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
-        return open_with(proto.SerializeToString(), level, folder=path.parent)(feeds)
-
     for start in range(0, len(common), _CHUNK):
-        names = common[start : start + _CHUNK]
+        chunk = common[start : start + _CHUNK]
         runs = (
-            values(names, old, teacher, plain, feeds),
-            values(names, old, teacher, optimized, feeds),
-            values(names, noisy, teacher, plain, moved),
+            _values(chunk, old, teacher, open_with, plain, feeds),
+            _values(chunk, old, teacher, open_with, optimized, feeds),
+            _values(chunk, noisy, teacher, open_with, plain, moved),
         )
-        answer = values(names, new, student, plain, feeds)
-        for name in names:
+        answer = _values(chunk, new, student, open_with, plain, feeds)
+        for name in chunk:
             known = [run[name] for run in runs if name in run]
             found = _embedded(answer[name], embed(name)) if name in answer else None
             if found is None or len(known) < len(runs) or found.shape != known[0].shape or not epsilon(found.dtype):
                 continue  # grown, or a shape computation, which need not agree
-            if judge(name, found, known).different_fraction:
-                return name
-    return None
+            yield name, not judge(name, found, known[:2], known[2:]).different_fraction
+
+
+def _values(
+    names: Sequence[str],
+    proto: onnx.ModelProto,
+    path: Path,
+    open_with: Callable[..., Runner],
+    level: ort.GraphOptimizationLevel,
+    feeds: Feeds,
+) -> dict[str, Array]:
+    """Run a model, whose outputs are replaced, for some of its tensors."""
+    refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
+    return open_with(proto.SerializeToString(), level, folder=path.parent)(feeds)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What stands for an output that is the same whatever the inputs are.
+
+    Attributes:
+        tensors: The tensors that it is made from, which do move, and agree; none if there are none to compare.
+        differs: One that does not agree.
+    """
+
+    tensors: tuple[str, ...] = ()
+    differs: str | None = None
+
+
+def stand_for(
+    output: str,
+    teacher: Path,
+    student: Path,
+    feeds: tuple[Feeds, Feeds],
+    open_with: Callable[..., Runner],
+    judge: Judge,
+    embed: Embed,
+) -> Stand:
+    """Compare what an output is made from, where that moves: going back, the first tensors that can be compared.
+
+    Args:
+        output: The name of the output.
+        teacher: The model file.
+        student: The other one.
+        feeds: Two sets of inputs of the same sizes.
+        open_with: Opens a model for running.
+        judge: Compares two tensors.
+        embed: Tells where the teacher's units are in the student.
+    """
+    proto, new = (onnx.load(path, load_external_data=False) for path in (teacher, student))
+    ours, theirs = by_name(proto.graph.initializer), by_name(new.graph.initializer)
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    moves: set[str] = set()
+    names = list(producers)
+    for start in range(0, len(names), _CHUNK):
+        chunk = names[start : start + _CHUNK]
+        one, other = (_values(chunk, proto, teacher, open_with, LEVELS[0], fed) for fed in feeds)
+        moves |= {name for name in chunk if name in one and name in other and differ(one[name], other[name])}
+    agreeing: list[str] = []
+    front, seen = [output], set[str]()
+    while front:
+        made = {name for at in front if at in producers for name in (*producers[at].input, *captured([producers[at]]))}
+        seen |= (made := made - seen)
+        found = dict(_agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed))
+        differs = next((name for name, agree in found.items() if not agree), None)
+        differs = differs or next((n for n in made if n in ours and n in theirs and _changed(ours[n], theirs[n])), None)
+        if differs is not None:
+            return Stand(differs=differs)
+        agreeing += found
+        front = [name for name in made if name in producers and name not in found]
+    return Stand(tuple(agreeing))
+
+
+def _changed(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Tell whether two constants of the same shape have other values, as far as these are in the file itself."""
+    if one.dims != other.dims or onnx.TensorProto.EXTERNAL in (one.data_location, other.data_location):
+        return False
+    return differ(numpy_helper.to_array(one), numpy_helper.to_array(other))
+
+
+def differ(one: Array, other: Array) -> bool:
+    """Tell whether two arrays have other values in the part that is common to their shapes."""
+    if one.ndim != other.ndim:
+        return True
+    part = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
+    first, second = one[part], other[part]
+    return not bool(np.all((first == second) | ((first != first) & (second != second))))
 
 
 def _embedded(values: Array, positions: Sequence[Array | None] | None) -> Array | None:

@@ -7,10 +7,10 @@ sizes never mean equal dims.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 import onnx
@@ -29,8 +29,15 @@ DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
 """Element types of integers that copies can share in whole parts."""
 
+_LONG_LISTS = {("ScatterND", 1)}
+"""Inputs (operator, index) that list so many places, one for each element, that `sizes` does not keep them."""
+
 _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
+
+
+_CUT = ("Slice", "Split")
+"""Operators that read a part of a vector."""
 
 
 @dataclass(eq=False)
@@ -38,7 +45,8 @@ class Use:
     """A constant read by one input of one node.
 
     Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
-    which must not tie layers together. The uses of a matrix share its dims: that is a real tie.
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie. So do the nodes that
+    cut a vector up: they read the parts of one parameter.
     """
 
     node: int
@@ -315,12 +323,13 @@ def _is_shareable(analysis: Analysis, node: gs.Node, said: Statements, index: in
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
     spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
+    around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
+    operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
+    holders = Counter(id(dim) for operand in operands for dim in operand)
     for index, axes in enumerate(op.inputs):
-        others = [*op.inputs[:index], *op.inputs[index + 1 :], *op.outputs]
-        around = {id(dim) for axis in chain(spoken, *(a or () for a in others)) for dim in dims.leaves(axis)}
         for axis in axes or () if index not in op.said.ignored else ():
             dim = dims.resolve(axis)
-            if isinstance(dim, Dim) and id(dim) not in around and dim.copies is None:
+            if isinstance(dim, Dim) and id(dim) not in around and holders[id(dim)] < 2 and dim.copies is None:
                 op.freeze(dim, UNREAD)
 
 
@@ -329,6 +338,7 @@ def _operation(
 ) -> Op:
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
+    constants: list[bool] = []
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
@@ -338,19 +348,22 @@ def _operation(
             axes = _variable_axes(analysis, tensor.name)
             _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
+        is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
+        if is_long:
+            value = analysis.draft.read(constant)
         for axis in axes or ():
             if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
+        constants.append(is_long or tensor.name in analysis.sizes.constant)
     outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
     label = node.name or (node.outputs[0].name if node.outputs else "")
     version = versions.get(node.domain or "", 1)
-    constant = [tensor.name in analysis.sizes.constant for tensor in node.inputs]
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     return Op(
         node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
-        constant=constant,
+        constant=constants,
     )  # fmt: skip
 
 
@@ -364,7 +377,7 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     if shape is None:
         return None
     key = id(constant)
-    if sum(size > 1 for size in shape) > 1:
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
         axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
     else:
         axes = tuple(Dim(size) for size in shape)

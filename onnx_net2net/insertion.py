@@ -9,8 +9,10 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_net2net.blocks import take_over
+from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import Analysis
 from onnx_net2net.places import Place, Way
+from onnx_net2net.runtime import implements
 from onnx_net2net.tensors import Array
 
 NORMED = ("identity", "prelu")
@@ -20,13 +22,24 @@ NORMED = ("identity", "prelu")
 class Inserter:
     """Writes new layers into a draft."""
 
-    def __init__(self, analysis: Analysis, seed: int, measured: Mapping[str, tuple[Array, Array]]) -> None:
+    def __init__(
+        self, analysis: Analysis, version: int, seed: int, measured: Mapping[str, tuple[Array, Array]]
+    ) -> None:
+        """Take a draft of an operator set, a seed, and by tensor the mean and variance of what is normalised."""
         self._analysis, self._draft, self._seed, self._measured = analysis, analysis.draft, seed, measured
         self._tensors = dict(analysis.draft.graph.tensors())
+        self._version = version
+        self._known = {node.op for node in analysis.nodes}
+        self._place: Place | None = None
 
     def insert(self, place: Place, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
-        """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already."""
+        """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already.
+
+        Raises:
+            RefusedError: If that takes an operator that onnxruntime lacks for the type of the layer's units.
+        """
         name = f"{place.name}_new{number}"
+        self._place = place
         source = self._tensors[place.tensor]
         inner = take_over(self._analysis, source)
         if way in NORMED:
@@ -157,10 +170,22 @@ class Inserter:
         domain: str | None = None, **attrs: object,
     ) -> gs.Variable:  # fmt: skip
         name = self._draft.unique_name(name)
+        if kind not in self._known:
+            self._require(kind, name, len(inputs))
         result = gs.Variable(self._draft.unique_name(f"{name}_out")) if output is None else output
         node = gs.Node(kind, name, dict(attrs), inputs, [result], domain=domain)
         self._draft.graph.nodes.append(node)
         return result
+
+    def _require(self, kind: str, name: str, inputs: int) -> None:
+        """Refuse an operator that onnxruntime lacks for units of which it has the layer."""
+        assert self._place is not None
+        dtype = self._analysis.sizes.dtype(self._place.tensor)
+        if implements(self._place.operator, self._version, dtype, 2) and not implements(
+            kind, self._version, dtype, inputs
+        ):
+            shown = helper.tensor_dtype_to_np_dtype(dtype)
+            raise RefusedError(f"{name!r} cannot be inserted: onnxruntime has no {kind} of {shown}")
 
 
 def dirac(channels: int, group: int) -> Callable[..., Array]:

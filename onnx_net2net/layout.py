@@ -38,6 +38,24 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Once:
+    """Take one of the places of an axis along which all is the same."""
+
+    axis: int
+
+    def apply(self, array: Array) -> Array:
+        """Return the first of them."""
+        return array[(slice(None),) * self.axis + (slice(0, 1),)]
+
+    def follow(self, sides: Sides) -> tuple[Once, Sides]:
+        """Return the step itself, and how the other axes grow."""
+        side = sides[self.axis]
+        if side.reads and not side.map.is_identity:
+            raise RefusedError("what it repeats is weighed differently")
+        return self, _replaced(sides, self.axis, _ONE)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Put the equal blocks of an axis into another order."""
 
@@ -92,7 +110,8 @@ class Reshape:
         return Reshape(tuple(side.map.new for side in result)), tuple(result)
 
 
-View = tuple[Slice | Blocks | Transpose | Reshape, ...]
+Step = Slice | Once | Blocks | Transpose | Reshape
+View = tuple[Step, ...]
 """Steps, one after another."""
 
 
@@ -116,7 +135,7 @@ def follow(view: View, sides: Sides) -> tuple[View, Sides]:
     Raises:
         RefusedError: If what it shows does not grow axis by axis.
     """
-    steps: list[Slice | Blocks | Transpose | Reshape] = []
+    steps: list[Step] = []
     for step in view:
         grown, sides = step.follow(sides)
         steps.append(grown)

@@ -56,6 +56,10 @@ REARRANGES = ("Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Dequa
 """Operators behind which a constant still is one that is read there alone."""
 
 
+_REFOLDS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+"""Operators whose result has the elements of the input in the same order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Carrier:
     """A constant whose units along an axis are multiplied in place of those of an operand.
@@ -456,7 +460,8 @@ def _before(
     if picks is not None:
         pick = picks[node.outputs.index(result)]
         before = _unpicked(pick, own, place)
-        nobody_reads_the_rest = place.mask is None and len(picks) == len(node.inputs[0].outputs) == 1
+        is_alone = len(node.inputs[0].outputs) == 1 or (number, index) in analysis.uses  # each read has its own version
+        nobody_reads_the_rest = place.mask is None and len(picks) == 1 and is_alone
         return replace(before, mask=None) if nobody_reads_the_rest else before
     if node.op == "Concat":
         return _part(analysis, dims, number, index, place)
@@ -464,11 +469,15 @@ def _before(
         return place
     summed = {position for c in analysis.said[number].contractions for side, position in c.sides if side == index}
     holders = [p for p, axis in enumerate(axes) if dims & leaf_set(axis) and p not in summed]
+    if node.op in _REFOLDS:  # of several axes with the dims that with as many elements in front
+        start = math.prod(shape[: place.position])
+        same = [p for p in holders if own[p] == shape[place.position] and math.prod(own[:p]) == start]
+        holders = same or holders
     if len(holders) != 1:
         return None
     mask = place.mask
     if mask is not None:
-        if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
+        if node.op in _REFOLDS:
             mask = _reshaped(mask, tuple(shape), own)
         elif any(size > 1 for p, size in enumerate(mask.shape) if p != place.position):
             mask = None

@@ -17,8 +17,9 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
 
@@ -63,6 +64,11 @@ class Map:
         """Whether nothing changes."""
         return self.new == self.old and bool((self.index == np.arange(self.old)).all())
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all copies of a unit that are weighed have the same share."""
+        return bool(np.all((self.weight == 1) | np.isclose(self.weight, _even(self), rtol=1e-9, atol=0)))
+
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
 
@@ -102,6 +108,54 @@ def from_index(old: int, index: np.ndarray) -> Map:
     first = np.zeros(len(index), bool)
     first[np.unique(index, return_index=True)[1]] = True
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
+
+
+def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:
+    """Give the copies of a unit shares of different sizes, each the same for all that read it.
+
+    So a copy's gradient is its share of the unit's, whatever the readers' gradients are. The logarithms of the shares
+    of one unit are about equally far apart, with a deviation of about `spread`, and in random order: no two are equal,
+    and none is near 0. Shares are multiples of a power of two, so that sums of whole numbers stay exact.
+    """
+    if not spread:
+        return map
+    copies = np.flatnonzero((map.weight > 0) & (map.kind == 0))
+    order = copies[np.lexsort((rng.random(len(copies)), map.index[copies]))]
+    _, starts, counts = np.unique(map.index[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    count = np.repeat(counts, counts)
+    sizes = np.exp(spread * 3**0.5 * (2 * rank / np.maximum(count - 1, 1) - 1))
+    weight = map.weight.copy()
+    steps = 2.0 ** (8 + np.ceil(np.log2(count)))
+    shares = (np.floor(sizes / np.repeat(np.add.reduceat(sizes, starts), counts) * steps) + 0.5) / steps
+    last = np.cumsum(counts) - 1
+    shares[last] = 1 - (np.add.reduceat(shares, starts) - shares[last])
+    weight[order] = shares
+    return replace(map, weight=weight)
+
+
+def evened(map: Map) -> Map:
+    """Return the map with equal shares for all copies of a unit."""
+    return replace(map, weight=_even(map))
+
+
+def _even(map: Map) -> np.ndarray:
+    read = map.weight > 0
+    counts = np.bincount(map.index[read], minlength=map.old)
+    return np.where(read, 1 / np.maximum(counts, 1)[map.index], 0.0)
+
+
+def halved(map: Map) -> Map:
+    """Return the map with shares of copies that are powers of two, the nearest to even ones: 1/2, 1/4, 1/4."""
+    counts = np.bincount(map.index[map.weight > 0], minlength=map.old)
+    read = np.flatnonzero(map.weight > 0)
+    order = read[np.argsort(map.index[read], kind="stable")]
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[map.index[order]]
+    power = 2 ** np.floor(np.log2(np.maximum(counts, 1))).astype(np.int64)
+    larger = rank < (2 * power - counts)[map.index[order]]
+    weight = np.zeros(map.new)
+    weight[order] = np.where(larger, 1.0, 0.5) / power[map.index[order]]
+    return replace(map, weight=weight)
 
 
 def padded(old: int, new: int, kind: str) -> Map:
@@ -216,8 +270,9 @@ class Style:
 
     Attributes:
         seed: Seed of every random draw; each tensor draws from a stream of its own.
-        spread: Standard deviation, relative to the tensor's, of what is added to one copy's outgoing weights and
-            subtracted from another's, so that copies learn different things. Exact (growth-math, N of section 1).
+        spread: Standard deviation, relative to each weight, of what is added to one copy's share of it and subtracted
+            from another's, so that copies learn different things. Exact (growth-math, N of section 1): no share
+            is much larger than the weight, what is zero stays zero, and whole weights get shares exact in binary.
         noise: Standard deviation, relative to the tensor's, of noise on the incoming weights of all but the first
             copy (paper, section 2.3). Not exact.
         prior: The probability at which new classes start.
@@ -297,7 +352,6 @@ def _grow_integers(
     wide = np.int64 if values.dtype.itemsize > 2 else np.int32
     zero = zero.reshape((1,) * (values.ndim - zero.ndim) + zero.shape).astype(wide)
     low, high = (int(choose([choose(x.astype(wide)) for x in (values, zero)])) for choose in (np.min, np.max))
-    deviation = _deviation(values)
     result = values
     for position, side in enumerate(sides):
         if side.map.is_identity:
@@ -307,7 +361,7 @@ def _grow_integers(
             zero = np.take(zero, side.map.index, axis=position)
         if side.reads:
             parts, least, most = (np.moveaxis(x - zero, position, 0) for x in (result.astype(wide), low, high))
-            _share(parts, side, style, deviation, rng, least, most)
+            _share(parts, side, style, rng, least, most)
             result = (np.moveaxis(parts, 0, position) + zero).astype(values.dtype)
     return result
 
@@ -316,7 +370,6 @@ def _share(
     view: np.ndarray,
     side: Side,
     style: Style,
-    deviation: float,
     rng: np.random.Generator,
     least: np.ndarray,
     most: np.ndarray,
@@ -331,6 +384,7 @@ def _share(
     column = (-1, *(1,) * (view.ndim - 1))
     rank = (np.arange(len(order)) - np.repeat(starts, counts)).astype(view.dtype)
     count = np.repeat(counts, counts).astype(view.dtype)
+    whole = view[order[rank > 0]]
     parts = (view[order] + rank.reshape(column)) // count.reshape(column)
     view[...] = 0
     view[order] = parts
@@ -340,7 +394,7 @@ def _share(
     firsts = np.repeat(order[starts], counts - 1)
     room = np.minimum(view - least, most - view)
     room = np.minimum(room[order[copies]], room[firsts] // (count[copies] - 1).reshape(column))
-    moved = np.rint(_draw(room.shape, style.spread * deviation, rng, np.dtype(np.float32))).astype(view.dtype)
+    moved = np.rint(_draw(room.shape, style.spread, rng, np.dtype(np.float32)) * whole).astype(view.dtype)
     moved = np.clip(moved, -room, room)
     view[order[copies]] += moved
     np.subtract.at(view, firsts, moved)
@@ -360,9 +414,13 @@ def _deviation(values: np.ndarray) -> float:
 def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng: np.random.Generator) -> None:
     """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were.
 
-    A unit itself gets what its copies leave, so that their sum is exact in the few bits of half precision too.
+    A unit itself gets what its copies leave. Shares are whole multiples of the last place of what is shared, so that
+    their sum is exact, in the few bits of half precision too.
     """
     map = side.map
+    uneven = style.spread and side.spread and view.ndim > 1 and map.is_even
+    if side.spread and not uneven and map.is_even and _is_whole(view):
+        map = halved(map)
     shared = ~map.first & (map.kind == 0) & (map.weight > 0) & (map.weight != 1)
     copies = np.flatnonzero(shared) if side.spread else np.zeros(0, np.intp)
     divided = np.zeros(map.new, bool)
@@ -374,9 +432,11 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
         originals = by_source[np.searchsorted(map.index[by_source], sources)]
         divided[copies] = divided[originals] = True
         wide = np.promote_types(view.dtype, np.float32)
-        shares = view[copies] * _column(map.weight[copies], view)
-        if style.spread and view.ndim > 1:
-            shares += _draw(shares.shape, style.spread * deviation(), rng, view.dtype)
+        shares = view[copies]
+        if uneven:
+            _share_unevenly(shares, map.weight[copies], style.spread, rng)
+        else:
+            shares *= _column(map.weight[copies], view)
         view[copies] = shares
         view[originals] = view[originals] - np.add.reduceat(shares.astype(wide, copy=False), starts, axis=0)
     scaled = np.flatnonzero((map.weight != 1.0) & ~divided)
@@ -385,6 +445,31 @@ def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng
     at_random = _units(side.map, "random_pad", *(("zero_in", "mean") if side.silent else ()))
     if len(at_random):
         view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation(), rng, view.dtype)
+
+
+def _share_unevenly(view: np.ndarray, weights: np.ndarray, spread: float, rng: np.random.Generator) -> None:
+    """Multiply the weights of copies, in place, by uneven shares.
+
+    A share is an odd multiple of a power of two, so that no share is zero, two copies have never the same, and sums of
+    whole numbers stay exact; 1 / 512 leaves 15 of float32's 24 bits for the sum.
+    """
+    step = 2.0 ** -max(8, math.ceil(8 + math.log2(0.3 / spread)))
+    places = np.spacing(view)
+    shares = _draw(view.shape, spread, rng, np.dtype(np.float32))
+    shares += _column(weights, shares)
+    shares /= step
+    np.floor(shares, out=shares)
+    shares += 0.5
+    shares *= step
+    view *= shares.astype(view.dtype, copy=False)
+    view /= places
+    np.rint(view, out=view)
+    view *= places
+
+
+def _is_whole(view: np.ndarray) -> bool:
+    """Tell whether all weights are whole numbers, of which sums may have to be exact (in front of Sign)."""
+    return bool(np.all(view == np.rint(view)))
 
 
 def _make(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnx_net2net.layout import Blocks, Reshape, Slice, Transpose, View, apply
+from onnx_net2net.layout import Blocks, Once, Reshape, Slice, Transpose, View, apply
 from onnx_net2net.maps import is_float
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
@@ -18,7 +18,9 @@ from onnx_net2net.protos import scopes
 from onnx_net2net.statedict import StateDict, Stored
 from onnx_net2net.tensors import Array
 
-Relation = Literal["same", "transposed", "reshaped", "gate order", "concatenated", "folded", "gathered", "recovered"]
+Relation = Literal[
+    "same", "transposed", "reshaped", "gate order", "concatenated", "repeated", "folded", "gathered", "recovered"
+]
 
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where torch's gates (ifgo, rzn) are among ONNX's (iofc, zrh)."""
@@ -139,7 +141,7 @@ def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
     index: dict[tuple[int, int], list[Piece]] = {}
     for constant in constants.values():
         values = constant.read()
-        for view in _views(constant):
+        for view in _views(constant, values):
             index.setdefault(_hash(apply(view, values)), []).append(Piece(constant.name, view))
     found: Matches = {}
     for name, entry in entries.items():
@@ -168,7 +170,7 @@ def match_parts(entries: StateDict, constants: Mapping[str, Constant], matches: 
     for name, values in left.items():
         for view, whole in _turned(values):
             for axis in range(whole.ndim):
-                for entry, turn, start, stop in _run(whole, axis, lost):
+                for entry, turn, start, stop in _run(whole, axis, lost, has_gaps=True):
                     steps = (*view, Slice(axis, start, stop), *turn)  # a transposition is its own inverse
                     matches[entry] = [Match("concatenated", (Piece(name, steps),))]
                     del lost[entry]
@@ -193,18 +195,30 @@ def _turned(values: Array) -> Iterator[tuple[View, Array]]:
         yield (Transpose((1, 0)),), values.T
 
 
-def _run(whole: Array, axis: int, parts: Mapping[str, Array]) -> list[tuple[str, View, int, int]]:
+def _run(
+    whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False
+) -> list[tuple[str, View, int, int]]:
     """Find the parts that an array consists of along an axis: names, views, and from where to where they lie.
+
+    Args:
+        whole: The array.
+        axis: The axis.
+        parts: What may be part of it, by name.
+        has_gaps: Whether zeros may lie between them, as where a class joins biases and keys have none.
 
     Returns:
         The parts in order; none if something is left over, or a single one is all of it.
     """
     found: list[tuple[str, View, int, int]] = []
     start, size = 0, whole.shape[axis]
+    is_zero = ~np.any(whole, axis=tuple(k for k in range(whole.ndim) if k != axis)) & has_gaps
     while start < size:
         part = next(
             _beginning(whole, axis, start, {n: v for n, v in parts.items() if n not in [f[0] for f in found]}), None
         )
+        if part is None and is_zero[start]:
+            start += 1
+            continue
         if part is None:
             return []
         found.append(part)
@@ -225,9 +239,13 @@ def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) 
                     yield name, view, start, stop
 
 
-def _views(constant: Constant) -> Iterator[View]:
-    """Yield the parts of a constant that entries may be: all of it, or the directions and halves of recurrent ones."""
+def _views(constant: Constant, values: Array) -> Iterator[View]:
+    """Yield the parts of a constant that entries may be: all, one of many equal, directions and halves of recurrent."""
     yield ()
+    if values.ndim > 1 and values.size > 1:
+        once = tuple(Once(axis) for axis, size in enumerate(values.shape) if size > 1 and _is_repeated(values, axis))
+        if once and len(once) < sum(size > 1 for size in values.shape):
+            yield once
     read = next((read for read in constant.reads if read.operator in _GATES and read.input in (1, 2, 3)), None)
     if read is None:
         return
@@ -240,6 +258,12 @@ def _views(constant: Constant) -> Iterator[View]:
         else:
             for start in (0, width // 2):
                 yield (*one, Slice(0, start, start + width // 2), *gates)
+
+
+def _is_repeated(values: Array, axis: int) -> bool:
+    """Tell whether all that lies along an axis is the same."""
+    first, last = values.take([0], axis), values.take([-1], axis)
+    return np.array_equal(first, last) and bool((values == first).all())
 
 
 def _hash(values: Array) -> tuple[int, int]:
@@ -281,6 +305,8 @@ def _layout(values: Array, wanted: Array) -> View | None:
 def _relation(view: View) -> Relation:
     if any(isinstance(step, Blocks | Slice) for step in view):
         return "gate order"
+    if any(isinstance(step, Once) for step in view):
+        return "repeated"
     if any(isinstance(step, Transpose) for step in view):
         return "transposed"
     return "reshaped" if view else "same"

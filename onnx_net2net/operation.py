@@ -7,7 +7,7 @@ which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freez
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -97,6 +97,27 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A list of places counts up along an axis of its own: all units of a run on an axis of the data, in order.
+
+    Attributes:
+        input: The input that is the list, whose last axis has the axes of the data.
+        column: The axis of the data.
+        along: The axis of the list along which the places count up.
+        before: What lies in front of the run.
+        units: The run.
+        rest: What lies behind it.
+    """
+
+    input: int
+    column: int
+    along: int
+    before: Axis
+    units: Axis
+    rest: Axis
+
+
+@dataclass(frozen=True)
 class Statistic:
     """The node normalises by a statistic over axes.
 
@@ -127,6 +148,7 @@ class Statements:
     size_inputs: list[SizeInput] = field(default_factory=list)
     size_attributes: list[SizeAttribute] = field(default_factory=list)
     selections: list[Selection] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
     shares: list[int] = field(default_factory=list)
@@ -139,8 +161,30 @@ class Statements:
     closed: bool = False
 
 
+class _Attributes(dict[str, Any]):
+    """Attribute values by name, with the names that were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
 class Op:
     """One node as its rule sees it.
+
+    What is read is noted, so that a node with an attribute or an operand that its rule overlooks can be frozen.
 
     Attributes:
         kind: Operator type, `domain` and `version` (the opset imported for it) say which.
@@ -166,25 +210,56 @@ class Op:
         constant: Sequence[bool] = (),
     ) -> None:
         self.kind, self.label, self.domain, self.version = kind, label, domain, version
-        self.attrs = dict(attrs or {})
-        self.inputs, self.outputs = list(inputs), list(outputs)
-        self.values = list(values) or [None] * len(self.inputs)
-        self.constant = list(constant) or [False] * len(self.inputs)
+        self.attrs = _Attributes(attrs or {})
+        self._inputs, self._outputs = list(inputs), list(outputs)
+        self.values = list(values) or [None] * len(self._inputs)
+        self.constant = list(constant) or [False] * len(self._inputs)
         self.said = Statements()
+        self.read: set[tuple[str, int]] = set()  # ("input", index) and ("output", index)
 
     # -- reading ---------------------------------------------------------------------------------------
 
+    @property
+    def inputs(self) -> list[Axes | None]:
+        """The axes of each input, all of which then count as read."""
+        self.read.update(("input", index) for index in range(len(self._inputs)))
+        return self._inputs
+
+    @property
+    def outputs(self) -> list[Axes | None]:
+        """The axes of each output, all of which then count as read."""
+        self.read.update(("output", index) for index in range(len(self._outputs)))
+        return self._outputs
+
     def input(self, index: int) -> Axes | None:
         """Return the axes of an input, or None where the node does not have it."""
-        return self.inputs[index] if index < len(self.inputs) else None
+        self.read.add(("input", index))
+        return self._inputs[index] if index < len(self._inputs) else None
 
     def output(self, index: int = 0) -> Axes | None:
         """Return the axes of an output, or None where the node does not have it."""
-        return self.outputs[index] if index < len(self.outputs) else None
+        self.read.add(("output", index))
+        return self._outputs[index] if index < len(self._outputs) else None
 
     def value(self, index: int) -> np.ndarray | None:
         """Return the known value of an input, or None."""
+        self.read.add(("input", index))
         return self.values[index] if index < len(self.values) else None
+
+    def overlooked(self) -> Iterator[tuple[str, str | int]]:
+        """Yield what the node has and nobody read: ("attribute", name), ("input", index) and ("output", index)."""
+        yield from (("attribute", name) for name in self.attrs if name not in self.attrs.asked)
+        for what, operands in (("input", self._inputs), ("output", self._outputs)):
+            yield from (
+                (what, index)
+                for index, axes in enumerate(operands)
+                if axes is not None and (what, index) not in self.read
+            )
+
+    def forget_readers(self) -> None:
+        """Forget what was read so far."""
+        self.attrs.asked.clear()
+        self.read.clear()
 
     def has(self, index: int) -> bool:
         """Tell whether the node has this input."""
@@ -236,7 +311,7 @@ class Op:
     def freeze_all(self, reason: str) -> None:
         """Fix every axis of the node."""
         self.said.closed = True
-        for axes in (*self.inputs, *self.outputs):
+        for axes in (*self._inputs, *self._outputs):
             self.freeze(axes, reason)
 
     def uniform(
@@ -282,10 +357,12 @@ class Op:
         instead: Mapping[int, Axis | None] = MappingProxyType({}),
     ) -> None:
         """State that an element of an integer input is the total size of the axes; see `SizeInput`."""
+        self.read.add(("input", index))
         self.said.size_inputs.append(SizeInput(index, element, axes, whole, instead))
 
     def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
         """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""
+        self.attrs.asked.add(name)
         self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
 
     def default(self, name: str, value: float, axis: Axis) -> None:
@@ -295,6 +372,10 @@ class Op:
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
         """State that the node picks units along an axis; see `Selection`."""
         self.said.selections.append(Selection(axis, tuple(units), order, index))
+
+    def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
+        """State that an input lists a run of places; see `Run`."""
+        self.said.runs.append(Run(index, column, along, before, units, rest))
 
     def pointwise(self, kind: str) -> None:
         """State what the node does to each unit alone.
@@ -311,7 +392,13 @@ class Op:
 
     def ignores(self, *inputs: int) -> None:
         """State that of these inputs only the type or shape is read, whatever the size; others of no axis stay."""
+        self.read.update(("input", index) for index in inputs)
         self.said.ignored.update(inputs)
+
+    def scalars(self, *inputs: int) -> None:
+        """State that these inputs are numbers for the whole node, like a ratio or a count, which no axis follows."""
+        for index in inputs:
+            self.freeze(self.input(index), UNREAD)
 
     def integers(self, index: int, zero_point: int, axis: int) -> None:
         """State that an input holds integers to compute with; copies can share those of a constant in whole parts.
@@ -353,11 +440,12 @@ class Op:
             for name, size in (sizes or {}).items()
         }
         places: dict[tuple[str, int], int] = {}
-        for operands, tensors, is_input in (
-            (signature.inputs, self.inputs, True),
-            (signature.outputs, self.outputs, False),
+        for operands, tensor, is_input in (
+            (signature.inputs, self.input, True),
+            (signature.outputs, self.output, False),
         ):
-            for index, (operand, axes) in enumerate(zip(operands, tensors, strict=False)):
+            for index, operand in enumerate(operands):
+                axes = tensor(index)
                 if axes is None:
                     continue
                 matched = align(operand, axes)

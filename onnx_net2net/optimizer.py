@@ -4,21 +4,29 @@ The law is growth-math.md, section 3.2. Of a weight W' = E W D the gradient is G
 readers of its result weigh copies by: what a weight makes c copies of has its gradient divided by c, what it reads c
 copies of has it copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the gradient, means of squares
 (`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the unit. Units that are no copies start
-with no state, and uneven shares (`spread`) count as even ones.
+with no state.
+
+A copy's share must be the same for all that read it, or its gradient does not follow from the unit's: so it is in
+students that were grown for a class (`onnx_net2net.maps.uneven`). What is carried is then the gradient itself, but that
+the part of it that goes through the statistic of a normalisation, or through a tied weight, is shared evenly: some
+hundredths of the largest gradient. Where shares differ from reader to reader, half of what they differ by is lost;
+`with_note` names these entries.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnx_net2net import statedict
 from onnx_net2net.checkpoint import Checkpoint
-from onnx_net2net.derivation import Entry, Kind
+from onnx_net2net.derivation import Entry, Kind, some
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.maps import Side
 
 KINDS: dict[str, Kind] = {
     "exp_avg": "gradient",
@@ -33,6 +41,9 @@ WRAPPERS = ("optimizer", "optimizer_state_dict", "optimizer_state")
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Entries of state dicts that no optimizer has, by the last part of their names."""
+
+_PARAMETERS = ("weight", "bias")
+"""Entries that every optimizer of all parameters has, likewise."""
 
 
 def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
@@ -59,6 +70,28 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     entries = _parameters(inner, checkpoint)
     grown = {key: _grow_parameter(values, entries[key]) for key, values in inner["state"].items()}
     return {**inner, "state": grown}
+
+
+def with_note(checkpoint: Checkpoint) -> Checkpoint:
+    """Note which entries weigh copies by other shares for each of their readers.
+
+    The gradients of what makes such copies do not follow from the teacher's; they are carried as if shares were even.
+    """
+
+    def is_spread(side: Side) -> bool:
+        map = side.map
+        return side.reads and side.spread and not map.is_identity and map.is_even and bool(map.weight.min() < 1)
+
+    names = [
+        entry.name
+        for entry in checkpoint.entries
+        if len(entry.old) > 1 and any(g.style.spread and any(map(is_spread, g.sides)) for g in entry.growths)
+    ]
+    if not names:
+        return checkpoint
+    note = "means of gradients are estimates in front of weights that give a copy other shares for each reader"
+    how = "widen --for torch gives it one share, where no tied weight reads it"
+    return replace(checkpoint, notes=(*checkpoint.notes, f"{note}: {some(names)} ({how})"))
 
 
 def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
@@ -89,11 +122,56 @@ def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, E
     hint = "make it of named_parameters(), so that its state has their names"
     if len(groups) > 1:
         raise BadInputError(f"the optimizer has {len(groups)} groups of parameters and does not say which; {hint}")
+    values = [state["state"].get(number, {}) for number in numbers]
     for entries in _candidates(checkpoint.entries):
-        found = dict(zip(numbers, entries, strict=False))
-        if len(entries) == len(numbers) and all(_fits(state["state"].get(k, {}), e) for k, e in found.items()):
-            return found
+        if len(entries) == len(values) and all(map(_fits, values, entries)):
+            return dict(zip(numbers, entries, strict=True))
+    for entries in _candidates(checkpoint.entries)[::-1]:
+        first, last = (_aligned(values, entries, is_last) for is_last in (False, True))
+        unlike = [(one.name, other.name) for one, other in zip(first, last, strict=True) if one is not other]
+        if unlike:
+            other, buffer = unlike[0]
+            raise BadInputError(f"{other!r} or {buffer!r} is no parameter, and both could be by their shapes; {hint}")
+        if first:
+            return dict(zip(numbers, first, strict=True))
     raise BadInputError(f"the optimizer's {len(numbers)} parameters are not those of the state dict, in order; {hint}")
+
+
+def _aligned(values: Sequence[Mapping[str, Any]], entries: Sequence[Entry], is_last: bool) -> list[Entry]:
+    """Find the parameters among entries of which some are buffers, by shapes and order; none if they do not fit.
+
+    A module lists its parameters in front of its buffers, so that none comes behind a buffer of the same module.
+
+    Args:
+        values: The state of each parameter.
+        entries: All entries.
+        is_last: Whether, where there are several ways, buffers come as early as they can instead of as late.
+    """
+    spare = len(entries) - len(values)
+    modules = [entry.name.rpartition(".")[0] for entry in entries]
+
+    def choices(at: int, skipped: int, behind: bool) -> Iterator[bool]:
+        """Yield what an entry may be, a parameter (True) or a buffer, with `skipped` buffers in front of it."""
+        is_behind = behind and modules[at] == modules[at - 1]
+        if not is_behind and 0 <= at - skipped < len(values) and _fits(values[at - skipped], entries[at]):
+            yield True
+        if skipped < spare and entries[at].name.rpartition(".")[2] not in _PARAMETERS:
+            yield False
+
+    states = [(skipped, behind) for skipped in range(spare + 1) for behind in (False, True)]
+    fitting = {(len(entries), spare, behind) for behind in (False, True)}  # from where on all fits
+    for at in range(len(entries) - 1, -1, -1):
+        for skipped, behind in states:
+            if any((at + 1, skipped + (not kind), not kind) in fitting for kind in choices(at, skipped, behind)):
+                fitting.add((at, skipped, behind))
+    found: list[Entry] = []
+    skipped, behind = 0, False
+    for at in range(len(entries)) if (0, 0, False) in fitting else ():
+        kinds = [k for k in choices(at, skipped, behind) if (at + 1, skipped + (not k), not k) in fitting]
+        behind = not kinds[-1 if is_last else 0]
+        skipped += behind
+        found += [] if behind else [entries[at]]
+    return found
 
 
 def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from onnx_net2net.dims import Dim, leaves, resolve
 from onnx_net2net.inference import DIVISIBLE, Analysis
@@ -61,7 +62,12 @@ def paddable(analysis: Analysis) -> dict[Dim, State]:
 
 
 def _is_alone(analysis: Analysis, number: int, statistic: Statistic) -> bool:
-    """Tell whether a statistic runs over one plain dim and its scale and shift are constants that can be corrected."""
+    """Tell whether a statistic runs over one plain dim and all that makes up for padding can be corrected.
+
+    These are its scale and shift, if they are constants, and its epsilon, whose type is not as precise as doubles.
+    """
+    if analysis.sizes.dtype(analysis.nodes[number].inputs[0].name) == TensorProto.DOUBLE:
+        return False
     operands = [operand for operand in (statistic.scale, statistic.shift) if operand is not None]
     present = [o for o in operands if o < len(analysis.nodes[number].inputs) and analysis.nodes[number].inputs[o].name]
     return (

@@ -186,7 +186,8 @@ class Finder:
             inside[result.name] = result
             rest = [value for name, value in inside.items() if name != result.name]
             read = {self._analysis.numbers[id(node)] for value in rest for node in value.outputs}
-            if read <= set(region) and not any(value.name in self._analysis.kept for value in rest):
+            whole = self._type(result) == self._type(tensor)  # a comparison is not all of an activation
+            if whole and read <= set(region) and not any(value.name in self._analysis.kept for value in rest):
                 return region, result
         return [], tensor
 
@@ -198,7 +199,8 @@ class Finder:
             others = [value for value in node.inputs if value.name and value.name not in inside]
             plain = said is not None and said.pointwise is not None and not said.contractions and not said.statistics
             start = next(iter(inside.values()))
-            same = len(node.outputs) == 1 and self._type(node.outputs[0]) == self._type(start)
+            (dtype, shape), (made, size) = self._type(start), self._type(node.outputs[0])
+            same = len(node.outputs) == 1 and size == shape and made in (dtype, onnx.TensorProto.BOOL)
             numbers = all(self._network.elements(value) == 1 and self._is_constant(value) for value in others)
             whole = node.op not in _MOVES and not any(isinstance(value, gs.Graph) for value in node.attrs.values())
             if plain and same and numbers and whole:

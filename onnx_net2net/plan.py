@@ -23,6 +23,7 @@ from onnx_net2net.maps import (
     pad,
     padded,
     replicate,
+    uneven,
     uniform,
 )
 from onnx_net2net.naming import matching
@@ -137,6 +138,19 @@ class Plan:
         unfit = [dim for dim in self.growth if dim in self._unfit]
         if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
+
+    def share_by_units(self, spread: float, seed: int) -> None:
+        """Give each copy one share for all that read it, so that the state of an optimizer can follow.
+
+        Units that a tied weight reads keep equal shares: it cannot weigh copies, and the normalisation in front of it
+        divides all of them by one number.
+        """
+        said = self._analysis.said
+        tied = leaf_set(*(c.axis for number in self._analysis.rescaled for c in said[number].contractions))
+        rng = np.random.default_rng([seed, len(self.growth)])
+        for dim, map in self.growth.items():
+            if dim not in tied and not dim.pinned:
+                self.growth[dim] = uneven(map, spread, rng)
 
     def odd(self) -> tuple[list[str], list[str]]:
         """Return the groups in front of norms whose sizes are no multiples, and those that stay for want of one."""

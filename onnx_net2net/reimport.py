@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.bodies import Opened, open_bodies
+from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.inference import Analysis, Use, constant_of, infer
@@ -31,7 +32,7 @@ from onnx_net2net.inspection import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.layers import Network
 from onnx_net2net.linearity import find_norms, weighings
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims
+from onnx_net2net.naming import name_dims, scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -51,6 +52,16 @@ _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 """Operators between scores and the number that scales them."""
 
 
+def check_framework(framework: str | None) -> None:
+    """Refuse a framework that nothing is known of.
+
+    Raises:
+        BadInputError: If it is none of `FRAMEWORKS`.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+
+
 def analyse(model: Model, framework: str | None) -> tuple[Opened, Analysis, Inspection]:
     """Find the dims of a model, and hold those that a class of a framework could not follow.
 
@@ -61,13 +72,12 @@ def analyse(model: Model, framework: str | None) -> tuple[Opened, Analysis, Insp
     Raises:
         BadInputError: If there is no such framework.
     """
-    if framework is not None and framework not in FRAMEWORKS:
-        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+    check_framework(framework)
     opened = open_bodies(model)
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
     if framework:
-        hold(analysis)
+        hold(analysis, opened.model.proto)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         adapt(analysis, inspection)
@@ -92,9 +102,10 @@ def inspect_for(framework: str | None, model: str | os.PathLike[str] | onnx.Mode
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis) -> None:
+def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
     """Keep the dims whose growth a class could not follow; called before anything is planned."""
-    for axis, reason in list(_reasons(analysis)):
+    _join_layers(analysis, proto)
+    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -126,6 +137,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for selection in said.selections:
             for unit in selection.units:
                 yield unit, f"{label} picks its units by their places, which a class does not move"
+        for run in said.runs:
+            if run.before.size or run.rest.size:
+                for axis in (run.before, run.units, run.rest):
+                    yield axis, f"{label} picks its units by their places, which a class does not move"
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
             for axis in use.axes:
@@ -134,6 +149,29 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"
     yield from _ties(analysis)
+
+
+def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
+    """Let the layers of one recurrent module have one size of state, as its constructor takes only one."""
+    states: dict[tuple[str, str, int], Axis] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for size in said.size_attributes if node.op in ("LSTM", "GRU", "RNN") else ():
+            module = scope_of(proto.graph.node[number])
+            told = bool(module) or proto.producer_name == "pytorch"
+            for axis in size.axes if told and size.name == "hidden_size" else ():
+                first = states.setdefault((module, node.op, axis.size), axis)
+                dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
+
+
+def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+    """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
+    weighed = weighed_axes(analysis)
+    for use, varying in computed(analysis, proto):
+        reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
+        for position, axis in enumerate(use.axes):
+            if position in varying or position in weighed.get((use.node, use.input), ()):
+                yield axis, reason
 
 
 def _label(analysis: Analysis, number: int) -> str:

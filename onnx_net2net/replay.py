@@ -43,11 +43,16 @@ def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not isinstance(steps, list) or not steps:
         raise BadInputError(f"{path} has no steps: a list of operations, each with its options")
     for number, step in enumerate(steps, 1):
-        _check(step, f"{path}, step {number}")
+        check_step(step, f"{path}, step {number}")
     return steps
 
 
-def _check(step: object, where: str) -> None:
+def check_step(step: object, where: str) -> None:
+    """Refuse a step that cannot be done again.
+
+    Raises:
+        BadInputError: There is no such operation, or something in it is not understood; the text begins with `where`.
+    """
     if not isinstance(step, Mapping) or step.get("operation") not in OPERATIONS:
         raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
     if step["operation"] == "transfer" and "target" not in step:

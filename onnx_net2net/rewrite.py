@@ -24,7 +24,20 @@ from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
 from onnx_net2net.linearity import Norm, find_norms, weighings
-from onnx_net2net.maps import NEVER, ORIGINS, Filler, Growth, Map, Side, Style, compose, grow, new_size
+from onnx_net2net.maps import (
+    NEVER,
+    ORIGINS,
+    Filler,
+    Growth,
+    Map,
+    Side,
+    Style,
+    compose,
+    evened,
+    grow,
+    halved,
+    new_size,
+)
 from onnx_net2net.model import Model
 from onnx_net2net.naming import scope_of
 from onnx_net2net.normalisers import Corrections, adapt_normalisers, fill_up
@@ -172,7 +185,9 @@ def _weigh_contractions(
                 continue  # a mean over equally many copies is the mean
             way = next(weighings(analysis, number, contraction, growth.__contains__), None)
             if way is None:
-                (index, position), map = contraction.sides[-1], maps[-1]
+                index, position = contraction.sides[-1]
+                exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+                map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
                 yield analysis.nodes[number], index, position, map
                 continue
             weighed_with |= way.together
@@ -241,6 +256,8 @@ def _is_silent(
 
 
 def _weights(contraction: Contraction, axes: Axes, position: int, growth: Growth, weighed: set[Dim]) -> Map:
+    if contraction.law != "sum":  # a mean has equal shares
+        growth = {**growth, **{dim: evened(growth[dim]) for dim in weighed}}
     map = compose(axes[position], growth, weighed)
     if contraction.law == "mean":
         return changed(map, weight=map.weight * (new_size(contraction.axis, growth) / contraction.axis.size))
@@ -375,7 +392,8 @@ def _rewrite_constant(
     still = {key for key, ((use, sides), *_) in alike.items()
              if all(side.map.is_identity for side in sides) and (use.node, use.input) not in gains}  # fmt: skip
     kept = bool(still)
-    if len(alike) > 1 and sum(axis.size > 1 for axis in uses[0].axes) > 1:  # exporters merge vectors of equal values
+    is_matrix = sum(axis.size > 1 for axis in uses[0].axes) > 1
+    if len(alike) > 1 and is_matrix and not is_fill(original()):  # exporters merge vectors of equal values, and zeros
         analysis.untied.append(name)
     for key, group in alike.items():
         (use, sides), (filler, factor) = group[0], settings[key]
@@ -399,6 +417,11 @@ def _rewrite_constant(
         yield changed(record, student=own.name)
         for use, _ in group:
             analysis.nodes[use.node].inputs[use.input] = own
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def _salt(analysis: Analysis, name: str) -> int:
@@ -513,6 +536,7 @@ def resize(teacher: Model, analysis: Analysis, growth: Growth) -> None:
     for number, said in analysis.said.items():
         for selection in said.selections:
             _rewrite_selection(analysis, number, selection, growth)
+        _rewrite_runs(analysis, number, growth)
 
 
 def _rewrite_attributes(analysis: Analysis, growth: Growth) -> None:
@@ -677,6 +701,32 @@ def _rewrite_selection(analysis: Analysis, number: int, selection: Selection, gr
     name = draft.unique_name(f"{node.name or output.name}_Gather")
     draft.graph.nodes.append(gs.Node("Gather", name, {"axis": selection.axis}, [first.inputs[0], index], [output]))
     analysis.inserted.append(Inserted(f"Gather instead of {node.op}", node.name or output.name))
+
+
+def _rewrite_runs(analysis: Analysis, number: int, growth: Growth) -> None:
+    """Write a list of places down anew, whose runs are longer or lie elsewhere; its other columns stay.
+
+    Places that count from the end of an axis lie elsewhere, too, where only what is behind them grows.
+    """
+    runs = analysis.said[number].runs
+    if not any(_grown(axis, growth) for run in runs for axis in (run.before, run.units, run.rest)):
+        return
+    node, index = analysis.nodes[number], runs[0].input
+    places = _listed(analysis, number, index)
+    for run in runs:
+        start, size = new_size(run.before, growth), new_size(run.units, growth)
+        places = np.take(places, np.zeros(size, np.int64), axis=run.along)
+        shape = [size if axis == run.along else 1 for axis in range(places.ndim - 1)]
+        places[..., run.column] = np.arange(start, start + size).reshape(shape)
+    node.inputs[index] = analysis.draft.constant(f"{node.outputs[0].name}_places", places)
+    analysis.note(f"places for {node.op}", node)
+
+
+def _listed(analysis: Analysis, number: int, index: int) -> np.ndarray:
+    """Return the integers that a node reads."""
+    use = analysis.uses.get((number, index))
+    tensor = analysis.nodes[number].inputs[index]
+    return analysis.draft.read(use.constant) if use else analysis.sizes.values[tensor.name]
 
 
 # --- The interface -------------------------------------------------------------------------------------------

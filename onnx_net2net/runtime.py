@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import helper
+from onnx import ValueInfoProto, helper
 
 from onnx_net2net.errors import BadInputError, Net2NetError
 from onnx_net2net.inputs import Feeds
@@ -90,6 +91,27 @@ def provider_name(name: str) -> str:
             raise BadInputError(f"there is no provider {name!r}; known are {', '.join(_PROVIDERS)}")
         raise BadInputError(f"this onnxruntime has no {full}{_hint(full)}")
     return full
+
+
+@cache
+def implements(kind: str, version: int, dtype: int, inputs: int) -> bool:
+    """Tell whether onnxruntime has an operator of ai.onnx for an element type on CPU, by trying it.
+
+    Args:
+        kind: The operator.
+        version: The operator set.
+        dtype: onnx.TensorProto.DataType of its inputs.
+        inputs: How many it has.
+    """
+    names = [f"x{number}" for number in range(inputs)]
+    values = [helper.make_tensor_value_info(name, dtype, None) for name in names]
+    graph = helper.make_graph([helper.make_node(kind, names, ["y"])], kind, values, [ValueInfoProto(name="y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
+    try:
+        Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        return not any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))
+    return True
 
 
 @contextlib.contextmanager

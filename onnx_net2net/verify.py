@@ -13,28 +13,44 @@ import copy
 import itertools
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from onnx_net2net.compare import MAX_TOLERANCE, NOISE_FACTOR, QUANTIZED_TOLERANCE, Judge, OutputReport, compare, finite
-from onnx_net2net.divergence import Embed, first_difference
+from onnx_net2net.compare import (
+    MAX_TOLERANCE,
+    NOISE_FACTOR,
+    QUANTIZED_TOLERANCE,
+    Judge,
+    OutputReport,
+    Typical,
+    compare,
+    finite,
+    largest_of,
+    noise_of,
+)
+from onnx_net2net.divergence import Embed, Stand, first_difference, stand_for
 from onnx_net2net.embedding import embedding
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.history import grown_interface
 from onnx_net2net.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw, input_specs, read_npz
 from onnx_net2net.model import Array, Model, Progress, load
-from onnx_net2net.noise import is_rounded_dynamically, noisy_twin, nudged
+from onnx_net2net.movement import bolder, that_should_move, unmoved
+from onnx_net2net.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged
 from onnx_net2net.protos import bodies
 from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
+
+if TYPE_CHECKING:
+    from onnx_net2net.lineage import Departure
 
 __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Embed", "OutputReport", "Verification", "verify"]
 
@@ -46,6 +62,13 @@ QUICK_SECONDS = 0.2
 """More than the asked samples are run while they take no longer than this."""
 
 MOST_SAMPLES = 24
+
+ENOUGH_ELEMENTS = 32
+MOST_DRAWS = 8
+"""The noise of a single element may round to nothing: what has few of them is moved several times."""
+
+MOVING_SECONDS = 5.0
+"""For so long inputs are looked for that move an output."""
 
 SLOW_SECONDS = 1.0
 """A model whose runs take longer is compared on fewer samples and sizes."""
@@ -78,6 +101,9 @@ class Verification:
         outputs: One report an output, in the teacher's order.
         diverges_at: The first tensor of the teacher, in topological order, that the student does not reproduce;
             None where all agree or none could be compared.
+        unmoved: Outputs that were the same in all runs, though they are computed from the inputs, with the tensors
+            inside that were compared instead. With none of these nothing is shown, and `equivalent` is False.
+        departure: What of a student with a record is not as the record says; `equivalent` is False then too.
     """
 
     equivalent: bool
@@ -86,13 +112,16 @@ class Verification:
     bindings: tuple[dict[str, int], ...]
     outputs: tuple[OutputReport, ...]
     diverges_at: str | None = None
+    unmoved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    departure: Departure | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON-ready values; an infinite number becomes None."""
         record = asdict(self)
         for report in record["outputs"]:
             report.update({k: None for k, v in report.items() if isinstance(v, float) and not math.isfinite(v)})
-        return {**record, "bindings": list(record["bindings"]), "outputs": list(record["outputs"])}
+        lists = {name: list(record[name]) for name in ("bindings", "outputs")}
+        return {**record, **lists, "unmoved": {name: list(inside) for name, inside in self.unmoved.items()}}
 
     def raise_if_different(self) -> None:
         """Do nothing if the models are equivalent.
@@ -112,8 +141,20 @@ class Verification:
         figures += f"{worst.ratio:.2g} x the teacher's noise, tolerance {worst.tolerance:.2g})"
         if worst.different_fraction and not worst.max_abs:
             figures = f"output {worst.name!r} is finite in one of the models only"
+        still = f"output {next(iter(self.unmoved), '')!r} was the same in all of them"
+        if self.equivalent and self.unmoved:
+            inside = next(iter(self.unmoved.values()))
+            instead = f"{inside[0]!r} inside was compared" if inside else "its weights are as its record says"
+            return f"equivalent in {where}: at worst {figures}; {still}, {instead} instead"
         if self.equivalent:
             return f"equivalent in {where}: at worst {figures}"
+        if self.departure is not None:
+            return f"not equivalent: {self.departure}; the outputs do not show it in {where}"
+        if not worst.different_fraction and self.diverges_at:
+            return f"not equivalent in {where}: {still}, but {self.diverges_at!r} inside differs"
+        if not worst.different_fraction:
+            nothing = "which proves nothing; --data can give inputs that move it"
+            return f"not shown to be equivalent in {where}: {still}, {nothing}"
         first = f"; the first tensor to differ is {self.diverges_at!r}" if self.diverges_at else ""
         return f"not equivalent in {where}: {figures} in {worst.different_fraction:.2%} of its elements{first}"
 
@@ -130,6 +171,7 @@ def verify(
     seed: int = 0,
     progress: Progress | None = None,
     embed: Embed | None = None,
+    record: bool = True,
 ) -> Verification:
     """Compare all outputs of two models on the same inputs.
 
@@ -138,6 +180,10 @@ def verify(
     NaN and infinities must stand where the teacher has them. In each run and output floats may be off by
     `NOISE_FACTOR` times the teacher's noise plus the distance between its two values, but by no more than
     `MAX_TOLERANCE` of its largest magnitude.
+
+    Where outputs agree, two more things are looked at. A student whose record says what was done to this teacher must
+    have the weights that it says, as one wrong weight seldom shows in outputs. And an output that is the same in all
+    runs proves nothing: larger inputs are tried, then what it is made from is compared inside the two.
 
     Args:
         teacher: The reference: a file or a model in memory.
@@ -155,6 +201,8 @@ def verify(
         progress: Told what is running, how many runs are done, and of how many.
         embed: Tells where the units of a teacher's tensor are in the student's, to compare tensors that have grown
             in the search for the first one that differs; by default found from the two graphs.
+        record: Whether a student's weights are compared with what its record makes again. One in memory that comes
+            straight from an operation is not, and none where `rtol` or `atol` say what may differ.
 
     Returns:
         The comparison; a difference is no exception, see `Verification.raise_if_different`.
@@ -172,11 +220,21 @@ def verify(
         _check_interfaces(old.proto.graph, new.proto.graph, grown)
     specs = input_specs(old.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
-    gather = partial(_cases, specs=specs, given=feeds, samples=samples, seed=seed, progress=progress)
+    gather = partial(
+        _cases,
+        specs=specs,
+        moving=that_should_move(old.proto),
+        given=feeds,
+        samples=samples,
+        seed=seed,
+        progress=progress,
+    )
     cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
     judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
     with old.on_disk() as old_path, (new or old).on_disk() as new_path:
-        levels, cases = _teach(old_path, open_with, gather, progress)
+        levels, gathered = _teach(old_path, open_with, gather, progress)
+        cases = gathered.cases
+        usual, steady = (_typical(cases, steady) for steady in (False, True))
         reports: list[OutputReport] = []
         strict: list[OutputReport] = []
         for level in levels if new else levels[:1]:
@@ -185,8 +243,10 @@ def verify(
                 runner = _on_old_part(run, grown, np.random.default_rng(seed))
                 answers = _run_all(runner, [case.feeds for case in cases], "student", progress)
             for case, answer in zip(cases, answers, strict=True):
-                reports += (found := list(case.judged(answer, judge, case.nudged)))
-                strict += (held := list(case.judged(answer, judge, case.steady)) if case.is_rounded else found)
+                if level is not levels[0] and case.is_torn(cap):
+                    continue
+                reports += (found := list(case.judged(answer, judge, False, usual)))
+                strict += (held := list(case.judged(answer, judge, True, steady)) if case.is_rounded else found)
                 case.failed |= any(report.different_fraction > 0 for report in found)
                 case.stepped |= any(report.different_fraction > 0 for report in held)
         if 2 * sum(case.stepped for case in cases) > len(cases):  # another step is rare; an error is there in most runs
@@ -194,19 +254,55 @@ def verify(
             for case in cases:
                 case.failed |= case.stepped
         failed = min((case.feeds for case in cases if case.failed), key=_bytes, default=None)
-        culprit = None
+        culprit, change = None, None
+        still: dict[str, tuple[str, ...]] = {}
         if failed is not None and new is not None:
             with contextlib.suppress(Exception):  # no probing may hide the finding
                 embed = embed or embedding(old, new)
                 culprit = first_difference(old_path, new_path, failed, open_with, judge, embed)
+        elif failed is None:
+            has_record = record and new is not None and not isinstance(student, Model) and rtol is None and atol is None
+            change = _departure(old, new) if has_record and new else None
+            still = dict.fromkeys(gathered.unmoved, ())
+            if still and new is not None and change is None:
+                embed = embed or embedding(old, new)
+                for name in still:
+                    inside = _stand_for(name, old_path, new_path, gathered.feeds, open_with, judge, embed)
+                    still[name], culprit = inside.tensors, culprit or inside.differs
+    is_shown = all(still.values()) or (change is not None and change.tensor is None)
     return Verification(
-        equivalent=failed is None,
+        equivalent=failed is None and culprit is None and is_shown and (change is None or change.tensor is None),
         provider=provider,
         runs=len(cases),
         bindings=tuple({tuple(case.binding.items()): case.binding for case in cases}.values()),
         outputs=_worst(reports),
         diverges_at=culprit,
+        unmoved=still,
+        departure=change if change is not None and change.tensor is not None else None,
     )
+
+
+def _departure(teacher: Model, student: Model) -> Departure | None:
+    """Compare a student with its record, where it has one."""
+    from onnx_net2net.lineage import departure  # which repeats transfers too, and these verify
+
+    return departure(teacher, student)
+
+
+def _stand_for(
+    name: str,
+    teacher: Path,
+    student: Path,
+    feeds: tuple[Feeds, Feeds],
+    open_with: Callable[..., Runner],
+    judge: Judge,
+    embed: Embed,
+) -> Stand:
+    """Compare what an output that never moves is made from; nothing is shown where that cannot be run."""
+    try:
+        return stand_for(name, teacher, student, feeds, open_with, judge, embed)
+    except Exception:  # onnxruntime's errors have no base of their own
+        return Stand()
 
 
 def _on_old_part(run: Run, grown: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator) -> Run:
@@ -266,8 +362,8 @@ class _Case:
 
     feeds: Feeds
     answers: list[dict[str, Array]]  # one an optimization level
-    nudged: dict[str, Array]  # the answer when everything moves by one unit in the last place
-    steady: dict[str, Array]  # the same, but what dynamic quantizers round, which may be another step then
+    nudged: list[dict[str, Array]]  # answers when everything moves by one unit in the last place, one a draw
+    steady: list[dict[str, Array]]  # the same, but what dynamic quantizers round, which may be another step then
     binding: dict[str, int] = field(default_factory=dict)
     failed: bool = False
     stepped: bool = False  # whether it would have failed by the latter
@@ -277,10 +373,49 @@ class _Case:
         """Whether there are dynamic quantizers."""
         return self.steady is not self.nudged
 
-    def judged(self, answer: Mapping[str, Array], judge: Judge, moved: Mapping[str, Array]) -> Iterator[OutputReport]:
+    def is_torn(self, cap: float) -> bool:
+        """Whether optimizations alone change a float output by more than any noise excuses.
+
+        Where exact sums decide over steps (Sign of whole numbers), folded weights that are no longer whole fall to
+        either side.
+        """
+        first, *others = self.answers
+        return any(noise_of(v, [o[n] for o in others]) > cap * largest_of(v) for n, v in first.items())
+
+    def judged(
+        self,
+        answer: Mapping[str, Array],
+        judge: Callable[..., OutputReport],
+        steady: bool,
+        typical: Mapping[str, Typical],
+    ) -> Iterator[OutputReport]:
         """Compare a student's answer to this case, output by output."""
+        moved = self.steady if steady else self.nudged
         for name in self.answers[0]:
-            yield judge(name, answer.get(name), [*(known[name] for known in self.answers), moved[name]])
+            known, draws = ([values[name] for values in answers] for answers in (self.answers, moved))
+            yield judge(name, answer.get(name), known, draws, typical=typical.get(name, Typical()))
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """The cases, the outputs that none of them moves, and two sets of inputs of the same sizes."""
+
+    cases: list[_Case]
+    unmoved: list[str]
+    feeds: tuple[Feeds, Feeds]
+
+
+def _typical(cases: Sequence[_Case], steady: bool) -> dict[str, Typical]:
+    """Return what each output is like in most cases."""
+    found: dict[str, Typical] = {}
+    for name in cases[0].answers[0]:
+        firsts = [case.answers[0][name] for case in cases if name in case.answers[0]]
+        draws = [case.steady if steady else case.nudged for case in cases if name in case.answers[0]]
+        noises = [noise_of(v, [moved[name] for moved in own]) for v, own in zip(firsts, draws, strict=True)]
+        # Where it is rounded away in most cases, the others tell how large it is.
+        noise = statistics.median(noises) or math.sqrt(statistics.fmean(noise * noise for noise in noises))
+        found[name] = Typical(noise, statistics.median(map(largest_of, firsts)))
+    return found
 
 
 def _worst(reports: Sequence[OutputReport]) -> tuple[OutputReport, ...]:
@@ -294,53 +429,68 @@ def _worst(reports: Sequence[OutputReport]) -> tuple[OutputReport, ...]:
 def _teach(
     path: Path,
     open_with: Callable[..., Runner],
-    gather: Callable[[Runner, Sequence[Runner]], list[_Case]],
+    gather: Callable[[Runner, Sequence[_Twin]], _Gathered],
     progress: Progress | None,
-) -> tuple[list[ort.GraphOptimizationLevel], list[_Case]]:
+) -> tuple[list[ort.GraphOptimizationLevel], _Gathered]:
     """Run the teacher; return the optimization levels at which it runs, and the cases."""
     levels: list[ort.GraphOptimizationLevel] = []
-    cases: list[_Case] = []
+    gathered: _Gathered | None = None
     refusal: BadInputError | None = None
     for level in LEVELS:
         try:
             with blaming(BadInputError, "the teacher does not run"):
                 runner = open_with(path, level)
-                if not cases:
-                    twins = [open_with(t.SerializeToString(), level, folder=path.parent) for t in _noisy_twins(path)]
-                    cases = gather(runner, twins)
+                if gathered is None:
+                    twins = [
+                        _Twin(open_with(twin.SerializeToString(), level, folder=path.parent), errors)
+                        for twin, errors in _noisy_twins(path)
+                    ]
+                    gathered = gather(runner, twins)
                 else:
-                    answers = _run_all(runner, [case.feeds for case in cases], "teacher", progress)
-                    for case, answer in zip(cases, answers, strict=True):
+                    answers = _run_all(runner, [case.feeds for case in gathered.cases], "teacher", progress)
+                    for case, answer in zip(gathered.cases, answers, strict=True):
                         case.answers.append(answer)
                 levels.append(level)
         except BadInputError as error:  # a model that onnxruntime optimized before may refuse a level
             refusal = error
-    if refusal is not None and not levels:
-        raise refusal
-    return levels, cases
+    if gathered is None:
+        raise refusal or BadInputError("the teacher does not run")
+    return levels, gathered
 
 
-def _noisy_twins(path: Path) -> Iterator[onnx.ModelProto]:
+@dataclass(frozen=True)
+class _Twin:
+    """A model with the errors of float arithmetic, drawn anew at each call."""
+
+    run: Runner
+    errors: Sequence[Error]
+
+    def __call__(self, feeds: Feeds, rng: np.random.Generator) -> dict[str, Array]:
+        return self.run({**feeds, **drawn(self.errors, rng)})
+
+
+def _noisy_twins(path: Path) -> Iterator[tuple[onnx.ModelProto, list[Error]]]:
     """Yield a model with the errors of float arithmetic; where quantizers choose their steps, one that keeps these."""
     proto = onnx.load(path, load_external_data=False)
     steady = copy.deepcopy(proto) if is_rounded_dynamically(proto) else None
-    yield noisy_twin(proto)
+    yield proto, noisy_twin(proto)
     if steady is not None:
-        yield noisy_twin(steady, steps=False)
+        yield steady, noisy_twin(steady, steps=False)
 
 
 def _cases(
     runner: Runner,
-    twins: Sequence[Runner],
+    twins: Sequence[_Twin],
     *,
     specs: Sequence[InputSpec],
+    moving: Sequence[str],
     given: Mapping[str, Array] | None,
     samples: int | None,
     seed: int,
     progress: Progress | None,
-) -> list[_Case]:
+) -> _Gathered:
     """Return the given inputs, or generated ones that the teacher accepts, with its answers."""
-    rng = np.random.default_rng(seed)
+    rng, noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     cases: list[_Case] = []
     seconds: list[float] = []
 
@@ -353,17 +503,40 @@ def _cases(
         seconds.append(time.perf_counter() - started)
         if not any(np.any(finite(values)) for values in answer.values()):
             raise ValueError("all outputs are empty, NaN or infinite, so nothing can be compared")
-        moved = nudged(feeds, specs, rng)
+        fewest = min((values.size for values in answer.values() if values.size), default=1)
+        draws = max(1, min(MOST_DRAWS if seconds[-1] < SLOW_SECONDS else 3, math.ceil(ENOUGH_ELEMENTS / fewest)))
+        moved = [nudged(feeds, specs, rng) for _ in range(draws)]
         try:
-            answers = [noisy(moved) for noisy in twins]
+            answers = [[noisy(one, noise) for one in moved] for noisy in twins]
         except Exception:  # a size hung on the last place of a float
-            answers = [runner(moved)]
+            answers = [[runner(one) for one in moved]]
         cases.append(_Case(feeds, [answer], answers[0], answers[-1]))
+
+    def move(binding: Mapping[str, int] | None) -> _Gathered:
+        """Look for inputs that move the outputs which none has moved so far; generated ones become cases."""
+        still = unmoved(moving, [case.answers[0] for case in cases])
+        others: list[Feeds] = []
+        started = time.perf_counter()
+        for feeds in bolder(specs, cases[0].feeds, binding, rng) if still else ():
+            with contextlib.suppress(Exception):  # too large for this model
+                answer = runner(feeds)
+                if all(np.all(finite(values)) for values in answer.values()):
+                    others.append(feeds)
+                    left = unmoved(still, [cases[0].answers[0], answer])
+                    if binding is not None and left != still:
+                        attempt(feeds)
+                        cases[-1].binding = dict(binding)
+                    still = left
+            if not still or time.perf_counter() - started > MOVING_SECONDS:
+                break
+        if given is not None and not others:
+            still = []  # nothing else can be run, and whoever gave the inputs chose them
+        return _Gathered(cases, still, (cases[0].feeds, others[0] if others else cases[-1].feeds))
 
     if given is not None:
         attempt(check_feeds(given, specs))
         _check_repeatable(runner, cases[0])
-        return cases
+        return move(None)
     found = accepted(specs, attempt, rng, slow=2 * SLOW_SECONDS)
     is_slow = min(seconds) > SLOW_SECONDS
     if not is_slow:
@@ -376,7 +549,7 @@ def _cases(
             attempt(draw(specs, found[index % len(found)], rng, scale=SCALES[index % len(SCALES)]))
     for index, case in enumerate(cases):
         case.binding = found[index % len(found)]
-    return cases
+    return move(cases[0].binding)
 
 
 def _check_repeatable(runner: Runner, case: _Case) -> None:

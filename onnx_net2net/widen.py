@@ -21,7 +21,7 @@ from onnx_net2net.inspection import Group, covered, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.reimport import analyse
+from onnx_net2net.reimport import analyse, check_framework
 from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
@@ -102,6 +102,7 @@ def widen(
         RefusedError: If a size cannot be had exactly.
     """
     _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
+    check_framework(framework)
     if framework and fill_norms:
         raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
     model = load(teacher)
@@ -138,6 +139,8 @@ def _widen(
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan)}")
     plan.check_map()
+    if framework:
+        plan.share_by_units(style.spread, style.seed)
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))

@@ -10,6 +10,7 @@ from typing import Any
 import graphs
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from graphs import analyse_open, conform, growable, value_info
 from onnx import helper, numpy_helper, parser
@@ -146,7 +147,8 @@ row("MaxpoolWithMask", (2, 3, 4, 4), Fed(np.ones((2, 3, 4, 4), np.int32)), free=
 row("GridSample", (2, 3, 4, 4), (2, 5, 6, 2), free={2, 3, 5, 6})
 row("Trilu", (2, 3, 4), free={2}, upper=0)
 row("Inverse", np.eye(4, dtype=FLOAT)[None].repeat(3, 0), free={3})
-row("ExpandDims", (2, 3), np.array(1, np.int32), free={2, 3})
+if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 28):  # older ones crash on an axis in raw bytes
+    row("ExpandDims", (2, 3), np.array(1, np.int32), free={2, 3})
 row("Pad", (2, 3), np.array([0, 1, 0, 2]), np.array(7, FLOAT), free={2, 3}, mode="constant")
 
 # Statistics.

@@ -42,6 +42,7 @@ IDEMPOTENT = {
     "Clip": "low = Constant<value_float=0.0>() high = Constant<value_float=6.0>() a = Clip(v, low, high)",
     "Abs": "a = Abs(v)",
     "behind an Identity": "i = Identity(v) a = Relu(i)",
+    "v where v > 0": "zero = Constant<value_float=0.0>() g = Greater(v, zero) a = Where(g, v, zero)",
     "max(v, 0)": "zero = Constant<value_float=0.0>() a = Max(v, zero)",
     "HardTanh": "low = Constant<value_float=-1.0>() high = Constant<value_float=1.0>() a = Clip(v, low, high)",
 }
@@ -53,6 +54,10 @@ PAIRED = {
     "HardSwish": "a = HardSwish(v)",
     "Softplus": "a = Softplus(v)",
     "LeakyRelu": "a = LeakyRelu<alpha=0.2>(v)",
+    "Softplus with a threshold": """top = Constant<value_float=20.0>() s = Softplus(v) g = Greater(v, top)
+        a = Where(g, v, s)""",
+    "LeakyRelu by a comparison": """zero = Constant<value_float=0.0>() c = Constant<value_float=0.2>() m = Mul(v, c)
+        g = Less(v, zero) n = Not(g) a = Where(n, v, m)""",
 }
 LIMITED = {
     "SiLU up to 7": "top = Constant<value_float=7.0>() m = Min(v, top) s = Sigmoid(v) a = Mul(m, s)",
@@ -131,6 +136,18 @@ def test_other_float_types(kind, dtype):
         deepen_exactly(mlp(activation, kind, dtype), all=True)
     for way in ("prelu", "maxout"):
         deepen_exactly(mlp(OTHERS["Tanh"], kind, dtype), after=["up"], way=way)
+
+
+def test_what_onnxruntime_lacks_for_a_type_is_refused(tmp_path, capsys):
+    teacher = mlp(OTHERS["Tanh"], "double", np.float64, opset=15)  # where PRelu has no form in other operators
+    onnx.save(teacher, tmp_path / "t.onnx")
+    code = main(
+        ["deepen", str(tmp_path / "t.onnx"), "-o", str(tmp_path / "s.onnx"), "--after", "up", "--with", "prelu"]
+    )
+    assert code == 3
+    assert "onnxruntime has no PRelu of float64" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.onnx"]
+    deepen_exactly(mlp(OTHERS["Tanh"], opset=15), after=["up"], way="prelu")
 
 
 CONVOLUTION = """(float[N, 3, KERNEL] x) => (float[N, 5, KERNEL] y) {

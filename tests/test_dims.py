@@ -231,7 +231,6 @@ def test_units_of_a_uniform_axis_are_copied_equally_often() -> None:
         assert len(set(np.bincount(compose(axes[0], growth).index, minlength=total))) == 1, f"{axes[0]} by {growth}"
 
 
-@pytest.mark.xfail(strict=True, reason="distributing a product over its leading concatenation leaves factors of size 1")
 def test_resolving_twice_changes_nothing() -> None:
     axis = resolve(Product((Concat((Dim(1), Dim(1))), Dim(6))))
     assert is_normal(axis)

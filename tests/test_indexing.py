@@ -65,6 +65,22 @@ row("ScatterND", (9, 7), np.array([[2], [3], [4], [5]]), (4, 7), free={2, 3, 4, 
 row("ScatterND", (9,), np.array([[-4], [-3], [-2], [-1]]), (4,), free={4, 5}, reduction="add")
 row("ScatterND", (8,), np.array([[3], [4], [5]]), np.zeros((3,), FLOAT), free={2, 3})
 row("ScatterND", (9,), np.array([[3]]), (1,), free=set())
+
+
+def grid(*places):
+    """Indices of every element of a window, as TorchScript writes y[:, :, 2:] = x."""
+    return np.stack(np.meshgrid(*places, indexing="ij"), -1)
+
+
+# Whole axes that a window covers in order pass; ranges are cut out, what skips places or goes backwards stays.
+row("ScatterND", (2, 3, 9), grid([0, 1], [0, 1, 2], range(2, 9)), (2, 3, 7), free={2, 3, 7})
+row("ScatterND", (2, 3, 9), grid([-2, -1], [-3, -2, -1], range(-9, -4)), (2, 3, 5), free={2, 3, 4, 5})
+row("ScatterND", (1, 3, 9), grid([0], range(3), [1, 3, 5, 7]), (1, 3, 4), free={3}, reduction="add", opset=18)
+row("ScatterND", (4, 3, 9), grid(range(4), [2, 1, 0], range(9)), (4, 3, 9), free={4, 9})
+row("ScatterND", (5, 7, 3), grid(range(5), range(2, 4)), (5, 2, 3), free={2, 3, 5})
+row("ScatterND", (6, 7), np.array([[k, k] for k in range(6)]), (6,), free=set())
+row("ScatterND", (5, 7), np.array([[[a, (a + b) % 7] for b in range(3)] for a in range(5)]), (5, 3), free=set())
+row("ScatterND", (2, 11, 70), grid(range(2), range(11), range(3, 70)), (2, 11, 67), free={2, 3, 11, 67})
 row("ScatterND", (9,), Fed([[3], [4]]), (2,), free=set())
 row("TensorScatter", (2, 11, 5), (2, 3, 5), Fed([4, 1]), free={2, 5}, opset=24)
 row("TensorScatter", (2, 3, 11, 5), (2, 3, 1, 5), Fed([4, 12]), free={2, 3, 5}, opset=24, mode="circular")

@@ -47,6 +47,25 @@ NORMS = {
 }
 
 
+PRE_NORM = """(FLOAT[N, 6] x) => (FLOAT[N, 4] y) { h = Gemm(x, up, shift) n = NORM y = MatMul(n, down) }"""
+
+
+@pytest.mark.parametrize("norm", ["LayerNormalization", "SimplifiedLayerNormalization"])
+@pytest.mark.parametrize("size", [10, 11, 16])
+def test_doubles_get_no_epsilon_that_they_would_notice(norm, size):
+    """An epsilon is single precision; one that makes up for padding would be off in the eighth digit."""
+    text = PRE_NORM.replace("NORM", f"{norm}<epsilon=1e-3>(h, gain)")
+    for kind, dtype, pads in (("float", np.float32, True), ("double", np.float64, False)):
+        small = {"up": draw(6, 8, dtype=dtype) * dtype(0.01), "shift": draw(8, dtype=dtype) * dtype(0.01)}
+        others = {"gain": 1 + draw(8, dtype=dtype), "down": draw(8, 4, dtype=dtype)}
+        teacher = net(text.replace("FLOAT", kind), 18, **small, **others)
+        widening = widen(teacher, sizes={stream(teacher).name: size}, fill_norms=True)
+        verify(teacher, widening.student).raise_if_different()
+        (made,) = [node for node in widening.student.proto.graph.node if node.op_type == norm]
+        (epsilon,) = [attribute.f for attribute in made.attribute if attribute.name == "epsilon"]
+        assert (epsilon == np.float32(1e-3)) != (pads and size != 16), (kind, epsilon)
+
+
 @pytest.mark.parametrize("size", [11, 16, 19])
 @pytest.mark.parametrize("norm", NORMS)
 def test_any_width_behind_a_norm_is_exact(norm, size):

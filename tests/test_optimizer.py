@@ -197,6 +197,39 @@ def test_the_moments_of_adam_are_those_of_the_grown_network(kind, tmp_path):
             assert_near(state[number][name], expected[name], 1e-4 if name != "exp_avg" else 1e-5)
 
 
+@pytest.mark.parametrize(("kind", "part"), [(Mlp, 1e-5), (ConvNet, 1e-5), (Transformer, 0.1), (TiedLm, 0.15)])
+def test_copies_of_uneven_shares_get_their_share_of_the_gradient(kind, part, tmp_path):
+    """By default, exactly where no statistic and no tied weight reads them; these share their part evenly."""
+    module, _ = trained(kind, torch.optim.SGD, 0, lr=0.0)
+    wider, made = grown(module, tmp_path, spread=0.3)
+    optimizer, batch = torch.optim.SGD(module.parameters(), 0.0, momentum=0.9), kind.batch()
+    steps(module, optimizer, [batch])
+    state = grow_state(optimizer.state_dict(), made)["state"]
+    backward(wider, batch)
+    for number, parameter in enumerate(wider.parameters()):
+        carried = state[number]["momentum_buffer"]
+        assert_near(carried, parameter.grad, part)
+        assert float(torch.cosine_similarity(carried.flatten(), parameter.grad.flatten(), 0)) > 0.98
+
+
+def test_copies_of_uneven_shares_learn_different_things(tmp_path):
+    """Adam moves copies by equal steps at first; that their outgoing weights differ parts them."""
+    module, optimizer = trained(Mlp, torch.optim.Adam, 5, lr=0.01)
+    wider, made = grown(module, tmp_path, spread=0.3)
+    student = torch.optim.Adam(wider.parameters(), 0.01)
+    student.load_state_dict(grow_state(optimizer.state_dict(), made))
+    index = made["layers.0.weight"].growths[0].sides[0].map.index
+    pairs = [np.flatnonzero(index == unit)[:2] for unit in range(8) if (index == unit).sum() > 1]
+
+    def apart():
+        weights = wider.state_dict()["layers.0.weight"]
+        return min(float((weights[a] - weights[b]).abs().max()) for a, b in pairs)
+
+    assert apart() == 0
+    steps(wider, student, [Mlp.batch() for _ in range(20)])
+    assert apart() > 1e-4
+
+
 # --- In function space ---------------------------------------------------------------------------------------
 
 
@@ -295,6 +328,53 @@ def test_buffers_are_no_parameters_and_others_are_refused(tmp_path):
     steps(module, turned, [ConvNet.batch()])
     with pytest.raises(BadInputError, match="not those of the state dict"):
         grow_state(turned.state_dict(), made)
+
+
+class Masked(nn.Module):
+    """Buffers of its own beside the parameters, of shapes that parameters have too, and one inside a module."""
+
+    def __init__(self, hidden=8):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5]))
+        self.up, self.down = nn.Linear(5, hidden), nn.Linear(hidden, 3)
+        self.down.register_buffer("weight_scale", torch.ones(3))
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up((x + self.shift) * self.mask))) * self.down.weight_scale
+
+    of = classmethod(lambda cls, shapes: cls(shapes["up.weight"][0]))
+    batch = staticmethod(Mlp.batch)
+
+
+def test_what_is_not_in_the_optimizer_is_a_buffer(tmp_path):
+    module, optimizer = trained(Masked, torch.optim.Adam, 1, lr=0.01)
+    _, made = grown(module, tmp_path)
+    state = grow_state(optimizer.state_dict(), made)["state"]
+    assert [tuple(values["exp_avg"].shape) for values in state.values()] == [(5,), (16, 5), (16,), (3, 16), (3,)]
+    assert torch.equal(state[0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_a_buffer_that_could_be_a_parameter_by_its_shape_is_refused_without_names(tmp_path):
+    class Doubtful(Masked):
+        def __init__(self, hidden=8):
+            super().__init__(hidden)
+            self.a, self.b = nn.Module(), nn.Module()
+            self.a.register_buffer("gain", torch.ones(3))
+            self.b.gain = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return super().forward(x) * self.a.gain * self.b.gain
+
+    module, optimizer = trained(Doubtful, torch.optim.Adam, 1, lr=0.01)
+    _, made = grown(module, tmp_path)
+    with pytest.raises(
+        BadInputError, match=r"'down.weight_scale' or 'b.gain' is no parameter.* make it of named_parameters"
+    ):
+        grow_state(optimizer.state_dict(), made)
+    named = torch.optim.Adam(module.named_parameters(), lr=0.01)
+    steps(module, named, [Masked.batch()])
+    assert len(grow_state(named.state_dict(), made)["state"]) == 6
 
 
 def test_an_optimizer_with_another_law_is_refused(tmp_path):

@@ -7,7 +7,9 @@ output. Cases are the operators' own from `onnx.backend.test`, and the table bel
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,11 +21,12 @@ import pytest
 from graphs import LAST_OPSET, analyse_open, build, conform, growable, run
 from onnx import TensorProto, defs, helper
 
-from onnx_net2net import rules
-from onnx_net2net.dims import Dim
+from onnx_net2net import inference, rules
+from onnx_net2net.dims import Dim, leaves
+from onnx_net2net.inference import Analysis
 from onnx_net2net.model import load
 from onnx_net2net.operation import Op
-from onnx_net2net.rules import lookup, rule, signature, supported
+from onnx_net2net.rules import inert, lookup, rule, signature, supported
 from onnx_net2net.rules.fixed import FIXED
 
 FLOAT = "float32"
@@ -159,6 +162,14 @@ case("DepthToSpace", (2, 12, 5, 7), free={2, 3}, blocksize=2, mode="DCR")
 case("DepthToSpace", (2, 12, 5, 7), free={2, 3}, blocksize=2, mode="CRD")
 case("DepthToSpace", (2, 12, 5, 7), free={2, 3}, blocksize=2, opset=9)
 case("SpaceToDepth", (2, 3, 10, 14), free={2, 3}, blocksize=2)
+
+
+# A row that sees its neighbours only keeps its place.
+QKV = ((2, 3, 5, 11), (2, 3, 7, 11), (2, 3, 7, 13))
+if defs.onnx_opset_version() >= 25:
+    case("Attention", *QKV, free={2, 3, 11, 13}, opset=25, left_window_size=1, right_window_size=2)
+    case("Attention", *QKV, free={2, 3, 11, 13}, opset=25, right_window_size=0)
+    case("Attention", *QKV, free={2, 3, 5, 11, 13}, opset=25, left_window_size=-1)
 
 # Units alone.
 case("Cast", (2, 3), free={2, 3}, to=TensorProto.FLOAT16)
@@ -365,6 +376,49 @@ def test_a_grown_operator_computes_grown_outputs(row: Case) -> None:
     assert row.free_sizes() == row.free
 
 
+# --- Every way to write a range -------------------------------------------------------------------------------------
+
+LARGEST = 2**63 - 1
+PLACES = (0, 1, 4, 6, 7, LARGEST, -1, -4, -6, -7, -LARGEST)
+STEPS = (1, 2, 3, -1, -2)
+
+
+def _many(nodes: dict[str, onnx.NodeProto], array: np.ndarray, opset: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """One model of independent nodes, each with an input of its own, with constants by the names that nodes read."""
+    feeds = {f"x {name}": array for name in nodes}
+    read = {name for node in nodes.values() for name in node.input} - set(feeds)
+    constants = {name: np.array([int(number) for number in name.split(",")], np.int64) for name in read if name}
+    return build(nodes.values(), feeds, [node.output[0] for node in nodes.values()], constants, opset=opset), feeds
+
+
+@pytest.mark.parametrize("form", ["inputs", "attributes", "two axes"])
+def test_a_range_means_the_same_units_however_its_ends_are_written(form: str) -> None:
+    """All signs, steps, and places beyond the ends, each on an axis of 6 units that grows."""
+    nodes, sizes = {}, {}
+    for start, end, step in itertools.product(PLACES, PLACES, STEPS):
+        taken = len(range(6)[start:end:step])
+        if not taken or (form == "attributes" and step != 1) or (form == "two axes" and step not in (1, 2)):
+            continue
+        name = f"[{start}:{end}:{step}]"
+        places = {"starts": [start], "ends": [end], "axes": [1]}
+        if form == "attributes":
+            nodes[name] = helper.make_node("Slice", [f"x {name}"], [f"y {name}"], **places)
+        else:
+            both = (f"-1,{start}", f"{LARGEST},{end}", "", f"1,{step}")
+            given = both if form == "two axes" else (str(start), str(end), "-2", str(step))
+            nodes[name] = helper.make_node("Slice", [f"x {name}", *given], [f"y {name}"])
+        sizes[name] = taken
+    proto, feeds = _many(nodes, np.random.default_rng(0).random((2, 6, 3), FLOAT), 9 if form == "attributes" else 18)
+    conform(proto, feeds, np.random.default_rng(1))
+    analysis = analyse_open(load(proto))
+    for name, taken in sizes.items():
+        step = int(name.strip("[]").split(":")[2])
+        if f"y {name}" not in analysis.axes:  # onnx infers no shape from an attribute in front of the axis
+            continue
+        is_free = any(not dim.frozen for dim in leaves(analysis.axes[f"y {name}"][1]))
+        assert is_free == (taken > 1 and (form != "two axes" or step == 1 or taken * step == 6)), name
+
+
 # --- The operators' own cases -------------------------------------------------------------------------------------
 
 # Inputs that choose a shape or a mode, whatever their type.
@@ -466,15 +520,117 @@ def test_operators_said_to_keep_zero_do(kind: str) -> None:
         assert not np.any(first), f"{row.name} says {said.pointwise!r}"
 
 
-# --- Rules of one's own -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The registry of rules, put back afterwards."""
     mine = {key: list(value) for key, value in rules._registry.items()}
     monkeypatch.setattr(rules, "_registry", mine)
     return mine
+
+
+# --- What a rule overlooks ----------------------------------------------------------------------------------------
+
+ENOUGH = 100  # cases of an operator, from which what its rule reads is told
+
+
+def _analysed(node: onnx.NodeProto, row: Case) -> Analysis:
+    model = row.model()[0]
+    model.graph.node[0].CopyFrom(node)
+    return analyse_open(load(model))
+
+
+def _odd(attribute: defs.OpSchema.Attribute) -> Any:
+    """A value that no default is."""
+    kind = attribute.type.name
+    value = {"INT": 3, "FLOAT": 0.123, "STRING": "odd"}.get(kind.removesuffix("S"))
+    return [value] if kind.endswith("S") and value is not None else value
+
+
+def test_what_a_newer_operator_set_brings_freezes_until_a_rule_declares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walk all schemas of the installed onnx; this says which attributes and operands no rule declares yet."""
+    seen: dict[str, list[Op]] = defaultdict(list)
+
+    class Noted(Op):
+        def __init__(self, kind: str, *args: Any, **options: Any) -> None:
+            super().__init__(kind, *args, **options)
+            seen[kind].append(self)
+
+    monkeypatch.setattr(inference, "Op", Noted)
+    rows: dict[str, list[Case]] = defaultdict(list)
+    for row in (*TABLE, *(row for cases in backend_cases().values() for row in cases)):
+        if len(seen[row.node.op_type]) < ENOUGH:
+            with contextlib.suppress(Exception):  # neither onnxruntime nor the reference runs it
+                rows[row.node.op_type].append(row) if growable(analyse_open(load(row.model()[0]))) else None
+    new = []
+    for schema in defs.get_all_schemas_with_history():
+        kind, ops = schema.name, seen[schema.name]
+        if schema.domain or kind in NEVER_FREE or not rows[kind] or schema.since_version < 7:
+            continue
+        asked = inert.table().get(("", kind), set()).union(*(op.attrs.asked for op in ops))
+        new += [(kind, name, attribute) for name, attribute in schema.attributes.items() if name not in asked]
+        read = set().union(*(op.read for op in ops))
+        operands = [("input", k, part) for k, part in enumerate(schema.inputs)]
+        operands += [("output", k, part) for k, part in enumerate(schema.outputs)]
+        for what, index, part in operands:
+            if (what, index) not in read and part.option != defs.OpSchema.FormalParameterOption.Variadic:
+                warnings.warn(
+                    f"the rule of {kind}-{schema.since_version} overlooks its {what} {part.name}", stacklevel=1
+                )
+    for kind, name, attribute in new:
+        warnings.warn(f"the rule of {kind} does not know its attribute {name}", stacklevel=1)
+        row = rows[kind][0]
+        node = onnx.NodeProto()
+        node.CopyFrom(row.node)
+        node.attribute.append(helper.make_attribute(name, _odd(attribute)))
+        assert not growable(_analysed(node, row)), f"{kind} grows with an unknown {name}"
+
+
+def grown_with(kind: str, *operands: Any, **options: Any) -> dict[int, str | None]:
+    """The reasons of the dims of a node by their sizes, None where they may grow."""
+    attrs, outputs = options.pop("attrs", {}), options.pop("outputs", [(2, 3)])
+    dims = [tuple(map(Dim, shape)) for shape in (*operands, *outputs)]
+    op = Op(kind, "node", dims[: len(operands)], dims[len(operands) :], attrs=attrs, **options)
+    lookup(op.domain, kind, op.version)(op)  # type: ignore[misc]
+    return {dim.size: dim.frozen for axes in dims for axis in axes for dim in leaves(axis)}
+
+
+def test_an_attribute_that_a_rule_does_not_know_freezes_the_node() -> None:
+    assert grown_with("Relu", (2, 3)) == {2: None, 3: None}
+    (reason,) = set(grown_with("Relu", (2, 3), attrs={"novelty": 1}).values())
+    assert reason is not None
+    assert reason.startswith("Relu 'node' has the attribute 'novelty', of which its growth rule knows nothing")
+    assert grown_with("Elu", (2, 3), attrs={"alpha": 0.5}) == {2: None, 3: None}
+
+
+def test_an_attribute_that_is_the_default_of_the_schema_is_none() -> None:
+    assert grown_with("SpaceToDepth", (2, 3, 10, 14), outputs=[(2, 12, 5, 7)], attrs={"blocksize": 2})[3] is None
+    attrs = {"noop_with_empty_axes": 0, "keepdims": 1, "axes": [1]}
+    assert grown_with("ReduceProd", (2, 3), outputs=[(2, 1)], version=18, attrs=attrs)[2] is None
+
+
+def test_an_operand_that_a_rule_does_not_know_freezes_the_node() -> None:
+    (reason,) = set(grown_with("Relu", (2, 3), (2, 3), (5,)).values())
+    assert "has the input 2, of which its growth rule knows nothing" in (reason or "")
+    (reason,) = set(grown_with("Relu", (2, 3), outputs=[(2, 3), (5,)]).values())
+    assert "has the output 1, of which its growth rule knows nothing" in (reason or "")
+
+
+@pytest.mark.usefixtures("registry")
+def test_attributes_of_ones_own_operator_are_read_or_inert() -> None:
+    signature("Mine", "*b c -> *b c", domain="my.company", inert="gain name")
+    own = {"domain": "my.company"}
+    assert grown_with("Mine", (2, 3), attrs={"gain": 2.0, "name": "a"}, **own) == {2: None, 3: None}
+    assert all(grown_with("Mine", (2, 3), attrs={"group": 2}, **own).values())
+
+    @rule("Mine", domain="my.company")
+    def mine(op: Op) -> None:
+        op.apply("*b c -> *b c", fixed="c" if op.attrs.get("group") else "")
+
+    assert grown_with("Mine", (2, 3), attrs={"group": 2}, **own)[2] is None
+    assert "see `inert`" in str(grown_with("Mine", (2, 3), attrs={"group": 2, "gain": 2.0}, **own)[2])
+
+
+# --- Rules of one's own -------------------------------------------------------------------------------------------
 
 
 def speaker(domain: str, kind: str, version: int) -> str | None:

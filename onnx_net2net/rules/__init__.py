@@ -11,26 +11,35 @@ An operator without a rule freezes its dims. Rules for operators of your own are
     @rule("MyNorm", domain="my.company")
     def my_norm(op):
         op.apply("*b c, c -> *b c", uniform="c")
+
+A rule has to look at all that its node has: an attribute that it neither reads nor calls inert, or an operand of which
+it does not speak, freezes the node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from math import prod
 from typing import Any
 
+from onnx import defs, helper
+
 from onnx_net2net.operation import Op, align
+from onnx_net2net.rules import inert as inert_attributes
 from onnx_net2net.signature import Signature, Term, parse
 from onnx_net2net.sizes import Typed, type_function
 
 Rule = Callable[[Op], None]
 
 _registry: dict[tuple[str, str], list[tuple[int, Rule]]] = {}
+_inert = inert_attributes.table()
 
 
-def rule(*kinds: str, domain: str = "", since: int = 1, pointwise: str | None = None) -> Callable[[Rule], Rule]:
+def rule(
+    *kinds: str, domain: str = "", since: int = 1, pointwise: str | None = None, inert: str = ""
+) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators.
 
     Args:
@@ -38,13 +47,17 @@ def rule(*kinds: str, domain: str = "", since: int = 1, pointwise: str | None = 
         domain: Operator domain; "" is ai.onnx.
         since: First opset version of the domain that the rule speaks for; the newest that fits is used.
         pointwise: See `Op.pointwise`.
+        inert: Attributes, separated by spaces, that the rule does not read because no axis depends on them. A node
+            with another one that it does not read is frozen, unless the value is the schema's default.
     """
 
     def register(function: Rule) -> Rule:
         def speak(op: Op) -> None:
+            op.forget_readers()
             if pointwise:
                 op.pointwise(pointwise)
             function(op)
+            _freeze_if_overlooked(op, inert.split())
 
         speak.__doc__ = function.__doc__
         for kind in kinds:
@@ -53,6 +66,28 @@ def rule(*kinds: str, domain: str = "", since: int = 1, pointwise: str | None = 
         return function
 
     return register
+
+
+def _freeze_if_overlooked(op: Op, inert: Collection[str]) -> None:
+    """Freeze a node with an attribute or an operand that its rule knows nothing of."""
+    known = _inert.get((op.domain, op.kind), set()).union(inert)
+    for what, which in () if op.said.closed else op.overlooked():
+        if what == "attribute" and (which in known or op.attrs[str(which)] == _default(op, str(which))):
+            continue
+        hint = " (see `inert` of onnx_net2net.rules.rule)" if what == "attribute" else ""
+        op.freeze_all(f"has the {what} {which!r}, of which its growth rule knows nothing{hint}")
+        return
+
+
+def _default(op: Op, name: str) -> Any:
+    """Return what an attribute is where it is left out, None where no schema tells."""
+    try:
+        value = helper.get_attribute_value(
+            defs.get_schema(op.kind, op.version, op.domain).attributes[name].default_value
+        )
+    except (defs.SchemaError, KeyError, ValueError):
+        return None
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def signature(
@@ -64,6 +99,7 @@ def signature(
     uniform: str = "",
     scales: tuple[int, ...] = (),
     pointwise: str | None = None,
+    inert: str = "",
 ) -> None:
     """Register a signature as the rule of operators; the last of `kinds` is the signature itself.
 
@@ -76,6 +112,7 @@ def signature(
         uniform: See `Op.apply`.
         scales: See `Op.scales`.
         pointwise: See `Op.pointwise`.
+        inert: See `rule`.
     """
     *names, text = kinds
 
@@ -84,7 +121,7 @@ def signature(
         op.scales(*scales)
 
     apply.__doc__ = text
-    rule(*names, domain=domain, since=since, pointwise=pointwise)(apply)
+    rule(*names, domain=domain, since=since, pointwise=pointwise, inert=inert)(apply)
     if domain:  # operators without a schema in onnx take their shapes from the signature too
         type_function(*names, domain=domain)(partial(_typed, parse(text)))
 

@@ -40,7 +40,8 @@ def attention(op: Op) -> None:
     said.cache(4, 1)
     said.positions(6)
     said.results(3)
-    if op.attrs.get("is_causal", 0):
+    windows = [op.attrs.get(f"{side}_window_size", -1) for side in ("left", "right")]
+    if op.attrs.get("is_causal", 0) or max(windows) >= 0:
         op.freeze(said.rows, KERNEL)
     if len(query) == 3:
         op.attribute("q_num_heads", said.heads)

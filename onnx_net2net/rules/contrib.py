@@ -62,7 +62,7 @@ def activated(op: Op) -> None:
 signature("Gelu", "QuickGelu", "*x -> *x", domain=MICROSOFT, pointwise="zero")
 signature("BiasGelu", "FastGelu", "*x c, c -> *x c", domain=MICROSOFT, pointwise="zero")
 signature("BiasAdd", "n s c, c, n s c -> n s c", domain=MICROSOFT, pointwise="zero")
-signature("BiasDropout", "*x c, c, *x c -> *x c, *x c", domain=MICROSOFT, pointwise="zero")
+signature("BiasDropout", "*x c, c, *x c, *r, *t -> *x c, *x c", domain=MICROSOFT, pointwise="zero")
 
 
 @rule("BiasSplitGelu", domain=MICROSOFT, pointwise="zero")
@@ -81,6 +81,7 @@ def _typed_half(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
 def bitmask_dropout(op: Op) -> None:
     """Pass the data through; the mask has a bit for each element."""
     op.apply("*x -> *x")
+    op.scalars(1, 2)
     if op.output(1) is not None:
         op.freeze_all("returns a bit for each element")
 
@@ -181,7 +182,7 @@ def masked_max_pool(op: Op) -> None:
 type_function("MaxpoolWithMask", domain=MICROSOFT)(like("MaxPool"))
 
 signature("GridSample", "n c h w, n y x two -> n c y x", domain=MICROSOFT, fixed="h w two", pointwise="zero")
-signature("Trilu", "*b m n -> *b m n", domain=MICROSOFT, fixed="m n", pointwise="zero")
+signature("Trilu", "*b m n, *k -> *b m n", domain=MICROSOFT, fixed="m n k", pointwise="zero")
 signature("Inverse", "*b m n -> *b m n", domain=MICROSOFT, fixed="m n", pointwise="any")
 rule("Pad", domain=MICROSOFT)(pad)
 type_function("Pad", domain=MICROSOFT)(like("Pad"))
@@ -190,6 +191,7 @@ type_function("Pad", domain=MICROSOFT)(like("Pad"))
 @rule("ExpandDims", domain=MICROSOFT)
 def expand_dims(op: Op) -> None:
     """Add an axis of size 1."""
+    op.scalars(1)
     match_runs(op, op.input(0), op.output())
 
 
@@ -281,6 +283,9 @@ def group_norm(op: Op) -> None:
 def skip_group_norm(op: Op) -> None:
     """Normalise X + skip + bias in groups of channels, which stand last; the sum is the second output."""
     source, skip = op.input(0), op.input(3)
+    if not op.attrs.get("channels_last", 1):
+        op.freeze_all("has its channels in front")
+        return
     op.apply("n *x (g c), (g c), (g c), *skip, (g c) -> n *x (g c), n *x (g c)", sizes={"g": "groups"}, uniform="x c")
     if source is not None and skip is not None:
         op.broadcast([skip], source if len(skip) == len(source) else (source[0], source[-1]))

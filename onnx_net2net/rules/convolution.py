@@ -41,7 +41,7 @@ def resize(op: Op) -> None:
     if source is None or target is None or op.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         op.freeze_all("crops and resizes")
         return
-    scales = next((value for value in (*op.values[1:], op.attrs.get("scales")) if _is_scales(value)), None)
+    scales = next((value for value in (*map(op.value, (1, 2, 3)), op.attrs.get("scales")) if _is_scales(value)), None)
     listed = [a % len(source) for a in op.attrs.get("axes", range(len(source)))]
     for position, (a, b) in enumerate(zip(source, target, strict=True)):
         stretched = position in listed and (
@@ -71,6 +71,7 @@ def depth_to_space(op: Op) -> None:
 
 @rule("SpaceToDepth", pointwise="linear")
 def space_to_depth(op: Op) -> None:
-    """Move blocks of space into channels, the block outermost."""
+    """Move blocks of space into channels, the block outermost; mode CRD has it innermost."""
     r = int(op.attrs["blocksize"])
-    op.apply("n c (h r) (w s) -> n (r s c) h w", sizes={"r": r, "s": r}, fixed="r s h w")
+    channels = "(c r s)" if op.attrs.get("mode") == "CRD" else "(r s c)"
+    op.apply(f"n c (h r) (w s) -> n {channels} h w", sizes={"r": r, "s": r}, fixed="r s h w")

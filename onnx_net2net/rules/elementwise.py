@@ -60,6 +60,7 @@ def clip(op: Op) -> None:
 def dropout(op: Op) -> None:
     """Pass the data through, with the mask beside it."""
     op.apply("*x -> *x, *x")
+    op.scalars(1, 2)
     op.pointwise("linear")
 
 

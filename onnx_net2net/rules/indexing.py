@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.dims import Axis, Dim, Product, cut
+from onnx_net2net.dims import Axes, Axis, Dim, Product, cut
 from onnx_net2net.operation import LISTED, LOOKED_UP, Op
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.sizes import Typed, type_function
@@ -73,8 +73,9 @@ def scatter_elements(op: Op) -> None:
 def scatter_nd(op: Op) -> None:
     """Write y[*index[i], :] = update[i, :] into a copy of x: the axes behind those that the places count along pass.
 
-    The first axis passes too where a constant range of it is written, like the biases of the keys among those of
-    queries, keys and values: the axis is cut at the ends of the range.
+    An axis that they count along passes too where constant places name a run of it in order, independent of the other
+    axes: all of it (the channels of y[:, :, 2:] = x), or a range, at whose ends it is cut (the biases of the keys
+    among those of queries, keys and values).
     """
     data, indices, updates, target = op.input(0), op.input(1), op.input(2), op.output()
     if data is None or indices is None or updates is None or target is None:
@@ -83,25 +84,41 @@ def scatter_nd(op: Op) -> None:
     depth, places = indices[-1].size, len(indices) - 1
     op.unify_all(data, target)
     op.unify_all(data[depth:], updates[places:])
-    if not (depth == places == 1 and _write_range(op, data[0], updates[0])):
-        op.freeze((*data[:depth], *updates[:places]), WRITTEN)
+    listed = op.value(1)
+    runs = _runs(listed) if op.constant[1] and listed is not None and listed.size else {}
+    for column, axis in enumerate(data[:depth]):
+        if column not in runs or not _write_run(op, column, axis, runs[column], updates):
+            op.freeze(axis, WRITTEN)
+    op.freeze(
+        (axis for along, axis in enumerate(updates[:places]) if along not in [a for a, _ in runs.values()]), WRITTEN
+    )
     op.freeze(indices, LISTED)
     op.pointwise("linear" if op.attrs.get("reduction", "none") in ("none", "add") else "zero")
 
 
-def _write_range(op: Op, target: Axis, written: Axis) -> bool:
-    """State that `written` is the range of `target` that the second input lists, entry by entry, in order."""
-    listed = op.value(1)
-    if not op.constant[1] or listed is None or listed.size < 2:
+def _runs(listed: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
+    """Return for each column of a list of places that has an axis of the list to itself: that axis, and the places.
+
+    The column depends on no other axis, and no other column on that one (as in a diagonal).
+    """
+    columns = np.moveaxis(listed, -1, 0)
+    moving = [[a for a in range(places.ndim) if (places != places.take([0], a)).any()] for places in columns]
+    found: dict[int, tuple[int, np.ndarray]] = {}
+    for column, (places, axes) in enumerate(zip(columns, moving, strict=True)):
+        if len(axes) == 1 and sum(axes[0] in others for others in moving) == 1:
+            found[column] = axes[0], np.moveaxis(places, axes[0], -1).reshape(-1, places.shape[axes[0]])[0]
+    return found
+
+
+def _write_run(op: Op, column: int, axis: Axis, run: tuple[int, np.ndarray], updates: Axes) -> bool:
+    """State that a run of places on an axis of the data is written, if it is one, by an axis of the updates."""
+    along, places = run[0], run[1] % axis.size
+    ends = cut(axis, int(places[-1]) + 1) if np.array_equal(places, places[0] + np.arange(places.size)) else None
+    pieces = ends and cut(ends[0], int(places[0]))
+    if not ends or not pieces or not op.unify(pieces[1], updates[along]):
+        op.freeze(updates[along], WRITTEN)
         return False
-    order = listed.reshape(-1) % target.size
-    if (order != np.arange(order[0], order[0] + order.size)).any():
-        return False
-    ends = cut(target, int(order[-1]) + 1)
-    pieces = ends and cut(ends[0], int(order[0]))
-    if not ends or not pieces or not op.unify(pieces[1], written):
-        return False
-    op.select(0, (*pieces, ends[1]), np.array([1]), 1)
+    op.list_run(1, column, along, pieces[0], pieces[1], ends[1])
     return True
 
 
@@ -128,6 +145,7 @@ def one_hot(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     at = op.axis(len(target), -1)
+    op.scalars(1)
     op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")
     op.unify_all(indices, (*target[:at], *target[at + 1 :]))
 
@@ -148,6 +166,7 @@ def top_k(op: Op) -> None:
             op.unify_all((*source[:at], *source[at + 1 :]), (*target[:at], *target[at + 1 :]))
             op.freeze(target[at], "ranks the entries along this axis")
     op.freeze(source[at], "ranks the entries along this axis")
+    op.scalars(1)
 
 
 @rule("CumSum", "CumProd")
@@ -179,6 +198,7 @@ def reverse_sequence(op: Op) -> None:
 def trilu(op: Op) -> None:
     """Keep a triangle of each matrix; the axes in front pass."""
     op.apply("*b m n -> *b m n", fixed="m n")
+    op.scalars(1)
 
 
 @rule("CenterCropPad", pointwise="linear")
@@ -204,6 +224,7 @@ signature("Det", "*b m n -> *b", fixed="m n", pointwise="zero")
 def dft(op: Op) -> None:
     """Transform along one axis; the last one holds the real and the imaginary part, the others pass."""
     source, target = op.input(0), op.output()
+    op.scalars(1)
     known = op.ints("axis", 2) or ([1 if op.version < 20 else -2] if not op.has(2) else None)
     if source is None or target is None or known is None:
         op.freeze_all("transforms along an axis that is not known")
@@ -224,6 +245,7 @@ def stft(op: Op) -> None:
         op.freeze_all(UNKNOWN)
         return
     op.unify(signal[0], target[0])
+    op.scalars(1, 3)
     op.freeze((*signal[1:], *target[1:], *(op.input(2) or ())), "transforms windows along this axis")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
+from onnx_net2net.dims import LIMIT, Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
 from onnx_net2net.operation import LOOKED_UP, Op
 from onnx_net2net.rules import rule
 
@@ -15,6 +15,7 @@ def source(op: Op) -> None:
     if op.kind != "Constant":
         op.freeze(op.output(), "makes this axis")
     op.ignores(0)
+    op.scalars(1, 2)
 
 
 @rule("ConstantOfShape")
@@ -81,21 +82,22 @@ def slice_(op: Op) -> None:
         element, start, end, step = ranges[position]
         first, last, _ = slice(start, end, step).indices(a.size)
         if step == 1:
-            taken = _take_range(op, element, a, b, first, last)
-        elif first < step and b.size * step == a.size:
-            taken = _take_every(op, element, a, b, step)
+            taken = first <= last and _take_range(op, element, a, b, first, last)
+        elif 0 <= first < step and b.size * step == a.size:
+            taken = _take_every(op, element, a, b, first, step)
         else:
             taken = len(ranges) == 1 and permute_units(op, position, a, b, np.arange(a.size)[start:end:step])
         if not taken:
             op.freeze((a, b), "takes a range of this axis that cuts through its factors or skips entries")
 
 
-def _take_every(op: Op, element: int, source: Axis, target: Axis, step: int) -> bool:
-    """State that `target` is one of each `step` units of `source`: the outer factor of (outer step)."""
+def _take_every(op: Op, element: int, source: Axis, target: Axis, first: int, step: int) -> bool:
+    """State that `target` is number `first` of each `step` units of `source`: the outer factor of (outer step)."""
     factors = factor(source, step, op.why("takes every so many units of this axis"))
     if factors is None:
         return False
     op.freeze(factors[1], "takes every so many units of this axis")
+    _bound(op, 1, "starts", element, source, Dim(first, op.why("starts there")))
     _bound(op, 2, "ends", element, source, source)
     return op.unify(factors[0], target)
 
@@ -136,6 +138,7 @@ def reshape(op: Op) -> None:
 def refold(op: Op) -> None:
     """Merge axes, or drop and add axes of size 1; no size is written down."""
     match_runs(op, op.input(0), op.output())
+    op.scalars(1)
 
 
 def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
@@ -255,6 +258,9 @@ def permute_units(
     if np.array_equal(order, np.arange(source.size)):
         op.select(position, [source], np.array([0]), index)
         return op.unify(source, target)
+    if max(source.size, target.size) > LIMIT:
+        op.freeze((source, target), "rearranges more units than are followed one by one")
+        return True
     single = units(source)
     op.select(position, single, order, index)
     return op.unify(Concat(single[k] for k in order), target)

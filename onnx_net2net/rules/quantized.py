@@ -52,7 +52,7 @@ def quantize(op: Op) -> None:
 @rule("DynamicQuantizeLinear", pointwise="any")
 def dynamic_quantize(op: Op) -> None:
     """Quantize by the extremes of the whole tensor, which copies do not change."""
-    op.apply("*x -> *x")
+    op.apply("*x -> *x, , ")
     for axis in op.input(0) or ():
         op.only_copies(axis, "quantizes by the extremes of this tensor")
 
@@ -169,7 +169,9 @@ def matmul_nbits(op: Op) -> None:
 @rule("QLinearAdd", "QLinearMul", "QLinearWhere", domain=MICROSOFT, pointwise="any")
 def broadcasting(op: Op) -> None:
     """Combine operands unit by unit, broadcast to the result; each has a scale and a zero point."""
-    op.broadcast([op.input(index) for index in ((0, 1, 4) if op.kind == "QLinearWhere" else (0, 3))], op.output() or ())
+    operands = (0, 1, 4) if op.kind == "QLinearWhere" else (0, 3)
+    op.broadcast([op.input(index) for index in operands], op.output() or ())
+    op.scalars(*{*range(1, 9)}.difference(operands))
 
 
 @rule("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", domain=MICROSOFT, pointwise="any")
@@ -177,6 +179,7 @@ def unary(op: Op) -> None:
     """phi(x), unit by unit; a softmax normalises over its axis (before opset 13: over all from it on)."""
     axes = op.input(0)
     op.apply("*x -> *x")
+    op.scalars(1, 2, 3, 4)
     if axes and op.kind == "QLinearSoftmax":
         single = op.attrs.get("opset", 13) >= 13
         at = op.axis(len(axes), -1 if single else 1)
@@ -200,12 +203,14 @@ def concat(op: Op) -> None:
 def pool(op: Op) -> None:
     """Average positions of each channel."""
     op.apply("n *x c -> n *y c" if op.attrs.get("channels_last", 0) else "n c *x -> n c *y", fixed="x y")
+    op.scalars(1, 2, 3, 4)
 
 
 @rule("QLinearReduceMean", domain=MICROSOFT, pointwise="any")
 def reduce_mean(op: Op) -> None:
     """Average over `axes` (all by default), which stay; the others pass."""
     source, target = op.input(0) or (), op.output() or ()
+    op.scalars(1, 2, 3, 4)
     axes = op.ints("axes")
     reduced = {a % len(source) for a in axes} if axes else set(range(len(source)))
     kept = [axis for position, axis in enumerate(source) if position not in reduced]

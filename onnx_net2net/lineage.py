@@ -1,0 +1,116 @@
+"""Is a student what its own record says, weight by weight?
+
+Outputs show an error only where it is larger than their float noise, and one wrong weight among thousands rarely is.
+But what a record says was done to a teacher makes every weight of the student again, and so any wrong one is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_net2net.errors import Net2NetError
+from onnx_net2net.history import history
+from onnx_net2net.model import Model
+from onnx_net2net.protos import all_tensors
+from onnx_net2net.replay import check_step, redo
+from onnx_net2net.tensors import Array, clear_data
+
+TOLERANCE = 1e-5
+"""How far a weight may be off, relative to what the record makes: other machines calibrate to other last places."""
+
+_MOST = 0.1
+"""A student with a larger part of other weights was not damaged: it was trained on, or made by other draws."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How a student differs from what its record makes.
+
+    Attributes:
+        tensor: The first tensor that differs; None if none does.
+        elements: How many elements of it.
+        size: How many it has.
+        off: The largest difference there, relative to the largest of the two values.
+    """
+
+    tensor: str | None = None
+    elements: int = 0
+    size: int = 0
+    off: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor!r} is not what the student's record says: {self.elements:,} of {self.size:,} elements are "
+            f"off by up to {self.off:.2g} of their value"
+        )
+
+
+def departure(teacher: Model, student: Model) -> Departure | None:
+    """Compare a student with what its record makes of the teacher, one tensor at a time.
+
+    Args:
+        teacher: The model that the student says it was made of.
+        student: A model with a record.
+
+    Returns:
+        How they differ; None where that says nothing: there is no record of this teacher and of this version, it cannot
+        be repeated, or the student was changed as a whole since (trained on, simplified, quantized).
+    """
+    known, steps = history(teacher), history(student)
+    if steps[: len(known)] != known or len(steps) == len(known):
+        return None
+    steps = steps[len(known) :]
+    if any(step.get("version") != version("onnx-net2net") for step in steps if isinstance(step, dict)):
+        return None
+    with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder, contextlib.suppress(Net2NetError):
+        for number, step in enumerate(steps, 1):
+            check_step(step, f"step {number}")
+        # The teacher may be another file by now, or in memory: whether it is the same model its weights tell.
+        anonymous = [{key: value for key, value in step.items() if key != "teacher"} for step in steps]
+        *_, last = redo(teacher, anonymous, Path(folder))
+        return _compare(last.student, student)
+    return None
+
+
+def _compare(made: Model, student: Model) -> Departure | None:
+    """Compare two models of the same nodes; None if they have not, or most of their weights differ."""
+    if _structure(made.proto) != _structure(student.proto):
+        return None
+    first, wrong, size = Departure(), 0, 0
+    for one, other in zip(all_tensors(made.proto), all_tensors(student.proto), strict=True):
+        expected, found = (model.tensor(tensor) for model, tensor in ((made, one), (student, other)))
+        if one.data_type == onnx.TensorProto.STRING or expected.tobytes() == found.tobytes():
+            size += expected.size
+            continue
+        off = _off(expected.numpy(), found.numpy())
+        elements = int(np.count_nonzero(off > TOLERANCE))
+        wrong, size = wrong + elements, size + off.size
+        if elements and first.tensor is None:
+            first = Departure(other.name, elements, off.size, float(off.max()))
+    return first if wrong <= _MOST * size else None
+
+
+def _off(expected: Array, found: Array) -> Array:
+    """Return how far each element is off, relative to the larger of the two values."""
+    one, other = expected.astype(np.float64), found.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        off = np.abs(one - other) / np.maximum(np.abs(one), np.abs(other))
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    return np.where(same, 0.0, np.where(np.isnan(off), 1.0, off))
+
+
+def _structure(proto: onnx.ModelProto) -> bytes:
+    """Return all of the graph but values of tensors and what is written about it."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for tensor in all_tensors(bare):
+        clear_data(tensor)
+    del bare.metadata_props[:]
+    return bytes(bare.SerializeToString(deterministic=True))
