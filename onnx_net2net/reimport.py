@@ -335,7 +335,7 @@ def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tu
     said = analysis.said.get(maker)
     if said is None:
         return None
-    if node.op in _MOVES:
+    if node.op in _MOVES or node.op == "Div":
         return scalable(analysis, maker, 0, axis)
     if node.op == "Add":
         both = [scalable(analysis, maker, side, axis) for side in (0, 1)]
@@ -349,6 +349,9 @@ def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tu
         places = [place for place in pair if place is not None and place < len(node.inputs) and node.inputs[place].name]
         if all(_has(analysis, maker, place, axis) for place in places):
             return [(maker, place) for place in places]
+    if node.op in ("MatMul", "Einsum"):  # a product of activations: one of them is made larger
+        operands = (scalable(analysis, maker, side, axis) for side in range(len(node.inputs)))
+        return next((found for found in operands if found), None)
     return None
 
 

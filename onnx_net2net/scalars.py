@@ -62,7 +62,7 @@ def different_numbers(
             one, other = number_of(sides.teacher, (old, index)), number_of(sides.target, (new, index))
             if one is None or other is None or (old, index) in taken[0] or (new, index) in taken[1]:
                 continue
-            if not math.isclose(one, other, rel_tol=1e-6) and not _are_sizes(one, other):
+            if not math.isclose(one, other, rel_tol=1e-6) and not are_sizes(one, other):
                 name, tensor = sides.teacher.nodes[old].inputs[index].name, sides.target.nodes[new].inputs[index]
                 yield Number((new, index), one, other, name, isinstance(tensor, gs.Constant))
 
@@ -112,7 +112,7 @@ def number_of(side: Side, use: Use) -> float | None:
     return float(side.analysis.draft.reader(constant)().reshape(-1)[0])
 
 
-def _are_sizes(one: float, other: float) -> bool:
+def are_sizes(one: float, other: float) -> bool:
     """Tell whether two numbers are the same power of two whole numbers, as a class computes them of its sizes."""
     for power in _POWERS:
         if min(one, other) > 0:

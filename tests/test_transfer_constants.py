@@ -66,9 +66,11 @@ def shifted(net, last):
     return net.op("GatherElements", last, net.const(places.astype(np.int64)), axis=1)
 
 
-def attention(net, last, mask):
+def attention(net, last, mask, divisor=None):
     query, key, value = (net.layer(name, last, net.width, net.width) for name in "qkv")
     scores = net.op("MatMul", query, net.op("Transpose", key, perm=[0, 2, 1]))
+    if divisor is not None:
+        scores = net.op("Div", scores, net.const(np.array(divisor)))
     weights = net.op("Softmax", net.op("Where", net.const(mask), scores, net.const(np.full(1, -1e4))))
     return net.op("MatMul", weights, value)
 
@@ -116,8 +118,75 @@ def test_what_the_target_stores_becomes_the_teachers(kind, width):
     assert verify(teacher, result.student).equivalent
 
 
-def test_attention_gets_the_teachers_mask():
-    teacher, target = pair(masked, new=8)
+def towers(net, last):
+    """The sum runs over the results of two layers."""
+    made = net.op("Mul", net.layer("p", last, net.width, net.width), net.layer("q", last, net.width, net.width))
+    return net.op("Add", last, net.op("Tanh", net.op("ReduceSum", made, net.const(np.array([2])), keepdims=1)))
+
+
+def graph_attention(net, last):
+    score = net.op("Mul", last, net.const(net.rng.normal(size=net.width)))
+    gate = net.op("Sigmoid", net.op("ReduceSum", score, net.const(np.array([2])), keepdims=1))
+    return net.op("Mul", last, gate)
+
+
+def recurrent_state(net, last):
+    """A state space: each step adds an outer product, and a layer's result reads the sum of them."""
+    step, write, read = (net.layer(name, last, net.width, net.width) for name in ("step", "write", "read"))
+    outer = [net.op("Unsqueeze", tensor, net.const(np.array([axis]))) for tensor, axis in ((step, 3), (write, 2))]
+    state = net.op("CumSum", net.op("Mul", *outer), net.const(np.array(1)))
+    result = net.op("MatMul", state, net.op("Unsqueeze", read, net.const(np.array([3]))))
+    return net.op("Squeeze", result, net.const(np.array([3])))
+
+
+def equalized(net, last, scale):
+    weight = net.op("Mul", net.const(net.rng.normal(size=(net.width, net.width))), net.const(np.array(scale)))
+    return net.op("Relu", net.op("MatMul", last, weight))
+
+
+def normed(net, last):
+    """torch's weight norm."""
+    direction = net.const(net.rng.normal(size=(net.width, net.width)))
+    length = net.op("ReduceL2", direction, net.const(np.array([1])), keepdims=1)
+    gain = net.const(np.abs(net.rng.normal(size=(net.width, 1))) + 0.5)
+    weight = net.op("Mul", gain, net.op("Div", direction, length))
+    return net.op("Relu", net.op("MatMul", last, net.op("Transpose", weight, perm=[1, 0])))
+
+
+def spectral(net, last):
+    weight = net.const(net.rng.normal(size=(net.width, net.width)))
+    left, right = (net.const(net.rng.normal(size=net.width)) for _ in range(2))
+    made = net.op("Mul", left, net.op("MatMul", weight, right))
+    norm = net.op("ReduceSum", made, net.const(np.array([0])), keepdims=1)
+    return net.op("Relu", net.op("MatMul", last, net.op("Transpose", net.op("Div", weight, norm), perm=[1, 0])))
+
+
+LINEAR = {
+    "two towers": towers,
+    "a parameter that scores": graph_attention,
+    "the readout of a state": recurrent_state,
+    "a weight times a number": lambda net, last: equalized(net, last, 0.37),
+    "a weight times a number of the size": lambda net, last: equalized(net, last, net.width**-0.5),
+    "a weight times another number of the size": lambda net, last: equalized(net, last, (2 / net.width) ** 0.5),
+    "a weight and its length": normed,
+    "a weight and its spectral norm": spectral,
+    "attention under a mask": lambda net, last: attention(net, last, np.tri(STEPS, dtype=bool)),
+    "scaled attention under a mask": lambda net, last: attention(net, last, np.tri(STEPS, dtype=bool), net.width**0.5),
+}
+
+
+@pytest.mark.parametrize("width", [12, 16])
+@pytest.mark.parametrize("kind", LINEAR)
+def test_whichever_weight_is_linear_carries_the_division(kind, width):
+    teacher, target = pair(LINEAR[kind], new=width)
+    result = transfer(teacher, target)
+    assert result.obstacles == ()
+    assert verify(teacher, result.student).equivalent
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_attention_gets_the_teachers_mask(width):
+    teacher, target = pair(masked, new=width)
     result = transfer(teacher, target)
     assert result.obstacles == ()
     assert verify(teacher, result.student).equivalent
