@@ -170,6 +170,7 @@ LINEAR = {
     "a weight times another number of the size": lambda net, last: equalized(net, last, (2 / net.width) ** 0.5),
     "a weight and its length": normed,
     "a weight and its spectral norm": spectral,
+    "another number of the size": lambda net, last: net.op("Mul", last, net.const(np.array(1 / (net.width - 1)))),
     "attention under a mask": lambda net, last: attention(net, last, np.tri(STEPS, dtype=bool)),
     "scaled attention under a mask": lambda net, last: attention(net, last, np.tri(STEPS, dtype=bool), net.width**0.5),
 }
@@ -201,10 +202,6 @@ TOLD = {
             axis=2,
         ),
         "looks entries up",
-    ),
-    "a number of the size": (
-        lambda net, last: net.op("Mul", last, net.const(np.array(1 / (net.width - 1)))),
-        r"input 1 is 0\.142857 in the teacher and 0\.0909091 in the target",
     ),
     "an attribute": (
         lambda net, last: net.op("LeakyRelu", last, alpha=0.1 + net.seed / 4),
