@@ -284,9 +284,14 @@ def _add_checking(command: Any, data: str = "inputs to compare on, instead of ge
 
 def _inspect(options: argparse.Namespace) -> int:
     from onnx_net2net import report
+    from onnx_net2net.model import load
     from onnx_net2net.reimport import inspect_for
+    from onnx_net2net.verify import check_runs
 
-    inspection = inspect_for(options.framework, options.model)
+    model = load(options.model)
+    inspection = inspect_for(options.framework, model)
+    if any("could not be inferred" in (group.reason or "") for group in inspection.groups):
+        check_runs(model, "the model")
     if options.json:
         _print_json(report.inspection_dict(inspection))
         return 0
@@ -337,11 +342,14 @@ def _deepen(options: argparse.Namespace) -> int:
     from onnx_net2net.deepen import blocks, deepen, places
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
+    from onnx_net2net.verify import check_runs
 
     started = time.perf_counter()
     teacher = load(options.teacher)
     if options.list:
         found, repeated = places(teacher), blocks(teacher)
+        if not any(place.ways for place in found):
+            check_runs(teacher)
         if options.json:
             _print_json({"layers": report.places_list(found), "blocks": report.blocks_list(repeated)})
         else:

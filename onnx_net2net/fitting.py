@@ -202,7 +202,9 @@ class _Fitting:
                 self._sides.hinder(group.name, f"it cannot have {size} units: {group.reason}")
         except RefusedError as error:
             why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
+            near = size // group.size * group.size
             text = f"{group.size} units cannot grow to {size}, which is no multiple: {why}"
+            text += f" (multiples near it are {near} and {near + group.size})" if group.is_whole else ""
             self._sides.hinder(group.name, text)
             for dim, new in asked.items():
                 if new > dim.size and not dim.frozen:

@@ -328,8 +328,12 @@ def _on_old_part(run: Run, grown: Mapping[tuple[str, int], tuple[int, int]], rng
     return run_old_part
 
 
-def check_runs(model: Model) -> None:
+def check_runs(model: Model, what: str = "the teacher") -> None:
     """Refuse a model that onnxruntime does not take; those with operators of its user's own are not tried.
+
+    Args:
+        model: The model.
+        what: What messages call it.
 
     Raises:
         BadInputError: It does not; the text says why.
@@ -337,7 +341,7 @@ def check_runs(model: Model) -> None:
     domains = {node.domain for node in model.proto.graph.node if node.domain}
     if any(not domain.startswith(("ai.onnx", "com.microsoft")) for domain in domains):
         return
-    with model.on_disk() as path, blaming(BadInputError, "the teacher does not run"):
+    with model.on_disk() as path, blaming(BadInputError, f"{what} does not run"):
         Runner(path, LEVELS[0], provider=provider_name("cpu"))
 
 

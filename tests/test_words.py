@@ -42,6 +42,12 @@ def test_that_a_teacher_is_invalid_is_said_first_and_alone(tmp_path, capsys, com
     assert len(said.err.splitlines()) == 1
 
 
+def test_inspection_of_an_invalid_model_says_so(tmp_path, capsys):
+    model = perceptron(tmp_path / "model.onnx", shape=(7, 3))
+    assert main(["inspect", model]) == 2
+    assert capsys.readouterr().err.startswith("onnx-net2net: the model does not run: ")
+
+
 def test_an_operator_of_ones_own_is_no_fault(tmp_path, capsys):
     teacher = perceptron(tmp_path / "teacher.onnx", "Own", domain="my.company")
     assert main(["widen", teacher, "-o", str(tmp_path / "student.onnx"), "--factor", "2"]) == 3
