@@ -161,7 +161,34 @@ def spectral(net, last):
     return net.op("Relu", net.op("MatMul", last, net.op("Transpose", net.op("Div", weight, norm), perm=[1, 0])))
 
 
+def joint_attention(net, last, masked):
+    """Queries, keys and values of two heads by one layer; their scale follows the width of a head."""
+    width = net.width // 2
+    made = net.layer("qkv", last, net.width, 3 * net.width)
+    made = net.op("Reshape", made, net.const(np.array([2, STEPS, 3, 2, width])))
+    made = net.op("Transpose", made, perm=[2, 0, 3, 1, 4])
+    query, key, value = (net.op("Gather", made, net.const(np.array(place)), axis=0) for place in range(3))
+    scores = net.op("MatMul", query, net.op("Transpose", key, perm=[0, 1, 3, 2]))
+    weights = net.op("Softmax", masked(net, net.op("Div", scores, net.const(np.array(width**0.5)))))
+    result = net.op("Transpose", net.op("MatMul", weights, value), perm=[0, 2, 1, 3])
+    return net.op("Reshape", result, net.const(np.array([2, STEPS, net.width])))
+
+
+def replaced(value):
+    return lambda net, scores: net.op(
+        "Where", net.const(np.tri(STEPS, dtype=bool)), scores, net.const(np.full(1, value))
+    )
+
+
+def added(value):
+    return lambda net, scores: net.op("Add", scores, net.const(np.where(np.tri(STEPS, dtype=bool), 0.0, value)))
+
+
 LINEAR = {
+    "joint attention, scores replaced": lambda net, last: joint_attention(net, last, replaced(-1e4)),
+    "joint attention, scores infinite": lambda net, last: joint_attention(net, last, replaced(-np.inf)),
+    "joint attention, mask added": lambda net, last: joint_attention(net, last, added(-1e4)),
+    "joint attention, infinite mask added": lambda net, last: joint_attention(net, last, added(-np.inf)),
     "two towers": towers,
     "a parameter that scores": graph_attention,
     "the readout of a state": recurrent_state,
