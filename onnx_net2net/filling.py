@@ -226,9 +226,9 @@ class Filling:
             self._sides.hinder(node.name or node.outputs[0].name, reason)
 
     def copy_table(self, table: Table) -> None:
-        """Give a mask or a list of places the teacher's values."""
+        """Give a mask or a list of places the teacher's values, if it is no parameter of a unit."""
         key = "table", table.teacher, table.use
-        self._writes[table.use] = _Write(key, table.read, "teacher", table.teacher)
+        self._writes.setdefault(table.use, _Write(key, table.read, "teacher", table.teacher))
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
