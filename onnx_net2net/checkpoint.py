@@ -101,14 +101,19 @@ def checkpoint(
     with tempfile.TemporaryDirectory(prefix="onnx_net2net.") as folder:
         runs = _redo(model, grown, steps, Path(folder))
         result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
+    is_free = any(step["operation"] == "widen" and not step.get("framework") for step in steps)
     if untied and not untie:
+        remedy = "grow with --for torch" if is_free else "export with folding off"
         raise RefusedError(
-            f"tied weights grew differently: {some(untied)} (grow with --for torch, or give --untie and make the "
-            "class without the tie)"
+            f"tied weights grew differently: {some(untied)} ({remedy}, or give --untie and make the class without the "
+            "tie)"
         )
     notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
-    if any(step["operation"] == "widen" and not step.get("framework") for step in steps):
+    if is_free:
         notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    numbers = list(dict.fromkeys(number for run in runs for number in run.numbers))
+    if numbers:
+        notes.append(f"the class must not compute these numbers from its sizes: {some(numbers)}")
     notes += _unseen(result)
     if recovered and recovered.norms:
         notes.append(
@@ -163,19 +168,23 @@ class _Run:
         final: The constants behind the last step.
         copies: The copies.
         deeper: The constants of the graph with these.
+        numbers: Numbers beside what grew in them.
     """
 
     steps: list[dict[str, list[GrownConstant]]]
     final: Mapping[str, Constant]
     copies: tuple[Copy, ...] = ()
     deeper: Mapping[str, Constant] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
 
 
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folder: Path) -> list[_Run]:
     """Grow the teacher again, and return how each constant grew, up to each repetition of blocks and behind it."""
     runs: list[_Run] = []
     grown: list[dict[str, list[GrownConstant]]] = []
+    numbers: tuple[str, ...] = ()
     for result in redo(teacher, steps, folder):
+        numbers += getattr(result, "numbers", ())
         if getattr(result, "inserted", ()):
             raise RefusedError(f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)")
         weights = constants_of(result.teacher)
@@ -196,7 +205,7 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folde
     # What was calibrated on data, which the record does not have, is nowhere but in the student.
     on_data = any(step.get("calibrated on") == "data" for step in steps)
     _compare(result.student, student, constants_of(teacher) if on_data else None)
-    return [*runs, _Run(grown, constants_of(student))]
+    return [*runs, _Run(grown, constants_of(student), numbers=numbers)]
 
 
 def _refuse_invented(result: Any) -> None:

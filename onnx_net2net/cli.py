@@ -146,6 +146,8 @@ def _add_widen(commands: Any) -> None:
                          help="probability at which new classes start (default: 0.01, under a softmax 0)")  # fmt: skip
     command.add_argument("--for", choices=("torch",), dest="framework",
                          help="only growth that a class of the framework can follow")  # fmt: skip
+    command.add_argument("--keep-numbers", action="store_true",
+                         help="with --for: the class computes no number (like alpha / r) from its sizes")  # fmt: skip
     _add_report(command)
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     _add_proof(command)
@@ -316,7 +318,7 @@ def _widen(options: argparse.Namespace) -> int:
         "factor": options.factor, "sizes": _sizes(options.sizes), "only": options.only,
         "multiple_of": options.multiple_of, "map": options.map, "spread": options.spread, "noise": options.noise,
         "seed": options.seed, "prior": options.prior, "fill_norms": options.fill_norms,
-        "framework": options.framework,
+        "framework": options.framework, "keep_numbers": options.keep_numbers,
     }  # fmt: skip
     widening = widen(teacher, **arguments)
     record = report.widening_dict(widening) | _widths(options, teacher, widening.student)

@@ -219,7 +219,12 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
 
 def _close_outputs(analysis: Analysis) -> None:
     """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
-    read = {dim for _, _, contraction in analysis.weighings() for dim in dims.leaves(contraction.axis)}
+    read = {
+        dim
+        for number, _, contraction in analysis.weighings()
+        if not all(analysis.is_derived(number, index) for index, _ in contraction.sides)  # as a norm of weights is
+        for dim in dims.leaves(contraction.axis)
+    }
     for tensor in analysis.draft.graph.outputs:
         is_weight = constant_of(tensor) is not None
         made = bool(tensor.inputs) and not is_weight

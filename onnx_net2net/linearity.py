@@ -168,12 +168,17 @@ class _Search:
             return []  # zeros stay
         if not tensor.inputs or tensor.name in self._analysis.kept or depth > DEEPEST:
             return None
+        before = set(self.together)
         if len(tensor.outputs) > 1:
             place_ = None if self._nearby else self._shared(tensor, number, index, place)
             if place_ is None:
+                self.together = before
                 return None
             place = place_
-        return self._node(tensor, place, depth + 1)
+        carriers = self._node(tensor, place, depth + 1)
+        if carriers is None:
+            self.together = before
+        return carriers
 
     def _constant(self, number: int, index: int, place: _Place) -> list[Carrier] | None:
         use = self._analysis.uses[number, index]
@@ -449,7 +454,7 @@ def _before(
             if math.prod(mask.shape[:shift]) > 1:
                 return None
             mask = mask.reshape(mask.shape[shift:])
-            if any(m > 1 and size == 1 for m, size in zip(mask.shape, own, strict=True)):
+            if ((np.array(mask.shape) > 1) & (np.array(own) == 1)).any():
                 return None
         return replace(place, position=position, mask=mask)
     if node.op == "Transpose":
@@ -469,10 +474,10 @@ def _before(
         return place
     summed = {position for c in analysis.said[number].contractions for side, position in c.sides if side == index}
     holders = [p for p, axis in enumerate(axes) if dims & leaf_set(axis) and p not in summed]
-    if node.op in _REFOLDS:  # of several axes with the dims that with as many elements in front
-        start = math.prod(shape[: place.position])
-        same = [p for p in holders if own[p] == shape[place.position] and math.prod(own[:p]) == start]
-        holders = same or holders
+    if node.op in _REFOLDS:  # of several axes with the dims those that are a part of the result's, or have it as one
+        start, end = math.prod(shape[: place.position]), math.prod(shape[: place.position + 1])
+        bounds = {p: (math.prod(own[:p]), math.prod(own[: p + 1])) for p in holders}
+        holders = [p for p, (a, b) in bounds.items() if (start <= a and b <= end) or (a <= start and end <= b)]
     if len(holders) != 1:
         return None
     mask = place.mask

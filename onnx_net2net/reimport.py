@@ -15,23 +15,23 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnx_net2net import dims
 from onnx_net2net.bodies import Opened, open_bodies
 from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.inference import Analysis, Use, constant_of, infer
+from onnx_net2net.inference import Analysis, Use, infer
 from onnx_net2net.inspection import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.layers import Network
 from onnx_net2net.linearity import find_norms, weighings
 from onnx_net2net.model import Model, load
+from onnx_net2net.multipliers import computed_numbers, multipliers, number_of
 from onnx_net2net.naming import name_dims, scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
@@ -41,6 +41,9 @@ LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 FRAMEWORKS = ("torch",)
 """Frameworks whose classes can be grown for; what is said here holds for any that makes its modules of sizes."""
+
+ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider class"
+"""What to do about a number that may be a function of a size."""
 
 _POWERS = (0.5, -0.5, -1.0)
 """Powers of a size that classes compute: sqrt(hidden), head_dim ** -0.5, 1 / channels."""
@@ -62,12 +65,13 @@ def check_framework(framework: str | None) -> None:
         raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
 
 
-def analyse(model: Model, framework: str | None) -> tuple[Opened, Analysis, Inspection]:
+def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False) -> tuple[Opened, Analysis, Inspection]:
     """Find the dims of a model, and hold those that a class of a framework could not follow.
 
     Args:
         model: A loaded model.
         framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
+        keep_numbers: As in `hold`.
 
     Raises:
         BadInputError: If there is no such framework.
@@ -77,7 +81,7 @@ def analyse(model: Model, framework: str | None) -> tuple[Opened, Analysis, Insp
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
     if framework:
-        hold(analysis, opened.model.proto)
+        hold(analysis, opened.model.proto, keep_numbers=keep_numbers)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         adapt(analysis, inspection)
@@ -102,10 +106,17 @@ def inspect_for(framework: str | None, model: str | os.PathLike[str] | onnx.Mode
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
-    """Keep the dims whose growth a class could not follow; called before anything is planned."""
+def hold(analysis: Analysis, proto: onnx.ModelProto, *, keep_numbers: bool = False) -> None:
+    """Keep the dims whose growth a class could not follow; called before anything is planned.
+
+    Args:
+        analysis: The dims.
+        proto: The model that was analysed.
+        keep_numbers: Whether the class is known to compute none of its numbers from sizes.
+    """
     _join_layers(analysis, proto)
-    for axis, reason in [*_computed(analysis, proto), *_reasons(analysis)]:
+    numbers = () if keep_numbers else _numbers(analysis)
+    for axis, reason in [*numbers, *_computed(analysis, proto), *_reasons(analysis)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -114,10 +125,36 @@ def hold(analysis: Analysis, proto: onnx.ModelProto) -> None:
                 dims.keep_uniform(contraction.axis, f"{_label(analysis, number)} takes a mean over it")
 
 
+def _numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis of whose size a class may compute a number, with the reason."""
+    known = set()
+    for constant in frozen_constants(analysis):
+        if constant.power != -1.0 or any(map(_is_free, leaves(constant.axis))):  # 1 / 3 may be 4 / 12 as well
+            known.add(f"{constant.value:.5g}")
+        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+    for found in computed_numbers(analysis):
+        if f"{abs(found.multiplier.value):.5g}" not in known:
+            text = f"has {found.multiplier.value:.6g} = {found.text}, which a class may compute anew"
+            for dim in found.dims:
+                yield dim, f"{found.multiplier.node} {text} ({ADVICE})"
+
+
+def numbers_beside(analysis: Analysis, growth: Collection[Dim]) -> list[str]:
+    """Return the single numbers that scale something beside dims that grow, once each, for people.
+
+    Those of activations, and those that are a power of a size that stays, are none.
+    """
+    explained = {c.node for c in frozen_constants(analysis) if not leaf_set(c.axis).intersection(growth)}
+    found: dict[float, list[str]] = {}
+    for multiplier in multipliers(analysis):
+        beside = any(size.dims.intersection(growth) for size in multiplier.sizes)
+        if beside and multiplier.is_told and multiplier.node not in explained:
+            found.setdefault(multiplier.value, []).append(str(multiplier))
+    return [first + (f" and {len(more)} more" if more else "") for first, *more in found.values()]
+
+
 def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that has to keep its size in a class, with the reason."""
-    for constant in frozen_constants(analysis):
-        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     norms = find_norms(analysis)
     for number, said in analysis.said.items():
         label = _label(analysis, number)
@@ -430,8 +467,9 @@ def scalings(analysis: Analysis) -> Iterator[Scaling]:
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
-            value = _number(analysis, node.inputs[index])
+            value = number_of(analysis, node.inputs[index])
             if value:
+                value = abs(value)
                 factor = value if node.op == "Mul" else 1 / value
                 axes = tuple(_scaled(analysis, number, 1 - index, products))
                 yield Scaling(_label(analysis, number), factor, axes, (number, 1 - index))
@@ -451,17 +489,6 @@ def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, 
     if axes:
         yield axes[-1]
         yield from reversed(list(leaves(axes[-1])))
-
-
-def _number(analysis: Analysis, tensor: gs.Tensor) -> float | None:
-    """Return the magnitude of the one float that a constant is, or that follows from sizes; else None."""
-    known = analysis.sizes.values.get(tensor.name)
-    if known is not None:
-        return abs(float(known.reshape(-1)[0])) if known.size == 1 and known.dtype.kind == "f" else None
-    constant = constant_of(tensor)
-    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
-        return None
-    return abs(float(analysis.draft.reader(constant)().reshape(-1)[0]))
 
 
 # --- Widths that a class makes of others ---------------------------------------------------------------------

@@ -419,14 +419,14 @@ def _rewrite_constant(
             analysis.nodes[use.node].inputs[use.input] = own
 
 
-def is_fill(values: np.ndarray) -> bool:
-    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
-    return values.size > 0 and bool((values == values.flat[0]).all())
-
-
 def _salt(analysis: Analysis, name: str) -> int:
     """Return what tells the draws of a constant apart; copies stay copies."""
     return zlib.crc32(analysis.copies.get(name, name).encode())
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:

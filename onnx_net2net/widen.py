@@ -21,7 +21,7 @@ from onnx_net2net.inspection import Group, covered, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.reimport import analyse, check_framework
+from onnx_net2net.reimport import analyse, check_framework, numbers_beside
 from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
@@ -40,6 +40,8 @@ class Widening:
         notes: What else was done to the graph, for people.
         constants: How each constant grew that did.
         inserted: What a framework's class would need beside weights of other sizes: nodes, and numbers that were kept.
+        numbers: Single numbers that scale something beside a dim that grew: a class that computes them from its sizes
+            would have others.
     """
 
     teacher: Model
@@ -52,6 +54,7 @@ class Widening:
     notes: tuple[str, ...] = ()
     constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
     inserted: tuple[str, ...] = field(default=(), repr=False)
+    numbers: tuple[str, ...] = ()
 
 
 def widen(
@@ -68,6 +71,7 @@ def widen(
     prior: float | None = None,
     fill_norms: bool | None = None,
     framework: str | None = None,
+    keep_numbers: bool = False,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -93,6 +97,8 @@ def widen(
             tenth, and not for `sizes`.
         framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made at the
             new sizes: dims whose growth a class could not follow are fixed (see `onnx_net2net.reimport`).
+        keep_numbers: Whether that class computes none of its numbers from sizes, so that dims may grow of whose size
+            a number in the file is a function (alpha / r of LoRA, width ** -0.5).
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.verify`.
@@ -105,11 +111,14 @@ def widen(
     check_framework(framework)
     if framework and fill_norms:
         raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
+    if keep_numbers and framework is None:
+        raise BadInputError("--keep-numbers is about the numbers of a class; give --for too")
     model = load(teacher)
     with paused_gc():
         return _widen(
-            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms, framework
-        )
+            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms,
+            framework, keep_numbers,
+        )  # fmt: skip
 
 
 def _widen(
@@ -123,8 +132,9 @@ def _widen(
     prior: float | None,
     fill_norms: bool | None,
     framework: str | None,
+    keep_numbers: bool,
 ) -> Widening:
-    opened, analysis, inspection = analyse(model, framework)
+    opened, analysis, inspection = analyse(model, framework, keep_numbers=keep_numbers)
     plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -133,7 +143,7 @@ def _widen(
     record = {
         "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
         "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "prior": prior, "fill_norms": fill_norms, "framework": framework,
+        "prior": prior, "fill_norms": fill_norms, "framework": framework, "keep_numbers": keep_numbers,
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
@@ -144,6 +154,11 @@ def _widen(
     share = covered(analysis, plan.growth)
     metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
+    numbers = numbers_beside(analysis, plan.growth)
+    if framework and numbers:
+        notes.append(
+            f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
+        )
     grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
     student = opened.close(grown)
     if framework and (analysis.inserted or analysis.untied):
@@ -155,7 +170,7 @@ def _widen(
         notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
     return Widening(
         model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
-        tuple(str(inserted) for inserted in analysis.inserted),
+        tuple(str(inserted) for inserted in analysis.inserted), tuple(numbers),
     )  # fmt: skip
 
 

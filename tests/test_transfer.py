@@ -333,7 +333,7 @@ IN_THE_WAY = {
         transformer(0, post=True), transformer(1, post=True, depth=2), "it normalises once more, which is not the"),
     "more groups": (plain(0, (6, 12)), plain(1, (6, 12), groups=(1, 3)), "conv1: "),
     "wider heads without a softmax": (
-        attention(0, softmax=False), attention(1, width=5, softmax=False), "0.57735 = 3 ** -0.5, which the target"),
+        attention(0, softmax=False), attention(1, width=5, softmax=False), "3 ** -0.5, which the target computes anew"),
     "another stride": (resnet(0), resnet(1, stride=2), "stem: strides is None in the teacher and [2, 2]"),
     "narrower": (resnet(0), resnet(1, width=4), "6 units do not fit into 4"),
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
