@@ -403,6 +403,8 @@ class _Blocks:
         """Return the numbered module around all layers of a block, or what else their names have in common."""
         modules = [self._module(layer) for layer in sorted(region) if layer in self._network.layers]
         common = _common(modules)
+        if len(set(modules)) == 1 and modules[0].rpartition(".")[2].isdigit():
+            return modules[0]  # a layer of a list, alone
         return _numbered(common) or ".".join(common) or self._analysis.nodes[number].name or modules[0]
 
     def _module(self, layer: int) -> str:
@@ -525,6 +527,10 @@ def name_of(tensor: gs.Tensor) -> str:
     return str(tensor.name)
 
 
+class Shape(tuple[int, ...]):
+    """The shape of a weight that a node reads."""
+
+
 Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
 """A node: operator, domain, attributes, and of what it reads the shapes of weights, the values of other constants, the
 places of what the block itself makes, and the names of what comes from outside."""
@@ -532,22 +538,25 @@ places of what the block itself makes, and the names of what comes from outside.
 
 def program(analysis: Analysis, block: Block) -> tuple[Step, ...]:
     """Return what a block computes but for the values of its weights: what blocks that can change places share."""
-    made = {block.entry: -1}
+    made: dict[str, object] = {block.entry: -1}
     found: list[Step] = []
     for number in block.nodes:
         node = analysis.nodes[number]
         reads: list[object] = []
         for value in node.inputs:
-            constant = constant_of(value)
-            if constant is None:
-                reads.append(made.get(value.name, value.name))
-            elif _is_weight(analysis, constant):
-                reads.append(tuple(constant.shape))
+            constant, size = constant_of(value), analysis.sizes.values.get(value.name)
+            if constant is not None and _is_weight(analysis, constant):
+                reads.append(Shape(constant.shape))
+            elif constant is not None or (size is not None and value.name not in made):
+                reads.append((analysis.draft.read(constant) if constant is not None else np.asarray(size)).tobytes())
             else:
-                reads.append(analysis.draft.read(constant).tobytes())
+                reads.append(made.get(value.name, value.name))
+        if node.op in ("Identity", "Dropout"):
+            made[node.outputs[0].name] = reads[0]
+            continue
+        made.update((value.name, (len(found), place)) for place, value in enumerate(node.outputs))
         attributes = sorted((key, str(value)) for key, value in node.attrs.items())
         found.append((node.op, node.domain or "", tuple(attributes), tuple(reads)))
-        made.update((value.name, len(made) + place) for place, value in enumerate(node.outputs))
     return tuple(found)
 
 

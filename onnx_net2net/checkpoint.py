@@ -102,6 +102,7 @@ def checkpoint(
         runs = _redo(model, grown, steps, Path(folder))
         result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
     is_free = any(step["operation"] == "widen" and not step.get("framework") for step in steps)
+    result = list(_called(result))
     if untied and not untie:
         remedy = "grow with --for torch" if is_free else "export with folding off"
         raise RefusedError(
@@ -115,12 +116,43 @@ def checkpoint(
     if numbers:
         notes.append(f"the class must not compute these numbers from its sizes: {some(numbers)}")
     notes += _unseen(result)
+    notes += _invented([entry.name for entry in result if entry.relation == "new"])
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
     return Checkpoint(tuple(_marked(result)), tuple(sources), tuple(notes), getattr(entries, "versions", None))
+
+
+def _called(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield the entries, and those of new layers by the name of the layer that they were put behind in the class."""
+    layers = {constant: entry.name.rpartition(".")[0] for entry in entries for constant in entry.constants}
+    for entry in entries:
+        before, mark, rest = entry.name.rpartition("_new")
+        is_behind = entry.relation == "new" and bool(layers.get(before))
+        yield replace(entry, name=f"{layers[before]}{mark}{rest}") if is_behind else entry
+
+
+def _invented(names: Sequence[str]) -> Iterator[str]:
+    """Say which entries are of new layers, whose names are none of the class's as yet.
+
+    Raises:
+        RefusedError: If no class could have them.
+    """
+    nameless = [name for name in names if not all(map(_is_attribute, name.split(".")))]
+    if nameless:
+        raise RefusedError(f"no class has layers of these names: {some(nameless)}; fill a deeper class by transfer")
+    if names:
+        yield (
+            f"warning: {len(names)} entries are of new layers, which a class has to have under these names (or fill a "
+            f"deeper class by transfer): {some(names)}"
+        )
+
+
+def _is_attribute(step: str) -> bool:
+    """Tell whether a step of a path may be a module or parameter of a class."""
+    return step.isidentifier() or step.isdigit()
 
 
 def _unseen(entries: Sequence[Entry]) -> Iterator[str]:

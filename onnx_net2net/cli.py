@@ -175,6 +175,9 @@ def _add_deepen(commands: Any) -> None:
     command.add_argument("--append", action="store_true",
                          help="copies behind the last block of the group, not behind their originals")  # fmt: skip
     command.add_argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on")
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="only copies of blocks that a deeper class of the framework has")  # fmt: skip
+    _add_report(command)
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     _add_proof(command)
 
@@ -372,11 +375,12 @@ def _deepen(options: argparse.Namespace) -> int:
         deepening = deepen(
             teacher, after=options.after, all=options.all, count=options.count, pairs=options.pairs,
             way=options.way, width=options.width, repeat=options.repeat, depth=options.depth, append=options.append,
-            calibrate=options.calibrate, seed=options.seed, progress=progress,
+            calibrate=options.calibrate, seed=options.seed, framework=options.framework, progress=progress,
         )  # fmt: skip
+    record = report.deepening_dict(deepening) | _widths(options, teacher, deepening.student)
     shown: list[Table | str] = [report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}")]
-    shown += deepening.notes
-    return _finish(options, deepening, report.deepening_dict(deepening), checking, started, shown)
+    shown += [*deepening.notes, *(record["widths"] if "widths" in record and not options.json else ())]
+    return _finish(options, deepening, record, checking, started, shown)
 
 
 def _narrow(options: argparse.Namespace) -> int:

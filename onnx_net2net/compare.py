@@ -36,6 +36,11 @@ class Typical:
     noise: float = 0.0
     size: float = 0.0
 
+    @property
+    def slack(self) -> float:
+        """About what a student may be off by."""
+        return min(NOISE_FACTOR * self.noise, MAX_TOLERANCE * self.size)
+
 
 @dataclass(frozen=True)
 class OutputReport:
@@ -96,7 +101,7 @@ def compare(
         return OutputReport(name, math.inf, math.inf, 0.0, 0.0, math.inf, 1.0)
     answers = teacher if epsilon(first.dtype) else (*teacher, *moved)  # of equal scores any may be the largest
     known = [values for values in answers if values.shape == first.shape]
-    error = np.min([_gap(student, values) for values in known], axis=0)
+    error = np.min([gap(student, values) for values in known], axis=0)
     largest = largest_of(first)
     scale = max(largest, typical.size, units.get(name, 0.0))
     step = epsilon(first.dtype)
@@ -124,6 +129,17 @@ def compare(
     )
 
 
+def gap(one: Array, other: Array) -> Array:
+    """Return absolute differences, infinite where only one is finite; of texts, 1 where they differ."""
+    same = one == other
+    if one.dtype == object:
+        return np.asarray(~np.asarray(same, bool), np.float64)
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(one - other)
+    return np.where(same | (np.isnan(one) & np.isnan(other)), 0.0, np.where(np.isnan(gap), np.inf, gap))
+
+
 def largest_of(values: Array) -> float:
     """Return the largest magnitude among finite elements; 1 for texts."""
     return float(np.max(np.abs(values), initial=0, where=finite(values))) if values.dtype != object else 1.0
@@ -133,7 +149,7 @@ def noise_of(first: Array, others: Sequence[Array]) -> float:
     """Return how far values are moved at most in other runs; 0 for what is no float."""
     if epsilon(first.dtype) is None:
         return 0.0
-    return max((_largest(_gap(first, one)) for one in others if one.shape == first.shape), default=0.0)
+    return max((_largest(gap(first, one)) for one in others if one.shape == first.shape), default=0.0)
 
 
 def finite(values: Array) -> Array:
@@ -141,17 +157,6 @@ def finite(values: Array) -> Array:
     if epsilon(values.dtype) is None:
         return np.ones(values.shape, bool)
     return np.isfinite(values.astype(np.float64))
-
-
-def _gap(one: Array, other: Array) -> Array:
-    """Return absolute differences, infinite where only one is finite; of texts, 1 where they differ."""
-    same = one == other
-    if one.dtype == object:
-        return np.asarray(~np.asarray(same, bool), np.float64)
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(one - other)
-    return np.where(same | (np.isnan(one) & np.isnan(other)), 0.0, np.where(np.isnan(gap), np.inf, gap))
 
 
 def _largest(values: Array) -> float:

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import onnx
 
-from onnx_net2net.blocks import Block, Copy, find_blocks, insert_copy, program
+from onnx_net2net.blocks import Block, Copy, Shape, find_blocks, insert_copy, program
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import measure
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -270,7 +270,8 @@ def _repeated(
             found = [replace(block, reason=block.obstacle) for block in found]
         alike = _alike(analysis, found)
         if framework:
-            found = [_in_class(block, alike, append, cancels) for block in found]
+            known = {block.name for block in found}
+            found = [_in_class(block, known, alike, append, cancels) for block in found]
         copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
         tensors = analysis.draft.graph.tensors()
         made: list[Copy] = []
@@ -299,17 +300,19 @@ def _alike(analysis: Analysis, found: Sequence[Block]) -> set[str]:
     programs: dict[str, dict[tuple[object, ...], set[object]]] = {block.group: {} for block in found}
     for block in found:
         own = program(analysis, block)
-        shapes = tuple(read for _, _, _, reads in own for read in reads if isinstance(read, tuple))
+        shapes = tuple(shape for _, _, _, reads in own for shape in reads if isinstance(shape, Shape))
         programs[block.group].setdefault(shapes, set()).add(own)
     return {group for group, kinds in programs.items() if all(len(own) == 1 for own in kinds.values())}
 
 
-def _in_class(block: Block, alike: Collection[str], append: bool, cancels: bool) -> Block:
+def _in_class(block: Block, names: Collection[str], alike: Collection[str], append: bool, cancels: bool) -> Block:
     """Give a block a reason if no class made with more layers has copies of it."""
     reason = block.reason
     if cancels:
         reason = "a class has no two copies that cancel"
-    elif not block.name.rpartition(".")[2].isdigit():
+    elif "#" in block.name or f"{block.name}#2" in names:
+        reason = reason or "it is only a part of the module of its name; fill a deeper class by transfer"
+    elif not block.name[-1].isdigit():
         reason = reason or "it has no number, so that a class takes no more of it; fill a deeper class by transfer"
     elif block.group not in alike and not append:
         reason = reason or "the blocks of its group differ, and a class may tell them apart by their numbers (append)"

@@ -1,13 +1,14 @@
 """The state dict of a class made with more layers: copies of blocks get the class's numbers, and what follows moves on.
 
-A class keeps repeated blocks under numbers (`layers.0`, `layer3.4`, `features.7`), in the order in which they run. A
-copy behind a block gets the next number, and all that come after it get later ones, also what is no block: in a
+A class keeps repeated blocks under numbers (`layers.0`, `layer3.4`, `encoder_layer_1`), in the order in which they run.
+A copy behind a block gets the next number, and all that come after it get later ones, also what is no block: in a
 Sequential one more module moves all behind it. All entries of a block are copied, those that are not in the graph as
 they are; what ends the branches of the copy is zero.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -65,11 +66,10 @@ def deepened(
     lists = _Lists(entry.name for entry in entries)
     behind: dict[str, list[Copy]] = {}
     for copy in copies:
-        beside = homes[copy.block].rpartition(".")[0::2]
-        own = copy.behind.rpartition(".")[2]
-        if not own.isdigit():
+        own = _NUMBERED.match(copy.behind)
+        if own is None or "#" in copy.behind:
             raise RefusedError(f"{copy.behind} has no number in the class, so that none follows it; {_ADVICE}")
-        home = f"{beside[0]}.{own}" if beside[0] else own
+        home = f"{_parted(homes[copy.block])[0]}{own[2]}"
         behind.setdefault(home, []).append(copy)
         lists.insert(home, copy)
     ends = {home: max(k for k, e in enumerate(entries) if e.name.startswith(f"{home}.")) for home in behind}
@@ -89,41 +89,52 @@ def deepened(
 # --- Numbers -------------------------------------------------------------------------------------------------
 
 
+_NUMBERED = re.compile(r"^(.*?)(\d+)$")
+
+
+def _parted(home: str) -> tuple[str, int]:
+    """Return what is in front of the number that the path of a module ends in, and the number."""
+    found = _NUMBERED.match(home)
+    assert found is not None
+    return found[1], int(found[2])
+
+
 class _Lists:
-    """The numbered modules of a state dict, by the path in front of their numbers, and the copies behind each."""
+    """The numbered modules of a state dict, by what is in front of their numbers, and the copies behind each."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._last: dict[str, int] = {}
         self._copies: dict[str, dict[int, int]] = {}
         for name in names:
             path = name.split(".")
-            for depth, step in enumerate(path[:-1]):
-                if step.isdigit():
-                    parent = ".".join(path[:depth])
-                    self._last[parent] = max(int(step), self._last.get(parent, 0))
+            for depth, step in enumerate(path[:-1], 1):
+                if step[-1:].isdigit():
+                    before, number = _parted(".".join(path[:depth]))
+                    self._last[before] = max(number, self._last.get(before, 0))
 
     def insert(self, home: str, copy: Copy) -> None:
         """Put a copy behind a numbered module and its earlier copies."""
-        parent, _, number = home.rpartition(".")
-        if parent not in self._last:
+        before, number = _parted(home)
+        if before not in self._last:
             raise RefusedError(f"{copy.behind} has no number in the state dict; {_ADVICE}")
-        if int(number) < self._last[parent] and not copy.alike:
+        if number < self._last[before] and not copy.alike:
             raise RefusedError(
-                f"blocks of {parent or 'the model'} differ in what they compute, and {copy.block} would come in front "
-                "of some, which a class may tell apart by their numbers (deepen with --append)"
+                f"blocks of {before.rstrip('.') or 'the model'} differ in what they compute, and a class may tell them "
+                f"apart by their numbers, which a copy of {copy.block} changes (deepen with --append)"
             )
-        own = self._copies.setdefault(parent, {})
-        own[int(number)] = own.get(int(number), 0) + 1
+        own = self._copies.setdefault(before, {})
+        own[number] = own.get(number, 0) + 1
 
     def renamed(self, name: str, copy: int = 0) -> str:
         """Return what an entry or a module is called in the deeper class, or which copy of a module behind it."""
         path = name.split(".")
         new = list(path)
-        for depth, step in enumerate(path):
-            copies = self._copies.get(".".join(path[:depth]), {}) if step.isdigit() else {}
-            before = sum(number for place, number in copies.items() if place < int(step)) if copies else 0
-            new[depth] = str(int(step) + before) if copies else step
-        new[-1] = str(int(new[-1]) + copy) if copy else new[-1]
+        for depth, step in enumerate(path, 1):
+            if step[-1:].isdigit():
+                before, number = _parted(".".join(path[:depth]))
+                more = sum(count for place, count in self._copies.get(before, {}).items() if place < number)
+                more += copy if depth == len(path) else 0
+                new[depth - 1] = f"{_parted(step)[0]}{number + more}" if more else step
         return ".".join(new)
 
 
@@ -139,7 +150,7 @@ def _home(block: str, copied: Sequence[CopiedConstant], matches: Matches, consta
     for path in paths:
         same = [own == other for own, other in zip(common, path, strict=False)]
         common = common[: same.index(False) if False in same else len(same)]
-    homes = [".".join(common[:end]) for end in range(len(common), 0, -1) if common[end - 1].isdigit()]
+    homes = [".".join(common[:end]) for end in range(len(common), 0, -1) if common[end - 1][-1:].isdigit()]
     named = [home for home in homes if f".{block}".endswith(f".{home}") or f".{home}".endswith(f".{block}")]
     if not homes:
         raise RefusedError(f"copies of {block} have no number in a class, which has one such block; {_ADVICE}")

@@ -69,6 +69,7 @@ class Entry:
         new: Its shape in the student.
         growths: How it grows, step by step.
         note: What else there is to say, for people.
+        shared: The same for entries that are one tensor in memory, None where the file does not tell.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Entry:
     new: tuple[int, ...]
     growths: tuple[Growth, ...] = field(default=(), repr=False)
     note: str = ""
+    shared: object = field(default=None, repr=False, compare=False)
     value: Callable[[], Array] = field(default=lambda: np.zeros(0), repr=False, compare=False)
 
     def grow(self, values: Array, kind: Kind = "weight") -> Array:
@@ -182,7 +184,7 @@ class Derivation:
         }
         unseen = Unseen(list(derived.values()))
         for name, stored in self._entries.items():
-            yield derived.get(name) or _unseen(name, stored, unseen)
+            yield replace(derived.get(name) or _unseen(name, stored, unseen), shared=stored.shared)
 
     def added(self) -> Iterator[Entry]:
         """Yield the weights of layers that the teacher does not have."""

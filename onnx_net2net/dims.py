@@ -96,6 +96,13 @@ class Dim:
         if size <= 1 and fixed is None and origin is None:
             self.fixed = "an axis of size 1 broadcasts"
 
+    @classmethod
+    def single(cls) -> Dim:
+        """Return a dim of one unit that does not broadcast."""
+        dim = cls(1)
+        dim.fixed = None
+        return dim
+
     @property
     def frozen(self) -> str | None:
         """Why the dim does not grow of itself: it is fixed or pinned."""

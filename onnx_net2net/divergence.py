@@ -11,9 +11,9 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from onnx_net2net.compare import Judge
+from onnx_net2net.compare import Judge, gap, largest_of
 from onnx_net2net.inputs import Feeds, input_specs
-from onnx_net2net.noise import drawn, epsilon, noisy_twin, nudged
+from onnx_net2net.noise import FLOATS, drawn, epsilon, noisy_twin, nudged
 from onnx_net2net.protos import by_name, captured, refill
 from onnx_net2net.runtime import LEVELS, Runner
 from onnx_net2net.tensors import Array
@@ -21,6 +21,9 @@ from onnx_net2net.tensors import Array
 Embed = Callable[[str], Sequence[Array | None] | None]
 """For a tensor of the teacher, the positions of its units on each axis of the student's (None: all of
 the axis); None if the two cannot be compared."""
+
+_WITNESS = 1e-3
+"""What moves by less than this part of its largest value shows little more than an output that does not move."""
 
 _CHUNK = 128  # intermediate tensors fetched in one run: what bounds the memory of the search
 
@@ -131,11 +134,13 @@ def stand_for(
     for start in range(0, len(names), _CHUNK):
         chunk = names[start : start + _CHUNK]
         one, other = (_values(chunk, proto, teacher, open_with, LEVELS[0], fed) for fed in feeds)
-        moves |= {name for name in chunk if name in one and name in other and differ(one[name], other[name])}
+        known = (name for name in chunk if name in one and name in other)
+        moves |= {name for name in known if differ(one[name], other[name], _WITNESS * largest_of(one[name]))}
     agreeing: list[str] = []
-    front, seen = [output], set[str]()
+    front, seen, walked = [output], set[str](), list[str]()
     while front:
-        made = {name for at in front if at in producers for name in (*producers[at].input, *captured([producers[at]]))}
+        walked += front
+        made = {name for at in front for name in (*producers[at].input, *captured([producers[at]])) if name}
         seen |= (made := made - seen)
         found = dict(_agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed))
         differs = next((name for name, agree in found.items() if not agree), None)
@@ -144,23 +149,36 @@ def stand_for(
             return Stand(differs=differs)
         agreeing += found
         front = [name for name in made if name in producers and name not in found]
+    if not agreeing:  # the same nodes with the same constants make it of the inputs
+        others = {name: node for node in new.graph.node for name in node.output}
+        constants = seen & ours.keys()
+        if constants <= theirs.keys() and all(
+            name in others and producers[name].SerializeToString() == others[name].SerializeToString()
+            for name in walked
+        ):
+            small = all(_is_inside(tensors[name]) for name in constants for tensors in (ours, theirs))
+            agreeing += sorted(seen - producers.keys() - constants) if small else []
     return Stand(tuple(agreeing))
 
 
+def _is_inside(tensor: onnx.TensorProto) -> bool:
+    """Tell whether the values of a constant are in the model's own file."""
+    return bool(tensor.data_location != onnx.TensorProto.EXTERNAL)
+
+
 def _changed(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
-    """Tell whether two constants of the same shape have other values, as far as these are in the file itself."""
-    if one.dims != other.dims or onnx.TensorProto.EXTERNAL in (one.data_location, other.data_location):
-        return False
+    """Tell whether two float constants of the same shape have other values, as far as the file itself has them."""
+    if one.data_type not in FLOATS or one.dims != other.dims or not (_is_inside(one) and _is_inside(other)):
+        return False  # integers may be sizes, which grow
     return differ(numpy_helper.to_array(one), numpy_helper.to_array(other))
 
 
-def differ(one: Array, other: Array) -> bool:
-    """Tell whether two arrays have other values in the part that is common to their shapes."""
+def differ(one: Array, other: Array, slack: float = 0.0) -> bool:
+    """Tell whether two arrays have values further apart than `slack` in the part that is common to their shapes."""
     if one.ndim != other.ndim:
         return True
     part = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
-    first, second = one[part], other[part]
-    return not bool(np.all((first == second) | ((first != first) & (second != second))))
+    return bool(np.any(gap(one[part], other[part]) > slack))
 
 
 def _embedded(values: Array, positions: Sequence[Array | None] | None) -> Array | None:

@@ -49,11 +49,13 @@ class Duplicates:
         classes: The classes of each dim that can lose units.
         summed: Where the classes are summed; wherever else a constant has the dim, it keeps what the first unit has.
         means: Where (node, input, axis) a mean is taken of what is summed, so that fewer units need smaller weights.
+        squares: The reads (node, input) whose squares are summed.
     """
 
     classes: dict[Dim, np.ndarray]
     summed: Summed
     means: frozenset[tuple[int, int, int]] = frozenset()
+    squares: frozenset[tuple[int, int]] = frozenset()
 
 
 def find_duplicates(analysis: Analysis, cut: Mapping[str, int], fills: Sequence[Fill] = ()) -> Duplicates | None:
@@ -93,23 +95,23 @@ def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
 
 def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> None:
     """Fold a constant; uses that fold it alike share one tensor, as they did."""
-    alike: dict[tuple[float, tuple[bytes, ...]], tuple[list[np.ndarray], list[Use]]] = {}
+    alike: dict[tuple[float, bool, tuple[bytes, ...]], tuple[list[np.ndarray], list[Use]]] = {}
     for use in uses:
         read_at = use.node, use.input
         summed = found.summed.get(read_at, {})
         labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
         shares = [(int(own.max()) + 1) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
-        key = math.prod(shares), tuple(own.tobytes() for own in labels)
+        key = math.prod(shares), read_at in found.squares, tuple(own.tobytes() for own in labels)
         alike.setdefault(key, (labels, []))[1].append(use)
     constant = uses[0].constant
     read, dtype = analysis.draft.reader(constant), dtype_of(constant)
-    plain = 1.0, tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
-    taken = plain in alike
-    for key, (labels, group) in alike.items():
-        if key == plain:
+    plain = tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
+    taken = any(kept == plain for _, _, kept in alike)
+    for (share, squares, kept), (labels, group) in alike.items():
+        if kept == plain:
             continue
         shape = [int(own.max()) + 1 for own in labels]
-        compute = partial(_fold_back, read, labels, dtype, key[0])
+        compute = partial(_fold_back, read, labels, dtype, share, squares)
         if not taken:
             analysis.draft.replace(constant, shape, compute)
             taken = True
@@ -120,9 +122,11 @@ def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> N
             analysis.nodes[use.node].inputs[use.input] = own
 
 
-def _fold_back(read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any], share: float) -> Array:
+def _fold_back(
+    read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any], share: float, squares: bool
+) -> Array:
     """Fold a constant and return it in its own type."""
-    folded = fold(read(), labels)
+    folded = fold(read(), labels, squares)
     return (folded if share == 1 else folded * share).astype(dtype, copy=False)
 
 
@@ -132,8 +136,13 @@ def _kept(labels: np.ndarray) -> Map:
     return Map(len(labels), first, np.ones(len(first)), np.zeros(len(first), np.int8), np.ones(len(first), bool))
 
 
-def fold(values: Array, labels: list[np.ndarray]) -> Array:
-    """Sum units of one label on each axis, in the order of the labels, and leave out those labelled -1."""
+def fold(values: Array, labels: list[np.ndarray], squares: bool = False) -> Array:
+    """Sum units of one label on each axis, in the order of the labels, and leave out those labelled -1.
+
+    With `squares` that is the root of the sum of their squares.
+    """
+    if squares and any(own.max(initial=-1) + 1 < np.count_nonzero(own >= 0) for own in labels):
+        return np.asarray(np.sqrt(fold(values.astype(np.float64) ** 2, labels)))
     result = values
     for position, own in enumerate(labels):
         order = np.argsort(own, kind="stable")
@@ -207,6 +216,7 @@ class _Refinement:
         self._even: set[Dim] = set()
         self._summed: Summed = {}
         self._means: set[tuple[int, int, int]] = set()
+        self._squares: set[tuple[int, int]] = set()
         self._read: dict[int, Array] = {}
         free = self._candidates()
         self._find_carriers(free)
@@ -232,7 +242,7 @@ class _Refinement:
             self._classes[dim] = kept
         classes = {dim: own for dim, own in self._classes.items() if int(own.max()) + 1 < dim.size}
         summed = {key: axes for key, axes in self._summed.items() if key in self._analysis.uses}
-        return Duplicates(classes, summed, frozenset(self._means))
+        return Duplicates(classes, summed, frozenset(self._means), frozenset(self._squares))
 
     # -- what can lose units -----------------------------------------------------------------------------------
 
@@ -269,6 +279,8 @@ class _Refinement:
                     continue
                 if contraction.law == "mean":
                     self._means.add(place)
+                if contraction.law == "square":
+                    self._squares.add(place[:2])
                 for dim in dims:
                     summed.setdefault(dim, []).append((place, dims))
         free &= summed.keys() | {dim for dim in free if dim.origin}  # single units that nothing picks may have no sum
@@ -278,15 +290,23 @@ class _Refinement:
 
     def _carrier(self, number: int, contraction: Contraction, dims: set[Dim]) -> tuple[int, int, int] | None:
         """Return (node, input, axis) of a constant that can hold the sums."""
-        if contraction.law not in ("sum", "mean"):
-            return None
+        square = contraction.law == "square"
+        read = {index for one in self._analysis.said[number].contractions for index, _ in one.sides}
+        if square and len(read) > 1:
+            return None  # squares of differences: what one operand is multiplied by says nothing of the other
         for way in weighings(self._analysis, number, contraction, dims.__contains__):
             (place, *more) = way.carriers
             use = self._analysis.uses[place.node, place.input]
             alone = not (more or way.together or place.even) and place.units is None
+            alone &= not square or self._is_factor(place.node, use, place.position)
             if alone and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place.position]):
                 return place.node, place.input, place.position
         return None
+
+    def _is_factor(self, number: int, use: Use, position: int) -> bool:
+        """Tell whether a constant is one number for each unit, which all of it is multiplied by."""
+        others = [axis for place, axis in enumerate(use.axes) if place != position]
+        return self._analysis.nodes[number].op == "Mul" and all(axis.size == 1 for axis in others)
 
     def _is_norm(self, number: int) -> bool:
         """Tell whether a node is a BatchNormalization that only scales and shifts each unit."""
@@ -313,8 +333,9 @@ class _Refinement:
         values = self._values(use)
         if all(len(np.unique(own)) == len(own) for own in labels):
             return values, None, labels
-        size = np.abs(values.astype(np.float64))
-        return fold(values, labels), _ROUNDINGS * EPSILON[values.dtype.name] * fold(size, labels), labels
+        size, squares = np.abs(values.astype(np.float64)), (use.node, use.input) in self._squares
+        miss = _ROUNDINGS * EPSILON[values.dtype.name] * fold(size, labels, squares)
+        return fold(values, labels, squares), miss, labels
 
     def _refine(self, use: Use) -> bool:
         """Tell apart units that a constant makes different; return whether any were."""

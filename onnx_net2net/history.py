@@ -27,11 +27,13 @@ def history(model: Model) -> list[dict[str, object]]:
 
 
 def fingerprint(model: Model) -> str:
-    """Return the SHA-256 of the model's file (not of external data beside it), or of a model in memory.
+    """Return the SHA-256 of the model's file (not of external data beside it, nor its name), or of a model in memory.
 
     A student in memory is what its history says, which is hashed in its place: its weights are not computed yet.
     """
     digest = hashlib.sha256()
+    if model.path is not None and len(model.sources) > 1:
+        return hashlib.sha256(_without_locations(model)).hexdigest()
     if model.path is not None:
         with open(model.path, "rb") as file:
             while block := file.read(1 << 20):
@@ -48,6 +50,16 @@ def fingerprint(model: Model) -> str:
             digest.update(weight.tobytes())
     digest.update(proto.SerializeToString(deterministic=True))
     return digest.hexdigest()
+
+
+def _without_locations(model: Model) -> bytes:
+    """Return a file that has its data beside it without the names of these files, which follow from its own."""
+    assert model.path is not None
+    proto = onnx.load(model.path, load_external_data=False)
+    for tensor in all_tensors(proto):
+        for entry in tensor.external_data:
+            entry.value = "" if entry.key == "location" else entry.value
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def grown_interface(teacher: Model, student: Model) -> dict[tuple[str, int], tuple[int, int]]:

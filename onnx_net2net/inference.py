@@ -22,6 +22,7 @@ from onnx_net2net.model import Draft, Model
 from onnx_net2net.operation import LISTED, UNREAD, Contraction, Op, Statements
 from onnx_net2net.rules import lookup
 from onnx_net2net.rules.movement import permute_units
+from onnx_net2net.singles import Singles
 
 DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 """Element types whose values copies can share."""
@@ -35,6 +36,9 @@ _LONG_LISTS = {("ScatterND", 1)}
 _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
 
+
+_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that lay values of one tensor out anew."""
 
 _CUT = ("Slice", "Split")
 """Operators that read a part of a vector."""
@@ -91,6 +95,8 @@ class Analysis:
         untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
+        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
+            that is weighed instead of theirs, so that it is divided for both of its readers.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
         tied: Reads of constants that must keep equal values, with the first of them.
         inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
@@ -105,6 +111,7 @@ class Analysis:
     cut: set[str] = field(default_factory=set)
     untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
@@ -118,6 +125,11 @@ class Analysis:
         """The nodes of the graph, in order."""
         nodes: list[gs.Node] = self.draft.graph.nodes
         return nodes
+
+    @cached_property
+    def singles(self) -> Singles:
+        """The axes of size 1 that are hidden channels, and do not broadcast."""
+        return Singles(self.nodes, self.kept, self.sizes.shape, lambda tensor: constant_of(tensor) is not None)
 
     @cached_property
     def numbers(self) -> dict[int, int]:
@@ -138,6 +150,18 @@ class Analysis:
     def is_derived(self, node: int, index: int) -> bool:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    def is_fill(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
+        tensor = self.nodes[node].inputs[index]
+        use = self.uses.get((node, index))
+        values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+        if values is not None:
+            return is_fill(values)
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op == "ConstantOfShape":
+            return producer is not None
+        return producer.op in _MOVES and self.is_fill(self.numbers[id(producer)], 0)
 
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
@@ -241,6 +265,11 @@ def _close_outputs(analysis: Analysis) -> None:
 def _is_alias(node: gs.Node) -> bool:
     """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
     return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
@@ -356,7 +385,10 @@ def _operation(
         is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
         if is_long:
             value = analysis.draft.read(constant)
-        for axis in axes or ():
+        for position, axis in enumerate(axes or ()):
+            key = (number, index, position) if constant is not None else (tensor.name, position)
+            if axis.size == 1 and key in (analysis.singles.reads if constant is not None else analysis.singles.tensors):
+                continue
             if axis.size == 1 or (value is not None and _is_list(node, value)):
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
@@ -381,11 +413,10 @@ def _use(analysis: Analysis, number: int, index: int, constant: gs.Constant, mat
     shape = constant.shape
     if shape is None:
         return None
-    key = id(constant)
+    reads = analysis.singles.reads
+    axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
     if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
-        axes = matrices.setdefault(key, tuple(Dim(size) for size in shape)) if key not in matrices else matrices[key]
-    else:
-        axes = tuple(Dim(size) for size in shape)
+        axes = matrices.setdefault(id(constant), axes)
     analysis.uses[number, index] = Use(number, index, constant, axes)
     return axes
 
@@ -396,8 +427,14 @@ def _variable_axes(analysis: Analysis, name: str) -> Axes | None:
         shape = analysis.sizes.shape(name)
         if shape is None:
             return None
-        analysis.axes[name] = tuple(Dim(size) for size in shape)
+        tensors = analysis.singles.tensors
+        analysis.axes[name] = tuple(_dim(size, (name, p) in tensors) for p, size in enumerate(shape))
     return analysis.axes[name]
+
+
+def _dim(size: int, is_single: bool) -> Dim:
+    """Return a dim; one of size 1 broadcasts, unless it is known to be a unit."""
+    return Dim.single() if is_single and size == 1 else Dim(size)
 
 
 def _named_axes(analysis: Analysis, name: str) -> Iterator[Axis]:

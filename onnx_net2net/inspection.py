@@ -39,8 +39,9 @@ class Group:
         fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
             input channels).
-        follows: The group whose growth it takes instead of a factor's, because a class makes one width of the other
-            (see `onnx_net2net.reimport`).
+        follows: The groups whose growth it takes instead of a factor's, because a class makes one width of the others,
+            which are factors of one (see `onnx_net2net.reimport`).
+        step: What its sizes have to be multiples of, so that those that follow it are whole.
         aliases: The names of dims that were found to be the same as it.
     """
 
@@ -53,7 +54,8 @@ class Group:
     padding: State | None = None
     fillable: bool = False
     on_request: bool = False
-    follows: Group | None = None
+    follows: tuple[Group, ...] = ()
+    step: int = 1
     aliases: tuple[str, ...] = ()
 
     @property
@@ -155,7 +157,7 @@ def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] 
         group.fillable = len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
-    shown = [group for group in groups.values() if group.size > 1]
+    shown = [group for group in groups.values() if group.size > 1 or group.reason is None]
     return Inspection(tuple(shown), model.parameters)
 
 

@@ -32,6 +32,8 @@ class Layer:
         makes: The dims that only the weights bring into the result.
         shared: The dims of the weights that the activations have too, such as groups.
         terms: The dims that it makes, for each axis and each part of a concatenation.
+        sizes: The size of each of these axes and parts.
+        width: The size of the axis that it reads.
         kernel: The dims that a convolution works along.
     """
 
@@ -42,6 +44,8 @@ class Layer:
     makes: frozenset[Dim]
     shared: frozenset[Dim]
     terms: tuple[tuple[Dim, ...], ...]
+    sizes: tuple[int, ...]
+    width: int
     kernel: frozenset[Dim]
 
     @property
@@ -83,16 +87,19 @@ class Network:
         kind, result, summed = self.analysis.nodes[number].op, self.result(number), dims_of(axis)
         axes = list(self.analysis.input_axes(number, data[0]) or ())
         rest = list(self.analysis.input_axes(number, weights[0]) or ())
-        reads = dims_of(axes.pop(data[1])) | summed
+        read = axes.pop(data[1])
+        reads = dims_of(read) | summed
         rest.pop(weights[1])
         shared = dims_of(*rest) & result & (dims_of(*axes) | (reads - summed))
+        parts = [part for axis in rest for part in parts_of(axis)]
         terms = [
             tuple(dim for dim in map(unit_of, leaves(part)) if dim.size > 1 and dim in result and dim not in shared)
-            for part in (part for axis in rest for part in parts_of(axis))
+            for part in parts
         ]
         return Layer(
             number, kind, weights[0], frozenset(reads), frozenset(dim for term in terms for dim in term),
-            frozenset(shared), tuple(terms), frozenset(dims_of(*rest[1:]) if kind in CONVOLUTIONS else ()),
+            frozenset(shared), tuple(terms), tuple(part.size for part in parts), read.size,
+            frozenset(dims_of(*rest[1:]) if kind in CONVOLUTIONS else ()),
         )  # fmt: skip
 
     # -- nodes and tensors -------------------------------------------------------------------------------------

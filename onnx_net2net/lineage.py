@@ -108,9 +108,9 @@ def _off(expected: Array, found: Array) -> Array:
 
 def _structure(proto: onnx.ModelProto) -> bytes:
     """Return all of the graph but values of tensors and what is written about it."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
+    bare = onnx.ModelProto(opset_import=proto.opset_import, functions=proto.functions, graph=proto.graph)
     for tensor in all_tensors(bare):
         clear_data(tensor)
-    del bare.metadata_props[:]
+    bare.graph.doc_string = ""
+    del bare.graph.metadata_props[:], bare.graph.value_info[:]
     return bytes(bare.SerializeToString(deterministic=True))

@@ -106,6 +106,9 @@ def weighings(
         grows: Tells which dims grow; those of the sum that do are weighed.
     """
     sides = contraction.sides
+    if all(analysis.is_derived(number, index) for index, _ in sides):  # a state that starts at zeros stays as it is
+        sides = tuple(side for side in sides if not analysis.is_fill(number, side[0])) or sides
+    table = analysis.tables.get((number, contraction.sides))
     derived = [side for side in sides if analysis.is_derived(number, side[0])]
     others = [side for side in sides if side not in derived]
     # What is read in two ways is weighed only where nothing else is: the norm of a weight would change, for example.
@@ -115,7 +118,7 @@ def weighings(
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = _read_twice(analysis) if alone else set()
             carriers = search.operand(number, index, _Place(position), 0)
-            if carriers:
+            if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
 
 
@@ -169,7 +172,7 @@ class _Search:
         if not tensor.inputs or tensor.name in self._analysis.kept or depth > DEEPEST:
             return None
         before = set(self.together)
-        if len(tensor.outputs) > 1:
+        if len(self._readers(tensor)) > 1:
             place_ = None if self._nearby else self._shared(tensor, number, index, place)
             if place_ is None:
                 self.together = before
@@ -241,6 +244,17 @@ class _Search:
 
     # -- who else reads it -------------------------------------------------------------------------------------
 
+    def _readers(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """Return the nodes that read the values of a tensor, and not its shape only."""
+        readers = {id(reader): reader for reader in tensor.outputs}.values()
+        said = [self._analysis.said.get(self._analysis.numbers.get(id(reader), -1)) for reader in readers]
+        ignored = [one.ignored if one else set() for one in said]
+        return [
+            reader
+            for reader, unread in zip(readers, ignored, strict=True)
+            if any(operand is tensor and position not in unread for position, operand in enumerate(reader.inputs))
+        ]
+
     def _shared(self, tensor: gs.Tensor, number: int, index: int, place: _Place) -> _Place | None:
         """Return what is multiplied of a tensor that others read: what they read too must be multiplied for them.
 
@@ -249,7 +263,7 @@ class _Search:
         shape = self._analysis.sizes.shape(tensor.name) or ()
         total = np.ones((1,) * len(shape), bool) if place.mask is None else place.mask
         elsewhere = []
-        for reader in {id(reader): reader for reader in tensor.outputs}.values():
+        for reader in self._readers(tensor):
             other = self._analysis.numbers.get(id(reader))
             for position, operand in enumerate(reader.inputs):
                 if operand is not tensor or (other, position) == (number, index):

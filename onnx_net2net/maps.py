@@ -261,7 +261,8 @@ class Side:
     def key(self) -> tuple[object, ...]:
         """What tells apart sides that grow a weight differently."""
         arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
-        return self.reads, self.spread, self.silent, id(self.scale), *(array.tobytes() for array in arrays)
+        spread = self.spread and self.map.is_even  # other shares are what they are
+        return self.reads, spread, self.silent, id(self.scale), *(array.tobytes() for array in arrays)
 
 
 @dataclass(frozen=True)

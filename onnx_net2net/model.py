@@ -67,6 +67,11 @@ class Model:
         floats = (t for t in all_tensors(self.proto) if ir.DataType(t.data_type).is_floating_point())
         return sum(math.prod(tensor.dims) for tensor in floats)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it comes straight from an operation: its weights are computed when they are asked for."""
+        return any(isinstance(weight, ir.LazyTensor) for weight in self.weights.values())
+
     def tensor(self, tensor: onnx.TensorProto) -> ir.TensorProtocol:
         """Return the tensor behind a `TensorProto` of `proto`, stub or not; nothing is read yet."""
         return data_of(tensor, self.weights)

@@ -40,10 +40,19 @@ def that_should_move(proto: onnx.ModelProto) -> list[str]:
     return [value.name for value in graph.output if value.name in moving]
 
 
-def unmoved(names: Sequence[str], answers: Sequence[Mapping[str, Array]]) -> list[str]:
-    """Return those of some outputs that are the same in all answers; sequences and maps are taken to move."""
+def unmoved(slack: Mapping[str, float], answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """Return those of some outputs that are the same in all answers; sequences and maps are taken to move.
+
+    Args:
+        slack: For each of the outputs, what a student may be off by: moving by less shows nothing.
+        answers: All outputs of several runs.
+    """
     first, *others = answers
-    return [name for name in names if name in first and not any(differ(first[name], one[name]) for one in others)]
+    return {
+        name: own
+        for name, own in slack.items()
+        if name in first and not any(differ(first[name], one[name], own) for one in others)
+    }
 
 
 def bolder(

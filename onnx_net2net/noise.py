@@ -21,7 +21,7 @@ _LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "M
 _SHIFTS = {"Add", "Sub"}
 """Where even a single number has an error: the digits that a large one takes from what it is added to."""
 
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 _OF_SHAPES = {"Shape", "Size"}
 
 _DYNAMIC = "DynamicQuantizeLinear"
@@ -97,7 +97,7 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
         t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
     }
     nodes = []
-    values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in _FLOATS}
+    values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in FLOATS}
     for node in proto.graph.node:
         carries = node.op_type not in _OF_SHAPES and not values.isdisjoint(node.input)
         if node.op_type == "QuantizeLinear" and node.input[1] in floats:

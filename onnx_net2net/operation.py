@@ -397,6 +397,7 @@ class Op:
 
     def scalars(self, *inputs: int) -> None:
         """State that these inputs are numbers for the whole node, like a ratio or a count, which no axis follows."""
+        self.said.ignored.update(inputs)
         for index in inputs:
             self.freeze(self.input(index), UNREAD)
 
@@ -496,7 +497,8 @@ class Op:
             return
         for name in term.names:
             if name not in known:
-                known[name] = Dim(numbers[name] if name in numbers else axis.size // covered)
+                own = covered == 1 and name not in numbers  # the factor is the axis, also where its size is 1
+                known[name] = axis if own else Dim(numbers[name] if name in numbers else axis.size // covered)
         self.unify(Product([known[name] for name in term.names]), axis)  # type: ignore[misc]
 
 

@@ -64,6 +64,9 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
         raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
+    copied = [entry.name for entry in checkpoint.entries if entry.relation == "copied"]
+    if copied:
+        raise RefusedError(f"blocks were repeated ({copied[0]}), and copies have no past; make a new optimizer")
     new = [entry.name for entry in checkpoint.entries if entry.relation == "new"]
     if new:
         raise RefusedError(f"the student has new layers ({new[0]}), and where a class has them is not known")
@@ -180,7 +183,8 @@ def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:
     once: dict[object, Entry] = {}
     for entry in plain:
         is_matrix = sum(size > 1 for size in entry.old) > 1
-        once.setdefault((entry.constants, entry.old) if entry.constants and is_matrix else entry.name, entry)
+        key = entry.shared or (entry.constants if is_matrix else ())
+        once.setdefault((key, entry.old) if key else entry.name, entry)
     return [plain, list(once.values())]
 
 

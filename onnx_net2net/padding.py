@@ -191,6 +191,8 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
             if output == statistic.total:
                 return operands.get(statistic.inputs[0], "other")
             return "zero"  # the mean less the mean, or zero; the shift is made zero
+    if any(index and not _is_float(analysis, number, index) for index in operands):
+        return "other"  # it looks up or picks by the dim, and a place 0 is a place
     if said.pointwise == "linear":
         return _common(operands.values())
     if node.op in ("Mul", "Div"):
@@ -202,8 +204,26 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
         return state if said.pointwise is None or _stays_zero(said.pointwise, state) else "other"
     # What scales units one by one (the gain of a BatchNormalization, the slope of a PRelu) leaves zeros alone.
     gains = {index for index in said.scales if (number, index) in analysis.uses}
-    rest = _common(state for index, state in operands.items() if index not in gains)
+    rest = _common(operands.get(index, "other") for index in _summands(analysis, number) if index not in gains - {0})
     return rest if _stays_zero(said.pointwise or ("zero" if gains else "any"), rest) else "other"
+
+
+def _is_float(analysis: Analysis, number: int, index: int) -> bool:
+    return analysis.sizes.dtype(analysis.nodes[number].inputs[index].name) in DIVISIBLE
+
+
+def _summands(analysis: Analysis, number: int) -> list[int]:
+    """Return the inputs of which a result of zeros takes zeros: a bias without the dim adds to all of its units.
+
+    These are the data and whatever neither scales it nor is a number for the whole node.
+    """
+    said, inputs = analysis.said[number], analysis.nodes[number].inputs
+    others = said.scales | said.ignored
+    return [
+        index
+        for index, tensor in enumerate(inputs)
+        if index == 0 or (tensor.name and index not in others and _is_float(analysis, number, index))
+    ]
 
 
 def _common(states: Iterable[Held]) -> Held:
@@ -244,8 +264,7 @@ def _product(analysis: Analysis, number: int, operands: dict[int, Held], dim: Di
     if 0 in operands and 1 in operands:
         factors = {"zero"} if operands[0] == "zero" else {"other"}
     held = factors | bias
-    has_bias = len(analysis.nodes[number].inputs) > 2 and analysis.nodes[number].inputs[2].name
-    if held != {"mean"} and has_bias and not bias:
+    if held != {"mean"} and any(index > 1 and index not in operands for index in _summands(analysis, number)):
         return "other"  # a bias that does not have the dim adds to all of its units
     return held.pop() if len(held) == 1 else "other"
 

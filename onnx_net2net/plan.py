@@ -103,7 +103,7 @@ class Plan:
             missed = abs(size - wanted) / (wanted - group.size) if size != group.size else 1.0
             return size == group.size, group.elements * (round(missed, 2) - 1), len(group.dims) > 1
 
-        for group in sorted((group for group in candidates if only or group.follows is None), key=merit):
+        for group in sorted((group for group in candidates if only or not group.follows), key=merit):
             wanted = group.size * factor
             self._wanted.setdefault(id(group), wanted)
             if any(rival in taken for dim in group.dims for rival in self._rivals.get(dim, ())):
@@ -113,19 +113,21 @@ class Plan:
             self._grow(group, self._nearest(group, wanted))
             taken.update(self.growth)
         for group in candidates:
-            if not only and group.follows is not None:
+            if not only and group.follows:
                 self._follow(group, group.follows)
 
-    def _follow(self, group: Group, leader: Group) -> None:
-        """Grow a group by what the one that it follows grew by."""
-        new = sum(new_size(dim, self.growth) for dim in leader.dims)
+    def _follow(self, group: Group, leaders: Sequence[Group]) -> None:
+        """Grow a group by what those that it follows grew by."""
+        new = math.prod(sum(new_size(dim, self.growth) for dim in leader.dims) for leader in leaders)
+        old = math.prod(leader.size for leader in leaders)
         taken = any(rival in self.growth for dim in group.dims for rival in (dim, *self._rivals.get(dim, ())))
-        if new == leader.size or taken:
+        wanted = group.size * new / old
+        if group not in leaders:
+            self._wanted[id(group)] = wanted
+        if new == old or taken:
             return
-        wanted = group.size * new / leader.size
-        self._wanted[id(group)] = wanted
         if group.is_whole and not group.fillable and round(wanted) % group.size:
-            why = f"it has to grow as {leader.name!r} does, and by whole factors ({self._statistic(group)})"
+            why = f"it has to grow as {leaders[0].name!r} does, and by whole factors ({self._statistic(group)})"
             raise RefusedError(f"{group.name!r} cannot have {round(wanted)} units exactly: {why}")
         self._grow(group, round(wanted))
 
@@ -178,7 +180,7 @@ class Plan:
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""
-        return math.lcm(group.size, self._multiple) if group.is_whole else self._multiple
+        return math.lcm(group.size if group.is_whole else 1, group.step, self._multiple)
 
     def next_sizes(self, group: Group) -> str:
         """Return the text of the next sizes that a group can have, with the reason where they are few."""

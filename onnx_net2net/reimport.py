@@ -27,8 +27,8 @@ from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.inference import Analysis, Use, infer
-from onnx_net2net.inspection import Inspection, inspect_analysis, paused_gc
-from onnx_net2net.layers import Network
+from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
+from onnx_net2net.layers import Layer, Network
 from onnx_net2net.linearity import find_norms, weighings
 from onnx_net2net.model import Model, load
 from onnx_net2net.multipliers import computed_numbers, multipliers, number_of
@@ -116,7 +116,11 @@ def hold(analysis: Analysis, proto: onnx.ModelProto, *, keep_numbers: bool = Fal
     """
     _join_layers(analysis, proto)
     numbers = () if keep_numbers else _numbers(analysis)
-    for axis, reason in [*numbers, *_computed(analysis, proto), *_reasons(analysis)]:
+    known = list(computed(analysis, proto))
+    doubtful = {id(use.constant) for use, _ in known}
+    if proto.producer_name != "pytorch":  # nobody tells parameters from others
+        doubtful.update(id(use.constant) for use in analysis.uses.values())
+    for axis, reason in [*numbers, *_computed(analysis, known), *_reasons(analysis, doubtful)]:
         dims.freeze(axis, reason)
     for number, said in analysis.said.items():
         said.statistics[:] = [replace(found, law=None) for found in said.statistics]  # padding needs another epsilon
@@ -153,8 +157,8 @@ def numbers_beside(analysis: Analysis, growth: Collection[Dim]) -> list[str]:
     return [first + (f" and {len(more)} more" if more else "") for first, *more in found.values()]
 
 
-def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield each axis that has to keep its size in a class, with the reason."""
+def _reasons(analysis: Analysis, doubtful: Collection[int]) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis that has to keep its size in a class, with the reason; `doubtful` constants it may compute."""
     norms = find_norms(analysis)
     for number, said in analysis.said.items():
         label = _label(analysis, number)
@@ -163,8 +167,10 @@ def _reasons(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
                 yield contraction.axis, f"{label} takes a norm of weights over it, which no gain could make up for"
             if contraction.law != "mean" and _is_unweighed(analysis, number, contraction):
                 yield contraction.axis, f"{label} sums over it, and no weight of the class could weigh copies there"
-            constants = all(analysis.is_derived(number, side) for side, _ in contraction.sides)
-            if len(contraction.sides) > 1 and constants and not _is_norm(analysis, number):
+            indices = [index for index, _ in contraction.sides]
+            is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
+            is_constant = is_constant and not _is_norm(analysis, number)
+            if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
                 yield contraction.axis, f"{label} multiplies constants, some of which a class may compute"
         for position in said.shares:
             axes = analysis.input_axes(number, 0) or ()
@@ -201,10 +207,10 @@ def _join_layers(analysis: Analysis, proto: onnx.ModelProto) -> None:
                 dims.unify(first, axis, f"is the state of all layers of {module or node.op}")
 
 
-def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis, str]]:
+def _computed(analysis: Analysis, known: Sequence[tuple[Use, tuple[int, ...]]]) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of constants that a class computes, but for those along which copies are what it computes too."""
     weighed = weighed_axes(analysis)
-    for use, varying in computed(analysis, proto):
+    for use, varying in known:
         reason = f"{use.constant.name!r} is no weight: a class computes it from its sizes (export with folding off)"
         for position, axis in enumerate(use.axes):
             if position in varying or position in weighed.get((use.node, use.input), ()):
@@ -214,6 +220,23 @@ def _computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Axis
 def _label(analysis: Analysis, number: int) -> str:
     node = analysis.nodes[number]
     return f"{node.op} {node.name or node.outputs[0].name!r}"
+
+
+def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Collection[int]) -> bool:
+    """Tell whether what follows from constants is neither made of parameters alone nor one number everywhere."""
+    if analysis.is_fill(number, index):
+        return False
+    use = analysis.uses.get((number, index))
+    if use is not None:
+        return id(use.constant) in doubtful
+    tensor = analysis.nodes[number].inputs[index]
+    maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
+    node = analysis.nodes[maker]
+    moves = (*_MOVES, "Expand", "Tile")
+    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
+        return True
+    data = range(len(node.inputs)) if node.op not in moves else (0,)
+    return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
 
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:
@@ -255,25 +278,46 @@ def _ties(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     weighed = weighed_axes(analysis)
     normed = {use for norm in find_norms(analysis).values() for use in norm.uses}
     copies = {**_copies(analysis), **_turned_copies(analysis)}
-    readings: dict[int, list[dict[int, int]]] = {}
+    readings: dict[int, list[tuple[tuple[int, int], dict[int, int]]]] = {}
     for key, use in analysis.uses.items():
-        if analysis.nodes[use.node].op in ("Shape", "Size") or key in normed:
+        if use.input in analysis.said[use.node].ignored or key in normed:
             continue  # reads no values, or as they come
         found = weighed.get(key, {})
-        readings.setdefault(id(use.constant), []).append(found)
+        readings.setdefault(id(use.constant), []).append((key, found))
         if id(use.constant) in copies:
             original, is_turned = copies[id(use.constant)]
             turned = {1 - position: number for position, number in found.items()}
-            readings.setdefault(original, []).append(turned if is_turned else found)
+            readings.setdefault(original, []).append((key, turned if is_turned else found))
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
-        known = readings.get(id(use.constant), [{}])
+        known = readings.get(id(use.constant), [])
         if sum(axis.size > 1 for axis in use.axes) < 2:  # exporters merge vectors of equal values
             continue
         for position, axis in enumerate(use.axes):
-            sums = [found[position] for found in known if position in found]
+            sums = [found[position] for _, found in known if position in found]
+            made = [key for key, found in known if position not in found]
             reason = f"is made and summed over by the tied weight {use.constant.name!r}"
-            if 0 < len(sums) < len(known) and not rescale_instead(analysis, sums, axis, reason):
+            is_free = not sums or not made or rescale_instead(analysis, sums, axis, reason)
+            if not is_free and not _divide_tables(analysis, sums, made, axis):
                 yield axis, reason
+
+
+def _divide_tables(analysis: Analysis, sums: Sequence[int], made: Sequence[tuple[int, int]], axis: Axis) -> bool:
+    """Let a tied weight be divided where it makes units, instead of the weights that sum over these; tell if it can.
+
+    It is divided for the sum over it already. So what it makes, x / c for each copy, is read by weights that are not
+    divided: c (w x / c) = w x.
+    """
+    found: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = {}
+    for number, said in analysis.said.items():
+        for contraction in said.contractions if number not in sums else ():
+            ways = weighings(analysis, number, contraction, _is_free) if contraction.axis.size == axis.size else ()
+            for way in ways:
+                reads = {(place.node, place.input) for place in way.carriers if place.units is None}
+                found.update(((number, contraction.sides), key) for key in made if key in reads)
+    if len(set(found.values())) < len(made):
+        return False
+    analysis.tables.update(found)
+    return True
 
 
 def weighed_axes(analysis: Analysis) -> dict[tuple[int, int], dict[int, int]]:
@@ -512,23 +556,97 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
     for group in inspection.groups:
         group.fillable = False
         if group.role in _KEYS or multiplied.intersection(group.dims):
-            group.follows = group  # heads grow in number, and in width only if they are asked to
+            group.follows = (group,)  # heads grow in number, and in width only if they are asked to
         if group.role == "value head_dim":
-            group.follows = keys.get(group.size, group)  # where the keys keep their width, so do the values
-    for layer in Network(analysis).layers.values():
-        streams = [group_of[dim] for dim in layer.reads if dim in group_of]
-        for term in layer.terms if len(streams) == 1 else ():
-            made = [group_of[dim] for dim in term if dim in group_of]
-            heads = [group for group in made if "head" in group.role]
-            is_square = math.prod(group.size for group in heads or made) == streams[0].size
-            is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
-            for group in made if is_square and is_whole else ():
-                if group is not streams[0] and group.role in (_COUNTS if heads else (group.role,)):
-                    group.follows = streams[0]
-    for layer in Network(analysis).layers.values():  # heads that a layer mixes, and what that makes of them
+            group.follows = (keys.get(group.size, group),)  # where the keys keep their width, so do the values
+    layers = list(Network(analysis).layers.values())
+    squares = [(streams, made) for layer in layers for streams, made in _squares(layer, group_of)]
+    for streams, made in squares:
+        heads = [group for group in made if "head" in group.role]
+        counts = [group for group in heads if group.role in _COUNTS]
+        is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
+        for group in counts if heads else made if is_whole else ():
+            if group not in streams and not group.follows:
+                group.follows = streams
+    for layer in layers:  # heads that are not read of the stream that they make
+        read = list(dict.fromkeys(group_of[dim] for dim in sorted(layer.reads, key=_serial) if dim in group_of))
+        made = [group_of[dim] for term in layer.terms if len(term) == 1 for dim in term if dim in group_of]
+        counts = [group for group in read if group.role in _COUNTS]
+        if counts and len(made) == 1 and made[0].size == layer.width and made[0].role == "residual stream":
+            squares.append(((made[0],), read))
+            for group in counts:
+                group.follows = group.follows or (made[0],)
+    for group in inspection.groups:
+        group.follows = _roots(group)
+    for layer in layers:  # heads that a layer mixes, and what that makes of them
         groups = {id(group_of[dim]): group_of[dim] for dim in (*layer.reads, *itertools.chain(*layer.terms))
                   if dim in group_of}  # fmt: skip
         heads = [group for group in groups.values() if group.role in _COUNTS]
         if len(groups) == 2 and len(heads) == 1 and len({group.size for group in groups.values()}) == 1:
             (mixed,) = (group for group in groups.values() if group is not heads[0])
-            mixed.follows = heads[0].follows or heads[0]
+            mixed.follows = heads[0].follows or (heads[0],)
+    for streams, made in squares:
+        if not any("head" in group.role for group in streams):
+            parts = [group for group in made if not group.role]
+            _hold_together(inspection, streams, [group for group in made if "head" in group.role])
+            if len(parts) > 1 and len(parts) == len(made):
+                for group in (*streams, *parts):
+                    _hold_group(inspection, group, f"which of the factors of {made[0].name!r} grows is not known")
+
+
+def _roots(group: Group) -> tuple[Group, ...]:
+    """Return the groups that a group follows in the end."""
+    seen = {id(group)}
+    followed = group.follows
+    while len(followed) == 1 and followed[0].follows and id(followed[0]) not in seen:
+        seen.add(id(followed[0]))
+        followed = followed[0].follows
+    return followed
+
+
+def _squares(layer: Layer, group_of: Mapping[Dim, Group]) -> Iterator[tuple[tuple[Group, ...], list[Group]]]:
+    """Yield what a layer reads where it makes as much, and what it makes: all of an axis, or of parts in a row."""
+    streams = tuple(dict.fromkeys(group_of[dim] for dim in sorted(layer.reads, key=_serial) if dim in group_of))
+    if not streams or math.prod(group.size for group in streams) != layer.width:
+        return
+    run: list[Group] = []
+    total = 0
+    for size, term in zip(layer.sizes, layer.terms, strict=True):
+        made = list(dict.fromkeys(group_of[dim] for dim in term if dim in group_of))
+        heads = [group for group in made if "head" in group.role]
+        if math.prod(group.size for group in heads or made) == layer.width:  # perhaps several times: q, k and v
+            yield streams, made
+            continue
+        run, total = run + made, total + size
+        if total == layer.width:
+            yield streams, list(dict.fromkeys(run))
+        if total >= layer.width:
+            run, total = [], 0
+
+
+def _serial(dim: Dim) -> int:
+    return dim.serial
+
+
+def _hold_together(inspection: Inspection, streams: Sequence[Group], heads: Sequence[Group]) -> None:
+    """Let a stream have only sizes that the heads of an attention as wide as it can make up, or keep its size."""
+    if not heads:
+        return
+    leaders = [leader for stream in streams for leader in (stream, *stream.follows)]
+    following = [group for group in heads if any(leader in leaders for leader in group.follows)]
+    if not any(group.reason is None for group in following):
+        reason = f"is as wide as all heads of {heads[0].name!r}, which do not grow"
+        for stream in streams:
+            _hold_group(inspection, stream, next((f"{reason}: {g.reason}" for g in heads if g.reason), reason))
+    for stream in streams:
+        for group in following:
+            stream.step = math.lcm(stream.step, stream.size // math.gcd(stream.size, group.size))
+
+
+def _hold_group(inspection: Inspection, group: Group, reason: str) -> None:
+    """Keep the size of a group, and of those that grow by one factor with it."""
+    ratios = {dim.ratio.root() for dim in group.dims if dim.ratio is not None}
+    for other in inspection.groups:
+        shares = any(dim.ratio is not None and dim.ratio.root() in ratios for dim in other.dims)
+        if other is group or shares:
+            other.reason = other.reason or reason

@@ -22,8 +22,8 @@ from onnx import helper
 from onnx_net2net import sizes
 from onnx_net2net.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of
-from onnx_net2net.linearity import Norm, find_norms, weighings
+from onnx_net2net.inference import SHAREABLE, Analysis, Inserted, Use, constant_of, is_fill
+from onnx_net2net.linearity import Norm, Weighing, find_norms, weighings
 from onnx_net2net.maps import (
     NEVER,
     ORIGINS,
@@ -172,6 +172,7 @@ def _weigh_contractions(
 ) -> Iterator[tuple[gs.Node, int, int, Map]]:
     """Find for each sum the weights that weigh the copies; yield those that need a node of their own."""
     weighed_with: set[int] = set()
+    ways: list[tuple[int, Contraction, Weighing | None]] = []
     for number, said in analysis.said.items():
         for contraction in said.contractions if number not in unweighed else ():
             weighed = _grown(contraction.axis, growth)
@@ -184,17 +185,22 @@ def _weigh_contractions(
             if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
                 continue  # a mean over equally many copies is the mean
             way = next(weighings(analysis, number, contraction, growth.__contains__), None)
-            if way is None:
-                index, position = contraction.sides[-1]
-                exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
-                map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
-                yield analysis.nodes[number], index, position, map
-                continue
-            weighed_with |= way.together
-            silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
-            for place in way.carriers:
-                role = Role(contraction, silent, place.units, place.even)
-                roles.setdefault((place.node, place.input), {})[place.position] = role
+            weighed_with |= way.together if way else frozenset()
+            ways.append((number, contraction, way))
+    for number, contraction, way in ways:
+        if number in weighed_with:  # by what a later one is weighed by
+            continue
+        weighed = _grown(contraction.axis, growth)
+        if way is None:
+            index, position = contraction.sides[-1]
+            exact = {**growth, **{dim: halved(growth[dim]) for dim in weighed}}  # powers of two round nothing
+            map = _weights(contraction, analysis.input_axes(number, index) or (), position, exact, weighed)
+            yield analysis.nodes[number], index, position, map
+            continue
+        silent = _is_silent(analysis, number, contraction, way.index, weighed, states)
+        for place in way.carriers:
+            role = Role(contraction, silent, place.units, place.even)
+            roles.setdefault((place.node, place.input), {})[place.position] = role
 
 
 def _rescale(analysis: Analysis, growth: Growth) -> dict[tuple[int, int], float]:
@@ -369,7 +375,7 @@ def _rewrite_constant(
 ) -> Iterator[GrownConstant]:
     alike: dict[tuple[object, ...], list[tuple[Use, list[Side]]]] = {}
     settings: dict[tuple[object, ...], tuple[Filler, float]] = {}
-    for use in sorted(uses, key=lambda use: _reads_shape(analysis, use)):
+    for use in sorted(uses, key=lambda use: not _reads_values(analysis, use)):
         sides = _sides(use, growth, roles, scales.get((use.node, use.input), {}))
         usual: Filler = "copy" if _scales_units(analysis, (use.node, use.input)) else "own"
         factor, filler = corrections.get((use.node, use.input), (1.0, usual))
@@ -380,8 +386,9 @@ def _rewrite_constant(
         key: tuple[object, ...] = (*(side.key for side in sides), filler, factor, id(zero), id(gain))
         settings[key] = filler, factor
         sizes = [side.map.new for side in sides]
-        same_shape = (group for group in alike.values() if [side.map.new for side in group[0][1]] == sizes)
-        group = next(same_shape, None) if _reads_shape(analysis, use) else None
+        is_type = not _reads_shape(analysis, use)
+        fit = (group for group in alike.values() if is_type or [side.map.new for side in group[0][1]] == sizes)
+        group = None if _reads_values(analysis, use) else next(fit, None)
         group = alike.setdefault(key, []) if group is None else group
         group.append((use, sides))
     constant = uses[0].constant
@@ -397,7 +404,7 @@ def _rewrite_constant(
         analysis.untied.append(name)
     for key, group in alike.items():
         (use, sides), (filler, factor) = group[0], settings[key]
-        readers = [use.node for use, _ in group if not _reads_shape(analysis, use)]
+        readers = [use.node for use, _ in group if _reads_values(analysis, use)]
         scopes = tuple(scope_of(teacher.proto.graph.node[node]) for node in readers)
         record = GrownConstant(shown, shown, scopes, tuple(sides), filler, factor, style)
         if key in still:
@@ -424,18 +431,18 @@ def _salt(analysis: Analysis, name: str) -> int:
     return zlib.crc32(analysis.copies.get(name, name).encode())
 
 
-def is_fill(values: np.ndarray) -> bool:
-    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
-    return values.size > 0 and bool((values == values.flat[0]).all())
-
-
 def _scales_units(analysis: Analysis, key: tuple[int, int]) -> bool:
     """Tell whether an input multiplies each unit by a number of its own."""
     return key[1] in analysis.said[key[0]].scales
 
 
+def _reads_values(analysis: Analysis, use: Use) -> bool:
+    """Tell whether a node reads the values of a constant; else it can take another version of it."""
+    return use.input not in analysis.said[use.node].ignored
+
+
 def _reads_shape(analysis: Analysis, use: Use) -> bool:
-    """Tell whether a node does not read the values of a constant, whose version with the same shape it can take."""
+    """Tell whether a node reads the shape of a constant, and no values."""
     return analysis.nodes[use.node].op in ("Shape", "Size")
 
 

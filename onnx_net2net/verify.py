@@ -16,10 +16,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -30,7 +30,6 @@ from onnx_net2net.compare import (
     MAX_TOLERANCE,
     NOISE_FACTOR,
     QUANTIZED_TOLERANCE,
-    Judge,
     OutputReport,
     Typical,
     compare,
@@ -38,7 +37,7 @@ from onnx_net2net.compare import (
     largest_of,
     noise_of,
 )
-from onnx_net2net.divergence import Embed, Stand, first_difference, stand_for
+from onnx_net2net.divergence import Embed, first_difference, stand_for
 from onnx_net2net.embedding import embedding
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.history import grown_interface
@@ -48,6 +47,7 @@ from onnx_net2net.movement import bolder, that_should_move, unmoved
 from onnx_net2net.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged
 from onnx_net2net.protos import bodies
 from onnx_net2net.runtime import LEVELS, Runner, blaming, provider_name
+from onnx_net2net.verdict import Verification
 
 if TYPE_CHECKING:
     from onnx_net2net.lineage import Departure
@@ -87,76 +87,6 @@ _MOVES = {
     "Split",
     "Gather",
 }
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found.
-
-    Attributes:
-        equivalent: Whether all outputs agree in all runs.
-        provider: The onnxruntime execution provider that ran both models.
-        runs: How many different inputs were run.
-        bindings: The sizes given to the dynamic axes; one empty binding for a static model or given data.
-        outputs: One report an output, in the teacher's order.
-        diverges_at: The first tensor of the teacher, in topological order, that the student does not reproduce;
-            None where all agree or none could be compared.
-        unmoved: Outputs that were the same in all runs, though they are computed from the inputs, with the tensors
-            inside that were compared instead. With none of these nothing is shown, and `equivalent` is False.
-        departure: What of a student with a record is not as the record says; `equivalent` is False then too.
-    """
-
-    equivalent: bool
-    provider: str
-    runs: int
-    bindings: tuple[dict[str, int], ...]
-    outputs: tuple[OutputReport, ...]
-    diverges_at: str | None = None
-    unmoved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    departure: Departure | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as JSON-ready values; an infinite number becomes None."""
-        record = asdict(self)
-        for report in record["outputs"]:
-            report.update({k: None for k, v in report.items() if isinstance(v, float) and not math.isfinite(v)})
-        lists = {name: list(record[name]) for name in ("bindings", "outputs")}
-        return {**record, **lists, "unmoved": {name: list(inside) for name, inside in self.unmoved.items()}}
-
-    def raise_if_different(self) -> None:
-        """Do nothing if the models are equivalent.
-
-        Raises:
-            NotEquivalentError: They are not; the text is that of this object.
-        """
-        if not self.equivalent:
-            raise NotEquivalentError(str(self))
-
-    def __str__(self) -> str:
-        worst = max(self.outputs, key=lambda report: report.severity, default=None)
-        where = f"{self.runs} runs on {self.provider.removesuffix('ExecutionProvider')}"
-        if worst is None:
-            return f"equivalent: no outputs, {where}"
-        figures = f"output {worst.name!r} is off by {worst.max_abs:.2g} (relative {worst.max_rel:.2g}, "
-        figures += f"{worst.ratio:.2g} x the teacher's noise, tolerance {worst.tolerance:.2g})"
-        if worst.different_fraction and not worst.max_abs:
-            figures = f"output {worst.name!r} is finite in one of the models only"
-        still = f"output {next(iter(self.unmoved), '')!r} was the same in all of them"
-        if self.equivalent and self.unmoved:
-            inside = next(iter(self.unmoved.values()))
-            instead = f"{inside[0]!r} inside was compared" if inside else "its weights are as its record says"
-            return f"equivalent in {where}: at worst {figures}; {still}, {instead} instead"
-        if self.equivalent:
-            return f"equivalent in {where}: at worst {figures}"
-        if self.departure is not None:
-            return f"not equivalent: {self.departure}; the outputs do not show it in {where}"
-        if not worst.different_fraction and self.diverges_at:
-            return f"not equivalent in {where}: {still}, but {self.diverges_at!r} inside differs"
-        if not worst.different_fraction:
-            nothing = "which proves nothing; --data can give inputs that move it"
-            return f"not shown to be equivalent in {where}: {still}, {nothing}"
-        first = f"; the first tensor to differ is {self.diverges_at!r}" if self.diverges_at else ""
-        return f"not equivalent in {where}: {figures} in {worst.different_fraction:.2%} of its elements{first}"
 
 
 def verify(
@@ -231,6 +161,7 @@ def verify(
     )
     cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
     judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
+    locate = cache(lambda: embed or embedding(old, new or old))
     with old.on_disk() as old_path, (new or old).on_disk() as new_path:
         levels, gathered = _teach(old_path, open_with, gather, progress)
         cases = gathered.cases
@@ -258,16 +189,14 @@ def verify(
         still: dict[str, tuple[str, ...]] = {}
         if failed is not None and new is not None:
             with contextlib.suppress(Exception):  # no probing may hide the finding
-                embed = embed or embedding(old, new)
-                culprit = first_difference(old_path, new_path, failed, open_with, judge, embed)
+                culprit = first_difference(old_path, new_path, failed, open_with, judge, locate())
         elif failed is None:
-            has_record = record and new is not None and not isinstance(student, Model) and rtol is None and atol is None
-            change = _departure(old, new) if has_record and new else None
+            if record and new is not None and not new.is_fresh and rtol is None and atol is None:
+                change = _departure(old, new)
             still = dict.fromkeys(gathered.unmoved, ())
-            if still and new is not None and change is None:
-                embed = embed or embedding(old, new)
-                for name in still:
-                    inside = _stand_for(name, old_path, new_path, gathered.feeds, open_with, judge, embed)
+            for name in still if new is not None and change is None else ():
+                with contextlib.suppress(Exception):  # what cannot be run shows nothing
+                    inside = stand_for(name, old_path, new_path, gathered.feeds, open_with, judge, locate())
                     still[name], culprit = inside.tensors, culprit or inside.differs
     is_shown = all(still.values()) or (change is not None and change.tensor is None)
     return Verification(
@@ -287,22 +216,6 @@ def _departure(teacher: Model, student: Model) -> Departure | None:
     from onnx_net2net.lineage import departure  # which repeats transfers too, and these verify
 
     return departure(teacher, student)
-
-
-def _stand_for(
-    name: str,
-    teacher: Path,
-    student: Path,
-    feeds: tuple[Feeds, Feeds],
-    open_with: Callable[..., Runner],
-    judge: Judge,
-    embed: Embed,
-) -> Stand:
-    """Compare what an output that never moves is made from; nothing is shown where that cannot be run."""
-    try:
-        return stand_for(name, teacher, student, feeds, open_with, judge, embed)
-    except Exception:  # onnxruntime's errors have no base of their own
-        return Stand()
 
 
 def _on_old_part(run: Run, grown: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator) -> Run:
@@ -518,7 +431,9 @@ def _cases(
 
     def move(binding: Mapping[str, int] | None) -> _Gathered:
         """Look for inputs that move the outputs which none has moved so far; generated ones become cases."""
-        still = unmoved(moving, [case.answers[0] for case in cases])
+        usual = _typical(cases, steady=False)
+        slack = {name: usual[name].slack for name in moving if name in usual}
+        still = unmoved(slack, [case.answers[0] for case in cases])
         others: list[Feeds] = []
         started = time.perf_counter()
         for feeds in bolder(specs, cases[0].feeds, binding, rng) if still else ():
@@ -534,8 +449,8 @@ def _cases(
             if not still or time.perf_counter() - started > MOVING_SECONDS:
                 break
         if given is not None and not others:
-            still = []  # nothing else can be run, and whoever gave the inputs chose them
-        return _Gathered(cases, still, (cases[0].feeds, others[0] if others else cases[-1].feeds))
+            still = {}  # nothing else can be run, and whoever gave the inputs chose them
+        return _Gathered(cases, list(still), (cases[0].feeds, others[0] if others else cases[-1].feeds))
 
     if given is not None:
         attempt(check_feeds(given, specs))

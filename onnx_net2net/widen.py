@@ -86,7 +86,7 @@ def widen(
         only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.maps`); dims that do not admit it are replicated.
-        spread: How unevenly copies share their outgoing weights, as a part of the weights' deviation. Exact.
+        spread: How unevenly copies share their outgoing weights, as a part of each weight. Exact.
         noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
@@ -147,7 +147,7 @@ def _widen(
         "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
     }  # fmt: skip
     if not plan.growth and (factor is None or factor > 1):
-        raise RefusedError(f"nothing grows: {_main_reason(plan)}")
+        raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
     plan.check_map()
     if framework:
         plan.share_by_units(style.spread, style.seed)
@@ -193,9 +193,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _main_reason(plan: Plan) -> str:
+def _main_reason(plan: Plan, analysis: Analysis) -> str:
     """Return why the largest of the dims that were to grow stays as it is."""
     chosen = plan.chosen or list(plan.inspection.groups)
+    if all(group.on_request for group in chosen):
+        for number, _, contraction in analysis.weighings():
+            if contraction.axis.size == 1:
+                node = analysis.nodes[number]
+                label = node.name or node.outputs[0].name
+                return f"{node.op} {label!r} reads a single unit, whose axis of size 1 may also broadcast"
     if not chosen:
         return "the model has no weights with a dim of more than one unit"
     growable = [group for group in chosen if group.reason is None]

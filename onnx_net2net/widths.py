@@ -16,8 +16,10 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from onnx_net2net.blocks import find_blocks
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis, Product, leaves, resolve
+from onnx_net2net.history import history
 from onnx_net2net.inference import Analysis, constant_of, infer
 from onnx_net2net.inspection import Group, inspect_analysis
 from onnx_net2net.layers import parts_of
@@ -91,6 +93,7 @@ class WidthReport:
         products: What sizes of the student are products of, by module and size.
         recomputed: The numbers that a class computes.
         epsilons: The normalisations whose epsilon differs.
+        depths: How many blocks each group of them has, where a step of `deepen` repeated some.
     """
 
     modules: dict[str, tuple[str, dict[str, Pair]]]
@@ -98,6 +101,7 @@ class WidthReport:
     products: dict[str, dict[str, str]]
     recomputed: tuple[Recomputed, ...]
     epsilons: dict[str, Pair]
+    depths: dict[str, Pair] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON-ready values."""
@@ -113,6 +117,7 @@ class WidthReport:
                 for r in self.recomputed
             ],
             "epsilons": {name: list(pair) for name, pair in self.epsilons.items()},
+            **({"depths": {name: list(pair) for name, pair in self.depths.items()}} if self.depths else {}),
         }
 
     def lines(self) -> Iterator[str]:
@@ -121,6 +126,8 @@ class WidthReport:
             changed = [f"{size} {_text(old)} -> {_text(new)}" for size, (old, new) in sizes.items() if old != new]
             if changed:
                 yield f"{name}: {', '.join(changed)}"
+        for name, (before, after) in self.depths.items():
+            yield f"blocks of {name}: {before} -> {after}"
         if self.config:
             fields = [
                 f"{n} {_text(a)} -> {_text(b)}" if a != b else f"{n} {_text(a)}" for n, (a, b) in self.config.items()
@@ -157,6 +164,11 @@ def compare_widths(teacher: Model, student: Model) -> WidthReport:
             pairs = {size: (value, other.sizes[size]) for size, value in module.sizes.items() if size in other.sizes}
             modules[name] = module.kind, pairs
     recomputed = list(_recomputed(*(analysis for _, analysis in models)))
+    deepened = any(step["operation"] == "deepen" for step in history(student)[len(history(teacher)) :])
+    counts = [_depths(*model) if deepened else Counter[str]() for model in models]
+    depths = {group: (number, counts[1].get(group, 0)) for group, number in counts[0].items()}
+    if len(depths) == 1 and "num_attention_heads" in old.config:
+        old.config["num_hidden_layers"], new.config["num_hidden_layers"] = next(iter(depths.values()))
     if old.rotary or new.rotary:
         texts = [f"{', '.join(map(str, found))} pairs" for found in (old.rotary, new.rotary)]
         same = old.rotary == new.rotary
@@ -171,7 +183,13 @@ def compare_widths(teacher: Model, student: Model) -> WidthReport:
             for name, value in old.epsilons.items()
             if not math.isclose(new.epsilons.get(name, value), value, rel_tol=1e-6)
         },
+        {group: pair for group, pair in depths.items() if pair[0] != pair[1]},
     )
+
+
+def _depths(model: Model, analysis: Analysis) -> Counter[str]:
+    """Return how many blocks each group of them has."""
+    return Counter(block.group for block in find_blocks(analysis, model.proto))
 
 
 def _open(model: Model) -> tuple[Model, Analysis]:

@@ -84,6 +84,39 @@ def test_blocks_that_were_repeated(options):
     narrow_back(teacher, deepen(teacher, depth=2, **options).student)
 
 
+NORMALISED = {
+    "ReduceL2": "r = ReduceL2<axes=[-1]>(h) m = Div(h, r)",
+    "not below a number": "r = ReduceL2<axes=[-1]>(h) e = Constant<value_float=1e-6>() c = Max(r, e) m = Div(h, c)",
+    "ReduceSumSquare": "s = ReduceSumSquare<axes=[-1]>(h) r = Sqrt(s) m = Div(h, r)",
+    "by hand": "q = Mul(h, h) s = ReduceSum(q, last) r = Sqrt(s) m = Div(h, r)",
+    "ReduceL1": "r = ReduceL1<axes=[-1]>(h) m = Div(h, r)",
+}
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("norm", NORMALISED)
+def test_what_is_divided_by_its_norm(norm, factor):
+    text = f"(float[N, 6] x) => (float[N, 4] y) {{ h = Gemm(x, up, b) {NORMALISED[norm]} y = MatMul(m, down) }}"
+    shapes = {"up": (6, 8), "b": (8,), "down": (8, 4)}
+    constants = {"last": np.array([-1])} if "last" in text else {}
+    teacher = net(text, 13, **{name: draw(*shape) for name, shape in shapes.items()}, **constants)
+    for map in ("replicate", "zero_out"):
+        narrow_back(teacher, widen(teacher, factor=factor, map=map).student, atol=1e-6)
+
+
+def test_distances_weigh_both_sides_alike_or_stay():
+    text = """(float[N, 4] x) => (float[N, 3] y) { h = Gemm(x, up) g = Mul(h, first) f = Mul(points, second)
+        d = com.microsoft.CDist<metric="sqeuclidean">(g, f) y = Identity(d) }"""
+    doubled = {"up": np.repeat(draw(4, 3), 2, axis=1), "points": np.repeat(draw(3, 3), 2, axis=1)}
+    uneven = {"first": np.float32([1, 2, 1, 1, 1, 1]), "second": np.float32([2, 1, 1, 1, 1, 1])}
+    teacher = net(text, 13, imports=', "com.microsoft" : 1', **doubled, **uneven)
+    try:
+        student = narrow(teacher).student
+    except RefusedError:
+        return
+    verify(teacher, student).raise_if_different()
+
+
 def test_what_is_computed_twice_in_different_ways_stays():
     text = """(float[N, 6] x) => (float[N, 6] y) {
         a = Softmax<axis=0>(x) b = Softmax<axis=1>(x) d = Sub(a, b) s = Add(x, d) y = MatMul(s, w) }"""

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from graphs import net, weights
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
 from onnx_net2net.cli import main
+from onnx_net2net.computed import follows_a_formula
 from onnx_net2net.inference import infer
 from onnx_net2net.reimport import frozen_constants, inspect_for
 from onnx_net2net.replay import replay, steps_of
@@ -100,6 +101,74 @@ def test_heads_that_a_mean_runs_over_follow_by_whole_factors():
     with pytest.raises(RefusedError, match="by whole factors"):
         widen(teacher, framework="torch", factor=1.5)
     assert sizes_of(widen_for_class(teacher, factor=2))["wq[0]"] == 4
+
+
+def without_norm(teacher):
+    """Let the stream of an attention have any width."""
+    norm = next(node for node in teacher.graph.node if node.op_type == "LayerNormalization")
+    norm.CopyFrom(helper.make_node("Tanh", ["e"], ["n"]))
+    return teacher
+
+
+def test_a_stream_has_sizes_that_heads_can_make_up():
+    teacher = without_norm(attention(stream=12, heads=3))
+    assert sizes_of(widen_for_class(teacher, factor=1.5)) == {"embed": 16, "wq[0]": 4}
+    with pytest.raises(RefusedError, match=r"no multiple of 4; possible are 16 and 20"):
+        widen(teacher, framework="torch", sizes={"embed": 18})
+
+
+def test_a_stream_stays_where_the_only_head_is_as_wide_and_cannot_grow():
+    teacher = without_norm(attention(stream=8, heads=1, width=8))
+    with pytest.raises(RefusedError, match=r"is as wide as all heads of 'wq', which do not grow"):
+        widen(teacher, framework="torch", sizes={"embed": 16})
+
+
+def test_heads_follow_the_stream_past_a_layer_that_is_as_wide():
+    """Keys and values of a SegFormer read a convolution of the stream, which makes as much as it reads."""
+    teacher = attention()
+    for node in teacher.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in ("wk", "wv"):
+            node.input[0] = "reduced"
+    place = next(n for n, node in enumerate(teacher.graph.node) if "n" in node.output)
+    teacher.graph.node.insert(place + 1, helper.make_node("MatMul", ["n", "reduce"], ["reduced"]))
+    teacher.graph.initializer.append(numpy_helper.from_array(draw(8, 8) * 5, "reduce"))
+    assert sizes_of(widen_for_class(teacher, factor=2)) == {"embed": 16, "reduce": 16, "wq[0]": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "persistent", "holds"),
+    [
+        ("PARAMETER", "None", False),
+        ("BUFFER", "True", False),
+        ("BUFFER", "False", True),
+        ("CONSTANT_TENSOR", "None", True),
+    ],
+)
+def test_what_the_exporter_says_is_in_no_state_dict_is_held(kind, persistent, holds):
+    text = "(float[N, 6] x) => (float[N, 3] y) { e = MatMul(x, embed) m = Mul(e, scale) y = MatMul(m, head) }"
+    teacher = net(text, embed=draw(6, 8), scale=draw(8), head=draw(8, 3))
+    value = teacher.graph.value_info.add()
+    value.CopyFrom(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [8]))
+    for key, text in (("kind", kind), ("persistent", persistent)):
+        entry = value.metadata_props.add()
+        entry.key, entry.value = f"pkg.torch.export.graph_signature.InputSpec.{key}", text
+    if holds:
+        with pytest.raises(RefusedError, match="a class computes it from its sizes"):
+            widen(teacher, framework="torch", sizes={"embed": 12})
+    else:
+        assert sizes_of(widen_for_class(teacher, sizes={"embed": 12})) == {"embed": 12}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.arange(5), True), (2.0 ** -np.arange(4), True), (np.hanning(9), True), (np.eye(4), True),
+        (np.sin(np.arange(12)[:, None] * 10.0 ** -np.arange(3)), True), (draw(4), False), (draw(7, 9), False),
+        (np.repeat(draw(1, 9), 8, axis=0), False),
+    ],
+)  # fmt: skip
+def test_values_of_a_formula_are_told_from_weights(values, expected):
+    assert follows_a_formula(values.astype(np.float32)) == expected
 
 
 def test_without_a_class_the_width_of_a_head_may_grow():

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -11,8 +12,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from onnx_net2net.compare import Typical, compare
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.verify import verify
+from onnx_net2net.widen import widen
 
 verification = sys.modules["onnx_net2net.verify"]  # whose name in the package is the function's
 
@@ -409,3 +412,153 @@ def test_a_scalar_float_input_is_fed():
     )
     model = onnx.parser.parse_model(text)
     assert verify(model, model).equivalent
+
+
+# --- Outputs with few elements -------------------------------------------------------------------------------------
+
+BODY = "h = MatMul(x, w1) r = Relu(h) c = MatMul(r, w2)"
+
+
+def scored(tail, outputs="float[N, 4] y", inputs="float[N, 8] x", **numbers):
+    constants = {name: np.float32(value) for name, value in numbers.items()}
+    return model(f"g ({inputs}) => ({outputs}) {{ {BODY} {tail} }}", **weights(), **constants)
+
+
+def permuted(teacher, seed):
+    """The same function, its sums in another order."""
+    student, order = onnx.ModelProto(), np.random.default_rng(seed).permutation(16)
+    student.CopyFrom(teacher)
+    for tensor in student.graph.initializer:
+        if tensor.name in ("w1", "w2"):
+            values = numpy_helper.to_array(tensor)
+            values = values[:, order] if tensor.name == "w1" else values[order]
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return student
+
+
+FEW = {
+    "difference": model(
+        """g (float[1, 8] x, float[1, 8] z) => (float[1, 1] y) { h = MatMul(x, w1) r = Relu(h) p = MatMul(r, w2)
+        k = MatMul(z, w1) l = Relu(k) q = MatMul(l, w2) y = Sub(p, q) }""",
+        w1=weights()["w1"],
+        w2=np.abs(weights()["w2"][:, :1]) * 9,
+    ),
+    "lost digits": scored("p = Add(c, big) q = Sub(p, big) y = Mul(q, small)", big=100, small=1e-6),
+    "sum": scored("y = ReduceSum<keepdims = 0>(c)", "float y", "float[1, 8] x"),
+    "largest": scored("y = ArgMax<axis = 1, keepdims = 0>(c)", "int64[N] y"),
+    "sign": scored("y = Greater(c, nought)", "bool[N, 4] y", nought=0),
+}
+
+
+@pytest.mark.parametrize("what", FEW)
+def test_exact_students_are_not_turned_down_by_chance(what):
+    """One draw of the noise of one number is 0 in half of all cases."""
+    for seed in range(6):
+        verify(FEW[what], permuted(FEW[what], seed), seed=seed).raise_if_different()
+
+
+def test_of_equal_scores_any_may_be_the_largest():
+    judge = partial(compare, "y", np.array([7, 1]), [np.array([3, 1])], rtol=None, atol=None)
+    assert judge([np.array([3, 1])]).different_fraction == 0.5
+    assert judge([np.array([3, 1]), np.array([7, 2])]).different_fraction == 0
+
+
+def test_one_run_is_judged_by_the_noise_of_most():
+    answer, close = np.array([1e-6], np.float32), np.array([1.2e-6], np.float32)
+    judge = partial(compare, "y", close, [answer], [answer], rtol=None, atol=None)
+    assert judge().different_fraction == 1
+    assert judge(typical=Typical(noise=1e-7)).different_fraction == 1  # no noise excuses a fifth of the value
+    assert judge(typical=Typical(noise=1e-7, size=1.0)).different_fraction == 0  # but here the value cancels by chance
+
+
+def test_levels_that_are_two_functions_are_not_both_compared():
+    """A folded normalisation makes whole sums fall to either side of Sign, in the teacher too."""
+    text = """g (float[1, 3, 8, 8] x) => (float[1, 6, 8, 8] y) { s = Sign(x) c = Conv<pads = [1, 1, 1, 1]>(s, w)
+        n = BatchNormalization(c, g, o, o, g) y = Sign(n) }"""
+    w = np.sign(np.random.default_rng(0).standard_normal((6, 3, 3, 3))).astype(np.float32)
+    norm = {"g": np.ones(6, np.float32), "o": np.zeros(6, np.float32)}
+    teacher = model(text, w=w, **norm)
+    flipped = text.replace("s = Sign(x)", "m = Neg(x) k = Sign(m) s = Neg(k)")
+    verify(teacher, model(flipped, w=w, **norm)).raise_if_different()
+    assert not verify(teacher, model(text, w=-w, **norm)).equivalent
+
+
+# --- Outputs that do not move --------------------------------------------------------------------------------------
+
+STILL = {
+    "threshold": scored("e = Greater(c, far) y = Cast<to = 1>(e)", far=1e30),
+    "clipped": scored("a = Abs(c) s = Add(a, one) y = Clip(s, nought, one)", one=1, nought=0),
+    "saturated": scored("a = Abs(c) s = Add(a, far) y = Sigmoid(s)", far=500),
+    "dead": scored("t = Tanh(c) s = Sub(t, two) y = Relu(s)", two=2),
+    "sizes behind": model(
+        f"""g (float[N, 8] x) => (float[N, 4] y) {{ {BODY} t = Tanh(c) s = Sub(t, b) d = Relu(s) u = MatMul(d, w3)
+            k = Reshape(u, split) l = Transpose<perm = [0, 2, 1]>(k) m = Reshape(l, merge) y = MatMul(m, w4) }}""",
+        **weights(b=np.full(4, 2.0)),
+        w3=np.ones((4, 16), np.float32),
+        w4=np.ones((16, 4), np.float32),
+        split=np.array([-1, 4, 4]),
+        merge=np.array([-1, 16]),
+    ),
+    "one class": model(
+        f"g (float[N, 8] x) => (int64[N, 1] y) {{ {BODY} a = Abs(c) k = Mul(a, b) y = ArgMax<axis = 1>(k) }}",
+        **weights(b=np.array([0, 1, 0, 0])),
+    ),
+}
+
+
+def emptied(teacher):
+    """The same network with weights of zero."""
+    student = onnx.ModelProto()
+    student.CopyFrom(teacher)
+    for tensor in student.graph.initializer:
+        if tensor.name in ("w1", "w2"):
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+    return student
+
+
+@pytest.mark.parametrize("what", STILL)
+def test_an_output_that_never_moves_proves_nothing(what):
+    teacher = STILL[what]
+    for student in (teacher, permuted(teacher, 0), widen(teacher, factor=1.5).student):
+        result = verify(teacher, student)
+        assert result.equivalent
+        assert list(result.unmoved) == ["y"]
+        assert "output 'y' was the same in all of them: " in str(result)
+    result = verify(teacher, emptied(teacher))
+    assert not result.equivalent
+    assert result.diverges_at
+    assert "but 'c' inside differs" in str(result) or result.diverges_at != "c"
+
+
+def test_inputs_are_looked_for_that_move_an_output():
+    teacher = scored("e = Greater(c, far) y = Cast<to = 1>(e)", far=1e3)
+    result = verify(teacher, teacher)
+    assert result.equivalent
+    assert not result.unmoved
+    assert verify(teacher, emptied(teacher)).outputs[0].different_fraction > 0
+
+
+def test_what_cannot_be_shown_is_no_proof():
+    """Neither the outputs move, nor is there anything inside to compare."""
+    teacher = STILL["threshold"]
+    answer = verify(teacher, lambda feeds: {"y": np.zeros((len(feeds["x"]), 4), np.float32)})
+    assert not answer.equivalent
+    assert "which proves nothing; --data can give inputs" in str(answer)
+    data = {"x": np.ones((3, 8), np.float32)}
+    assert verify(teacher, teacher, data=data).equivalent
+    assert not verify(teacher, emptied(teacher), data=data).equivalent
+
+
+def test_outputs_that_hang_on_no_value_may_be_the_same():
+    tail = "s = Shape(x) t = Identity(table) z = Mul(x, nought) m = Cast<to = 9>(attention_mask) y = Identity(c)"
+    values = "float[N, 4] y, int64[2] s, float[4] t, float[N, 8] z, bool[N, 3] m"
+    teacher = scored(tail.replace("table", "b"), values, "float[N, 8] x, int64[N, 3] attention_mask", nought=0)
+    for student in (teacher, permuted(teacher, 1), widen(teacher, factor=2).student):
+        result = verify(teacher, student)
+        assert result.equivalent
+        assert set(result.unmoved) <= {"z"}
+    other = onnx.ModelProto()
+    other.CopyFrom(teacher)
+    numbers = next(tensor for tensor in other.graph.initializer if tensor.name == "nought")
+    numbers.CopyFrom(numpy_helper.from_array(np.float32(1e-40), "nought"))
+    assert not verify(teacher, other).equivalent

@@ -176,6 +176,9 @@ TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
     "mobilevit_xxs": ("mobilevit_xxs", {}, 64),
     "mobilevitv2_050": ("mobilevitv2_050", {}, 64),
     "visformer_tiny": ("visformer_tiny", {"img_size": 64}, 64),
+    "pit_ti": ("pit_ti_224", {"img_size": 64}, 64),
+    "coat_tiny": ("coat_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "parallel_depth": 1}, 64),
+    "mvitv2_tiny": ("mvitv2_tiny", {"img_size": 64}, 64),
     "twins_svt_small": ("twins_svt_small", {"img_size": 64, "depths": (1, 1, 1, 1)}, 64),
 }  # fmt: skip
 
@@ -245,6 +248,19 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5_encoder": ("T5Config", "T5EncoderModel",
                    {"vocab_size": 120, "d_model": 48, "d_ff": 88, "d_kv": 12, "num_heads": 4, "num_layers": 2,
                     "tie_word_embeddings": False}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {key: value for key, value in DECODER.items() if key != "head_dim"}),
+    "falcon": ("FalconConfig", "FalconModel",
+               {"vocab_size": 120, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "ffn_hidden_size": 88, "attn_implementation": "eager"}),
+    "segformer": ("SegformerConfig", "SegformerForSemanticSegmentation",
+                  {"depths": [1, 1], "num_encoder_blocks": 2, "sr_ratios": [4, 2], "patch_sizes": [7, 3],
+                   "strides": [4, 2], "mlp_ratios": [2, 2], "num_labels": 5, "hidden_sizes": [16, 24],
+                   "decoder_hidden_size": 36, "num_attention_heads": [2, 3], "attn_implementation": "eager"}),
+    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2Model",
+                 {"vocab_size": 32, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "intermediate_size": 88, "conv_dim": [20, 20], "conv_kernel": [5, 3], "conv_stride": [4, 2],
+                  "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0,
+                  "attn_implementation": "eager"}),
     "mobilebert": ("MobileBertConfig", "MobileBertModel", {**WORDS, "embedding_size": 20, "intra_bottleneck_size": 32,
                    "num_feedforward_networks": 2}),
 }  # fmt: skip
@@ -256,6 +272,8 @@ def transformers_case(name: str) -> Case:
     model = build_transformer(config, kind, options)
     if "image_size" in options or "depths" in options:
         return model, image(32)
+    if "conv_dim" in options:
+        return model, torch.randn(2, 400)
     return model, torch.randint(3, 100, (2, 9))
 
 
@@ -316,6 +334,18 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
     keys = {"k_proj": "num_key_value_heads"}
     queries = ("q_proj", "query", "q_lin", "c_attn", "query_key_value", "qkv", ".q.", "attention.attention.query")
     heads = next((k for k in ("num_attention_heads", "n_head", "n_heads", "num_heads") if k in options), None)
+    if heads and isinstance(options[heads], list):  # of stages, whose heads keep their width
+        for stage in range(len(options[heads])):
+            block = f"segformer.stages.{stage}.blocks.0"
+            old, new = (state[f"{block}.attention.q_proj.weight"].shape[0] for state in (teacher, grown))
+            inner, stream = grown[f"{block}.mlp.fc1.weight"].shape
+            options[heads] = [*options[heads][:stage], options[heads][stage] * new // old, *options[heads][stage + 1 :]]
+            options["mlp_ratios"] = [
+                *options["mlp_ratios"][:stage],
+                inner // stream,
+                *options["mlp_ratios"][stage + 1 :],
+            ]
+        return
     for name, tensor in teacher.items():
         if not name.endswith("weight") or tensor.ndim < 2:
             continue
@@ -326,7 +356,7 @@ def widen_heads(options: dict[str, Any], teacher: Mapping[str, Any], grown: Mapp
         if heads and any(query in name for query in queries):
             options[heads + "'"] = round(options[heads] * ratio)
         for key, field in keys.items():
-            if key in name and field in options:
+            if (key in name or "qkv_proj" in name) and field in options:
                 options[field + "'"] = round(options[field] * ratio)
     for key in [key for key in options if key.endswith("'")]:
         options[key[:-1]] = options.pop(key)

@@ -191,6 +191,7 @@ class _Attention:
         """State how a mask or bias broadcasts to the scores."""
         mask = self.op.input(index)
         if mask is not None:
+            self.op.ignores(index)  # no number in it adds to a value
             self.op.freeze(mask[-1], KERNEL)
             self.op.broadcast([mask[:-1]], (self.batch, self.heads, self.rows))
 

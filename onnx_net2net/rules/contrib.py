@@ -181,7 +181,9 @@ def masked_max_pool(op: Op) -> None:
 
 type_function("MaxpoolWithMask", domain=MICROSOFT)(like("MaxPool"))
 
-signature("GridSample", "n c h w, n y x two -> n c y x", domain=MICROSOFT, fixed="h w two", pointwise="zero")
+signature(
+    "GridSample", "n c h w, n y x two -> n c y x", domain=MICROSOFT, fixed="h w two", scales=(1,), pointwise="zero"
+)
 signature("Trilu", "*b m n, *k -> *b m n", domain=MICROSOFT, fixed="m n k", pointwise="zero")
 signature("Inverse", "*b m n -> *b m n", domain=MICROSOFT, fixed="m n", pointwise="any")
 rule("Pad", domain=MICROSOFT)(pad)

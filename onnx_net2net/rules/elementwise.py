@@ -51,6 +51,7 @@ def cast(op: Op) -> None:
 def clip(op: Op) -> None:
     """Clip each unit; the bounds are scalars. Relu6 and the like keep zero but stop its gradient at the edge."""
     op.apply("*x -> *x")
+    op.scalars(1, 2)
     low, high = (op.attrs.get(name, op.value(index + 1)) for index, name in enumerate(("min", "max")))
     holds_zero = (low is None or low <= 0) and (high is None or high >= 0)
     op.pointwise(("relu" if low == 0 or high == 0 else "zero") if holds_zero else "any")

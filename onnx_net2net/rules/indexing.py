@@ -264,11 +264,11 @@ def _stft_type(types: Sequence[Typed | None], attrs: Mapping[str, Any], values: 
 # --- Samples of images --------------------------------------------------------------------------------------------
 
 # Each channel of an image is sampled alone, at the positions that the image's grid holds.
-signature("GridSample", "n c *x, n *y r -> n c *y", fixed="x y r", pointwise="zero")
+signature("GridSample", "n c *x, n *y r -> n c *y", fixed="x y r", scales=(1,), pointwise="zero")
 
 # Each channel of the image that a region names is pooled alone.
-signature("RoiAlign", "b c *x, r q, r -> r c *y", fixed="b x r q y", pointwise="zero")
-signature("MaxRoiPool", "b c *x, r q -> r c *y", fixed="b x r q y", pointwise="zero")
+signature("RoiAlign", "b c *x, r q, r -> r c *y", fixed="b x r q y", scales=(1, 2), pointwise="zero")
+signature("MaxRoiPool", "b c *x, r q -> r c *y", fixed="b x r q y", scales=(1,), pointwise="zero")
 
 
 @rule("DeformConv")
