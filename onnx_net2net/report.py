@@ -306,9 +306,9 @@ def _state(group: Group) -> str:
         return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
     more = " (any with --fill-norms)" if group.fillable else ""
     text = f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
-    if group.follows is group:
+    if any(leader is group for leader in group.follows):
         return f"{text}, but only by --set"
-    return text if group.follows is None else f"{text}, by what {group.follows.name} grows"
+    return f"{text}, by what {group.follows[0].name} grows" if group.follows else text
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
