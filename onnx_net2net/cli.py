@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +26,23 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnx_net2net import staging
-from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
+from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.messages import one_line, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from onnx_net2net.deepen import Deepening
     from onnx_net2net.model import Model
+    from onnx_net2net.narrow import Narrowing
     from onnx_net2net.pytorch import ModuleRunner
     from onnx_net2net.tensors import Array
+    from onnx_net2net.widen import Widening
 
 Progress = Callable[[str, int, int], None]
+
+_TRIED = 200_000_000
+"""Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
 
 WAYS = ("identity", "pair", "residual", "prelu", "maxout", "cancel")
 """What `deepen` can insert."""
@@ -74,8 +80,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             warnings.simplefilter("default" if options.debug else "ignore")  # of libraries, about their own insides
             return int(options.run(options))
     except Net2NetError as error:
-        _complain(str(error))
-        return error.exit_code
+        said = _first_said(getattr(options, "teacher", None), error) if isinstance(error, RefusedError) else error
+        _complain(str(said))
+        return said.exit_code
     except (MemoryError, OSError):
         raise
     except Exception as error:  # of a file that nobody has thought of
@@ -130,6 +137,19 @@ def _tracing(wanted: bool) -> Iterator[None]:
         raise
 
 
+def _first_said(teacher: Path | None, error: RefusedError) -> Net2NetError:
+    """Return that a teacher does not run, where one was refused for other reasons, which would be beside the point."""
+    from onnx_net2net.model import load
+    from onnx_net2net.verify import check_runs
+
+    try:
+        if teacher is not None:
+            check_runs(load(teacher))
+    except BadInputError as invalid:
+        return invalid
+    return error
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -178,6 +198,8 @@ def _add_inspect(commands: Any) -> None:
     command = _command(commands, "inspect", "list the dims of a model and what may be done with them",
                        "teacher.onnx", _inspect)  # fmt: skip
     command.add_argument("model", type=Path, metavar="MODEL")
+    command.add_argument("--for", choices=("torch",), dest="framework",
+                         help="what may be done where a class of the framework has to follow")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print JSON, with every fixed axis too")
 
 
@@ -261,7 +283,9 @@ def _add_transfer(commands: Any) -> None:
                          help="the target's state dict, as it was when the target was exported")  # fmt: skip
     command.add_argument("--method", default="net2net", choices=("net2net", "dpiat"),
                          help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with")  # fmt: skip
-    command.add_argument("--exact", action="store_true", help="refuse what is not exact, and write nothing")
+    command.add_argument("--partial", action="store_true",
+                         help="write also what is not exact (default: only with --data or --method dpiat)")  # fmt: skip
+    command.add_argument("--exact", action="store_true", help="refuse what is not exact, with these two, too")
     command.add_argument("--spread", type=float, default=0.3, metavar="S",
                          help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="seed of every random choice")
@@ -346,9 +370,14 @@ def _add_checking(command: Any, data: str = "inputs to compare on, instead of ge
 
 def _inspect(options: argparse.Namespace) -> int:
     from onnx_net2net import report
-    from onnx_net2net.inspection import inspect
+    from onnx_net2net.model import load
+    from onnx_net2net.reimport import inspect_for
+    from onnx_net2net.verify import check_runs
 
-    inspection = inspect(options.model)
+    model = load(options.model)
+    inspection = inspect_for(options.framework, model)
+    if any("could not be inferred" in (group.reason or "") for group in inspection.groups):
+        check_runs(model, "the model")
     if options.json:
         _print_json(report.inspection_dict(inspection))
         return 0
@@ -369,18 +398,18 @@ def _widen(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = _checking(options, teacher)
     check_target(options.output, teacher.sources)
-    widening = widen(
-        teacher, factor=options.factor, sizes=_sizes(options.sizes), only=options.only,
-        multiple_of=options.multiple_of, map=options.map, spread=options.spread, noise=options.noise,
-        seed=options.seed, prior=options.prior, fill_norms=options.fill_norms, framework=options.framework,
-        keep_numbers=options.keep_numbers,
-    )  # fmt: skip
+    arguments = {
+        "factor": options.factor, "sizes": _sizes(options.sizes), "only": options.only,
+        "multiple_of": options.multiple_of, "map": options.map, "spread": options.spread, "noise": options.noise,
+        "seed": options.seed, "prior": options.prior, "fill_norms": options.fill_norms,
+        "framework": options.framework, "keep_numbers": options.keep_numbers,
+    }  # fmt: skip
+    widening = widen(teacher, **arguments)
     record = report.widening_dict(widening) | _widths(options, teacher, widening.student)
-    if not options.json:
-        _show(report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in (*report.fixed_lines(widening.fixed), *widening.notes, *record.get("widths", ())):
-            _print(shown(line))
-    return _finish(options, teacher, widening.student, record, checking, started, widening.exact)
+    lines: list[Table | str] = [report.widening_table(widening, f"{options.teacher.name} -> {options.output.name}")]
+    lines += [*report.fixed_lines(widening.fixed), *widening.notes]
+    lines += record["widths"] if "widths" in record and not options.json else []
+    return _finish(options, widening, record, checking, started, lines, _other_ways(teacher, arguments))
 
 
 def _widths(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:
@@ -399,16 +428,25 @@ def _deepen(options: argparse.Namespace) -> int:
     from onnx_net2net.deepen import blocks, deepen, places
     from onnx_net2net.model import load
     from onnx_net2net.saving import check_target
+    from onnx_net2net.verify import check_runs
 
     started = time.perf_counter()
     teacher = load(options.teacher)
     if options.list:
         found, repeated = places(teacher), blocks(teacher)
+        if not any(place.ways for place in found):
+            check_runs(teacher)
         if options.json:
             _print_json({"layers": report.places_list(found), "blocks": report.blocks_list(repeated)})
         else:
-            _show(report.places_table(found, options.teacher.name))
-            _show(report.blocks_table(repeated, "residual blocks"))
+            if found:
+                _show(report.places_table(found, options.teacher.name))
+            else:
+                _print(f"{options.teacher.name} has no layers behind which anything could be inserted")
+            if repeated:
+                _show(report.blocks_table(repeated, "residual blocks"))
+            else:
+                _print("no residual blocks that could be repeated")
         return 0
     if options.output is None:
         raise BadInputError("say where to write the student: -o STUDENT (or --list)")
@@ -421,11 +459,9 @@ def _deepen(options: argparse.Namespace) -> int:
             calibrate=options.calibrate, seed=options.seed, framework=options.framework, progress=progress,
         )  # fmt: skip
     record = report.deepening_dict(deepening) | _widths(options, teacher, deepening.student)
-    if not options.json:
-        _show(report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}"))
-        for line in (*deepening.notes, *record.get("widths", ())):
-            _print(shown(line))
-    return _finish(options, teacher, deepening.student, record, checking, started)
+    lines: list[Table | str] = [report.deepening_table(deepening, f"{options.teacher.name} -> {options.output.name}")]
+    lines += [*deepening.notes, *(record["widths"] if "widths" in record and not options.json else ())]
+    return _finish(options, deepening, record, checking, started, lines)
 
 
 def _narrow(options: argparse.Namespace) -> int:
@@ -439,9 +475,8 @@ def _narrow(options: argparse.Namespace) -> int:
     checking = _checking(options, teacher)
     check_target(options.output, teacher.sources)
     narrowing = narrow(teacher)
-    if not options.json:
-        _show(report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"))
-    return _finish(options, teacher, narrowing.student, report.narrowing_dict(narrowing), checking, started)
+    lines = (report.narrowing_table(narrowing, f"{options.teacher.name} -> {options.output.name}"),)
+    return _finish(options, narrowing, report.narrowing_dict(narrowing), checking, started, lines)
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -468,13 +503,18 @@ def _transfer(options: argparse.Namespace) -> int:
         result: Transfer = transfer_dpiat(teacher, target)
     else:
         with _progress() as progress:
-            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data,
+            result = transfer(teacher, target, spread=options.spread, seed=options.seed, data=data, prove=False,
                               progress=progress)  # fmt: skip
     with _progress() as progress:
         verification, obstacles = proof(result, progress=progress, **checking)
-    if obstacles and options.exact:
+    is_asked = options.partial or options.data is not None or options.method == "dpiat"
+    if obstacles and (options.exact or not is_asked):
+        for obstacle in obstacles[1:] if not options.json else ():
+            _print(f"not exact: {obstacle}")
         more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
-        raise RefusedError(f"not exact: {obstacles[0]}{more}")
+        raise RefusedError(
+            f"not exact: {obstacles[0]}{more}{'' if options.exact else '; --partial writes it as it is'}"
+        )
     if options.state_dict is None:
         result.student.save(options.output)
     else:
@@ -493,25 +533,62 @@ def _transfer(options: argparse.Namespace) -> int:
     return 0
 
 
+def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Widening]]]:
+    """Yield what else to try where a student turns out to differ: copies that share evenly, or units nobody reads."""
+    from onnx_net2net.widen import widen
+
+    if arguments["spread"]:
+        yield "--spread 0", lambda: widen(teacher, **{**arguments, "spread": 0.0})
+    if arguments["map"] == "replicate":
+        yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
+
+
+def _remedy(teacher: Model, ways: Iterable[tuple[str, Callable[[], Widening]]], checking: dict[str, Any]) -> str:
+    """Return the first of other ways that makes an equivalent student, which is tried where that costs little."""
+    from onnx_net2net.verify import verify
+
+    for text, grow in ways if sum(map(os.path.getsize, teacher.sources)) < _TRIED else ():
+        with contextlib.suppress(Net2NetError):
+            if verify(teacher, grow().student, **checking).equivalent:
+                return f"; with {text} it is equivalent"
+    return ""
+
+
 def _finish(
     options: argparse.Namespace,
-    teacher: Model,
-    student: Model,
+    result: Widening | Deepening | Narrowing,
     record: dict[str, Any],
     checking: dict[str, Any],
     started: float,
-    exact: bool = True,
+    lines: Iterable[Table | str],
+    others: Iterable[tuple[str, Callable[[], Widening]]] = (),
 ) -> int:
-    """Verify a student, write it, and say so; one that differs and should not is not written."""
+    """Verify a student, write it, and say so; one that differs and should not is not written.
+
+    Args:
+        options: What was asked for.
+        result: What was done.
+        record: The same for JSON.
+        checking: Options of `verify`.
+        started: When.
+        lines: The same for people; they are shown when nothing stands in the way.
+        others: What else could be done where the student differs.
+    """
     from onnx_net2net.verify import verify
 
+    exact = getattr(result, "exact", True)
     verification = None
-    with _progress() as progress, student.stage(options.output, progress=progress) as staged:
+    with _progress() as progress, result.student.stage(options.output, progress=progress) as staged:
         if options.verify:
-            verification = verify(teacher, staged.path, progress=progress, record=False, **checking)
-            if exact:
-                verification.raise_if_different()
+            verification = verify(result.teacher, staged.path, progress=progress, record=False, **checking)
+            if exact and not verification.equivalent:
+                raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
+    for item in lines if not options.json else ():
+        if isinstance(item, str):
+            _print(shown(item))
+        else:
+            _show(item)
     if options.json:
         checked = verification.to_dict() if verification else None
         _print_json({**record, "verification": checked, "output": str(options.output)})

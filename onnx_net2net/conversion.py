@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -137,16 +137,23 @@ def compare(sides: Sides, old: Unit, new: Unit) -> None:
         texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
         reason = f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads"
         sides.hinder(new.name, reason)
+    for key, *values in attributes(sides, one, other):
+        if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
+            continue
+        if not (old.norm is not None and key == "epsilon"):
+            sides.hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
+
+
+def attributes(sides: Sides, one: gs.Node, other: gs.Node) -> Iterator[tuple[str, object, object]]:
+    """Yield the attributes that differ in a node of the teacher and one of the target, with their values there."""
     known = _defaults(sides.teacher, one), _defaults(sides.target, other)
     either = {**known[0], **known[1]}  # an older version of an operator does what the default of a newer one says
     for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
         values = [
             _plain({**either, **own, **node.attrs}.get(key)) for own, node in zip(known, (one, other), strict=True)
         ]
-        if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
-            continue
-        if values[0] != values[1] and not (old.norm is not None and key == "epsilon"):
-            sides.hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
+        if values[0] != values[1]:
+            yield key, values[0], values[1]
 
 
 def _defaults(side: Side, node: gs.Node) -> dict[str, object]:

@@ -30,9 +30,10 @@ from onnx_net2net.inspection import inspect, paused_gc
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.naming import matching
 from onnx_net2net.places import BEST, WAYS, Place, Way, find_places
+from onnx_net2net.reimport import check_framework
 from onnx_net2net.sizes import versions_of
 from onnx_net2net.tensors import Array
-from onnx_net2net.widen import check_framework, widen
+from onnx_net2net.widen import widen
 
 T = TypeVar("T")
 
@@ -407,7 +408,9 @@ def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
     wanted = (way,) if way else BEST
     chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
     if not chosen:
-        reason = next((place.reason for place in found if place.reason), "there are no layers")
+        if not found:
+            raise RefusedError("nothing can be inserted: the model has no layers")
+        reason = next((place.reason for place in found if place.reason), "there is no place for it")
         raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else _ADVICE))
     return chosen
 

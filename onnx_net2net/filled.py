@@ -24,7 +24,7 @@ from onnx_net2net.filling import Source
 from onnx_net2net.folding import match_folded
 from onnx_net2net.layout import Reshape, Slice, apply
 from onnx_net2net.maps import is_float
-from onnx_net2net.matching import Match, Piece, constants_of, match, match_parts, single
+from onnx_net2net.matching import Constant, Match, Piece, constants_of, match, match_parts, single
 from onnx_net2net.tensors import Array
 from onnx_net2net.transfer import Transfer
 
@@ -84,7 +84,8 @@ class _State:
     """Finds the entries of a state dict in the target, and reads them in the student."""
 
     def __init__(self, result: Transfer, entries: statedict.StateDict) -> None:
-        self._entries = entries
+        self._result, self._entries = result, entries
+        self._tables: dict[str, Constant] = {}
         self._old, self._new = constants_of(result.target), constants_of(result.student)
         self._matches = match(entries, self._old)
         match_parts(entries, self._old, self._matches)
@@ -94,15 +95,31 @@ class _State:
             self._sources.setdefault(source.target, []).append(source)
         self._match_repeated()
         known = {piece.constant for found in self._matches.values() for m in found for piece in m.pieces}
-        lost = [name for name, sources in self._sources.items()
-                if name not in known and any(source.origin != "kept" for source in sources)]  # fmt: skip
+        lost = [name for name, sources in self._sources.items() if name in self._old and name not in known
+                and any(source.origin != "kept" for source in sources)]  # fmt: skip
         unknown = [name for name, entry in entries.items() if name not in self._matches and entry.shape]
-        numbers = [name for name in lost if math.prod(self._old[name].shape) == 1]  # a class may have made them
-        if numbers or (lost and any(is_float(entries[name].dtype) for name in unknown)):
+        lost += self._match_tables()
+        made = [name for name in lost if name not in self._old or math.prod(self._old[name].shape) == 1]
+        name = (made or lost or [""])[0]
+        if made or (lost and any(is_float(entries[name].dtype) for name in unknown)):
             raise RefusedError(
-                f"{lost[0]} was filled and no entry of the state dict has its values (export the target with the "
+                f"{name} was filled and no entry of the state dict has its values (export the target with the "
                 "weights that the state dict has, and with folding off: dynamo=True, optimize=False)"
             )
+
+    def _match_tables(self) -> list[str]:
+        """Find the entries that are masks, indices and other integers which were filled; return what is no entry."""
+        old, new = (constants_of(model, floats=False) for model in (self._result.target, self._result.student))
+        lost = []
+        for name in [name for name in self._sources if name in old]:
+            own = old[name].read()
+            same = [key for key, entry in self._entries.items() if entry.shape == own.shape
+                    and not is_float(entry.dtype) and np.array_equal(entry.read(), own)]  # fmt: skip
+            values = [new[source.name].read() for source in self._sources[name]]
+            if not same or any(not np.array_equal(values[0], other) for other in values[1:]):
+                lost.append(name)
+            self._tables.update((key, new[self._sources[name][0].name]) for key in same)
+        return lost
 
     def _match_repeated(self) -> None:
         """Find entries that the export repeated, like a class token for each image of the batch."""
@@ -122,6 +139,9 @@ class _State:
     def value(self, name: str) -> Callable[[], Array]:
         """Return what computes an entry; one that is nowhere in the file stays as it is."""
         stored, found = self._entries[name], self._matches.get(name)
+        if name in self._tables:
+            table = self._tables[name]
+            return lambda: np.asarray(table.read(), stored.dtype)
         if not found:
             return stored.read
         best = max(found, key=lambda match: self._rank(name, match))

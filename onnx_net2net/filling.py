@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_net2net.clipping import clip
 from onnx_net2net.conversion import Conversion, compare, ring, surrounded
+from onnx_net2net.differences import Table
 from onnx_net2net.fitting import Fit
 from onnx_net2net.insertion import dirac
 from onnx_net2net.naming import scope_of
@@ -223,6 +224,11 @@ class Filling:
             node = self._target.nodes[number.use[0]]
             reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
             self._sides.hinder(node.name or node.outputs[0].name, reason)
+
+    def copy_table(self, table: Table) -> None:
+        """Give a mask or a list of places the teacher's values, if it is no parameter of a unit."""
+        key = "table", table.teacher, table.use
+        self._writes.setdefault(table.use, _Write(key, table.read, "teacher", table.teacher))
 
     # -- what the target has in excess -------------------------------------------------------------------------
 

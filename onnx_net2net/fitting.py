@@ -20,8 +20,9 @@ from onnx_net2net.maps import ORIGINS, Growth, Map, Style, compose, in_turn, new
 from onnx_net2net.padding import State
 from onnx_net2net.plan import Plan, interface_axes
 from onnx_net2net.products import weigh_products
-from onnx_net2net.reimport import frozen_constants, scalable, weighed_axes
+from onnx_net2net.reimport import frozen_constants, scalable, scalings, weighed_axes
 from onnx_net2net.rewrite import KEPT, rewrite
+from onnx_net2net.scalars import are_sizes, corresponding_nodes, number_of
 from onnx_net2net.sides import Sides
 from onnx_net2net.streams import Scaling, rescale
 from onnx_net2net.tensors import Array
@@ -201,7 +202,9 @@ class _Fitting:
                 self._sides.hinder(group.name, f"it cannot have {size} units: {group.reason}")
         except RefusedError as error:
             why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
+            near = size // group.size * group.size
             text = f"{group.size} units cannot grow to {size}, which is no multiple: {why}"
+            text += f" (multiples near it are {near} and {near + group.size})" if group.is_whole else ""
             self._sides.hinder(group.name, text)
             for dim, new in asked.items():
                 if new > dim.size and not dim.frozen:
@@ -209,18 +212,36 @@ class _Fitting:
 
     def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
         """Yield by what weights are multiplied in front of numbers that the target computes from other sizes."""
+        made_up = set(weighed)
         anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._sides.target.analysis)}
         for constant in frozen_constants(self._analysis):
             number, operand = constant.operand
             size = new_size(constant.axis, self._plan.growth)
             if number in weighed or size == constant.axis.size or (constant.power, size) not in anew:
                 continue
+            made_up.add(number)
             factor = (constant.axis.size / size) ** constant.power
             places = scalable(self._analysis, number, operand, constant.axis) if operand >= 0 else None
             if not places:
                 reason = f"{constant.node} has {constant.value:.6g} = {constant.text}, which the target computes anew"
                 self._sides.hinder(constant.node, reason)
             for use in places or ():
+                yield use, factor
+                yield from self._tied_to(use, factor)
+        partner = corresponding_nodes(self._sides, self._found)
+        for scaling in scalings(
+            self._analysis
+        ):  # other functions of a size, like sqrt(2 / n), are known by their values
+            number, operand = scaling.operand
+            if operand < 0 or number not in partner or number in made_up:
+                continue
+            own, other = (number_of(side, (node, 1 - operand)) for side, node in
+                          ((self._sides.teacher, number), (self._sides.target, partner[number])))  # fmt: skip
+            if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
+                continue
+            found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)
+            factor = other / own if self._analysis.nodes[number].op == "Div" else own / other
+            for use in next((places for places in found if places), ()):
                 yield use, factor
                 yield from self._tied_to(use, factor)
 

@@ -89,8 +89,8 @@ Matches = dict[str, list[Match]]
 """For each entry what it may be in the graph; several where values are equal."""
 
 
-def constants_of(model: Model) -> dict[str, Constant]:
-    """Return the float constants of a model by their names."""
+def constants_of(model: Model, *, floats: bool = True) -> dict[str, Constant]:
+    """Return the float constants of a model by their names, or the others."""
     found: dict[str, Constant] = {}
     alias: dict[str, str] = {}
     for scope in scopes(model.proto):
@@ -100,8 +100,8 @@ def constants_of(model: Model) -> dict[str, Constant]:
                 tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
         for name, tensor in tensors:
             kind = ir.DataType(tensor.data_type)
-            dtype = np.dtype(kind.numpy()) if kind.is_floating_point() and kind.bitwidth >= 8 else None
-            if dtype is not None and is_float(dtype):
+            dtype = np.dtype(kind.numpy()) if kind != ir.DataType.STRING and kind.bitwidth >= 8 else None
+            if dtype is not None and (kind.is_floating_point() and is_float(dtype)) == floats:
                 found[name] = Constant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
     numbers = itertools.count()
     for scope in scopes(model.proto):

@@ -41,9 +41,11 @@ def matching(pattern: str, named: Sequence[T], names_of: Callable[[T], Sequence[
             found = [item for item in named if match("".join(names_of(item)[rank : rank + 1]), pattern)]
             if found:
                 return found
-    names = list(dict.fromkeys(names_of(item)[0] for item in named))
+    names = list(dict.fromkeys(name for item in named for name in names_of(item) if name))
+    if not names:
+        raise BadInputError(f"no {what} is named {pattern!r}; there is none")
     near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
-    raise BadInputError(f"no {what} is named {pattern!r}; near it are {', '.join(near) or 'none'}")
+    raise BadInputError(f"no {what} is named {pattern!r}; near it are {', '.join(near)}")
 
 
 def told_apart(names: Iterable[str]) -> list[str]:

@@ -182,6 +182,16 @@ class Plan:
         """Return what the sizes of a group are multiples of."""
         return math.lcm(group.size if group.is_whole else 1, group.step, self._multiple)
 
+    def next_sizes(self, group: Group) -> str:
+        """Return the text of the next sizes that a group can have, with the reason where they are few."""
+        step = self._step(group)
+        first = (group.size // step + 1) * step
+        text = f"{first} and {first + step}"
+        if not group.is_whole:
+            return text
+        more = ", any with fill_norms" if group.fillable else ""
+        return f"{text} (whole factors, as {self._statistic(group)}{more})"
+
     def _nearest(self, group: Group, wanted: float) -> int:
         """Return the nearest size that a group can have, its own included; norms are filled up where it is far off."""
 

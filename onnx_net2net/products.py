@@ -29,6 +29,9 @@ from onnx_net2net.units import Unit, Use
 _FAR = 8
 """A product is scaled and masked by no more nodes in front of its Softmax."""
 
+_MASKED = 1e3
+"""A mask adds numbers beyond this to scores that do not count."""
+
 
 @dataclass
 class Weighing:
@@ -192,9 +195,11 @@ class _Products:
         tried = self._try(start, end, [np.zeros(()), np.ones(()), np.full((), 2.0)])
         if tried is None:
             return 0.0
-        once, twice = tried[1] - tried[0], tried[2] - tried[0]
-        is_linear = _is_one_number(once) and np.allclose(twice, 2 * once, rtol=1e-5)
-        return float(once.reshape(-1)[0]) if is_linear else 0.0
+        seen = np.abs(tried[0]) < _MASKED
+        once, twice = (values[seen] - tried[0][seen] for values in tried[1:])
+        once, twice = once[once != 0], twice[once != 0]  # of what a mask puts in place of a score nothing is seen
+        is_linear = once.size > 0 and _is_one_number(once) and np.allclose(twice, 2 * once, rtol=1e-5)
+        return float(once[0]) if is_linear else 0.0
 
     def _try(self, start: gs.Tensor, end: gs.Tensor, values: Sequence[Array]) -> list[Array] | None:
         """Return what arrives at a tensor for each of some values of another one; other activations are zero."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,14 +22,17 @@ import numpy as np
 import onnx
 
 from onnx_net2net import dims
+from onnx_net2net.bodies import Opened, open_bodies
 from onnx_net2net.computed import computed
 from onnx_net2net.dims import Axis, Dim, Product, leaf_set, leaves, resolve
-from onnx_net2net.inference import Analysis, Use
-from onnx_net2net.inspection import Group, Inspection
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.inference import Analysis, Use, infer
+from onnx_net2net.inspection import Group, Inspection, inspect_analysis, paused_gc
 from onnx_net2net.layers import Layer, Network
 from onnx_net2net.linearity import find_norms, weighings
+from onnx_net2net.model import Model, load
 from onnx_net2net.multipliers import computed_numbers, multipliers, number_of
-from onnx_net2net.naming import scope_of
+from onnx_net2net.naming import name_dims, scope_of
 from onnx_net2net.operation import Contraction
 from onnx_net2net.rewrite import dtype_of
 
@@ -49,6 +53,54 @@ _SHARED_POWERS = (*_POWERS, -0.25)
 
 _PASSES = ("Mul", "Div", "Add", "Cast", "Identity")
 """Operators between scores and the number that scales them."""
+
+
+def check_framework(framework: str | None) -> None:
+    """Refuse a framework that nothing is known of.
+
+    Raises:
+        BadInputError: If it is none of `FRAMEWORKS`.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
+
+
+def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False) -> tuple[Opened, Analysis, Inspection]:
+    """Find the dims of a model, and hold those that a class of a framework could not follow.
+
+    Args:
+        model: A loaded model.
+        framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
+        keep_numbers: As in `hold`.
+
+    Raises:
+        BadInputError: If there is no such framework.
+    """
+    check_framework(framework)
+    opened = open_bodies(model)
+    analysis = infer(opened.model, by_units=framework is None)
+    names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
+    if framework:
+        hold(analysis, opened.model.proto, keep_numbers=keep_numbers)
+    inspection = inspect_analysis(opened.model, analysis, names)
+    if framework:
+        adapt(analysis, inspection)
+    return opened, analysis, inspection
+
+
+def inspect_for(framework: str | None, model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
+    """Return what `inspect` does, as growth for a class of a framework sees it.
+
+    Args:
+        framework: As in `analyse`.
+        model: A path, a model in memory or a loaded model.
+
+    Raises:
+        BadInputError: If there is no such framework, or the model cannot be used.
+    """
+    loaded = load(model)
+    with paused_gc():
+        return analyse(loaded, framework)[2]
 
 
 # --- What has to keep its size -------------------------------------------------------------------------------
@@ -370,12 +422,15 @@ def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[tu
         maker = analysis.numbers[id(node)]
         if maker not in analysis.said:
             return None
-        if node.op in _MOVES:
+        if node.op in _MOVES or node.op == "Div":
             pending.append((maker, 0))
         elif node.op == "Add":
             pending += [(maker, 1), (maker, 0)]
         else:
             own = _own_scales(analysis, maker, axis)
+            if own is None and node.op in ("MatMul", "Einsum"):  # a product of activations: one of them is made larger
+                operands = (scalable(analysis, maker, side, axis) for side in range(len(node.inputs)))
+                own = next((operand for operand in operands if operand), None)
             if own is None:
                 return None
             found += own

@@ -306,7 +306,10 @@ def _state(group: Group) -> str:
     if group.reason:
         return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
     more = " (any with --fill-norms)" if group.fillable else ""
-    return f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    text = f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    if any(leader is group for leader in group.follows):
+        return f"{text}, but only by --set"
+    return f"{text}, by what {group.follows[0].name} grows" if group.follows else text
 
 
 def _text(value: str) -> Text:

@@ -7,7 +7,7 @@ same operand, by the same operator. A number that differs there has been learnt,
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -41,7 +41,9 @@ class Number:
     is_stored: bool
 
 
-def different_numbers(sides: Sides, found: Alignment, weighed: Collection[int]) -> Iterator[Number]:
+def different_numbers(
+    sides: Sides, found: Alignment, partner: Mapping[int, int], weighed: Collection[int]
+) -> Iterator[Number]:
     """Yield the inputs of corresponding nodes that are single numbers, and not the same.
 
     Those that follow from sizes on both sides, like the scale of attention, are left out: growing sees to them.
@@ -49,17 +51,18 @@ def different_numbers(sides: Sides, found: Alignment, weighed: Collection[int]) 
     Args:
         sides: The two networks, of which the teacher may have been grown.
         found: Which of their units correspond.
+        partner: Which of their nodes do; see `corresponding_nodes`.
         weighed: Nodes of the teacher whose numbers have been made up for.
     """
     taken = [{slot.use for pair in found.pairs for slot in pair[side].slots.values()} for side in (0, 1)]
-    for old, new in sorted(corresponding_nodes(sides, found).items()):
+    for old, new in sorted(partner.items()):
         if old in weighed:
             continue
         for index in range(min(len(sides.teacher.nodes[old].inputs), len(sides.target.nodes[new].inputs))):
-            one, other = _number(sides.teacher, (old, index)), _number(sides.target, (new, index))
+            one, other = number_of(sides.teacher, (old, index)), number_of(sides.target, (new, index))
             if one is None or other is None or (old, index) in taken[0] or (new, index) in taken[1]:
                 continue
-            if not math.isclose(one, other, rel_tol=1e-6) and not _are_sizes(one, other):
+            if not math.isclose(one, other, rel_tol=1e-6) and not are_sizes(one, other):
                 name, tensor = sides.teacher.nodes[old].inputs[index].name, sides.target.nodes[new].inputs[index]
                 yield Number((new, index), one, other, name, isinstance(tensor, gs.Constant))
 
@@ -74,9 +77,9 @@ def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
     taken, pending = set(partner.values()), list(partner.items())
     while pending:
         pair = pending.pop()
-        around = [_around(side, number) for side, number in zip((sides.teacher, sides.target), pair, strict=True)]
-        for key in [key for key in around[0] if key in around[1]]:
-            olds, news = {one for one in around[0][key] if one not in partner}, around[1][key] - taken
+        near = [neighbours(side, number) for side, number in zip((sides.teacher, sides.target), pair, strict=True)]
+        for key in [key for key in near[0] if key in near[1]]:
+            olds, news = {one for one in near[0][key] if one not in partner}, near[1][key] - taken
             if len(olds) == len(news) == 1:
                 (one,), (other,) = olds, news
                 partner[one] = other
@@ -85,9 +88,9 @@ def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
     return partner
 
 
-def _around(side: Side, number: int) -> dict[tuple[object, ...], set[int]]:
+def neighbours(side: Side, number: int) -> dict[tuple[object, ...], set[int]]:
     """Return the nodes that read results of a node and that make its operands, by where and what they are."""
-    numbers, node = side.analysis.numbers, side.nodes[number]
+    numbers, node = side.numbers, side.nodes[number]
     found: dict[tuple[object, ...], set[int]] = {}
     for index, tensor in enumerate(node.outputs):
         for reader in tensor.outputs:
@@ -101,7 +104,7 @@ def _around(side: Side, number: int) -> dict[tuple[object, ...], set[int]]:
     return found
 
 
-def _number(side: Side, use: Use) -> float | None:
+def number_of(side: Side, use: Use) -> float | None:
     """Return the one float that an input of a node is now, None if it is anything else."""
     constant = constant_of(side.nodes[use[0]].inputs[use[1]])
     if constant is None or math.prod(constant.shape) != 1 or not side.is_float(constant):
@@ -109,7 +112,7 @@ def _number(side: Side, use: Use) -> float | None:
     return float(side.analysis.draft.reader(constant)().reshape(-1)[0])
 
 
-def _are_sizes(one: float, other: float) -> bool:
+def are_sizes(one: float, other: float) -> bool:
     """Tell whether two numbers are the same power of two whole numbers, as a class computes them of its sizes."""
     for power in _POWERS:
         if min(one, other) > 0:

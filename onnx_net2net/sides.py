@@ -46,6 +46,7 @@ class Side:
         self.opened = open_bodies(model)
         self.analysis: Analysis = infer(self.opened.model, by_units=False)
         self.nodes = list(self.analysis.nodes)  # growing inserts others between them
+        self.numbers = self.analysis.numbers
 
     @cached_property
     def items(self) -> list[Item]:

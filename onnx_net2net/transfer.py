@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +22,7 @@ import onnx
 
 from onnx_net2net.alignment import Alignment, align
 from onnx_net2net.calibration import in_batches
+from onnx_net2net.differences import differences, different_tables
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.filling import Changes, Filling, Source
 from onnx_net2net.fitting import fit
@@ -32,7 +33,7 @@ from onnx_net2net.inspection import paused_gc
 from onnx_net2net.maps import Style
 from onnx_net2net.model import Model, Progress, load
 from onnx_net2net.reconstruction import Reconstruction
-from onnx_net2net.scalars import different_numbers
+from onnx_net2net.scalars import corresponding_nodes, different_numbers
 from onnx_net2net.selection import choose
 from onnx_net2net.sides import Obstacle, Side, Sides, reshaped
 from onnx_net2net.tensors import Array
@@ -49,8 +50,11 @@ class Transfer:
         target: The model that was filled.
         student: The target with its new values, which are computed when it is saved or run.
         sources: Where the values of each of the target's float tensors came from.
-        obstacles: What is in the way of an exact transfer; none where the target contains the teacher.
+        obstacles: What is in the way of an exact transfer; none where the student computes what the teacher does,
+            which has been measured unless `prove` was False.
         seed: Seed of every random choice.
+        doubts: What corresponding nodes do differently besides, which often makes no difference: the reasons to be
+            named where the student turns out to compute something else.
     """
 
     teacher: Model
@@ -59,6 +63,7 @@ class Transfer:
     sources: tuple[Source, ...]
     obstacles: tuple[Obstacle, ...]
     seed: int
+    doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
 
     @property
     def filled(self) -> float:
@@ -95,6 +100,7 @@ def transfer(
     spread: float = 0.3,
     seed: int = 0,
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    prove: bool = True,
     progress: Progress | None = None,
 ) -> Transfer:
     """Fill a target from a teacher.
@@ -108,10 +114,12 @@ def transfer(
             transfer is not exact: they say which units a narrower target keeps (see `onnx_net2net.selection`), and its
             layers are fitted to what the teacher's make of them (see `onnx_net2net.reconstruction`). An exact transfer
             is the same without them.
+        prove: Whether the two are run and compared where nothing is known to be in the way, so that no obstacles means
+            an exact transfer; leave it out where `proof` is called anyway.
         progress: Told how many steps of the latter are done, and of how many.
 
     Returns:
-        The student. It computes what the teacher does if there are no obstacles; see `onnx_net2net.verify`.
+        The student. It computes what the teacher does if there are no obstacles; see `proof`.
 
     Raises:
         BadInputError: If a model cannot be used, or an option makes no sense.
@@ -125,7 +133,13 @@ def transfer(
     check_interfaces(old.proto.graph, new.proto.graph)
     arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
-        return _transfer(old, new, Style(seed, spread), arrays, progress)
+        result = _transfer(old, new, Style(seed, spread), arrays, progress)
+    if not prove or result.obstacles:
+        return result
+    try:
+        return replace(result, obstacles=proof(result)[1])
+    except BadInputError as error:  # the teacher does not run here
+        return replace(result, obstacles=(Obstacle("proof", f"the two could not be compared: {error}"),))
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
@@ -174,7 +188,10 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
     if result.obstacles:
         return verification, result.obstacles
     where = verification.diverges_at or "the outputs"
-    return verification, (Obstacle(where, "the student differs from here on, for a reason that is not known"),)
+    here = [doubt for doubt in result.doubts if doubt.place == where]
+    rest = [doubt for doubt in result.doubts if doubt.place != where]
+    why = "for a reason that is not known" if not result.doubts else "and some nodes are not the same"
+    return verification, (*here, Obstacle(where, f"the student differs from here on, {why}"), *rest)
 
 
 def _at_sizes_of(teacher: Model, student: Model) -> Model:
@@ -205,11 +222,15 @@ def _transfer(
     filling = Filling(sides, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
-    for number in different_numbers(sides, found, fitted.weighed):
+    partner = corresponding_nodes(sides, found)
+    for number in different_numbers(sides, found, partner, fitted.weighed):
         filling.copy(number)
+    for table in different_tables(sides, partner):
+        filling.copy_table(table)
     for item in found.added:
         filling.silence(item)
     sources = list(filling.write())
+    doubts = tuple(differences(sides, partner))
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
     if reconstruction is not None and changes is not None and sides.obstacles:
@@ -219,7 +240,7 @@ def _transfer(
         record["calibrated on"] = "data"
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
     student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, tuple(sources), tuple(sides.obstacles), style.seed)
+    return Transfer(teacher, target, student, tuple(sources), tuple(sides.obstacles), style.seed, doubts=doubts)
 
 
 def _aligned(sides: Sides) -> Alignment:

@@ -241,6 +241,23 @@ def _on_old_part(run: Run, grown: Mapping[tuple[str, int], tuple[int, int]], rng
     return run_old_part
 
 
+def check_runs(model: Model, what: str = "the teacher") -> None:
+    """Refuse a model that onnxruntime does not take; those with operators of its user's own are not tried.
+
+    Args:
+        model: The model.
+        what: What messages call it.
+
+    Raises:
+        BadInputError: It does not; the text says why.
+    """
+    domains = {node.domain for node in model.proto.graph.node if node.domain}
+    if any(not domain.startswith(("ai.onnx", "com.microsoft")) for domain in domains):
+        return
+    with model.on_disk() as path, blaming(BadInputError, f"{what} does not run"):
+        Runner(path, LEVELS[0], provider=provider_name("cpu"))
+
+
 def check_options(samples: int | None, rtol: float | None, atol: float | None, seed: int) -> None:
     """Refuse options of `verify` that make no sense.
 

@@ -12,17 +12,16 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 
-from onnx_net2net.bodies import Opened, open_bodies
+from onnx_net2net.bodies import Opened
 from onnx_net2net.dims import leaves
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.history import HISTORY, fingerprint, history
-from onnx_net2net.inference import Analysis, infer
-from onnx_net2net.inspection import Group, covered, inspect_analysis, paused_gc
+from onnx_net2net.inference import Analysis
+from onnx_net2net.inspection import Group, covered, paused_gc
 from onnx_net2net.maps import KINDS, Kind, Style
 from onnx_net2net.model import Model, load
-from onnx_net2net.naming import name_dims
 from onnx_net2net.plan import Change, Plan
-from onnx_net2net.reimport import FRAMEWORKS, adapt, hold, numbers_beside
+from onnx_net2net.reimport import analyse, check_framework, numbers_beside
 from onnx_net2net.rewrite import GrownConstant, rewrite
 
 
@@ -135,14 +134,7 @@ def _widen(
     framework: str | None,
     keep_numbers: bool,
 ) -> Widening:
-    opened = open_bodies(model)
-    analysis = infer(opened.model, by_units=framework is None)
-    names = name_dims(analysis, opened.model.proto)  # as `inspect` shows them
-    if framework:
-        hold(analysis, opened.model.proto, keep_numbers=keep_numbers)
-    inspection = inspect_analysis(opened.model, analysis, names)
-    if framework:
-        adapt(analysis, inspection)
+    opened, analysis, inspection = analyse(model, framework, keep_numbers=keep_numbers)
     plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
     style = style if prior is None else replace(style, prior=prior)
     plan.set_sizes(sizes)
@@ -215,19 +207,10 @@ def _main_reason(plan: Plan, analysis: Analysis) -> str:
     growable = [group for group in chosen if group.reason is None]
     if growable:
         largest = max(growable, key=lambda group: group.elements)
-        return f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+        nearest = f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+        return f"{nearest}; the next are {plan.next_sizes(largest)}"
     largest = max(chosen, key=lambda group: group.elements)
     return f"{largest.name!r}: {largest.reason}"
-
-
-def check_framework(framework: str | None) -> None:
-    """Refuse a framework that nothing is known of.
-
-    Raises:
-        BadInputError: If it is none of `FRAMEWORKS`.
-    """
-    if framework is not None and framework not in FRAMEWORKS:
-        raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
 
 
 def _check_options(

@@ -1,14 +1,18 @@
 """Students for a framework's class: nothing but weights and sizes differs, and what cannot be so stays."""
 
+import json
+
 import numpy as np
+import onnx
 import pytest
 from graphs import net, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
+from onnx_net2net.cli import main
 from onnx_net2net.computed import follows_a_formula
 from onnx_net2net.inference import infer
-from onnx_net2net.reimport import frozen_constants
+from onnx_net2net.reimport import frozen_constants, inspect_for
 from onnx_net2net.replay import replay, steps_of
 
 SIZES = ("group", "hidden_size", "num_heads")
@@ -467,3 +471,17 @@ def test_heads_that_a_layer_mixes_follow_the_stream_too(factor, sizes):
     grown = {change.name: change.new for change in widening.changes if change.new != change.old}
     assert {name: size for name, size in grown.items() if name in sizes} == sizes
     assert factor == 2 or set(grown) == set(sizes)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.3])
+def test_inspection_for_a_class_says_what_widening_for_it_does(scale, tmp_path, capsys):
+    model = attention(scale=scale)
+    groups = {group.name: group.reason for group in inspect_for("torch", model).groups}
+    widening = widen_for_class(model, factor=2)
+    fixed = {group.name: group.reason for group in widening.fixed}
+    assert {name: reason for name, reason in groups.items() if reason} == fixed
+    assert sizes_of(widening).keys() <= groups.keys() - fixed.keys()
+    onnx.save(model, tmp_path / "model.onnx")
+    assert main(["inspect", str(tmp_path / "model.onnx"), "--for", "torch", "--json"]) == 0
+    dims = json.loads(capsys.readouterr().out)["dims"]
+    assert {dim["name"]: dim["reason"] for dim in dims} == groups

@@ -499,7 +499,13 @@ def test_command_marks_what_is_not_exact(files, capsys):
     assert captured.err.startswith("onnx-net2net: not exact: ")
     assert len(captured.err.splitlines()) == 1
     assert not (files / "student.onnx").exists()
-    assert main(arguments) == 0
+    assert main(arguments) == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith("onnx-net2net: not exact: stem: 6 units do not fit into 4 (and 3 more)")
+    assert "--partial" in captured.err
+    assert "not exact: down: 12 units do not fit into 8" in captured.out
+    assert not (files / "student.onnx").exists()
+    assert main([*arguments, "--partial"]) == 0
     assert "not exact: stem: 6 units do not fit into 4" in capsys.readouterr().out
     assert (files / "student.onnx").exists()
 

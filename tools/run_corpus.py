@@ -367,7 +367,7 @@ def _fill_and_verify(job: Job, result: Result) -> None:
         result.status, result.error = "no pair", _one_line(error)
         return
     made = time.perf_counter()
-    filled = transfer(teacher, target)
+    filled = transfer(teacher, target, prove=False)
     result.covered = filled.filled
     result.grown = sum(source.origin == "teacher" for source in filled.sources)
     result.widen_seconds = time.perf_counter() - made

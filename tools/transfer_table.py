@@ -249,7 +249,7 @@ def attempt(pair: str, export: str, folder: Path) -> dict[str, Any]:
     try:
         export_to(folder, pair, export)
         found["stage"], started = "transfer", time.perf_counter()
-        result = transfer(*files)
+        result = transfer(*files, prove=False)
         found |= {"seconds": round(time.perf_counter() - started, 1), "filled": round(result.filled, 3)}
         verification, obstacles = proof(result, samples=2)
         if verification is not None:

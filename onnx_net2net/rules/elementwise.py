@@ -19,6 +19,10 @@ ZERO = (
 LINEAR = ("Identity", "Neg")
 RELU = ("Relu", "ThresholdedRelu")
 ANY = ("BitwiseNot", "Cos", "HardSigmoid", "IsInf", "IsNaN", "Not", "Sigmoid", "Softplus")
+BROADCASTING = (
+    "Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",
+    "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+)  # fmt: skip
 PARTIAL = ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal", "Sqrt", "Tan")
 
 
@@ -67,9 +71,7 @@ def typed_as_comparison(types: Sequence[Typed | None], *_: object) -> list[Typed
     return [(TensorProto.BOOL, np.broadcast_shapes(*(known[1] for known in types if known)))]
 
 
-@rule("Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",
-      "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
-      "LessOrEqual")  # fmt: skip
+@rule(*BROADCASTING)
 def broadcasting(op: Op) -> None:
     """Combine operands unit by unit, broadcast to the result."""
     result = op.output()

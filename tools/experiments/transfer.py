@@ -211,7 +211,7 @@ def begun(data: str, teacher: str, target: str, arm: str, seed: int) -> nn.Modul
     if arm == RANDOM:
         return module
     source, model = trained(data, teacher, seed), to_onnx(data, target, module)
-    filled = transfer_dpiat(source, model) if arm == DPIAT else transfer(source, model, seed=seed)
+    filled = transfer_dpiat(source, model) if arm == DPIAT else transfer(source, model, seed=seed, prove=False)
     return from_onnx(data, target, filled.student)
 
 
