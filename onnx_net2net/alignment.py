@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from onnx_net2net.blocks import Block
+from onnx_net2net.tensors import Array
 from onnx_net2net.units import Item, Unit
 
 _LOST = 1.0
@@ -98,7 +99,10 @@ def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
 
 # --- The alignment -------------------------------------------------------------------------------------------
 
-T = TypeVar("T")
+LIMIT = 1 << 22
+"""Pairs that are looked at, twice that at most: all of two networks with 2,000 units, of larger ones those of like place."""
+
+T = TypeVar("T", Item, Unit)
 
 
 @dataclass(frozen=True)
@@ -113,52 +117,120 @@ class _Path(Generic[T]):
 
 def _best(
     old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], loss: Callable[[T], float],
-    excess: Callable[[T], float], leaps: Mapping[int, int] | None = None,
+    excess: Callable[[T], float], leaps: Mapping[int, int] | None = None, known: float = 0.0,
 ) -> _Path[T]:  # fmt: skip
     """Align two sequences in order; of equally good alignments take the one that matches earliest.
 
     Args:
         old: What should all be matched.
         new: What it is matched with.
-        gain: What a match brings; minus infinity where there can be none.
+        gain: What a match brings, which follows from the signatures; minus infinity where there can be none.
         loss: What it costs to leave out one of `old`.
         excess: What it costs to leave out one of `new`.
         leaps: Where runs of `new` begin that can be left out together for little, and where they end.
+        known: What it brings more that both are called the same.
     """
     m, n = len(old), len(new)
-    gains = [[gain(a, b) for b in new] for a in old]
-    losses, costs = [loss(a) for a in old], [excess(b) for b in new]
+    table = _Gains(old, new, gain, known)
+    losses, costs = [loss(a) for a in old], np.array([excess(b) for b in new])
     ends = leaps or {}
-    value = np.zeros((m + 1, n + 1))
-    value[:m, n] = -np.cumsum(losses[::-1])[::-1]
-    rows = value.tolist()
+    spent, cheap = (np.concatenate([[0.0], np.cumsum(own)]) for own in (costs, _in_leaps(costs, ends)))
+    whole = np.ones(n + 1, bool)  # the places that are not inside of a run
+    for start, end in ends.items():
+        whole[start + 1 : end] = False
+    half = max(LIMIT // (m + 1), n // (m + 1) + 1)  # far from the diagonal nothing is looked at
+    lows = [max(0, i * n // max(m, 1) - half) for i in range(m + 1)]
+    highs = [min(n, i * n // max(m, 1) + half) + 1 if i < m else n + 1 for i in range(m + 1)]
+    rows = [np.zeros(0)] * (m + 1)
     for i in range(m, -1, -1):
-        row, below, here = rows[i], rows[min(i + 1, m)], gains[i] if i < m else ()
-        for j in range(n - 1, -1, -1):
-            best = row[j + 1] - costs[j]
-            if j in ends:
-                best = max(best, row[ends[j]] - _FREE * (ends[j] - j))
-            if i < m:
-                best = max(best, below[j] - losses[i], below[j + 1] + here[j])
-            row[j] = best
+        low, high = lows[i], highs[i]
+        row = np.full(high - low, -math.inf)
+        if i == m:
+            row[-1] = 0.0
+        else:
+            below = np.full(high - low + 1, -math.inf)
+            first, last = max(low, lows[i + 1]), min(high + 1, highs[i + 1])
+            below[first - low : last - low] = rows[i + 1][first - lows[i + 1] : last - lows[i + 1]]
+            row = below[:-1] - losses[i]
+            made = table.row(i, low, min(high, n))
+            row[: len(made)] = np.maximum(row[: len(made)], below[1 : len(made) + 1] + made)
+        row = _running(row, spent[low:high])
+        if ends:  # to the end of a run step by step, from run to run, and into the last one step by step
+            inside = whole[low:high]
+            row[inside] = _running(row[inside], cheap[low:high][inside])
+            row = _running(row, spent[low:high])
+        rows[i] = row
+
+    def value(i: int, j: int) -> float:
+        return float(rows[i][j - lows[i]]) if lows[i] <= j < highs[i] else -math.inf
+
     pairs: list[tuple[T, T]] = []
     lost: list[T] = []
     added: list[T] = []
     i = j = 0
     while i < m or j < n:
-        if i < m and j < n and rows[i][j] <= rows[i + 1][j + 1] + gains[i][j] + 1e-9:
+        here = value(i, j) - 1e-9
+        if i < m and j < n and here <= value(i + 1, j + 1) + table.of(i, j):
             pairs.append((old[i], new[j]))
             i, j = i + 1, j + 1
-        elif j in ends and rows[i][j] <= rows[i][ends[j]] - _FREE * (ends[j] - j) + 1e-9:
+        elif j in ends and here <= value(i, ends[j]) - _FREE * (ends[j] - j):
             added += new[j : ends[j]]
             j = ends[j]
-        elif j < n and (i == m or rows[i][j] <= rows[i][j + 1] - costs[j] + 1e-9):
+        elif j < n and (i == m or here <= value(i, j + 1) - costs[j]):
             added.append(new[j])
             j += 1
         else:
             lost.append(old[i])
             i += 1
-    return _Path(rows[0][0], tuple(pairs), tuple(lost), tuple(added))
+    return _Path(value(0, 0), tuple(pairs), tuple(lost), tuple(added))
+
+
+def _running(row: Array, spent: Array) -> Array:
+    """Return what is best of each place and all behind it, less what it costs to go there."""
+    return np.asarray(np.maximum.accumulate((row - spent)[::-1])[::-1] + spent)
+
+
+def _in_leaps(costs: Array, leaps: Mapping[int, int]) -> Array:
+    """Return what it costs to leave out each, where runs are left out as a whole."""
+    cheap = costs.copy()
+    for start, end in leaps.items():
+        cheap[start:end] = _FREE
+    return cheap
+
+
+class _Gains(Generic[T]):
+    """What matches bring, computed once for all that have the same signatures."""
+
+    def __init__(self, old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], known: float) -> None:
+        self._old, self._new, self._gain, self._known = old, new, gain, known
+        self._kinds = [_numbered([one.signature for one in side]) for side in (old, new)]
+        names = _numbered([one.name for one in (*old, *new)])
+        self._names = names[: len(old)], names[len(old) :]
+        self._found: dict[tuple[int, int], float] = {}
+
+    def of(self, i: int, j: int) -> float:
+        """Return what it brings to match two."""
+        key = int(self._kinds[0][i]), int(self._kinds[1][j])
+        if key not in self._found:
+            self._found[key] = self._gain(self._old[i], self._new[j])
+        return self._found[key] + (self._known if self._names[0][i] == self._names[1][j] else 0.0)
+
+    def row(self, i: int, low: int, high: int) -> Array:
+        """Return what it brings to match one with each of a range."""
+        kinds, first, where = np.unique(self._kinds[1][low:high], return_index=True, return_inverse=True)
+        mine = int(self._kinds[0][i])
+        for kind, place in zip(kinds.tolist(), first.tolist(), strict=True):
+            if (mine, kind) not in self._found:
+                self._found[mine, kind] = self._gain(self._old[i], self._new[low + place])
+        gains = np.array([self._found[mine, kind] for kind in kinds.tolist()])[where]
+        gains[self._names[1][low:high] == self._names[0][i]] += self._known
+        return gains
+
+
+def _numbered(keys: Sequence[object]) -> Array:
+    """Return a number for each key, the same for equal ones."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
 
 
 def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
@@ -192,15 +264,12 @@ def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
             if end - start == len(item.units):  # nothing else lies between them
                 leaps[start] = end
 
-    def gain(one: Unit, other: Unit) -> float:
-        return _gain(one, other) + (_KNOWN if one.name == other.name else 0.0)
-
     def excess(unit: Unit) -> float:
         if not unit.neutral:
             return _KEPT
         return _TORN if id(unit) in whole else _FREE
 
-    path = _best(old, new, gain, lambda _: _LOST, excess, leaps)
+    path = _best(old, new, _gain, lambda _: _LOST, excess, leaps, known=_KNOWN)
     added = tuple(Item((unit,)) for unit in path.added)
     return _regrouped(Alignment(path.pairs, added, path.lost), target)
 
@@ -246,19 +315,14 @@ def _goes_on(items: Sequence[Item]) -> bool:
 
 
 def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
-    inner: dict[tuple[object, object], float] = {}
-
     def gain(old: Item, new: Item) -> float:
-        key = old.signature, new.signature
-        if key not in inner:
-            found = _inside(old.units, new.units)
-            inner[key] = found.value if found.pairs else -math.inf
-        return inner[key] + (_KNOWN if old.name == new.name else 0.0)
+        found = _inside(old.units, new.units)
+        return found.value if found.pairs else -math.inf
 
     def excess(item: Item) -> float:
         return (_FREE if item.neutral else _KEPT) * len(item.units)
 
-    path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess)
+    path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess, known=_KNOWN)
     pairs: list[tuple[Unit, Unit]] = []
     lost = [unit for item in path.lost for unit in item.units]
     added = list(path.added)

@@ -130,8 +130,9 @@ class Unit:
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
-        """What similarity depends on, but for the name."""
-        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), self.depth
+        """What an alignment depends on, but for the name."""
+        marks = self.neutral, self.repeats, self.depth
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), marks
 
 
 @dataclass(frozen=True)
