@@ -56,7 +56,7 @@ def _closeness(pattern: str, name: str) -> float:
     """Return how much of a name is in a pattern: of all of it, or of its beginning, which people type first."""
     compared = difflib.SequenceMatcher(b=pattern)
     ratios = []
-    for text in (name, name[: len(pattern)]):
+    for text in (name, name[: len(pattern)], name[: len(pattern) + 1]):  # a letter may be left out
         compared.set_seq1(text)
         ratios.append(compared.ratio())
     return max(ratios)
