@@ -7,7 +7,7 @@ walks back from the operand through operators that are linear in one of their in
 as nobody else reads what would be multiplied.
 
 Units may be shared unevenly among copies as long as everything on the way is linear: f(a) + f(b) = f(a + b). A ReLU
-admits positive factors only, so that all copies get equal shares behind it.
+admits positive factors only, so that all copies get equal shares in front of it, and of a sum of absolute values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _ALL_OF = {"Add": _EVERY, "Sub": _EVERY, "Sum": _EVERY, "Mean": _EVERY, "Max": _
            "GroupNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,)}  # fmt: skip
 """Inputs that have to be multiplied together, as far as the node has them."""
 
-_EVEN = ("Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min")
+_EVEN = ("Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min",
+         "ReduceL1")  # fmt: skip
 """Operators f with f(a x) = a f(x) for positive a only."""
 
 _ALIGNED = ("Mul", "Div", "Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu")
@@ -117,7 +118,8 @@ def weighings(
         for index, position in some:
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = _read_twice(analysis) if alone else set()
-            carriers = search.operand(number, index, _Place(position), 0)
+            even = analysis.nodes[number].op in _EVEN
+            carriers = search.operand(number, index, _Place(position, even=even), 0)
             if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
 
@@ -262,7 +264,7 @@ class _Search:
         """
         shape = self._analysis.sizes.shape(tensor.name) or ()
         total = np.ones((1,) * len(shape), bool) if place.mask is None else place.mask
-        elsewhere = []
+        elsewhere, even = [], place.even
         for reader in self._readers(tensor):
             other = self._analysis.numbers.get(id(reader))
             for position, operand in enumerate(reader.inputs):
@@ -277,9 +279,10 @@ class _Search:
                 else:
                     self.together.add(sums)
                     total = total | read
+                    even |= self._analysis.nodes[sums].op in _EVEN
         if any((total & read).any() for read in elsewhere):
             return None
-        return replace(place, mask=None if not elsewhere else total)
+        return replace(place, mask=None if not elsewhere else total, even=even)
 
     def _sum_behind(self, number: int, index: int) -> int | None:
         """Return the sum over the same units that a reader is, or that alone reads what it makes."""
