@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.inference import DIVISIBLE, Analysis
@@ -214,6 +214,8 @@ class _Search:
             return None
         if self._nearby and node.op not in REARRANGES:
             return None
+        if self._analysis.sizes.dtype(tensor.name) == TensorProto.BOOL:
+            return None  # the mask of a Dropout follows from no weight
         if node.op in ("Cast", "CastLike") and _bits(self._analysis, node.inputs[0]) < _bits(self._analysis, tensor):
             return None  # what is divided would be rounded
         if node.op in _EVEN:

@@ -27,7 +27,7 @@ Values = Mapping[str, Any]
 Way = Callable[[onnx.ModelProto, onnx.NodeProto, Values], list[Any]]
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 DIGITS = 1e-5
-"""By how much of the largest number of an output two outputs may differ: a tangent of large numbers makes as much of 1e-15."""
+"""By how much of the largest number of an output two may differ; a tangent of large numbers makes much of 1e-15."""
 
 
 def is_exact_in_doubles(model: onnx.ModelProto, runs: int = 5, **options: Any) -> bool:
