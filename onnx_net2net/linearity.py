@@ -7,7 +7,7 @@ walks back from the operand through operators that are linear in one of their in
 as nobody else reads what would be multiplied.
 
 Units may be shared unevenly among copies as long as everything on the way is linear: f(a) + f(b) = f(a + b). A ReLU
-admits positive factors only, so that all copies get equal shares behind it.
+admits positive factors only, so that all copies get equal shares in front of it, and of a sum of absolute values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.inference import DIVISIBLE, SHAREABLE, Analysis
@@ -41,7 +41,8 @@ _ALL_OF = {"Add": _EVERY, "Sub": _EVERY, "Sum": _EVERY, "Mean": _EVERY, "Max": _
            "GroupNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,)}  # fmt: skip
 """Inputs that have to be multiplied together, as far as the node has them."""
 
-_EVEN = ("Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min")
+_EVEN = ("Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min",
+         "ReduceL1")  # fmt: skip
 """Operators f with f(a x) = a f(x) for positive a only."""
 
 _ALIGNED = ("Mul", "Div", "Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu")
@@ -119,7 +120,8 @@ def weighings(
         for index, position in some:
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = _read_twice(analysis) if alone else set()
-            carriers = search.operand(number, index, _Place(position), 0)
+            even = analysis.nodes[number].op in _EVEN
+            carriers = search.operand(number, index, _Place(position, even=even), 0)
             if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
 
@@ -224,6 +226,8 @@ class _Search:
             return None
         if self._nearby and node.op not in REARRANGES:
             return None
+        if self._analysis.sizes.dtype(tensor.name) == TensorProto.BOOL:
+            return None  # the mask of a Dropout follows from no weight
         if node.op in ("Cast", "CastLike") and _bits(self._analysis, node.inputs[0]) < _bits(self._analysis, tensor):
             return None  # what is divided would be rounded
         if node.op in _EVEN:
@@ -274,7 +278,7 @@ class _Search:
         """
         shape = self._analysis.sizes.shape(tensor.name) or ()
         total = np.ones((1,) * len(shape), bool) if place.mask is None else place.mask
-        elsewhere = []
+        elsewhere, even = [], place.even
         for reader in self._readers(tensor):
             other = self._analysis.numbers.get(id(reader))
             for position, operand in enumerate(reader.inputs):
@@ -289,9 +293,10 @@ class _Search:
                 else:
                     self.together.add(sums)
                     total = total | read
+                    even |= self._analysis.nodes[sums].op in _EVEN
         if any((total & read).any() for read in elsewhere):
             return None
-        return replace(place, mask=None if not elsewhere else total)
+        return replace(place, mask=None if not elsewhere else total, even=even)
 
     def _sum_behind(self, number: int, index: int) -> int | None:
         """Return the sum over the same units that a reader is, or that alone reads what it makes."""

@@ -193,6 +193,8 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
             return "zero"  # the mean less the mean, or zero; the shift is made zero
     if any(index and not _is_float(analysis, number, index) for index in operands):
         return "other"  # it looks up or picks by the dim, and a place 0 is a place
+    if analysis.sizes.dtype(node.outputs[output].name) == TensorProto.BOOL:
+        return "other"  # the mask of a Dropout is true everywhere
     if said.pointwise == "linear":
         return _common(operands.values())
     if node.op in ("Mul", "Div"):

@@ -211,6 +211,18 @@ def test_one_gain_over_the_roots_of_several_sizes_is_a_rule():
     assert grown(teacher(1.3, 1.1), factor=1.5)[0] == {"up": 12}
 
 
+@pytest.mark.parametrize("others", ["", "k = MatMul(h, down) z = Add(s, k)"], ids=["alone", "read by another sum"])
+@pytest.mark.parametrize("spread", [0.0, 0.6])
+def test_copies_get_equal_shares_in_front_of_a_sum_of_absolute_values(others, spread):
+    text = f"""(float[N, 6] x) => (float[N, K] y) {{ h = MatMul(x, up) s = ReduceL1<keepdims = 1>(h, last) {others}
+        y = MatMul({"z" if others else "s"}, out) }}"""
+    drawn = {"up": draw(6, 8), "down": draw(8, 5, seed=1), "out": draw(5 if others else 1, 3, seed=2)}
+    teacher = net(text, last=np.array([-1]), **(drawn if others else {**drawn, "down": draw(1)}))
+    for factor in (1.37, 2.0):
+        student = widen(teacher, sizes={"up": int(8 * factor)}, spread=spread).student
+        verify(teacher, student).raise_if_different()
+
+
 @pytest.mark.parametrize(
     ("value", "size", "where", "text"),
     [(48**-0.5, 48, "own", "48 ** -0.5"), (1 / 48, 48, "own", "1 / 48"), (np.log(48), 48, "own", "log(48)"),

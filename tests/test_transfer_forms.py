@@ -140,7 +140,7 @@ def quantized(seed, width=4):
 
     constants = {
         "xs": scale(), "xz": np.array(3, np.uint8), "w": codes(width, 3, 3, 3), "ws": scale(width),
-        "wz": np.zeros(width, np.int8), "ys": scale() * 20, "yz": np.array(120, np.uint8),
+        "wz": np.zeros(width, np.int8), "ys": scale() * np.float32(20), "yz": np.array(120, np.uint8),
         "b": rng.integers(-999, 999, width).astype(np.int32),
         "v": codes(2, width, 1, 1), "vs": scale(), "vz": np.array(0, np.int8),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Widened models compute what they did: trained networks, every option, and the traps that real exports set."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -1120,3 +1121,19 @@ def test_a_size_that_is_set_stays_beside_a_factor():
                   "y = MatMul(s, down) }", up=draw(8, 16), mid=draw(16, 12), down=draw(12, 4))  # fmt: skip
     widening = widen_exactly(teacher, factor=1.5, sizes={"up": 16})
     assert {change.name: change.new for change in widening.changes} == {"up": 16, "mid": 18}
+
+
+@pytest.mark.parametrize("map", ["replicate", "zero_in", "zero_out"])
+@pytest.mark.parametrize(
+    "reader", ["p = MatMul(f, down) y = Add(o, p)", "p = ReduceSum<keepdims = 1>(f, last) y = Add(o, p)"]
+)
+def test_the_mask_of_a_dropout_is_true_for_units_of_zeros_too(map, reader):
+    rng = np.random.default_rng(0)
+    text = f"""(float[2, 4] x) => (float[2, 3] y) {{
+        h = MatMul(x, up) d, mask = Dropout(h) f = Cast<to = 1>(mask) o = MatMul(d, down)
+        p = {reader} y = Add(o, p) }}"""
+    drawn = {"up": rng.standard_normal((4, 6)), "down": rng.standard_normal((6, 3))}
+    extra = {"last": np.array([-1])} if "last" in reader else {}
+    teacher = net(text, **{name: w.astype(np.float32) for name, w in drawn.items()}, **extra)
+    with contextlib.suppress(RefusedError):
+        verify(teacher, widen(teacher, factor=1.5, map=map).student).raise_if_different()

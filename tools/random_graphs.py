@@ -109,6 +109,8 @@ def _piece(
     names = ["" if operand is None else f"i{k}" for k, operand in enumerate(given)]
     arrays = {name: np.asarray(getattr(o, "array", o)) for name, o in zip(names, given, strict=True) if name}
     fixed = {name for name, o in zip(names, operands, strict=True) if isinstance(o, np.ndarray)}
+    while not names[-1]:  # some of onnxruntime's kernels end the process there
+        names.pop()
     node = helper.make_node(kind, names, list(results), domain=domain, **attrs)
     return Piece(node, opset, arrays, frozenset(fixed))
 
