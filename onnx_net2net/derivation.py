@@ -50,8 +50,7 @@ class Growth:
             if side.map.is_identity:
                 continue
             # What is read by weights that are divided has the gradient divided; units that are no copies have no past.
-            share = np.ones(side.map.new) if side.reads else side.map.weight**power
-            share = np.where(side.map.kind == 0, share, 0).astype(values.dtype)
+            share = np.where(side.map.kind == 0, side.learned**power, 0).astype(values.dtype)
             values = np.take(values, side.map.index, axis=axis)
             values = values * share.reshape(-1, *(1,) * (values.ndim - 1 - axis))
         return values if self.factor == 1 else values / np.array(self.factor**power, values.dtype)

@@ -159,7 +159,10 @@ def joined(sides: Sequence[Side]) -> Side:
         np.concatenate([map.kind for map in maps]),
         np.concatenate([map.first for map in maps]),
     )
-    return replace(growing[0], map=whole, spread=all(side.spread for side in growing), scale=None)
+    shares = None
+    if any(side.shares is not None for side in growing):
+        shares = np.concatenate([side.learned for side in sides])
+    return replace(growing[0], map=whole, spread=all(s.spread for s in growing), scale=None, shares=shares)
 
 
 def _replaced(sides: Sides, axis: int, side: Side) -> Sides:
@@ -171,13 +174,14 @@ def _part(side: Side, start: int, stop: int) -> tuple[int, int, Side]:
     map = side.map
     if map.is_identity:
         part = Map(stop - start, np.arange(stop - start), *(a[start:stop] for a in (map.weight, map.kind, map.first)))
-        return start, stop, replace(side, map=part)
+        return start, stop, replace(side, map=part, shares=None)
     places = np.flatnonzero((map.index >= start) & (map.index < stop))
     if len(places) != places[-1] + 1 - places[0]:
         raise RefusedError("copies of its units lie apart")
     low, high = int(places[0]), int(places[-1]) + 1
     part = Map(stop - start, map.index[low:high] - start, *(a[low:high] for a in (map.weight, map.kind, map.first)))
-    return low, high, replace(side, map=part, scale=None)
+    shares = None if side.shares is None else side.shares[low:high]
+    return low, high, replace(side, map=part, scale=None, shares=shares)
 
 
 def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -227,10 +231,11 @@ def _merged(sides: Sequence[Side]) -> Side:
     growing = [side for side in sides if not side.map.is_identity]
     if len({(side.reads, side.silent) for side in growing}) > 1:
         raise RefusedError("some of its axes are copied and others divided")
-    whole = sides[0].map
+    whole, shares = sides[0].map, sides[0].learned
     for side in sides[1:]:
-        whole = outer(whole, side.map)
-    return replace(growing[0], map=whole, spread=all(side.spread for side in growing), scale=None)
+        whole, shares = outer(whole, side.map), np.outer(shares, side.learned).reshape(-1)
+    known = shares if any(side.shares is not None for side in growing) else None
+    return replace(growing[0], map=whole, spread=all(s.spread for s in growing), scale=None, shares=known)
 
 
 def _split(side: Side, sizes: Sequence[int]) -> list[Side]:
@@ -246,6 +251,7 @@ def _split(side: Side, sizes: Sequence[int]) -> list[Side]:
         whole = (np.arange(before)[:, None, None] * size + index[None, :, None]) * behind + np.arange(behind)
         if np.array_equal(whole, table):
             weight, kind, first = (a.reshape(before, new, behind)[0, :, 0] for a in (map.weight, map.kind, map.first))
-            part = replace(side, map=Map(size, index, weight, kind, first), scale=None)
+            shares = None if side.shares is None else side.shares.reshape(before, new, behind)[0, :, 0]
+            part = replace(side, map=Map(size, index, weight, kind, first), scale=None, shares=shares)
             return [part if k == position else _still(other) for k, other in enumerate(sizes)]
     raise RefusedError("its axis grows in a way that its factors do not")

@@ -249,6 +249,8 @@ class Side:
         spread: Whether copies may be weighed unevenly: all that are copies of one unit are summed together.
         silent: Whether units that start at zero still hold zero where they are read, so that they are read at random.
         scale: Reads what a later node multiplies the units by, so that padding holds the mean of the products.
+        shares: float64 [q], by what gradients of the units are multiplied, where that does not follow from `reads`:
+            other copies on the axis than those that the weight weighs are weighed by somebody else.
     """
 
     map: Map
@@ -256,6 +258,14 @@ class Side:
     spread: bool = True
     silent: bool = False
     scale: Callable[[], np.ndarray] | None = None
+    shares: np.ndarray | None = None
+
+    @property
+    def learned(self) -> np.ndarray:
+        """By what gradients of the units are multiplied: the shares that others weigh the copies by."""
+        if self.shares is not None:
+            return self.shares
+        return np.ones(self.map.new) if self.reads else self.map.weight
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -529,7 +529,11 @@ def _sides(use: Use, growth: Growth, roles: Roles, scales: dict[Dim, Callable[[]
         map = _weights(role.contraction, use.axes, position, growth, weighed)
         if role.units is not None:
             map = changed(map, weight=np.where(role.units[map.index], map.weight, 1.0))
-        sides.append(Side(map, reads=True, spread=not even, silent=role.silent))
+        side = Side(map, reads=True, spread=not even, silent=role.silent)
+        if role.contraction.law == "sum" and (role.units is not None or weighed != _grown(axis, growth)):
+            whole = compose(axis, growth).weight
+            side = changed(side, shares=np.divide(whole, map.weight, out=np.zeros(map.new), where=map.weight > 0))
+        sides.append(side)
     return sides
 
 

@@ -110,6 +110,27 @@ class TiedLm(nn.Module):
         return torch.randint(0, 11, (16, 7)), torch.randint(0, 11, (16,))
 
 
+class Parted(nn.Module):
+    """A half of what one layer makes is divided among copies, and weighed by the other half."""
+
+    def __init__(self, inner=8):
+        super().__init__()
+        self.fused, self.head = nn.Linear(5, 2 * inner), nn.Linear(inner, 3)
+
+    def forward(self, x):
+        gate, value = self.fused(x).chunk(2, -1)
+        gate = torch.sigmoid(gate)
+        return self.head(gate) * (gate * value).sum(-1, keepdim=True)
+
+    @classmethod
+    def of(cls, shapes):
+        return cls(shapes["head.weight"][1])
+
+    @staticmethod
+    def batch():
+        return Mlp.batch()
+
+
 NETS = [Mlp, ConvNet, Transformer, TiedLm]
 
 
@@ -165,7 +186,7 @@ def assert_near(actual, expected, part=1e-5):
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", [*NETS, Parted])
 def test_momentum_is_the_gradient_of_the_grown_network(kind, factor, tmp_path):
     """After one step of SGD the momentum is the gradient; so it must be in the student."""
     module, _ = trained(kind, torch.optim.SGD, 0, lr=0.0)
@@ -179,7 +200,7 @@ def test_momentum_is_the_gradient_of_the_grown_network(kind, factor, tmp_path):
         assert_near(state["state"][number]["momentum_buffer"], parameter.grad)
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", [*NETS, Parted])
 def test_the_moments_of_adam_are_those_of_the_grown_network(kind, tmp_path):
     """Both moments of teacher and student after the same gradients, which no step has changed."""
     module, _ = trained(kind, torch.optim.SGD, 0, lr=0.0)
@@ -197,7 +218,9 @@ def test_the_moments_of_adam_are_those_of_the_grown_network(kind, tmp_path):
             assert_near(state[number][name], expected[name], 1e-4 if name != "exp_avg" else 1e-5)
 
 
-@pytest.mark.parametrize(("kind", "part"), [(Mlp, 1e-5), (ConvNet, 1e-5), (Transformer, 0.1), (TiedLm, 0.15)])
+@pytest.mark.parametrize(
+    ("kind", "part"), [(Mlp, 1e-5), (Parted, 1e-5), (ConvNet, 1e-5), (Transformer, 0.1), (TiedLm, 0.15)]
+)
 def test_copies_of_uneven_shares_get_their_share_of_the_gradient(kind, part, tmp_path):
     """By default, exactly where no statistic and no tied weight reads them; these share their part evenly."""
     module, _ = trained(kind, torch.optim.SGD, 0, lr=0.0)
