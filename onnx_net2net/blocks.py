@@ -31,7 +31,7 @@ from onnx_net2net.places import Finder
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
-_MOST = 256
+_MOST = 64
 """Sums that are taken as one sum of many terms."""
 
 _LONGEST_BRANCH = 100
