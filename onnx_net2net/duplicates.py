@@ -411,7 +411,9 @@ class _Refinement:
         """Tell which classes of a dim all weights that read them weigh by 0; `folded` are those that were looked at."""
         count = int(self._classes[dim].max()) + 1
         dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
-        for use, position in self._places[dim] if dead.any() else ():
+        for use, position in self._places[dim]:
+            if not dead.any():
+                break
             if id(use) not in folded:
                 folded[id(use)] = self._folded(use)
             values, _, labels = folded[id(use)]
