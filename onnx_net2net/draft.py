@@ -65,6 +65,9 @@ class Draft:
                 self.graph = gs.import_onnx(portable(model.proto))
             except Exception as error:  # whatever it stumbles over in a model that it does not expect
                 raise BadInputError(f"onnx-graphsurgeon cannot take the model: {one_line(error)}") from error
+        for node in self.graph.nodes:  # exporters leave the values of Constant nodes without a name
+            if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
+                node.attrs["value"].name = node.outputs[0].name
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
         self._before = self._export()

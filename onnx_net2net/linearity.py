@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_net2net.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.inference import DIVISIBLE, Analysis
+from onnx_net2net.inference import DIVISIBLE, SHAREABLE, Analysis
 from onnx_net2net.operation import Contraction
 
 DEEPEST = 64
@@ -112,7 +112,9 @@ def weighings(
     derived = [side for side in sides if analysis.is_derived(number, side[0])]
     others = [side for side in sides if side not in derived]
     # What is read in two ways is weighed only where nothing else is: the norm of a weight would change, for example.
-    ways = (sides, True, False), (derived, False, True), (derived, False, False), (others, False, False)
+    ways = [(sides, True, False), (derived, False, True), (derived, False, False), (others, False, False)]
+    if any(_is_dequantized(analysis, number, index) for index, _ in derived):
+        ways.pop()  # onnxruntime may round the other operand as well, and shares of it would be rounded otherwise
     for some, nearby, alone in ways:
         for index, position in some:
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
@@ -120,6 +122,16 @@ def weighings(
             carriers = search.operand(number, index, _Place(position), 0)
             if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
+
+
+def _is_dequantized(analysis: Analysis, number: int, index: int) -> bool:
+    """Tell whether an operand is a weight in steps, maybe rearranged."""
+    tensor = analysis.nodes[number].inputs[index]
+    while tensor.inputs and tensor.inputs[0].op in REARRANGES:
+        if tensor.inputs[0].op == "DequantizeLinear":
+            return True
+        tensor = tensor.inputs[0].inputs[0]
+    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +203,7 @@ class _Search:
         if type_ not in DIVISIBLE:
             said = self._analysis.said[number]
             whole = self._law == "sum" and self._grown(use.axes[place.position]) == self._dims
-            if not (whole and place.mask is None and index in said.integers):
+            if not (whole and place.mask is None and index in said.integers and type_ in SHAREABLE):
                 return None
         units = None
         if place.mask is not None:

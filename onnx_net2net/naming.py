@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import fnmatch
+import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -44,8 +45,21 @@ def matching(pattern: str, named: Sequence[T], names_of: Callable[[T], Sequence[
     names = list(dict.fromkeys(name for item in named for name in names_of(item) if name))
     if not names:
         raise BadInputError(f"no {what} is named {pattern!r}; there is none")
-    near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
+    near = [
+        name for close, name in heapq.nlargest(3, ((_closeness(pattern, name), name) for name in names)) if close > 0.4
+    ]
+    near = near or names[:3]
     raise BadInputError(f"no {what} is named {pattern!r}; near it are {', '.join(near)}")
+
+
+def _closeness(pattern: str, name: str) -> float:
+    """Return how much of a name is in a pattern: of all of it, or of its beginning, which people type first."""
+    compared = difflib.SequenceMatcher(b=pattern)
+    ratios = []
+    for text in (name, name[: len(pattern)], name[: len(pattern) + 1]):  # a letter may be left out
+        compared.set_seq1(text)
+        ratios.append(compared.ratio())
+    return max(ratios)
 
 
 def told_apart(names: Iterable[str]) -> list[str]:

@@ -427,7 +427,7 @@ def test_offsets_of_external_data_that_are_none_are_refused(tmp_path: Path, offs
 
 @pytest.mark.parametrize(
     "text",
-    ["[1]", "[[1]]", "7", "{", '[{"operation":["widen"]}]', '[{"operation":"rm"}]', "[" * 100_000,
+    ["[1]", "[[1]]", '[{"operation":["widen"]}]', '[{"operation":"rm"}]',
      '[{"operation":"widen","interface":5}]', '[{"operation":"widen","interface":[[1]]}]',
      '[{"operation":"widen","sizes":5}]', '[{"operation":"deepen","repeat":[5]}]'],
 )  # fmt: skip
@@ -465,6 +465,18 @@ def test_a_record_that_asks_for_too_much_is_not_repeated(
         entry.value = json.dumps(steps)
         monkeypatch.setattr("onnx_net2net.lineage.redo", lambda *_: pytest.fail("it is repeated"))
         assert departure(teacher, student) is None
+
+
+@pytest.mark.parametrize("text", ["7", "{", "[" * 100_000])
+def test_an_entry_that_is_no_list_is_somebody_elses(tmp_path: Path, text: str) -> None:
+    made = perceptron()
+    (tmp_path / "good.onnx").write_bytes(made.SerializeToString())
+    made.metadata_props.add(key=HISTORY, value=text)
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    assert command("verify", tmp_path / "good.onnx", tmp_path / "m.onnx")[0] == 0
+    code, errors = command("replay", tmp_path / "good.onnx", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert command("widen", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--factor", "1.5")[0] == 0
 
 
 def test_a_record_of_a_later_version_may_say_more() -> None:
@@ -549,19 +561,16 @@ def test_a_state_dict_inside_itself_is_none(tmp_path: Path) -> None:
 )
 def test_names_are_shown_escaped(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     made = perceptron()
-    made.graph.node[1].op_type = name
+    made.graph.node[1].op_type, made.graph.node[1].domain = name, "my.own"
+    made.opset_import.add(domain="my.own", version=1)
     for old in ("w1", "w2"):
         next(t for t in made.graph.initializer if t.name == old).name = f"{name}{old}"
     made.graph.node[0].input[1], made.graph.node[2].input[1] = f"{name}w1", f"{name}w2"
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
-    assert cli.main(["widen", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--factor", "1.5"]) == 2
+    assert cli.main(["widen", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--factor", "1.5"]) == 3
     errors = capfd.readouterr().err
     assert errors.count("\n") == 1
     assert errors[:-1].isprintable()
-    cli.main(["inspect", str(tmp_path / "m.onnx")])
-    assert all(line.isprintable() for line in capfd.readouterr().out.splitlines())
-    made.graph.node[1].op_type = "Relu"
-    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
     cli.main(["inspect", str(tmp_path / "m.onnx")])
     assert all(line.isprintable() for line in capfd.readouterr().out.splitlines())
     cli.main(["inspect", str(tmp_path / "m.onnx"), "--json"])

@@ -74,6 +74,15 @@ def test_whatever_is_linear_carries_the_division(name, factor):
     grown(teacher, framework=None, factor=factor)  # nor does plain widening need a node
 
 
+def test_the_values_of_a_constant_node_carry_it_too():
+    """Exporters leave them without a name."""
+    values = ", ".join(map(str, draw(8, 3).ravel()))
+    text = f"""(float[N, 6] x) => (float[N, 3] y) {{
+        h = MatMul(x, up) r = Tanh(h) w = Constant<value = float[8, 3] {{ {values} }}>() y = MatMul(r, w) }}"""
+    _, widening = grown(net(text, up=draw(6, 8)), framework=None, factor=2)
+    assert widening.inserted == ()
+
+
 def test_what_is_multiplied_on_keeps_its_precision():
     """Shares of half precision that are used as floats would be rounded."""
     text = """(float[N, 6] x) => (float[N, 3] y) {

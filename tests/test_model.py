@@ -761,7 +761,7 @@ def test_what_onnx_graphsurgeon_cannot_take():
     proto = build()
     proto.graph.value_info.append(info("y"))
     proto.graph.value_info[0].type.tensor_type.elem_type = 95
-    with pytest.raises(BadInputError, match=r"^onnx-graphsurgeon cannot take the model: 95$"):
+    with pytest.raises(BadInputError, match="y has the element type 95, which there is not"):
         load(proto).draft()
 
 

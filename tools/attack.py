@@ -15,15 +15,12 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +31,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from workers import LostError, Worker
 
 from onnx_net2net.cli import main as command_line
 from onnx_net2net.history import HISTORY
@@ -462,58 +460,24 @@ def _wrong(folder: Path, before: set[str], arguments: Sequence[str], code: int, 
 # --- Processes ----------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Any) -> None:
-    """Do what is asked for, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-    while (job := pipe.recv()) is not None:
-        folder = Path(tempfile.mkdtemp(prefix="attack."))
-        try:
-            pipe.send(attempt(*job, folder))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-class Worker:
-    """A process that makes attempts, one at a time; a new one after a crash or a hang."""
-
-    def __init__(self) -> None:
-        self._process: Any = None
-        self._pipe: Any = None
-
-    def run(self, job: tuple[str, int, int], limit: float) -> tuple[str, int, str]:
-        """Make an attempt; see `attempt`."""
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, other = context.Pipe()
-            self._process = context.Process(target=_work, args=(other,), daemon=True)
-            self._process.start()
-            other.close()
-        self._pipe.send(job)
-        try:
-            if self._pipe.poll(limit):
-                result: tuple[str, int, str] = self._pipe.recv()
-                return result
-            problem = f"hangs for {limit} s"
-        except EOFError:
-            self._process.join()
-            problem = f"crashes with {self._process.exitcode}"
-        self._process.kill()
-        self._process = None
-        return "?", -1, problem
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
+def _work(job: tuple[str, int, int]) -> tuple[str, int, str]:
+    """Make an attempt in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="attack."))
+    try:
+        return attempt(*job, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def attack(kind: str, count: int, seed: int, limit: float = 60) -> Iterator[tuple[int, str, int, str]]:
     """Make attempts of a kind; yield the number, the command, the exit code and what is wrong."""
-    worker = Worker()
+    worker = Worker(_work)
     try:
         for number in range(count):
-            yield (number, *worker.run((kind, seed, number), limit))
+            try:
+                yield (number, *worker.run((kind, seed, number), limit))
+            except LostError as error:
+                yield number, "?", -1, str(error)
     finally:
         worker.close()
 

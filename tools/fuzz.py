@@ -35,14 +35,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from doubles import FLOATS, is_exact_in_doubles
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from run_corpus import FAILURES, Job, Result, findings, markdown, run_all
 
-from onnx_net2net import widen
-
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 NEW_INPUT, NEW_OUTPUT = 5, 3
 """Sizes of the axes that matrices put in the place of those of the graph."""
 
@@ -224,102 +220,8 @@ def _type(value: onnx.ValueInfoProto) -> tuple[int, tuple[int, ...]]:
     return tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim)
 
 
-def is_exact_in_doubles(path: str, factor: float) -> bool:
-    """Tell whether the student of a graph agrees with it to six digits when both compute in double precision."""
-    model = onnx.load(path)
-    teacher = in_doubles(model)
-    student = widen(teacher, factor=factor).student
-    rng = np.random.default_rng(0)
-    held = {tensor.name for tensor in model.graph.initializer}
-    with student.on_disk() as file:
-        runs = [ReferenceEvaluator(each, new_ops=[Pad, Conv]) for each in (teacher, onnx.load(file))]
-    for _ in range(5):
-        feeds = {}
-        for value in teacher.graph.input:
-            kind, shape = _type(value)
-            if value.name not in held:
-                drawn = rng.standard_normal(shape) * (1 if kind == TensorProto.DOUBLE else 3)
-                feeds[value.name] = np.asarray(drawn).astype(helper.tensor_dtype_to_np_dtype(kind))
-        with np.errstate(all="ignore"):
-            answers, others = (run.run(None, feeds) for run in runs)
-        for answer, other in zip(answers, others, strict=True):
-            scale = np.abs(answer[np.isfinite(answer)]).max(initial=1e-30) if answer.dtype.kind == "f" else 1.0
-            if not np.allclose(other, answer, rtol=0, atol=1e-6 * scale, equal_nan=True):
-                return False
-    return True
-
-
-class Pad(OpRun):  # type: ignore[misc]
-    """Pad by a constant, by negative amounts too, which the reference operator cannot."""
-
-    def _run(self, data: np.ndarray, pads: np.ndarray, value: Any = None, mode: str = "constant") -> tuple[np.ndarray]:
-        ends = list(zip(*np.split(pads, 2), strict=True))
-        cut = tuple(slice(max(0, -a), size - max(0, -b)) for (a, b), size in zip(ends, data.shape, strict=True))
-        amounts = [(max(0, a), max(0, b)) for a, b in ends]
-        filler: dict[str, Any] = {"constant_values": 0 if value is None else value} if mode == "constant" else {}
-        return (np.pad(data[cut], amounts, mode, **filler).astype(data.dtype),)  # type: ignore[call-overload]
-
-
-class Conv(OpRun):  # type: ignore[misc]
-    """Convolve place by place of the kernel, without the copies of the input that the reference operator makes."""
-
-    def _run(
-        self,
-        data: np.ndarray,
-        weight: np.ndarray,
-        bias: np.ndarray | None = None,
-        auto_pad: str = "NOTSET",
-        dilations: Sequence[int] | None = None,
-        group: int = 1,
-        kernel_shape: Sequence[int] | None = None,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> tuple[np.ndarray]:
-        if auto_pad not in (None, "NOTSET"):
-            raise NotImplementedError(auto_pad)
-        (batch, _, *sizes), (units, inner, *kernel) = data.shape, weight.shape
-        rank = len(sizes)
-        steps, gaps, ends = strides or [1] * rank, dilations or [1] * rank, pads or [0] * 2 * rank
-        axes = list(zip(sizes, kernel, steps, gaps, ends, ends[rank:], strict=False))
-        lengths = [(size + low + high - gap * (wide - 1) - 1) // step + 1 for size, wide, step, gap, low, high in axes]
-        total = np.zeros((batch, units, *lengths), data.dtype)
-        data = data.reshape(batch, group, inner, *sizes)
-        weight = weight.reshape(group, units // group, inner, *kernel)
-        for place in np.ndindex(*kernel):
-            read, made = [], []
-            for (size, _, step, gap, low, _), length, at in zip(axes, lengths, place, strict=True):
-                source = np.arange(length) * step + at * gap - low
-                made.append(np.flatnonzero((source >= 0) & (source < size)))
-                read.append(source[made[-1]])
-            part = data[np.ix_(*map(range, data.shape[:3]), *read)]
-            product = np.einsum("bgi...,gui->bgu...", part, weight[(..., *place)], optimize=True)
-            total[np.ix_(range(batch), range(units), *made)] += product.reshape(batch, units, *map(len, made))
-        return (total if bias is None else total + bias.reshape(-1, *[1] * rank),)
-
-
-def in_doubles(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that computes in double precision, but for what an operator takes as single."""
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    del model.graph.value_info[:]
-    single = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type in FLOATS:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    for tensor in model.graph.initializer:
-        if tensor.name not in single:
-            _to_double(tensor)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t") and node.output[0] not in single:
-                _to_double(attribute.t)
-            if node.op_type == "Cast" and attribute.i in FLOATS and node.output[0] not in single:
-                attribute.i = TensorProto.DOUBLE
-    return model
-
-
-def _to_double(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in FLOATS:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+def _is_exact(path: str, factor: float) -> bool:
+    return is_exact_in_doubles(onnx.load(path), factor=factor)
 
 
 def adjudicated(result: Result) -> Result:
@@ -329,7 +231,7 @@ def adjudicated(result: Result) -> Result:
         limits = resource.RLIMIT_DATA, (MEMORY, MEMORY)
         # The reference operators do not run everything, and some of it not in a process that others depend on.
         with spawn.Pool(1, resource.setrlimit, limits) as pool, contextlib.suppress(Exception):
-            if pool.apply_async(is_exact_in_doubles, (result.path, result.factor)).get(PATIENCE):
+            if pool.apply_async(_is_exact, (result.path, result.factor)).get(PATIENCE):
                 return replace(result, status="rounding")
     return result
 
