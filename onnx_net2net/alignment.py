@@ -100,7 +100,7 @@ def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
 # --- The alignment -------------------------------------------------------------------------------------------
 
 LIMIT = 1 << 22
-"""Pairs that are looked at, twice that at most: all of two networks with 2,000 units, of larger ones those of like place."""
+"""Pairs that are looked at, twice that at most: all in networks of 2,000 units, those of like place in larger ones."""
 
 T = TypeVar("T", Item, Unit)
 
@@ -192,7 +192,7 @@ def _running(row: Array, spent: Array) -> Array:
 
 def _in_leaps(costs: Array, leaps: Mapping[int, int]) -> Array:
     """Return what it costs to leave out each, where runs are left out as a whole."""
-    cheap = costs.copy()
+    cheap: Array = costs.copy()
     for start, end in leaps.items():
         cheap[start:end] = _FREE
     return cheap
@@ -202,7 +202,10 @@ class _Gains(Generic[T]):
     """What matches bring, computed once for all that have the same signatures."""
 
     def __init__(self, old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], known: float) -> None:
-        self._old, self._new, self._gain, self._known = old, new, gain, known
+        self._old: Sequence[T] = old
+        self._new: Sequence[T] = new
+        self._gain: Callable[[T, T], float] = gain
+        self._known = known
         self._kinds = [_numbered([one.signature for one in side]) for side in (old, new)]
         names = _numbered([one.name for one in (*old, *new)])
         self._names = names[: len(old)], names[len(old) :]

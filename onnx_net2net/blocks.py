@@ -31,7 +31,7 @@ from onnx_net2net.places import Finder
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
-_MOST = 256
+_MOST = 64
 """Sums that are taken as one sum of many terms."""
 
 _LONGEST_BRANCH = 100
@@ -194,7 +194,7 @@ class _Blocks:
             terms, added = self._terms(number)
             block = self._block(number, terms, added)
             parts = set() if innermost else added
-            whole = {n for n, other in found.items() if other.entry and n not in inner | parts
+            whole = {n for n, other in found.items() if other.entry and n not in inner and n not in parts
                      and (not other.reason or (innermost and other.normalised))}  # fmt: skip
             if block is not None and whole.isdisjoint(block.nodes):
                 found[number] = block

@@ -55,8 +55,12 @@ def _agreements(
     open_with: Callable[..., Runner],
     judge: Judge,
     embed: Embed,
+    integers: bool = False,
 ) -> Iterator[tuple[str, bool]]:
-    """Tell of the float tensors that can be compared whether they agree."""
+    """Tell of the float tensors that can be compared whether they agree; of integers only those that do, if asked for.
+
+    Integers that differ may be sizes that have grown, or be rounded to another step.
+    """
     old, noisy, new = (onnx.load(path, load_external_data=False) for path in (teacher, teacher, student))
     theirs = {name for node in new.graph.node for name in node.output}
     common = [name for name in names if name in theirs]
@@ -75,9 +79,11 @@ def _agreements(
         for name in chunk:
             known = [run[name] for run in runs if name in run]
             found = _embedded(answer[name], embed(name)) if name in answer else None
-            if found is None or len(known) < len(runs) or found.shape != known[0].shape or not epsilon(found.dtype):
-                continue  # grown, or a shape computation, which need not agree
-            yield name, not judge(name, found, known[:2], known[2:]).different_fraction
+            if found is None or len(known) < len(runs) or found.shape != known[0].shape:
+                continue  # grown
+            agree = not judge(name, found, known[:2], known[2:]).different_fraction
+            if epsilon(found.dtype) or (integers and agree):
+                yield name, agree
 
 
 def _values(
@@ -142,7 +148,9 @@ def stand_for(
         walked += front
         made = {name for at in front for name in (*producers[at].input, *captured([producers[at]])) if name}
         seen |= (made := made - seen)
-        found = dict(_agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed))
+        found = dict(
+            _agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed, integers=True)
+        )
         differs = next((name for name, agree in found.items() if not agree), None)
         differs = differs or next((n for n in made if n in ours and n in theirs and _changed(ours[n], theirs[n])), None)
         if differs is not None:

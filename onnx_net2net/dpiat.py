@@ -39,6 +39,9 @@ _EQUAL = 1e-9
 INEXACT = Obstacle("method", "DPIAT copies what overlaps, and no statistics, whatever the networks compute")
 """What is said of every transfer."""
 
+LIMIT = 1 << 30
+"""The matching of n layers with m others looks at up to n * n * m places: with this many it takes seconds."""
+
 _ROWS = 64
 """So many rows of a table are computed at a time: they stay in the processor's cache."""
 
@@ -83,7 +86,10 @@ class Matcher:
 
     def _similarities(self, source: Sequence[Element], target: Sequence[Element]) -> Array:
         """Return S as (target elements, source elements): layers by their shapes, blocks by their alignments."""
-        similarities = np.zeros((len(target), len(source)))
+        n, m = len(target), len(source)
+        if n * n * m > LIMIT:
+            raise RefusedError(f"DPIAT's matching of {m:,} with {n:,} layers takes too long: its time is cubic")
+        similarities = np.zeros((n, m))
         for kind, rank in {(e.kind, len(e.shape)) for e in source if isinstance(e, Layer)}:
             columns, old = _shapes(source, kind, rank)
             rows, new = _shapes(target, kind, rank)

@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from onnx_net2net.model import Model
 
 
+_ROW = 16
+"""So many Identities in a row are read one after another."""
+
+
+def _shorten(graph: gs.Graph) -> None:
+    """Let Identities in a long row read what the row names, so that nobody has to walk along all of it."""
+    rows: dict[int, tuple[gs.Tensor, int]] = {}  # what a tensor names, and how many Identities lie between
+    for node in graph.nodes:
+        if node.op == "Identity" and node.domain in (None, "", "ai.onnx") and node.inputs and node.outputs:
+            named, length = rows.get(id(node.inputs[0]), (node.inputs[0], 0))
+            if length >= _ROW:
+                node.inputs[0], length = named, 0
+            rows[id(node.outputs[0])] = named, length + 1
+
+
 class Draft:
     """An editable copy of a model's topology.
 
@@ -56,6 +71,7 @@ class Draft:
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
         self._before = self._export()
+        _shorten(self.graph)
         self._names = dict.fromkeys(_all_names(model.proto), 0)
 
     def captured(self, node: gs.Node) -> frozenset[str]:

@@ -10,9 +10,10 @@ nothing less finds them. Sums of shares are compared up to the rounding of the w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ Classes = Mapping[Dim, np.ndarray]
 
 Summed = dict[tuple[int, int], dict[int, set[Dim]]]
 """For reads of constants (node, input): the dims on each axis whose copies the constant weighs."""
+
+Folded = tuple[Array, "Array | None", list[np.ndarray]]
+"""A constant with its classes summed, by how much sums may miss, and the labels on each axis."""
 
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """Distance from 1 to the next number of each type."""
@@ -236,7 +240,8 @@ class _Refinement:
             self._classes.update({dim: np.arange(dim.size) for dim in uneven})
         if self._is_mixed or not all(self._is_even(axis, places) for axis, places in self._fills):
             return None
-        dead = {dim: self._dead(dim) for dim in self._classes}
+        folded: dict[int, Folded] = {}
+        dead = {dim: self._dead(dim, folded) for dim in self._classes}
         for dim, units in dead.items():
             kept = np.where(units[self._classes[dim]], -1, (np.cumsum(~units) - 1)[self._classes[dim]])
             self._classes[dim] = kept
@@ -323,7 +328,7 @@ class _Refinement:
             self._read[key] = self._analysis.draft.read(use.constant)
         return self._read[key]
 
-    def _folded(self, use: Use) -> tuple[Array, Array | None, list[np.ndarray]]:
+    def _folded(self, use: Use) -> Folded:
         """Return a constant with its classes summed, by how much sums may miss, and the labels on each axis."""
         summed = self._summed.get((use.node, use.input), {})
         labels = []
@@ -402,21 +407,31 @@ class _Refinement:
         counts = np.bincount(axis_labels(axis, self._classes, leaf_set(axis))[places])
         return bool(counts.min() == counts.max())
 
-    def _dead(self, dim: Dim) -> np.ndarray:
-        """Tell which classes of a dim all weights that read them weigh by 0."""
+    def _dead(self, dim: Dim, folded: dict[int, Folded]) -> np.ndarray:
+        """Tell which classes of a dim all weights that read them weigh by 0; `folded` are those that were looked at."""
         count = int(self._classes[dim].max()) + 1
         dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
-        for use, position in self._readers(dim) if dead.any() else ():
-            values, _, labels = self._folded(use)
+        for use, position in self._places[dim]:
+            if not dead.any():
+                break
+            if id(use) not in folded:
+                folded[id(use)] = self._folded(use)
+            values, _, labels = folded[id(use)]
             rows = _rows(values, position, use.axes[position], dim, labels[position], self._classes[dim])
             dead &= ~np.any(rows != 0, axis=1)
         if dead.all() and not dim.origin:
             dead[0] = False
         return dead
 
-    def _readers(self, dim: Dim) -> Iterator[tuple[Use, int]]:
+    @cached_property
+    def _places(self) -> dict[Dim, list[tuple[Use, int]]]:
+        """Where weights sum over each dim."""
+        found: dict[Dim, list[tuple[Use, int]]] = defaultdict(list)
         for key, axes in self._summed.items():
-            yield from ((self._analysis.uses[key], position) for position, dims in axes.items() if dim in dims)
+            for position, dims in axes.items():
+                for dim in dims:
+                    found[dim].append((self._analysis.uses[key], position))
+        return found
 
 
 def _rows(

@@ -24,6 +24,9 @@ from onnx_net2net.rules import lookup
 from onnx_net2net.rules.movement import permute_units
 from onnx_net2net.singles import Singles
 
+STRICT = False
+"""Whether errors of rules are raised; else what a rule stumbles over is taken for a node that no operator has."""
+
 DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 """Element types whose values copies can share."""
 
@@ -153,15 +156,16 @@ class Analysis:
 
     def is_fill(self, node: int, index: int) -> bool:
         """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
-        tensor = self.nodes[node].inputs[index]
-        use = self.uses.get((node, index))
-        values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
-        if values is not None:
-            return is_fill(values)
-        producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.op == "ConstantOfShape":
-            return producer is not None
-        return producer.op in _MOVES and self.is_fill(self.numbers[id(producer)], 0)
+        while True:
+            tensor = self.nodes[node].inputs[index]
+            use = self.uses.get((node, index))
+            values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+            if values is not None:
+                return is_fill(values)
+            producer = tensor.inputs[0] if tensor.inputs else None
+            if producer is None or producer.op not in _MOVES:
+                return producer is not None and producer.op == "ConstantOfShape"
+            node, index = self.numbers[id(producer)], 0
 
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
@@ -314,6 +318,8 @@ def _visit(analysis: Analysis, number: int, node: gs.Node, versions: dict[str, i
         try:
             rule(op)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            if STRICT:
+                raise
             op.said = Statements()
             op.freeze_all("has inputs or attributes that its operator cannot have")
     for contraction in op.said.contractions:

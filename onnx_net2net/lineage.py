@@ -7,6 +7,7 @@ But what a record says was done to a teacher makes every weight of the student a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -26,6 +27,13 @@ TOLERANCE = 1e-5
 
 _MOST = 0.1
 """A student with a larger part of other weights was not damaged: it was trained on, or made by other draws."""
+
+
+_STEPS = 100
+"""A record of more steps is not repeated."""
+
+_GROWN = 4
+"""A step that makes so many times the bytes of teacher and student is no step between them."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,37 @@ def departure(teacher: Model, student: Model) -> Departure | None:
     steps = steps[len(known) :]
     if any(step.get("version") != version("onnx-net2net") for step in steps if isinstance(step, dict)):
         return None
+    if not _is_bounded(steps, student):
+        return None
     with work_folder() as folder, contextlib.suppress(Net2NetError):
         for number, step in enumerate(steps, 1):
             check_step(step, f"step {number}")
         # The teacher may be another file by now, or in memory: whether it is the same model its weights tell.
         anonymous = [{key: value for key, value in step.items() if key != "teacher"} for step in steps]
-        *_, last = redo(teacher, anonymous, folder)
-        return _compare(last.student, student)
+        most = _GROWN * (teacher.nbytes + student.nbytes)
+        for done in redo(teacher, anonymous, folder):
+            if (made := done.student).nbytes > most:
+                return None
+        return _compare(made, student)
     return None
+
+
+def _is_bounded(steps: Sequence[object], student: Model) -> bool:
+    """Tell whether a record asks for no more than its student has: it comes from a file, and anybody can write one."""
+    tensors = all_tensors(student.proto)
+    largest = max(len(student.proto.graph.node), *(size for tensor in tensors for size in tensor.dims), 1)
+    pending: list[object] = list(steps)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if "target" in value:  # another file
+                return False
+            pending += [inner for key, inner in value.items() if key != "seed"]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, int | float) and not abs(value) <= largest:
+            return False
+    return len(steps) <= _STEPS
 
 
 def _compare(made: Model, student: Model) -> Departure | None:

@@ -224,19 +224,27 @@ def _label(analysis: Analysis, number: int) -> str:
 
 def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Collection[int]) -> bool:
     """Tell whether what follows from constants is neither made of parameters alone nor one number everywhere."""
-    if analysis.is_fill(number, index):
-        return False
-    use = analysis.uses.get((number, index))
-    if use is not None:
-        return id(use.constant) in doubtful
-    tensor = analysis.nodes[number].inputs[index]
-    maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
-    node = analysis.nodes[maker]
     moves = (*_MOVES, "Expand", "Tile")
-    if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
-        return True
-    data = range(len(node.inputs)) if node.op not in moves else (0,)
-    return any(_may_be_computed(analysis, maker, other, doubtful) for other in data if node.inputs[other].name)
+    pending, seen = [(number, index)], set()
+    while pending:
+        place = pending.pop()
+        tensor = analysis.nodes[place[0]].inputs[place[1]]
+        use = analysis.uses.get(place)
+        known = tensor.name if use is None else id(use.constant)
+        if known in seen or analysis.is_fill(*place):
+            continue
+        seen.add(known)
+        if use is not None:
+            if id(use.constant) in doubtful:
+                return True
+            continue
+        maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
+        node = analysis.nodes[maker]
+        if maker < 0 or node.op not in ("Gemm", "MatMul", "Add", "Sub", "Mul", *moves):
+            return True
+        data = range(len(node.inputs)) if node.op not in moves else (0,)
+        pending += [(maker, other) for other in data if node.inputs[other].name]
+    return False
 
 
 def _is_unweighed(analysis: Analysis, number: int, contraction: Contraction) -> bool:

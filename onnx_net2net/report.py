@@ -268,9 +268,8 @@ def similarities_table(similarities: Sequence[Similarity], title: str) -> Table:
     measured = any(one.agreement is not None for one in similarities)
     table = _table(title, "source", "kept", "filled", "dpiat", *(["agreement"] if measured else []))
     for one in similarities:
-        row = [one.name, *(f"{value:.4f}" for value in (one.kept, one.filled, one.dpiat))]
-        if measured:
-            row.append("-" if one.agreement is None else f"{one.agreement:.4f}")
+        values = [one.kept, one.filled, one.dpiat, *([one.agreement] if measured else [])]
+        row = [one.name, *("-" if value is None else f"{value:.4f}" for value in values)]
         table.add_row(*map(_text, row))
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ from onnx_net2net import dpiat
 from onnx_net2net.alignment import Alignment, align
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.dims import Axis
-from onnx_net2net.errors import BadInputError, Net2NetError
+from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
 from onnx_net2net.inference import Analysis, infer
 from onnx_net2net.inputs import accepted, draw, input_specs
 from onnx_net2net.inspection import paused_gc
@@ -41,7 +42,8 @@ class Similarity:
         name: The source: its file's name, or its graph's.
         kept: The share of the source's parameters that the target has a place for; 1 where it may contain the source.
         filled: The share of the target's parameters that these fill.
-        dpiat: DPIAT's similarity, which is symmetric; see `onnx_net2net.dpiat.similarity`.
+        dpiat: DPIAT's similarity, which is symmetric; see `onnx_net2net.dpiat.similarity`. None where there are too
+            many layers for it.
         agreement: How the target, once filled, answers like the source, from 0 to 1; None where that was not asked for
             or the two have different inputs or outputs. See `agreement`.
     """
@@ -49,7 +51,7 @@ class Similarity:
     name: str
     kept: float
     filled: float
-    dpiat: float
+    dpiat: float | None
     agreement: float | None = None
 
 
@@ -73,6 +75,7 @@ def similarities(
 
     Raises:
         BadInputError: If a model cannot be used, or there is no such measure.
+        RefusedError: If there are too many layers for "dpiat".
     """
     if measure not in MEASURES:
         raise BadInputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
@@ -82,9 +85,11 @@ def similarities(
         wanted = _Network(sink)
         for source in map(load, sources):
             given = _Network(source)
+            alike = None
             common = overlap(given.analysis, wanted.analysis, align(given.items, wanted.items))
             kept, filled = (min(1.0, common / max(network.elements, 1)) for network in (given, wanted))
-            alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
+            with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
+                alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
             measured = agreement(source, sink) if measure == "agreement" else None
             found.append(Similarity(_name(source), kept, filled, alike, measured))
     return sorted(found, key=lambda one: (getattr(one, measure) or 0.0, one.filled), reverse=True)

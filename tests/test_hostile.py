@@ -17,13 +17,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_net2net import cli, deepen, inspect, narrow, verify, widen
+from onnx_net2net import alignment, cli, deepen, inference, inspect, narrow, verify, widen
+from onnx_net2net.alignment import align
+from onnx_net2net.duplicates import _Refinement
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.functions import LIMIT, check_functions
 from onnx_net2net.history import HISTORY, check_values
+from onnx_net2net.lineage import departure
 from onnx_net2net.messages import one_line, shown
 from onnx_net2net.model import load
+from onnx_net2net.reimport import inspect_for
+from onnx_net2net.similarity import similarities
 from onnx_net2net.sizes import infer
+from onnx_net2net.units import Item, Unit
 
 ROOT = Path(__file__).resolve().parent.parent
 node, value, tensor = helper.make_node, helper.make_tensor_value_info, numpy_helper.from_array
@@ -70,6 +76,11 @@ def within(seconds: float) -> Iterator[None]:
     started = time.process_time()
     yield
     assert time.process_time() - started < seconds
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "STRICT", False)
 
 
 # --- Long and deep ------------------------------------------------------------------------------------------------
@@ -126,6 +137,73 @@ def test_dozens_of_sums_and_sequences_in_a_row_are_no_recursion() -> None:
     inserts = [node("SequenceInsert", [f"q{k}", "h"], [f"q{k + 1}"]) for k in range(1100)]
     joined = node("ConcatFromSequence", ["q1100"], ["c"], axis=0)
     inspect(perceptron(node("SequenceEmpty", [], ["q0"]), *inserts, joined, last="c"))
+
+
+def units(count: int, kinds: int) -> list[Item]:
+    shapes = [(8 + k % kinds, 8) for k in range(count)]
+    return [Item((Unit(k, f"u{k}", "linear", shape, (), (), {}, place=k),)) for k, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize(("length", "kinds", "limit"), [(600, 600, 10_000), (3000, 2, 1 << 22)])
+def test_long_networks_are_aligned_near_the_diagonal(
+    length: int, kinds: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    similarity = alignment.similarity
+    monkeypatch.setattr(alignment, "similarity", lambda one, other: calls.append(0) or similarity(one, other))
+    monkeypatch.setattr(alignment, "LIMIT", limit)
+    found = align(units(length, kinds), units(length + 2, kinds))
+    assert [(old.place, new.place) for old, new in found.pairs] == [(k, k) for k in range(length)]
+    assert len(calls) < 100 * length
+    assert not found.lost
+
+
+def test_identities_in_a_row_are_not_walked_along() -> None:
+    teacher = chain(1500, "Identity")
+    nodes = load(teacher).draft().graph.nodes
+    for one in nodes:
+        length, tensor = 0, one.inputs[0]
+        while tensor.inputs and tensor.inputs[0].op == "Identity":
+            length, tensor = length + 1, tensor.inputs[0].inputs[0]
+        assert length <= 17
+    few = chain(40, "Identity")
+    verify(few, widen(few, factor=1.5).student).raise_if_different()
+
+
+def test_what_a_chain_of_concatenations_reads_is_folded_once_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    folded = _Refinement._folded
+    monkeypatch.setattr(_Refinement, "_folded", lambda self, use: calls.append(use) or folded(self, use))
+    counts = []
+    for length in (6, 12):
+        tensors = ["h", *(f"t{k}" for k in range(length))]
+        nodes = [made for k, (a, b) in enumerate(pairwise(tensors)) for made in (
+            node("MatMul", [a, f"k{k}"], [f"m{k}"]), node("Relu", [f"m{k}"], [f"r{k}"]),
+            node("Concat", [a, f"r{k}"], [b], axis=1))]  # fmt: skip
+        weights = [weight(f"k{k}", 12 + 4 * k, 4) for k in range(length)]
+        dense = perceptron(*nodes, last=tensors[-1], more=tuple(weights))
+        next(t for t in dense.graph.initializer if t.name == "w2").CopyFrom(weight("w2", 12 + 4 * length, 4))
+        calls.clear()
+        with contextlib.suppress(RefusedError):
+            narrow(dense)
+        counts.append(len(calls))
+    assert counts[1] < 3 * counts[0]
+
+
+def test_weights_that_double_are_looked_at_once() -> None:
+    names = ["e", *(f"d{k}" for k in range(50))]
+    doubled = [node("Add", [a, a], [b]) for a, b in pairwise(names)]
+    with within(10):
+        inspect_for("torch", perceptron(*doubled, node("Mul", ["h", "d49"], ["s"]), last="s", more=(weight("e", 12),)))
+
+
+def test_more_layers_than_dpiat_can_match_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_net2net.dpiat.LIMIT", 7)
+    teacher = perceptron()
+    (found,) = similarities(teacher, [teacher], measure="kept")
+    assert (found.kept, found.dpiat) == (1, None)
+    with pytest.raises(RefusedError, match="cubic"):
+        similarities(teacher, [teacher], measure="dpiat")
 
 
 # --- Overlapping frames and streams -------------------------------------------------------------------------------
@@ -302,6 +380,17 @@ def test_what_an_operator_cannot_have_freezes() -> None:
     assert all(group.reason for group in inspect(teacher).groups)
 
 
+def test_a_rule_that_stumbles_freezes_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumbles(op: object) -> None:
+        raise LookupError("no such attribute")
+
+    monkeypatch.setattr(inference, "lookup", lambda domain, kind, version: stumbles if kind == "Relu" else None)
+    assert all(group.reason for group in inspect(perceptron()).groups)
+    monkeypatch.setattr(inference, "STRICT", True)
+    with pytest.raises(LookupError, match="no such attribute"):
+        inspect(perceptron())
+
+
 # --- Files beside the model ---------------------------------------------------------------------------------------
 
 
@@ -358,6 +447,24 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         assert errors.count("\n") == 1
         assert HISTORY in errors
     assert sorted(os.listdir(tmp_path)) == ["good.onnx", "m.onnx"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": 10**9}, {"operation": "widen", "sizes": {"fc1": 10**9}}, {"factor": 1e9}, {"target": "t.onnx"}]
+)
+def test_a_record_that_asks_for_too_much_is_not_repeated(
+    change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load(perceptron())
+    deepen(teacher, all=True).student.save(tmp_path / "s.onnx")
+    student = load(tmp_path / "s.onnx")
+    assert departure(teacher, student) is not None
+    (entry,) = (entry for entry in student.proto.metadata_props if entry.key == HISTORY)
+    (step,) = json.loads(entry.value)
+    for steps in ([step | change], [step] * 101):
+        entry.value = json.dumps(steps)
+        monkeypatch.setattr("onnx_net2net.lineage.redo", lambda *_: pytest.fail("it is repeated"))
+        assert departure(teacher, student) is None
 
 
 @pytest.mark.parametrize("text", ["7", "{", "[" * 100_000])
@@ -482,13 +589,13 @@ def test_names_are_shown_shortened() -> None:
 def test_what_nobody_has_foreseen_is_one_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    onnx.save(perceptron(), tmp_path / "m.onnx")
     for error in (RecursionError("too deep"), KeyError("q\nr"), MemoryError()):
 
         def fails(*_: object, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr("onnx_net2net.reimport.inspect_for", fails)
-        monkeypatch.setattr("onnx_net2net.model.load", lambda path: path)
         assert cli.main(["inspect", str(tmp_path / "m.onnx")]) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
