@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import inliner
 
 from onnx_net2net.divergence import differ
+from onnx_net2net.functions import inlined
 from onnx_net2net.inputs import Feeds, InputSpec, draw
 from onnx_net2net.noise import epsilon
 from onnx_net2net.protos import captured, initializer_names
@@ -32,7 +32,7 @@ _FOLDS: tuple[Callable[[Array], Array], ...] = (lambda x: x, np.abs, lambda x: -
 
 def that_should_move(proto: onnx.ModelProto) -> list[str]:
     """Return the outputs that are computed from values of inputs, and not from their sizes alone."""
-    graph = (inliner.inline_local_functions(proto) if proto.functions else proto).graph
+    graph = inlined(proto).graph
     moving = {value.name for value in graph.input} - set(initializer_names(graph))
     for node in graph.node:
         if node.op_type not in _SHAPE_ONLY and not moving.isdisjoint((*node.input, *captured([node]))):

@@ -226,7 +226,7 @@ def _along_steps(net: Network) -> set[Dim]:
     """Return the dims of what is taken apart, joined or summed along other axes, like the steps of a recurrence."""
     found: set[Dim] = set()
     for number, node in enumerate(net.analysis.nodes):
-        if node.op in _STEPS and not net.is_weight(node.inputs[0]):
+        if node.op in _STEPS and node.inputs and not net.is_weight(node.inputs[0]):
             before = {id(resolve(axis)) for axis in net.analysis.input_axes(number, 0) or ()}
             found |= dims_of(*(axis for axis in net.axes(number) if id(resolve(axis)) in before))
     return found

@@ -330,6 +330,20 @@ def test_functions_that_the_inliner_does_not_take_freeze() -> None:
         widen(calling(deep, "F299"), factor=1.5)
 
 
+def test_functions_that_call_themselves_do_not_run() -> None:
+    made = perceptron()
+    made.functions.append(function("F", call("F")))
+    made.opset_import.append(helper.make_opsetid("my", 1))
+    with pytest.raises(BadInputError, match="the teacher does not run"):
+        verify(made, made)
+
+
+def test_a_node_that_joins_nothing_is_inspected() -> None:
+    made = perceptron()
+    made.graph.node.insert(0, node("Concat", [], ["nothing"], axis=0))
+    assert inspect(made).groups
+
+
 # --- Types and sizes ----------------------------------------------------------------------------------------------
 
 
