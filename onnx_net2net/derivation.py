@@ -181,7 +181,7 @@ class Derivation:
             for name, stored in self._entries.items()
             if name in self._matches
         }
-        unseen = Unseen(list(derived.values()))
+        unseen = Unseen(list(derived.values()), self._has_folded())
         for name, stored in self._entries.items():
             yield replace(derived.get(name) or _unseen(name, stored, unseen), shared=stored.shared)
 
@@ -217,9 +217,18 @@ class Derivation:
                     if not _same(part.value(), entry.value()):
                         yield f"{entry.name} in {' and '.join(filter(None, version.scopes)) or version.final}"
 
+    def _explained(self) -> set[str]:
+        """Return the constants that entries are."""
+        return {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
+
+    def _has_folded(self) -> bool:
+        """Tell whether there are matrices that no entry is: what they were made of grows as they do not tell."""
+        unknown = self._constants.keys() - self._explained()
+        return any(sum(size > 1 for size in self._constants[name].shape) > 1 for name in unknown)
+
     def _refuse_unknown(self) -> None:
         """Refuse if constants grew that no entry is, and there are entries that are no constant."""
-        known = {piece.constant for found in self._matches.values() for match in found for piece in match.pieces}
+        known = self._explained()
         grown = [name for name in self._versions if name not in known and not self._is_computed_anew(name)]
         lost = [n for n, e in self._entries.items() if n not in self._matches and is_float(e.dtype) and e.shape]
         if grown:
@@ -366,7 +375,7 @@ def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
     if guess is None:
         return Entry(name, "passed through", (), stored.shape, stored.shape, value=stored.read)
     if not guess.like:
-        note = "is not in the graph, and others of its sizes grew differently"
+        note = "is not in the graph, and nothing there tells how it grows"
         return Entry(name, "passed through", (), stored.shape, stored.shape, note=note, value=stored.read)
     new = tuple(side.map.new for side in guess.growths[-1].sides)
     note = f"is not in the graph, and grew like {guess.like}"

@@ -3,7 +3,7 @@
 The graph does not say how they grow, and a strict load into the wider class asks for their new shapes. So each grows
 as a sibling of it does: an entry of the same shape by the same name up to numbers (`r.2.weight` as `r.1.weight`), or
 in another module with the same layers (`ema.fc1.weight` as `net.fc1.weight`). Where there is none, each of its axes
-takes the one size that all axes of its size got.
+takes the one size that all axes of its size got, unless an export may have folded the entry into a constant.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Guess(NamedTuple):
 class Unseen:
     """Says how entries grow that are not in the graph."""
 
-    def __init__(self, seen: Sequence[Entry]) -> None:
-        """Make one for the entries that are in the graph."""
-        self._seen = seen
+    def __init__(self, seen: Sequence[Entry], folded: bool) -> None:
+        """Make one for the entries that are in the graph; `folded` says that it has weights which are no entry."""
+        self._seen, self._folded = seen, folded
         self._axes: dict[int, list[tuple[Entry, int]]] = {}
         for entry in seen:
             for axis, size in enumerate(entry.old):
@@ -49,6 +49,8 @@ class Unseen:
             if len({entry.new for entry in siblings}) == 1:
                 sides = [growth.sides for growth in siblings[0].growths]
                 return Guess(tuple(map(_plain, siblings[0].growths, sides)), siblings[0].name)
+        if self._folded:
+            return Guess((), "")
         donors = [self._donor(len(shape), axis, size) for axis, size in enumerate(shape)]
         steps = max((entry.growths for entry in self._seen), key=len, default=())
         growths = []
