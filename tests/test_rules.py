@@ -447,6 +447,8 @@ def backend_cases() -> dict[str, list[Case]]:
         tests = load_model_tests(kind="node")
     cases = defaultdict(list)
     for test in tests:
+        if test.model is None:  # older versions list what they would download
+            continue
         graph, node = test.model.graph, test.model.graph.node[0]
         operands = dict(zip([value.name for value in graph.input], test.data_sets[0][0], strict=True))
         random = node.op_type == "Dropout" and "training" in test.name

@@ -1124,9 +1124,7 @@ def test_a_size_that_is_set_stays_beside_a_factor():
 
 
 @pytest.mark.parametrize("map", ["replicate", "zero_in", "zero_out"])
-@pytest.mark.parametrize(
-    "reader", ["p = MatMul(f, down) y = Add(o, p)", "p = ReduceSum<keepdims = 1>(f, last) y = Add(o, p)"]
-)
+@pytest.mark.parametrize("reader", ["MatMul(f, down)", "ReduceSum<keepdims = 1>(f, last)"])
 def test_the_mask_of_a_dropout_is_true_for_units_of_zeros_too(map, reader):
     rng = np.random.default_rng(0)
     text = f"""(float[2, 4] x) => (float[2, 3] y) {{
