@@ -302,8 +302,11 @@ class _Refinement:
         for way in weighings(self._analysis, number, contraction, dims.__contains__):
             (place, *more) = way.carriers
             use = self._analysis.uses[place.node, place.input]
-            alone = not (more or way.together or place.even) and place.units is None
-            alone &= not square or self._is_factor(place.node, use, place.position)
+            alone = not (more or way.together) and place.units is None
+            if alone and (square or place.even):
+                alone = self._is_factor(place.node, use, place.position) and (
+                    square or bool(np.all(self._values(use) >= 0))
+                )
             if alone and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place.position]):
                 return place.node, place.input, place.position
         return None
