@@ -5,7 +5,7 @@ has a few of them: what each reads is made from what others gave, by layers of w
 A student that differs, but is exact in double precision, counts as rounding (`doubles.py`); every other is wrong.
 
     python tools/random_graphs.py --graphs 1000
-    python tools/random_graphs.py --graphs 1 --seed 714 --out /tmp/failures
+    python tools/random_graphs.py --graphs 1 --seed 714 --out failures
 """
 
 from __future__ import annotations
