@@ -55,15 +55,22 @@ def is_exact_in_doubles(model: onnx.ModelProto, runs: int = 5, **options: Any) -
                 drawn = rng.standard_normal(shape) * (1 if kind == TensorProto.DOUBLE else 3)
                 feeds[value.name] = np.asarray(drawn).astype(helper.tensor_dtype_to_np_dtype(kind))
         with np.errstate(all="ignore"):
-            pairs = zip(evaluated(teacher, feeds), evaluated(student, feeds), strict=True)
-            if not all(_agree(answer, other) for answer, other in pairs):
+            moved = {name: array * (1 + 1e-15) if array.dtype == np.float64 else array for name, array in feeds.items()}
+            answers = (evaluated(teacher, feeds), evaluated(student, feeds), evaluated(teacher, moved))
+            if not all(map(_agree, *answers)):
                 return False
     return True
 
 
-def _agree(answer: Array, other: Array) -> bool:
+def _agree(answer: Array, other: Array, moved: Array) -> bool:
+    """Compare to five digits, or to what the last place of the inputs makes: a determinant that is zero has no digits."""
     scale = np.abs(answer[np.isfinite(answer)]).max(initial=1e-30) if answer.dtype.kind == "f" else 1.0
-    return answer.shape == other.shape and np.allclose(other, answer, rtol=0, atol=DIGITS * scale, equal_nan=True)
+    noise = 0.0
+    if answer.dtype.kind == "f" and answer.shape == moved.shape:
+        gaps = np.abs(moved - answer)
+        noise = gaps[np.isfinite(gaps)].max(initial=0.0)
+    slack = max(DIGITS * scale, 100 * noise)
+    return answer.shape == other.shape and np.allclose(other, answer, rtol=0, atol=slack, equal_nan=True)
 
 
 # --- Graphs in doubles ----------------------------------------------------------------------------------------------
