@@ -63,7 +63,7 @@ def is_exact_in_doubles(model: onnx.ModelProto, runs: int = 5, **options: Any) -
 
 
 def _agree(answer: Array, other: Array, moved: Array) -> bool:
-    """Compare to five digits, or to what the last place of the inputs makes: a determinant that is zero has no digits."""
+    """Compare to five digits, or to what the last place of the inputs makes: a determinant of zero has no digits."""
     scale = np.abs(answer[np.isfinite(answer)]).max(initial=1e-30) if answer.dtype.kind == "f" else 1.0
     noise = 0.0
     if answer.dtype.kind == "f" and answer.shape == moved.shape:
