@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from onnx_net2net.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.layers import LONGEST, Network
 from onnx_net2net.naming import module_of, scope_of, told_apart
 from onnx_net2net.places import Finder
+from onnx_net2net.sizes import RANDOM
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
@@ -578,21 +579,47 @@ Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
 places of what the block itself makes, and the names of what comes from outside."""
 
 
-def program(analysis: Analysis, block: Block) -> tuple[Step, ...]:
-    """Return what a block computes but for the values of its weights: what blocks that can change places share."""
+def value_numbers(analysis: Analysis) -> dict[str, int]:
+    """Number what nodes make, so that tensors which are computed alike from the same have the same number.
+
+    Exporters compute a mask anew for each layer. Weights count as the same only where they are one tensor.
+    """
+    numbers: dict[str, int] = {}
+    known: dict[object, int] = {}
+    for node in analysis.nodes:
+        reads: list[object] = []
+        for value in node.inputs:
+            told = _told(analysis, value)
+            reads.append(numbers.get(value.name, value.name) if told is None else told)
+        attributes = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
+        own = node.outputs[0].name if node.op in RANDOM else ""
+        for place, value in enumerate(node.outputs):
+            key = (node.op, node.domain or "", attributes, tuple(reads), place, own)
+            numbers[value.name] = known.setdefault(key, len(known))
+    return numbers
+
+
+def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tuple[Step, ...]:
+    """Return what a block computes but for the values of its weights: what blocks that can change places share.
+
+    Args:
+        analysis: The dims.
+        block: The block.
+        numbers: The `value_numbers` of the graph.
+    """
     made: dict[str, object] = {block.entry: -1}
     found: list[Step] = []
     for number in block.nodes:
         node = analysis.nodes[number]
         reads: list[object] = []
         for value in node.inputs:
-            constant, size = constant_of(value), analysis.sizes.values.get(value.name)
-            if constant is not None and _is_weight(analysis, constant):
+            constant, told = constant_of(value), _told(analysis, value)
+            if constant is not None and told is None:
                 reads.append(Shape(constant.shape))
-            elif constant is not None or (size is not None and value.name not in made):
-                reads.append((analysis.draft.read(constant) if constant is not None else np.asarray(size)).tobytes())
+            elif value.name in made or told is None:
+                reads.append(made.get(value.name, numbers.get(value.name, value.name)))
             else:
-                reads.append(made.get(value.name, value.name))
+                reads.append(told)
         if node.op in ("Identity", "Dropout"):
             made[node.outputs[0].name] = reads[0]
             continue
@@ -600,6 +627,14 @@ def program(analysis: Analysis, block: Block) -> tuple[Step, ...]:
         attributes = sorted((key, str(value)) for key, value in node.attrs.items())
         found.append((node.op, node.domain or "", tuple(attributes), tuple(reads)))
     return tuple(found)
+
+
+def _told(analysis: Analysis, value: gs.Tensor) -> bytes | None:
+    """Return the values of a constant that is no weight, and of sizes; None for all others."""
+    constant, size = constant_of(value), analysis.sizes.values.get(value.name)
+    if constant is not None:
+        return None if _is_weight(analysis, constant) else bytes(analysis.draft.read(constant).tobytes())
+    return None if size is None else np.asarray(size).tobytes()
 
 
 def _is_weight(analysis: Analysis, constant: gs.Constant) -> bool:

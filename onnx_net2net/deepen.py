@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import onnx
 
-from onnx_net2net.blocks import Block, Copy, Shape, find_blocks, insert_copy, program
+from onnx_net2net.blocks import Block, Copy, Shape, find_blocks, insert_copy, program, value_numbers
 from onnx_net2net.bodies import open_bodies
 from onnx_net2net.calibration import measure
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -298,8 +298,9 @@ def _repeated(
 def _alike(analysis: Analysis, found: Sequence[Block]) -> set[str]:
     """Return the groups whose blocks with weights of the same shapes compute the same, but for their values."""
     programs: dict[str, dict[tuple[object, ...], set[object]]] = {block.group: {} for block in found}
+    numbers = value_numbers(analysis)
     for block in found:
-        own = program(analysis, block)
+        own = program(analysis, block, numbers)
         shapes = tuple(shape for _, _, _, reads in own for shape in reads if isinstance(shape, Shape))
         programs[block.group].setdefault(shapes, set()).add(own)
     return {group for group, kinds in programs.items() if all(len(own) == 1 for own in kinds.values())}
