@@ -209,22 +209,22 @@ class Transformer(nn.Module):
         heads: Heads of each attention.
         head_dim: Width of each head.
         ffn: Hidden units of each perceptron.
-        blocks: Names of the blocks, in order.
+        blocks: Number of blocks.
         context: Bytes it sees, at most.
     """
 
-    def __init__(self, stream: int, heads: int, head_dim: int, ffn: int, blocks: Sequence[str], context: int) -> None:
+    def __init__(self, stream: int, heads: int, head_dim: int, ffn: int, blocks: int, context: int) -> None:
         super().__init__()
         self.token = nn.Embedding(data.BYTES, stream)
         self.position = nn.Embedding(context, stream)
-        self.blocks = nn.ModuleDict({name: Block(stream, heads, head_dim, ffn) for name in blocks})
+        self.blocks = nn.ModuleList(Block(stream, heads, head_dim, ffn) for _ in range(blocks))
         self.norm = nn.LayerNorm(stream)
         self.head = nn.Linear(stream, data.BYTES)
 
     def forward(self, text: Tensor) -> Tensor:
         """Predict: bytes ``[n, length]`` to logits of the next ones ``[n, length, 256]``."""
         x = self.token(text) + self.position.weight[: text.shape[1]]
-        for block in self.blocks.values():
+        for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
@@ -256,8 +256,5 @@ def transformer(setting: str, width: float = 1.0, copies: int = 0) -> Transforme
         copies: Copies behind each block.
     """
     size = TRANSFORMERS[setting]
-    names = [
-        f"{block}{suffix}" for block in range(size.blocks) for suffix in ["", *(f"_new{n}" for n in range(copies))]
-    ]
     heads, ffn = round(size.heads * width), round(size.ffn * width)
-    return Transformer(size.stream, heads, size.head_dim, ffn, names, size.context)
+    return Transformer(size.stream, heads, size.head_dim, ffn, size.blocks * (1 + copies), size.context)
