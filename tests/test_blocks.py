@@ -76,6 +76,24 @@ def transformer(layers=2):
     return net(text, **lists, **ends, **{name: array for part in parts for name, array in part.items()})
 
 
+@pytest.mark.parametrize(("own", "is_alike"), [("Neg(mask)", True), ("Mul(mask, slope{number})", False)])
+def test_blocks_are_alike_where_each_has_a_mask_of_its_own(own, is_alike):
+    texts, parts = zip(*map(layer, range(2)), strict=True)
+    masks = [f"mask{number} = {own.format(number=number)}" for number in range(2)]
+    texts = [text.replace(", mask)", f", mask{number})") for number, text in enumerate(texts)]
+    text = f"""(float[N, 5, 8] x, float[N, 1, 5, 5] mask) => (float[N, 5, 3] y) {{
+        x0 = MatMul(x, embed__weight) {" ".join((*masks, *texts))} y = MatMul(x2, head__weight) }}"""
+    lists = {"split": np.array([0, 5, 2, 4]), "merge": np.array([0, 5, 8])}
+    slopes = {f"slope{number}": np.float32(0.5 + number) for number in range(2)} if "slope" in own else {}
+    ends = {"embed__weight": draw(8, 8), "head__weight": draw(8, 3)}
+    teacher = net(text, **lists, **slopes, **ends, **{name: array for part in parts for name, array in part.items()})
+    if is_alike:
+        repeat_exactly(teacher, depth=2, framework="torch")
+    else:
+        with pytest.raises(RefusedError, match="the blocks of its group differ"):
+            deepen(teacher, depth=2, framework="torch")
+
+
 NORMED = """(float[N, 3, 5, 5] x) => (float[N, 6, 5, 5] y) {
     s = Conv(x, stem__weight) r0 = Relu(s)
     c1 = Conv<pads=[1, 1, 1, 1]>(r0, layer1__0__conv1__weight)
