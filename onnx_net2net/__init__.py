@@ -12,15 +12,15 @@ import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntimes write files into ~/.cache when imported
 
-from onnx_net2net.checkpoint import Checkpoint, checkpoint
-from onnx_net2net.deepen import Deepening, deepen
+from onnx_net2net.analysis.groups import Inspection, inspect
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
-from onnx_net2net.inspection import Inspection, inspect
-from onnx_net2net.model import Model, load
-from onnx_net2net.narrow import Narrowing, narrow
-from onnx_net2net.transfer import Transfer, transfer
-from onnx_net2net.verify import Verification, verify
-from onnx_net2net.widen import Widening, widen
+from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.deepen.deepen import Deepening, deepen
+from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
+from onnx_net2net.operations.transfer.transfer import Transfer, transfer
+from onnx_net2net.operations.verify import Verification, verify
+from onnx_net2net.operations.widen.widen import Widening, widen
 
 __all__ = [
     "BadInputError",

@@ -2,6 +2,6 @@
 
 import sys
 
-from onnx_net2net.cli import main
+from onnx_net2net.cli.main import main
 
 sys.exit(main())

@@ -1,6 +1,8 @@
-"""What can go wrong, by the exit code that the command line gives it."""
+"""What can go wrong, by the exit code that the command line gives it, and how text is shown in one line."""
 
-from onnx_net2net.messages import shown
+from __future__ import annotations
+
+import re
 
 
 class Net2NetError(Exception):
@@ -29,3 +31,27 @@ class RefusedError(Net2NetError):
     """A sound request on a sound model that cannot be done exactly (exit 3)."""
 
     exit_code = 3
+
+
+_WORD = 200
+"""Letters that a word is shown with; of a longer one the middle is left out."""
+
+_MESSAGE = 4000
+"""Letters that a message is shown with."""
+
+
+def shown(text: object) -> str:
+    """Return text as it is shown: what cannot be printed is escaped, so that it is one line, and it ends somewhere.
+
+    Escaped are line ends, control characters, marks that change the direction of writing, and what is no character.
+    """
+    half = _WORD // 2
+    short = re.sub(rf"\S{{{_WORD + 1},}}", lambda word: f"{word[0][:half]}...{word[0][-half:]}", str(text))
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short[: _MESSAGE + 1])
+    return escaped if len(escaped) <= _MESSAGE else escaped[: _MESSAGE - 3] + "..."
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Return the text of an error, or else its type, in one line of at most `limit` characters."""
+    text = shown(" ".join(str(error).split()) or type(error).__name__)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

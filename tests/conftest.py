@@ -4,7 +4,7 @@ import pytest
 from graphs import NEWEST
 from hypothesis import settings
 
-from onnx_net2net import inference
+from onnx_net2net.analysis import inference
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
@@ -31,6 +31,8 @@ NEWER = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests of what the installed versions lack; the newest ones have to pass all."""
     for item in items if not NEWEST else ():
-        lacks = next((what for start, what in NEWER.items() if item.nodeid.startswith(f"tests/{start}")), None)
+        lacks = next(
+            (what for start, what in NEWER.items() if f"{item.path.name}::{item.name}".startswith(start)), None
+        )
         if lacks:
             item.add_marker(pytest.mark.skip(reason=f"the installed versions have not {lacks}"))

@@ -12,12 +12,14 @@ import pytest
 from onnx import defs, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net import inference, sizes
-from onnx_net2net.dims import Axis, Dim, Ratio
-from onnx_net2net.inference import Analysis
-from onnx_net2net.maps import Growth, Map, Style, compose, from_index
-from onnx_net2net.model import Model, load
-from onnx_net2net.rewrite import rewrite
+from onnx_net2net.algebra.dims import Axis, Dim, Ratio
+from onnx_net2net.algebra.maps import Growth, Map, Style, compose, from_index
+from onnx_net2net.analysis import inference
+from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.graph import sizes
+from onnx_net2net.graph.graph import Graph
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.rewrite.rewrite import rewrite
 
 Array = np.ndarray
 LAST_OPSET = 26  # that onnxruntime runs
@@ -168,7 +170,7 @@ def copied(array: Array, axes: Sequence[Axis], growth: Growth) -> Array:
 
 def analyse_open(model: Model) -> Analysis:
     """The dims of a model whose inputs and outputs may grow as well."""
-    analysis = Analysis(model.draft(), sizes.infer(model.proto))
+    analysis = Analysis(Graph(model), sizes.infer(model.proto))
     matrices: dict[int, tuple[Axis, ...]] = {}
     for tensor in analysis.draft.graph.inputs:
         inference._variable_axes(analysis, tensor.name)

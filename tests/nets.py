@@ -1,6 +1,6 @@
 """Networks as trees of modules."""
 
-from onnx_net2net.scored import Layer, Tree
+from onnx_net2net.operations.transfer.dpiat.elements import Layer, Tree
 
 
 def layer(kind: str, *shape: int) -> Layer:

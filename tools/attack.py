@@ -33,8 +33,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from workers import LostError, Worker
 
-from onnx_net2net.cli import main as command_line
-from onnx_net2net.history import HISTORY
+from onnx_net2net.cli.main import main as command_line
+from onnx_net2net.model.history import HISTORY
 
 ROOT = Path(__file__).resolve().parent.parent
 CAUGHT = "cannot work with"

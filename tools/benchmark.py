@@ -135,14 +135,14 @@ def _write(
 
 def task_widen(source: str, target: str) -> None:
     """Widen and save, without verification."""
-    from onnx_net2net.widen import widen
+    from onnx_net2net.operations.widen.widen import widen
 
     widen(source, factor=FACTOR).student.save(target)
 
 
 def task_inspect(source: str) -> None:
     """Find the dims."""
-    from onnx_net2net.inspection import inspect
+    from onnx_net2net.analysis.groups import inspect
 
     inspect(source)
 
@@ -154,10 +154,11 @@ def task_onnx(source: str, target: str) -> None:
 
 def task_scale(source: str) -> None:
     """Find the dims, then widen, and print how long each part took, as JSON."""
-    from onnx_net2net import inference, sizes
-    from onnx_net2net.inspection import inspect
-    from onnx_net2net.model import load
-    from onnx_net2net.widen import widen
+    from onnx_net2net.analysis import inference
+    from onnx_net2net.analysis.groups import inspect
+    from onnx_net2net.graph import sizes
+    from onnx_net2net.model.model import load
+    from onnx_net2net.operations.widen.widen import widen
 
     parts: dict[str, float] = {}
 
@@ -241,7 +242,7 @@ def median(costs: Sequence[Cost]) -> Cost:
 
 def _contestants(teacher: Path, student: Path, target: Path) -> dict[str, list[str]]:
     """Return what is compared: commands that write to `target`."""
-    if importlib.util.find_spec("onnx_net2net.cli") and importlib.util.find_spec("onnx_net2net.__main__"):
+    if importlib.util.find_spec("onnx_net2net.cli.main") and importlib.util.find_spec("onnx_net2net.__main__"):
         command = [sys.executable, "-m", "onnx_net2net"]
         options = ["-o", str(target), "--factor", str(FACTOR), "--no-verify"]
         ours = [*command, "widen", str(teacher), *options]

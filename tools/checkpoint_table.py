@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from onnx_net2net.widths import WidthReport
+    from onnx_net2net.framework.widths import WidthReport
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "dynamo": {"dynamo": True},
@@ -525,7 +525,7 @@ def uniform(teacher: Path, factor: float) -> Any:
 def attempt(library: str, name: str, export: str, factor: float, folder: Path) -> dict[str, Any]:
     """Take one model the whole way; the result says how far it came."""
     from onnx_net2net import Net2NetError, checkpoint, load, widen
-    from onnx_net2net.widths import compare_widths
+    from onnx_net2net.framework.widths import compare_widths
 
     torch.manual_seed(0)
     model, x = CASES[library][1](name)

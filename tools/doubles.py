@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from onnx_net2net import widen
-from onnx_net2net.protos import captured, scopes
+from onnx_net2net.model.protos import captured, scopes
 
 Array = np.ndarray
 Values = Mapping[str, Any]

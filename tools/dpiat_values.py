@@ -16,9 +16,9 @@ import torch
 from checkpoint_table import import_torchvision
 from torch import nn
 
-from onnx_net2net.dpiat import elements_of, similarity
-from onnx_net2net.model import load
-from onnx_net2net.scored import Element, Layer, Scored, Tree, standardized
+from onnx_net2net.model.model import load
+from onnx_net2net.operations.transfer.dpiat.dpiat import elements_of, similarity
+from onnx_net2net.operations.transfer.dpiat.elements import Element, Layer, Scored, Tree, standardized
 
 SCORED = [f"{kind}{n}d" for kind in ("Conv", "ConvTranspose", "BatchNorm") for n in (1, 2, 3)] + ["Linear"]
 

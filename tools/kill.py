@@ -30,7 +30,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import cli, verify, widen  # noqa: F401  what children need is imported once
-from onnx_net2net.model import load
+from onnx_net2net.model.model import load
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 OUTPUTS = {"widen": "s.onnx", "deepen": "s.onnx", "checkpoint": "s.safetensors"}
@@ -60,7 +60,7 @@ def digest(path: Path) -> str:
         Exception: If it is not whole.
     """
     if path.suffix != ".onnx":
-        from onnx_net2net.statedict import read
+        from onnx_net2net.framework.files import read
 
         entries = read(path)
         return hashlib.sha256(b"".join(entries[name].read().tobytes() for name in sorted(entries))).hexdigest()

@@ -108,8 +108,8 @@ def interface(*words: str) -> tuple[str, str]:
 
 
 def normalised(*words: str) -> tuple[str, str]:
-    """Select tests of test_normalisers.py."""
-    return "normalisers", " or ".join(words)
+    """Select tests of test_norms.py."""
+    return "norms", " or ".join(words)
 
 
 def sequences(*words: str) -> tuple[str, str]:
@@ -608,7 +608,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          ("classical", "features")),
         ("Scaler: typed as its input", "(TensorProto.FLOAT, known[1])", "known", ("classical", "features")),
     ],
-    "sequences.py": [
+    "graph/sequences.py": [
         ("sequences: a part of a list too far", "parts[place.item()]]", "parts[place.item() - 1]]", sequences("parts")),
         ("sequences: the last put in is the first", "[*before, maker.input[1]]", "[maker.input[1], *before]",
          sequences("parts")),
@@ -633,7 +633,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("sequences: those that an output has are dropped", ".union(value_names(self._graph.output), *(",
          ".union(*(", sequences("stays")),
     ],
-    "inference.py": [
+    "analysis/inference.py": [
         ("inputs: missing pin", "dims.pin(axis, f\"is the model's input {tensor.name!r}\")", "pass",
          inferred("inputs_outputs")),
         ("outputs: missing pin", "dims.pin(axis, f\"is the model's output {tensor.name!r}\")", "pass",
@@ -664,7 +664,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          quantized("QLinearConv", "QGemm")),
         ("shuffles: one that an output sees", "between.name in analysis.kept or ", "", widened("shuffle")),
     ],
-    "dims.py": [
+    "algebra/dims.py": [
         ("dims: pins are lost", "pin(axis, dim.pinned)", "pass", algebra("carried_over")),
         ("dims: what is fixed is lost", "freeze(axis, dim.fixed)", "pass", algebra("frozen_spreads")),
         ("dims: copies are lost", "only_copies(axis, dim.copies)", "pass", algebra("carried_over")),
@@ -681,7 +681,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("dims: joined ratios forget that they are frozen", "its.frozen = its.frozen or mine.frozen", "pass",
          algebra("remembers")),
     ],
-    "normalisers.py": [
+    "rewrite/norms.py": [
         ("normalisers: missing epsilon correction", "statistic.epsilon)) * share", "statistic.epsilon))",
          contrib("grows_to_any_width")),
         ("normalisers: missing gamma correction", 'share**0.5, "copy"', '1.0, "copy"', widened("hold_the_mean")),
@@ -703,7 +703,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("filled: padding too", "return {}  # padding", "pass  # padding", normalised("padding")),
         ("filled: bounds are inputs at any opset", "if opset < 10:", "if False:", normalised("opset_9")),
     ],
-    "rewrite.py": [
+    "rewrite/rewrite.py": [
         ("laws: a mean is a sum", 'if contraction.law == "mean":', 'if contraction.law == "none":',
          grown("ReduceMean")),
         ("laws: a square is a sum", "weight=np.sqrt(map.weight)", "weight=map.weight", grown("ReduceL2")),
@@ -774,7 +774,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("padding: means that are read are weighed at random", "return bool(others) and all(",
          "return bool(others) or all(", widened("untied")),
     ],
-    "maps.py": [
+    "algebra/maps.py": [
         ("products: innermost first", "(a.index[:, None] * b.old + b.index)", "(a.index[:, None] + a.old * b.index)",
          grown("Reshape")),
         ("weights: copies get the whole weight", "1.0 / counts[index]", "1.0 + 0 * index", grown("MatMul")),
@@ -808,7 +808,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("new classes: all vectors have the prior", 'style.logit if filler == "bias" else 0',
          "style.logit if view.ndim == 1 else 0", interface("start_at_the_prior")),
     ],
-    "operation.py": [
+    "rules/op.py": [
         ("signatures: missing contractions", "self.contract(axis, sides)", "pass", grown("Gemm")),
         ("signatures: letters are never fixed", "self.freeze(known.get(name), KERNEL)", "pass", grown("Conv")),
         ("signatures: attributes stay", "self.attribute(size, axis)", "pass", grown("Conv")),
@@ -825,7 +825,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("broadcasting: aligned at the left", "zip(reversed(axes or ()), reversed(result), strict=False)",
          "zip(axes or (), result, strict=False)", grown("Add")),
     ],
-    "padding.py": [
+    "analysis/padding.py": [
         ("padding: laws swapped", '{"layer": "mean", "rms": "zero"}', '{"layer": "zero", "rms": "mean"}',
          widened("hold_the_mean")),
         ("padding: nothing is noticed", "noticed.add(dim)", "pass", contrib("not_linear")),
@@ -852,12 +852,12 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("padding: activations keep means", 'state == "zero" and pointwise in ("zero", "relu")',
          'pointwise in ("zero", "relu")', contrib("not_linear")),
     ],
-    "inspection.py": [
+    "analysis/groups.py": [
         ("interface: what is fixed grows on request", "bool(group.reason) and not any(dim.fixed for dim in group.dims)",
          "bool(group.reason)", interface("fixed")),
         ("ratios: a frozen part", "group.reason = dim.ratio.root().frozen", "pass", widened("beside_fixed_ones")),
     ],
-    "plan.py": [
+    "operations/widen/plan.py": [
         ("classes: what reads the dim is not asked", "if dims & (read | listed):", "if dims & listed:",
          interface("integers")),
         ("tables: new entries are classes", "if dims & (read | listed):", "if dims & read:", interface("vocabulary")),
@@ -950,7 +950,8 @@ def _run_pytest(package: str, ground: str, tests: list[str], log: str) -> None:
 
 def arguments_of(tests: tuple[str, str]) -> list[str]:
     """Return a selection as pytest takes it."""
-    return [f"tests/test_{tests[0]}.py", "-k", tests[1]]
+    (file,) = (ROOT / "tests").rglob(f"test_{tests[0]}.py")
+    return [str(file.relative_to(ROOT)), "-k", tests[1]]
 
 
 def try_mutation(mutation: Mutation, ground: Path) -> Outcome:
@@ -976,7 +977,7 @@ def _killer(run: Run) -> str:
         return run.text
     if run.code in (4, 5) or "in _run_pytest" in run.text:  # nothing selected, or not the mutated package
         raise ValueError(f"no tests were run: {run.text[-500:]}")
-    found = re.search(r"^(?:FAILED|ERROR) (?:tests/test_)?(\S.*?)(?: - .*)?$", run.text, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (?:tests/\S*/test_)?(\S.*?)(?: - .*)?$", run.text, re.MULTILINE)
     return found[1] if found else "the package is broken"
 
 

@@ -29,7 +29,7 @@ from run_corpus import find_models, read_model
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from onnx_net2net import Net2NetError, verify, widen
-from onnx_net2net.protos import all_tensors
+from onnx_net2net.model.protos import all_tensors
 
 Array = np.ndarray
 FACTORS = (1.37, 1.5, 2.0, 3.0)

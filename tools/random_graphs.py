@@ -30,10 +30,10 @@ from doubles import is_exact_in_doubles
 from onnx import TensorProto, defs, helper, numpy_helper
 from workers import in_processes
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "rules")]
 
-from onnx_net2net import Net2NetError, NotEquivalentError, RefusedError, inspect, verify, widen
-from onnx_net2net.checks import OPSETS
+from onnx_net2net import Net2NetError, NotEquivalentError, RefusedError, inspect, verify, widen  # noqa: E402
+from onnx_net2net.model.checks import OPSETS  # noqa: E402
 
 Array = np.ndarray
 FLOATS = ("float32", "float16", "float64")

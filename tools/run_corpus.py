@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:  # the workers import the package, not this process
-    from onnx_net2net.model import Model
+    from onnx_net2net.model.model import Model
 
 SUFFIXES = (".onnx", ".onnx.xz")
 ENOUGH = 0.9
@@ -269,7 +269,7 @@ def run_job(job: Job) -> Result:
 
 
 def _grow_and_verify(job: Job, result: Result) -> None:
-    from onnx_net2net.verify import verify
+    from onnx_net2net.operations.verify import verify
 
     deepen = _deepen_each if job.deeper == "each" else _deepen
     grow = _widen_and_narrow if job.narrow else deepen if job.deeper else _widen
@@ -289,9 +289,9 @@ def _grow_and_verify(job: Job, result: Result) -> None:
 
 
 def _deepen_each(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
-    from onnx_net2net.deepen import deepen, places
     from onnx_net2net.errors import RefusedError
-    from onnx_net2net.model import load
+    from onnx_net2net.model.model import load
+    from onnx_net2net.operations.deepen.deepen import deepen, places
 
     start = time.perf_counter()
     teacher = load(source)
@@ -312,7 +312,7 @@ def _deepen_each(job: Job, result: Result, source: onnx.ModelProto | Path) -> It
 
 
 def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
-    from onnx_net2net.deepen import deepen
+    from onnx_net2net.operations.deepen.deepen import deepen
 
     start = time.perf_counter()
     deepening = deepen(source, all=True, way="residual" if job.deeper == "residual" else None)
@@ -323,7 +323,7 @@ def _deepen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterato
 
 
 def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
-    from onnx_net2net.widen import widen
+    from onnx_net2net.operations.widen.widen import widen
 
     start = time.perf_counter()
     widening = widen(source, factor=job.factor, fill_norms=False if job.keep_norms else None)
@@ -343,7 +343,7 @@ def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator
 
 def _widen_and_narrow(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
     from onnx_net2net.errors import RefusedError
-    from onnx_net2net.narrow import narrow
+    from onnx_net2net.operations.narrow.narrow import narrow
 
     ((teacher, student),) = _widen(job, result, source)
     start = time.perf_counter()
@@ -356,8 +356,8 @@ def _widen_and_narrow(job: Job, result: Result, source: onnx.ModelProto | Path) 
 
 def _fill_and_verify(job: Job, result: Result) -> None:
     from onnx_net2net.errors import RefusedError
-    from onnx_net2net.model import load
-    from onnx_net2net.transfer import proof, transfer
+    from onnx_net2net.model.model import load
+    from onnx_net2net.operations.transfer.transfer import proof, transfer
 
     model = load(read_model(job.path))
     result.nodes = len(model.proto.graph.node)
@@ -388,8 +388,8 @@ def _fill_and_verify(job: Job, result: Result) -> None:
 
 def _pair(job: Job, model: Model) -> tuple[Model, Model]:
     """Return a teacher and a target, of which one is the model."""
-    from onnx_net2net.deepen import deepen
-    from onnx_net2net.widen import widen
+    from onnx_net2net.operations.deepen.deepen import deepen
+    from onnx_net2net.operations.widen.widen import widen
 
     if job.transfer == "narrower":
         return widen(model, factor=job.factor).student, redrawn(model)
@@ -409,8 +409,8 @@ def redrawn(model: Model) -> Model:
     most of a tensor is zero (biases, inserted layers) zeros become something. Masks, sizes and single numbers are no
     weights, but for those that are learnt or measured: biases, slopes, gains, the scales of quantized tensors.
     """
-    from onnx_net2net.protos import all_tensors, scopes
-    from onnx_net2net.tensors import detach, set_inline
+    from onnx_net2net.model.protos import all_tensors, scopes
+    from onnx_net2net.model.tensors import detach, set_inline
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -453,9 +453,9 @@ def _redraw(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
 
 def _stuck(teacher: Model) -> dict[str, int]:
     """Return the elements of the constants that have no dim that can grow, by the reasons of their axes."""
-    from onnx_net2net.bodies import open_bodies
-    from onnx_net2net.dims import leaves
-    from onnx_net2net.inference import infer
+    from onnx_net2net.algebra.dims import leaves
+    from onnx_net2net.analysis.inference import infer
+    from onnx_net2net.graph.flatten import open_bodies
 
     reasons: Counter[str] = Counter()
     analysis = infer(open_bodies(teacher).model)
@@ -509,8 +509,6 @@ def _work(connection: Connection, folder: str, memory: float | None, verbose: bo
 
         limit = int(memory * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    import onnx_net2net.verify
-    import onnx_net2net.widen  # noqa: F401 - so that importing is not part of the first job
 
     connection.send(None)
     with contextlib.suppress(EOFError):

@@ -25,7 +25,7 @@ from torch.nn import functional
 from train_models import Digits, load_split
 
 from onnx_net2net import widen
-from onnx_net2net.messages import one_line
+from onnx_net2net.errors import one_line
 
 MODELS = Path(__file__).parent.parent / "models"
 BATCH = 64

@@ -1,7 +1,7 @@
 """The growth rules: one line or one short function an operator.
 
 A rule states what `op(grown inputs) = grown op(inputs)` needs of the axes of a node; see
-`onnx_net2net.operation.Op` for what it may say and `onnx_net2net.signature` for the language of the one-liners.
+`onnx_net2net.rules.op.Op` for what it may say and `onnx_net2net.rules.signature` for the language of the one-liners.
 An operator without a rule freezes its dims. Rules for operators of your own are registered from anywhere:
 
     from onnx_net2net.rules import rule, signature
@@ -26,10 +26,10 @@ from typing import Any
 
 from onnx import defs, helper
 
-from onnx_net2net.operation import Op, align
+from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import inert as inert_attributes
-from onnx_net2net.signature import Signature, Term, parse
-from onnx_net2net.sizes import Typed, type_function
+from onnx_net2net.rules.op import Op, align
+from onnx_net2net.rules.signature import Signature, Term, parse
 
 Rule = Callable[[Op], None]
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_net2net.dims import Axes, Axis, Concat, Dim, Product
-from onnx_net2net.operation import KERNEL, Op
+from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
+from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
-from onnx_net2net.sizes import Typed, type_function
+from onnx_net2net.rules.op import KERNEL, Op
 
 MICROSOFT = "com.microsoft"
 PACKED = "reads queries, keys and values from one operand, where only some would carry the weights of copies"

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
-from onnx_net2net.operation import Op
+from onnx_net2net.graph.sizes import Typed, TypeFunction, type_function
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.attention import MICROSOFT
 from onnx_net2net.rules.convolution import max_pool
 from onnx_net2net.rules.elementwise import ANY, RELU
 from onnx_net2net.rules.linear import gemm
 from onnx_net2net.rules.movement import match_runs, pad
-from onnx_net2net.sizes import Typed, TypeFunction, type_function
+from onnx_net2net.rules.op import Op
 
 Types = Sequence["Typed | None"]
 Attrs = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """If, Loop and Scan: what goes into a body and comes out of it has the dims that it has outside.
 
-These are the rules of the nodes that `onnx_net2net.bodies` puts where a body begins and ends.
+These are the rules of the nodes that `onnx_net2net.graph.flatten` puts where a body begins and ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_net2net.dims import Axes
-from onnx_net2net.operation import Op
+from onnx_net2net.algebra.dims import Axes
+from onnx_net2net.graph.sizes import STEPS, Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.movement import match_runs
-from onnx_net2net.sizes import STEPS, Typed, type_function
+from onnx_net2net.rules.op import Op
 
 BODY = "onnx_net2net.body"
 MOST_STEPS = 1_000_000  # a larger limit says only that there is none

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule, signature
+from onnx_net2net.rules.op import Op
 
 # Group j of the output reads group j of the input; depthwise is i = o = 1, and the group count grows.
 signature("Conv", "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")

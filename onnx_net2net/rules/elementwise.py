@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from onnx_net2net.operation import Op
+from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
-from onnx_net2net.sizes import Typed, type_function
+from onnx_net2net.rules.op import Op
 
 # phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient. PARTIAL ones can
 # make an infinity or no number of a unit of random values, which nobody could then weigh by 0.

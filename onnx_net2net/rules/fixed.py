@@ -1,7 +1,7 @@
 """Operators of ai.onnx whose dims stay fixed, and why; those of `indexing` at least pass some."""
 
-from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.op import Op
 
 _FOLLOWS_VALUES = "how many units come out depends on values"
 _RANDOM = "it draws random values, and copies of a unit would draw others"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.dims import Axes, Axis, Dim, Product, cut
-from onnx_net2net.operation import LISTED, LOOKED_UP, Op
+from onnx_net2net.algebra.dims import Axes, Axis, Dim, Product, cut
+from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule, signature
-from onnx_net2net.sizes import Typed, type_function
+from onnx_net2net.rules.op import LISTED, LOOKED_UP, Op
 
 WRITTEN = "writes entries along this axis, where copies would be written twice"
 UNKNOWN = "has operands of unknown shape"

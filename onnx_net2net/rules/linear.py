@@ -1,7 +1,7 @@
 """Products of matrices: an axis of both operands is summed over."""
 
-from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.op import Op
 
 
 @rule("Gemm")

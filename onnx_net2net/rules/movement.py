@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.dims import LIMIT, Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
-from onnx_net2net.operation import LOOKED_UP, Op
+from onnx_net2net.algebra.dims import LIMIT, Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.op import LOOKED_UP, Op
 
 
 @rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform")

@@ -1,7 +1,7 @@
 """Recurrent layers: the hidden dim stands inside every gate block, and on both axes of the recurrence weight."""
 
-from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.op import Op
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 

@@ -1,7 +1,7 @@
 """Reductions: what an axis is summed into has to be weighed as before."""
 
-from onnx_net2net.operation import Op
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.op import Op
 
 # How the operator sums; a ReduceMean also divides by the size, which grows.
 LAWS = {

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from onnx_net2net import cli
+from onnx_net2net.cli import main as cli
 
 TEACHER, STUDENT = "teacher.onnx", "student.onnx"
 TEACHER_STATE, STUDENT_STATE = "teacher.safetensors", "student.safetensors"

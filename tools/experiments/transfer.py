@@ -43,10 +43,10 @@ from experiments.data import GLYPH_SIZE, GLYPHS, Images, Task, glyph_images, ima
 from experiments.networks import Vgg
 from experiments.training import Schedule, train
 from experiments.transfer_results import ARMS, DPIAT, EPOCHS, MEASURES, RANDOM, TEST, VALIDATION, Alike, Pair, Run
-from onnx_net2net.dpiat import transfer_dpiat
-from onnx_net2net.model import Model, load
-from onnx_net2net.similarity import similarities
-from onnx_net2net.transfer import transfer
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.transfer.dpiat.dpiat import transfer_dpiat
+from onnx_net2net.operations.transfer.similarity import similarities
+from onnx_net2net.operations.transfer.transfer import transfer
 
 BATCH = 32
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -1,0 +1,23 @@
+"""Arrays, and the types of floats that they may have: those of numpy and of ml_dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Tell whether values of this type can be divided among copies."""
+    return dtype.name in ("float16", "float32", "float64", "bfloat16")
+
+
+def epsilon(dtype: np.dtype[Any]) -> float | None:
+    """Return the relative spacing of a float type, None for any other type."""
+    try:
+        return float(ml_dtypes.finfo(dtype).eps)
+    except ValueError:
+        return None

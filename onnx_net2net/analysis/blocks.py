@@ -1,0 +1,652 @@
+"""Repeated blocks of residual networks: where they are, and how a copy that computes the identity is put behind one.
+
+A block is y = x + f(x), with or without an idempotent activation behind the sum; nothing inside f is read elsewhere.
+Blocks in a row that belong to one module, like the attention and the feed-forward part of a transformer's layer, are
+one block. In a copy the last weights of each branch are zero and all others are those of the original: what comes
+before the zeros is alive, so that they get a gradient at once (a zero in front of a ReLU would get none). On request,
+also where nothing could be zero, two copies that cancel are inserted instead: x + f(x) - f(x), each with weights of
+its own, which get opposite gradients and part at the first step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnx_net2net.analysis.activations import Finder
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.layers import LONGEST, Network
+from onnx_net2net.analysis.names import module_of, scope_of, told_apart
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.graph import Constant, Node, Tensor, Topology, Variable
+from onnx_net2net.graph.sizes import RANDOM
+
+Use = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
+_MOST = 64
+"""Sums that are taken as one sum of many terms."""
+
+_LONGEST_BRANCH = 100
+"""Nodes that are followed back from the end of a branch to the weights that can be zero."""
+
+_SUMS = ("Add", "Sum")
+_SIZES = ("Shape", "Size")
+_LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+          "RMSNormalization", "SimplifiedLayerNormalization")  # fmt: skip
+_LINEAR = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
+           "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean",
+           "ReduceSum", "Neg", "Dropout")  # fmt: skip
+_INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
+_JOINS = (*_SUMS, "Sub", "Concat")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul")
+_NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block.
+
+    Attributes:
+        name: The module, or the best name that there is.
+        entry: The tensor that it reads.
+        exit: The tensor that it makes.
+        nodes: Its nodes, in order, with those that make its weights of constants.
+        last: The node that makes `exit`.
+        zeroed: The weights that are zero in a copy.
+        reason: Why no copy that ends in zero can be inserted, "" if one can.
+        obstacle: Why no copy of any kind can be, "" if two that cancel can.
+        parts: How many sums it has.
+        normalised: Whether its sum is normalised (post-norm): with zeros, what follows normalises what it reads.
+    """
+
+    name: str
+    entry: str = ""
+    exit: str = ""
+    nodes: tuple[int, ...] = ()
+    last: int = -1
+    zeroed: frozenset[Use] = frozenset()
+    reason: str = ""
+    obstacle: str = ""
+    parts: int = 1
+    normalised: bool = False
+
+    @property
+    def group(self) -> str:
+        """The name that it shares with its siblings: layer3 of layer3.1."""
+        match = _NUMBERED.match(self.name)
+        return match.group(1) if match and match.group(1) else self.name
+
+
+@dataclass(frozen=True)
+class CopiedConstant:
+    """A weight of a copied block: the original's name, the copy's, the module of its reader, and if it became zero."""
+
+    old: str
+    new: str
+    scope: str
+    zeroed: bool
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a block.
+
+    Attributes:
+        block: The name of the block.
+        behind: The name of the block that it was put behind.
+        constants: Its weights, one for each use of a vector.
+        alike: Whether blocks of its group that have weights of the same shapes compute the same but for their values,
+            so that they can change places.
+    """
+
+    block: str
+    behind: str
+    constants: tuple[CopiedConstant, ...]
+    alike: bool
+
+
+def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -> list[Block]:
+    """List the residual blocks of a model, in order.
+
+    Args:
+        analysis: The dims of the flat model.
+        proto: That model.
+        join: Whether blocks in a row that belong to one module are one block; else each sum ends one.
+    """
+    finder = _Blocks(Network(analysis), proto)
+    blocks = finder.sums(innermost=not join)
+    if join:
+        found = _joined(blocks, lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
+        blocks = _joined_siblings(found, finder)
+    names = told_apart(block.name for block in blocks)
+    return [replace(block, name=name) for block, name in zip(blocks, names, strict=True)]
+
+
+def residual_depths(network: Network, proto: onnx.ModelProto) -> Counter[int]:
+    """Count for each node in how many residual blocks it is, whether these can be repeated or not."""
+    finder = _Blocks(network, proto)
+    return Counter(itertools.chain.from_iterable(finder.regions()))
+
+
+def _joined(blocks: Sequence[Block], belong: Callable[[Block, Block], bool]) -> list[Block]:
+    """Join blocks in a row that belong together."""
+    result: list[Block] = []
+    for block in blocks:
+        before = result[-1] if result else None
+        if before and before.exit and before.exit == block.entry and belong(before, block):
+            result[-1] = replace(
+                before, exit=block.exit, nodes=tuple(sorted({*before.nodes, *block.nodes})), last=block.last,
+                zeroed=before.zeroed | block.zeroed, reason=before.reason or block.reason,
+                obstacle=before.obstacle or block.obstacle, parts=before.parts + block.parts,
+                normalised=block.normalised,
+            )  # fmt: skip
+        else:
+            result.append(block)
+    return result
+
+
+def _joined_siblings(blocks: Sequence[Block], finder: _Blocks) -> list[Block]:
+    """Join different blocks of a numbered module that comes again, like attention and the rest in a layer of T5."""
+    runs = [(_numbered(group.split(".")), list(run)) for group, run in itertools.groupby(blocks, lambda b: b.group)]
+    kinds = [tuple(map(finder.kind, run)) for _, run in runs]
+    renamed: list[Block] = []
+    for (parent, run), kind in zip(runs, kinds, strict=True):
+        different = all(block.entry for block in run) and 1 < len(run) == len(set(kind))
+        again = bool(parent) and kinds.count(kind) > 1
+        renamed += [replace(block, name=parent) for block in run] if different and again else run
+    return _joined(renamed, lambda one, other: one.name == other.name)
+
+
+class _Blocks:
+    """What is needed to find blocks."""
+
+    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+        self._network, self._analysis, self._proto = network, network.analysis, proto
+        self._finder = Finder(network, proto)
+        self._answers: dict[str, set[Use] | RefusedError] = {}  # of `_zeros`, for one block
+        self._depth = 0
+
+    def kind(self, block: Block) -> tuple[object, ...]:
+        """Return what blocks that repeat one another have in common: operators and the shapes of weights."""
+        nodes = [self._analysis.nodes[number] for number in block.nodes]
+        return tuple((node.op, *(tuple(c.shape) for v in node.inputs if (c := constant_of(v)) is not None))
+                     for node in nodes)  # fmt: skip
+
+    def sums(self, innermost: bool = False) -> list[Block]:
+        """Return a block for every sum that adds a branch to what the branch is computed from.
+
+        Of nested ones the innermost that can be repeated, or, if only these are asked for, that can be left out.
+        """
+        found: dict[int, Block] = {}
+        inner: set[int] = set()
+        for number, node in enumerate(self._analysis.nodes):
+            if node.op not in _SUMS or not self._network.shape(node.outputs[0]):
+                continue
+            terms, added = self._terms(number)
+            block = self._block(number, terms, added)
+            parts = set() if innermost else added
+            whole = {n for n, other in found.items() if other.entry and n not in inner and n not in parts
+                     and (not other.reason or (innermost and other.normalised))}  # fmt: skip
+            if block is not None and whole.isdisjoint(block.nodes):
+                found[number] = block
+                inner |= {*added, *block.nodes} - {number} if block.entry else set()
+        real = {block.name for block in found.values() if block.entry}
+        return [b for number, b in found.items() if number not in inner and (b.entry or b.name not in real)]
+
+    def regions(self) -> Iterator[set[int]]:
+        """Yield the nodes between every sum and what it adds to."""
+        entries: dict[int, Tensor] = {}
+        for number, node in reversed(list(enumerate(self._analysis.nodes))):
+            if node.op in _SUMS:
+                terms, parts = self._terms(number)
+                found = self._branches(node.outputs[0], terms)
+                if found is not None and entries.get(number) is not found[0]:  # else a part of a sum of more terms
+                    entries.update(dict.fromkeys(parts, found[0]))
+                    yield self._region(*found)
+
+    def _terms(self, number: int) -> tuple[list[Use], set[int]]:
+        """Return what a sum adds up, and the sums inside it."""
+        terms: list[Use] = []
+        added: set[int] = set()
+        pending = self._inputs(number)
+        while pending:
+            use = pending.pop()
+            value = self._tensor(use)
+            producer = self._network.age(value)
+            alone = len(value.outputs) == 1 and value.name not in self._analysis.kept
+            is_sum = producer >= 0 and self._analysis.nodes[producer].op in _SUMS
+            if is_sum and alone and len(added) < _MOST:
+                added.add(producer)
+                pending += self._inputs(producer)
+            else:
+                terms.append(use)
+        return terms, added
+
+    def _inputs(self, number: int) -> list[Use]:
+        """Return the inputs of a node, the last first."""
+        return [(number, index) for index in reversed(range(len(self._analysis.nodes[number].inputs)))]
+
+    def _tensor(self, use: Use) -> Tensor:
+        return self._analysis.nodes[use[0]].inputs[use[1]]
+
+    def _block(self, number: int, terms: Sequence[Use], added: set[int]) -> Block | None:
+        """Return the block that ends in a sum; None if there is none."""
+        network, result = self._network, self._analysis.nodes[number].outputs[0]
+        found = self._branches(result, terms)
+        if found is None:
+            return None
+        entry, rest = found
+        live, whole = self._live(result, terms)
+        region = self._region(entry, rest)
+        if any(network.age(self._tensor(use)) not in region for use in rest if use in live):
+            name = _numbered(_common([module for use in live for module in self._nearest(self._tensor(use))]))
+            reason = "what it reads is not what it adds to: its input and output may differ"
+            return Block(name, reason=reason, obstacle=reason) if name and len(whole) == len(live) else None
+        if region.isdisjoint(network.layers):
+            return None
+        name = self._name(region, number)
+        activation, exit = self._behind(result)
+        nodes = region | added | {number, *activation}
+        while (moved := self._unmoved(entry, nodes)) is not None:
+            nodes.add(network.age(entry))
+            entry = moved
+        nodes |= self._weights(nodes)
+        zeroed: set[Use] = set()
+        self._answers.clear()
+        obstacle = self._obstacle(nodes, entry, exit)
+        again = "" if obstacle else self._normalised_again(nodes, result)
+        reason = obstacle
+        try:
+            for use in rest if not reason else ():
+                zeroed |= self._zeros(use, nodes)
+        except RefusedError as error:
+            reason = str(error)
+        last = activation[-1] if activation else number
+        return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason or again,
+                     obstacle, normalised=bool(again) and not reason)  # fmt: skip
+
+    def _live(self, result: Tensor, terms: Sequence[Use]) -> tuple[list[Use], list[Use]]:
+        """Return the terms of a sum that depend on what the model is given, and those as large as the sum."""
+        live = [use for use in terms if self._tensor(use).name in self._network.live]
+        return live, [use for use in live if self._network.shape(self._tensor(use)) == self._network.shape(result)]
+
+    def _branches(self, result: Tensor, terms: Sequence[Use]) -> tuple[Tensor, list[Use]] | None:
+        """Return the oldest term of a sum and the others; None if it adds up less than two activations."""
+        live, whole = self._live(result, terms)
+        if len(live) < 2 or not whole:
+            return None
+        start = min(whole, key=lambda use: self._network.age(self._tensor(use)))
+        return self._tensor(start), [use for use in terms if use != start]
+
+    def _region(self, entry: Tensor, ends: Sequence[Use]) -> set[int]:
+        """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""
+        return set(self._network.region(entry, map(self._tensor, ends)))
+
+    def _unmoved(self, entry: Tensor, nodes: Collection[int]) -> Tensor | None:
+        """Return what an entry is a renamed version of, where only the block reads the entry; else None."""
+        node = entry.inputs[0] if entry.inputs else None
+        if node is None or node.op not in ("Cast", "Identity") or entry.name in self._analysis.kept:
+            return None
+        same = self._analysis.sizes.dtype(node.inputs[0].name) == self._analysis.sizes.dtype(entry.name)
+        alone = all(self._network.number(reader) in nodes for reader in entry.outputs)
+        return node.inputs[0] if same and alone and constant_of(node.inputs[0]) is None else None
+
+    def _weights(self, nodes: Collection[int]) -> set[int]:
+        """Return the nodes that make weights of constants for others."""
+        found: set[int] = set()
+        pending = list(nodes)
+        while pending:
+            number = pending.pop()
+            for index, value in enumerate(self._analysis.nodes[number].inputs):
+                producer = self._network.age(value)
+                derived = producer >= 0 and constant_of(value) is None and self._analysis.is_derived(number, index)
+                if derived and producer not in found and self._analysis.sizes.dtype(value.name) not in _LISTS:
+                    found.add(producer)
+                    pending.append(producer)
+        return found
+
+    def _behind(self, result: Tensor) -> tuple[list[int], Tensor]:
+        """Return the idempotent activation behind a sum, and what it makes; or nothing, and the sum."""
+        activation, made = self._finder.activation(result)
+        return (activation, made) if self._finder.try_out(activation, result)[0] else ([], result)
+
+    def _normalised_again(self, nodes: set[int], result: Tensor) -> str:
+        """Return why no zero branch can follow where the sum is normalised, "" if one can."""
+        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
+        if own or not self._is_read_by_norm(result):
+            return ""
+        return "its sum is normalised (post-norm): normalising twice is not normalising once"
+
+    def _obstacle(self, nodes: set[int], entry: Tensor, exit: Tensor) -> str:
+        """Return why nothing of the kind can follow a block, "" if it can."""
+        sizes = self._analysis.sizes
+        if (sizes.dtype(entry.name), self._network.shape(entry)) != (sizes.dtype(exit.name), self._network.shape(exit)):
+            return "its input and its output have different shapes"
+        if sizes.dtype(exit.name) not in DIVISIBLE:
+            return "its result is no ordinary float"
+        for node in map(self._analysis.nodes.__getitem__, nodes):
+            if self._analysis.draft.captured(node) or any(isinstance(v, Topology) for v in node.attrs.values()):
+                return f"{node.op} inside it has a body"
+            for value in node.outputs:
+                readers = {self._network.number(reader) for reader in value.outputs if not self._is_measured(reader)}
+                leaves = value.name in self._analysis.kept or not readers <= nodes
+                if leaves and value is not exit and value.name in self._network.live:
+                    return f"{value.name} inside it is read outside"
+        return ""
+
+    def _is_measured(self, node: Node) -> bool:
+        """Tell whether nothing but sizes is made of what a node reads."""
+        return self._network.number(node) in self._measured
+
+    @cached_property
+    def _measured(self) -> set[int]:
+        found: set[int] = set()
+        for number, node in reversed(list(enumerate(self._analysis.nodes))):
+            values = [value for value in node.outputs if value.name]
+            readers = [self._network.number(reader) for value in values for reader in value.outputs]
+            shown = any(value.name in self._analysis.kept for value in values)
+            hands_on = node.op in _LINEAR and bool(readers) and not shown and found.issuperset(readers)
+            if node.op in _SIZES or hands_on:
+                found.add(number)
+        return found
+
+    def _is_read_by_norm(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is read by nothing but a normalisation."""
+        while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Transpose", "Reshape", "Cast", "Identity"):
+            (tensor,) = tensor.outputs[0].outputs
+        readers = {reader.op for reader in tensor.outputs}
+        decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
+        return bool(readers) and (readers <= set(_NORMS[1:]) or decomposed)
+
+    # -- zeros -------------------------------------------------------------------------------------------------
+
+    def _zeros(self, use: Use, nodes: Collection[int]) -> set[Use]:
+        """Return the weights that must be zero for an input of a node to be zero, and to have a gradient."""
+        tensor = self._tensor(use)
+        if constant_of(tensor) is not None:
+            return {use}
+        if tensor.name not in self._answers:
+            if self._depth >= _LONGEST_BRANCH:
+                raise RefusedError("its branch is too long to be followed")
+            self._depth += 1
+            try:
+                self._answers[tensor.name] = self._zeros_of(tensor, nodes)
+            except RefusedError as error:
+                self._answers[tensor.name] = error
+            finally:
+                self._depth -= 1
+        answer = self._answers[tensor.name]
+        if isinstance(answer, RefusedError):
+            raise answer
+        return answer
+
+    def _zeros_of(self, tensor: Tensor, nodes: Collection[int]) -> set[Use]:
+        """Do the same for a tensor that is computed."""
+        number = self._network.age(tensor)
+        node = self._analysis.nodes[number] if number in nodes else None
+        if node is None:
+            raise RefusedError(f"its branch ends in {tensor.name}, which is computed outside")
+        present = [(number, index) for index, value in enumerate(node.inputs) if value.name]
+        if node.op in _NORMS:
+            return self._all_zeros(present[1:3], nodes)
+        if number in self._network.layers and node.op in _LAYERS:
+            return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
+        if node.op in _JOINS:
+            return self._all_zeros(present, nodes)
+        if node.op == "Mul" or number in self._network.products:
+            return self._any_zeros(present, nodes)
+        if node.op == "Div" and not self._analysis.is_derived(number, 1):
+            raise RefusedError("its branch ends in a normalisation without a scale")
+        if node.op in (*_LINEAR, "Div") or self._is_symmetric(node):
+            return self._zeros((number, 0), nodes)
+        raise RefusedError(f"its branch ends in {node.op}, behind which there is nothing that could be zero and learn")
+
+    def _all_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+        return set().union(*(self._zeros(use, nodes) for use in uses))
+
+    def _any_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+        """Return what makes a product zero: a scale of each unit, or a factor as large as the result."""
+        number = uses[0][0]
+        known = [use for use in uses if self._analysis.is_derived(*use)]
+        scales = [use for use in known if self._network.elements(self._tensor(use)) > 1]
+        size = self._network.elements(self._analysis.nodes[number].outputs[0])
+        whole = [use for use in uses if self._network.elements(self._tensor(use)) == size and use not in known]
+        for use in uses:
+            if use not in known and not scales and any(node.op in _INVERSES for node in self._tensor(use).inputs):
+                raise RefusedError("its branch ends in a normalisation without a scale")
+        refusals = [f"its branch ends in {self._analysis.nodes[number].op}, of which nothing could be zero and learn"]
+        for use in (*scales, *reversed(whole)):
+            try:
+                return self._zeros(use, nodes)
+            except RefusedError as error:
+                refusals.append(str(error))
+        raise RefusedError(refusals[-1])
+
+    def _is_symmetric(self, node: Node) -> bool:
+        """Tell whether zeros are dequantized to zeros."""
+        if node.op != "DequantizeLinear":
+            return False
+        point = node.inputs[2] if len(node.inputs) > 2 else None
+        constant = constant_of(point) if point is not None and point.name else None
+        return point is None or (constant is not None and not self._analysis.draft.read(constant).any())
+
+    # -- names -------------------------------------------------------------------------------------------------
+
+    def _name(self, region: Collection[int], number: int) -> str:
+        """Return the numbered module around all layers of a block, or what else their names have in common."""
+        modules = [self._module(layer) for layer in sorted(region) if layer in self._network.layers]
+        common = _common(modules)
+        if len(set(modules)) == 1 and modules[0].rpartition(".")[2].isdigit():
+            return modules[0]  # a layer of a list, alone
+        return _numbered(common) or ".".join(common) or self._analysis.nodes[number].name or modules[0]
+
+    def _module(self, layer: int) -> str:
+        node = self._analysis.nodes[layer]
+        weights = node.inputs[self._network.layers[layer].weights]
+        while constant_of(weights) is None and weights.inputs and weights.inputs[0].inputs:
+            weights = weights.inputs[0].inputs[0]
+        return module_of(node, self._proto.graph.node[layer], weights.name)
+
+    def _nearest(self, tensor: Tensor) -> Iterator[str]:
+        """Yield the module of the layer that a tensor comes from."""
+        for node in itertools.islice(self._network.behind(tensor, stop=self._network.layers), LONGEST):
+            if self._network.number(node) in self._network.layers:
+                yield self._module(self._network.number(node))
+                return
+
+
+def _common(modules: Sequence[str]) -> list[str]:
+    """Return the path that modules have in common, which for one alone is that of what it is in."""
+    paths = [re.split(r"[./]", module) for module in dict.fromkeys(modules)]
+    if len(paths) == 1 and len(paths[0]) > 1:
+        return paths[0][:-1]
+    same = itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))
+    return [steps[0] for steps in same]
+
+
+def _numbered(path: Sequence[str]) -> str:
+    """Return the longest part of a path that ends in a number, "" if there is none."""
+    ends = [end for end in range(1, len(path) + 1) if _NUMBERED.match(path[end - 1])]
+    return ".".join(path[: ends[-1]]) if ends else ""
+
+
+# --- Copies --------------------------------------------------------------------------------------------------
+
+
+def take_over(analysis: Analysis, tensor: Variable) -> Variable:
+    """Let the producer of a tensor make another one, so that a node that is inserted can make this one."""
+    inner = Variable(analysis.draft.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
+    analysis.sizes.types[inner.name] = analysis.sizes.types[tensor.name]
+    producer = tensor.inputs[0]
+    producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = inner
+    return inner
+
+
+def insert_copy(
+    analysis: Analysis, proto: onnx.ModelProto, block: Block, behind: Variable, name: str, cancels: bool = False
+) -> list[CopiedConstant]:
+    """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
+
+    Args:
+        analysis: The graph.
+        proto: The same, whose nodes tell modules.
+        block: What to copy.
+        behind: A tensor like the block's exit.
+        name: The name of the copy, in the place of the block's.
+        cancels: Put there the difference of two copies as they are instead.
+
+    Returns:
+        The weights that were copied, none of copies that cancel.
+    """
+    inner = take_over(analysis, behind)
+    if not cancels:
+        return _copy(analysis, proto, block, block.zeroed, inner, behind, name)
+    copies = [Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
+    for part, copy in enumerate(copies):
+        _copy(analysis, proto, block, frozenset(), inner, copy, f"{name}.{part}")
+    nothing = Variable(analysis.draft.unique_name(f"{name}.Sub_out"))
+    for kind, inputs, output in (("Sub", copies, nothing), ("Add", [inner, nothing], behind)):
+        node = Node(kind, analysis.draft.unique_name(f"{name}.{kind}"), {}, inputs, [output])
+        analysis.draft.graph.nodes.append(node)
+    return []
+
+
+def _copy(
+    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Use], inner: Variable,
+    behind: Variable, name: str,
+) -> list[CopiedConstant]:  # fmt: skip
+    """Write a copy of a block that reads one tensor and makes another.
+
+    A matrix that several nodes read is one in the copy, too. Vectors are not: exporters merge those of equal values.
+    """
+    draft = analysis.draft
+    made: dict[int, Tensor] = {}
+    copied: list[CopiedConstant] = []
+    for number in block.nodes:
+        node = analysis.nodes[number]
+        inputs = []
+        for index, value in enumerate(node.inputs):
+            constant = constant_of(value)
+            if value.name == block.entry:
+                inputs.append(inner)
+            elif constant is None:
+                inputs.append(made.get(id(value), value))
+            elif (number, index) in zeroed or _is_weight(analysis, constant):
+                zero = (number, index) in zeroed
+                copy = None if zero else made.get(id(constant))
+                if copy is None:
+                    copy = draft.copied(constant, _renamed(value.name, block.name, name), zero)
+                    scope = scope_of(proto.graph.node[number])
+                    copied.append(CopiedConstant(name_of(value), copy.name, scope, zero))
+                if not zero and sum(size > 1 for size in constant.shape) > 1:
+                    made[id(constant)] = copy
+                inputs.append(copy)
+            else:
+                inputs.append(value)
+        outputs = [behind] if number == block.last else [
+            Variable(draft.unique_name(_renamed(value.name, block.name, name))) if value.name else value
+            for value in node.outputs
+        ]  # fmt: skip
+        made.update(zip(map(id, node.outputs), outputs, strict=True))
+        label = draft.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
+        draft.graph.nodes.append(Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
+    return copied
+
+
+def name_of(tensor: Tensor) -> str:
+    """Return the name of a constant: of the initializer, or of what a Constant node makes."""
+    while not isinstance(tensor, Constant) and tensor.inputs[0].op == "Identity":
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
+
+
+class Shape(tuple[int, ...]):
+    """The shape of a weight that a node reads."""
+
+
+Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
+"""A node: operator, domain, attributes, and of what it reads the shapes of weights, the values of other constants, the
+places of what the block itself makes, and the names of what comes from outside."""
+
+
+def value_numbers(analysis: Analysis) -> dict[str, int]:
+    """Number what nodes make, so that tensors which are computed alike from the same have the same number.
+
+    Exporters compute a mask anew for each layer. Weights count as the same only where they are one tensor.
+    """
+    numbers: dict[str, int] = {}
+    known: dict[object, int] = {}
+    for node in analysis.nodes:
+        reads: list[object] = []
+        for value in node.inputs:
+            told = _told(analysis, value)
+            reads.append(numbers.get(value.name, value.name) if told is None else told)
+        attributes = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
+        own = node.outputs[0].name if node.op in RANDOM else ""
+        for place, value in enumerate(node.outputs):
+            key = (node.op, node.domain or "", attributes, tuple(reads), place, own)
+            numbers[value.name] = known.setdefault(key, len(known))
+    return numbers
+
+
+def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tuple[Step, ...]:
+    """Return what a block computes but for the values of its weights: what blocks that can change places share.
+
+    Args:
+        analysis: The dims.
+        block: The block.
+        numbers: The `value_numbers` of the graph.
+    """
+    made: dict[str, object] = {block.entry: -1}
+    found: list[Step] = []
+    for number in block.nodes:
+        node = analysis.nodes[number]
+        reads: list[object] = []
+        for value in node.inputs:
+            constant, told = constant_of(value), _told(analysis, value)
+            if constant is not None and told is None:
+                reads.append(Shape(constant.shape))
+            elif value.name in made or told is None:
+                reads.append(made.get(value.name, numbers.get(value.name, value.name)))
+            else:
+                reads.append(told)
+        if node.op in ("Identity", "Dropout"):
+            made[node.outputs[0].name] = reads[0]
+            continue
+        made.update((value.name, (len(found), place)) for place, value in enumerate(node.outputs))
+        attributes = sorted((key, str(value)) for key, value in node.attrs.items())
+        found.append((node.op, node.domain or "", tuple(attributes), tuple(reads)))
+    return tuple(found)
+
+
+def _told(analysis: Analysis, value: Tensor) -> bytes | None:
+    """Return the values of a constant that is no weight, and of sizes; None for all others."""
+    constant, size = constant_of(value), analysis.sizes.values.get(value.name)
+    if constant is not None:
+        return None if _is_weight(analysis, constant) else bytes(analysis.draft.read(constant).tobytes())
+    return None if size is None else np.asarray(size).tobytes()
+
+
+def _is_weight(analysis: Analysis, constant: Constant) -> bool:
+    """Tell whether a constant is no number, no list of sizes and no mask."""
+    return int(np.prod(constant.shape)) > 1 and analysis.draft.type_of(constant) not in _LISTS
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """Return the name of a copy: that of the original with another module's name, or with an end of its own."""
+    parts = old.split(".")
+    for own in (old, old.replace(".", "/"), ".".join(parts[-2:]), parts[-1]):
+        found = re.search(rf"(?<!\w){re.escape(own)}(?!\w)", text)
+        if own and not own.isdigit() and found:
+            return f"{text[: found.end()]}{new[len(old) :]}{text[found.end() :]}"
+    return f"{text}{new[len(old) :]}"

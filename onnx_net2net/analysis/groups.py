@@ -1,0 +1,197 @@
+"""What there is to grow: the dims of a model as people see them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnx_net2net.algebra.dims import Axes, Dim, leaf_set, leaves, resolve
+from onnx_net2net.algebra.maps import Map
+from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.names import name_dims
+from onnx_net2net.analysis.padding import State, fillable, paddable
+from onnx_net2net.analysis.roles import role_dims
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.model.model import Model, load
+
+
+@dataclass(eq=False)
+class Group:
+    """Dims that a user sees as one: usually a single dim, or the units of one that are rearranged one by one.
+
+    Attributes:
+        name: Module whose parameters make it.
+        dims: The dims, in order.
+        tensors: Number of constants that have it on an axis.
+        elements: Number of their elements.
+        reason: Why it cannot grow, or None.
+        role: What people call it (see `onnx_net2net.analysis.roles`), or "".
+        padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
+        fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
+        on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
+            input channels).
+        follows: The groups whose growth it takes instead of a factor's, because a class makes one width of the others,
+            which are factors of one (see `onnx_net2net.analysis.loadable`).
+        step: What its sizes have to be multiples of, so that those that follow it are whole.
+        aliases: The names of dims that were found to be the same as it.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    tensors: int = 0
+    elements: int = 0
+    reason: str | None = None
+    role: str = ""
+    padding: State | None = None
+    fillable: bool = False
+    on_request: bool = False
+    follows: tuple[Group, ...] = ()
+    step: int = 1
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of units in the teacher."""
+        return sum(dim.size for dim in self.dims)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether a statistic runs over it, which copies of all units keep."""
+        return any(dim.ratio for dim in self.dims)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it grows by whole factors only."""
+        return self.is_uniform and self.padding is None
+
+    def __repr__(self) -> str:
+        state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
+        return f"{self.name} ({self.size}, {self.tensors} tensors, {state})"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The dims of a model.
+
+    Attributes:
+        groups: Every dim that a constant has, growable or not.
+        elements: Number of elements of all floating-point constants.
+    """
+
+    groups: tuple[Group, ...]
+    elements: int
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.groups))
+
+
+def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
+    """Find the dims of a model; no weight is read.
+
+    Args:
+        model: A path, a model in memory or a loaded model.
+
+    Raises:
+        BadInputError: If it cannot be used.
+    """
+    loaded = load(model)
+    with paused_gc():
+        flat = open_bodies(loaded).model
+        return inspect_analysis(flat, infer(flat))
+
+
+@contextlib.contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause the cyclic garbage collector, which would walk the many objects of a large graph again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] | None = None) -> Inspection:
+    """Return the dims of a model that was analysed, under the names given or its own; see `inspect`."""
+    names = names or name_dims(analysis, model.proto)
+    alive = {dim for use in analysis.uses.values() for axis in use.axes for dim in leaves(axis)}
+    roles = role_dims(analysis)
+    groups: dict[int, Group] = {}
+    of_dim: dict[Dim, Group] = {}
+    for dim, name in names.items():
+        if dim.size == 0 or dim not in alive:
+            continue
+        key = id(dim.origin or dim)
+        group = groups.setdefault(key, Group(name, ()))
+        group.dims = (*group.dims, dim)
+        group.role = group.role or roles.get(dim.origin or dim, "")
+        of_dim[dim] = group
+    for dim, name in names.items():
+        merged = resolve(dim)
+        if isinstance(merged, Dim) and merged is not dim and merged in of_dim:
+            of_dim[merged].aliases += (name,)
+    for group in groups.values():
+        reasons = [dim.frozen for dim in group.dims]
+        group.reason = next((reason for reason in reasons if reason), None) if all(reasons) else None
+        group.on_request = bool(group.reason) and not any(dim.fixed for dim in group.dims)
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
+        elements = math.prod(axis.size for axis in use.axes)
+        for group in {id(g): g for axis in use.axes for d in leaves(axis) if (g := of_dim.get(d))}.values():
+            group.tensors += 1
+            group.elements += elements
+    _freeze_incomplete_ratios(groups.values())
+    summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
+    pads, free = paddable(analysis), fillable(analysis)
+    for group in groups.values():
+        group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
+        group.fillable = len(group.dims) == 1 and group.dims[0] in free
+        if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
+            group.reason = "no weight sums over it, so that nothing would read new units"
+    shown = [group for group in groups.values() if group.size > 1 or group.reason is None]
+    return Inspection(tuple(shown), model.parameters)
+
+
+def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
+    """A dim whose growth drags along one that cannot grow cannot grow either."""
+    for group in groups:
+        for dim in group.dims:
+            if dim.ratio is not None and group.reason is None:
+                group.reason = dim.ratio.root().frozen
+
+
+def covered(analysis: Analysis, growth: Mapping[Dim, Map]) -> float:
+    """Return the share of the weight elements on a grown axis.
+
+    A constant is a weight if an operator sums over one of its axes, looks entries up in it or says nothing of it, or
+    if it shares a dim with such a one, as biases do: masks and lists of positions are none.
+    """
+    constants = list({id(use.constant): use for use in analysis.uses.values()}.values())
+    tables = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
+    matrices: list[Axes] = [use.axes for use in constants if leaf_set(*use.axes) & tables]
+    for number, said in analysis.said.items():
+        if said.closed:
+            sides = range(len(analysis.nodes[number].inputs))
+            matrices += [analysis.input_axes(number, i) or () for i in sides if analysis.is_derived(number, i)]
+    for number, index, contraction in analysis.weighings():
+        matrices.append((contraction.axis,))
+        if not all(analysis.is_derived(number, side) for side, _ in contraction.sides):
+            matrices.append(analysis.input_axes(number, index) or ())
+    weighty = {dim for axes in matrices for dim in leaf_set(*axes)}
+    total = grown = 0
+    for use in constants:
+        dims = leaf_set(*use.axes)
+        if analysis.sizes.dtype(use.constant.name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            continue
+        if dims.isdisjoint(weighty):
+            continue
+        elements = math.prod(axis.size for axis in use.axes)
+        total += elements
+        grown += elements if any(dim in growth for dim in dims) else 0
+    return grown / total if total else 0.0

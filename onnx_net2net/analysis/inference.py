@@ -1,0 +1,513 @@
+"""The forward pass: the dims of every tensor, node by node, each asked through its rule.
+
+This is the "remapping inference algorithm that makes a forward pass through the graph, querying each operation"
+that Net2Net (Chen, Goodfellow, Shlens 2016, section 2.3) asks for. Dims are found by propagation alone: equal
+sizes never mean equal dims.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from onnx_net2net.algebra import dims
+from onnx_net2net.algebra.dims import Axes, Axis, Dim
+from onnx_net2net.analysis.singles import Singles
+from onnx_net2net.graph import sizes
+from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
+from onnx_net2net.model.model import Model
+from onnx_net2net.rules import lookup
+from onnx_net2net.rules.movement import permute_units
+from onnx_net2net.rules.op import LISTED, UNREAD, Contraction, Op, Statements
+
+STRICT = False
+"""Whether errors of rules are raised; else what a rule stumbles over is taken for a node that no operator has."""
+
+DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+"""Element types whose values copies can share."""
+
+SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
+"""Element types of integers that copies can share in whole parts."""
+
+_LONG_LISTS = {("ScatterND", 1)}
+"""Inputs (operator, index) that list so many places, one for each element, that `sizes` does not keep them."""
+
+_BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
+"""Operators whose vectors of integers are biases."""
+
+
+_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that lay values of one tensor out anew."""
+
+_CUT = ("Slice", "Split")
+"""Operators that read a part of a vector."""
+
+
+@dataclass(eq=False)
+class Use:
+    """A constant read by one input of one node.
+
+    Vectors have dims of their own at each use: exporters merge those of equal value (zero biases, unit scales),
+    which must not tie layers together. The uses of a matrix share its dims: that is a real tie. So do the nodes that
+    cut a vector up: they read the parts of one parameter.
+    """
+
+    node: int
+    input: int
+    constant: Constant
+    axes: Axes
+
+
+@dataclass
+class Shuffle:
+    """Reshape, Transpose, Reshape that together permute one axis, like the channel shuffle of ShuffleNet."""
+
+    first: int
+    last: int
+    axis: int
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """Something beside weights and sizes that a student needs, where its place is a node or a tensor."""
+
+    what: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.place!r}"
+
+
+@dataclass
+class Analysis:
+    """The dims of a graph and what its nodes said about them.
+
+    Attributes:
+        draft: The graph that the node numbers below count in.
+        sizes: Teacher sizes at the probe binding.
+        axes: Axes of each activation, by tensor name.
+        uses: Each read of a constant, by (node, input).
+        said: Statements of each node, by its number.
+        shuffles: Node runs that are treated as one permutation, by the number of the last node.
+        cut: Outputs that are hidden units too: what they have more in the student is cut off.
+        untied: Matrices that the rewriting had to give their uses in several versions.
+        rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
+            multiplied instead by what the weight of copies is.
+        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
+            that is weighed instead of theirs, so that it is divided for both of its readers.
+        copies: Names of constants that are copies of others and must stay so, with the names of these.
+        tied: Reads of constants that must keep equal values, with the first of them.
+        inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
+    """
+
+    draft: Graph
+    sizes: sizes.Sizes
+    axes: dict[str, Axes] = field(default_factory=dict)
+    uses: dict[tuple[int, int], Use] = field(default_factory=dict)
+    said: dict[int, Statements] = field(default_factory=dict)
+    shuffles: dict[int, Shuffle] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+    untied: list[str] = field(default_factory=list)
+    rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    inserted: list[Inserted] = field(default_factory=list)
+
+    def note(self, what: str, node: Node) -> None:
+        """Note that the rewriting put something in at a node."""
+        self.inserted.append(Inserted(what, node.name or node.outputs[0].name))
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes of the graph, in order."""
+        nodes: list[Node] = self.draft.graph.nodes
+        return nodes
+
+    @cached_property
+    def singles(self) -> Singles:
+        """The axes of size 1 that are hidden channels, and do not broadcast."""
+        return Singles(self.nodes, self.kept, self.sizes.shape, lambda tensor: constant_of(tensor) is not None)
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of each node, by its id."""
+        return {id(node): number for number, node in enumerate(self.nodes)}
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
+        outputs = frozenset(tensor.name for tensor in self.draft.graph.outputs)
+        return outputs.union(*map(self.draft.captured, self.nodes))
+
+    def input_axes(self, node: int, index: int) -> Axes | None:
+        """Return the axes that a node sees at an input, or None where they are not known."""
+        use = self.uses.get((node, index))
+        return use.axes if use else self.axes.get(self.nodes[node].inputs[index].name)
+
+    def is_derived(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads follows from constants alone."""
+        return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
+
+    def is_fill(self, node: int, index: int) -> bool:
+        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
+        while True:
+            tensor = self.nodes[node].inputs[index]
+            use = self.uses.get((node, index))
+            values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
+            if values is not None:
+                return is_fill(values)
+            producer = tensor.inputs[0] if tensor.inputs else None
+            if producer is None or producer.op not in _MOVES:
+                return producer is not None and producer.op == "ConstantOfShape"
+            node, index = self.numbers[id(producer)], 0
+
+    def readings(self) -> list[list[Use]]:
+        """Return the uses of each constant."""
+        found: dict[int, list[Use]] = {}
+        for use in self.uses.values():
+            found.setdefault(id(use.constant), []).append(use)
+        return list(found.values())
+
+    @cached_property
+    def _derived(self) -> set[str]:
+        names = {""}
+        for node in self.nodes:
+            if all(tensor.name in names or constant_of(tensor) is not None for tensor in node.inputs):
+                names.update(tensor.name for tensor in node.outputs)
+        return names
+
+    def weighings(self) -> Iterator[tuple[int, int, Contraction]]:
+        """Yield each sum in which a weight, or what follows from weights alone, takes part: node, input and sum."""
+        for number, said in self.said.items():
+            for contraction in said.contractions:
+                for index, _ in contraction.sides:
+                    if self.is_derived(number, index):
+                        yield number, index, contraction
+
+    def dims(self) -> list[Dim]:
+        """Return the dims that constants or activations have, in the order of their first use."""
+        found: dict[int, Dim] = {}
+        for axes in (*(use.axes for use in self.uses.values()), *self.axes.values()):
+            for axis in axes:
+                for dim in dims.leaves(axis):
+                    found.setdefault(id(dim), dim)
+        return list(found.values())
+
+
+def infer(model: Model, *, by_units: bool = True) -> Analysis:
+    """Infer the dims of every tensor of a model; no weight is read.
+
+    A graph with channel shuffles is looked at in two ways, as products of axes and unit by unit, and the one
+    that leaves more weights growable is returned.
+
+    Args:
+        model: The model.
+        by_units: Whether the latter is allowed; a grown shuffle then becomes a Gather.
+    """
+    known = sizes.infer(model.proto)
+    analysis = _forward(model, known, unitwise=False)
+    if not by_units or not any(True for _ in _find_shuffles(analysis)):
+        return analysis
+    other = _forward(model, known, unitwise=True)
+    return max(analysis, other, key=_growable_elements)
+
+
+def _growable_elements(analysis: Analysis) -> int:
+    total = 0
+    for use in {id(use.constant): use for use in analysis.uses.values()}.values():
+        if any(not dim.frozen for axis in use.axes for dim in dims.leaves(axis)):
+            total += int(np.prod([axis.size for axis in use.axes], initial=1))
+    return total
+
+
+def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
+    analysis = Analysis(Graph(model), known)
+    graph = analysis.draft.graph
+    for tensor in graph.inputs:
+        for axis in _variable_axes(analysis, tensor.name) or ():
+            dims.pin(axis, f"is the model's input {tensor.name!r}")
+    if unitwise:
+        analysis.shuffles = {shuffle.last: shuffle for shuffle in _find_shuffles(analysis)}
+    inside = {n for s in analysis.shuffles.values() for n in range(s.first, s.last)}
+    versions = sizes.versions_of(model.proto)
+    matrices: dict[int, Axes] = {}
+    for number, node in enumerate(graph.nodes):
+        if number not in inside and not _is_alias(node):
+            _visit(analysis, number, node, versions, matrices)
+    _freeze_positions(analysis)
+    _close_outputs(analysis)
+    return analysis
+
+
+def _close_outputs(analysis: Analysis) -> None:
+    """Keep the sizes of the model's outputs: hidden units are cut off where a weight reads them, others stay."""
+    read = {
+        dim
+        for number, _, contraction in analysis.weighings()
+        if not all(analysis.is_derived(number, index) for index, _ in contraction.sides)  # as a norm of weights is
+        for dim in dims.leaves(contraction.axis)
+    }
+    for tensor in analysis.draft.graph.outputs:
+        is_weight = constant_of(tensor) is not None
+        made = bool(tensor.inputs) and not is_weight
+        for axis in _output_axes(analysis, tensor) or ():
+            free = {dim for dim in dims.leaves(axis) if not dim.frozen}
+            if made and free and free <= read:
+                analysis.cut.add(tensor.name)
+            elif is_weight:
+                dims.freeze(axis, f"is on a weight that is the model's output {tensor.name!r}")
+            else:
+                dims.pin(axis, f"is the model's output {tensor.name!r}")
+
+
+def _is_alias(node: Node) -> bool:
+    """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
+    return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def is_fill(values: np.ndarray) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
+
+
+def constant_of(tensor: Tensor) -> Constant | None:
+    """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
+    while not isinstance(tensor, Constant):
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.domain not in (None, "", "ai.onnx"):
+            return None
+        if producer.op == "Constant":
+            value = producer.attrs.get("value")
+            return value if isinstance(value, Constant) else None
+        if producer.op != "Identity":
+            return None
+        tensor = producer.inputs[0]
+    return tensor
+
+
+def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> None:
+    """Ask the rule of one node what it says of its axes."""
+    op = _operation(analysis, number, node, versions, matrices)
+    bodies = [value for value in node.attrs.values() if isinstance(value, Topology)]
+    captured = analysis.draft.captured(node)
+    rule = lookup(node.domain or "", node.op, op.version)
+    shuffle = analysis.shuffles.get(number)
+    if bodies or captured:
+        op.freeze_all("has a body, which is not looked into")
+        for name in captured:
+            _freeze(_named_axes(analysis, name), f"is read in the body of {op.kind} {op.label!r}")
+    elif shuffle:
+        source = analysis.input_axes(shuffle.first, 0)
+        if source is not None and op.outputs[0] is not None:
+            permute_units(op, shuffle.axis, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
+            op.unify_all(_without(source, shuffle.axis), _without(op.outputs[0], shuffle.axis))
+    elif rule is None:
+        domain = f"{node.domain}::" if node.domain else ""
+        op.freeze_all(f"has no growth rule ({domain}{node.op}, opset {op.version}; see onnx_net2net.rules.rule)")
+    elif _is_partly_unknown(analysis, op, node):
+        own = [analysis.sizes.failures[t.name] for t in node.outputs if t.name in analysis.sizes.failures]
+        is_told = bool(own) and own[0].startswith("has branches")
+        op.freeze_all(own[0] if is_told else "has an operand whose shape could not be inferred")
+    else:
+        try:
+            rule(op)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            if STRICT:
+                raise
+            op.said = Statements()
+            op.freeze_all("has inputs or attributes that its operator cannot have")
+    for contraction in op.said.contractions:
+        if not _is_divisible(analysis, node, op.said, contraction):
+            op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")
+    _freeze_unspoken(analysis, number, op)
+    analysis.said[number] = op.said
+
+
+def _freeze_positions(analysis: Analysis) -> None:
+    """Fix what a Softmax normalises over where no weight reads it: positions that attention looks at, not units."""
+    shared: dict[int, str] = {}
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for position in said.shares:
+            reason = f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis"
+            axis = (analysis.input_axes(number, 0) or ())[position]
+            shared.update({id(dim): reason for dim in dims.leaves(axis)})
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            if not any((number, index) in analysis.uses for index, _ in contraction.sides):
+                for dim in dims.leaves(contraction.axis):
+                    if id(dim) in shared:
+                        dims.freeze(dim, shared[id(dim)])
+
+
+def _is_divisible(analysis: Analysis, node: Node, said: Statements, contraction: Contraction) -> bool:
+    """Tell whether what is summed is of a type that copies can share."""
+    return any(
+        analysis.sizes.dtype(node.inputs[index].name) in DIVISIBLE
+        or (contraction.law == "sum" and _is_shareable(analysis, node, said, index))
+        for index, _ in contraction.sides
+    )
+
+
+def _is_shareable(analysis: Analysis, node: Node, said: Statements, index: int) -> bool:
+    """Tell whether an input holds constant integers, with a constant zero point, that copies can share in parts."""
+    if index not in said.integers or analysis.sizes.dtype(node.inputs[index].name) not in SHAREABLE:
+        return False
+    zero_point = said.integers[index].zero_point
+    needed = [node.inputs[i] for i in (index, zero_point) if i < len(node.inputs) and node.inputs[i].name]
+    return all(constant_of(tensor) is not None for tensor in needed)
+
+
+def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
+    """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
+    spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
+    around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
+    operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
+    holders = Counter(id(dim) for operand in operands for dim in operand)
+    for index, axes in enumerate(op.inputs):
+        for axis in axes or () if index not in op.said.ignored else ():
+            dim = dims.resolve(axis)
+            if isinstance(dim, Dim) and id(dim) not in around and holders[id(dim)] < 2 and dim.copies is None:
+                op.freeze(dim, UNREAD)
+
+
+def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> Op:
+    inputs: list[Axes | None] = []
+    values: list[np.ndarray | None] = []
+    constants: list[bool] = []
+    for index, tensor in enumerate(node.inputs):
+        constant = constant_of(tensor)
+        axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
+        if axes is None:
+            axes = analysis.axes.get(tensor.name)
+        if axes is None and tensor.name in analysis.sizes.constant:  # numbers in an attribute of a Constant node
+            axes = _variable_axes(analysis, tensor.name)
+            _freeze(axes, LISTED)
+        value = analysis.sizes.values.get(tensor.name)
+        is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
+        if is_long:
+            value = analysis.draft.read(constant)
+        for position, axis in enumerate(axes or ()):
+            key = (number, index, position) if constant is not None else (tensor.name, position)
+            if axis.size == 1 and key in (analysis.singles.reads if constant is not None else analysis.singles.tensors):
+                continue
+            if axis.size == 1 or (value is not None and _is_list(node, value)):
+                dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
+        inputs.append(axes)
+        values.append(value)
+        constants.append(is_long or tensor.name in analysis.sizes.constant)
+    outputs = [_variable_axes(analysis, tensor.name) if tensor.name else None for tensor in node.outputs]
+    label = node.name or (node.outputs[0].name if node.outputs else "")
+    version = versions.get(node.domain or "", 1)
+    domain = "" if node.domain in (None, "ai.onnx") else node.domain
+    return Op(
+        node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
+        constant=constants,
+    )  # fmt: skip
+
+
+def _is_list(node: Node, value: np.ndarray) -> bool:
+    """Tell whether known integers are sizes or places; those of one byte and the biases of integer sums are not."""
+    return value.dtype.kind == "i" and value.dtype.itemsize > 1 and value.ndim <= 1 and node.op not in _BIASED
+
+
+def _use(analysis: Analysis, number: int, index: int, constant: Constant, matrices: dict[int, Axes]) -> Axes | None:
+    shape = constant.shape
+    if shape is None:
+        return None
+    reads = analysis.singles.reads
+    axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
+        axes = matrices.setdefault(id(constant), axes)
+    analysis.uses[number, index] = Use(number, index, constant, axes)
+    return axes
+
+
+def _variable_axes(analysis: Analysis, name: str) -> Axes | None:
+    """Return the axes of an activation, made fresh at its first mention; None when its shape is not known."""
+    if name not in analysis.axes:
+        shape = analysis.sizes.shape(name)
+        if shape is None:
+            return None
+        tensors = analysis.singles.tensors
+        analysis.axes[name] = tuple(_dim(size, (name, p) in tensors) for p, size in enumerate(shape))
+    return analysis.axes[name]
+
+
+def _dim(size: int, is_single: bool) -> Dim:
+    """Return a dim; one of size 1 broadcasts, unless it is known to be a unit."""
+    return Dim.single() if is_single and size == 1 else Dim(size)
+
+
+def _named_axes(analysis: Analysis, name: str) -> Iterator[Axis]:
+    yield from analysis.axes.get(name, ())
+    for use in analysis.uses.values():
+        if use.constant.name == name:
+            yield from use.axes
+
+
+def _output_axes(analysis: Analysis, tensor: Tensor) -> Iterable[Axis] | None:
+    constant = constant_of(tensor)
+    return _named_axes(analysis, constant.name) if constant is not None else analysis.axes.get(tensor.name)
+
+
+def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
+    for axis in axes or ():
+        dims.freeze(axis, reason)
+
+
+def _is_partly_unknown(analysis: Analysis, op: Op, node: Node) -> bool:
+    """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
+    outputs = zip(op.outputs, node.outputs, strict=True)
+    results = [(axes, t) for axes, t in outputs if t.outputs or t.name in analysis.kept]
+    return any(axes is None and t.name for axes, t in (*zip(op.inputs, node.inputs, strict=True), *results))
+
+
+def _without(axes: Axes, position: int) -> Axes:
+    return axes[:position] + axes[position + 1 :]
+
+
+def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
+    """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
+    for number, node in enumerate(analysis.nodes):
+        run = [node]
+        while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
+            (between,) = run[-1].outputs
+            readers = between.outputs
+            if between.name in analysis.kept or len(readers) != 1 or readers[0].inputs[0] is not between:
+                break
+            run.append(readers[0])
+        if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:
+            continue
+        found = _permutation(analysis, run)
+        if found is not None:
+            yield Shuffle(number, analysis.numbers[id(run[-1])], *found)
+
+
+def _permutation(analysis: Analysis, run: list[Node]) -> tuple[int, np.ndarray] | None:
+    """Return (axis, order) when the run permutes one axis: out[k] = in[order[k]]."""
+    shape, split, merged = (
+        analysis.sizes.shape(tensor.name) for tensor in (run[0].inputs[0], run[0].outputs[0], run[2].outputs[0])
+    )
+    perm = run[1].attrs.get("perm")
+    if shape is None or split is None or shape != merged or perm is None or len(split) <= len(shape):
+        return None
+    extra = len(split) - len(shape)
+    for axis in range(len(shape)):
+        inner = range(axis, axis + extra + 1)
+        outside = [p for p in range(len(split)) if p not in inner]
+        if all(perm[p] == p for p in outside) and split == (
+            *shape[:axis],
+            *split[axis : inner.stop],
+            *shape[axis + 1 :],
+        ):
+            order = np.arange(shape[axis]).reshape(split[axis : inner.stop])
+            return axis, order.transpose([perm[p] - axis for p in inner]).reshape(-1)
+    return None

@@ -1,0 +1,279 @@
+"""Single numbers that scale what stands between dims, and those of them that a class may compute from its sizes.
+
+The file of a LoRA layer has alpha / r as a number, that of a muP network base / width, and an equalized learning rate
+multiplies weights by gain / sqrt(inputs). A class that is made at other sizes computes another number. Nothing in a
+file tells such a number from one that the class has fixed, so it is compared with simple functions of the sizes that it
+can be of: of what the layer in front or the layer behind sums over, and of what it scales itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.graph.graph import Tensor
+
+_PASSES = ("Mul", "Div", "Add", "Sub", "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
+           "Dropout")  # fmt: skip
+"""Operators between a layer and the number that scales what it makes or reads."""
+
+_FURTHEST = 4
+"""A number stands no more nodes away from the layer whose size it may be of."""
+
+_LARGEST = 256
+"""Numerators of no larger size are looked for: nearly any number is a quotient of large whole numbers."""
+
+_USUAL = (0.5, 1.0, 2.0, 3.0, 6.0, 1 / 6, 1.702, 0.044715, math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi))
+"""Numbers of activations and of residual branches."""
+
+_ROUNDING = 3e-6
+
+Where = Literal["behind", "ahead", "own", "weights"]
+"""Whose size it is: what the layer that makes the operand sums over, or the one that alone reads the result; the width
+of the operand; the inputs of weights that are multiplied themselves."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that a number may be a function of.
+
+    Attributes:
+        size: Units.
+        dims: Its dims.
+        where: Whose size it is.
+    """
+
+    size: int
+    dims: frozenset[Dim]
+    where: Where
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A node that multiplies or divides by one number.
+
+    Attributes:
+        node: How messages call the node.
+        name: The name of the number.
+        value: The number, as a factor.
+        in_residual: Whether it scales what is added to something else that others read too.
+        sizes: The sizes that it may be a function of, the likely ones first.
+    """
+
+    node: str
+    name: str
+    value: float
+    in_residual: bool
+    sizes: tuple[Size, ...]
+
+    @property
+    def is_told(self) -> bool:
+        """Whether people are told of it: no number of an activation, no epsilon and no mask."""
+        if self.value == 1.0 or not 1e-4 < abs(self.value) < 1e4:
+            return False
+        return not _is_usual(self.value) or any(size.where == "behind" for size in self.sizes)
+
+    def __str__(self) -> str:
+        return f"{self.node} by {self.value:.6g} ({self.name})"
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A number that is a simple function of a size.
+
+    Attributes:
+        multiplier: The number.
+        dims: The dims of the size.
+        text: The function.
+    """
+
+    multiplier: Multiplier
+    dims: frozenset[Dim]
+    text: str
+
+
+def computed_numbers(analysis: Analysis) -> Iterator[Computed]:
+    """Find the numbers that a class may compute from a size near them."""
+    found = list(multipliers(analysis))
+    gains = _gains(found)
+    for multiplier in found:
+        texts = [(function_of(multiplier.value, size.size, size.where, multiplier.in_residual, plain=plain), size)
+                 for plain in (True, False) for size in multiplier.sizes]  # fmt: skip
+        texts += [(f"{_gain(multiplier, size):.4g} / sqrt({size.size})", size) for size in multiplier.sizes
+                  if size.where == "weights" and _gain(multiplier, size) in gains]  # fmt: skip
+        text, size = next(((text, size) for text, size in texts if text), ("", None))
+        if size is not None:
+            yield Computed(multiplier, size.dims, text)
+
+
+def _gains(found: list[Multiplier]) -> set[float]:
+    """Return the numbers that stand over the square roots of several sizes: one gain for all layers."""
+    sizes: dict[float, set[int]] = {}
+    for multiplier in found:
+        for size in multiplier.sizes:
+            if size.where == "weights":
+                sizes.setdefault(_gain(multiplier, size), set()).add(size.size)
+    return {gain for gain, known in sizes.items() if len(known) > 1}
+
+
+def _gain(multiplier: Multiplier, size: Size) -> float:
+    return float(f"{abs(multiplier.value) * size.size**0.5:.5g}")
+
+
+def function_of(value: float, size: int, where: Where, in_residual: bool = False, *, plain: bool | None = None) -> str:
+    """Return the text of the simple function of a size that a number is, "" if it is none.
+
+    Quotients are looked for only where a number scales all that a layer makes or reads: 0.5 in an activation is 4 / 8
+    by chance, and so is the half of a residual branch anywhere.
+
+    Args:
+        value: The number.
+        size: The size.
+        where: Whose size it is.
+        in_residual: As in `Multiplier`.
+        plain: Whether only functions of nothing but the size are looked for, or only others; None for all.
+    """
+    value = abs(value)
+    usual = _is_usual(value) and (where != "behind" or in_residual or not (value * 64).is_integer())
+    if size < 2 or math.isclose(value, 1.0) or value == 0.0 or usual:
+        return ""
+    powers = {f"{size} ** -0.5": size**-0.5, f"sqrt({size})": size**0.5, f"log({size})": math.log(size)}
+    if size > 2:
+        powers |= {f"1 / {size}": 1 / size, f"{size}": size}
+    for text, power in powers.items() if plain is not False else ():
+        if math.isclose(value, power, rel_tol=_ROUNDING):
+            return text
+    if plain:
+        return ""
+    numerator, square = value * size, value * value * size
+    is_whole = math.isclose(numerator, round(numerator), rel_tol=_ROUNDING) and 1 < round(numerator) <= _LARGEST
+    if where in ("behind", "ahead") and is_whole:
+        return f"{round(numerator)} / {size}"
+    for whole in (2, 3, 4, 5, 6, 8) if where == "weights" else ():
+        if math.isclose(square, whole, rel_tol=_ROUNDING):
+            return f"sqrt({whole} / {size})"
+        if math.isclose(square, 1 / whole, rel_tol=_ROUNDING):
+            return f"({whole} * {size}) ** -0.5"
+    return ""
+
+
+def _is_usual(value: float) -> bool:
+    """Tell whether people write a number down: one of activations, or 0.2, which is no quotient of a power of two."""
+    value = abs(value)
+    is_short = math.isclose(value, round(value, 2), rel_tol=1e-6) and not (value * 64).is_integer()
+    return is_short or any(math.isclose(value, usual, rel_tol=1e-5) for usual in _USUAL)
+
+
+def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
+    """Yield the nodes that multiply or divide activations or weights by one number."""
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        label = f"{node.op} {node.name or node.outputs[0].name!r}"
+        for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
+            value = number_of(analysis, node.inputs[index])
+            axes = analysis.input_axes(number, 1 - index)
+            if not value or not axes or math.prod(axis.size for axis in axes) < 2:
+                continue
+            if analysis.sizes.dtype(node.outputs[0].name) in DIVISIBLE:
+                factor = value if node.op == "Mul" else 1 / value
+                sizes = tuple(_sizes(analysis, number, 1 - index, axes))
+                yield Multiplier(label, node.inputs[index].name, factor, _in_residual(node.outputs[0]), sizes)
+        alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+        if alpha != 1.0:
+            summed = tuple(size for c in said.contractions for size in _parts(c.axis, "behind"))
+            yield Multiplier(label, "alpha", alpha, False, summed)
+
+
+def _in_residual(tensor: Tensor) -> bool:
+    """Tell whether a tensor is added to one that others read too."""
+    adds = [reader for reader in tensor.outputs if reader.op == "Add"]
+    return any(len(other.outputs) > 1 for add in adds for other in add.inputs if other is not tensor)
+
+
+def _sizes(analysis: Analysis, number: int, index: int, axes: tuple[Axis, ...]) -> Iterator[Size]:
+    """Yield the sizes that the scale of an operand may be of."""
+    node = analysis.nodes[number]
+    if analysis.is_derived(number, index):
+        if len(axes) > 1:
+            inputs = axes[1:]
+            yield Size(math.prod(axis.size for axis in inputs), frozenset(leaf_set(*inputs)), "weights")
+            for axis in axes if len(axes) == 2 else axes[1:2]:
+                yield Size(axis.size, frozenset(leaf_set(axis)), "weights")
+        return
+    if len(node.inputs[index].outputs) == 1 and not _is_activated(analysis, node.outputs[0]):
+        for axis, where in _behind(analysis, node.inputs[index]):
+            yield from _parts(axis, where)
+        for axis in _ahead(analysis, node.outputs[0]):
+            yield from _parts(axis, "ahead")
+    yield from _parts(axes[-1], "own")
+
+
+def _parts(axis: Axis, where: Where) -> Iterator[Size]:
+    yield Size(axis.size, frozenset(leaf_set(axis)), where)
+    for dim in leaves(axis):
+        yield Size(dim.size, frozenset([dim]), where)
+
+
+def _is_activated(analysis: Analysis, tensor: Tensor) -> bool:
+    """Tell whether a function of each unit alone reads a result: its scale belongs to it."""
+    known = [analysis.said.get(analysis.numbers.get(id(reader), -1)) for reader in tensor.outputs]
+    return any(said is not None and said.pointwise in ("any", "partial") for said in known)
+
+
+def _behind(analysis: Analysis, tensor: Tensor) -> Iterator[tuple[Axis, Where]]:
+    """Yield what the layer that makes an operand, or something of which it is a part, sums over."""
+    where: Where = "behind"
+    for _ in range(_FURTHEST):
+        if not tensor.inputs:
+            return
+        node = tensor.inputs[0]
+        said = analysis.said.get(analysis.numbers.get(id(node), -1))
+        if said is None:
+            return
+        if said.contractions:
+            yield from ((contraction.axis, where) for contraction in said.contractions)
+            return
+        if node.op in ("Slice", "Split", "Gather"):
+            where = "own"
+        elif node.op not in _PASSES:
+            return
+        sources = [t for t in node.inputs if constant_of(t) is None and t.inputs]
+        if node.op in ("Mul", "Div", "Add", "Sub") and len(sources) != 1:
+            return
+        tensor = sources[0] if sources else node.inputs[0]
+
+
+def _ahead(analysis: Analysis, tensor: Tensor) -> Iterator[Axis]:
+    """Yield what the layer that reads a result sums over."""
+    for _ in range(_FURTHEST):
+        readers = list({id(reader): reader for reader in tensor.outputs}.values())
+        if len(readers) != 1:
+            return
+        number = analysis.numbers.get(id(readers[0]), -1)
+        said = analysis.said.get(number)
+        if said is None:
+            return
+        index = [operand is tensor for operand in readers[0].inputs].index(True)
+        found = [c.axis for c in said.contractions if index in [side for side, _ in c.sides]]
+        if found:
+            yield from found
+            return
+        others = [t for t in readers[0].inputs if t is not tensor and constant_of(t) is None and t.inputs]
+        if readers[0].op not in _PASSES or others:
+            return
+        tensor = readers[0].outputs[0]
+
+
+def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
+    """Return the one float that a constant is, or that follows from sizes; else None."""
+    known = analysis.sizes.values.get(tensor.name)
+    if known is not None:
+        return float(known.reshape(-1)[0]) if known.size == 1 and known.dtype.kind == "f" else None
+    constant = constant_of(tensor)
+    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
+        return None
+    return float(analysis.draft.reader(constant)().reshape(-1)[0])

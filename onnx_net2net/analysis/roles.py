@@ -1,0 +1,274 @@
+"""What people call the dims: residual stream, ffn, heads, head_dim, experts, vocabulary, channels.
+
+A role is told from the structure alone: which dims a layer sums over and which it makes, and which tensors are added,
+normalised or multiplied with one another. Names and sizes say nothing. Of several roles a dim has the most specific
+one; where the structure says nothing it has none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from onnx import TensorProto
+
+from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
+from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.layers import CONVOLUTIONS, PICKS, Layer, Network, dims_of, parts_of, unit_of
+from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.rules.op import ROUTINE
+
+Found = Iterator[tuple[Iterable[Dim], str]]
+
+_FUSED = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
+_SUMS = ("Add", "Sum", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QLinearAdd")
+_STEPS = ("Gather", "GatherND", "Slice", "Split", "Concat", "ScatterND", "ScatterElements", "CumSum", "ReduceSum")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_CHOICES = ("Softmax", "LogSoftmax", "ArgMax")
+_MOVES = ("Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Transpose", "Expand",
+          "Clip", "Identity")  # fmt: skip
+
+_DEEPEST = 50
+"""More nodes than scales, masks and precautions make between scores and what they weigh."""
+
+_GATES = 3
+"""A recurrent cell that is told apart has at least so many blocks of rows for its state."""
+
+
+def role_dims(analysis: Analysis) -> dict[Dim, str]:
+    """Tell what people call the dims; those that have no known role are left out."""
+    network = Network(analysis)
+    roles: dict[Dim, str] = {}
+    for rule in _MOST_SPECIFIC_FIRST:
+        for dims, role in rule(network):
+            for dim in dims:
+                roles.setdefault(unit_of(dim), role)
+    return roles
+
+
+# --- Attention -----------------------------------------------------------------------------------------------
+
+
+def _attention(net: Network) -> Found:
+    """Queries times keys are exponentiated and weigh values; an operator may do it all."""
+    for number in net.products:
+        node = net.analysis.nodes[number]
+        for index in (0, 1) if node.op not in _FUSED else ():
+            scores = _scores(net, node.inputs[index])
+            if scores is not None:
+                weighed = net.result(number) & net.dims(number, 1 - index) - net.dims(number, index)
+                yield from _unfused(net, scores, weighed & net.made)
+                yield net.dims(number, index) & net.made, "heads"  # where a layer mixed them
+    for number, said in net.analysis.said.items():
+        axes = net.axes(number) if net.analysis.nodes[number].op in _FUSED else ()
+        if axes and said.contractions:
+            counted = dims_of(*(axis for size in said.size_attributes if "heads" in size.name for axis in size.axes))
+            heads = counted or dims_of(axes[1])
+            yield from _heads(net, said.contractions[-1].axis, heads, dims_of(axes[-1]) - heads)
+
+
+def _scores(net: Network, tensor: Tensor) -> int | None:
+    """Return the product of activations that was exponentiated to get the weights of a mean, or None."""
+    exponentiated = False
+    for _ in range(_DEEPEST):
+        if not tensor.inputs:
+            return None
+        node, number = tensor.inputs[0], net.age(tensor)
+        if number in net.products:
+            return number if exponentiated else None
+        if number in net.layers and len(net.shape(node.outputs[0])) < 4:  # others may mix the heads of the scores
+            return None
+        exponentiated |= node.op in ("Softmax", "Exp")
+        dtype = net.analysis.sizes.dtype
+        whole = [t for t in net.whole(node, net.activations(node)) if dtype(t.name) != TensorProto.BOOL]
+        if not whole:
+            return None
+        tensor = max(whole, key=net.age)
+    return None
+
+
+def _unfused(net: Network, scores: int, value: set[Dim]) -> Found:
+    rows = dims_of(*net.axes(scores)[-2:])
+    yield rows & net.made, "head_dim"  # channels that attend to one another
+    yield from _heads(net, net.products[scores], net.result(scores) & net.made - rows, value)
+    yield rows, "positions"
+
+
+def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Found:
+    """Name the dims of an attention whose scores sum over an axis."""
+    key = dims_of(summed) & net.made
+    terms = [set(term) for layer in net.layers.values() for term in layer.terms]
+    projections = [term for term in terms if key & term and heads & term]
+    shared = {dim for dim in heads if all(dim in term for term in projections)}
+    if shared and shared != heads:  # several heads of queries read one of keys and values
+        yield shared, "kv heads"
+        yield heads - shared, "heads per kv head"
+    yield heads, "heads"
+    count = Counter(map(unit_of, leaves(summed)))
+    is_paired = any(dim.size == 2 and dim.frozen for dim in count)
+    yield (dim for dim in key if is_paired or count[dim] == 2), "rotary pairs"
+    yield key & value, "head_dim"
+    yield key, "query/key head_dim"
+    yield value, "value head_dim"
+
+
+# --- Mixtures of experts, recurrences, tables ----------------------------------------------------------------
+
+
+def _experts(net: Network) -> Found:
+    """A router makes the dim that matrices are stacked along, or chooses among its units the matrices to use."""
+    for layer in net.layers.values():
+        if not layer.convolves:
+            yield layer.shared & net.made, "experts"
+        for pick in _picks(net, net.analysis.nodes[layer.number].inputs[layer.weights]):
+            stack = net.analysis.input_axes(net.number(pick), 0) or ()
+            yield dims_of(stack[int(pick.attrs.get("axis", 0))]), "experts"
+            for node in net.behind(pick.inputs[1], stop=net.layers.keys()):
+                if node.op == "TopK":
+                    yield net.dims(net.number(node), 0) & net.made, "experts"
+
+
+def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
+    """Yield the nodes that pick matrices from a stack by places that depend on what the model is given."""
+    while weights.inputs and weights.inputs[0].inputs:
+        node = weights.inputs[0]
+        if node.op in PICKS and node.inputs[1].name in net.told:
+            yield node
+        weights = node.inputs[0]
+
+
+def _recurrences(net: Network) -> Found:
+    """The state is what all gates of a cell are made for, and what they read again."""
+    for said in net.analysis.said.values():
+        yield (
+            dims_of(*(axis for size in said.size_attributes if size.name == "hidden_size" for axis in size.axes)),
+            "state",
+        )
+    for layer in net.layers.values():
+        made = Counter(dim for term in layer.terms for dim in term)
+        yield (dim for dim in layer.reads if made[dim] >= _GATES), "state"
+
+
+def _tables(net: Network) -> Found:
+    """Rows that are looked up by what the model is given are words; by counting, positions."""
+    for number, node in enumerate(net.analysis.nodes):
+        use = net.analysis.uses.get((number, 0))
+        if node.op != "Gather" or use is None or net.is_stack(node.inputs[0]) or net.elements(node.inputs[1]) < 2:
+            continue
+        rows = dims_of(use.axes[int(node.attrs.get("axis", 0)) % len(use.axes)])
+        if _is_given(net, node.inputs[1]):
+            yield rows, "vocabulary"
+        elif _is_counted(net, node.inputs[1]):
+            yield rows, "positions"
+
+
+def _is_given(net: Network, tensor: Tensor) -> bool:
+    """Tell whether a tensor holds values that the model is given."""
+    while tensor.inputs and tensor.inputs[0].op in _MOVES:
+        tensor = tensor.inputs[0].inputs[0]
+    return not tensor.inputs and tensor.name in net.told
+
+
+def _is_counted(net: Network, tensor: Tensor) -> bool:
+    """Tell whether a tensor holds different numbers whatever the model is given."""
+    value = net.analysis.sizes.values.get(tensor.name)
+    varies = value is not None and value.size > 0 and value.min() < value.max()
+    return tensor.name not in net.told and (varies or any(node.op == "Range" for node in net.behind(tensor)))
+
+
+# --- Streams -------------------------------------------------------------------------------------------------
+
+
+def _groups(net: Network) -> Found:
+    """Groups hold several channels each; those of a depthwise convolution are its channels."""
+    groups: set[Dim] = set()
+    for number, said in net.analysis.said.items():
+        if not _is_depthwise(net, number):
+            counted = [size.axes for size in said.size_attributes if size.name in ("group", "num_groups", "groups")]
+            groups |= dims_of(*(axis for axes in counted for axis in axes))
+        if net.analysis.nodes[number].op == "InstanceNormalization":  # of groups, where channels are factored for it
+            groups |= dims_of(*(net.analysis.input_axes(number, 0) or ())[1:2])
+    for layer in net.layers.values():
+        for axis in net.analysis.input_axes(layer.number, layer.weights) or ():
+            for part in map(dims_of, parts_of(axis)):
+                if len(part) > 1 and part & groups and part <= net.made | groups:
+                    yield part & groups, "groups"
+                    yield part - groups, "channels per group"
+
+
+def _is_depthwise(net: Network, number: int) -> bool:
+    layer, attrs = net.layers.get(number), net.analysis.nodes[number].attrs
+    if layer is None or not layer.convolves:
+        return False
+    channels = (net.analysis.input_axes(number, 0) or ())[1]
+    return channels.size == int(attrs.get("group", 1))
+
+
+def _residuals(net: Network) -> Found:
+    """A residual stream is added to what layers make of it; what one of these makes for another is its ffn."""
+    branches: list[tuple[set[Dim], list[Layer]]] = []
+    for number, node in enumerate(net.analysis.nodes):
+        terms = sorted(net.activations(node), key=net.age) if node.op in _SUMS else []
+        if len(terms) == 2 and net.elements(terms[0]) == net.elements(terms[1]):
+            stream, branch = net.result(number) & net.made, net.between(*terms)
+            if any(layer.makes & stream for layer in branch):
+                branches.append((stream, branch))
+                yield (dim for dim in stream if not _is_routine(dim)), "residual stream"
+    mixed = {dim for number in net.products for index in (0, 1) for dim in net.dims(number, index)}
+    mixed |= _along_steps(net) | _convolved(net)
+    for stream, branch in branches:
+        made = {dim for layer in branch if layer.reads & stream for dim in layer.makes}
+        read = {dim for layer in branch if layer.makes & stream for dim in layer.reads}
+        yield (made & read) - stream - mixed, "ffn"
+
+
+def _along_steps(net: Network) -> set[Dim]:
+    """Return the dims of what is taken apart, joined or summed along other axes, like the steps of a recurrence."""
+    found: set[Dim] = set()
+    for number, node in enumerate(net.analysis.nodes):
+        if node.op in _STEPS and node.inputs and not net.is_weight(node.inputs[0]):
+            before = {id(resolve(axis)) for axis in net.analysis.input_axes(number, 0) or ()}
+            found |= dims_of(*(axis for axis in net.axes(number) if id(resolve(axis)) in before))
+    return found
+
+
+def _convolved(net: Network) -> set[Dim]:
+    """Return the dims that one convolution makes and another one mixes positions of."""
+    convolutions = [layer for layer in net.layers.values() if layer.convolves]
+    made = {dim for layer in convolutions for dim in layer.makes}
+    return made & {dim for layer in convolutions if layer.kernel for dim in layer.reads | layer.makes}
+
+
+def _ends(net: Network) -> Found:
+    """A layer reads what the model is given, or makes what it returns."""
+    graph = net.analysis.draft.graph
+    returned = [axis for tensor in graph.outputs for axis in net.analysis.axes.get(tensor.name, ())]
+    outputs = {dim for axis in returned if isinstance(dim := resolve(axis), Dim) and not _is_routine(dim)} & net.made
+    for number, node in enumerate(net.analysis.nodes):
+        axes = (net.analysis.input_axes(number, 0) or ()) if node.op in _CHOICES else ()
+        if axes:
+            yield dims_of(axes[int(node.attrs.get("axis", -1)) % len(axes)]) & outputs, "classes"
+    yield outputs, "outputs"
+    given = dims_of(*(axis for tensor in graph.inputs for axis in net.analysis.axes.get(tensor.name, ())))
+    for layer in net.layers.values():
+        if len(layer.reads) == 1:
+            yield layer.reads & given, "input channels" if layer.convolves else "input features"
+
+
+def _channels(net: Network) -> Found:
+    """A convolution makes channels, and works along positions."""
+    for layer in net.layers.values():
+        yield layer.kernel, "kernel"
+        for term in layer.terms if layer.convolves else ():
+            yield term if len(term) == 1 else (), "channels"
+    for number, node in enumerate(net.analysis.nodes):
+        if node.op in (*CONVOLUTIONS, *_POOLS):
+            yield dims_of(*(net.analysis.input_axes(number, 0) or ())[2:], *net.axes(number)[2:]), "positions"
+
+
+def _is_routine(dim: Dim) -> bool:
+    """Tell whether a dim is fixed as positions, kernels and directions are."""
+    return dim.frozen is not None and dim.frozen.endswith(ROUTINE)
+
+
+_MOST_SPECIFIC_FIRST = (_attention, _experts, _recurrences, _tables, _groups, _residuals, _ends, _channels)

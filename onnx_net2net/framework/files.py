@@ -1,0 +1,302 @@
+"""Read and write the checkpoints of training frameworks: .safetensors, and the .pt files of torch.save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.model.saving import check_target
+from onnx_net2net.model.staging import stage, writing
+from onnx_net2net.model.tensors import DataFile
+
+TORCH = (".pt", ".pth", ".bin", ".ckpt")
+"""What the names of torch's files end in."""
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Where training scripts put the state dict beside other things."""
+
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a state dict, which is not read yet.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type, as of numpy or ml_dtypes.
+        read: Returns the values, not to be written to; raises BadInputError if the file has changed.
+        shared: The same for the entries that are one tensor in memory, None where the file does not tell.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Array]
+    shared: object = None
+
+
+StateDict = Mapping[str, Stored]
+
+
+class Entries(dict[str, Stored]):
+    """A state dict as torch has it.
+
+    Attributes:
+        versions: The versions of the modules' classes, which some read when they are loaded (`_metadata`).
+    """
+
+    versions: Any = None
+
+
+_DEPTH = 10
+"""How many dicts a state dict may be inside of."""
+
+
+def read(path: str | os.PathLike[str]) -> StateDict:
+    """Read a state dict.
+
+    Args:
+        path: A file of the format that its name says: .safetensors, or one of `TORCH` (which needs torch). In the
+            latter the state dict may be inside another dict, by one of `WRAPPERS`.
+
+    Returns:
+        The tensors by their names.
+
+    Raises:
+        BadInputError: If there is no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInputError(f"cannot read {path}: there is no such file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH:
+        return from_torch(load_torch(path), str(path))
+    raise BadInputError(f"{path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = DataFile.of(path)
+        with safe_open(path, framework="numpy"):  # checks that the header and the file agree
+            pass
+        with open(path, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
+    header.pop("__metadata__", None)
+    found: dict[str, Stored] = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _DTYPES:
+            raise BadInputError(f"{path}: {name} is of the type {entry['dtype']}, which is not supported")
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        found[name] = Stored(shape, dtype, _reader(file, 8 + length + entry["data_offsets"][0], dtype, shape))
+    return found
+
+
+def _reader(file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Callable[[], Array]:
+    def read() -> Array:
+        return file.read(offset, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+    return read
+
+
+def load_torch(path: Path) -> Any:
+    """Return what a file of torch holds, with tensors on the CPU; no code in it is run.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
+    torch = import_torch(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # of unpickling, of zip files, of torch itself
+        raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def import_torch(path: Path) -> Any:
+    """Import torch, which only its own files need.
+
+    Raises:
+        BadInputError: If it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise BadInputError(f"{path} is a file of torch, which is not installed; or use .safetensors") from error
+    return torch
+
+
+def from_torch(loaded: Any, where: str = "the state dict") -> StateDict:
+    """Take a state dict of torch tensors, also from inside of one of `WRAPPERS`.
+
+    Raises:
+        BadInputError: If there are no tensors.
+    """
+    for _ in range(_DEPTH):  # a dict may be inside itself
+        if not isinstance(loaded, Mapping):
+            break
+        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    tensors = {str(k): v for k, v in loaded.items() if hasattr(v, "layout")} if isinstance(loaded, Mapping) else {}
+    if not tensors:
+        raise BadInputError(f"{where} has no tensors by name")
+    entries = Entries({name: _of_torch(name, tensor) for name, tensor in tensors.items()})
+    entries.versions = getattr(loaded, "_metadata", None)
+    return entries
+
+
+def _of_torch(name: str, tensor: Any) -> Stored:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or tensor.is_complex():
+        raise BadInputError(f"{name} is no plain tensor on the CPU, which is not supported")
+    own: dict[Any, Any] = {
+        torch.bfloat16: ml_dtypes.bfloat16,
+        torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
+        torch.float8_e5m2: ml_dtypes.float8_e5m2,
+    }
+    kind = own.get(tensor.dtype)
+
+    def read() -> Array:
+        if kind is None:
+            return np.asarray(tensor.numpy())
+        bits = torch.uint8 if tensor.element_size() == 1 else torch.int16
+        return np.asarray(tensor.contiguous().view(bits).numpy()).view(kind)
+
+    empty = torch.empty(0, dtype=tensor.dtype)
+    dtype = np.dtype(kind if kind is not None else empty.numpy().dtype)
+    shared = (tensor.data_ptr(), tensor.stride()) if tensor.numel() else None
+    return Stored(tuple(tensor.shape), dtype, read, shared)
+
+
+def write(
+    path: str | os.PathLike[str],
+    names: Iterable[str],
+    value: Callable[[str], Array],
+    sources: Iterable[Path] = (),
+    versions: Any = None,
+    beside: Mapping[Path, Callable[[Path], None]] | None = None,
+) -> None:
+    """Write a state dict, in the format that the file's name says; it appears as a whole or not at all.
+
+    Args:
+        path: The file.
+        names: The names of the tensors.
+        value: Returns the values of a tensor.
+        sources: Files that are read, and are not to be written over.
+        versions: Of the modules' classes, for a file of torch; see `Entries`.
+        beside: More files for the same folder, and what writes them; all appear, or none.
+
+    Raises:
+        BadInputError: If it cannot be written there.
+    """
+    path = Path(path)
+    target = check_output(path, sources)
+    others = {check_target(other, sources): write_other for other, write_other in (beside or {}).items()}
+    for other in others:
+        if other.parent != target.parent:
+            raise BadInputError(f"cannot write {other} together with {target}, which is in another folder")
+    with stage(target) as staged:
+        with writing(path):
+            arrays = {name: np.asarray(value(name), order="C") for name in names}
+        with saving(path):
+            _write(staged.folder / target.name, path.suffix, arrays, versions)
+        for other, write_other in others.items():
+            write_other(staged.folder / other.name)
+        with writing(path):
+            staged.commit(lambda: ([other.name for other in (*others, target)], []))
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what fails while a file of tensors is written into one line.
+
+    Raises:
+        BadInputError: In its place.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # of torch's "unexpected pos"
+        raise BadInputError(f"cannot write {path}: {one_line(getattr(cause, 'strerror', None) or cause)}") from error
+
+
+def check_output(path: Path, sources: Iterable[Path]) -> Path:
+    """Return the file that is written where a path for a state dict is given.
+
+    Raises:
+        BadInputError: For the reasons of `check_target`, or because the name tells no format.
+    """
+    if path.suffix != ".safetensors" and path.suffix not in TORCH:
+        raise BadInputError(f"cannot write {path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
+    if path.suffix in TORCH:
+        import_torch(path)
+    return check_target(path, sources)
+
+
+def _write(path: Path, kind: str, arrays: Mapping[str, Array], versions: Any) -> None:
+    """Write a file of a kind, which is a suffix."""
+    if kind != ".safetensors":
+        tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
+        if versions is not None:
+            tensors._metadata = versions
+        save_torch(tensors, path)
+        return
+    from safetensors import TensorSpec, serialize_file
+
+    specs = {
+        name: TensorSpec(dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
+        for name, array in arrays.items()
+    }
+    serialize_file(specs, path, metadata={"format": "pt"})
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """Write a file of torch; to an open file, because torch itself does not tell the system's errors."""
+    import torch
+
+    with open(path, "wb") as file:
+        torch.save(value, file)
+
+
+def to_torch(array: Array) -> Any:
+    """Return a torch tensor of the same type and values."""
+    import torch
+
+    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+    kind = kinds.get(array.dtype.name)
+    if kind is None:
+        return torch.from_numpy(np.array(array))
+    bits = np.array(array).view(np.uint8 if array.dtype.itemsize == 1 else np.int16)
+    return torch.from_numpy(bits).view(kind)

@@ -1,0 +1,311 @@
+"""Which entries of a state dict the constants of an exported graph are, and in what layout: found by their values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_net2net.algebra.floats import Array, is_float
+from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply
+from onnx_net2net.analysis.names import scope_of
+from onnx_net2net.framework.files import StateDict, Stored
+from onnx_net2net.model.model import Model
+from onnx_net2net.model.protos import scopes
+
+Relation = Literal[
+    "same", "transposed", "reshaped", "gate order", "concatenated", "repeated", "folded", "gathered", "recovered"
+]
+
+_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""Where torch's gates (ifgo, rzn) are among ONNX's (iofc, zrh)."""
+
+_MOST_AXES = 5
+
+
+@dataclass(frozen=True)
+class Read:
+    """A node that reads a constant: its operator, at which input, the module it belongs to ("" if not told)."""
+
+    operator: str
+    input: int
+    scope: str
+    node: int
+
+
+@dataclass
+class Constant:
+    """A float constant of a graph, an initializer or the output of a Constant node.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its type.
+        read: Returns its values.
+        reads: The nodes that read it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Array]
+    reads: list[Read] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An entry, or a part of one, is what a view shows of a constant."""
+
+    constant: str
+    view: View
+
+
+@dataclass(frozen=True)
+class Match:
+    """What an entry is in the graph.
+
+    Attributes:
+        relation: How its values are laid out there.
+        pieces: The constants that it is made of, laid end to end along `axis` if there are several.
+        axis: That axis.
+        axes: Where the entry is not made of the constant, but the constant of it and others: for each axis of the
+            entry the axis of the constant that grows like it, None if it does not grow.
+        scales: Likewise: whether the entry multiplies or divides units, so that growth by zeros copies it.
+    """
+
+    relation: Relation
+    pieces: tuple[Piece, ...]
+    axis: int = 0
+    axes: tuple[int | None, ...] | None = None
+    scales: bool = False
+
+
+Matches = dict[str, list[Match]]
+"""For each entry what it may be in the graph; several where values are equal."""
+
+
+def constants_of(model: Model, *, floats: bool = True) -> dict[str, Constant]:
+    """Return the float constants of a model by their names, or the others."""
+    found: dict[str, Constant] = {}
+    alias: dict[str, str] = {}
+    for scope in scopes(model.proto):
+        tensors = [(tensor.name, tensor) for tensor in getattr(scope, "initializer", ())]
+        for node in scope.node:
+            if node.op_type == "Constant":
+                tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
+        for name, tensor in tensors:
+            kind = ir.DataType(tensor.data_type)
+            dtype = np.dtype(kind.numpy()) if kind != ir.DataType.STRING and kind.bitwidth >= 8 else None
+            if dtype is not None and (kind.is_floating_point() and is_float(dtype)) == floats:
+                found[name] = Constant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
+    numbers = itertools.count()
+    for scope in scopes(model.proto):
+        for node in scope.node:
+            number = next(numbers)
+            for index, name in enumerate(node.input):
+                source = alias.get(name, name)
+                if source in found and node.op_type == "Identity":
+                    alias[node.output[0]] = source
+                elif source in found:
+                    found[source].reads.append(Read(node.op_type, index, scope_of(node), number))
+    return found
+
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a weight, and the third one a bias."""
+
+
+def biases_of(constants: Mapping[str, Constant]) -> dict[int, Constant]:
+    """Return the biases of layers by the numbers of the nodes that read them."""
+    return {r.node: c for c in constants.values() for r in c.reads if r.operator in LAYERS and r.input == 2}
+
+
+def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
+    """Find each float entry of a state dict among the constants of a graph.
+
+    Values are compared in single precision, so that casts do not matter. Tensors are hashed first, whatever the
+    order of their elements; only those of equal hashes are compared.
+
+    Args:
+        entries: The state dict.
+        constants: What `constants_of` returned.
+
+    Returns:
+        All that each entry may be; entries that are nowhere have no match.
+    """
+    index: dict[tuple[int, int], list[Piece]] = {}
+    for constant in constants.values():
+        values = constant.read()
+        for view in _views(constant, values):
+            index.setdefault(_hash(apply(view, values)), []).append(Piece(constant.name, view))
+    found: Matches = {}
+    for name, entry in entries.items():
+        if not is_float(entry.dtype):
+            continue
+        values = entry.read()
+        for piece in index.get(_hash(values), ()):
+            steps = _layout(apply(piece.view, constants[piece.constant].read()), values)
+            if steps is not None:
+                whole = replace(piece, view=(*piece.view, *steps))
+                found.setdefault(name, []).append(Match(_relation(whole.view), (whole,)))
+    return found
+
+
+def match_parts(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+    """Add to the matches the entries that lie end to end in one constant, and those that were cut into several.
+
+    Args:
+        entries: The state dict.
+        constants: The constants of the graph.
+        matches: What was found so far; entries and constants in it are left out here.
+    """
+    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
+    lost = {name: single(e.read()) for name, e in entries.items() if _is_lost(name, e, matches)}
+    left = {c.name: single(c.read()) for c in constants.values() if c.name not in known and c.shape}
+    for name, values in left.items():
+        for view, whole in _turned(values):
+            for axis in range(whole.ndim):
+                for entry, turn, start, stop in _run(whole, axis, lost, has_gaps=True):
+                    steps = (*view, Slice(axis, start, stop), *turn)  # a transposition is its own inverse
+                    matches[entry] = [Match("concatenated", (Piece(name, steps),))]
+                    del lost[entry]
+    for name, values in lost.items():
+        for axis in range(values.ndim):
+            run = _run(values, axis, left)
+            if run:
+                pieces = tuple(Piece(constant, turn) for constant, turn, _, _ in run)
+                matches[name] = [Match("concatenated", pieces, axis)]
+                left = {constant: part for constant, part in left.items() if constant not in [r[0] for r in run]}
+                break
+
+
+def _is_lost(name: str, entry: Stored, matches: Matches) -> bool:
+    return name not in matches and is_float(entry.dtype) and len(entry.shape) > 0
+
+
+def _turned(values: Array) -> Iterator[tuple[View, Array]]:
+    """Yield an array, and a matrix transposed too, with the view that shows it so."""
+    yield (), values
+    if values.ndim == 2:
+        yield (Transpose((1, 0)),), values.T
+
+
+def _run(
+    whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False
+) -> list[tuple[str, View, int, int]]:
+    """Find the parts that an array consists of along an axis: names, views, and from where to where they lie.
+
+    Args:
+        whole: The array.
+        axis: The axis.
+        parts: What may be part of it, by name.
+        has_gaps: Whether zeros may lie between them, as where a class joins biases and keys have none.
+
+    Returns:
+        The parts in order; none if something is left over, or a single one is all of it.
+    """
+    found: list[tuple[str, View, int, int]] = []
+    start, size = 0, whole.shape[axis]
+    is_zero = ~np.any(whole, axis=tuple(k for k in range(whole.ndim) if k != axis)) & has_gaps
+    while start < size:
+        part = next(
+            _beginning(whole, axis, start, {n: v for n, v in parts.items() if n not in [f[0] for f in found]}), None
+        )
+        if part is None and is_zero[start]:
+            start += 1
+            continue
+        if part is None:
+            return []
+        found.append(part)
+        start = part[3]
+    return found
+
+
+def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) -> Iterator[tuple[str, View, int, int]]:
+    """Yield the parts that an array has from a place of an axis on."""
+    size, rest = whole.shape[axis], whole.shape[:axis] + whole.shape[axis + 1 :]
+    across = np.moveaxis(whole, axis, 0)
+    for name, values in parts.items():
+        for view, part in _turned(values) if values.ndim == whole.ndim else ():
+            stop = start + part.shape[axis]
+            if start < stop <= size and stop - start < size and part.shape[:axis] + part.shape[axis + 1 :] == rest:
+                own = np.moveaxis(part, axis, 0)
+                if np.array_equal(own[0], across[start]) and np.array_equal(own, across[start:stop]):
+                    yield name, view, start, stop
+
+
+def _views(constant: Constant, values: Array) -> Iterator[View]:
+    """Yield the parts of a constant that entries may be: all, one of many equal, directions and halves of recurrent."""
+    yield ()
+    if values.ndim > 1 and values.size > 1:
+        once = tuple(Once(axis) for axis, size in enumerate(values.shape) if size > 1 and _is_repeated(values, axis))
+        if once and len(once) < sum(size > 1 for size in values.shape):
+            yield once
+    read = next((read for read in constant.reads if read.operator in _GATES and read.input in (1, 2, 3)), None)
+    if read is None:
+        return
+    order, width = _GATES[read.operator], constant.shape[1]
+    gates: View = (Blocks(0, order),) if len(order) > 1 else ()
+    for direction in range(constant.shape[0]):
+        one: View = (Slice(0, direction, direction + 1), Reshape(constant.shape[1:]))
+        if read.input < 3:
+            yield (*one, *gates)
+        else:
+            for start in (0, width // 2):
+                yield (*one, Slice(0, start, start + width // 2), *gates)
+
+
+def _is_repeated(values: Array, axis: int) -> bool:
+    """Tell whether all that lies along an axis is the same."""
+    first, last = values.take([0], axis), values.take([-1], axis)
+    return np.array_equal(first, last) and bool((values == first).all())
+
+
+def _hash(values: Array) -> tuple[int, int]:
+    """Return the same for arrays of the same elements, whatever their order and shape."""
+    bits = single(values).reshape(-1).view(np.uint32)
+    return bits.size, int(bits.sum(dtype=np.uint64))
+
+
+def single(values: Array) -> Array:
+    """Return the values in single precision, in one run of memory."""
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _layout(values: Array, wanted: Array) -> View | None:
+    """Return the steps that turn an array into another one, None if there are none."""
+    values, wanted = single(values), single(wanted)
+    real = [size for size in values.shape if size > 1]
+    if len(real) > _MOST_AXES:
+        return () if np.array_equal(values, wanted) else None
+    same_shape = values.shape == wanted.shape
+    if same_shape and np.array_equal(values, wanted):
+        return ()
+    core = values.reshape(real)
+    targets = [size for size in wanted.shape if size > 1]
+    for order in itertools.permutations(range(len(real))):
+        moved = np.transpose(core, order)
+        if list(moved.shape) == targets and np.array_equal(moved.reshape(-1), wanted.reshape(-1)):
+            if tuple(real) == values.shape and tuple(targets) == wanted.shape:
+                return (Transpose(order),)
+            turn: View = (Transpose(order),) if list(order) != sorted(order) else ()
+            return (Reshape(tuple(real)), *turn, Reshape(wanted.shape)) if turn else (Reshape(wanted.shape),)
+    for order in itertools.permutations(range(len(real))):
+        if np.array_equal(np.transpose(core, order).reshape(-1), wanted.reshape(-1)):
+            turn = (Reshape(tuple(real)), Transpose(order)) if list(order) != sorted(order) else ()
+            return (*turn, Reshape(wanted.shape))
+    return None
+
+
+def _relation(view: View) -> Relation:
+    if any(isinstance(step, Blocks | Slice) for step in view):
+        return "gate order"
+    if any(isinstance(step, Once) for step in view):
+        return "repeated"
+    if any(isinstance(step, Transpose) for step in view):
+        return "transposed"
+    return "reshaped" if view else "same"

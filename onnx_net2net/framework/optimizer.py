@@ -1,0 +1,228 @@
+"""The state of an optimizer, grown with the weights: Adam, AdamW and SGD with momentum.
+
+The law is growth-math.md, section 3.2. Of a weight W' = E W D the gradient is G' = D~^T G E^T, where D~ is what the
+readers of its result weigh copies by: what a weight makes c copies of has its gradient divided by c, what it reads c
+copies of has it copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the gradient, means of squares
+(`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the unit. Units that are no copies start
+with no state.
+
+A copy's share must be the same for all that read it, or its gradient does not follow from the unit's: so it is in
+students that were grown for a class (`algebra.maps.uneven`). What is carried is then the gradient itself, but that
+the part of it that goes through the statistic of a normalisation, or through a tied weight, is shared evenly: some
+hundredths of the largest gradient. Where shares differ from reader to reader, half of what they differ by is lost;
+`with_note` names these entries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnx_net2net.algebra.maps import Side
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.framework import files as statedict
+from onnx_net2net.framework.checkpoint import Checkpoint
+from onnx_net2net.framework.derivation import Entry, Kind, some
+from onnx_net2net.model.staging import destination, stage, writing
+
+KINDS: dict[str, Kind] = {
+    "exp_avg": "gradient",
+    "momentum_buffer": "gradient",
+    "exp_avg_sq": "square",
+    "max_exp_avg_sq": "square",
+}
+"""What the tensors of a parameter's state are; numbers like `step` are kept."""
+
+WRAPPERS = ("optimizer", "optimizer_state_dict", "optimizer_state")
+"""Where training scripts put the optimizer's state beside other things."""
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""Entries of state dicts that no optimizer has, by the last part of their names."""
+
+_PARAMETERS = ("weight", "bias")
+"""Entries that every optimizer of all parameters has, likewise."""
+
+
+def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Grow what an optimizer's `state_dict()` returned.
+
+    Args:
+        state: The teacher's, of torch tensors. Its parameters are those of the state dict, in order, as of
+            `Adam(model.parameters())`; or they are found by their names (`Adam(model.named_parameters())`).
+        checkpoint: How the state dict of the model grew.
+
+    Returns:
+        The same for an optimizer of the student, made in the same way.
+
+    Raises:
+        BadInputError: If it is no state of an optimizer, or of one with other parameters.
+        RefusedError: If the student has new layers, or it is not known how the state of this optimizer grows.
+    """
+    inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
+        raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
+    copied = [entry.name for entry in checkpoint.entries if entry.relation == "copied"]
+    if copied:
+        raise RefusedError(f"blocks were repeated ({copied[0]}), and copies have no past; make a new optimizer")
+    new = [entry.name for entry in checkpoint.entries if entry.relation == "new"]
+    if new:
+        raise RefusedError(f"the student has new layers ({new[0]}), and where a class has them is not known")
+    entries = _parameters(inner, checkpoint)
+    grown = {key: _grow_parameter(values, entries[key]) for key, values in inner["state"].items()}
+    return {**inner, "state": grown}
+
+
+def with_note(checkpoint: Checkpoint) -> Checkpoint:
+    """Note which entries weigh copies by other shares for each of their readers.
+
+    The gradients of what makes such copies do not follow from the teacher's; they are carried as if shares were even.
+    """
+
+    def is_spread(side: Side) -> bool:
+        map = side.map
+        return side.reads and side.spread and not map.is_identity and map.is_even and bool(map.weight.min() < 1)
+
+    names = [
+        entry.name
+        for entry in checkpoint.entries
+        if len(entry.old) > 1 and any(g.style.spread and any(map(is_spread, g.sides)) for g in entry.growths)
+    ]
+    if not names:
+        return checkpoint
+    note = "means of gradients are estimates in front of weights that give a copy other shares for each reader"
+    how = "widen --for torch gives it one share, where no tied weight reads it"
+    return replace(checkpoint, notes=(*checkpoint.notes, f"{note}: {some(names)} ({how})"))
+
+
+def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+    """Grow the state of one parameter."""
+    tensors = statedict.from_torch(values) if any(hasattr(value, "layout") for value in values.values()) else {}
+    result = dict(values)
+    for name, stored in tensors.items():
+        if name == "step" or (stored.shape == () and entry.old != ()):
+            result[name] = values[name].clone()  # optimizers count in place
+            continue
+        if name not in KINDS:
+            raise RefusedError(f"how {name!r} grows is not known; known are {', '.join(KINDS)} (Adam, AdamW, SGD)")
+        result[name] = statedict.to_torch(entry.grow(stored.read(), KINDS[name]))
+    return result
+
+
+def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, Entry]:
+    """Return the entry of each parameter of an optimizer, by its number."""
+    groups = state["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if len(names) == len(numbers):
+        by_name = {entry.name: entry for entry in checkpoint.entries}
+        unknown = [name for name in names if name not in by_name]
+        if unknown:
+            raise BadInputError(f"the optimizer has the parameter {unknown[0]!r}, which the state dict has not")
+        return dict(zip(numbers, (by_name[name] for name in names), strict=True))
+    hint = "make it of named_parameters(), so that its state has their names"
+    if len(groups) > 1:
+        raise BadInputError(f"the optimizer has {len(groups)} groups of parameters and does not say which; {hint}")
+    values = [state["state"].get(number, {}) for number in numbers]
+    for entries in _candidates(checkpoint.entries):
+        if len(entries) == len(values) and all(map(_fits, values, entries)):
+            return dict(zip(numbers, entries, strict=True))
+    for entries in _candidates(checkpoint.entries)[::-1]:
+        first, last = (_aligned(values, entries, is_last) for is_last in (False, True))
+        unlike = [(one.name, other.name) for one, other in zip(first, last, strict=True) if one is not other]
+        if unlike:
+            other, buffer = unlike[0]
+            raise BadInputError(f"{other!r} or {buffer!r} is no parameter, and both could be by their shapes; {hint}")
+        if first:
+            return dict(zip(numbers, first, strict=True))
+    raise BadInputError(f"the optimizer's {len(numbers)} parameters are not those of the state dict, in order; {hint}")
+
+
+def _aligned(values: Sequence[Mapping[str, Any]], entries: Sequence[Entry], is_last: bool) -> list[Entry]:
+    """Find the parameters among entries of which some are buffers, by shapes and order; none if they do not fit.
+
+    A module lists its parameters in front of its buffers, so that none comes behind a buffer of the same module.
+
+    Args:
+        values: The state of each parameter.
+        entries: All entries.
+        is_last: Whether, where there are several ways, buffers come as early as they can instead of as late.
+    """
+    spare = len(entries) - len(values)
+    modules = [entry.name.rpartition(".")[0] for entry in entries]
+
+    def choices(at: int, skipped: int, behind: bool) -> Iterator[bool]:
+        """Yield what an entry may be, a parameter (True) or a buffer, with `skipped` buffers in front of it."""
+        is_behind = behind and modules[at] == modules[at - 1]
+        if not is_behind and 0 <= at - skipped < len(values) and _fits(values[at - skipped], entries[at]):
+            yield True
+        if skipped < spare and entries[at].name.rpartition(".")[2] not in _PARAMETERS:
+            yield False
+
+    states = [(skipped, behind) for skipped in range(spare + 1) for behind in (False, True)]
+    fitting = {(len(entries), spare, behind) for behind in (False, True)}  # from where on all fits
+    for at in range(len(entries) - 1, -1, -1):
+        for skipped, behind in states:
+            if any((at + 1, skipped + (not kind), not kind) in fitting for kind in choices(at, skipped, behind)):
+                fitting.add((at, skipped, behind))
+    found: list[Entry] = []
+    skipped, behind = 0, False
+    for at in range(len(entries)) if (0, 0, False) in fitting else ():
+        kinds = [k for k in choices(at, skipped, behind) if (at + 1, skipped + (not k), not k) in fitting]
+        behind = not kinds[-1 if is_last else 0]
+        skipped += behind
+        found += [] if behind else [entries[at]]
+    return found
+
+
+def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Return what may be the parameters of a module, in order: all, or each that is tied to others once."""
+    plain = [entry for entry in entries if entry.name.rpartition(".")[2] not in _BUFFERS]
+    once: dict[object, Entry] = {}
+    for entry in plain:
+        is_matrix = sum(size > 1 for size in entry.old) > 1
+        key = entry.shared or (entry.constants if is_matrix else ())
+        once.setdefault((key, entry.old) if key else entry.name, entry)
+    return [plain, list(once.values())]
+
+
+def _fits(values: Mapping[str, Any], entry: Entry) -> bool:
+    """Tell whether the tensors of a parameter's state have the shape of an entry."""
+    return all(tuple(value.shape) in ((), entry.old) for value in values.values() if hasattr(value, "layout"))
+
+
+def read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read the state of an optimizer from a file of torch.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInputError(f"cannot read {path}: there is no such file")
+    loaded = statedict.load_torch(path)
+    if not isinstance(loaded, Mapping):
+        raise BadInputError(f"{path} is no state dict of an optimizer")
+    return loaded
+
+
+def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the state of an optimizer to a file of torch, which appears as a whole or not at all.
+
+    Raises:
+        BadInputError: If it cannot be written there.
+    """
+    path = Path(path)
+    target = destination(path)
+    with stage(target) as staged:
+        with statedict.saving(path):
+            statedict.save_torch(dict(state), staged.folder / target.name)
+        with writing(path):
+            staged.commit(lambda: ([target.name], []))
+
+
+def output_beside(path: Path) -> Path:
+    """Return where the state of an optimizer is written: beside the weights, as `student.optimizer.pt`."""
+    return path.with_name(f"{path.stem}.optimizer.pt")

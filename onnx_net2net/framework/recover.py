@@ -1,0 +1,105 @@
+"""A state dict from a graph alone, where the teacher's own is not at hand: as far as names in the graph tell it.
+
+Parameters keep their names in most exports, and the modules of nodes name the others. A convolution whose bias no
+parameter was named after had a BatchNormalization, which was folded. It comes back as one that changes nothing but
+adds the bias: scale sqrt(1 + eps), mean 0, variance 1. It computes the same, but its statistics are not those that
+training would go on from, and its name is a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.views import Transpose, View, apply
+from onnx_net2net.analysis.names import is_anonymous
+from onnx_net2net.framework.files import Stored
+from onnx_net2net.framework.match import LAYERS, Constant, Match, Matches, Piece, Read, biases_of
+
+EPSILON = 1e-5
+"""Of torch's BatchNormalization, if not said otherwise."""
+
+
+@dataclass
+class Recovered:
+    """What a graph tells of a state dict.
+
+    Attributes:
+        entries: The entries.
+        matches: The constant that each is.
+        norms: The normalisations that were folded, by the names that they may have.
+    """
+
+    entries: dict[str, Stored] = field(default_factory=dict)
+    matches: Matches = field(default_factory=dict)
+    norms: list[str] = field(default_factory=list)
+
+
+def recover(constants: Mapping[str, Constant]) -> Recovered:
+    """Name the parameters of a graph as the framework names them.
+
+    Args:
+        constants: What `onnx_net2net.framework.match.constants_of` returned for the teacher.
+    """
+    found = Recovered()
+    biases = biases_of(constants)
+    folded = {
+        biases[read.node].name
+        for constant in constants.values()
+        for read in constant.reads
+        if read.operator.startswith("Conv") and read.input == 1 and _is_folded(constant, biases.get(read.node))
+    }
+    for constant in constants.values():
+        read = next((read for read in constant.reads if read.operator in LAYERS and read.input > 0), None)
+        own = not is_anonymous(constant.name)
+        if not constant.shape or not (own or (read and read.scope)):
+            continue
+        if constant.name in folded and read:
+            _add_norm(found, constant, _layer_of(constant, read, constants))
+            continue
+        kind = "weight" if read and read.input == 1 else "bias"
+        name = constant.name if own or read is None else f"{read.scope}.{kind}"
+        turned = not own and read is not None and read.operator == "MatMul" and len(constant.shape) == 2
+        _add(found, name, constant, (Transpose((1, 0)),) if turned else ())
+    for name in [name for name in found.entries if name.endswith("running_mean")]:
+        steps = np.zeros((), np.int64)  # no graph holds it, and a strict load asks for it
+        found.entries[name.replace("running_mean", "num_batches_tracked")] = Stored((), steps.dtype, steps.copy)
+    return found
+
+
+def _is_folded(weight: Constant, bias: Constant | None) -> bool:
+    """Tell whether the bias of a convolution is none of its own parameters."""
+    return bias is not None and (is_anonymous(bias.name) or bias.name == f"{weight.name}_bias")
+
+
+def _layer_of(bias: Constant, read: Read, constants: Mapping[str, Constant]) -> str:
+    weight = next(c for c in constants.values() if any(r.node == read.node and r.input == 1 for r in c.reads))
+    return read.scope if is_anonymous(weight.name) else weight.name.rpartition(".")[0]
+
+
+def _add(found: Recovered, name: str, constant: Constant, view: View) -> None:
+    shape = constant.shape[::-1] if view else constant.shape
+
+    def read() -> Array:
+        return apply(view, constant.read())
+
+    found.entries[name] = Stored(shape, constant.dtype, read)
+    found.matches[name] = [Match("transposed" if view else "same", (Piece(constant.name, view),))]
+
+
+def _add_norm(found: Recovered, bias: Constant, layer: str) -> None:
+    """Add a BatchNormalization that does nothing but add the bias."""
+    parent, _, last = layer.rpartition(".")
+    own = str(int(last) + 1) if last.isdigit() else last.replace("conv", "bn") if "conv" in last else f"{last}_bn"
+    prefix = f"{parent}.{own}" if parent else own
+    found.norms.append(prefix)
+    values = {"weight": np.sqrt(1 + EPSILON), "running_mean": 0.0, "running_var": 1.0}
+    for what, value in values.items():
+        array = np.full(bias.shape, value, bias.dtype)
+        found.entries[f"{prefix}.{what}"] = Stored(array.shape, array.dtype, lambda array=array: array)  # type: ignore[misc]
+        found.matches[f"{prefix}.{what}"] = [Match("recovered", (Piece(bias.name, ()),), axes=(0,), scales=True)]
+    found.entries[f"{prefix}.bias"] = Stored(bias.shape, bias.dtype, bias.read)
+    found.matches[f"{prefix}.bias"] = [Match("recovered", (Piece(bias.name, ()),))]

@@ -1,0 +1,371 @@
+"""The widths of a model as the constructors of a framework take them, and how they differ in a student.
+
+What a user has to write to get the wider class: the sizes of each module, the fields of a config where all layers
+agree, the products that sizes must stay, and the numbers that a class computes from its sizes where the file has
+constants. All of it is read off the graph; names only say what belongs to which module.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx_net2net.algebra.dims import Axis, Product, leaves, resolve
+from onnx_net2net.analysis.blocks import find_blocks
+from onnx_net2net.analysis.groups import Group, inspect_analysis
+from onnx_net2net.analysis.inference import Analysis, constant_of, infer
+from onnx_net2net.analysis.layers import parts_of
+from onnx_net2net.analysis.loadable import formula, frozen_constants, scalings
+from onnx_net2net.analysis.names import module_of, scope_of
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.graph import Constant
+from onnx_net2net.model.history import history
+from onnx_net2net.model.model import Model
+
+Sizes = dict[str, int | tuple[int, ...]]
+"""Sizes of a module by the names of its constructor's parameters."""
+
+Pair = tuple[Any, Any]
+"""A size in the teacher and in the student."""
+
+
+@dataclass
+class Module:
+    """A module as a constructor makes it.
+
+    Attributes:
+        kind: Its class in PyTorch.
+        sizes: The sizes that it is made with.
+        products: For sizes that are products or sums of them, the factors: (3 x heads x head_dim).
+    """
+
+    kind: str
+    sizes: Sizes
+    products: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Widths:
+    """The widths of one model.
+
+    Attributes:
+        modules: The modules by path.
+        config: Sizes that all layers have in common, by the names that configs give them.
+        epsilons: The epsilon of each normalisation, by path.
+        rotary: How many pairs rotary embeddings turn.
+    """
+
+    modules: dict[str, Module]
+    config: dict[str, int | float]
+    epsilons: dict[str, float]
+    rotary: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A number that a class computes, where the file has a constant.
+
+    Attributes:
+        what: What it is, with its node.
+        value: The constant in both files, None for a whole table.
+        formula: What the class computes, in the teacher and in the student.
+        holds: Whether the class made at the student's sizes computes what the file has.
+    """
+
+    what: str
+    value: float | None
+    formula: Pair
+    holds: bool
+
+
+@dataclass(frozen=True)
+class WidthReport:
+    """How the widths of a student differ from its teacher's.
+
+    Attributes:
+        modules: For each module of the teacher its kind, and each size in the teacher and the student.
+        config: The same for fields of configs.
+        products: What sizes of the student are products of, by module and size.
+        recomputed: The numbers that a class computes.
+        epsilons: The normalisations whose epsilon differs.
+        depths: How many blocks each group of them has, where a step of `deepen` repeated some.
+    """
+
+    modules: dict[str, tuple[str, dict[str, Pair]]]
+    config: dict[str, Pair]
+    products: dict[str, dict[str, str]]
+    recomputed: tuple[Recomputed, ...]
+    epsilons: dict[str, Pair]
+    depths: dict[str, Pair] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON-ready values."""
+        return {
+            "modules": [
+                {"module": name, "kind": kind, **{size: list(pair) for size, pair in sizes.items()}}
+                for name, (kind, sizes) in self.modules.items()
+            ],
+            "config": {name: list(pair) for name, pair in self.config.items()},
+            "products": self.products,
+            "recomputed": [
+                {"what": r.what, "value": r.value, "formula": list(r.formula), "holds": r.holds}
+                for r in self.recomputed
+            ],
+            "epsilons": {name: list(pair) for name, pair in self.epsilons.items()},
+            **({"depths": {name: list(pair) for name, pair in self.depths.items()}} if self.depths else {}),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield what differs, one line a module, for people."""
+        for name, (_, sizes) in self.modules.items():
+            changed = [f"{size} {_text(old)} -> {_text(new)}" for size, (old, new) in sizes.items() if old != new]
+            if changed:
+                yield f"{name}: {', '.join(changed)}"
+        for name, (before, after) in self.depths.items():
+            yield f"blocks of {name}: {before} -> {after}"
+        if self.config:
+            fields = [
+                f"{n} {_text(a)} -> {_text(b)}" if a != b else f"{n} {_text(a)}" for n, (a, b) in self.config.items()
+            ]
+            yield f"config: {', '.join(fields)}"
+        shown = {text: (name, size) for name, sizes in self.products.items() for size, text in sizes.items()}
+        for text, (name, size) in shown.items():
+            yield f"must hold: {name} {size} {text}"
+        for found in self.recomputed:
+            old, new = found.formula
+            value = "" if found.value is None else f" {found.value:.6g} ="
+            other = "" if found.holds else f"; the class would have {new}, which DIFFERS"
+            yield f"computed by the class: {found.what} has{value} {old}{other}"
+        for name, (before, after) in self.epsilons.items():
+            yield f"to be given to the class: eps of {name} {before:.6g} -> {after:.6g}"
+
+
+def _text(size: Any) -> str:
+    return str(list(size)) if isinstance(size, tuple) else f"{size:g}"
+
+
+def compare_widths(teacher: Model, student: Model) -> WidthReport:
+    """Compare the widths of two models, of which one was grown from the other; no weight is read.
+
+    Modules are paired by their paths. A module that the student does not have (it was deepened, or its nodes have
+    lost their names) is left out.
+    """
+    models = [_open(model) for model in (teacher, student)]
+    old, new = (widths(*model) for model in models)
+    modules: dict[str, tuple[str, dict[str, Pair]]] = {}
+    for name, module in old.modules.items():
+        other = new.modules.get(name)
+        if other is not None and other.kind == module.kind:
+            pairs = {size: (value, other.sizes[size]) for size, value in module.sizes.items() if size in other.sizes}
+            modules[name] = module.kind, pairs
+    recomputed = list(_recomputed(*(analysis for _, analysis in models)))
+    deepened = any(step["operation"] == "deepen" for step in history(student)[len(history(teacher)) :])
+    counts = [_depths(*model) if deepened else Counter[str]() for model in models]
+    depths = {group: (number, counts[1].get(group, 0)) for group, number in counts[0].items()}
+    if len(depths) == 1 and "num_attention_heads" in old.config:
+        old.config["num_hidden_layers"], new.config["num_hidden_layers"] = next(iter(depths.values()))
+    if old.rotary or new.rotary:
+        texts = [f"{', '.join(map(str, found))} pairs" for found in (old.rotary, new.rotary)]
+        same = old.rotary == new.rotary
+        recomputed.append(Recomputed("the table of the rotary embedding", None, (texts[0], texts[1]), same))
+    return WidthReport(
+        modules,
+        {name: (value, new.config[name]) for name, value in old.config.items() if name in new.config},
+        {name: module.products for name, module in new.modules.items() if module.products},
+        tuple(recomputed),
+        {
+            name: (value, new.epsilons[name])
+            for name, value in old.epsilons.items()
+            if not math.isclose(new.epsilons.get(name, value), value, rel_tol=1e-6)
+        },
+        {group: pair for group, pair in depths.items() if pair[0] != pair[1]},
+    )
+
+
+def _depths(model: Model, analysis: Analysis) -> Counter[str]:
+    """Return how many blocks each group of them has."""
+    return Counter(block.group for block in find_blocks(analysis, model.proto))
+
+
+def _open(model: Model) -> tuple[Model, Analysis]:
+    flat = open_bodies(model).model
+    return flat, infer(flat)
+
+
+# --- Modules -------------------------------------------------------------------------------------------------
+
+
+def widths(model: Model, analysis: Analysis) -> Widths:
+    """Return the widths of a model that was analysed."""
+    modules: dict[str, Module] = {}
+    epsilons: dict[str, float] = {}
+    uses = Counter(id(use.constant) for use in analysis.uses.values())
+    for number, node in enumerate(analysis.nodes):
+        read = _weight(analysis, number) if number in analysis.said else None
+        if read is None and node.op not in ("InstanceNormalization", "GroupNormalization"):  # whose weights may be made
+            continue
+        module = _module(analysis, number, read[1] if read else 1)
+        if module is None:
+            continue
+        proto, constant = model.proto.graph.node[number], read[0] if read else None
+        # Exporters merge vectors of equal values, and fold norms into the matrices before them.
+        is_own = constant is not None and uses[id(constant)] == 1 and len(constant.shape) > 1
+        name = ("" if is_own else scope_of(proto)) or module_of(node, proto, constant.name if constant else "")
+        modules.setdefault(name, module)
+        if "epsilon" in node.attrs:
+            epsilons.setdefault(name, float(node.attrs["epsilon"]))
+    groups = inspect_analysis(model, analysis).groups
+    rotary = tuple(sorted({group.size for group in groups if group.role == "rotary pairs"}))
+    return Widths(modules, _config(groups, modules), epsilons, rotary)
+
+
+_WEIGHTS = {"Gather": 0, "Attention": 1, "PRelu": 1}
+_REARRANGES = ("Identity", "Transpose", "Cast", "DequantizeLinear")
+
+
+def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
+    """Return the constant that a layer multiplies or scales by, perhaps rearranged, and which input it is."""
+    node = analysis.nodes[number]
+    for index in (_WEIGHTS[node.op],) if node.op in _WEIGHTS else (1, 0) if node.op == "MatMul" else (1,):
+        if index >= len(node.inputs):
+            continue
+        tensor = node.inputs[index]
+        while constant_of(tensor) is None and tensor.inputs and tensor.inputs[0].op in _REARRANGES:
+            tensor = tensor.inputs[0].inputs[0]
+        constant = constant_of(tensor)
+        if constant is not None:
+            return constant, index
+    return None
+
+
+def _module(analysis: Analysis, number: int, index: int) -> Module | None:
+    """Return the module that a node is, by what its weight at an input says; None where it is none."""
+    node = analysis.nodes[number]
+    axes = analysis.input_axes(number, index) or ()
+    shape = [axis.size for axis in axes]
+    attrs = node.attrs
+    if node.op in ("Conv", "ConvTranspose") and len(shape) > 2:
+        groups = int(attrs.get("group", 1))
+        dim = f"{len(shape) - 2}d"
+        ends = (shape[1] * groups, shape[0]) if node.op == "Conv" else (shape[0], shape[1] * groups)
+        module = Module(node.op + dim, {"in_channels": ends[0], "out_channels": ends[1], "groups": groups})
+        makes = axes[0] if node.op == "Conv" else axes[1]
+        if groups > 1:
+            reason = f"and in_channels are multiples of groups {groups}"
+            return Module(module.kind, module.sizes, {"out_channels": reason, **_products(out_channels=makes)})
+        return module
+    if node.op in ("Gemm", "MatMul") and len(shape) == 2:
+        at = next(
+            (position for c in analysis.said[number].contractions for side, position in c.sides if side == index), 0
+        )
+        summed, made = axes[at], axes[1 - at]
+        sizes: Sizes = {"in_features": summed.size, "out_features": made.size}
+        return Module("Linear", sizes, _products(in_features=summed, out_features=made))
+    if node.op == "Gather" and len(shape) == 2 and not int(attrs.get("axis", 0)):
+        return Module("Embedding", {"num_embeddings": shape[0], "embedding_dim": shape[1]})
+    if node.op == "BatchNormalization":
+        rank = len(analysis.input_axes(number, 0) or ()) - 2
+        return Module(f"BatchNorm{max(rank, 1)}d", {"num_features": shape[0]})
+    if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
+        return Module("LayerNorm" if node.op[0] == "L" else "RMSNorm", {"normalized_shape": tuple(shape)})
+    if node.op == "GroupNormalization":
+        channels = (analysis.input_axes(number, 0) or ())[1].size
+        return Module("GroupNorm", {"num_groups": int(attrs["num_groups"]), "num_channels": channels})
+    if node.op == "InstanceNormalization":
+        return _group_norm(analysis, number)
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return Module(node.op, {"input_size": shape[2], "hidden_size": int(attrs["hidden_size"])})
+    if node.op == "PRelu":
+        return Module("PReLU", {"num_parameters": math.prod(shape)})
+    return None
+
+
+def _group_norm(analysis: Analysis, number: int) -> Module:
+    """Return a normalisation of each channel, or of groups of channels, which exporters write as channels."""
+    node = analysis.nodes[number]
+    axes = analysis.input_axes(number, 0) or ()
+    makers = node.inputs[0].inputs
+    before = analysis.input_axes(analysis.numbers[id(makers[0])], 0) if makers and makers[0].op == "Reshape" else None
+    if before and len(before) > 1 and len(axes) > 1 and set(leaves(axes[1])) <= set(leaves(before[1])):
+        return Module("GroupNorm", {"num_groups": axes[1].size, "num_channels": before[1].size})
+    return Module(f"InstanceNorm{max(len(axes) - 2, 1)}d", {"num_features": axes[1].size if len(axes) > 1 else 0})
+
+
+def _products(**axes: Axis) -> dict[str, str]:
+    """Return for each of the sizes that is a product the factors of its parts."""
+    found = {}
+    for name, axis in axes.items():
+        parts = [resolve(part) for part in parts_of(axis)]
+        if any(isinstance(part, Product) for part in parts):
+            texts = [" x ".join(str(p.size) for p in part.parts) if isinstance(part, Product) else str(part.size)
+                     for part in parts]  # fmt: skip
+            found[name] = f"{axis.size} = {' + '.join(texts)}"
+    return found
+
+
+# --- Configs -------------------------------------------------------------------------------------------------
+
+_FIELDS = {
+    "residual stream": "hidden_size",
+    "ffn": "intermediate_size",
+    "query/key head_dim": "head_dim",
+    "head_dim": "head_dim",
+    "kv heads": "num_key_value_heads",
+    "experts": "num_experts",
+    "state": "state_size",
+    "vocabulary": "vocab_size",
+}
+"""The fields of configs for roles whose size they are, as transformers call them."""
+
+_BOTTLENECK = re.compile(r"layer(\d+)\.\d+\.conv([23])")
+
+
+def _config(groups: Iterable[Group], modules: Mapping[str, Module]) -> dict[str, int | float]:
+    """Return the sizes that all layers have in common, by the names that configs give them."""
+    sizes: dict[str, set[int]] = {}
+    for group in groups:
+        sizes.setdefault(group.role, set()).add(group.size)
+    one = {role: next(iter(found)) for role, found in sizes.items() if role and len(found) == 1}
+    config: dict[str, int | float] = {name: one[role] for role, name in _FIELDS.items() if role in one}
+    if "value head_dim" in one:
+        config.setdefault("head_dim", one["value head_dim"])
+    if "heads" in one:
+        config["num_attention_heads"] = one["heads"]
+    elif "kv heads" in one and "heads per kv head" in one:
+        config["num_attention_heads"] = one["kv heads"] * one["heads per kv head"]
+    if "hidden_size" in config and "intermediate_size" in config:
+        config["mlp_ratio"] = config["intermediate_size"] / config["hidden_size"]
+    if not config.keys() & {"num_attention_heads", "intermediate_size", "state_size"}:
+        config.clear()  # the streams of a convolutional network are of many sizes
+    return {**config, **_width_per_group(modules)}
+
+
+def _width_per_group(modules: Mapping[str, Module]) -> dict[str, int | float]:
+    """Return the width of a group in the first stage of a ResNet, where the other stages have 2, 4 and 8 times that."""
+    widths_: set[float] = set()
+    for name, module in modules.items():
+        place = _BOTTLENECK.search(name)
+        if place and place[2] == "2" and name[: place.end() - 1] + "3" in modules and module.kind == "Conv2d":
+            channels, groups = module.sizes["out_channels"], module.sizes["groups"]
+            assert isinstance(channels, int)
+            assert isinstance(groups, int)
+            widths_.add(channels / groups / 2 ** (int(place[1]) - 1))
+    return {"width_per_group": widths_.pop()} if len(widths_) == 1 else {}
+
+
+# --- Numbers that a class computes ---------------------------------------------------------------------------
+
+
+def _recomputed(teacher: Analysis, student: Analysis) -> Iterator[Recomputed]:
+    """Yield the constants of the teacher that a class computes from its sizes, and whether they hold in the student."""
+    there = {scaling.node: scaling for scaling in scalings(student)}
+    for constant in frozen_constants(teacher):
+        scaling = there.get(constant.node)
+        axes: Sequence[Axis] = scaling.axes if scaling else ()
+        size = axes[constant.place].size if constant.place < len(axes) else constant.axis.size
+        holds = math.isclose(size**constant.power, scaling.value if scaling else constant.value, rel_tol=1e-3)
+        yield Recomputed(constant.node, constant.value, (constant.text, formula(size, constant.power)), holds)

@@ -1,0 +1,157 @@
+"""What was done to a model, in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+
+from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.model.model import Model
+from onnx_net2net.model.protos import all_tensors
+
+HISTORY = "onnx_net2net.history"
+"""Metadata entry that lists what was done to a model, as JSON."""
+
+
+def history(model: Model) -> list[dict[str, Any]]:
+    """Return what was done to a model before, oldest first, as its metadata says.
+
+    Raises:
+        BadInputError: If a step there is none.
+    """
+    for entry in model.proto.metadata_props:
+        if entry.key == HISTORY:
+            try:
+                steps = json.loads(entry.value)
+            except (ValueError, RecursionError):
+                steps = None
+            if not isinstance(steps, list):
+                return []  # somebody else's
+            for number, step in enumerate(steps, 1):
+                check_values(step, f"step {number} in the metadata entry {HISTORY}")
+            return steps
+    return []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_size(value: object) -> bool:
+    return _is_number(value) or _is_text(value)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(_is_size, value.values()))
+
+
+def _are_axes(value: object) -> bool:
+    """Tell whether it lists (input or output, axis, old size, new size)."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(r, list) and len(r) == 4 and _is_text(r[0]) and all(map(_is_whole, r[1:])) for r in rows)
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(
+        ("version", "teacher", "filled", "map", "framework", "method", "way", "target", "data", "calibrate",
+         "calibrated on"),
+        (_is_text, "text"),
+    ),
+    **dict.fromkeys(("factor", "spread", "noise", "prior"), (_is_number, "a number")),
+    **dict.fromkeys(("multiple_of", "seed", "count", "pairs"), (_is_whole, "a whole number")),
+    **dict.fromkeys(("fill_norms", "all", "append"), (_is_flag, "true or false")),
+    **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
+    **dict.fromkeys(("width", "depth"), (_is_size, "a size")),
+    "sizes": (_are_sizes, "sizes by name"),
+    "repeat": (lambda value: _are_sizes(value) or _are_names(value), "numbers of copies by name"),
+    "interface": (_are_axes, "a list of axes"),
+}  # fmt: skip
+"""What a step says, as far as it is known: what its value may be, besides nothing."""
+
+OPERATIONS = ("widen", "deepen", "narrow", "transfer")
+
+
+def check_values(step: object, where: str) -> None:
+    """Refuse a step of a record or recipe that is none.
+
+    Args:
+        step: What stands there.
+        where: Where it stands, for messages.
+
+    Raises:
+        BadInputError: It names no operation, or a value is of another kind than it has to be.
+    """
+    operation = step.get("operation") if isinstance(step, Mapping) else None
+    if not isinstance(operation, str) or operation not in OPERATIONS:
+        raise BadInputError(f"{where}: there is no such operation; there are {', '.join(OPERATIONS)}")
+    assert isinstance(step, Mapping)
+    for key, value in step.items():
+        fits, kind = _FIELDS.get(key, (None, "")) if isinstance(key, str) else (None, "")
+        if fits is not None and value is not None and not fits(value):
+            raise BadInputError(f"{where}: {key} is {kind}, not {one_line(value, 60)}")
+
+
+def fingerprint(model: Model) -> str:
+    """Return the SHA-256 of the model's file (not of external data beside it, nor its name), or of a model in memory.
+
+    A student in memory is what its history says, which is hashed in its place: its weights are not computed yet.
+    """
+    digest = hashlib.sha256()
+    if model.path is not None and len(model.sources) > 1:
+        return hashlib.sha256(_without_locations(model)).hexdigest()
+    if model.path is not None:
+        with open(model.path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    if steps := history(model):
+        return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in all_tensors(proto):
+        weight = model.tensor(tensor)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # a stub, whose key is another one each time
+            del tensor.external_data[:]
+            digest.update(weight.tobytes())
+    digest.update(proto.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _without_locations(model: Model) -> bytes:
+    """Return a file that has its data beside it without the names of these files, which follow from its own."""
+    assert model.path is not None
+    proto = onnx.load(model.path, load_external_data=False)
+    for tensor in all_tensors(proto):
+        for entry in tensor.external_data:
+            entry.value = "" if entry.key == "location" else entry.value
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def grown_interface(teacher: Model, student: Model) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return the (input or output, axis) that have more units on request, with the sizes in teacher and student."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for step in history(student)[len(history(teacher)) :]:
+        for name, axis, old, new in step.get("interface") or ():
+            before, after = found.get((name, axis), (old, new))
+            found[name, axis] = min(before, old), max(after, new)
+    return found

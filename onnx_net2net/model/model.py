@@ -1,0 +1,148 @@
+"""Load, edit and save ONNX models: nothing is lost, and weights are read only when somebody asks.
+
+A `Model` is a *weightless* `onnx.ModelProto` plus a table of weights: its larger tensors are stubs (see
+`model.tensors`). `graph.Graph` makes it editable, which stays fast and harmless without the weights; onnx-ir
+owns the bytes: mapped files, arrays, or functions that compute a grown weight at the moment it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.model.checks import OPSETS, check, parse
+from onnx_net2net.model.functions import check_functions
+from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.model.saving import Progress, Staged, stage, write
+from onnx_net2net.model.staging import work_folder, writing
+from onnx_net2net.model.tensors import INLINE_BYTES, Weights, data_of, detach
+
+__all__ = ["INLINE_BYTES", "OPSETS", "SINGLE_FILE_LIMIT", "Array", "Model", "Progress", "Staged", "load"]
+
+SINGLE_FILE_LIMIT = 1_900_000_000
+"""Larger models are saved with external data: a protobuf message ends at 2 GiB."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """An ONNX model, not to be changed: `graph.Graph(model)` is an editable copy.
+
+    Attributes:
+        proto: The model with stubs instead of all larger tensors.
+        weights: The bytes of each stub, by its key.
+        path: The file that holds exactly this model, if there is one.
+        external: Whether the weights live, or will be saved, in a separate file.
+        sources: The files that `weights` may still read.
+    """
+
+    proto: onnx.ModelProto
+    weights: Mapping[int, ir.TensorProtocol]
+    path: Path | None = None
+    external: bool = False
+    sources: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        where = self.path or self.proto.graph.name or "unnamed"
+        size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.1f} MB"
+        return f"<Model {where}: {len(self.proto.graph.node)} nodes, {size}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the saved model in bytes, to within the protobuf framing."""
+        return int(self.proto.ByteSize() + sum(weight.nbytes for weight in self.weights.values()))
+
+    @property
+    def parameters(self) -> int:
+        """Number of floating-point elements in all initializers and tensor attributes."""
+        floats = (t for t in all_tensors(self.proto) if ir.DataType(t.data_type).is_floating_point())
+        return sum(math.prod(tensor.dims) for tensor in floats)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it comes straight from an operation: its weights are computed when they are asked for."""
+        return any(isinstance(weight, ir.LazyTensor) for weight in self.weights.values())
+
+    def tensor(self, tensor: onnx.TensorProto) -> ir.TensorProtocol:
+        """Return the tensor behind a `TensorProto` of `proto`, stub or not; nothing is read yet."""
+        return data_of(tensor, self.weights)
+
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """Yield a file that onnxruntime can open: the original one if this is it, else a temporary one."""
+        if self.path is not None:
+            yield self.path
+            return
+        with work_folder() as folder:
+            path = folder / "model.onnx"
+            with writing(path):
+                self._write(path, f"{path.name}.data", None)
+            yield path
+
+    def stage(
+        self, path: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> contextlib.AbstractContextManager[Staged]:
+        """Write the model next to `path`; it takes the place of `path` only when `commit` is called.
+
+        The layout follows the source: external data stays external (`<name>.onnx.data`), anything else becomes
+        one file unless it would exceed `SINGLE_FILE_LIMIT`. Computed weights are computed now, one at a time.
+
+        Args:
+            path: Destination; an existing file is replaced as a whole, by `commit`.
+            progress: Told about each tensor before it is written.
+
+        Returns:
+            A context in which there is what was written. On leaving it without `commit` everything is removed.
+
+        Raises:
+            BadInputError: On entering, if the folder is missing or not writable, or the destination is one of the
+                files that this model reads, or no file; also where a file that it reads has changed.
+        """
+        return stage(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
+
+    def save(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
+        """Write the model to `path`, which holds either the old or the new model at any moment; see `stage`."""
+        with self.stage(path, progress=progress) as staged:
+            staged.commit()
+
+    def _write(self, path: Path, data_name: str, progress: Progress | None) -> Path | None:
+        """Write the model file and, if the layout wants one, the data file beside it; return the latter."""
+        external = self.weights and (self.external or self.nbytes > SINGLE_FILE_LIMIT)
+        data = path.parent / data_name if external else None
+        write(self.proto, self.weights, path, data, progress)
+        return data
+
+
+def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
+    """Load a model without reading its external data.
+
+    Args:
+        source: A file, or a model in memory (copied, so that later changes to it do not matter).
+
+    Raises:
+        BadInputError: If there is no sound model that this package and onnxruntime can work with; the text is one
+            line that says why.
+    """
+    if isinstance(source, Model):
+        return source
+    path = None if isinstance(source, onnx.ModelProto) else Path(source)
+    proto = copy.deepcopy(source) if path is None else parse(path)
+    weights: Weights = {}
+    try:
+        check(proto)
+        check_functions(proto)
+        files = detach(proto, weights, path)
+    except (BadInputError, ValueError, TypeError, AssertionError) as error:
+        raise BadInputError(f"{path or 'the model'} cannot be used: {one_line(error)}") from error
+    # A fresh copy, because protobuf frees the memory of the removed data only with the message as a whole.
+    sources = () if path is None else (path, *files)
+    return Model(copy.deepcopy(proto), weights, path, bool(files), sources)

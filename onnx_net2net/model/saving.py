@@ -1,0 +1,169 @@
+"""Write a model and its external data, together or not at all (see `onnx_net2net.model.staging`)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.external_data import CallbackInfo, convert_tensors_to_external
+
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.checks import parse
+from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.model.staging import Stage, destination, same_file, writing
+from onnx_net2net.model.staging import stage as stage_files
+from onnx_net2net.model.tensors import set_external, set_inline, stub_key
+
+Progress = Callable[[str, int, int], None]
+"""Called before each tensor is written with (its name, bytes written so far, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A model that is written but not yet in its place.
+
+    Attributes:
+        path: The temporary model file; onnxruntime can open it.
+        target: Where `commit` puts it.
+        data: The temporary external-data file, if there is one.
+        sources: Files that the model reads, which stay.
+    """
+
+    path: Path
+    target: Path
+    data: Path | None
+    sources: tuple[Path, ...]
+    stage: Stage
+
+    def commit(self) -> None:
+        """Move the files into place, the model last, and remove the replaced model's data file if it was ours.
+
+        Raises:
+            BadInputError: If a file cannot be moved there; nothing has changed, then.
+        """
+        with writing(self.target):
+            self.stage.commit(self._moves)
+
+    def _moves(self) -> tuple[list[str], list[str]]:
+        """Return the files to move and those to remove, when no other writer changes the folder."""
+        new = [self.path.name]
+        if self.data is not None:
+            new.insert(0, self._free_name(self.data))
+        old = _own_data_files(self.target)
+        return new, [path.name for path in old if not any(same_file(path, source) for source in self.sources)]
+
+    def _free_name(self, data: Path) -> str:
+        """Return the name of the data file, another one if somebody has taken it since it was written."""
+        if not os.path.lexists(self.target.parent / data.name):
+            return data.name
+        name = _free_data_name(self.target)
+        os.replace(data, data.with_name(name))
+        proto = parse(self.path)
+        for tensor in all_tensors(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        self.path.write_bytes(proto.SerializeToString())
+        return name
+
+
+@contextlib.contextmanager
+def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], Path | None]) -> Iterator[Staged]:
+    """Write a model beside its destination; on leaving the context everything that was not committed is removed.
+
+    Args:
+        target: The destination, or a link to it.
+        sources: Files that the model reads, which therefore stay.
+        write: Writes a model file and, if need be, a data file of the given name beside it; returns the latter.
+
+    Raises:
+        BadInputError: If that is not possible there.
+    """
+    place = check_target(target, sources)
+    with stage_files(place) as files:
+        with writing(target):
+            path = files.folder / place.name
+            data = write(path, _free_data_name(place))
+        yield Staged(path, place, data, sources, files)
+
+
+def write(
+    proto: onnx.ModelProto,
+    weights: Mapping[int, ir.TensorProtocol],
+    path: Path,
+    data: Path | None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model file.
+
+    Args:
+        proto: The model, with stubs.
+        weights: What the stubs stand for.
+        path: The model file.
+        data: The file beside it for the weights; None to write them into the model file.
+        progress: Told about each tensor before it is written.
+    """
+    report = progress or (lambda *_: None)
+    proto = copy.deepcopy(proto)
+    stubs = [(tensor, key) for tensor in all_tensors(proto) if (key := stub_key(tensor)) is not None]
+    shared = {key: weights[key] for _, key in stubs}  # a tensor that several share counts once
+    total = sum(weight.nbytes for weight in shared.values())
+    if data is None:
+        done = 0
+        for tensor, key in stubs:
+            report(tensor.name, done, total)
+            set_inline(tensor, weights[key].tobytes())
+            done = min(done + weights[key].nbytes, total)
+    else:
+
+        def tell(tensor: ir.TensorProtocol, info: CallbackInfo) -> None:
+            report(tensor.name or "", info.offset, total)
+
+        written = convert_tensors_to_external(list(shared.values()), data.parent, data.name, callback=tell)
+        places = dict(zip(shared, written, strict=True))
+        for tensor, key in stubs:
+            place = places[key]
+            set_external(tensor, {"location": data.name, "offset": place.offset, "length": place.length})
+    path.write_bytes(proto.SerializeToString())
+    report(path.name, total, total)
+
+
+def check_target(path: Path, sources: Iterable[Path]) -> Path:
+    """Return the file that is written where a path is given.
+
+    Raises:
+        BadInputError: It cannot be written (see `destination`), or the model itself is read from it.
+    """
+    target = destination(path)
+    if any(same_file(target, source) for source in sources):
+        raise BadInputError(f"cannot write {path}: the model reads its weights from it")
+    return target
+
+
+def _free_data_name(target: Path) -> str:
+    """Return a name for the data file that does not touch the one of the model being replaced."""
+    names = (f"{target.name}{middle}.data" for middle in itertools.chain([""], map(".{}".format, itertools.count(1))))
+    return next(name for name in names if not os.path.lexists(target.parent / name))
+
+
+def _own_data_files(target: Path) -> list[Path]:
+    """Return the data files that the model at `target` refers to, as far as they bear a name that we would give."""
+    pattern = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
+    try:
+        files = [entry.name for entry in os.scandir(target.parent) if entry.is_file(follow_symlinks=False)]
+        ours = list(filter(pattern.fullmatch, files))
+        if not ours or not target.is_file():
+            return []
+        old = parse(target)
+    except (BadInputError, OSError):  # whatever it is, it has no data files
+        return []
+    used = {entry.value for tensor in all_tensors(old) for entry in tensor.external_data if entry.key == "location"}
+    return [target.parent / name for name in ours if name in used]

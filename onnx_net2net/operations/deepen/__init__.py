@@ -1,0 +1,1 @@
+"""More layers (Net2DeeperNet): inserts what computes the identity."""

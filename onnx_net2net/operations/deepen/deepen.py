@@ -1,0 +1,427 @@
+"""Net2DeeperNet on any graph: insert layers whose function is the identity and which can learn.
+
+Behind a layer with an idempotent activation a layer of the same kind with the same activation is inserted (paper,
+section 2.4); see `analysis.activations` for what is done elsewhere. Residual blocks are repeated as a whole, see
+`analysis.blocks`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Literal, TypeVar
+
+import onnx
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.activations import BEST, WAYS, Place, Way, find_places
+from onnx_net2net.analysis.blocks import Block, Copy, Shape, find_blocks, insert_copy, program, value_numbers
+from onnx_net2net.analysis.groups import inspect, paused_gc
+from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.loadable import check_framework
+from onnx_net2net.analysis.names import matching
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.model import Model, Progress, load
+from onnx_net2net.operations.deepen.insert import NORMED, Inserter
+from onnx_net2net.operations.widen.widen import widen
+from onnx_net2net.run.inputs import input_specs, read_npz
+from onnx_net2net.run.watch import measure
+
+T = TypeVar("T")
+
+_ADVICE = "; a residual branch may (residual), or a layer with an activation of its own (prelu, maxout)"
+
+WIDEST_KERNEL = 7
+"""Kernels of inserted convolutions are those of the layer in front, but no larger than this."""
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What was inserted behind one layer or block."""
+
+    name: str
+    way: Way | Literal["block", "cancel"]
+    count: int
+
+
+@dataclass(frozen=True)
+class Deepening:
+    """A deepened model.
+
+    Attributes:
+        teacher: The model that was deepened.
+        student: The result; its weights are computed when it is saved or run.
+        insertions: What was inserted, in the order of the layers.
+        seed: Seed of every random choice.
+        notes: What else there is to say, for people.
+        copies: The copies of blocks, in the order of the graph; none of those that cancel.
+        depths: How many blocks each numbered group of them has, before and after.
+    """
+
+    teacher: Model
+    student: Model
+    insertions: tuple[Insertion, ...]
+    seed: int
+    notes: tuple[str, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Place]:
+    """List the layers of a model and what can be inserted behind each.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+    """
+    return _found(model, find_places)
+
+
+def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Block]:
+    """List the residual blocks of a model, and why some cannot be repeated.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+    """
+    return _found(model, find_blocks)
+
+
+def _found(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model, find: Callable[[Analysis, onnx.ModelProto], list[T]]
+) -> list[T]:
+    with paused_gc():
+        flat = open_bodies(load(model)).model
+        return find(infer(flat), flat.proto)
+
+
+def deepen(
+    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    after: Sequence[str] = (),
+    all: bool = False,
+    count: int = 1,
+    pairs: int = 0,
+    way: Way | Literal["cancel"] | None = None,
+    width: int | str | None = None,
+    repeat: Mapping[str, int | str] | Sequence[str] = (),
+    depth: str | float | None = None,
+    append: bool = False,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    seed: int = 0,
+    framework: str | None = None,
+    progress: Progress | None = None,
+) -> Deepening:
+    """Insert layers that compute the identity (Net2DeeperNet, paper section 2.4).
+
+    Args:
+        teacher: A path, a model in memory or a loaded model; it is not changed.
+        after: Names or patterns of the layers behind which something is inserted.
+        all: Behind every layer that has an identity of its own; with `way` behind every layer that admits it.
+        count: How many layers to insert behind each.
+        pairs: Instead so many pairs of a horizontal and a vertical convolution (paper, section 3.4).
+        way: What to insert, instead of the best for each place: "identity", "pair", "residual", "prelu" (a layer with
+            an activation of its own whose slopes start at 1) or "maxout" (the larger of two equal identities, which
+            part only by noise or dropout); for blocks "cancel": two copies with opposite signs instead of one that
+            ends in zero, possible also where nothing could be zero.
+        width: Units of the new layers (`96`), or a multiplier (`"2x"`): they are widened after they are inserted, so
+            that the width can be anything not below that of the layer in front.
+        repeat: Instead of layers, copies of residual blocks: how many, by names or patterns of blocks or of groups of
+            them ({"layer3": 4} or ["layer3=+4"]); they are spread evenly over the blocks that match.
+        depth: Copies for every group of blocks, so that it gets so many times as deep (2 or "2x").
+        append: Put the copies behind the last block of the group, not behind the blocks that they are copies of.
+        calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
+            BatchNormalizations are measured, so that they change little in training, too; generated ones if None.
+        seed: Seed of every random choice.
+        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made with
+            more layers: copies of numbered blocks only, none of which changes places with one that computes
+            something else.
+        progress: Told how many runs of the calibration are done, and of how many.
+
+    Returns:
+        The student and what was done. Nothing is verified here; see `onnx_net2net.proof.verify`.
+
+    Raises:
+        BadInputError: If the model cannot be used, or an option makes no sense.
+        RefusedError: If nothing can be inserted behind a layer that was named, or a block cannot be repeated.
+    """
+    check_framework(framework)
+    if repeat or depth is not None:
+        for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None
+        if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
+            raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
+        factor = None if depth is None else _factor(depth)
+        return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed, framework)
+    if framework:
+        raise RefusedError(
+            f"a class of {framework} has no such layers: repeat its blocks (repeat, depth), or fill a deeper class by "
+            "transfer"
+        )
+    if append or way == "cancel":
+        raise BadInputError("append and cancel are for blocks")
+    if bool(after) == all:
+        raise BadInputError("say behind which layers (after), or all; or which blocks to repeat")
+    if count < 1 or pairs < 0:
+        raise BadInputError(f"count must be at least 1 and pairs at least 0, not {count} and {pairs}")
+    if pairs and way not in (None, "identity"):
+        raise BadInputError("pairs of convolutions are identities")
+    if way is not None and way not in WAYS:
+        raise BadInputError(f"there is no way {way!r}; there are {', '.join(WAYS)}")
+    deepening = _inserted(load(teacher), after, way, count, pairs, calibrate, seed, progress)
+    return deepening if width is None else _widened(deepening, width)
+
+
+def _inserted(
+    model: Model,
+    after: Sequence[str],
+    way: Way | None,
+    count: int,
+    pairs: int,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None,
+    seed: int,
+    progress: Progress | None,
+) -> Deepening:
+    """Insert layers behind those named, or behind all."""
+    with paused_gc():
+        opened = open_bodies(model)
+        analysis = infer(opened.model)
+        found = find_places(analysis, opened.model.proto)
+        if pairs:
+            found = [_for_pairs(place) for place in found]
+            way = "identity"
+        chosen = _named(found, after, way) if after else _all(found, way)
+        record = {
+            "operation": "deepen", "after": [place.name for place, _ in chosen], "count": count, "pairs": pairs,
+            "way": way,
+            "seed": seed, "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
+        }  # fmt: skip
+        measured = _calibrated(model, chosen, calibrate, seed, progress)
+        if measured:
+            record["calibrated on"] = "generated inputs" if calibrate is None else "data"
+        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
+        for place, one in chosen:
+            for number in range(pairs or count):
+                inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))
+        metadata = {HISTORY: json.dumps([*history(model), record])}
+        student = opened.close(analysis.draft.finish(metadata))
+    layers = 2 * pairs or count
+    insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
+    notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
+    return Deepening(model, student, insertions, seed, notes if measured and calibrate is None else ())
+
+
+def _widened(deepening: Deepening, width: int | str) -> Deepening:
+    """Widen the layers that were inserted."""
+    new = tuple(f"{insertion.name}_new" for insertion in deepening.insertions)
+    groups = inspect(deepening.student).groups
+    sizes = {group.name: width for group in groups if group.name.startswith(new) and group.reason is None}
+    if not sizes:
+        raise RefusedError("new layers can have no width of their own here: their units are those of others")
+    widening = widen(deepening.student, sizes=sizes, seed=deepening.seed)
+    return replace(deepening, student=widening.student, notes=(*deepening.notes, *widening.notes))
+
+
+def _counts(repeat: Mapping[str, int | str] | Sequence[str]) -> dict[str, int]:
+    """Return how many copies are asked for by each pattern."""
+    items = (
+        repeat.items()
+        if isinstance(repeat, Mapping)
+        else [(i.rpartition("=")[0], i.rpartition("=")[2]) for i in repeat]
+    )
+    counts = {}
+    for pattern, number in items:
+        try:
+            counts[pattern] = int(number)
+        except ValueError:
+            counts[pattern] = 0
+        if not pattern or counts[pattern] < 1:
+            raise BadInputError(f"repeat {pattern}={number}: write PATTERN=+N, like 'layer3=+4'")
+    return counts
+
+
+def _factor(depth: str | float) -> float:
+    try:
+        factor = float(str(depth).removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 1 < factor < math.inf:
+        raise BadInputError(f"depth must be a multiplier above 1, like 2x, not {depth}")
+    return factor
+
+
+def _repeated(
+    model: Model, counts: Mapping[str, int], factor: float | None, append: bool, cancels: bool, seed: int,
+    framework: str | None,
+) -> Deepening:  # fmt: skip
+    """Insert copies of blocks."""
+    with paused_gc():
+        opened = open_bodies(model)
+        analysis = infer(opened.model)
+        found = find_blocks(analysis, opened.model.proto)
+        if not found:
+            raise RefusedError("there are no residual blocks to repeat")
+        if cancels:
+            found = [replace(block, reason=block.obstacle) for block in found]
+        alike = _alike(analysis, found)
+        if framework:
+            known = {block.name for block in found}
+            found = [_in_class(block, known, alike, append, cancels) for block in found]
+        copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
+        tensors = analysis.draft.graph.tensors()
+        made: list[Copy] = []
+        for block, number in copies.items():
+            behind = _last_like(analysis, found, block) if append else block
+            taken = {other.name for other in found}
+            names = (name for n in itertools.count() if (name := f"{block.name}_new{n}") not in taken)
+            for name in itertools.islice(names, number):
+                constants = insert_copy(analysis, opened.model.proto, block, tensors[behind.exit], name, cancels)
+                made.append(Copy(block.name, behind.name, tuple(constants), block.group in alike))
+        options = {"repeat": dict(counts)} if factor is None else {"depth": factor}
+        record = {
+            "operation": "deepen", **options, "append": append, "way": "cancel" if cancels else None, "seed": seed,
+            **({"framework": framework} if framework else {}),
+            "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
+        }  # fmt: skip
+        student = opened.close(analysis.draft.finish({HISTORY: json.dumps([*history(model), record])}))
+    way: Literal["block", "cancel"] = "cancel" if cancels else "block"
+    insertions = tuple(Insertion(block.name, way, number) for block, number in copies.items())
+    depths = {} if cancels else _depths(found, copies)
+    return Deepening(model, student, insertions, seed, (), () if cancels else tuple(made), depths)
+
+
+def _alike(analysis: Analysis, found: Sequence[Block]) -> set[str]:
+    """Return the groups whose blocks with weights of the same shapes compute the same, but for their values."""
+    programs: dict[str, dict[tuple[object, ...], set[object]]] = {block.group: {} for block in found}
+    numbers = value_numbers(analysis)
+    for block in found:
+        own = program(analysis, block, numbers)
+        shapes = tuple(shape for _, _, _, reads in own for shape in reads if isinstance(shape, Shape))
+        programs[block.group].setdefault(shapes, set()).add(own)
+    return {group for group, kinds in programs.items() if all(len(own) == 1 for own in kinds.values())}
+
+
+def _in_class(block: Block, names: Collection[str], alike: Collection[str], append: bool, cancels: bool) -> Block:
+    """Give a block a reason if no class made with more layers has copies of it."""
+    reason = block.reason
+    if cancels:
+        reason = "a class has no two copies that cancel"
+    elif "#" in block.name or f"{block.name}#2" in names:
+        reason = reason or "it is only a part of the module of its name; fill a deeper class by transfer"
+    elif not block.name[-1].isdigit():
+        reason = reason or "it has no number, so that a class takes no more of it; fill a deeper class by transfer"
+    elif block.group not in alike and not append:
+        reason = reason or "the blocks of its group differ, and a class may tell them apart by their numbers (append)"
+    return replace(block, reason=reason)
+
+
+def _depths(found: Sequence[Block], copies: Mapping[Block, int]) -> dict[str, tuple[int, int]]:
+    """Return how many blocks the groups that get copies have, before and after."""
+    more: dict[str, int] = {}
+    for block, number in copies.items():
+        more[block.group] = more.get(block.group, 0) + number
+    before = {group: sum(block.group == group for block in found) for group in more}
+    return {group: (before[group], before[group] + number) for group, number in more.items()}
+
+
+def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block, int]:
+    copies: dict[Block, int] = {}
+    for pattern, number in counts.items():
+        matches = matching(pattern, found, lambda block: (block.name, block.group), "block")
+        spread = _spread(matches, number)
+        if not spread:
+            raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}{_advice(matches)}")
+        for block, more in spread.items():
+            copies[block] = copies.get(block, 0) + more
+    return copies
+
+
+def _by_factor(found: Sequence[Block], factor: float) -> dict[Block, int]:
+    """Spread over each group as many copies as it lacks."""
+    groups: dict[str, list[Block]] = {}
+    for block in found:
+        groups.setdefault(block.group, []).append(block)
+    copies: dict[Block, int] = {}
+    for members in groups.values():
+        copies.update(_spread(members, round(len(members) * (factor - 1))))
+    if not copies:
+        few = f"{factor:g} times as deep is less than one more in every group"
+        no = f"no block can be repeated: {found[0].reason}{_advice(found)}"
+        raise RefusedError(few if any(not b.reason for b in found) else no)
+    return copies
+
+
+def _advice(blocks: Sequence[Block]) -> str:
+    return "; two copies that cancel could be inserted (cancel)" if any(not b.obstacle for b in blocks) else ""
+
+
+def _spread(members: Sequence[Block], number: int) -> dict[Block, int]:
+    """Share copies evenly among the blocks that can be repeated."""
+    fit = [block for block in members if not block.reason]
+    shares = [((i + 1) * number) // len(fit) - (i * number) // len(fit) for i in range(len(fit))]
+    return {block: share for block, share in zip(fit, shares, strict=True) if share}
+
+
+def _last_like(analysis: Analysis, found: Sequence[Block], block: Block) -> Block:
+    """Return the last block of the group whose result has the shape of this block's."""
+    shape = analysis.sizes.shape(block.exit)
+    group = [other for other in found if other.group == block.group and other.exit]
+    return [other for other in group if analysis.sizes.shape(other.exit) == shape][-1]
+
+
+def _calibrated(
+    model: Model,
+    chosen: Sequence[tuple[Place, Way]],
+    data: str | os.PathLike[str] | Mapping[str, Array] | None,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, tuple[Array, Array]]:
+    """Return mean and variance of what inserted normalisations get; those inside of bodies are not measured."""
+    feeds = read_npz(data, input_specs(model.proto)) if isinstance(data, str | os.PathLike) else data
+    normed = dict.fromkeys(place.tensor for place, way in chosen if way in NORMED and place.norm is not None)
+    shown = {name for node in model.proto.graph.node for name in node.output}
+    tensors = [name for name in normed if name in shown]
+    if not tensors:
+        return {}
+    return measure(model, tensors, feeds, seed=seed, progress=progress)
+
+
+def _for_pairs(place: Place) -> Place:
+    """Allow nothing but a place behind a convolution of images."""
+    if len(place.kernel) == 2 and max(place.kernel) > 1:
+        return place
+    return replace(place, ways=(), reason=place.reason or "only kernels with two axes can be pairs")
+
+
+def _kernels(place: Place, in_pairs: bool) -> list[tuple[int, ...]]:
+    """Return the kernels of what is inserted at once: like that of the layer, with a middle, and not too large."""
+    sizes = tuple(min(size - 1 + size % 2, WIDEST_KERNEL) for size in place.kernel)
+    return [(1, max(sizes)), (max(sizes), 1)] if in_pairs else [sizes]
+
+
+def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
+    """Choose every place where an identity, or the way that is asked for, can be inserted."""
+    wanted = (way,) if way else BEST
+    chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
+    if not chosen:
+        if not found:
+            raise RefusedError("nothing can be inserted: the model has no layers")
+        reason = next((place.reason for place in found if place.reason), "there is no place for it")
+        raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else _ADVICE))
+    return chosen
+
+
+def _named(found: Sequence[Place], after: Sequence[str], way: Way | None) -> list[tuple[Place, Way]]:
+    chosen: dict[int, tuple[Place, Way]] = {}
+    for pattern in after:
+        matches = matching(pattern, found, lambda place: (place.name,), "layer")
+        fit = [(place, way or place.ways[0]) for place in matches if place.ways and way in (None, *place.ways)]
+        if not fit:
+            raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {matches[0].reason}")
+        chosen.update((place.layer, (place, one)) for place, one in fit)
+    return [chosen[layer] for layer in sorted(chosen)]

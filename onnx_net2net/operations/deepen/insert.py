@@ -1,0 +1,238 @@
+"""Writing the layers that `deepen` inserts: their nodes, and weights whose function is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import helper
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.activations import Place, Way
+from onnx_net2net.analysis.blocks import take_over
+from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.run.session import implements
+
+NORMED = ("identity", "prelu")
+"""What gets a BatchNormalization where the layer in front has one."""
+
+
+class Inserter:
+    """Writes new layers into a draft."""
+
+    def __init__(
+        self, analysis: Analysis, version: int, seed: int, measured: Mapping[str, tuple[Array, Array]]
+    ) -> None:
+        """Take a draft of an operator set, a seed, and by tensor the mean and variance of what is normalised."""
+        self._analysis, self._draft, self._seed, self._measured = analysis, analysis.draft, seed, measured
+        self._tensors = dict(analysis.draft.graph.tensors())
+        self._version = version
+        self._known = {node.op for node in analysis.nodes}
+        self._place: Place | None = None
+
+    def insert(self, place: Place, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
+        """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already.
+
+        Raises:
+            RefusedError: If that takes an operator that onnxruntime lacks for the type of the layer's units.
+        """
+        name = f"{place.name}_new{number}"
+        self._place = place
+        source = self._tensors[place.tensor]
+        inner = take_over(self._analysis, source)
+        if way in NORMED:
+            self._layers(place, way, name, kernels, inner, source)
+            return
+        (kernel,) = kernels
+        if way == "pair":
+            self._pair(place, name, kernel, inner, source)
+        elif way == "maxout":
+            self._maxout(place, name, kernel, inner, source)
+        else:
+            self._residual(place, name, kernel, inner, source, seed=[self._seed, place.layer, number])
+
+    def _layers(
+        self, place: Place, way: Way, name: str, kernels: Sequence[tuple[int, ...]], inner: Variable,
+        result: Variable,
+    ) -> None:  # fmt: skip
+        """Write layers in a row that compute the identity, with the activation of the place or one of their own."""
+        identity = dirac(place.channels, place.group)
+        activate = self._activate if way == "identity" else self._prelu
+        made = inner
+        for position, kernel in enumerate(kernels):
+            own = f"{name}.{position}" if len(kernels) > 1 else name
+            made = self._layer(place, own, kernel, made, identity, group=place.group, has_bias=place.norm is None)
+            made = self._normalise(place, made, own) if place.norm is not None else made
+            made = activate(place, made, result if position == len(kernels) - 1 else None)
+
+    def _pair(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
+        """Write two columns for each unit, v and -v, of which phi(v) - phi(-v) is taken."""
+        assert place.factor is not None
+        units, group = place.channels, place.group
+        there, back = _mirrored(units, group, 1.0), _mirrored(units, group, 1 / place.factor, across=True)
+        made = self._activate(
+            place, self._layer(place, f"{name}.0", kernel, inner, there, makes=2 * units, group=group)
+        )
+        self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, group=group, output=result)
+
+    def _maxout(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
+        """Write two identities of which the larger is taken."""
+        identity = dirac(place.channels, place.group)
+        pieces = [self._layer(place, f"{name}.{n}", kernel, inner, identity, group=place.group) for n in (0, 1)]
+        self._node("Max", f"{name}.Max", pieces, result)
+
+    def _residual(
+        self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable,
+        seed: list[int],
+    ) -> None:  # fmt: skip
+        """Write a branch whose first layer is random and whose last is zero."""
+        drawn = int(np.random.default_rng(seed).integers(1 << 30))
+        made = self._layer(place, f"{name}.0", kernel, inner, _random(drawn), group=place.group)
+        made = self._activate(place, made)
+        zero = self._layer(place, f"{name}.1", kernel, made, _zeros, group=place.group)
+        self._node("Add", f"{name}.Add", [inner, zero], result)
+
+    def _layer(
+        self, place: Place, name: str, kernel: tuple[int, ...], source: Tensor, values: Callable[..., Array],
+        reads: int = 0, makes: int = 0, group: int = 1, has_bias: bool = True, output: Variable | None = None,
+    ) -> Variable:  # fmt: skip
+        """Add a layer of the kind of a place, with a bias of zeros; in front of a normalisation a bias is nothing.
+
+        It reads and makes as many units as the layer in front, if nothing else is said.
+        """
+        reads, makes = reads or place.channels, makes or place.channels
+        dtype = self._analysis.sizes.dtype(place.tensor)
+        kind = helper.tensor_dtype_to_np_dtype(dtype)
+        shape = (makes, reads // group, *kernel)
+        bias = self._draft.constant(f"{name}.bias", np.zeros(makes, kind))
+        if place.operator == "MatMul":  # the weight of a MatMul is the transpose of a Linear's
+            weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape[::-1], lambda: values(shape, kind).T)
+            product = self._node("MatMul", f"{name}.MatMul", [source, weight])
+            return self._node("Add", f"{name}.Add", [product, bias], output)
+        weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape, lambda: values(shape, kind))
+        if place.operator == "Gemm":
+            return self._node("Gemm", f"{name}.Gemm", [source, weight, bias], output, transB=1)
+        pads = [size // 2 for size in kernel]
+        return self._node(
+            "Conv", f"{name}.Conv", [source, weight, *([bias] if has_bias else [])], output,
+            kernel_shape=list(kernel), pads=pads * 2, group=group,
+        )  # fmt: skip
+
+    def _normalise(self, place: Place, tensor: Tensor, name: str) -> Variable:
+        """Add a BatchNormalization like that of the layer, whose scale and shift undo what it does."""
+        node = self._analysis.nodes[place.norm or 0]
+        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(node.inputs[1].name))
+        zeros, ones = np.zeros(place.channels), np.ones(place.channels)
+        mean, variance = (values.astype(kind) for values in self._measured.get(place.tensor, (zeros, ones)))
+        epsilon = float(node.attrs.get("epsilon", 1e-5))
+        scale = np.sqrt(variance.astype(np.float64) + epsilon).astype(kind)
+        values = {"weight": scale, "bias": mean, "running_mean": mean, "running_var": variance}
+        inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
+        return self._node("BatchNormalization", f"{name}.BatchNormalization", [tensor, *inputs], **node.attrs)
+
+    def _activate(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
+        """Repeat the activation of a place; where it has none, max(x, 0)."""
+        if not place.activation:
+            return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
+        nodes = [self._analysis.nodes[number] for number in place.activation]
+        made = {name: tensor for node in nodes for name in self._outside(node, nodes)}
+        result = tensor
+        for node in nodes:
+            inputs = [made.get(value.name, value) for value in node.inputs]
+            last = output if node is nodes[-1] else None
+            result = self._node(node.op, f"{tensor.name}.{node.op}", inputs, last, node.domain, **node.attrs)
+            made[self._name_of(node)] = result
+        return result
+
+    def _prelu(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
+        """Add a PRelu that starts as the identity: each unit has the slope 1."""
+        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(place.tensor))
+        name = tensor.inputs[0].name.rpartition(".")[0]
+        slopes = np.ones((place.channels, *(1 for _ in place.kernel)), kind)
+        slope = self._draft.constant(f"{name}.prelu.weight", slopes)
+        return self._node("PRelu", f"{name}.PRelu", [tensor, slope], output)
+
+    def _outside(self, node: Node, nodes: Sequence[Node]) -> list[str]:
+        """Return the names of the tensors that an activation is applied to."""
+        inside = {self._name_of(other) for other in nodes}
+        return [v.name for v in node.inputs if v.name not in inside and isinstance(v, Variable) and v.name
+                and v.name not in self._analysis.sizes.constant]  # fmt: skip
+
+    def _name_of(self, node: Node) -> str:
+        return str(node.outputs[0].name)
+
+    def _node(
+        self, kind: str, name: str, inputs: list[Tensor], output: Variable | None = None,
+        domain: str | None = None, **attrs: object,
+    ) -> Variable:  # fmt: skip
+        name = self._draft.unique_name(name)
+        if kind not in self._known:
+            self._require(kind, name, len(inputs))
+        result = Variable(self._draft.unique_name(f"{name}_out")) if output is None else output
+        node = Node(kind, name, dict(attrs), inputs, [result], domain=domain)
+        self._draft.graph.nodes.append(node)
+        return result
+
+    def _require(self, kind: str, name: str, inputs: int) -> None:
+        """Refuse an operator that onnxruntime lacks for units of which it has the layer."""
+        assert self._place is not None
+        dtype = self._analysis.sizes.dtype(self._place.tensor)
+        if implements(self._place.operator, self._version, dtype, 2) and not implements(
+            kind, self._version, dtype, inputs
+        ):
+            shown = helper.tensor_dtype_to_np_dtype(dtype)
+            raise RefusedError(f"{name!r} cannot be inserted: onnxruntime has no {kind} of {shown}")
+
+
+def dirac(channels: int, group: int) -> Callable[..., Array]:
+    """Return what computes the weights of an identity: 1 for the unit itself, at the middle of the kernel."""
+
+    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        weights = np.zeros(shape, dtype)
+        units = np.arange(channels)
+        _middle(weights)[units, units % (channels // group)] = 1
+        return weights
+
+    return compute
+
+
+def _mirrored(channels: int, group: int, value: float, across: bool = False) -> Callable[..., Array]:
+    """Return what computes twice the identity, with the value and its negative; below each other, or `across`.
+
+    In a grouped convolution those of each group lie together.
+    """
+
+    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        weights = np.zeros(shape, dtype)
+        width = channels // group
+        number, unit = np.divmod(np.arange(channels), width)
+        for part, signed in enumerate((value, -value)):
+            doubled = part * width + unit
+            place = (number * width + unit, doubled) if across else (2 * number * width + doubled, unit)
+            _middle(weights)[place] = signed
+        return weights
+
+    return compute
+
+
+def _middle(weights: Array) -> Array:
+    """Return a view of what weights have at the middle of the kernel."""
+    for _ in weights.shape[2:]:
+        weights = weights[:, :, weights.shape[2] // 2]
+    return weights
+
+
+def _random(seed: int) -> Callable[..., Array]:
+    """Return what draws weights of unit gain."""
+
+    def compute(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        values: Array = np.random.default_rng(seed).standard_normal(shape) * np.prod(shape[1:]) ** -0.5
+        return values.astype(dtype)
+
+    return compute
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    return np.zeros(shape, dtype)

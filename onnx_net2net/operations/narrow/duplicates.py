@@ -1,0 +1,497 @@
+"""Which units of a network are duplicates of one another, and which nobody reads.
+
+Units are duplicates if all that makes them is equal; what makes them are weights that in turn sum over units, whose
+duplicates count as one. So all units of a dim are first taken for duplicates, and told apart until every weight
+agrees: what is left is the coarsest partition for which the network is a widened one (lumping, partition refinement).
+Copies that share their outgoing weights unevenly differ in what they read until the shares are summed, which is why
+nothing less finds them. Sums of shares are compared up to the rounding of the weights' type, all else exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, resolve
+from onnx_net2net.algebra.floats import Array, is_float
+from onnx_net2net.algebra.maps import Map
+from onnx_net2net.analysis.inference import Analysis, Use
+from onnx_net2net.analysis.linearity import weighings
+from onnx_net2net.graph.graph import dtype_of
+from onnx_net2net.model.model import Model
+from onnx_net2net.rewrite.fills import Fill
+from onnx_net2net.rewrite.rewrite import drop_unread, resize, restate_shapes
+from onnx_net2net.rules.op import Contraction
+
+Classes = Mapping[Dim, np.ndarray]
+"""For each dim the class of each unit, numbered in the order of their first units; -1 for units that are dropped."""
+
+Summed = dict[tuple[int, int], dict[int, set[Dim]]]
+"""For reads of constants (node, input): the dims on each axis whose copies the constant weighs."""
+
+Folded = tuple[Array, "Array | None", list[np.ndarray]]
+"""A constant with its classes summed, by how much sums may miss, and the labels on each axis."""
+
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+"""Distance from 1 to the next number of each type."""
+
+_ROUNDINGS = 4
+"""By how many roundings of its terms a sum of shares may miss the weight that was shared."""
+
+
+@dataclass
+class Duplicates:
+    """Duplicates in a network.
+
+    Attributes:
+        classes: The classes of each dim that can lose units.
+        summed: Where the classes are summed; wherever else a constant has the dim, it keeps what the first unit has.
+        means: Where (node, input, axis) a mean is taken of what is summed, so that fewer units need smaller weights.
+        squares: The reads (node, input) whose squares are summed.
+    """
+
+    classes: dict[Dim, np.ndarray]
+    summed: Summed
+    means: frozenset[tuple[int, int, int]] = frozenset()
+    squares: frozenset[tuple[int, int]] = frozenset()
+
+
+def find_duplicates(analysis: Analysis, cut: Mapping[str, int], fills: Sequence[Fill] = ()) -> Duplicates | None:
+    """Find the units of a network that can go.
+
+    Args:
+        analysis: The dims of the network.
+        cut: Outputs of which units are picked along an axis, so that they can go there too, if one is left of a class.
+        fills: Normalisers that were filled up, which must read each class equally often.
+
+    Returns:
+        The duplicates; None if some of the normalisers would not.
+    """
+    return _Refinement(analysis, cut, fills).run()
+
+
+def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
+    """Let one unit stand for each class.
+
+    Args:
+        teacher: The model that was analysed.
+        analysis: Its dims; the draft in it is edited and must not be used again.
+        found: The duplicates in it.
+
+    Returns:
+        The model without them; its weights are computed when it is saved.
+    """
+    for uses in analysis.readings():
+        if any(found.classes.keys() & leaf_set(*use.axes) for use in uses):
+            _merge_constant(analysis, uses, found)
+    maps = {dim: _kept(own) for dim, own in found.classes.items()}
+    resize(teacher, analysis, maps)
+    restate_shapes(analysis, maps)
+    drop_unread(analysis)
+    return analysis.draft.finish()
+
+
+def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> None:
+    """Fold a constant; uses that fold it alike share one tensor, as they did."""
+    alike: dict[tuple[float, bool, tuple[bytes, ...]], tuple[list[np.ndarray], list[Use]]] = {}
+    for use in uses:
+        read_at = use.node, use.input
+        summed = found.summed.get(read_at, {})
+        labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
+        shares = [(int(own.max()) + 1) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
+        key = math.prod(shares), read_at in found.squares, tuple(own.tobytes() for own in labels)
+        alike.setdefault(key, (labels, []))[1].append(use)
+    constant = uses[0].constant
+    read, dtype = analysis.draft.reader(constant), dtype_of(constant)
+    plain = tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
+    taken = any(kept == plain for _, _, kept in alike)
+    for (share, squares, kept), (labels, group) in alike.items():
+        if kept == plain:
+            continue
+        shape = [int(own.max()) + 1 for own in labels]
+        compute = partial(_fold_back, read, labels, dtype, share, squares)
+        if not taken:
+            analysis.draft.replace(constant, shape, compute)
+            taken = True
+            continue
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        own = analysis.draft.lazy_constant(constant.name, kind, shape, compute, like=constant)
+        for use in group:
+            analysis.nodes[use.node].inputs[use.input] = own
+
+
+def _fold_back(
+    read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any], share: float, squares: bool
+) -> Array:
+    """Fold a constant and return it in its own type."""
+    folded = fold(read(), labels, squares)
+    return (folded if share == 1 else folded * share).astype(dtype, copy=False)
+
+
+def _kept(labels: np.ndarray) -> Map:
+    """Return the map of a dim of which only the first unit of each class is left."""
+    first = np.flatnonzero(_is_first(labels))
+    return Map(len(labels), first, np.ones(len(first)), np.zeros(len(first), np.int8), np.ones(len(first), bool))
+
+
+def fold(values: Array, labels: list[np.ndarray], squares: bool = False) -> Array:
+    """Sum units of one label on each axis, in the order of the labels, and leave out those labelled -1.
+
+    With `squares` that is the root of the sum of their squares.
+    """
+    if squares and any(own.max(initial=-1) + 1 < np.count_nonzero(own >= 0) for own in labels):
+        return np.asarray(np.sqrt(fold(values.astype(np.float64) ** 2, labels)))
+    result = values
+    for position, own in enumerate(labels):
+        order = np.argsort(own, kind="stable")
+        order = order[own[order] >= 0]
+        _, starts = np.unique(own[order], return_index=True)
+        if np.array_equal(order, np.arange(len(own))) and len(starts) == len(own):
+            continue
+        result = np.take(result, order, axis=position)
+        if len(starts) < len(order):
+            result = np.add.reduceat(result.astype(np.float64), starts, axis=position)
+    return result
+
+
+def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
+    """Return the label of each unit of an axis; of dims that are not summed only the first unit of a class has one."""
+    return _labels(axis, classes, summed)[0]
+
+
+def _labels(axis: Axis, classes: Classes, summed: set[Dim]) -> tuple[np.ndarray, int]:
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        own = classes.get(axis)
+        if own is None:
+            return np.arange(axis.size), axis.size
+        return own if axis in summed else np.where(_is_first(own), own, -1), int(own.max()) + 1
+    (result, size), *rest = (_labels(part, classes, summed) for part in axis.parts)
+    for labels, count in rest:
+        if isinstance(axis, Product):
+            outer, inner = np.broadcast_arrays(result[:, None], labels)
+            result = np.where((outer < 0) | (inner < 0), -1, outer * count + inner).reshape(-1)
+            size *= count
+        else:
+            result, size = np.concatenate([result, np.where(labels < 0, -1, labels + size)]), size + count
+    return result, size
+
+
+def _results(fills: Sequence[Fill]) -> set[str]:
+    return {fill.result for fill in fills}
+
+
+def _squared(axis: Axis) -> set[Dim]:
+    """Return the dims that an axis has twice in one product."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return set()
+    inside = set().union(*map(_squared, axis.parts))
+    if isinstance(axis, Concat):
+        return inside
+    found = [dim for part in axis.parts for dim in leaf_set(part)]
+    return inside | {dim for dim in found if found.count(dim) > 1}
+
+
+def _is_first(labels: np.ndarray) -> np.ndarray:
+    """Tell which units are the first of their class."""
+    first = np.zeros(len(labels), bool)
+    first[np.unique(labels, return_index=True)[1]] = True
+    return first & (labels >= 0)
+
+
+class _Refinement:
+    """Tells units apart until every weight agrees with what is left."""
+
+    def __init__(self, analysis: Analysis, cut: Mapping[str, int], fills: Sequence[Fill]) -> None:
+        self._analysis, self._cut = analysis, cut
+        self._fills = [(analysis.axes[fill.source][fill.axis], fill.places) for fill in fills]
+        self._filled = leaf_set(*(axis for axis, _ in self._fills))
+        plain = {number for number in analysis.said if analysis.nodes[number].outputs[0].name not in _results(fills)}
+        read = [axis for number in plain for one in analysis.said[number].statistics for axis in one.axes]
+        self._is_mixed = not self._filled.isdisjoint(leaf_set(*read))
+        self._picked = leaf_set(*(analysis.axes[name][axis] for name, axis in cut.items()))
+        self._even: set[Dim] = set()
+        self._summed: Summed = {}
+        self._means: set[tuple[int, int, int]] = set()
+        self._squares: set[tuple[int, int]] = set()
+        self._read: dict[int, Array] = {}
+        free = self._candidates()
+        self._find_carriers(free)
+        self._classes = {dim: np.zeros(dim.size, np.intp) for dim in free}
+        self._norms = [number for number in analysis.said if self._is_norm(number)]
+        inside = {(number, index) for number in self._norms for index in range(1, 5)}
+        self._uses = [use for key, use in analysis.uses.items() if key not in inside and leaf_set(*use.axes) & free]
+
+    def run(self) -> Duplicates | None:
+        """Return what is left when nothing more has to be told apart."""
+        while True:
+            while sum(map(self._refine, self._uses)) + sum(map(self._refine_norm, self._norms)):
+                pass
+            uneven = self._uneven()
+            if not uneven:
+                break
+            self._classes.update({dim: np.arange(dim.size) for dim in uneven})
+        if self._is_mixed or not all(self._is_even(axis, places) for axis, places in self._fills):
+            return None
+        folded: dict[int, Folded] = {}
+        dead = {dim: self._dead(dim, folded) for dim in self._classes}
+        for dim, units in dead.items():
+            kept = np.where(units[self._classes[dim]], -1, (np.cumsum(~units) - 1)[self._classes[dim]])
+            self._classes[dim] = kept
+        classes = {dim: own for dim, own in self._classes.items() if int(own.max()) + 1 < dim.size}
+        summed = {key: axes for key, axes in self._summed.items() if key in self._analysis.uses}
+        return Duplicates(classes, summed, frozenset(self._means), frozenset(self._squares))
+
+    # -- what can lose units -----------------------------------------------------------------------------------
+
+    def _candidates(self) -> set[Dim]:
+        """Return the dims that can lose units, as far as anything but sums has a say."""
+        analysis = self._analysis
+        free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > (0 if dim.origin else 1)}
+        free -= {dim for dim in free if dim.ratio is not None and dim.ratio.root().frozen}
+        for tensor in analysis.draft.graph.outputs:
+            axes = analysis.axes.get(tensor.name, ())
+            free -= leaf_set(*(axis for place, axis in enumerate(axes) if place != self._cut.get(tensor.name)))
+        for number, said in analysis.said.items():
+            shared = [(analysis.input_axes(number, 0) or ())[position] for position in said.shares]
+            free -= leaf_set(*shared, *said.normalised, *said.tables)
+            for selection in said.selections:
+                picked = leaf_set(*(selection.units[place] for place in selection.order))
+                free -= {dim for dim in leaf_set(*selection.units) if dim.origin is None or dim in picked}
+        for axis in {axis for use in analysis.uses.values() for axis in use.axes}:
+            free -= _squared(axis)
+        return free
+
+    def _find_carriers(self, free: set[Dim]) -> None:
+        """Find for each sum the weight in which classes are summed; dims without one keep their units."""
+        summed: dict[Dim, list[tuple[tuple[int, int, int], set[Dim]]]] = {}
+        for number, said in self._analysis.said.items():
+            for contraction in said.contractions:
+                dims = leaf_set(contraction.axis) & free
+                place = self._carrier(number, contraction, dims) if dims else None
+                if place is None and contraction.law == "mean" and not isinstance(resolve(contraction.axis), Concat):
+                    self._even |= dims
+                    continue
+                if place is None:
+                    free -= dims
+                    continue
+                if contraction.law == "mean":
+                    self._means.add(place)
+                if contraction.law == "square":
+                    self._squares.add(place[:2])
+                for dim in dims:
+                    summed.setdefault(dim, []).append((place, dims))
+        free &= summed.keys() | {dim for dim in free if dim.origin}  # single units that nothing picks may have no sum
+        for dim in free & summed.keys():
+            for (number, index, position), _ in summed[dim]:
+                self._summed.setdefault((number, index), {}).setdefault(position, set()).add(dim)
+
+    def _carrier(self, number: int, contraction: Contraction, dims: set[Dim]) -> tuple[int, int, int] | None:
+        """Return (node, input, axis) of a constant that can hold the sums."""
+        square = contraction.law == "square"
+        read = {index for one in self._analysis.said[number].contractions for index, _ in one.sides}
+        if square and len(read) > 1:
+            return None  # squares of differences: what one operand is multiplied by says nothing of the other
+        for way in weighings(self._analysis, number, contraction, dims.__contains__):
+            (place, *more) = way.carriers
+            use = self._analysis.uses[place.node, place.input]
+            alone = not (more or way.together) and place.units is None
+            if alone and (square or place.even):
+                alone = self._is_factor(place.node, use, place.position) and (
+                    square or bool(np.all(self._values(use) >= 0))
+                )
+            if alone and is_float(dtype_of(use.constant)) and dims <= leaf_set(use.axes[place.position]):
+                return place.node, place.input, place.position
+        return None
+
+    def _is_factor(self, number: int, use: Use, position: int) -> bool:
+        """Tell whether a constant is one number for each unit, which all of it is multiplied by."""
+        others = [axis for place, axis in enumerate(use.axes) if place != position]
+        return self._analysis.nodes[number].op == "Mul" and all(axis.size == 1 for axis in others)
+
+    def _is_norm(self, number: int) -> bool:
+        """Tell whether a node is a BatchNormalization that only scales and shifts each unit."""
+        node, uses = self._analysis.nodes[number], self._analysis.uses
+        plain = node.op == "BatchNormalization" and len(node.outputs) == 1 and not node.attrs.get("training_mode", 0)
+        found = [uses[number, index] for index in range(1, 5) if (number, index) in uses] if plain else []
+        return len(found) == 4 and all(dtype_of(use.constant).name in EPSILON for use in found)
+
+    # -- telling apart -----------------------------------------------------------------------------------------
+
+    def _values(self, use: Use) -> Array:
+        key = id(use.constant)
+        if key not in self._read:
+            self._read[key] = self._analysis.draft.read(use.constant)
+        return self._read[key]
+
+    def _folded(self, use: Use) -> Folded:
+        """Return a constant with its classes summed, by how much sums may miss, and the labels on each axis."""
+        summed = self._summed.get((use.node, use.input), {})
+        labels = []
+        for position, axis in enumerate(use.axes):
+            dims = summed.get(position, set())
+            labels.append(axis_labels(axis, {dim: self._classes[dim] for dim in dims}, dims))
+        values = self._values(use)
+        if all(len(np.unique(own)) == len(own) for own in labels):
+            return values, None, labels
+        size, squares = np.abs(values.astype(np.float64)), (use.node, use.input) in self._squares
+        miss = _ROUNDINGS * EPSILON[values.dtype.name] * fold(size, labels, squares)
+        return fold(values, labels, squares), miss, labels
+
+    def _refine(self, use: Use) -> bool:
+        """Tell apart units that a constant makes different; return whether any were."""
+        summed = self._summed.get((use.node, use.input), {})
+        told = False
+        for position, axis in enumerate(use.axes):
+            for dim in self._undecided(axis) - summed.get(position, set()):
+                values, miss, labels = self._folded(use)
+                rows = _rows(values, position, axis, dim, labels[position])
+                blur = None if miss is None else _rows(miss, position, axis, dim, labels[position])
+                told |= self._tell_apart(dim, rows, blur)
+        return told
+
+    def _refine_norm(self, number: int) -> bool:
+        """Tell apart units to which a BatchNormalization does different things, whatever mean it subtracts."""
+        uses = [self._analysis.uses[number, index] for index in range(1, 5)]
+        axis = uses[0].axes[0]
+        undecided = self._undecided(axis)
+        if not undecided:
+            return False
+        epsilon = float(self._analysis.nodes[number].attrs.get("epsilon", 1e-5))
+        gamma, beta, mean, variance = (self._values(use).astype(np.float64) for use in uses)
+        scale = gamma / np.sqrt(variance + epsilon)
+        values = np.stack([scale, beta - mean * scale], axis=1)
+        rounding = _ROUNDINGS * max(EPSILON[self._values(use).dtype.name] for use in uses)
+        miss = rounding * np.stack([np.abs(scale), np.abs(beta) + np.abs(mean * scale)], axis=1)
+        everyone = np.arange(axis.size)
+        return any(
+            self._tell_apart(dim, *(_rows(array, 0, axis, dim, everyone) for array in (values, miss)))
+            for dim in undecided
+        )
+
+    def _undecided(self, axis: Axis) -> set[Dim]:
+        """Return the dims of an axis with units that are still taken for duplicates."""
+        dims = leaf_set(axis) & self._classes.keys()
+        return {dim for dim in dims if int(self._classes[dim].max()) + 1 < dim.size}
+
+    def _tell_apart(self, dim: Dim, rows: Array, miss: Array | None) -> bool:
+        """Tell apart units whose rows differ by more than they may miss; return whether there were any."""
+        old = self._classes[dim]
+        new = _split(old, rows) if miss is None else _split_closely(old, rows, miss)
+        self._classes[dim] = new
+        return int(new.max()) > int(old.max())
+
+    def _uneven(self) -> set[Dim]:
+        """Return the dims of means and statistics whose classes have not equally many units, and their like."""
+        uneven: set[Dim] = set()
+        ratios: dict[Ratio, list[Dim]] = {}
+        for dim, own in self._classes.items():
+            counts = np.bincount(own)
+            ratio = dim.ratio if dim not in self._filled else None
+            if (dim in self._even or ratio is not None) and counts.min() != counts.max():
+                uneven.add(dim)
+            if ratio is not None:
+                ratios.setdefault(ratio.root(), []).append(dim)
+        for ratio, members in ratios.items():
+            factors = {dim.size // (int(self._classes[dim].max()) + 1) for dim in members}
+            if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < ratio.members:
+                uneven.update(members)
+        return {dim for dim in uneven if int(self._classes[dim].max()) + 1 < dim.size}
+
+    def _is_even(self, axis: Axis, places: np.ndarray) -> bool:
+        """Tell whether a normaliser that reads these places of an axis reads each class equally often."""
+        counts = np.bincount(axis_labels(axis, self._classes, leaf_set(axis))[places])
+        return bool(counts.min() == counts.max())
+
+    def _dead(self, dim: Dim, folded: dict[int, Folded]) -> np.ndarray:
+        """Tell which classes of a dim all weights that read them weigh by 0; `folded` are those that were looked at."""
+        count = int(self._classes[dim].max()) + 1
+        dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
+        for use, position in self._places[dim]:
+            if not dead.any():
+                break
+            if id(use) not in folded:
+                folded[id(use)] = self._folded(use)
+            values, _, labels = folded[id(use)]
+            rows = _rows(values, position, use.axes[position], dim, labels[position], self._classes[dim])
+            dead &= ~np.any(rows != 0, axis=1)
+        if dead.all() and not dim.origin:
+            dead[0] = False
+        return dead
+
+    @cached_property
+    def _places(self) -> dict[Dim, list[tuple[Use, int]]]:
+        """Where weights sum over each dim."""
+        found: dict[Dim, list[tuple[Use, int]]] = defaultdict(list)
+        for key, axes in self._summed.items():
+            for position, dims in axes.items():
+                for dim in dims:
+                    found[dim].append((self._analysis.uses[key], position))
+        return found
+
+
+def _rows(
+    values: Array, position: int, axis: Axis, dim: Dim, labels: np.ndarray, classes: np.ndarray | None = None
+) -> Array:
+    """Return what a folded constant has for each unit of a dim (or each class, where it is folded)."""
+    units = _units(axis, dim)
+    assert units is not None
+    units = units if classes is None else np.where(units < 0, -1, classes[units])
+    folded = np.empty(int(labels.max()) + 1, np.intp)
+    folded[labels[labels >= 0]] = units[labels >= 0]
+    order = np.argsort(folded, kind="stable")
+    order = order[folded[order] >= 0]
+    rows = np.moveaxis(np.take(values, order, axis=position), position, 0)
+    return np.ascontiguousarray(rows).reshape(int(folded.max()) + 1, -1)
+
+
+def _units(axis: Axis, dim: Dim) -> np.ndarray | None:
+    """Return which unit of a dim each unit of an axis belongs to, -1 for none; None where the axis has it nowhere."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return np.arange(dim.size) if axis is dim else None
+    parts = [_units(part, dim) for part in axis.parts]
+    if all(part is None for part in parts):
+        return None
+    if isinstance(axis, Concat):
+        pairs = zip(axis.parts, parts, strict=True)
+        return np.concatenate([np.full(own.size, -1) if part is None else part for own, part in pairs])
+    place = next(number for number, part in enumerate(parts) if part is not None)
+    outer = int(np.prod([part.size for part in axis.parts[:place]], initial=1))
+    inner = int(np.prod([part.size for part in axis.parts[place + 1 :]], initial=1))
+    units = parts[place]
+    assert units is not None
+    return np.tile(np.repeat(units, inner), outer)
+
+
+def _split(labels: np.ndarray, rows: Array) -> np.ndarray:
+    """Split classes by rows that are not equal."""
+    numbers: dict[tuple[int, bytes], int] = {}
+    pairs = ((int(label), row.tobytes()) for label, row in zip(labels, rows, strict=True))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in pairs])
+
+
+def _split_closely(labels: np.ndarray, rows: Array, miss: Array) -> np.ndarray:
+    """Split classes by rows that are further apart than both may miss; projections tell most apart at once."""
+    away = np.random.default_rng(0).uniform(0.5, 1.0, rows.shape[1]) * np.resize([1.0, -1.0], rows.shape[1])
+    wide = rows.astype(np.float64)
+    shadow, blur = wide @ away, miss @ np.abs(away) + 1e-12 * (np.abs(wide) @ np.abs(away))
+    result = np.full(len(labels), -1)
+    count = 0
+    for unit in range(len(labels)):
+        if result[unit] >= 0:
+            continue
+        near = (labels == labels[unit]) & (result < 0) & (np.abs(shadow - shadow[unit]) <= blur + blur[unit])
+        others = np.flatnonzero(near)
+        equal = (np.abs(wide[others] - wide[unit]) <= miss[others] + miss[unit]).all(axis=1)
+        result[others[equal]] = count
+        count += 1
+    return result

@@ -1,0 +1,1 @@
+"""A target of the user's, filled from a teacher."""

@@ -1,0 +1,347 @@
+"""Which layers of one network correspond to which of another: an order-preserving alignment of two graphs.
+
+Items, and then the units inside of matched blocks, are aligned by dynamic programming, as in DPIAT (Czyzewski, Nowak,
+Piechowiak 2022), with what shapes alone cannot tell: operator, kernel, stride, groups, resolution, and which items of
+the target can be left out because they can compute the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.blocks import Block
+from onnx_net2net.operations.transfer.modules import Item, Unit
+
+_LOST = 1.0
+"""What it costs to leave out a unit of the teacher, as a part of what a perfect match of a unit gains."""
+
+_KEPT = 0.5
+"""What it costs to leave out a unit of the target that cannot be the identity."""
+
+_FREE = 0.001
+"""What it costs to leave out a unit of the target that can be the identity."""
+
+_TORN = 0.05
+"""The same where it is in a block, of which others are not left out."""
+
+_KNOWN = 0.01
+"""What it gains that a unit is called the same on both sides: names break ties, and no more."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which units of a teacher correspond to which of a target.
+
+    Attributes:
+        pairs: The matched units, teacher first, in order.
+        added: Items of the target that nothing corresponds to.
+        lost: Units of the teacher that nothing corresponds to.
+    """
+
+    pairs: tuple[tuple[Unit, Unit], ...]
+    added: tuple[Item, ...]
+    lost: tuple[Unit, ...]
+
+
+# --- Similarity ----------------------------------------------------------------------------------------------
+
+
+def similarity(teacher: Unit, target: Unit) -> float:
+    """Return how alike two units are, from 0 (another operator) to 1.
+
+    The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
+    """
+    shape = teacher.shape
+    if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
+        shape = (*shape, *(1 for _ in target.shape[2:]))
+    elif teacher.kind == "Conv" and target.kind == "linear" and math.prod(shape[2:]) == 1:  # the same in groups
+        shape = shape[:2]
+    elif teacher.kind != target.kind:
+        return 0.0
+    elif _longer(teacher, target) is not None:
+        shape = min(shape, target.shape, key=len)
+        return 0.9 * math.sqrt(_ratio(shape, max(teacher.shape, target.shape, key=len)[1:]))
+    if len(shape) != len(target.shape):
+        return 0.0
+    alike: float = math.sqrt(_ratio(shape, target.shape))
+    if len(teacher.places) == len(target.places):
+        alike *= _ratio(teacher.places, target.places)
+    alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
+    missing = len(set(teacher.slots) - set(target.slots))
+    if any(old > new for old, new in zip(shape, target.shape, strict=True)):
+        alike *= 0.7  # the target does not contain the teacher
+    return alike * 0.9**missing * 0.97 ** abs(teacher.depth - target.depth)
+
+
+def _longer(one: Unit, other: Unit) -> Unit | None:
+    """Return that of two constants which only repeats what the other has, if one does."""
+    longer = one if len(one.shape) > len(other.shape) else other
+    return longer if longer.repeats and abs(len(one.shape) - len(other.shape)) == 1 else None
+
+
+def _unrepeated(unit: Unit, other: Unit) -> Unit:
+    """Return a unit without the axis by which it repeats what another one has."""
+    if _longer(unit, other) is not unit:
+        return unit
+    return replace(unit, shape=unit.shape[1:], slots={k: replace(slot, repeats=True) for k, slot in unit.slots.items()})
+
+
+def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
+    """Return the product of the smaller size over the larger one; both may be 0, as those of empty tensors are."""
+    return math.prod(1.0 if a == b else min(a, b) / max(a, b) for a, b in zip(one, other, strict=True))
+
+
+# --- The alignment -------------------------------------------------------------------------------------------
+
+LIMIT = 1 << 22
+"""Pairs that are looked at, twice that at most: all in networks of 2,000 units, those of like place in larger ones."""
+
+T = TypeVar("T", Item, Unit)
+
+
+@dataclass(frozen=True)
+class _Path(Generic[T]):
+    """The best alignment of two sequences: its value, the matched pairs, and what is left on each side."""
+
+    value: float
+    pairs: tuple[tuple[T, T], ...]
+    lost: tuple[T, ...]
+    added: tuple[T, ...]
+
+
+def _best(
+    old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], loss: Callable[[T], float],
+    excess: Callable[[T], float], leaps: Mapping[int, int] | None = None, known: float = 0.0,
+) -> _Path[T]:  # fmt: skip
+    """Align two sequences in order; of equally good alignments take the one that matches earliest.
+
+    Args:
+        old: What should all be matched.
+        new: What it is matched with.
+        gain: What a match brings, which follows from the signatures; minus infinity where there can be none.
+        loss: What it costs to leave out one of `old`.
+        excess: What it costs to leave out one of `new`.
+        leaps: Where runs of `new` begin that can be left out together for little, and where they end.
+        known: What it brings more that both are called the same.
+    """
+    m, n = len(old), len(new)
+    table = _Gains(old, new, gain, known)
+    losses, costs = [loss(a) for a in old], np.array([excess(b) for b in new])
+    ends = leaps or {}
+    spent, cheap = (np.concatenate([[0.0], np.cumsum(own)]) for own in (costs, _in_leaps(costs, ends)))
+    whole = np.ones(n + 1, bool)  # the places that are not inside of a run
+    for start, end in ends.items():
+        whole[start + 1 : end] = False
+    half = max(LIMIT // (m + 1), n // (m + 1) + 1)  # far from the diagonal nothing is looked at
+    lows = [max(0, i * n // max(m, 1) - half) for i in range(m + 1)]
+    highs = [min(n, i * n // max(m, 1) + half) + 1 if i < m else n + 1 for i in range(m + 1)]
+    rows = [np.zeros(0)] * (m + 1)
+    for i in range(m, -1, -1):
+        low, high = lows[i], highs[i]
+        row = np.full(high - low, -math.inf)
+        if i == m:
+            row[-1] = 0.0
+        else:
+            below = np.full(high - low + 1, -math.inf)
+            first, last = max(low, lows[i + 1]), min(high + 1, highs[i + 1])
+            below[first - low : last - low] = rows[i + 1][first - lows[i + 1] : last - lows[i + 1]]
+            row = below[:-1] - losses[i]
+            made = table.row(i, low, min(high, n))
+            row[: len(made)] = np.maximum(row[: len(made)], below[1 : len(made) + 1] + made)
+        row = _running(row, spent[low:high])
+        if ends:  # to the end of a run step by step, from run to run, and into the last one step by step
+            inside = whole[low:high]
+            row[inside] = _running(row[inside], cheap[low:high][inside])
+            row = _running(row, spent[low:high])
+        rows[i] = row
+
+    def value(i: int, j: int) -> float:
+        return float(rows[i][j - lows[i]]) if lows[i] <= j < highs[i] else -math.inf
+
+    pairs: list[tuple[T, T]] = []
+    lost: list[T] = []
+    added: list[T] = []
+    i = j = 0
+    while i < m or j < n:
+        here = value(i, j) - 1e-9
+        if i < m and j < n and here <= value(i + 1, j + 1) + table.of(i, j):
+            pairs.append((old[i], new[j]))
+            i, j = i + 1, j + 1
+        elif j in ends and here <= value(i, ends[j]) - _FREE * (ends[j] - j):
+            added += new[j : ends[j]]
+            j = ends[j]
+        elif j < n and (i == m or here <= value(i, j + 1) - costs[j]):
+            added.append(new[j])
+            j += 1
+        else:
+            lost.append(old[i])
+            i += 1
+    return _Path(value(0, 0), tuple(pairs), tuple(lost), tuple(added))
+
+
+def _running(row: Array, spent: Array) -> Array:
+    """Return what is best of each place and all behind it, less what it costs to go there."""
+    return np.asarray(np.maximum.accumulate((row - spent)[::-1])[::-1] + spent)
+
+
+def _in_leaps(costs: Array, leaps: Mapping[int, int]) -> Array:
+    """Return what it costs to leave out each, where runs are left out as a whole."""
+    cheap: Array = costs.copy()
+    for start, end in leaps.items():
+        cheap[start:end] = _FREE
+    return cheap
+
+
+class _Gains(Generic[T]):
+    """What matches bring, computed once for all that have the same signatures."""
+
+    def __init__(self, old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], known: float) -> None:
+        self._old: Sequence[T] = old
+        self._new: Sequence[T] = new
+        self._gain: Callable[[T, T], float] = gain
+        self._known = known
+        self._kinds = [_numbered([one.signature for one in side]) for side in (old, new)]
+        names = _numbered([one.name for one in (*old, *new)])
+        self._names = names[: len(old)], names[len(old) :]
+        self._found: dict[tuple[int, int], float] = {}
+
+    def of(self, i: int, j: int) -> float:
+        """Return what it brings to match two."""
+        key = int(self._kinds[0][i]), int(self._kinds[1][j])
+        if key not in self._found:
+            self._found[key] = self._gain(self._old[i], self._new[j])
+        return self._found[key] + (self._known if self._names[0][i] == self._names[1][j] else 0.0)
+
+    def row(self, i: int, low: int, high: int) -> Array:
+        """Return what it brings to match one with each of a range."""
+        kinds, first, where = np.unique(self._kinds[1][low:high], return_index=True, return_inverse=True)
+        mine = int(self._kinds[0][i])
+        for kind, place in zip(kinds.tolist(), first.tolist(), strict=True):
+            if (mine, kind) not in self._found:
+                self._found[mine, kind] = self._gain(self._old[i], self._new[low + place])
+        gains = np.array([self._found[mine, kind] for kind in kinds.tolist()])[where]
+        gains[self._names[1][low:high] == self._names[0][i]] += self._known
+        return gains
+
+
+def _numbered(keys: Sequence[object]) -> Array:
+    """Return a number for each key, the same for equal ones."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
+
+
+def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    """Align the items of two networks, and the units of matched blocks.
+
+    Where something is left over, as exporters write the same blocks differently and blocks lie in blocks, the units
+    alone are aligned too, and the alignment that leaves out less is returned.
+    """
+    found = _align(teacher, target)
+    if _left_out(found):
+        found = min(found, _align_units(teacher, target), key=_left_out)
+    pairs = tuple((_unrepeated(old, new), _unrepeated(new, old)) for old, new in found.pairs)
+    return _postponed(replace(found, pairs=pairs), target)
+
+
+def _left_out(found: Alignment) -> float:
+    """Return what it costs that units have no counterpart, and cannot do without."""
+    return _LOST * len(found.lost) + _KEPT * sum(len(item.units) for item in found.added if not item.neutral)
+
+
+def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
+    old, new = (sorted((u for item in side for u in item.units), key=lambda u: u.place) for side in (teacher, target))
+    places = {id(unit): place for place, unit in enumerate(new)}
+    leaps: dict[int, int] = {}
+    whole: set[int] = set()
+    for item in target:
+        if item.block is not None and item.neutral:
+            whole.update(map(id, item.units))
+            start, end = places[id(item.units[0])], places[id(item.units[-1])] + 1
+            if end - start == len(item.units):  # nothing else lies between them
+                leaps[start] = end
+
+    def excess(unit: Unit) -> float:
+        if not unit.neutral:
+            return _KEPT
+        return _TORN if id(unit) in whole else _FREE
+
+    path = _best(old, new, _gain, lambda _: _LOST, excess, leaps, known=_KNOWN)
+    added = tuple(Item((unit,)) for unit in path.added)
+    return _regrouped(Alignment(path.pairs, added, path.lost), target)
+
+
+def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
+    """Put added units together again where they are all that a block has."""
+    added = {id(unit) for item in found.added for unit in item.units}
+    items = []
+    for item in target:
+        left = [unit for unit in item.units if id(unit) in added]
+        items += [item] if len(left) == len(item.units) else [Item((unit,)) for unit in left]
+    return Alignment(found.pairs, tuple(items), found.lost)
+
+
+def _postponed(found: Alignment, target: Sequence[Item]) -> Alignment:
+    """Match a normalisation with the last one of the target, where only post-norm blocks in excess lie between.
+
+    With branches of zero these normalise one after another what has been normalised, which changes nothing as long as
+    no scale or shift comes before the last of them.
+    """
+    added = {id(item): item for item in found.added}
+    place = {id(item.units[0]): number for number, item in enumerate(target) if item.block is None}
+    pairs = []
+    for old, new in found.pairs:
+        first = last = place.get(id(new), len(target))
+        while _goes_on(target[last + 1 : last + 3]) and all(id(item) in added for item in target[last + 1 : last + 3]):
+            last += 2
+        if last > first and new.normalises:
+            run = target[first:last]
+            added |= {id(item): replace(item, repeats=True) for item in run}
+            added.pop(id(target[last]))
+            new = target[last].units[0]
+        pairs.append((old, new))
+    return replace(found, pairs=tuple(pairs), added=tuple(added.values()))
+
+
+def _goes_on(items: Sequence[Item]) -> bool:
+    """Tell whether a post-norm block and its normalisation follow."""
+    match items:
+        case [Item(block=Block(normalised=True)), Item(units=(unit,), block=None)]:
+            return unit.normalises
+    return False
+
+
+def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
+    def gain(old: Item, new: Item) -> float:
+        found = _inside(old.units, new.units)
+        return found.value if found.pairs else -math.inf
+
+    def excess(item: Item) -> float:
+        return (_FREE if item.neutral else _KEPT) * len(item.units)
+
+    path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess, known=_KNOWN)
+    pairs: list[tuple[Unit, Unit]] = []
+    lost = [unit for item in path.lost for unit in item.units]
+    added = list(path.added)
+    for old, new in path.pairs:
+        found = _inside(old.units, new.units)
+        pairs += found.pairs
+        lost += found.lost
+        added += [Item((unit,)) for unit in found.added]
+    return Alignment(tuple(pairs), tuple(added), tuple(lost))
+
+
+def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
+    """Align units that are matched one by one."""
+    return _best(old, new, _gain, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else _KEPT)
+
+
+def _gain(teacher: Unit, target: Unit) -> float:
+    """Return what it brings to match two units."""
+    return similarity(teacher, target) or -math.inf

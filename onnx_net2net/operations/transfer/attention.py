@@ -1,0 +1,255 @@
+"""Products of activations, as in attention, that sum over more units in a target: its layers weigh the copies.
+
+`widen` puts a node in front of such a product, which a target has not, and it keeps the teacher's scale of attention,
+where a target has one that follows the width of a head. Both is made up for in the layer that makes an operand. What
+lies between (heads that are cut out of a joint projection and turned around, scales) is not looked into but tried out:
+numbers are put in place of the layer's result, and what arrives at the product says which unit is where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from onnx_net2net.algebra.dims import leaves
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import Growth, compose
+from onnx_net2net.analysis.inference import constant_of
+from onnx_net2net.analysis.layers import Network
+from onnx_net2net.graph.graph import Tensor
+from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.operations.transfer.align import Alignment
+from onnx_net2net.operations.transfer.modules import Unit, Use
+from onnx_net2net.operations.transfer.networks import Side, Sides
+from onnx_net2net.run.session import LEVELS, Runner, provider_name
+
+_FAR = 8
+"""A product is scaled and masked by no more nodes in front of its Softmax."""
+
+_MASKED = 1e3
+"""A mask adds numbers beyond this to scores that do not count."""
+
+
+@dataclass
+class Weighing:
+    """What is made up for in the layers in front of products.
+
+    Attributes:
+        factors: By what the units of the target's parameters are multiplied.
+        products: The teacher's products that need nothing else.
+        scaled: The numbers of the teacher's nodes around them, which make no difference any more.
+    """
+
+    factors: dict[Use, Array] = field(default_factory=dict)
+    products: set[int] = field(default_factory=set)
+    scaled: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """One of the two tensors that are multiplied.
+
+    Attributes:
+        unit: The layer that it comes from.
+        places: Which unit of the layer is at each of its places; the axis that is summed over is the last.
+        scale: By what the layer's results have been multiplied.
+        nodes: The nodes between.
+    """
+
+    unit: Unit
+    places: np.ndarray
+    scale: float
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of two layers' results with a Softmax behind.
+
+    Attributes:
+        number: Its node.
+        operands: Both operands.
+        scale: By what the product of the layers' results is multiplied all in all.
+        nodes: The nodes between layers and Softmax.
+    """
+
+    number: int
+    operands: tuple[_Operand, _Operand]
+    scale: float
+    nodes: frozenset[int]
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """The nodes of the two layers."""
+        return self.operands[0].unit.node, self.operands[1].unit.node
+
+
+def weigh_products(sides: Sides, found: Alignment, growth: Growth) -> Weighing:
+    """Let layers of the target weigh what its products of activations sum over.
+
+    Args:
+        sides: The two networks; the teacher has not been grown yet.
+        found: Which of their units correspond.
+        growth: Map of each dim of the teacher that grows.
+
+    Returns:
+        What has been made up for; products that are none of attention, or cannot be tried out, are not in it.
+    """
+    weighing = Weighing()
+    partner = {old.node: new.node for old, new in found.pairs}
+    target = {product.layers: product for product in _Products(sides.target).find()} if growth else {}
+    for product in _Products(sides.teacher).find() if target else ():
+        other = target.get((partner.get(product.layers[0], -1), partner.get(product.layers[1], -1)))
+        if other is not None and _weigh(sides.teacher, product, other, growth, weighing.factors):
+            weighing.products.add(product.number)
+            weighing.scaled |= product.nodes
+    return weighing
+
+
+def _weigh(teacher: Side, old: _Product, new: _Product, growth: Growth, factors: dict[Use, Array]) -> bool:
+    """Find the factors of one of the layers in front of a product; tell whether there are any."""
+    (contraction,) = teacher.analysis.said[old.number].contractions
+    index, position = contraction.sides[0]
+    axes = teacher.analysis.input_axes(old.number, index) or ()
+    weighed = {dim for dim in leaves(contraction.axis) if dim in growth}
+    weights = compose(axes[position], growth, weighed).weight * old.scale / new.scale
+    for operand in new.operands:
+        if operand.places.shape[-1] != len(weights):
+            continue
+        wanted = np.broadcast_to(weights, operand.places.shape)
+        made = np.ones(operand.unit.shape[0])
+        made[operand.places] = wanted
+        if np.array_equal(made[operand.places], wanted):  # no unit is needed in two places with different weights
+            whats = ("scale", "shift") if operand.unit.norm is not None else ("weight", "bias")
+            for what in whats if not np.allclose(made, 1, rtol=1e-9) else ():
+                if what in operand.unit.slots:
+                    factors[operand.unit.slots[what].use] = made
+            return True
+    return False
+
+
+class _Products:
+    """What is needed to find the products of one network."""
+
+    def __init__(self, side: Side) -> None:
+        self._side, self._analysis = side, side.analysis
+        self._network = Network(side.analysis)
+        self._units = {_end(unit): unit for item in side.items for unit in item.units if "weight" in unit.slots}
+
+    def find(self) -> Iterator[_Product]:
+        """Yield the products of two layers' results that a Softmax reads."""
+        for number in self._network.products:
+            node, contractions = self._analysis.nodes[number], self._analysis.said[number].contractions
+            behind = self._softmax(node.outputs[0])
+            if len(contractions) != 1 or len(contractions[0].sides) != 2 or behind is None:
+                continue
+            operands = [self._operand(node.inputs[index], position) for index, position in contractions[0].sides]
+            scale = self._scale(node.outputs[0], behind)
+            if operands[0] is not None and operands[1] is not None and scale:
+                first, second = operands[0], operands[1]
+                nodes = {*first.nodes, *second.nodes, *self._between(node.outputs[0], behind)}
+                yield _Product(number, (first, second), first.scale * second.scale * scale, frozenset(nodes))
+
+    def _softmax(self, tensor: Tensor) -> Tensor | None:
+        """Return what a Softmax not far behind a tensor reads."""
+        for _ in range(_FAR):
+            if len(tensor.outputs) != 1 or not tensor.outputs[0].outputs:
+                return None
+            if tensor.outputs[0].op == "Softmax":
+                return tensor
+            tensor = tensor.outputs[0].outputs[0]
+        return None
+
+    def _operand(self, tensor: Tensor, position: int) -> _Operand | None:
+        """Return where an operand comes from, if that is one layer, and nothing but moved and scaled."""
+        stop = {*self._units, *self._network.products, *self._network.layers}
+        ends = self._network.sources(tensor, stop) & self._units.keys()
+        if len(ends) != 1:
+            return None
+        (end,) = ends
+        unit, start = self._units[end], self._analysis.nodes[end].outputs[0]
+        shape, size = self._network.shape(start), unit.shape[0]
+        axis = 1 if self._network.layers[unit.node].convolves else len(shape) - 1
+        if not shape or shape[axis] != size:
+            return None
+        numbers = np.arange(1, size + 1).reshape([-1 if place == axis else 1 for place in range(len(shape))])
+        tried = self._try(start, tensor, [np.zeros(()), np.ones(()), numbers])
+        if tried is None or tried[0].any() or not tried[1].any() or not _is_one_number(tried[1]):
+            return None
+        scale = float(tried[1].reshape(-1)[0])
+        units = tried[2] / scale - 1
+        places = np.rint(units).astype(np.int64)
+        if np.abs(units - places).max() > 0.1 or places.min() < 0 or places.max() >= size:
+            return None
+        return _Operand(unit, np.moveaxis(places, position, -1), scale, tuple(self._between(start, tensor)))
+
+    def _between(self, start: Tensor, end: Tensor) -> list[int]:
+        """Return the nodes on the ways from one tensor to another, in order."""
+        return self._network.region(start, [end], self._units)
+
+    def _scale(self, start: Tensor, end: Tensor) -> float:
+        """Return by what a tensor is multiplied on the way to another one, 0.0 if something else is done to it."""
+        tried = self._try(start, end, [np.zeros(()), np.ones(()), np.full((), 2.0)])
+        if tried is None:
+            return 0.0
+        seen = np.abs(tried[0]) < _MASKED
+        once, twice = (values[seen] - tried[0][seen] for values in tried[1:])
+        once, twice = once[once != 0], twice[once != 0]  # of what a mask puts in place of a score nothing is seen
+        is_linear = once.size > 0 and _is_one_number(once) and np.allclose(twice, 2 * once, rtol=1e-5)
+        return float(once[0]) if is_linear else 0.0
+
+    def _try(self, start: Tensor, end: Tensor, values: Sequence[Array]) -> list[Array] | None:
+        """Return what arrives at a tensor for each of some values of another one; other activations are zero."""
+        dtype = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(start.name))
+        feeds = [np.broadcast_to(array, self._network.shape(start)).astype(dtype) for array in values]
+        numbers = self._between(start, end)
+        if not numbers:
+            return feeds
+        try:
+            run = self._runner(numbers, start, end)
+            return [np.asarray(run({start.name: array})[end.name], np.float64) for array in feeds]
+        except Exception:  # onnxruntime's errors have no base of their own: what it does not run alone is not known
+            return None
+
+    def _runner(self, numbers: Sequence[int], start: Tensor, end: Tensor) -> Runner:
+        proto, kind = self._side.opened.model.proto, self._analysis.sizes.dtype
+        nodes = [proto.graph.node[number] for number in numbers]
+        made = {name for node in nodes for name in node.output}
+        constants = {}
+        for tensor in (t for number in numbers for t in self._analysis.nodes[number].inputs if t.name):
+            if tensor.name not in made and tensor.name != start.name:
+                constants[tensor.name] = self._value(tensor)
+        graph = helper.make_graph(
+            nodes, "between",
+            [helper.make_tensor_value_info(start.name, kind(start.name), self._network.shape(start))],
+            [helper.make_tensor_value_info(end.name, kind(end.name), self._network.shape(end))],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )  # fmt: skip
+        model = helper.make_model(
+            graph, ir_version=proto.ir_version,
+            opset_imports=[helper.make_opsetid(*one) for one in versions_of(proto).items()],
+        )  # fmt: skip
+        return Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+
+    def _value(self, tensor: Tensor) -> Array:
+        """Return a constant, a size, or zeros for an activation."""
+        constant = constant_of(tensor)
+        if constant is not None:
+            return np.asarray(self._analysis.draft.read(constant))
+        known = self._analysis.sizes.values.get(tensor.name)
+        if known is not None:
+            return known
+        dtype = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(tensor.name))
+        return np.zeros(self._network.shape(tensor), dtype)
+
+
+def _is_one_number(values: Array) -> bool:
+    return bool(np.ptp(values) <= 1e-5 * np.abs(values).max(initial=0))
+
+
+def _end(unit: Unit) -> int:
+    """Return the last node of a layer with its bias and normalisation."""
+    return max(unit.node, *(slot.use[0] for slot in unit.slots.values()))

@@ -1,0 +1,278 @@
+"""A teacher brought to the sizes of a target: the sizes that axes ask for, and a map for each dim."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_net2net.algebra.clipping import window
+from onnx_net2net.algebra.dims import Dim, keep_uniform, leaves
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import ORIGINS, Growth, Map, Style, compose, in_turn, new_size, pad
+from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
+from onnx_net2net.analysis.loadable import frozen_constants, scalable, scalings, weighed_axes
+from onnx_net2net.analysis.padding import State
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.operations.transfer.align import Alignment
+from onnx_net2net.operations.transfer.attention import weigh_products
+from onnx_net2net.operations.transfer.binding import TargetSizes
+from onnx_net2net.operations.transfer.modules import Slot, Use
+from onnx_net2net.operations.transfer.networks import Sides
+from onnx_net2net.operations.transfer.numbers import are_sizes, corresponding_nodes, number_of
+from onnx_net2net.operations.transfer.ties import tie
+from onnx_net2net.operations.widen.plan import Plan, interface_axes
+from onnx_net2net.rewrite.rewrite import KEPT, rewrite
+from onnx_net2net.rewrite.scaling import Scaling, rescale
+
+_HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
+"""What the units hold that a map pads with."""
+
+
+Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, Array]]
+"""Chooses which units dims keep that become smaller: int64 [k] for each, from the numbers k; what it leaves out keeps
+the middle."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a teacher was brought to the sizes of a target.
+
+    Attributes:
+        sizes: The sizes that were asked for.
+        growth: The map of each dim of the teacher that has another size now.
+        scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
+        factors: By what the units of some of the target's parameters have to be multiplied besides.
+        weighed: The teacher's nodes whose numbers are in these factors.
+        tied: For uses of tied constants of the target, whose values in the teacher they get.
+        interface: What the record of the operation says of grown inputs and outputs.
+    """
+
+    sizes: TargetSizes
+    growth: Growth
+    scaled: frozenset[Use]
+    factors: dict[Use, Array]
+    weighed: set[int]
+    tied: dict[Use, Slot]
+    interface: dict[str, Any]
+
+
+def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
+    """Grow the teacher in place to the sizes of the target, as far as it can.
+
+    Args:
+        sides: The two networks; obstacles are noted.
+        found: Which of their units correspond.
+        style: How copies share their outgoing weights, and the seed.
+        choose: What chooses the units that narrower dims keep; the middle if None.
+    """
+    return _Fitting(sides, found, style).fit(choose)
+
+
+def bind(sides: Sides, found: Alignment) -> TargetSizes:
+    """Return what sizes the matched parameters of the target ask for; kernels are no dims."""
+    asked = TargetSizes()
+    for old, new in found.pairs:
+        for what, slot in old.slots.items():
+            if what not in new.slots:
+                continue
+            slots = (slot, sides.teacher), (new.slots[what], sides.target)
+            axes = [slot.axes(side.analysis)[: slot.channels] for slot, side in slots]
+            if len(axes[0]) != len(axes[1]):
+                axes = [[axis for axis in own if axis.size > 1] for own in axes]
+            if len(axes[0]) == len(axes[1]):
+                weight = math.prod(axis.size for axis in axes[1])
+                for one, other in zip(*axes, strict=True):
+                    asked.bind(one, other, weight)
+    return asked
+
+
+class _Fitting:
+    """One teacher that is brought to the target's sizes."""
+
+    def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
+        self._sides, self._found, self._style = sides, found, style
+        self._analysis = sides.teacher.analysis
+        self._tied = tie(sides, found)
+        self._asked = bind(sides, found)
+        self._averaged = self._keep_means()
+        self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
+        rng = np.random.default_rng(style.seed)
+        self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
+
+    def fit(self, choose: Choose | None) -> Fit:
+        """Do it."""
+        wanted = self._asked.solve()
+        for group in self._inspection.groups:
+            self._note_conflicts(group)
+        for group in self._inspection.groups:
+            self._fit(group, wanted)
+        growth = self._plan.growth
+        narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
+        for dim, units in (choose(narrower) if choose else {}).items():
+            growth[dim] = _kept(dim.size, units)
+        interface = self._interface()
+        model = self._sides.teacher.opened.model
+        weighing = weigh_products(self._sides, self._found, growth)
+        scaling = self._scaling()
+        scaling.unweighed |= weighing.products
+        for use, factor in self._numbers(weighing.scaled):
+            scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
+        rewrite(model, self._analysis, growth, self._style, {}, scaling)
+        nodes = [self._sides.teacher.nodes[number] for number in weighing.scaled]
+        scaled = {node.name or node.outputs[0].name for node in nodes}
+        for inserted in self._analysis.inserted:
+            if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
+                reason = f"growing it needs {inserted}, which the target does not have"
+                self._sides.hinder(inserted.place, reason)
+        return Fit(
+            self._asked, growth, frozenset(scaling.factors), weighing.factors, weighing.scaled, self._tied, interface
+        )
+
+    def _interface(self) -> dict[str, Any]:
+        """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
+        found, growth = [], self._plan.growth
+        for name, position, axis in interface_axes(self._analysis, set(growth)):
+            map = compose(axis, growth)
+            if (map.first == (np.arange(map.new) < map.old)).all():
+                found.append((name, position, map.old, map.new))
+            else:
+                self._sides.hinder(name, "the teacher's units are not the first ones in it")
+        return {"interface": found} if found else {}
+
+    def _keep_means(self) -> set[Dim]:
+        """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
+        found: set[Dim] = set()
+        for number, said in self._analysis.said.items():
+            for contraction in said.contractions:
+                is_mean = contraction.law == "mean" and len(contraction.sides) == 1
+                if is_mean and not self._analysis.is_derived(number, 0):
+                    node = self._analysis.nodes[number]
+                    keep_uniform(contraction.axis, f"{node.op} {node.name!r} takes a mean over it")
+                    found.update(leaves(contraction.axis))
+        return found
+
+    def _note_conflicts(self, group: Group) -> None:
+        for dim in group.dims:
+            asked = sorted(self._asked.wanted.get(dim, ()))
+            if len(asked) > 1:
+                texts = " and ".join(map(str, asked))
+                self._sides.hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
+
+    def _fit(self, group: Group, wanted: dict[Dim, int]) -> None:
+        """Give a group the target's size, by an exact map if there is one."""
+        asked = {dim: wanted.get(dim, dim.size) for dim in group.dims}
+        size = sum(asked.values())
+        if size == group.size or any(dim in self._plan.growth for dim in group.dims):
+            return
+        if size < group.size:
+            self._crop(group, asked)
+        elif not self._pad(group, size):
+            self._grow(group, size, asked)
+
+    def _crop(self, group: Group, asked: dict[Dim, int]) -> None:
+        self._sides.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
+        for dim, new in asked.items():
+            if new < dim.size and not dim.fixed:
+                self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
+
+    def _pad(self, group: Group, size: int) -> bool:
+        """Pad a dim over which a mean runs, to a size that is no multiple, if the rest can be scaled for that."""
+        (dim, *rest) = group.dims
+        if dim not in self._averaged or rest or group.reason is not None or not size % dim.size or group.padding:
+            return False
+        for held in ("zero", "mean"):
+            with contextlib.suppress(RefusedError):
+                rescale(self._analysis, {dim: (map := pad(dim.size, size, held))}, {dim: held})
+                self._plan.growth[dim] = map
+                return True
+        return False
+
+    def _grow(self, group: Group, size: int, asked: dict[Dim, int]) -> None:
+        try:
+            if group.reason is None:
+                self._plan.grow_exactly(group, size)
+            elif group.on_request:
+                self._plan.append(group, size)
+            else:
+                self._sides.hinder(group.name, f"it cannot have {size} units: {group.reason}")
+        except RefusedError as error:
+            why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
+            near = size // group.size * group.size
+            text = f"{group.size} units cannot grow to {size}, which is no multiple: {why}"
+            text += f" (multiples near it are {near} and {near + group.size})" if group.is_whole else ""
+            self._sides.hinder(group.name, text)
+            for dim, new in asked.items():
+                if new > dim.size and not dim.frozen:
+                    self._plan.growth[dim] = in_turn(dim.size, new)
+
+    def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
+        """Yield by what weights are multiplied in front of numbers that the target computes from other sizes."""
+        made_up = set(weighed)
+        anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._sides.target.analysis)}
+        for constant in frozen_constants(self._analysis):
+            number, operand = constant.operand
+            size = new_size(constant.axis, self._plan.growth)
+            if number in weighed or size == constant.axis.size or (constant.power, size) not in anew:
+                continue
+            made_up.add(number)
+            factor = (constant.axis.size / size) ** constant.power
+            places = scalable(self._analysis, number, operand, constant.axis) if operand >= 0 else None
+            if not places:
+                reason = f"{constant.node} has {constant.value:.6g} = {constant.text}, which the target computes anew"
+                self._sides.hinder(constant.node, reason)
+            for use in places or ():
+                yield use, factor
+                yield from self._tied_to(use, factor)
+        partner = corresponding_nodes(self._sides, self._found)
+        for scaling in scalings(
+            self._analysis
+        ):  # other functions of a size, like sqrt(2 / n), are known by their values
+            number, operand = scaling.operand
+            if operand < 0 or number not in partner or number in made_up:
+                continue
+            own, other = (number_of(side, (node, 1 - operand)) for side, node in
+                          ((self._sides.teacher, number), (self._sides.target, partner[number])))  # fmt: skip
+            if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
+                continue
+            found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)
+            factor = other / own if self._analysis.nodes[number].op == "Div" else own / other
+            for use in next((places for places in found if places), ()):
+                yield use, factor
+                yield from self._tied_to(use, factor)
+
+    def _tied_to(self, use: Use, factor: float) -> Iterator[tuple[Use, float]]:
+        """Yield what has to be scaled, too, with a weight that is tied to others."""
+        tied = self._analysis.tied
+        sums = weighed_axes(self._analysis)
+        for other in [other for other, first in tied.items() if first == tied.get(use) and other != use]:
+            yield other, factor
+            for number in sums.get(other, {}).values():
+                for place in self._analysis.rescaled.get(number, ()):
+                    yield place, 1 / factor
+
+    def _scaling(self) -> Scaling:
+        """Return by what the weights around padded dims are multiplied, as the target keeps its epsilons."""
+        scaling, growth = Scaling(), self._plan.growth
+        for group in self._inspection.groups:
+            pads = {dim: _HELD[kind] for dim in group.dims
+                    if dim in growth and (kind := int(growth[dim].kind.max())) in _HELD}  # fmt: skip
+            try:
+                found = rescale(self._analysis, growth, pads)
+            except RefusedError as error:
+                self._sides.hinder(group.name, str(error))
+                continue
+            scaling.unweighed |= found.unweighed
+            for use, factor in found.factors.items():
+                scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
+        return scaling
+
+
+def _kept(old: int, units: np.ndarray) -> Map:
+    """Return the map that keeps some units of a dim and drops the others."""
+    size = len(units)
+    return Map(old, units, np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))

@@ -1,0 +1,465 @@
+"""Networks in a common form, whatever operators their exporters wrote: units in the order of the graph.
+
+A unit is a layer of weights with its bias and its normalisation, or a scale, a shift or a table that stands alone.
+Units inside of a residual block are one item.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from onnx_net2net.algebra.dims import Axis
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.activations import Finder
+from onnx_net2net.analysis.blocks import Block, find_blocks, residual_depths
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.names import module_of
+from onnx_net2net.graph.graph import Node, Tensor
+
+Use = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
+_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+          "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
+_TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+_LEARNT = (*_NORMS, "Conv", "ConvTranspose", "Gemm", "PRelu")
+"""Operators of which each input but the first is learnt, be it a single number."""
+
+_QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
+"""Operators of which each constant is a parameter: integers, scales and zero points."""
+
+_PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
+_COMMUTATIVE = ("Add", "Mul", "Sum", "Max", "Min", "Mean")
+_VECTORS = ("scale", "shift", "mean", "variance")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A constant in the place of a parameter.
+
+    Attributes:
+        use: Which input of which node reads it.
+        order: How its axes are permuted to be (out, in, *kernel), or as they are everywhere else.
+        flat: How many of the axes are left when those of a kernel of one place are dropped.
+        channels: How many of the axes are no kernel.
+        repeats: Whether the first axis only repeats the rest, as it does in a token that was expanded to the batch.
+    """
+
+    use: Use
+    order: tuple[int, ...]
+    flat: int
+    channels: int = 9
+    repeats: bool = False
+
+    def axes(self, analysis: Analysis) -> list[Axis]:
+        """Return the axes of the constant in the common order."""
+        axes = analysis.uses[self.use].axes
+        return [axes[position] for position in self.order][self.repeats : self.flat]
+
+    def shape(self, own: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the constant in the common order."""
+        return tuple(own[position] for position in self.order)[self.repeats : self.flat]
+
+    def common(self, values: Array) -> Array:
+        """Return values in the common order."""
+        turned: Array = values.transpose(self.order)
+        return np.reshape(turned[0] if self.repeats else turned, self.shape(values.shape))
+
+    def own(self, values: Array, shape: Sequence[int]) -> Array:
+        """Return values in the order of the constant, whose shape is given, from those in the common order."""
+        turned_shape = [shape[position] for position in self.order]
+        if self.repeats:
+            values = np.broadcast_to(values[None], (turned_shape[0], *values.shape))
+        own: Array = values.reshape(turned_shape).transpose(np.argsort(self.order))
+        return own
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer, or a parameter that stands alone.
+
+    Attributes:
+        node: The number of its first node.
+        name: The module that it belongs to.
+        kind: What can be matched with what: the operator in the common form.
+        shape: The shape of its weight in the common order.
+        settings: What has to be the same for the same function: strides, dilations, and whether its results are
+            multiplied by other activations, as in attention, or come from such a product.
+        places: The sizes of the result along which a convolution works.
+        slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
+        norm: The BatchNormalization behind a layer, or None.
+        neutral: Whether it can compute the identity, so that the target may have it in excess.
+        normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
+        repeats: Whether the first axis of a constant may only repeat the rest.
+        depth: In how many residual blocks it is, nested ones counted.
+        place: Its place among all units of the network.
+    """
+
+    node: int
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    settings: tuple[object, ...]
+    places: tuple[int, ...]
+    slots: Mapping[str, Slot] = field(compare=False)
+    norm: int | None = None
+    neutral: bool = False
+    normalises: bool = False
+    repeats: bool = False
+    depth: int = 0
+    place: int = 0
+
+    @property
+    def text(self) -> str:
+        """What it is, for messages."""
+        return f"{self.kind} of {' x '.join(map(str, self.shape))}"
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The sizes of a convolution's kernel, () where all are 1 or it is none."""
+        return self.shape[self.slots["weight"].channels :] if "weight" in self.slots else ()
+
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """What an alignment depends on, but for the name."""
+        marks = self.neutral, self.repeats, self.depth
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), marks
+
+
+@dataclass(frozen=True)
+class Item:
+    """Units in a row that are matched together: those of a residual block, or a single one.
+
+    Attributes:
+        units: Its units.
+        block: The block.
+        repeats: Whether it only has to pass on, or normalise again, what has been normalised.
+    """
+
+    units: tuple[Unit, ...]
+    block: Block | None = None
+    repeats: bool = False
+
+    @property
+    def name(self) -> str:
+        """The block's name, or the unit's."""
+        return self.block.name if self.block is not None else self.units[0].name
+
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """What similarity depends on, but for the names."""
+        return self.block is not None, *(unit.signature for unit in self.units)
+
+    @property
+    def neutral(self) -> bool:
+        """Whether it can compute the identity; that a sum is normalised is for what normalises it."""
+        if self.block is None:
+            return self.repeats or self.units[0].neutral
+        return self.block.normalised or not self.block.reason
+
+
+def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
+    """Return the units of a network in order, those of a residual block as one item.
+
+    Args:
+        analysis: The dims of the flat model.
+        proto: That model.
+    """
+    units = _Units(analysis, proto).find()
+    block_of: dict[int, Block] = {}
+    for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
+        block_of = dict.fromkeys(block.nodes, block) | block_of
+    for block in _features(analysis):
+        if block_of.keys().isdisjoint(block.nodes):
+            block_of.update(dict.fromkeys(block.nodes, block))
+    blocks: dict[str, list[Unit]] = {}
+    order: list[Unit | Block] = []
+    for unit in units:
+        found = block_of.get(unit.node)
+        if found is None:
+            order.append(unit)
+            continue
+        if found.name not in blocks:
+            order.append(found)
+        blocks.setdefault(found.name, []).append(unit)
+    return [Item((x,)) if isinstance(x, Unit) else Item(tuple(blocks[x.name]), x) for x in order]
+
+
+def _features(analysis: Analysis) -> Iterator[Block]:
+    """Yield what makes features that are laid beside others, as in a DenseNet: readers can leave them out."""
+    network = Network(analysis)
+    for number in network.layers:
+        made = analysis.nodes[number].outputs[0]
+        while len(made.outputs) == 1 and made.outputs[0].op not in ("Concat", *_NORMS[1:]) and (
+            (said := analysis.said.get(network.number(made.outputs[0]))) is not None and said.pointwise
+        ):  # fmt: skip
+            made = made.outputs[0].outputs[0]
+        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != {"Concat"}:
+            continue
+        region: set[int] = set()
+        pending = [-network.age(made)]
+        while pending:  # the newest first, so that all readers of a node have been seen
+            number = -heapq.heappop(pending)
+            node = analysis.nodes[number]
+            alone = all(network.number(reader) in region for tensor in node.outputs for reader in tensor.outputs)
+            kept = any(tensor.name in analysis.kept for tensor in node.outputs)
+            if number not in region and not kept and (alone or node.outputs[0] is made):
+                region.add(number)
+                for tensor in node.inputs:
+                    if (age := network.age(tensor)) >= 0:
+                        heapq.heappush(pending, -age)
+        yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
+
+
+class _Units:
+    """What is needed to bring a graph into the common form."""
+
+    def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
+        self._analysis, self._proto = analysis, proto
+        self._network = Network(analysis)
+        self._finder = Finder(self._network, proto)
+        self._taken: set[Use] = set()
+
+    def find(self) -> list[Unit]:
+        """Return the units, in an order that follows from the graph alone."""
+        found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
+        units = [unit for unit in found if unit is not None]
+        for number, node in enumerate(self._analysis.nodes):
+            for index in range(len(node.inputs)):
+                units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
+        depths = residual_depths(self._network, self._proto)
+        order = self._order({unit.node for unit in units})
+        joins = {unit.node: self._join(unit.node) for unit in units}
+        units.sort(key=lambda unit: (order[joins[unit.node]], order[unit.node]))
+        return [replace(unit, depth=depths[joins[unit.node]], place=place) for place, unit in enumerate(units)]
+
+    def _join(self, number: int) -> int:
+        """Return the node at which a constant, which may be moved and expanded first, meets what the model is given."""
+        node = self._analysis.nodes[number]
+        while node.outputs[0].name not in self._network.told and node.outputs[0].outputs:
+            node = node.outputs[0].outputs[0]
+        return self._network.number(node)
+
+    def _order(self, units: Collection[int]) -> dict[int, int]:
+        """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
+
+        That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
+        in any order, are visited by the number of units on the way to them, most first.
+        """
+        nodes, age = self._analysis.nodes, self._network.age
+        lengths: list[int] = []
+        for number, node in enumerate(nodes):
+            before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
+            lengths.append(max(before, default=0) + (number in units))
+        places: dict[int, int] = {}
+        left = [age(tensor) for tensor in self._analysis.draft.graph.outputs]
+        pending = [(number, False) for number in (*range(len(nodes))[::-1], *left[::-1]) if number >= 0]
+        while pending:
+            number, is_done = pending.pop()
+            if is_done:
+                places.setdefault(number, len(places))
+            elif number not in places:
+                makers = [maker for tensor in nodes[number].inputs if (maker := age(tensor)) >= 0]
+                if nodes[number].op in _COMMUTATIVE:
+                    makers.sort(key=lambda maker: -lengths[maker])
+                pending += [(number, True), *((maker, False) for maker in makers[::-1] if maker not in places)]
+        return places
+
+    def _is_parameter(self, use: Use, least: int = 2) -> bool:
+        """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
+        found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
+        if found is None or use in self._taken or op in ("Shape", "Size"):
+            return False
+        if _QUANTIZED.search(op):
+            return True
+        if math.prod(found.constant.shape) < (1 if op in _LEARNT and use[1] else least):
+            return False
+        return self._analysis.draft.type_of(found.constant) in DIVISIBLE
+
+    def _layer(self, layer: Layer) -> Unit | None:
+        """Return a layer with its bias and normalisation."""
+        node = self._analysis.nodes[layer.number]
+        slot = self._weight(layer)
+        if slot is None:
+            return None
+        self._taken.add(slot.use)
+        slots = {"weight": slot}
+        if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
+            slots["bias"] = self._take((layer.number, 2))
+        if _QUANTIZED.search(node.op):
+            uses = [(layer.number, index) for index in range(len(node.inputs))]
+            slots |= {f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))}
+        tensor, norm = node.outputs[0], None
+        axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
+        while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
+            number = self._analysis.numbers[id(reader)]
+            if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
+                slots |= self._vectors(number)
+                norm = number
+            elif "bias" in slots or (bias := self._bias(number, tensor, axis)) is None:
+                break
+            else:
+                slots["bias"] = self._take(bias)
+            tensor = reader.outputs[0]
+        shape = tuple(axis.size for axis in slot.axes(self._analysis))
+        pointwise = layer.convolves and slot.flat == 2
+        kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
+        steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
+        settings = (*(values if any(n != 1 for n in values) else () for values in steps),
+                    layer.number in self._factors, self._is_product(node.inputs[1 - layer.weights]))  # fmt: skip
+        places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
+        return Unit(layer.number, self._name(layer.number, slot), kind, shape, settings, tuple(places), slots, norm,
+                    self._is_neutral(layer, node, slot))  # fmt: skip
+
+    @cached_property
+    def _factors(self) -> set[int]:
+        """The layers whose results are multiplied by one another, with nothing but moves and scales between."""
+        found: set[int] = set()
+        for product in self._network.products:
+            for tensor in self._analysis.nodes[product].inputs:
+                found.update(self._makers(tensor))
+        return found & self._network.layers.keys()
+
+    def _is_product(self, tensor: Tensor) -> bool:
+        return any(number in self._network.products for number in self._makers(tensor))
+
+    def _makers(self, tensor: Tensor) -> set[int]:
+        """Return the layers and products that a tensor comes from, by way of no other one and of no sum."""
+        return self._network.sources(tensor, {*self._network.layers, *self._network.products}, sums=False)
+
+    def _weight(self, layer: Layer) -> Slot | None:
+        """Return the constant that a layer's weights are, or are a transposed version of."""
+        number, index = layer.number, layer.weights
+        swapped = False
+        while (number, index) not in self._analysis.uses:
+            tensor = self._analysis.nodes[number].inputs[index]
+            producer = tensor.inputs[0] if tensor.inputs else None
+            if producer is None or producer.op not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
+                return None
+            if producer.op == "Transpose":
+                perm = list(producer.attrs.get("perm") or range(len(self._network.shape(tensor)))[::-1])
+                if perm not in ([1, 0], [0, 1]):
+                    return None
+                swapped ^= perm == [1, 0]
+            number, index = self._analysis.numbers[id(producer)], 0
+        rank = len(self._analysis.uses[number, index].axes)
+        node = self._analysis.nodes[layer.number]
+        if rank == 2 and not layer.convolves:
+            sides = {side for c in self._analysis.said[layer.number].contractions for side in c.sides}
+            reads = next((position for side, position in sides if side == layer.weights), 1) ^ swapped
+            return Slot((number, index), (1 - reads, reads), 2)
+        group = int(node.attrs.get("group", 1))
+        shape = self._analysis.uses[number, index].constant.shape
+        plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
+        return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
+
+    def _bias(self, number: int, tensor: Tensor, axis: int) -> Use | None:
+        """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
+        node = self._analysis.nodes[number]
+        use = number, 1 if node.inputs[0] is tensor else 0
+        if node.op != "Add" or use not in self._analysis.uses or not self._is_parameter(use, least=1):
+            return None
+        result = self._network.shape(tensor)
+        shape = self._analysis.uses[use].constant.shape
+        shape = [*(1 for _ in range(len(result) - len(shape))), *shape]
+        is_along = 0 < len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
+                                                     enumerate(zip(shape, result, strict=True)))  # fmt: skip
+        return use if is_along else None
+
+    def _take(self, use: Use) -> Slot:
+        """Return the slot of a parameter; axes of one unit are left out of vectors."""
+        self._taken.add(use)
+        axes = self._analysis.uses[use].axes
+        real = [position for position, axis in enumerate(axes) if axis.size > 1]
+        if len(real) > 1:
+            return Slot(use, tuple(range(len(axes))), len(axes))
+        rest = [position for position in range(len(axes)) if position not in real]
+        return Slot(use, (*real, *rest), min(len(axes), 1))
+
+    def _vectors(self, number: int) -> dict[str, Slot]:
+        """Return the parameters of a normalisation."""
+        inputs = range(1, len(self._analysis.nodes[number].inputs))
+        return {what: self._take((number, index)) for what, index in zip(_VECTORS, inputs, strict=False)
+                if (number, index) in self._analysis.uses and (number, index) not in self._taken}  # fmt: skip
+
+    def _alone(self, number: int, node: Node) -> Unit:
+        """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
+        norm = number if node.op == "BatchNormalization" else None
+        if node.op in _NORMS:
+            slots, kind = self._vectors(number), "affine"
+            if self._is_parameter((number, 0)):  # weights that are standardised
+                slots["normalised"] = self._take((number, 0))
+        elif node.op == "Mul":
+            slots, kind = {"scale": self._first(number)}, "affine"
+            if (shift := self._shift(slots["scale"].use)) is not None:
+                slots["shift"] = self._take(shift)
+        else:
+            uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
+            kind = "constant" if node.op in _PLACES else node.op
+            slots = {f"{kind} {place}": self._take(use) for place, use in enumerate(uses)}
+        if not slots:
+            slots = {node.op: self._first(number)}
+        main = next(iter(slots.values()))
+        shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
+        again = node.op in _TWICE
+        repeats = kind == "constant" and self._repeats(main)
+        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again,
+                    repeats=repeats)  # fmt: skip
+
+    def _repeats(self, slot: Slot) -> bool:
+        """Tell whether the first axis of a constant only repeats the rest."""
+        constant = self._analysis.uses[slot.use].constant
+        if len(constant.shape) < 2 or constant.shape[0] < 2:
+            return False
+        values = self._analysis.draft.read(constant)
+        return bool((values == values[:1]).all())
+
+    def _shift(self, scale: Use) -> Use | None:
+        """Return what alone is added to a product along the axis of its scale."""
+        result = self._analysis.nodes[scale[0]].outputs[0]
+        while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):
+            result = reader.outputs[0]
+        if reader is None:
+            return None
+        constant = self._analysis.uses[scale].constant
+        rank = len(self._network.shape(result))
+        real = [rank - len(constant.shape) + position for position, size in enumerate(constant.shape) if size > 1]
+        return self._bias(self._analysis.numbers[id(reader)], result, real[0]) if len(real) == 1 else None
+
+    def _does_nothing(self, node: Node, tensor: Tensor) -> bool:
+        """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
+        if node.op != "Mul":
+            return bool(node.op == "Identity")
+        constant = constant_of(node.inputs[1 if node.inputs[0] is tensor else 0])
+        if constant is None or math.prod(constant.shape) != 1:
+            return False
+        return bool(self._analysis.draft.read(constant).reshape(-1)[0] == 1)
+
+    def _first(self, number: int) -> Slot:
+        """Return the first parameter of a node."""
+        indices = range(len(self._analysis.nodes[number].inputs))
+        return self._take(next((number, i) for i in indices if self._is_parameter((number, i))))
+
+    def _name(self, number: int, slot: Slot) -> str:
+        node = self._analysis.nodes[slot.use[0]]
+        return module_of(self._analysis.nodes[number], self._proto.graph.node[number], node.inputs[slot.use[1]].name)
+
+    def _is_neutral(self, layer: Layer, node: Node, slot: Slot) -> bool:
+        """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
+        source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
+        is_float = self._analysis.draft.type_of(self._analysis.uses[slot.use].constant) in DIVISIBLE
+        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
+            return False
+        kernel = slot.axes(self._analysis)[2:]
+        if any(axis.size % 2 == 0 for axis in kernel):
+            return False
+        return "identity" in self._finder.place(layer).ways

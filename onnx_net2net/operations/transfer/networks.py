@@ -1,0 +1,143 @@
+"""The two networks of a transfer, and what stands in the way of an exact one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of, infer
+from onnx_net2net.graph import sizes
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.graph import Constant
+from onnx_net2net.model.model import Model
+from onnx_net2net.operations.transfer.modules import Item, Slot, items_of
+
+Compute = Callable[[], Array]
+"""What computes the values of a tensor when they are needed."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why the student does not compute the teacher's function.
+
+    Attributes:
+        place: The layer or dim, as the target or the teacher calls it.
+        reason: What is in the way there.
+    """
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+class Side:
+    """One of the two networks."""
+
+    def __init__(self, model: Model) -> None:
+        self.opened = open_bodies(model)
+        self.analysis: Analysis = infer(self.opened.model, by_units=False)
+        self.nodes = list(self.analysis.nodes)  # growing inserts others between them
+        self.numbers = self.analysis.numbers
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Its layers and blocks in the common form."""
+        return items_of(self.analysis, self.opened.model.proto)
+
+    def runnable(self, *, filled: bool = False) -> Model:
+        """Return the network as it was given, with its bodies, or with what its draft holds by now."""
+        return self.opened.close(self.analysis.draft.finish() if filled else self.opened.model)
+
+    @cached_property
+    def visible(self) -> frozenset[str]:
+        """The tensors that can be looked at when it runs: those inside of bodies cannot."""
+        graph = self.runnable().proto.graph
+        return frozenset(name for node in graph.node for name in node.output).union(v.name for v in graph.input)
+
+    def constant(self, slot: Slot) -> Constant | None:
+        """Return what stands in the place of a parameter now: None if growing put nodes there."""
+        return constant_of(self.nodes[slot.use[0]].inputs[slot.use[1]])
+
+    def shape(self, slot: Slot) -> tuple[int, ...]:
+        """Return the shape that a parameter has now, in the common order."""
+        constant = self.constant(slot)
+        shape = tuple(constant.shape) if constant is not None else ()
+        return slot.shape(shape) if shape else ()
+
+    def dtype(self, constant: Constant) -> np.dtype[Any]:
+        """Return the type of a constant's elements."""
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.analysis.draft.type_of(constant)))
+        return dtype
+
+    def is_float(self, constant: Constant) -> bool:
+        """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
+        return self.analysis.draft.type_of(constant) in DIVISIBLE
+
+    def reader(self, slot: Slot) -> Compute | None:
+        """Return what reads a parameter as it is now, in the common order; None if growing put nodes there."""
+        constant = self.constant(slot)
+        if constant is None:
+            return None
+        read = self.analysis.draft.reader(constant)
+        return lambda: slot.common(read())
+
+    def epsilon(self, norm: int) -> float:
+        """Return the epsilon of a normalisation."""
+        return float(self.nodes[norm].attrs.get("epsilon", 1e-5))
+
+
+@dataclass
+class Sides:
+    """Teacher and target.
+
+    Attributes:
+        teacher: The trained network; it is grown in place.
+        target: The network to be filled.
+        obstacles: What has been found to be in the way.
+    """
+
+    teacher: Side
+    target: Side
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def hinder(self, place: str, reason: str) -> None:
+        """Note an obstacle once."""
+        obstacle = Obstacle(place, reason)
+        if obstacle not in self.obstacles:
+            self.obstacles.append(obstacle)
+
+
+def reshaped(model: Model) -> Model:
+    """Return a model in which a Gather that only gives a tensor another shape is a Reshape, which lets dims grow.
+
+    PyTorch's exporter writes `as_strided` so: it looks up 0, 1, 2, ... in a flat tensor.
+    """
+    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    constants = (node for node in model.proto.graph.node if node.op_type == "Constant" and not node.domain)
+    tensors |= {node.output[0]: a.t for node in constants for a in node.attribute if a.name == "value"}
+    found = {}
+    for number, node in enumerate(model.proto.graph.node):
+        if node.op_type == "Gather" and not node.domain and node.input[1] in tensors and node.input[0] not in tensors:
+            places = np.asarray(model.tensor(tensors[node.input[1]]).numpy())
+            if places.size > 1 and np.array_equal(places.reshape(-1), np.arange(places.size)):
+                found[number] = places
+    if not found:
+        return model
+    shapes = sizes.infer(model.proto).shape
+    proto = copy.deepcopy(model.proto)
+    for number, places in found.items():
+        node = proto.graph.node[number]
+        if shapes(node.input[0]) == (places.size,):
+            name = f"{node.output[0]}_shape"
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(places.shape, np.int64), name))
+            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name))
+    return replace(model, proto=proto, path=None)

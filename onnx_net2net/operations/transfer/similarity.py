@@ -1,0 +1,178 @@
+"""How much a trained network has to give to another one: which of several to transfer from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import onnx
+
+from onnx_net2net.algebra.dims import Axis
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.groups import paused_gc
+from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.transfer.align import Alignment, align
+from onnx_net2net.operations.transfer.dpiat import dpiat
+from onnx_net2net.operations.transfer.dpiat.elements import Scored
+from onnx_net2net.operations.transfer.modules import items_of
+from onnx_net2net.operations.transfer.transfer import transfer
+from onnx_net2net.run.inputs import accepted, draw, input_specs
+from onnx_net2net.run.session import LEVELS, Runner, provider_name
+
+Measure: TypeAlias = Literal["kept", "filled", "dpiat", "agreement"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+SAMPLES = 8
+"""Generated inputs on which answers are compared."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How a source compares with the target.
+
+    Attributes:
+        name: The source: its file's name, or its graph's.
+        kept: The share of the source's parameters that the target has a place for; 1 where it may contain the source.
+        filled: The share of the target's parameters that these fill.
+        dpiat: DPIAT's similarity, which is symmetric; see `dpiat.dpiat.similarity`. None where there are too
+            many layers for it.
+        agreement: How the target, once filled, answers like the source, from 0 to 1; None where that was not asked for
+            or the two have different inputs or outputs. See `agreement`.
+    """
+
+    name: str
+    kept: float
+    filled: float
+    dpiat: float | None
+    agreement: float | None = None
+
+
+def similarities(
+    target: str | os.PathLike[str] | onnx.ModelProto | Model,
+    sources: Iterable[str | os.PathLike[str] | onnx.ModelProto | Model],
+    *,
+    measure: Measure = "agreement",
+) -> list[Similarity]:
+    """Rank networks by how much of them a target can have.
+
+    Args:
+        target: What is to be filled: a path, a model in memory or a loaded model; its weights do not matter.
+        sources: What it could be filled from, likewise.
+        measure: What to rank by, and by the share that is filled where that is equal. For "agreement", which tells
+            best what a target gains by the transfer (tools/experiments/transfer.py), the transfers are done and run;
+            the others, of which "dpiat" tells most, only look at the graphs.
+
+    Returns:
+        The sources, the most similar first.
+
+    Raises:
+        BadInputError: If a model cannot be used, or there is no such measure.
+        RefusedError: If there are too many layers for "dpiat".
+    """
+    if measure not in MEASURES:
+        raise BadInputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
+    sink = load(target)
+    found = []
+    with paused_gc():
+        wanted = _Network(sink)
+        for source in map(load, sources):
+            given = _Network(source)
+            alike = None
+            common = overlap(given.analysis, wanted.analysis, align(given.items, wanted.items))
+            kept, filled = (min(1.0, common / max(network.elements, 1)) for network in (given, wanted))
+            with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
+                alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
+            measured = agreement(source, sink) if measure == "agreement" else None
+            found.append(Similarity(_name(source), kept, filled, alike, measured))
+    return sorted(found, key=lambda one: (getattr(one, measure) or 0.0, one.filled), reverse=True)
+
+
+class _Network:
+    """What is read of each network."""
+
+    def __init__(self, model: Model) -> None:
+        flat = open_bodies(model).model
+        self.scored = Scored(flat)
+        self.analysis = infer(flat)
+        self.items = items_of(self.analysis, flat.proto)
+        self.elements = sum(math.prod(constant.shape) for constant, _ in self.scored.constants)
+
+
+def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:
+    """Return how many elements of the source have a place in the target.
+
+    Of two tensors that correspond these are as many as the smaller size along each axis makes.
+
+    Args:
+        source: The dims of the source.
+        target: The dims of the target.
+        alignment: What corresponds to what.
+    """
+    common: dict[int, int] = {}
+    for old, new in alignment.pairs:
+        for what in old.slots.keys() & new.slots.keys():
+            constant = id(target.uses[new.slots[what].use].constant)  # those that are tied count once
+            shapes = _shape(old.slots[what].axes(source)), _shape(new.slots[what].axes(target))
+            common[constant] = max(common.get(constant, 0), _common(*shapes))
+    return sum(common.values())
+
+
+def _shape(axes: Sequence[Axis]) -> tuple[int, ...]:
+    return tuple(axis.size for axis in axes)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many elements two shapes have in common."""
+    if len(one) != len(other):
+        one, other = ([size for size in shape if size > 1] for shape in (one, other))
+    return math.prod(map(min, one, other)) if len(one) == len(other) else 0
+
+
+def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int = 0) -> float | None:
+    """Return how a target that is filled from a source answers like it, from 0 to 1.
+
+    Both answer the same generated inputs. What counts is how their answers change from one input to the next: the
+    cosine of the two changes around their means, 0 where it is negative, averaged over the outputs.
+
+    Returns:
+        The agreement, or None where the target cannot be filled, or takes or returns other shapes.
+    """
+    try:
+        student = transfer(source, target, prove=False).comparable
+    except Net2NetError:
+        return None
+    specs, rng = input_specs(source.proto), np.random.default_rng(seed)
+    with source.on_disk() as one, student.on_disk() as other:
+        try:
+            runners = [Runner(path, LEVELS[-1], provider=provider_name(provider)) for path in (one, other)]
+            binding = accepted(specs, runners[0], rng, wanted=1)[0]
+            inputs = [draw(specs, binding, rng) for _ in range(SAMPLES)]
+            old, new = ([runner(feeds) for feeds in inputs] for runner in runners)
+        except Exception:  # onnxruntime's errors have no base of their own; sizes that only one of the two takes
+            return None
+    cosines = []
+    for name in old[0]:
+        answers = [np.stack([answer[name] for answer in side]).astype(np.float64) for side in (old, new)]
+        if answers[0].shape != answers[1].shape:
+            return None
+        cosines.append(_cosine(*answers))
+    return max(0.0, float(np.mean(cosines)))
+
+
+def _cosine(one: Array, other: Array) -> float:
+    """Return the cosine of two arrays of (inputs, ...) around their means over the inputs."""
+    one, other = one - one.mean(0), other - other.mean(0)
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float((one * other).sum() / length) if length > 0 and math.isfinite(length) else 0.0
+
+
+def _name(model: Model) -> str:
+    return model.path.name if model.path is not None else model.proto.graph.name

@@ -1,0 +1,299 @@
+"""Fill a network that the user defined and exported, with random weights, from a trained one.
+
+Transfer is growth whose sizes a target dictates: the two graphs are aligned, the sizes of the target's matched layers
+say how far each dim of the teacher grows, the teacher's weights are grown by the maps of `widen`, and are written into
+the target's constants in the target's layout. What the target has in excess is made to do nothing. No node is added to
+the target and none is changed, so that its class can load the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import onnx
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import Style
+from onnx_net2net.analysis.groups import paused_gc
+from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
+from onnx_net2net.graph.graph import Graph
+from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.model import Model, Progress, load
+from onnx_net2net.operations.transfer.align import Alignment, align
+from onnx_net2net.operations.transfer.differences import differences, different_tables
+from onnx_net2net.operations.transfer.examples.refit import Reconstruction
+from onnx_net2net.operations.transfer.examples.select import choose
+from onnx_net2net.operations.transfer.fill import Changes, Filling, Source
+from onnx_net2net.operations.transfer.fit import fit
+from onnx_net2net.operations.transfer.grouping import regrouped
+from onnx_net2net.operations.transfer.modules import Unit
+from onnx_net2net.operations.transfer.networks import Obstacle, Side, Sides, reshaped
+from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers
+from onnx_net2net.proof.verify import Verification, compare_models
+from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
+from onnx_net2net.run.watch import in_batches
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A filled model.
+
+    Attributes:
+        teacher: The model that the values came from.
+        target: The model that was filled.
+        student: The target with its new values, which are computed when it is saved or run.
+        sources: Where the values of each of the target's float tensors came from.
+        obstacles: What is in the way of an exact transfer; none where the student computes what the teacher does,
+            which has been measured unless `prove` was False.
+        seed: Seed of every random choice.
+        doubts: What corresponding nodes do differently besides, which often makes no difference: the reasons to be
+            named where the student turns out to compute something else.
+    """
+
+    teacher: Model
+    target: Model
+    student: Model
+    sources: tuple[Source, ...]
+    obstacles: tuple[Obstacle, ...]
+    seed: int
+    doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
+
+    @property
+    def filled(self) -> float:
+        """Share of the target's float elements that did not keep their initial values."""
+        sizes = [(math.prod(source.shape), source.origin != "kept") for source in self.sources]
+        return sum(n for n, is_filled in sizes if is_filled) / max(sum(n for n, _ in sizes), 1)
+
+    @property
+    def comparable(self) -> Model:
+        """The student with the names of the teacher's inputs and outputs, so that `verify` can compare the two."""
+        graphs = self.teacher.proto.graph, self.student.proto.graph
+        if _names(graphs[0]) == _names(graphs[1]):
+            return self.student
+        numbers = [" and ".join(str(len(names)) for names in _names(graph)) for graph in graphs]
+        if numbers[0] != numbers[1]:
+            raise NotEquivalentError(
+                f"the teacher has {numbers[0]} inputs and outputs, the student has {numbers[1]}: they are not compared"
+            )
+        draft = Graph(self.student)
+        tensors = [*draft.graph.inputs, *draft.graph.outputs]
+        names = [name for side in _names(graphs[0]) for name in side]
+        for name, tensor in draft.graph.tensors().items():
+            if name in names and not any(tensor is other for other in tensors):
+                tensor.name = draft.unique_name(f"{name}_inside")
+        for tensor, name in zip(tensors, names, strict=True):
+            tensor.name = name
+        return draft.finish(stale="all")
+
+
+def transfer(
+    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    target: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    spread: float = 0.3,
+    seed: int = 0,
+    data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    prove: bool = True,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Fill a target from a teacher.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model: trained.
+        target: Likewise: of any weights. Neither is changed.
+        spread: How unevenly copies share their outgoing weights, as in `widen`.
+        seed: Seed of every random choice.
+        data: Examples (an npz file, or arrays under the names of the teacher's inputs) to do better by where the
+            transfer is not exact: they say which units a narrower target keeps (`examples.select`), and its
+            layers are fitted to what the teacher's make of them (`examples.refit`). An exact transfer
+            is the same without them.
+        prove: Whether the two are run and compared where nothing is known to be in the way, so that no obstacles means
+            an exact transfer; leave it out where `proof` is called anyway.
+        progress: Told how many steps of the latter are done, and of how many.
+
+    Returns:
+        The student. It computes what the teacher does if there are no obstacles; see `proof`.
+
+    Raises:
+        BadInputError: If a model cannot be used, or an option makes no sense.
+        RefusedError: If the two have different interfaces, or nothing in common.
+    """
+    if seed < 0:
+        raise BadInputError(f"the seed must be at least 0, not {seed}")
+    if not (math.isfinite(spread) and spread >= 0):
+        raise BadInputError(f"spread must be a number of at least 0, not {spread}")
+    old, new = load(teacher), load(target)
+    check_interfaces(old.proto.graph, new.proto.graph)
+    arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
+    with paused_gc():
+        result = _transfer(old, new, Style(seed, spread), arrays, progress)
+    if not prove or result.obstacles:
+        return result
+    try:
+        return replace(result, obstacles=proof(result)[1])
+    except BadInputError as error:  # the teacher does not run here
+        return replace(result, obstacles=(Obstacle("proof", f"the two could not be compared: {error}"),))
+
+
+def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
+    """Refuse models that take or return other kinds of things.
+
+    Raises:
+        RefusedError: If there are other numbers of inputs or outputs, or other types or ranks of one.
+    """
+    constants = {tensor.name for graph in (teacher, target) for tensor in graph.initializer}
+    for what in ("input", "output"):
+        sides = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
+        if len(sides[0]) != len(sides[1]):
+            raise RefusedError(f"the teacher has {len(sides[0])} {what}s, the target {len(sides[1])}")
+        for one, other in zip(*sides, strict=True):
+            kinds = [value.type.tensor_type.elem_type for value in (one, other)]
+            ranks = [len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None
+                     for v in (one, other)]  # fmt: skip
+            if kinds[0] != kinds[1]:
+                names = [onnx.TensorProto.DataType.Name(kind).lower() for kind in kinds]
+                raise RefusedError(f"{what} {one.name!r} is {names[0]} in the teacher, {other.name!r} {names[1]}")
+            if None in ranks and what == "input":
+                name = (one, other)[ranks.index(None)].name
+                raise RefusedError(f"{what} {name!r} has no fixed rank; export it with its shape")
+            if None not in ranks and ranks[0] != ranks[1]:
+                raise RefusedError(f"{what} {one.name!r} has {ranks[0]} axes in the teacher, {ranks[1]} in the target")
+
+
+def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple[Obstacle, ...]]:
+    """Compare a student with its teacher.
+
+    Args:
+        result: The transfer.
+        checking: Options of `verify`.
+
+    Returns:
+        The comparison, None where the two cannot be compared, and what is in the way of an exact transfer: none if
+        the student computes what the teacher computes, also where something was thought to be.
+    """
+    try:
+        student = result.comparable
+        verification = compare_models(_at_sizes_of(result.teacher, student), student, **checking)
+    except NotEquivalentError as error:
+        return None, (*result.obstacles, Obstacle("interface", str(error)))
+    if verification.equivalent:
+        return verification, ()
+    if result.obstacles:
+        return verification, result.obstacles
+    where = verification.diverges_at or "the outputs"
+    here = [doubt for doubt in result.doubts if doubt.place == where]
+    rest = [doubt for doubt in result.doubts if doubt.place != where]
+    why = "for a reason that is not known" if not result.doubts else "and some nodes are not the same"
+    return verification, (*here, Obstacle(where, f"the student differs from here on, {why}"), *rest)
+
+
+def _at_sizes_of(teacher: Model, student: Model) -> Model:
+    """Return the teacher for inputs of the sizes that the student takes, where the student takes no others."""
+    proto = copy.deepcopy(teacher.proto)
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in student.proto.graph.input}
+    is_bound = False
+    for value in proto.graph.input:
+        for own, other in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
+            if not own.HasField("dim_value") and other.HasField("dim_value"):
+                own.dim_value, is_bound = other.dim_value, True
+    return replace(teacher, proto=proto, path=None) if is_bound else teacher
+
+
+def _transfer(
+    teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
+) -> Transfer:
+    sides = Sides(Side(reshaped(teacher)), Side(target))
+    found = _aligned(sides)
+    if (grouped := regrouped(sides, found)) is not None:
+        sides = Sides(Side(grouped), sides.target)
+        found = _aligned(sides)
+    examples = [] if data is None else _examples(teacher, target, data)
+    changes: Changes | None = {} if examples else None
+    choice = partial(choose, sides.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
+    reconstruction = Reconstruction(sides, found.pairs) if examples else None
+    fitted = fit(sides, found, style, choice if examples else None)
+    filling = Filling(sides, fitted, changes)
+    for old, new in found.pairs:
+        filling.fill(old, new)
+    partner = corresponding_nodes(sides, found)
+    for number in different_numbers(sides, found, partner, fitted.weighed):
+        filling.copy(number)
+    for table in different_tables(sides, partner):
+        filling.copy_table(table)
+    for item in found.added:
+        filling.silence(item)
+    sources = list(filling.write())
+    doubts = tuple(differences(sides, partner))
+    record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
+              "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
+    if reconstruction is not None and changes is not None and sides.obstacles:
+        reconstruction.run(fitted, changes, filling.kept, examples, progress)
+        origins = _origins(sides.target, [*found.pairs, *((None, unit) for unit in filling.kept)], changes)
+        sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
+        record["calibrated on"] = "data"
+    metadata = {HISTORY: json.dumps([*history(teacher), record])}
+    student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
+    return Transfer(teacher, target, student, tuple(sources), tuple(sides.obstacles), style.seed, doubts=doubts)
+
+
+def _aligned(sides: Sides) -> Alignment:
+    """Return what corresponds to what.
+
+    Raises:
+        RefusedError: If no layer of the two does.
+    """
+    items = sides.teacher.items, sides.target.items
+    found = align(*items)
+    layers = [[unit for item in side for unit in item.units if "weight" in unit.slots] for side in items]
+    if not found.pairs or (any(layers) and not any("weight" in old.slots for old, _ in found.pairs)):
+        kinds = [sorted({unit.kind for item in side for unit in item.units}) for side in items]
+        raise RefusedError(
+            f"the two networks have no layer in common: {', '.join(kinds[0]) or 'nothing'} in the teacher, "
+            f"{', '.join(kinds[1]) or 'nothing'} in the target"
+        )
+    for unit in found.lost:
+        sides.hinder(unit.name, f"the target has nothing for this {unit.text}")
+    return found
+
+
+def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[tuple[Feeds, Feeds]]:
+    """Return the inputs of both networks, some examples at a time.
+
+    Raises:
+        BadInputError: If the data does not fit both.
+    """
+    names = [_names(model.proto.graph)[0] for model in (teacher, target)]
+    rename = dict(zip(*names, strict=True))
+    given = in_batches(data, input_specs(teacher.proto))
+    own = {rename.get(name, name): array for name, array in data.items()}
+    filled = in_batches(own, input_specs(target.proto), "data, for the target,")
+    if len(given) != len(filled):
+        raise BadInputError("data: teacher and target do not take equally many examples at once")
+    return list(zip(given, filled, strict=True))
+
+
+def _origins(target: Side, pairs: Iterable[tuple[Unit | None, Unit]], changes: Changes) -> dict[str, str]:
+    """Return where tensors of the target come from that were changed."""
+    found = {}
+    for old, new in pairs:
+        changed = {what for node, what in changes if node == new.node}
+        folded = changed if old is not None and old.norm is not None and new.norm is None else set()
+        for what, slot in new.slots.items():
+            constant = target.constant(slot)
+            if constant is not None and (folded or what in changed or (what == "shift" and "bias" in changed)):
+                found[constant.name] = "measured" if what in ("mean", "variance") else "reconstructed"
+    return found
+
+
+def _names(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs and outputs of a graph."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [v.name for v in graph.input if v.name not in constants], [v.name for v in graph.output]

@@ -1,0 +1,83 @@
+"""Teacher against student: what the two compute, and whether the student is what its record says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import onnx
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.model.model import Model, Progress
+from onnx_net2net.operations.lineage import departure
+from onnx_net2net.proof.compare import MAX_TOLERANCE, NOISE_FACTOR
+from onnx_net2net.proof.verify import Embed, Run, Verification, compare_models
+
+__all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Verification", "verify"]
+
+
+def verify(
+    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    student: str | os.PathLike[str] | onnx.ModelProto | Model | Run,
+    *,
+    provider: str = "cpu",
+    data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    samples: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    embed: Embed | None = None,
+    record: bool = True,
+) -> Verification:
+    """Compare all outputs of two models on the same inputs.
+
+    Both models run with onnxruntime's graph optimizations off and on. An element of the student is as wrong as its
+    distance to the nearer of the teacher's two values; integers, booleans and strings must equal one of them, and
+    NaN and infinities must stand where the teacher has them. In each run and output floats may be off by
+    `NOISE_FACTOR` times the teacher's noise plus the distance between its two values, but by no more than
+    `MAX_TOLERANCE` of its largest magnitude.
+
+    Where outputs agree, two more things are looked at. A student whose record says what was done to this teacher must
+    have the weights that it says, as one wrong weight seldom shows in outputs. And an output that is the same in all
+    runs proves nothing: larger inputs are tried, then what it is made from is compared inside the two.
+
+    Args:
+        teacher: The reference: a file or a model in memory.
+        student: What is judged; it must have inputs and outputs of the same names, types and compatible shapes. Where
+            it was given more classes or input channels on request, the old ones, which come first, are compared.
+            What is no model may be a function from inputs to outputs, both by name (`pytorch.ModuleRunner`).
+        provider: Where to run: ``cpu``, ``cuda``, ``tensorrt``, ``dml``, ``coreml``, ``openvino``, ``rocm`` or the
+            full name of an onnxruntime execution provider.
+        data: Inputs to use instead of generated ones: arrays by name, or an npz file of them.
+        samples: The least number of generated inputs; every accepted set of sizes of the dynamic axes has one. By
+            default 3, or 2 where a run takes long, and more where it takes next to no time.
+        rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
+        atol: Allowed absolute error.
+        seed: Of the generated inputs.
+        progress: Told what is running, how many runs are done, and of how many.
+        embed: Tells where the units of a teacher's tensor are in the student's, to compare tensors that have grown
+            in the search for the first one that differs; by default found from the two graphs.
+        record: Whether a student's weights are compared with what its record makes again. One in memory that comes
+            straight from an operation is not, and none where `rtol` or `atol` say what may differ.
+
+    Returns:
+        The comparison; a difference is no exception, see `Verification.raise_if_different`.
+
+    Raises:
+        BadInputError: The teacher does not run, or the provider or the data cannot be used.
+        NotEquivalentError: The student does not run, or has other inputs or outputs.
+    """
+    return compare_models(
+        teacher,
+        student,
+        provider=provider,
+        data=data,
+        samples=samples,
+        rtol=rtol,
+        atol=atol,
+        seed=seed,
+        progress=progress,
+        embed=embed,
+        vouch=departure if record else None,
+    )

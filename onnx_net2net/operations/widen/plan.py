@@ -1,0 +1,439 @@
+"""Choosing what grows, to which size, and by which maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_net2net.algebra.dims import Axis, Dim, Product, Ratio, leaf_set, leaves, resolve
+from onnx_net2net.algebra.maps import (
+    ORIGINS,
+    Kind,
+    Map,
+    compose,
+    from_index,
+    in_turn,
+    new_size,
+    pad,
+    padded,
+    replicate,
+    uneven,
+    uniform,
+)
+from onnx_net2net.analysis.groups import Group, Inspection
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
+from onnx_net2net.analysis.names import matching
+from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.errors import BadInputError, RefusedError
+
+FAR = 0.1
+"""Part of the wanted size by which multiples may miss it before norms are filled up."""
+
+MOST_UNITS = 2**27
+"""No network has wider axes, and the maps of wider ones would not fit into memory."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one group: its size before and after, and the size that was asked for."""
+
+    name: str
+    old: int
+    new: int
+    wanted: float
+    map: str
+    tensors: int
+
+
+class Plan:
+    """Sizes and maps chosen so far."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        inspection: Inspection,
+        multiple_of: int,
+        kind: Kind,
+        rng: np.random.Generator,
+        prior: float | None,
+        fill_norms: bool | None,
+    ) -> None:
+        self.growth: dict[Dim, Map] = {}
+        self._prior, self._fill_norms = prior, fill_norms
+        self.inspection = inspection
+        self.chosen: list[Group] = []
+        self._analysis, self._groups = analysis, list(inspection.groups)
+        self._multiple, self._kind, self._rng = multiple_of, kind, rng
+        self._wanted: dict[int, float] = {}
+        self._rivals = _rivals(analysis)
+        self._unfit = _unfit(analysis, kind)
+        self._by_ratio: dict[Ratio, list[Group]] = {}
+        for group in self._groups:
+            for ratio in {dim.ratio.root() for dim in group.dims if dim.ratio is not None}:
+                self._by_ratio.setdefault(ratio, []).append(group)
+
+    def set_sizes(self, sizes: Mapping[str, int | str]) -> None:
+        """Grow the dims that patterns name to given sizes."""
+        for pattern, text in sizes.items():
+            groups = self._match(pattern)
+            self.chosen += groups
+            growable = [group for group in groups if group.reason is None]
+            on_request = [group for group in groups if group.on_request]
+            if not growable and not on_request:
+                raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
+            for group in growable or on_request:
+                grow = self.grow_exactly if growable else self.append
+                grow(group, _target(pattern, text, group.size))
+
+    def widen_all(self, factor: float, only: Sequence[str]) -> None:
+        """Grow all dims (or those named) by a factor, one of the factors of each product."""
+        chosen = [group for pattern in only for group in self._match(pattern)] if only else self._groups
+        self.chosen += chosen
+        asked = set(self._wanted)  # sizes that were set stay, the teacher's own included
+        candidates = [group for group in dict.fromkeys(chosen) if group.reason is None and id(group) not in asked]
+        taken = set(self.growth)
+
+        def merit(group: Group) -> tuple[bool, float, bool]:
+            """Put first what lets most elements grow, less the part of the growth that the nearest size misses."""
+            wanted = group.size * factor
+            size = self._nearest(group, wanted)
+            missed = abs(size - wanted) / (wanted - group.size) if size != group.size else 1.0
+            return size == group.size, group.elements * (round(missed, 2) - 1), len(group.dims) > 1
+
+        for group in sorted((group for group in candidates if only or not group.follows), key=merit):
+            wanted = group.size * factor
+            self._wanted.setdefault(id(group), wanted)
+            if any(rival in taken for dim in group.dims for rival in self._rivals.get(dim, ())):
+                continue
+            if any(dim in taken for dim in group.dims):
+                continue
+            self._grow(group, self._nearest(group, wanted))
+            taken.update(self.growth)
+        for group in candidates:
+            if not only and group.follows:
+                self._follow(group, group.follows)
+
+    def _follow(self, group: Group, leaders: Sequence[Group]) -> None:
+        """Grow a group by what those that it follows grew by."""
+        new = math.prod(sum(new_size(dim, self.growth) for dim in leader.dims) for leader in leaders)
+        old = math.prod(leader.size for leader in leaders)
+        taken = any(rival in self.growth for dim in group.dims for rival in (dim, *self._rivals.get(dim, ())))
+        wanted = group.size * new / old
+        if group not in leaders:
+            self._wanted[id(group)] = wanted
+        if new == old or taken:
+            return
+        if group.is_whole and not group.fillable and round(wanted) % group.size:
+            why = f"it has to grow as {leaders[0].name!r} does, and by whole factors ({self._statistic(group)})"
+            raise RefusedError(f"{group.name!r} cannot have {round(wanted)} units exactly: {why}")
+        self._grow(group, round(wanted))
+
+    def check_map(self) -> None:
+        """Refuse a map that no dim admits; where some do, the others are replicated and the report says so.
+
+        Raises:
+            RefusedError: If every dim that grows had to be replicated instead.
+        """
+        unfit = [dim for dim in self.growth if dim in self._unfit]
+        if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
+            raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
+
+    def share_by_units(self, spread: float, seed: int) -> None:
+        """Give each copy one share for all that read it, so that the state of an optimizer can follow.
+
+        Units that a tied weight reads keep equal shares: it cannot weigh copies, and the normalisation in front of it
+        divides all of them by one number.
+        """
+        said = self._analysis.said
+        tied = leaf_set(*(c.axis for number in self._analysis.rescaled for c in said[number].contractions))
+        rng = np.random.default_rng([seed, len(self.growth)])
+        for dim, map in self.growth.items():
+            if dim not in tied and not dim.pinned:
+                self.growth[dim] = uneven(map, spread, rng)
+
+    def odd(self) -> tuple[list[str], list[str]]:
+        """Return the groups in front of norms whose sizes are no multiples, and those that stay for want of one."""
+        whole = [group for group in self._groups if group.is_whole and group.fillable]
+        grown = [group.name for group in whole if any(self._is_odd(dim) for dim in group.dims)]
+        held = [group for group in whole if not any(dim in self.growth for dim in group.dims)]
+        return grown, [group.name for group in held if self._wanted.get(id(group), group.size) != group.size]
+
+    def _is_odd(self, dim: Dim) -> bool:
+        return dim in self.growth and self.growth[dim].new % dim.size != 0
+
+    def changes(self) -> Iterable[Change]:
+        """Yield what became of every dim that was to grow."""
+        for group in self._groups:
+            if id(group) not in self._wanted and not any(dim in self.growth for dim in group.dims):
+                continue
+            maps = [self.growth[dim] for dim in group.dims if dim in self.growth]
+            new = sum(self.growth[dim].new if dim in self.growth else dim.size for dim in group.dims)
+            kind = next((_map_name(map, group) for map in maps), "")
+            wanted = self._wanted.get(id(group), float(new))
+            yield Change(group.name, group.size, new, wanted, kind, group.tensors)
+
+    def _match(self, pattern: str) -> list[Group]:
+        return matching(pattern, self._groups, lambda group: (group.name, group.role, *group.aliases), "dim")
+
+    def _step(self, group: Group) -> int:
+        """Return what the sizes of a group are multiples of."""
+        return math.lcm(group.size if group.is_whole else 1, group.step, self._multiple)
+
+    def next_sizes(self, group: Group) -> str:
+        """Return the text of the next sizes that a group can have, with the reason where they are few."""
+        step = self._step(group)
+        first = (group.size // step + 1) * step
+        text = f"{first} and {first + step}"
+        if not group.is_whole:
+            return text
+        more = ", any with fill_norms" if group.fillable else ""
+        return f"{text} (whole factors, as {self._statistic(group)}{more})"
+
+    def _nearest(self, group: Group, wanted: float) -> int:
+        """Return the nearest size that a group can have, its own included; norms are filled up where it is far off."""
+
+        def nearest(step: int) -> int:
+            sizes = {group.size, *(step * k for k in (math.floor(wanted / step), math.ceil(wanted / step)))}
+            return min((size for size in sizes if size >= group.size), key=lambda size: (abs(size - wanted), size))
+
+        size = nearest(self._step(group))
+        is_far = abs(size - wanted) > FAR * wanted
+        fill = group.is_whole and group.fillable and self._fill_norms is not False
+        return nearest(self._multiple) if fill and is_far else size
+
+    def grow_exactly(self, group: Group, size: int) -> None:
+        """Grow a dim to a given size.
+
+        Raises:
+            RefusedError: If it cannot have that.
+        """
+        step = self._step(group)
+        if size < group.size:
+            raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
+        if self._fill_norms and group.fillable:
+            step = self._multiple
+        if size != group.size and size % step:
+            near = sorted({max(group.size, size // step * step), -(-size // step) * step})
+            why = (
+                f"it grows by whole factors ({self._statistic(group)})"
+                if group.is_whole
+                else f"it is no multiple of {step}"
+            )
+            raise RefusedError(
+                f"{group.name!r} cannot have {size} units exactly: {why}; possible are {' and '.join(map(str, near))}"
+                + (" (any with fill_norms)" if group.is_whole and group.fillable else "")
+            )
+        unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
+        if unfit and self._kind in _UNFITTING:
+            raise RefusedError(f"{group.name!r} does not admit the map {self._kind}: {unfit}; replicate does")
+        self._wanted[id(group)] = float(size)
+        self._grow(group, size)
+
+    def append(self, group: Group, size: int) -> None:
+        """Give a dim of the interface more units behind the old ones, which they do not touch."""
+        if size < group.size:
+            raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
+        self._wanted[id(group)] = float(size)
+        if size == group.size:
+            return
+        if size > MOST_UNITS:
+            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
+        origin, reason = _appended(self._analysis, group, self._prior)
+        if reason:
+            raise RefusedError(f"{group.name!r} cannot have {size} units: {reason}")
+        (dim,) = group.dims
+        self.growth[dim] = padded(dim.size, size, origin)
+        shown = {dim: map for dim, map in self.growth.items() if dim.pinned}  # outputs lose what else they get
+        for name, _, axis in interface_axes(self._analysis, {dim}):
+            if not compose(axis, shown).first[: axis.size].all():
+                raise RefusedError(f"{group.name!r} cannot have {size} units: those of {name!r} would be shifted")
+
+    def interface(self) -> dict[str, list[tuple[str, int, int, int]]]:
+        """Return where inputs and outputs grow, from which size to which, for the record."""
+        grown = {dim for dim in self.growth if dim.pinned}
+        shown = {dim: self.growth[dim] for dim in grown}
+        found = [(n, p, a.size, new_size(a, shown)) for n, p, a in interface_axes(self._analysis, grown)]
+        return {"interface": found} if found else {}
+
+    def _statistic(self, group: Group) -> str:
+        return next((dim.statistic for dim in group.dims if dim.statistic), "a statistic runs over it")
+
+    def _grow(self, group: Group, size: int) -> None:
+        if size == group.size:
+            return
+        if size > MOST_UNITS:
+            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
+        if len(group.dims) > 1:
+            self._grow_units(group, size)
+        elif group.is_uniform:
+            self._grow_statistic(group, size)
+        else:
+            (dim,) = group.dims
+            self.growth[dim] = self._map(dim, size)
+
+    def _map(self, dim: Dim, size: int) -> Map:
+        if self._kind == "replicate" or dim in self._unfit:
+            return replicate(dim.size, size, self._rng)
+        return padded(dim.size, size, self._kind)
+
+    def _grow_statistic(self, group: Group, size: int) -> None:
+        """Copy all units equally often where that gives the size; else pad, or fill up what norms read."""
+        if size % group.size == 0 and not (self._fill_norms and group.fillable):
+            self._grow_ratio(group, size // group.size)
+            return
+        (dim,) = group.dims
+        assert group.padding or group.fillable  # other sizes were refused, or are not offered
+        self.growth[dim] = pad(dim.size, size, group.padding) if group.padding else in_turn(dim.size, size)
+
+    def _grow_ratio(self, group: Group, times: int) -> None:
+        """Grow all dims that share a ratio with the group."""
+        ratios = {dim.ratio.root() for dim in group.dims if dim.ratio is not None}
+        for other in {id(g): g for ratio in ratios for g in self._by_ratio[ratio]}.values():
+            for dim in other.dims:
+                if dim.ratio is not None and dim.ratio.root() in ratios:
+                    self.growth[dim] = uniform(dim.size, dim.size * times)
+
+    def _grow_units(self, group: Group, size: int) -> None:
+        """Grow units that are dims of their own: each as often as an even spread over them says."""
+        free = [dim for dim in group.dims if dim.frozen is None and dim not in self.growth]
+        fixed = group.size - sum(dim.size for dim in free)
+        total = max(size - fixed, len(free))
+        bounds = np.floor((np.arange(len(free) + 1) * total + self._rng.integers(len(free) or 1)) / max(len(free), 1))
+        for dim, copies in zip(free, np.diff(bounds).astype(int), strict=True):
+            if copies > 1:
+                self.growth[dim] = from_index(1, np.zeros(copies, np.int64))
+
+
+def _map_name(map: Map, group: Group) -> str:
+    origin = ORIGINS[int(map.kind.max())]
+    if group.is_uniform and not (group.is_whole and map.new % map.old):
+        return {"replicate": "uniform", "mean": "mean_pad", "zero_in": "zero_pad"}[origin]
+    return origin
+
+
+def _target(pattern: str, text: int | str, size: int) -> int:
+    """Read a size: units (96) or a multiplier (2x)."""
+    try:
+        if isinstance(text, str) and text.strip().endswith("x"):
+            wanted = float(text.strip()[:-1]) * size
+            if not math.isfinite(wanted):
+                raise ValueError
+            return round(wanted)
+        return int(text)
+    except (ValueError, OverflowError):
+        raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None
+
+
+def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[str, str | None]:
+    """Return how new units of a dim of the interface come about, and why they cannot.
+
+    Units that a weight reads, and entries of tables, are of their own and weighed by 0; the others are classes.
+    """
+    dims = set(group.dims)
+    read = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
+    listed = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
+    normalised = [number for number, said in analysis.said.items() if dims & leaf_set(*said.normalised)]
+    breaking = ((dim, why) for number, dim, why in _breaking(analysis, "zero_out") if number < max(normalised))
+    unfit = dict(breaking) if normalised else _unfit(analysis, "zero_out")
+    reason = next((unfit.get(dim) or dim.statistic or dim.copies for dim in group.dims), None)
+    if len(dims) > 1:
+        reason = "its units are rearranged one by one"
+    if dims & (read | listed):
+        return "zero_out", "a softmax over it would notice them" if normalised else reason
+    integers = {use.constant.name for use in analysis.uses.values() if any(dims & set(leaves(a)) for a in use.axes)}
+    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in integers):
+        reason = "its weights are integers, which cannot express a prior"
+    if normalised and prior:
+        reason = "under a softmax new classes change the old ones, unless they start at a prior of 0"
+    logits = {analysis.nodes[number].inputs[0].name for number in normalised}
+    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in logits):
+        reason = "it is normalised in integers, which cannot express a probability of 0"
+    return "never" if normalised else "prior", reason
+
+
+def interface_axes(analysis: Analysis, dims: set[Dim]) -> Iterator[tuple[str, int, Axis]]:
+    """Yield where inputs and outputs have one of the dims: their name, the position and the axis."""
+    graph = analysis.draft.graph
+    for tensor in (*graph.inputs, *graph.outputs):
+        for position, axis in enumerate(analysis.axes.get(tensor.name, ())):
+            if dims & set(leaves(axis)):
+                yield tensor.name, position, axis
+
+
+def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:
+    """Return for each dim those that are factors of one axis with it: a width grows by one of them."""
+    rivals: dict[Dim, set[Dim]] = {}
+
+    def note(axis: Axis) -> None:
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
+            return
+        if isinstance(axis, Product):
+            parts = [{dim for dim in leaves(part) if not dim.frozen} for part in axis.parts]
+            for i, mine in enumerate(parts):
+                others = set().union(*parts[:i], *parts[i + 1 :])
+                for dim in mine if others else ():
+                    rivals.setdefault(dim, set()).update(others)
+        for part in axis.parts:
+            note(part)
+
+    for axes in (*(use.axes for use in analysis.uses.values()), *analysis.axes.values()):
+        for axis in axes:
+            note(axis)
+    return rivals
+
+
+def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
+    """Return the dims that do not admit a kind of new units, with the reason.
+
+    Units that start at zero (`zero_in`) need phi(0) = 0 all the way, and learn nothing behind a ReLU; units of random
+    values that are weighed by 0 (`zero_out`) must stay finite. Neither may change a statistic or an extreme.
+    """
+    if kind not in _UNFITTING:
+        return {}
+    unfit = {dim: dim.statistic or dim.copies or "" for dim in analysis.dims() if dim.statistic or dim.copies}
+    for number, said in analysis.said.items():
+        for dim in (dim for axis in said.normalised for dim in leaves(axis)):
+            node = analysis.nodes[number]
+            unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis")
+    for _, dim, reason in _breaking(analysis, kind):
+        unfit.setdefault(dim, reason)
+    if kind == "zero_in":
+        _note_lost_zeros(analysis, unfit)
+    return unfit
+
+
+def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
+    """Yield each node whose function rules out a kind of new units, with a dim of its results and the reason."""
+    for number, said in analysis.said.items():
+        reason = _UNFITTING[kind].get(said.pointwise or "")
+        node = analysis.nodes[number]
+        made = [axis for tensor in node.outputs for axis in analysis.axes.get(tensor.name, ())]
+        broken = analysis.input_axes(number, 1) or () if node.op == "Div" else made  # by zero, not of zero
+        for dim in leaf_set(*broken) if reason else ():
+            yield number, dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}"
+
+
+def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
+    """Add the dims whose new units do not reach their readers as zeros."""
+    zeros: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if not dim.frozen and dim not in unfit}
+    states = follow(analysis, zeros).states
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for contraction in said.contractions:
+            for index, _ in contraction.sides:
+                held = states.get(node.inputs[index].name, {})
+                for dim in leaves(contraction.axis):
+                    if held.get(dim, "zero") != "zero":
+                        reason = "reads its units after an operation that does not keep zeros"
+                        unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}")
+
+
+_UNFITTING: dict[str, dict[str, str]] = {
+    "zero_in": {"relu": "lets no gradient through at zero, so that the new units would never learn"},
+    "zero_out": {"partial": "may make an infinity of random values"},
+}
+"""For each map, what of a node between the units and their readers rules it out."""

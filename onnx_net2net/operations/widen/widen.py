@@ -1,0 +1,240 @@
+"""Net2WiderNet on any graph: choose sizes and maps for its dims, and rewrite."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+
+from onnx_net2net.algebra.dims import leaves
+from onnx_net2net.algebra.maps import KINDS, Kind, Style
+from onnx_net2net.analysis.groups import Group, covered, paused_gc
+from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.loadable import analyse, check_framework, numbers_beside
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.graph.flatten import Opened
+from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.widen.plan import Change, Plan
+from onnx_net2net.rewrite.rewrite import GrownConstant, rewrite
+
+
+@dataclass(frozen=True)
+class Widening:
+    """A widened model.
+
+    Attributes:
+        teacher: The model that was widened.
+        student: The result; its weights are computed when it is saved or run.
+        changes: What became of each dim that was to grow.
+        exact: Whether the student computes the teacher's function (False after `noise` or `random_pad`).
+        seed: Seed of every random choice.
+        covered: Share of the weight elements that lie on an axis that grew.
+        fixed: The dims that could not grow, with the reason.
+        notes: What else was done to the graph, for people.
+        constants: How each constant grew that did.
+        inserted: What a framework's class would need beside weights of other sizes: nodes, and numbers that were kept.
+        numbers: Single numbers that scale something beside a dim that grew: a class that computes them from its sizes
+            would have others.
+    """
+
+    teacher: Model
+    student: Model
+    changes: tuple[Change, ...]
+    exact: bool
+    seed: int
+    covered: float
+    fixed: tuple[Group, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+    constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
+    inserted: tuple[str, ...] = field(default=(), repr=False)
+    numbers: tuple[str, ...] = ()
+
+
+def widen(
+    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    factor: float | None = None,
+    sizes: Mapping[str, int | str] | None = None,
+    only: Sequence[str] = (),
+    multiple_of: int = 1,
+    map: Kind = "replicate",
+    spread: float = 0.3,
+    noise: float = 0.0,
+    seed: int = 0,
+    prior: float | None = None,
+    fill_norms: bool | None = None,
+    framework: str | None = None,
+    keep_numbers: bool = False,
+) -> Widening:
+    """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
+
+    Args:
+        teacher: A path, a model in memory or a loaded model; it is not changed.
+        factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
+            size that it can have exactly. Of the factors of one axis (groups x channels) one grows: that which lets
+            most weights grow, and comes near the factor.
+        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`). What
+            matches nothing else may name a dim of the interface (classes, vocabulary, input channels): the old
+            inputs and outputs stay as they are and come first.
+        only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
+        multiple_of: New sizes are multiples of this.
+        map: How new units come about (see `onnx_net2net.algebra.maps`); dims that do not admit it are replicated.
+        spread: How unevenly copies share their outgoing weights, as a part of each weight. Exact.
+        noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
+        seed: Seed of every random choice.
+        prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
+            a softmax it can only be 0, or the old outputs would change.
+        fill_norms: Whether dims in front of LayerNormalization and its kin may have any width, where these admit
+            multiples only: what the node reads is filled up to the next multiple by units that lack a copy, and its
+            result is cut (Slice, Concat, Slice). By default where multiples would miss `factor` by more than a
+            tenth, and not for `sizes`.
+        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made at the
+            new sizes: dims whose growth a class could not follow are fixed (see `onnx_net2net.analysis.loadable`).
+        keep_numbers: Whether that class computes none of its numbers from sizes, so that dims may grow of whose size
+            a number in the file is a function (alpha / r of LoRA, width ** -0.5).
+
+    Returns:
+        The student and what was done. Nothing is verified here; see `onnx_net2net.proof.verify`.
+
+    Raises:
+        BadInputError: If the model cannot be used, or an option makes no sense.
+        RefusedError: If a size cannot be had exactly.
+    """
+    _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
+    check_framework(framework)
+    if framework and fill_norms:
+        raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
+    if keep_numbers and framework is None:
+        raise BadInputError("--keep-numbers is about the numbers of a class; give --for too")
+    model = load(teacher)
+    with paused_gc():
+        return _widen(
+            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms,
+            framework, keep_numbers,
+        )  # fmt: skip
+
+
+def _widen(
+    model: Model,
+    factor: float | None,
+    sizes: Mapping[str, int | str],
+    only: Sequence[str],
+    multiple_of: int,
+    map: Kind,
+    style: Style,
+    prior: float | None,
+    fill_norms: bool | None,
+    framework: str | None,
+    keep_numbers: bool,
+) -> Widening:
+    opened, analysis, inspection = analyse(model, framework, keep_numbers=keep_numbers)
+    plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
+    style = style if prior is None else replace(style, prior=prior)
+    plan.set_sizes(sizes)
+    if factor is not None:
+        plan.widen_all(factor, only)
+    record = {
+        "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
+        "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
+        "prior": prior, "fill_norms": fill_norms, "framework": framework, "keep_numbers": keep_numbers,
+        "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
+    }  # fmt: skip
+    if not plan.growth and (factor is None or factor > 1):
+        raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
+    plan.check_map()
+    if framework:
+        plan.share_by_units(style.spread, style.seed)
+    share = covered(analysis, plan.growth)
+    metadata = {HISTORY: json.dumps([*history(model), record])}
+    notes = list(_notes(opened, analysis, plan))
+    numbers = numbers_beside(analysis, plan.growth)
+    if framework and numbers:
+        notes.append(
+            f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
+        )
+    grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
+    student = opened.close(grown)
+    if framework and (analysis.inserted or analysis.untied):
+        what = analysis.inserted[0] if analysis.inserted else f"two versions of {analysis.untied[0]!r}"
+        raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
+    exact = map != "random_pad" and not style.noise
+    fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
+    if analysis.untied:
+        notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
+    return Widening(
+        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
+        tuple(str(inserted) for inserted in analysis.inserted), tuple(numbers),
+    )  # fmt: skip
+
+
+def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
+    """Say what was done to the graph besides growing it, and what could be done."""
+    for what, names in opened.notes().items():
+        yield f"{what}: {', '.join(names)}"
+    hidden = {dim for dim in plan.growth if not dim.pinned}
+    cut = sorted(name for name in analysis.cut if any(hidden & set(leaves(axis)) for axis in analysis.axes[name]))
+    if cut:
+        yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
+    filled, held = plan.odd()
+    if filled:
+        yield f"filled up to multiples for norms (--no-fill-norms leaves these as they are): {_some(filled)}"
+    if held:
+        yield f"multiples only, far from what was wanted (--fill-norms lets them have any size): {_some(held)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _main_reason(plan: Plan, analysis: Analysis) -> str:
+    """Return why the largest of the dims that were to grow stays as it is."""
+    chosen = plan.chosen or list(plan.inspection.groups)
+    if all(group.on_request for group in chosen):
+        for number, _, contraction in analysis.weighings():
+            if contraction.axis.size == 1:
+                node = analysis.nodes[number]
+                label = node.name or node.outputs[0].name
+                return f"{node.op} {label!r} reads a single unit, whose axis of size 1 may also broadcast"
+    if not chosen:
+        return "the model has no weights with a dim of more than one unit"
+    growable = [group for group in chosen if group.reason is None]
+    if growable:
+        largest = max(growable, key=lambda group: group.elements)
+        nearest = f"{largest.name!r} has {largest.size} units, and that is the nearest size to what was asked for"
+        return f"{nearest}; the next are {plan.next_sizes(largest)}"
+    largest = max(chosen, key=lambda group: group.elements)
+    return f"{largest.name!r}: {largest.reason}"
+
+
+def _check_options(
+    factor: float | None,
+    sizes: Mapping[str, int | str] | None,
+    multiple_of: int,
+    map: str,
+    spread: float,
+    noise: float,
+    seed: int,
+    prior: float | None,
+) -> None:
+    if factor is None and not sizes:
+        raise BadInputError("give a factor or sizes, or there is nothing to widen")
+    if factor is not None and not (math.isfinite(factor) and factor >= 1):
+        raise BadInputError(f"the factor must be a number of at least 1, not {factor}")
+    if seed < 0:
+        raise BadInputError(f"the seed must be at least 0, not {seed}")
+    if multiple_of < 1:
+        raise BadInputError(f"multiple_of must be at least 1, not {multiple_of}")
+    if map not in KINDS:
+        raise BadInputError(f"there is no map {map!r}; there are {', '.join(KINDS)}")
+    if prior is not None and not 0 <= prior < 1:
+        raise BadInputError(f"the prior must be a probability below 1, not {prior}")
+    for name, value in (("spread", spread), ("noise", noise)):
+        if not (math.isfinite(value) and value >= 0):
+            raise BadInputError(f"{name} must be a number of at least 0, not {value}")

@@ -1,0 +1,1 @@
+"""Teacher against student: do the two compute the same?"""

@@ -1,0 +1,198 @@
+"""Compare tensors inside two models: find the first that differs, and what stands for an output that never moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_net2net.algebra.floats import Array, epsilon
+from onnx_net2net.model.protos import by_name, captured, refill
+from onnx_net2net.proof.compare import Judge, gap, largest_of
+from onnx_net2net.proof.noise import FLOATS, drawn, noisy_twin, nudged
+from onnx_net2net.run.inputs import Feeds, input_specs
+from onnx_net2net.run.session import LEVELS, Level, Runner
+
+Embed = Callable[[str], Sequence[Array | None] | None]
+"""For a tensor of the teacher, the positions of its units on each axis of the student's (None: all of
+the axis); None if the two cannot be compared."""
+
+_WITNESS = 1e-3
+"""What moves by less than this part of its largest value shows little more than an output that does not move."""
+
+_CHUNK = 128  # intermediate tensors fetched in one run: what bounds the memory of the search
+
+
+def first_difference(
+    teacher: Path, student: Path, feeds: Feeds, open_with: Callable[..., Runner], judge: Judge, embed: Embed
+) -> str | None:
+    """Return the first float tensor of the teacher, in topological order, that the student does not reproduce.
+
+    Args:
+        teacher: The model file.
+        student: The other one.
+        feeds: Inputs for which they differ.
+        open_with: Opens a model for running.
+        judge: Compares two tensors.
+        embed: Tells where the teacher's units are in the student.
+    """
+    old = onnx.load(teacher, load_external_data=False)
+    names = [name for node in old.graph.node for name in node.output if name]
+    found = _agreements(names, teacher, student, feeds, open_with, judge, embed)
+    return next((name for name, agree in found if not agree), None)
+
+
+def _agreements(
+    names: Sequence[str],
+    teacher: Path,
+    student: Path,
+    feeds: Feeds,
+    open_with: Callable[..., Runner],
+    judge: Judge,
+    embed: Embed,
+    integers: bool = False,
+) -> Iterator[tuple[str, bool]]:
+    """Tell of the float tensors that can be compared whether they agree; of integers only those that do, if asked for.
+
+    Integers that differ may be sizes that have grown, or be rounded to another step.
+    """
+    old, noisy, new = (onnx.load(path, load_external_data=False) for path in (teacher, teacher, student))
+    theirs = {name for node in new.graph.node for name in node.output}
+    common = [name for name in names if name in theirs]
+    rng = np.random.default_rng(0)
+    moved = nudged(feeds, input_specs(old), rng)
+    moved |= drawn(noisy_twin(noisy), rng)
+    plain, optimized = LEVELS
+    for start in range(0, len(common), _CHUNK):
+        chunk = common[start : start + _CHUNK]
+        runs = (
+            _values(chunk, old, teacher, open_with, plain, feeds),
+            _values(chunk, old, teacher, open_with, optimized, feeds),
+            _values(chunk, noisy, teacher, open_with, plain, moved),
+        )
+        answer = _values(chunk, new, student, open_with, plain, feeds)
+        for name in chunk:
+            known = [run[name] for run in runs if name in run]
+            found = _embedded(answer[name], embed(name)) if name in answer else None
+            if found is None or len(known) < len(runs) or found.shape != known[0].shape:
+                continue  # grown
+            agree = not judge(name, found, known[:2], known[2:]).different_fraction
+            if epsilon(found.dtype) or (integers and agree):
+                yield name, agree
+
+
+def _values(
+    names: Sequence[str],
+    proto: onnx.ModelProto,
+    path: Path,
+    open_with: Callable[..., Runner],
+    level: Level,
+    feeds: Feeds,
+) -> dict[str, Array]:
+    """Run a model, whose outputs are replaced, for some of its tensors."""
+    refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
+    return open_with(proto.SerializeToString(), level, file=path)(feeds)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What stands for an output that is the same whatever the inputs are.
+
+    Attributes:
+        tensors: The tensors that it is made from, which do move, and agree; none if there are none to compare.
+        differs: One that does not agree.
+    """
+
+    tensors: tuple[str, ...] = ()
+    differs: str | None = None
+
+
+def stand_for(
+    output: str,
+    teacher: Path,
+    student: Path,
+    feeds: tuple[Feeds, Feeds],
+    open_with: Callable[..., Runner],
+    judge: Judge,
+    embed: Embed,
+) -> Stand:
+    """Compare what an output is made from, where that moves: going back, the first tensors that can be compared.
+
+    Args:
+        output: The name of the output.
+        teacher: The model file.
+        student: The other one.
+        feeds: Two sets of inputs of the same sizes.
+        open_with: Opens a model for running.
+        judge: Compares two tensors.
+        embed: Tells where the teacher's units are in the student.
+    """
+    proto, new = (onnx.load(path, load_external_data=False) for path in (teacher, student))
+    ours, theirs = by_name(proto.graph.initializer), by_name(new.graph.initializer)
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    moves: set[str] = set()
+    names = list(producers)
+    for start in range(0, len(names), _CHUNK):
+        chunk = names[start : start + _CHUNK]
+        one, other = (_values(chunk, proto, teacher, open_with, LEVELS[0], fed) for fed in feeds)
+        known = (name for name in chunk if name in one and name in other)
+        moves |= {name for name in known if differ(one[name], other[name], _WITNESS * largest_of(one[name]))}
+    agreeing: list[str] = []
+    front, seen, walked = [output], set[str](), list[str]()
+    while front:
+        walked += front
+        made = {name for at in front for name in (*producers[at].input, *captured([producers[at]])) if name}
+        seen |= (made := made - seen)
+        found = dict(
+            _agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed, integers=True)
+        )
+        differs = next((name for name, agree in found.items() if not agree), None)
+        differs = differs or next((n for n in made if n in ours and n in theirs and _changed(ours[n], theirs[n])), None)
+        if differs is not None:
+            return Stand(differs=differs)
+        agreeing += found
+        front = [name for name in made if name in producers and name not in found]
+    if not agreeing:  # the same nodes with the same constants make it of the inputs
+        others = {name: node for node in new.graph.node for name in node.output}
+        constants = seen & ours.keys()
+        if constants <= theirs.keys() and all(
+            name in others and producers[name].SerializeToString() == others[name].SerializeToString()
+            for name in walked
+        ):
+            small = all(_is_inside(tensors[name]) for name in constants for tensors in (ours, theirs))
+            agreeing += sorted(seen - producers.keys() - constants) if small else []
+    return Stand(tuple(agreeing))
+
+
+def _is_inside(tensor: onnx.TensorProto) -> bool:
+    """Tell whether the values of a constant are in the model's own file."""
+    return bool(tensor.data_location != onnx.TensorProto.EXTERNAL)
+
+
+def _changed(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Tell whether two float constants of the same shape have other values, as far as the file itself has them."""
+    if one.data_type not in FLOATS or one.dims != other.dims or not (_is_inside(one) and _is_inside(other)):
+        return False  # integers may be sizes, which grow
+    return differ(numpy_helper.to_array(one), numpy_helper.to_array(other))
+
+
+def differ(one: Array, other: Array, slack: float = 0.0) -> bool:
+    """Tell whether two arrays have values further apart than `slack` in the part that is common to their shapes."""
+    if one.ndim != other.ndim:
+        return True
+    part = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
+    return bool(np.any(gap(one[part], other[part]) > slack))
+
+
+def _embedded(values: Array, positions: Sequence[Array | None] | None) -> Array | None:
+    """Return the teacher's units among those of the student's tensor."""
+    if positions is None or len(positions) != values.ndim:
+        return None
+    for axis, chosen in enumerate(positions):
+        if chosen is not None:
+            values = np.take(values, chosen, axis)
+    return values

@@ -1,0 +1,128 @@
+"""Float noise: move the inputs of a model and the results of its layers by one unit in the last place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from onnx_net2net.algebra.floats import epsilon
+from onnx_net2net.model.protos import refill
+from onnx_net2net.run.inputs import Feeds, InputSpec
+
+# Where the error of one unit in the last place is put.
+_LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
+
+_SHIFTS = {"Add", "Sub"}
+"""Where even a single number has an error: the digits that a large one takes from what it is added to."""
+
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_OF_SHAPES = {"Shape", "Size"}
+
+_DYNAMIC = "DynamicQuantizeLinear"
+
+_BEFORE_ROUNDING = 64
+"""Units in the last place put before a quantizer: whatever the error, it moves a few values by a whole step of it."""
+
+_BEFORE_DYNAMIC_ROUNDING = 1024 * float(np.finfo(np.float32).eps)
+"""The same, as a part of the value, where each has an error of its own: what moves no step is rounded away."""
+
+
+def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -> Feeds:
+    """Return the inputs with every float moved by one unit in the last place, up or down at random."""
+    moved = dict(feeds)
+    for spec in specs:
+        if spec.kind in {"real", "positive"} and spec.dtype.kind == "f":  # a moved mask or id would be another one
+            target = np.where(rng.random(feeds[spec.name].shape) < 0.5, np.inf, -np.inf)
+            moved[spec.name] = np.asarray(np.nextafter(feeds[spec.name], target.astype(spec.dtype)))
+    return moved
+
+
+def is_rounded_dynamically(proto: onnx.ModelProto) -> bool:
+    """Tell whether `noisy_twin` finds quantizers that choose their own steps."""
+    return any(node.op_type == _DYNAMIC for node in proto.graph.node)
+
+
+@dataclass(frozen=True)
+class Error:
+    """An input that `noisy_twin` added: by 1 plus or minus `step` the units of a layer are multiplied."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    step: float
+
+
+def drawn(errors: Sequence[Error], rng: np.random.Generator) -> Feeds:
+    """Draw what is fed to the inputs that `noisy_twin` added, other signs each time."""
+    return {e.name: np.asarray(1 + rng.choice([-1, 1], e.shape) * e.step, e.dtype) for e in errors}
+
+
+def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
+    """Put such an error behind every layer of a model that has weights, in place.
+
+    Moving the inputs alone would miss what gets lost later, where numbers are larger, and a language model takes
+    nothing but whole numbers.
+
+    Args:
+        proto: The model.
+        steps: Whether dynamic quantizers shall round some values to another step.
+
+    Returns:
+        The inputs that the model has got (`drawn`).
+    """
+    errors: list[Error] = []
+
+    def error(output: str, kind: int, shape: Sequence[int], step: float) -> str:
+        """Add an input and return its name."""
+        made = Error(f"{output}/error", np.dtype(helper.tensor_dtype_to_np_dtype(kind)), tuple(shape), step)
+        errors.append(made)
+        proto.graph.input.append(helper.make_tensor_value_info(made.name, kind, shape))
+        return made.name
+
+    floats = {
+        t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
+    }
+    nodes = []
+    values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in FLOATS}
+    for node in proto.graph.node:
+        carries = node.op_type not in _OF_SHAPES and not values.isdisjoint(node.input)
+        if node.op_type == "QuantizeLinear" and node.input[1] in floats:
+            kind, step = floats[node.input[1]][0].data_type, floats[node.input[1]][1] * _BEFORE_ROUNDING
+            factor = error(node.output[0], kind, [], step)
+            nodes.append(helper.make_node("Mul", [node.input[0], factor], [f"{node.output[0]}/moved"]))
+            node.input[0] = f"{node.output[0]}/moved"
+        if steps and node.op_type == _DYNAMIC:  # its scale follows a factor, so that each value gets its own
+            factor, moved = f"{node.output[0]}/factor", f"{node.output[0]}/moved"
+            bounds = {"low": 1 - _BEFORE_DYNAMIC_ROUNDING, "high": 1 + _BEFORE_DYNAMIC_ROUNDING, "seed": 0.0}
+            nodes.append(helper.make_node("RandomUniformLike", [node.input[0]], [factor], **bounds))
+            nodes.append(helper.make_node("Mul", [node.input[0], factor], [moved]))
+            node.input[0] = moved
+        nodes.append(node)
+        weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
+        many = weight is not None and math.prod(weight.dims) > 4  # fewer: sizes and scales
+        if weight is not None and (node.op_type in _LAYERS if many else node.op_type in _SHIFTS and carries):
+            carries = True
+            name = node.output[0]
+            node.output[0] = f"{name}/exact"
+            factor = error(name, weight.data_type, _per_unit(node, weight), step)
+            nodes.append(helper.make_node("Mul", [node.output[0], factor], [name]))
+        values.update(nodes[-1].output if carries else ())
+    refill(proto.graph.node, nodes)
+    return errors
+
+
+def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:
+    """Return the shape of one factor for each output unit of a layer, or of a single one where that is hard to tell."""
+    dims, flags = list(weight.dims), {attribute.name for attribute in node.attribute if attribute.i}
+    place = list(node.input).index(weight.name)
+    if len(dims) < 2 or flags & {"transA", "axis"} or place != (node.op_type != "Gather"):
+        return []
+    if node.op_type == "Conv":
+        return [dims[0], *[1] * (len(dims) - 2)]
+    return [dims[0 if "transB" in flags else -1]] if node.op_type in {"MatMul", "Gemm", "Gather"} else []

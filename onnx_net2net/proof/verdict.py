@@ -1,0 +1,108 @@
+"""What a comparison of teacher and student found, and how it is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnx_net2net.errors import NotEquivalentError
+from onnx_net2net.proof.compare import OutputReport
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How a student differs from what its record makes.
+
+    Attributes:
+        tensor: The first tensor that differs; None if none does.
+        elements: How many elements of it.
+        size: How many it has.
+        off: The largest difference there, relative to the largest of the two values.
+    """
+
+    tensor: str | None = None
+    elements: int = 0
+    size: int = 0
+    off: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor!r} is not what the student's record says: {self.elements:,} of {self.size:,} elements are "
+            f"off by up to {self.off:.2g} of their value"
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        equivalent: Whether all outputs agree in all runs.
+        provider: The onnxruntime execution provider that ran both models.
+        runs: How many different inputs were run.
+        bindings: The sizes given to the dynamic axes; one empty binding for a static model or given data.
+        outputs: One report an output, in the teacher's order.
+        diverges_at: The first tensor of the teacher, in topological order, that the student does not reproduce;
+            None where all agree or none could be compared.
+        unmoved: Outputs that were the same in all runs, though they are computed from the inputs, with the tensors
+            inside that were compared instead. With none of these nothing is shown, and `equivalent` is False.
+        departure: What of a student with a record is not as the record says; `equivalent` is False then too.
+    """
+
+    equivalent: bool
+    provider: str
+    runs: int
+    bindings: tuple[dict[str, int], ...]
+    outputs: tuple[OutputReport, ...]
+    diverges_at: str | None = None
+    unmoved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    departure: Departure | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON-ready values; an infinite number becomes None."""
+        record = asdict(self)
+        for report in record["outputs"]:
+            report.update({k: None for k, v in report.items() if isinstance(v, float) and not math.isfinite(v)})
+        lists = {name: list(record[name]) for name in ("bindings", "outputs")}
+        return {**record, **lists, "unmoved": {name: list(inside) for name, inside in self.unmoved.items()}}
+
+    def raise_if_different(self) -> None:
+        """Do nothing if the models are equivalent.
+
+        Raises:
+            NotEquivalentError: They are not; the text is that of this object.
+        """
+        if not self.equivalent:
+            raise NotEquivalentError(str(self))
+
+    def __str__(self) -> str:
+        worst = max(self.outputs, key=lambda report: report.severity, default=None)
+        where = f"{self.runs} runs on {self.provider.removesuffix('ExecutionProvider')}"
+        if worst is None:
+            return f"equivalent: no outputs, {where}"
+        figures = f"output {worst.name!r} is off by {worst.max_abs:.2g} (relative {worst.max_rel:.2g}, "
+        figures += f"{worst.ratio:.2g} x the teacher's noise, tolerance {worst.tolerance:.2g})"
+        if worst.different_fraction and not worst.max_abs:
+            figures = f"output {worst.name!r} is finite in one of the models only"
+        if self.equivalent:
+            return f"equivalent in {where}: at worst {figures}{self._instead()}"
+        if worst.different_fraction:
+            first = f"; the first tensor to differ is {self.diverges_at!r}" if self.diverges_at else ""
+            return f"not equivalent in {where}: {figures} in {worst.different_fraction:.2%} of its elements{first}"
+        if self.departure is not None:
+            return f"not equivalent: {self.departure}; the outputs do not show it in {where}"
+        still = next((name for name, inside in self.unmoved.items() if not inside), "")
+        same = f"equivalent in {where}: output {still!r} was the same in all of them"
+        if self.diverges_at:
+            return f"not {same}, but {self.diverges_at!r} inside differs"
+        return f"not shown to be {same}, which proves nothing; --data can give inputs that move it"
+
+    def _instead(self) -> str:
+        """Say what was compared of outputs that did not move."""
+        if not self.unmoved:
+            return ""
+        name, inside = next(iter(self.unmoved.items()))
+        what = f"{inside[0]!r}, which it is made from, was compared" if inside else "the weights are as the record says"
+        return f"; output {name!r} was the same in all of them: {what}"

@@ -1,0 +1,85 @@
+"""Outputs that are units picked from a hidden tensor by a Gather, as widening cuts them, taken off and put back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_net2net.model.model import Model
+from onnx_net2net.model.protos import refill
+from onnx_net2net.model.tensors import stub_key
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A Gather that makes an output of a hidden tensor.
+
+    Attributes:
+        node: The Gather.
+        output: What it makes.
+        axis: Along which it picks units.
+        places: The units that it picks.
+    """
+
+    node: onnx.NodeProto
+    output: onnx.ValueInfoProto
+    axis: int
+    places: np.ndarray
+
+
+def take_off(model: Model) -> tuple[Model, list[Cut]]:
+    """Return a model with hidden tensors for outputs where these were cut, and the cuts."""
+    graph = model.proto.graph
+    outputs = {value.name: value for value in graph.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer if stub_key(tensor) is None}
+    readers = Counter(name for node in graph.node for name in node.input)
+    made = {name for node in graph.node for name in node.output} - outputs.keys()
+    cuts: dict[str, Cut] = {}
+    for node in graph.node:
+        source, places = (*node.input, "", "")[:2]
+        shown = outputs.get(node.output[0]) if node.op_type == "Gather" else None
+        if shown is None or source not in made or source in cuts or places not in constants or readers[shown.name]:
+            continue
+        index = numpy_helper.to_array(constants[places])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        rank = len(shown.type.tensor_type.shape.dim)
+        if index.ndim == 1 and 0 <= axis < rank and index.min(initial=0) >= 0:
+            cuts[source] = Cut(node, shown, axis, index)
+    if not cuts:
+        return model, []
+    proto = copy.deepcopy(model.proto)
+    gone = {cut.output.name: source for source, cut in cuts.items()}
+    refill(proto.graph.node, [node for node in proto.graph.node if not gone.keys() & set(node.output)])
+    for value in proto.graph.output:
+        if value.name in gone:
+            cut = cuts[gone[value.name]]
+            value.name = gone[value.name]
+            value.type.tensor_type.shape.dim[cut.axis].Clear()
+    refill(proto.graph.value_info, [value for value in proto.graph.value_info if value.name not in cuts])
+    return dataclasses.replace(model, proto=proto), list(cuts.values())
+
+
+def put_back(model: Model, cuts: list[Cut]) -> Model:
+    """Return a model whose outputs are cut again; `places` of the cuts count the units that there are now."""
+    proto = copy.deepcopy(model.proto)
+    by_source = {cut.node.input[0]: cut for cut in cuts}
+    taken = {name for node in proto.graph.node for name in node.input}
+    for value in proto.graph.output:
+        cut = by_source.get(value.name)
+        if cut is None:
+            continue
+        value.CopyFrom(cut.output)
+        node = proto.graph.node.add()
+        node.CopyFrom(cut.node)
+        if node.input[1] in taken:
+            node.input[1] = f"{cut.output.name}_places"
+        refill(proto.graph.initializer, [t for t in proto.graph.initializer if t.name != node.input[1]])
+        proto.graph.initializer.append(numpy_helper.from_array(cut.places, node.input[1]))
+        taken.add(node.input[1])
+    return dataclasses.replace(model, proto=proto)

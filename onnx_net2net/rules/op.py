@@ -1,0 +1,522 @@
+"""What a rule sees of one node, and what it may say about it.
+
+A rule reads `inputs`, `outputs` (axes), `values` (integers that are known) and `attrs`, and makes statements:
+which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freeze`), which carry a statistic
+(`uniform`), which are summed over (`contract`), and which numbers in the node are sizes (`sizes`, `attribute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnx_net2net.algebra import dims
+from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
+from onnx_net2net.rules.signature import Operand, Term, parse
+
+KERNEL = "works along this axis"
+LISTED = "is a list of sizes or places"
+LOOKED_UP = "looks entries up along this axis"
+UNREAD = "reads this operand as it is"
+ROUTINE = (KERNEL, LISTED, UNREAD)
+"""Reasons for which axes are fixed in every network: kernels and positions, not channels."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The node sums over an axis: copies of a unit must together weigh what the unit weighed.
+
+    Attributes:
+        axis: What is summed over, as an expression over dims.
+        sides: (input, axis position) of each operand that has it; the weight is put on one of them.
+        law: "sum"; "mean" (the node divides by the size); "square" (it sums squares).
+    """
+
+    axis: Axis
+    sides: tuple[tuple[int, int], ...]
+    law: str = "sum"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """An input holds integers to compute with, counted from a zero point.
+
+    Attributes:
+        zero_point: The input that holds it, where the node has that; 0 otherwise.
+        axis: The axis along which a zero point of one dimension lies.
+    """
+
+    zero_point: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class SizeInput:
+    """Element `element` of integer input `input` is the total size of `axes`.
+
+    Where it is a place on an axis, `whole` is that axis: negative places count from its end, large ones mean it.
+    Numbers in `instead` are no sizes, but stand for that of an axis (0 of Reshape), or for whatever fits (None).
+    """
+
+    input: int
+    element: int
+    axes: tuple[Axis, ...]
+    whole: Axis | None = None
+    instead: Mapping[int, Axis | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`; see `SizeInput`."""
+
+    name: str
+    element: int | None
+    axes: tuple[Axis, ...]
+    whole: Axis | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The node picks units along an axis: result[k] = units[order[k]].
+
+    Attributes:
+        axis: The axis.
+        units: The units of the source, in order.
+        order: int64, which of them the result has.
+        input: The input that lists the places; None where no input does, so that a grown node becomes a Gather.
+    """
+
+    axis: int
+    units: tuple[Axis, ...]
+    order: np.ndarray
+    input: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A list of places counts up along an axis of its own: all units of a run on an axis of the data, in order.
+
+    Attributes:
+        input: The input that is the list, whose last axis has the axes of the data.
+        column: The axis of the data.
+        along: The axis of the list along which the places count up.
+        before: What lies in front of the run.
+        units: The run.
+        rest: What lies behind it.
+    """
+
+    input: int
+    column: int
+    along: int
+    before: Axis
+    units: Axis
+    rest: Axis
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """The node normalises by a statistic over axes.
+
+    Attributes:
+        axes: What the statistic runs over.
+        law: "layer" (mean and variance) or "rms", which units that it does not notice can pad; None otherwise.
+        inputs: The inputs whose sum is normalised, as far as the node has them.
+        scale: The input that scales the result.
+        shift: The input that is added to it, if any.
+        total: The output that is the sum, if any.
+        epsilon: What the attribute is where it is left out.
+    """
+
+    axes: tuple[Axis, ...]
+    law: str | None = None
+    inputs: tuple[int, ...] = (0,)
+    scale: int | None = None
+    shift: int | None = None
+    total: int | None = None
+    epsilon: float = 1e-5
+
+
+@dataclass
+class Statements:
+    """What a rule said about its node, beyond the dims that it unified."""
+
+    contractions: list[Contraction] = field(default_factory=list)
+    size_inputs: list[SizeInput] = field(default_factory=list)
+    size_attributes: list[SizeAttribute] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
+    shares: list[int] = field(default_factory=list)
+    pointwise: str | None = None
+    scales: set[int] = field(default_factory=set)
+    ignored: set[int] = field(default_factory=set)
+    integers: dict[int, Integers] = field(default_factory=dict)
+    tables: list[Axis] = field(default_factory=list)
+    normalised: list[Axis] = field(default_factory=list)
+    closed: bool = False
+
+
+class _Attributes(dict[str, Any]):
+    """Attribute values by name, with the names that were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+class Op:
+    """One node as its rule sees it.
+
+    What is read is noted, so that a node with an attribute or an operand that its rule overlooks can be frozen.
+
+    Attributes:
+        kind: Operator type, `domain` and `version` (the opset imported for it) say which.
+        label: How messages call the node.
+        attrs: Attribute values by name.
+        inputs: For each input its axes, or None where it is left out or is not a tensor of known shape.
+        outputs: The same for outputs.
+        values: For each input its value, where it is a small constant or follows from shapes, else None.
+        constant: For each input, whether its value is the same whatever the dynamic sizes.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        label: str,
+        inputs: Sequence[Axes | None],
+        outputs: Sequence[Axes | None],
+        *,
+        domain: str = "",
+        version: int = 1,
+        attrs: Mapping[str, Any] | None = None,
+        values: Sequence[np.ndarray | None] = (),
+        constant: Sequence[bool] = (),
+    ) -> None:
+        self.kind, self.label, self.domain, self.version = kind, label, domain, version
+        self.attrs = _Attributes(attrs or {})
+        self._inputs, self._outputs = list(inputs), list(outputs)
+        self.values = list(values) or [None] * len(self._inputs)
+        self.constant = list(constant) or [False] * len(self._inputs)
+        self.said = Statements()
+        self.read: set[tuple[str, int]] = set()  # ("input", index) and ("output", index)
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[Axes | None]:
+        """The axes of each input, all of which then count as read."""
+        self.read.update(("input", index) for index in range(len(self._inputs)))
+        return self._inputs
+
+    @property
+    def outputs(self) -> list[Axes | None]:
+        """The axes of each output, all of which then count as read."""
+        self.read.update(("output", index) for index in range(len(self._outputs)))
+        return self._outputs
+
+    def input(self, index: int) -> Axes | None:
+        """Return the axes of an input, or None where the node does not have it."""
+        self.read.add(("input", index))
+        return self._inputs[index] if index < len(self._inputs) else None
+
+    def output(self, index: int = 0) -> Axes | None:
+        """Return the axes of an output, or None where the node does not have it."""
+        self.read.add(("output", index))
+        return self._outputs[index] if index < len(self._outputs) else None
+
+    def value(self, index: int) -> np.ndarray | None:
+        """Return the known value of an input, or None."""
+        self.read.add(("input", index))
+        return self.values[index] if index < len(self.values) else None
+
+    def overlooked(self) -> Iterator[tuple[str, str | int]]:
+        """Yield what the node has and nobody read: ("attribute", name), ("input", index) and ("output", index)."""
+        yield from (("attribute", name) for name in self.attrs if name not in self.attrs.asked)
+        for what, operands in (("input", self._inputs), ("output", self._outputs)):
+            yield from (
+                (what, index)
+                for index, axes in enumerate(operands)
+                if axes is not None and (what, index) not in self.read
+            )
+
+    def forget_readers(self) -> None:
+        """Forget what was read so far."""
+        self.attrs.asked.clear()
+        self.read.clear()
+
+    def has(self, index: int) -> bool:
+        """Tell whether the node has this input."""
+        return self.input(index) is not None
+
+    def ints(self, name: str, index: int | None = None) -> list[int] | None:
+        """Return integers given by an attribute or, in newer opsets, by an input; None when neither is known."""
+        if name in self.attrs:
+            value = self.attrs[name]
+            return [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+        known = self.value(index) if index is not None else None
+        return None if known is None else [int(v) for v in known.reshape(-1)]
+
+    def axis(self, rank: int, default: int, name: str = "axis") -> int:
+        """Return an axis attribute as a nonnegative number."""
+        return int(self.attrs.get(name, default)) % max(rank, 1)
+
+    # -- saying ----------------------------------------------------------------------------------------
+
+    def why(self, reason: str) -> str:
+        """Phrase a reason with the node in front."""
+        return f"{self.kind} {self.label!r} {reason}"
+
+    def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
+        """State that two axes are the same units in the same order."""
+        return dims.unify(a, b, self.why(reason))
+
+    def unify_all(self, left: Iterable[Axis], right: Iterable[Axis]) -> None:
+        """State that two runs of axes are the same, one by one."""
+        for a, b in zip(left, right, strict=True):
+            self.unify(a, b)
+
+    def freeze(self, axes: Axis | Iterable[Axis] | None, reason: str) -> None:
+        """Fix axes at their size and order."""
+        for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
+            dims.freeze(axis, self.why(reason))
+
+    def look_up(self, axis: Axis) -> None:
+        """State that numbers made at run time choose entries along an axis: it keeps its size, or grows at its end."""
+        dims.pin(axis, self.why(LOOKED_UP))
+        self.said.tables.append(axis)
+
+    def normalise(self, axes: Iterable[Axis]) -> None:
+        """State that a softmax runs over axes: they keep their size, or get entries of probability 0."""
+        for axis in axes:
+            dims.pin(axis, self.why("normalises over this axis"))
+            self.said.normalised.append(axis)
+
+    def freeze_all(self, reason: str) -> None:
+        """Fix every axis of the node."""
+        self.said.closed = True
+        for axes in (*self._inputs, *self._outputs):
+            self.freeze(axes, reason)
+
+    def uniform(
+        self,
+        axes: Iterable[Axis],
+        law: str | None = None,
+        *,
+        inputs: tuple[int, ...] = (0,),
+        scale: int | None = None,
+        shift: int | None = None,
+        total: int | None = None,
+        epsilon: float = 1e-5,
+    ) -> None:
+        """State that a statistic runs over axes, so that all their units are copied equally often.
+
+        With a `law` the dim may also be padded to any width by units that the statistic does not notice, its scale
+        and the node's `epsilon` corrected; see `Statistic`.
+        """
+        over = tuple(axes)
+        for axis in over:
+            dims.keep_uniform(axis, self.why("takes a statistic over it"))
+        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon))
+
+    def only_copies(self, axis: Axis, reason: str) -> None:
+        """Allow only growth whose new units are copies of old ones."""
+        dims.only_copies(axis, self.why(reason))
+
+    def shares(self, position: int) -> None:
+        """State that the node gives shares of a whole along an axis: e^x of each unit over the sum of all of them."""
+        self.said.normalised += (self.input(0) or ())[position : position + 1]
+        self.said.shares.append(position)
+
+    def contract(self, axis: Axis, sides: Iterable[tuple[int, int]], law: str = "sum") -> None:
+        """State that the node sums over an axis."""
+        self.said.contractions.append(Contraction(axis, tuple(sides), law))
+
+    def size(
+        self,
+        index: int,
+        element: int,
+        *axes: Axis,
+        whole: Axis | None = None,
+        instead: Mapping[int, Axis | None] = MappingProxyType({}),
+    ) -> None:
+        """State that an element of an integer input is the total size of the axes; see `SizeInput`."""
+        self.read.add(("input", index))
+        self.said.size_inputs.append(SizeInput(index, element, axes, whole, instead))
+
+    def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
+        """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""
+        self.attrs.asked.add(name)
+        self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
+
+    def default(self, name: str, value: float, axis: Axis) -> None:
+        """State that an attribute that is left out is `value`, and would be another if the axis grew."""
+        self.said.defaults.append((name, value, axis))
+
+    def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
+        """State that the node picks units along an axis; see `Selection`."""
+        self.said.selections.append(Selection(axis, tuple(units), order, index))
+
+    def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
+        """State that an input lists a run of places; see `Run`."""
+        self.said.runs.append(Run(index, column, along, before, units, rest))
+
+    def pointwise(self, kind: str) -> None:
+        """State what the node does to each unit alone.
+
+        Args:
+            kind: "linear" (any mixing of units commutes); "zero" keeps a unit of zeros; "relu" too, but stops its
+                gradient; "partial" may make an infinity or no number of a unit of random values; "any" else.
+        """
+        self.said.pointwise = kind
+
+    def scales(self, *inputs: int) -> None:
+        """State that these inputs multiply or divide; growth by zeros copies them instead."""
+        self.said.scales.update(inputs)
+
+    def ignores(self, *inputs: int) -> None:
+        """State that of these inputs only the type or shape is read, whatever the size; others of no axis stay."""
+        self.read.update(("input", index) for index in inputs)
+        self.said.ignored.update(inputs)
+
+    def scalars(self, *inputs: int) -> None:
+        """State that these inputs are numbers for the whole node, like a ratio or a count, which no axis follows."""
+        self.said.ignored.update(inputs)
+        for index in inputs:
+            self.freeze(self.input(index), UNREAD)
+
+    def integers(self, index: int, zero_point: int, axis: int) -> None:
+        """State that an input holds integers to compute with; copies can share those of a constant in whole parts.
+
+        Args:
+            index: The input.
+            zero_point: The input that holds their zero point, if the node has it.
+            axis: The axis of the integers that a zero point of one dimension lies along.
+        """
+        self.said.integers[index] = Integers(zero_point, axis)
+
+    def broadcast(self, operands: Iterable[Axes | None], result: Axes) -> None:
+        """State the multidirectional broadcasting of the ONNX specification: aligned at the right, 1 stretches."""
+        for axes in operands:
+            for a, b in zip(reversed(axes or ()), reversed(result), strict=False):
+                if a.size == b.size:
+                    self.unify(a, b)
+                elif a.size != 1:
+                    self.freeze((a, b), "has axes that do not broadcast")
+
+    # -- signatures ------------------------------------------------------------------------------------
+
+    def apply(
+        self, text: str, *, sizes: Mapping[str, str | int] | None = None, fixed: str = "", uniform: str = ""
+    ) -> None:
+        """Make the statements of a signature (see `onnx_net2net.rules.signature`).
+
+        Args:
+            text: The signature.
+            sizes: For letters whose size a product alone does not tell: a number, or the name of the attribute
+                that holds it (1 where it is absent) and follows the size when the dim grows.
+            fixed: Letters, separated by spaces, of axes that never grow.
+            uniform: Letters of axes that a statistic runs over.
+        """
+        signature = parse(text)
+        known: dict[str, Axis | Axes] = {}
+        numbers = {
+            name: int(self.attrs.get(size, 1)) if isinstance(size, str) else size
+            for name, size in (sizes or {}).items()
+        }
+        places: dict[tuple[str, int], int] = {}
+        for operands, tensor, is_input in (
+            (signature.inputs, self.input, True),
+            (signature.outputs, self.output, False),
+        ):
+            for index, operand in enumerate(operands):
+                axes = tensor(index)
+                if axes is None:
+                    continue
+                matched = align(operand, axes)
+                if matched is None:
+                    self.freeze_all("has an operand of unexpected rank")
+                    return
+                for term, position, run in matched:
+                    if is_input:
+                        places.update({(name, index): position for name in term.names})
+                    self._bind(term, run, known, numbers)
+        for name in fixed.split():
+            self.freeze(known.get(name), KERNEL)
+        for name in uniform.split():
+            found = known.get(name, ())
+            self.uniform(found if isinstance(found, tuple) else (found,))
+        for name, holders in signature.contracted().items():
+            axis = known.get(name)
+            sides = [(index, places[name, index]) for index in holders if (name, index) in places]
+            if axis is not None and not isinstance(axis, tuple):
+                self.contract(axis, sides)
+        for name, size in (sizes or {}).items():
+            axis = known.get(name)
+            if isinstance(size, str) and axis is not None and not isinstance(axis, tuple):
+                self.attribute(size, axis)
+
+    def _bind(self, term: Term, run: Axes, known: dict[str, Axis | Axes], numbers: dict[str, int]) -> None:
+        """Give the letters of a term their axes, or unify with those they have."""
+        if term.star:
+            earlier = known.setdefault(term.names[0], run)
+            if isinstance(earlier, tuple) and len(earlier) == len(run):
+                self.unify_all(earlier, run)
+            return
+        if not run:
+            return
+        (axis,) = run
+        if len(term.names) == 1:
+            earlier = known.setdefault(term.names[0], axis)
+            if isinstance(earlier, tuple) or (term.broadcast and axis.size == 1 != earlier.size):
+                return
+            self.unify(earlier, axis)
+            return
+        missing = [name for name in term.names if name not in known and name not in numbers]
+        covered = 1
+        for name in term.names:
+            covered *= known[name].size if name in known else numbers.get(name, 1)  # type: ignore[union-attr]
+        if len(missing) > 1 or axis.size % max(covered, 1) or covered == 0:
+            self.freeze(axis, "does not divide this axis")
+            return
+        for name in term.names:
+            if name not in known:
+                own = covered == 1 and name not in numbers  # the factor is the axis, also where its size is 1
+                known[name] = axis if own else Dim(numbers[name] if name in numbers else axis.size // covered)
+        self.unify(Product([known[name] for name in term.names]), axis)  # type: ignore[misc]
+
+
+T = TypeVar("T")
+
+
+def align(operand: Operand, axes: Sequence[T]) -> list[tuple[Term, int, tuple[T, ...]]] | None:
+    """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
+    terms = list(operand)
+    stars = [i for i, term in enumerate(terms) if term.star]
+    while not stars and len(terms) > len(axes) and terms[0].broadcast:
+        terms.pop(0)
+    spare = len(axes) - len(terms) + (1 if stars else 0)
+    if spare < 0 or (not stars and spare):
+        return None
+    matched, position = [], 0
+    for term in terms:
+        width = spare if term.star else 1
+        matched.append((term, position, tuple(axes[position : position + width])))
+        position += width
+    return matched

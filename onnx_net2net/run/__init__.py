@@ -1,0 +1,1 @@
+"""Models run in onnxruntime, on inputs that they accept."""

@@ -1,0 +1,191 @@
+"""Run models in onnxruntime: providers without silent fallback, and types that numpy lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ValueInfoProto, helper
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError, Net2NetError, one_line
+from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.run.inputs import Feeds
+
+Level = ort.GraphOptimizationLevel
+
+LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+}
+_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of float32's 23
+
+
+class Runner:
+    """A model opened in onnxruntime; a call runs it."""
+
+    def __init__(
+        self, model: Path | bytes, level: ort.GraphOptimizationLevel, *, provider: str, file: Path | None = None
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model: A file, or a serialized model.
+            level: One of `LEVELS`.
+            provider: What `provider_name` returned.
+            file: The model file whose external data a serialized model has.
+
+        Raises:
+            BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
+        """
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
+        source = str(model) if isinstance(model, Path) else model
+        if isinstance(model, Path) and model.is_symlink():
+            source, file = model.read_bytes(), model
+        if isinstance(source, bytes) and file is not None:
+            source, folder = _beside(source, file)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        providers = [(provider, _OPTIONS.get(provider, {}))]
+        self._session = ort.InferenceSession(source, options, providers, enable_fallback=0)
+        if (got := self._session.get_providers()[0]) != provider:  # onnxruntime only prints a warning
+            raise BadInputError(f"{provider} cannot be loaded, onnxruntime would run on {got}{_hint(provider)}")
+        self._names = [value.name for value in self._session.get_outputs()]
+        values = (*self._session.get_inputs(), *self._session.get_outputs())
+        self._exotic = any("bfloat16" in value.type or "float8" in value.type for value in values)
+
+    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return all outputs by name, or some, for which no more is run than they need.
+
+        Members of sequences and maps count as outputs.
+        """
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = outputs is not None
+        if self._exotic:  # types that numpy lacks
+            inputs = {name: _to_ort(array) for name, array in feeds.items()}
+            values = [_from_ort(value) for value in self._session.run_with_ort_values(outputs, inputs, options)]
+        else:
+            values = self._session.run(outputs, feeds, options)
+        return dict(itertools.chain.from_iterable(map(_tensors, outputs or self._names, values)))
+
+
+def _beside(model: bytes, file: Path) -> tuple[bytes, Path]:
+    """Return a model, and the folder where onnxruntime finds its data.
+
+    A file of a Hugging Face cache is a link, and so is its data. onnxruntime opens no data that are links out of the
+    folder which it is told; so it is told the folder that they lead to, and their names there.
+    """
+    if not file.is_symlink():
+        return model, file.parent
+    proto = onnx.load_model_from_string(model)
+    entries = [
+        entry
+        for tensor in all_tensors(proto)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    ]
+    files = {name: (file.parent / name).resolve() for name in {entry.value for entry in entries}}
+    if not files:
+        return model, file.parent
+    folder = Path(os.path.commonpath([path.parent for path in files.values()]))
+    for entry in entries:
+        entry.value = files[entry.value].relative_to(folder).as_posix()
+    return proto.SerializeToString(), folder
+
+
+def provider_name(name: str) -> str:
+    """Return the full name of an execution provider that this onnxruntime has.
+
+    Raises:
+        BadInputError: If there is none.
+    """
+    full = _PROVIDERS.get(name.lower(), name)
+    if full not in ort.get_available_providers():
+        if full not in ort.get_all_providers():
+            raise BadInputError(f"there is no provider {name!r}; known are {', '.join(_PROVIDERS)}")
+        raise BadInputError(f"this onnxruntime has no {full}{_hint(full)}")
+    return full
+
+
+@cache
+def implements(kind: str, version: int, dtype: int, inputs: int) -> bool:
+    """Tell whether onnxruntime has an operator of ai.onnx for an element type on CPU, by trying it.
+
+    Args:
+        kind: The operator.
+        version: The operator set.
+        dtype: onnx.TensorProto.DataType of its inputs.
+        inputs: How many it has.
+    """
+    names = [f"x{number}" for number in range(inputs)]
+    values = [helper.make_tensor_value_info(name, dtype, None) for name in names]
+    graph = helper.make_graph([helper.make_node(kind, names, ["y"])], kind, values, [ValueInfoProto(name="y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
+    try:
+        Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        return not any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))
+    return True
+
+
+@contextlib.contextmanager
+def blaming(kind: type[Net2NetError], what: str) -> Iterator[None]:
+    """Turn whatever onnxruntime raises into one line of ``kind``."""
+    try:
+        yield
+    except Net2NetError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        raise kind(f"{what}: {one_line(error)}") from None
+
+
+def _hint(provider: str) -> str:
+    if provider in {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+        return "; pip install 'onnx-net2net[gpu]' brings it, the driver and the CUDA libraries have to be there"
+    return "; install the onnxruntime package that was built with it"
+
+
+def _to_ort(array: Array) -> ort.OrtValue:
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _from_ort(value: ort.OrtValue) -> Any:
+    """Return the value as numpy has it; onnxruntime itself converts no bfloat16."""
+    if not value.is_tensor():
+        return None  # a sequence beside a bfloat16 tensor: not seen so far
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.element_type()))
+    if dtype.kind != "V":
+        return value.numpy()
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, dtype).reshape(value.shape())
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the tensors of an output, which may be a sequence or a map."""
+    if isinstance(value, list | dict):
+        members = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, member in members:
+            yield from _tensors(f"{name}[{key!r}]", member)
+    elif value is not None:
+        yield name, np.asarray(value)
