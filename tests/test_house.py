@@ -1,0 +1,69 @@
+"""The house: every module has its test file, and none is too long. `lint-imports` sees to what imports what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "onnx_net2net"
+MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+TESTED_ROOMS = ("algebra", "graph", "rewrite", "analysis")
+MOST_LINES = 450
+
+LONG = {
+    "algebra/dims.py": 485,
+    "algebra/maps.py": 537,
+    "analysis/blocks.py": 652,
+    "analysis/inference.py": 513,
+    "analysis/linearity.py": 632,
+    "analysis/loadable.py": 676,
+    "cli/main.py": 786,
+    "graph/flatten.py": 494,
+    "operations/narrow/duplicates.py": 497,
+    "operations/transfer/modules.py": 465,
+    "proof/verify.py": 508,
+    "rewrite/rewrite.py": 846,
+    "rules/op.py": 522,
+}
+"""Modules that are too long yet, and how long they may be. Lines leave this list; none comes in."""
+
+UNTESTED = {
+    "algebra/clipping.py",
+    "algebra/floats.py",
+    "algebra/views.py",
+    "analysis/activations.py",
+    "analysis/computed.py",
+    "analysis/groups.py",
+    "analysis/layers.py",
+    "analysis/multipliers.py",
+    "analysis/names.py",
+    "analysis/padding.py",
+    "graph/export.py",
+    "graph/graph.py",
+    "graph/sizes.py",
+    "rewrite/fills.py",
+    "rewrite/outputs.py",
+    "rewrite/rewrite.py",
+    "rewrite/scaling.py",
+}
+"""Modules that have no test file of their own yet. Lines leave this list; none comes in."""
+
+
+def has_test(module: str) -> bool:
+    """Whether a module has a test file of its own: test_<module>.py, or several test_<module>_*.py."""
+    path = Path(module)
+    folder = ROOT / "tests" / path.parent
+    return (folder / f"test_{path.stem}.py").exists() or any(folder.glob(f"test_{path.stem}_*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_too_long(module: str) -> None:
+    lines = len((PACKAGE / module).read_text(encoding="utf-8").splitlines())
+    assert lines <= LONG.get(module, MOST_LINES)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(TESTED_ROOMS) and "__" not in m])
+def test_every_module_has_its_test_file(module: str) -> None:
+    assert has_test(module) or module in UNTESTED, f"write tests/{Path(module).parent}/test_{Path(module).name}"
