@@ -31,7 +31,7 @@ from onnx_net2net.operations.lineage import departure
 from onnx_net2net.operations.narrow.duplicates import _Refinement
 from onnx_net2net.operations.transfer import align as alignment
 from onnx_net2net.operations.transfer.align import align
-from onnx_net2net.operations.transfer.modules import Item, Unit
+from onnx_net2net.operations.transfer.modules import Module, Segment
 from onnx_net2net.operations.transfer.similarity import similarities
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,9 +142,9 @@ def test_dozens_of_sums_and_sequences_in_a_row_are_no_recursion() -> None:
     inspect(perceptron(node("SequenceEmpty", [], ["q0"]), *inserts, joined, last="c"))
 
 
-def units(count: int, kinds: int) -> list[Item]:
+def segments(count: int, kinds: int) -> list[Segment]:
     shapes = [(8 + k % kinds, 8) for k in range(count)]
-    return [Item((Unit(k, f"u{k}", "linear", shape, (), (), {}, place=k),)) for k, shape in enumerate(shapes)]
+    return [Segment((Module(k, f"u{k}", "linear", shape, (), (), {}, place=k),)) for k, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize(("length", "kinds", "limit"), [(600, 600, 10_000), (3000, 2, 1 << 22)])
@@ -155,7 +155,7 @@ def test_long_networks_are_aligned_near_the_diagonal(
     similarity = alignment.similarity
     monkeypatch.setattr(alignment, "similarity", lambda one, other: calls.append(0) or similarity(one, other))
     monkeypatch.setattr(alignment, "LIMIT", limit)
-    found = align(units(length, kinds), units(length + 2, kinds))
+    found = align(segments(length, kinds), segments(length + 2, kinds))
     assert [(old.place, new.place) for old, new in found.pairs] == [(k, k) for k in range(length)]
     assert len(calls) < 100 * length
     assert not found.lost

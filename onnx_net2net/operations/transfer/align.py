@@ -1,8 +1,8 @@
 """Which layers of one network correspond to which of another: an order-preserving alignment of two graphs.
 
-Items, and then the units inside of matched blocks, are aligned by dynamic programming, as in DPIAT (Czyzewski, Nowak,
-Piechowiak 2022), with what shapes alone cannot tell: operator, kernel, stride, groups, resolution, and which items of
-the target can be left out because they can compute the identity.
+Dynamic programming aligns the segments, and then the modules inside of matched blocks, as DPIAT does (Czyzewski, Nowak,
+Piechowiak 2022). It also looks at what shapes do not tell: operator, kernel, stride, groups, resolution, and which
+segments of the target can be left out because they can compute the identity.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.operations.transfer.modules import Item, Unit
+from onnx_net2net.operations.transfer.modules import Module, Segment
 
 _LOST = 1.0
-"""What it costs to leave out a unit of the teacher, as a part of what a perfect match of a unit gains."""
+"""What it costs to leave out a module of the teacher, as a part of what a perfect match of a module gains."""
 
 _KEPT = 0.5
-"""What it costs to leave out a unit of the target that cannot be the identity."""
+"""What it costs to leave out a module of the target that cannot be the identity."""
 
 _FREE = 0.001
-"""What it costs to leave out a unit of the target that can be the identity."""
+"""What it costs to leave out a module of the target that can be the identity."""
 
 _TORN = 0.05
 """The same where it is in a block, of which others are not left out."""
 
 _KNOWN = 0.01
-"""What it gains that a unit is called the same on both sides: names break ties, and no more."""
+"""What it gains that a module is called the same on both sides: names break ties, and no more."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which units of a teacher correspond to which of a target.
+    """Which modules of a teacher correspond to which of a target.
 
     Attributes:
-        pairs: The matched units, teacher first, in order.
+        pairs: The matched modules, teacher first, in order.
         added: Items of the target that nothing corresponds to.
-        lost: Units of the teacher that nothing corresponds to.
+        lost: Modules of the teacher that nothing corresponds to.
     """
 
-    pairs: tuple[tuple[Unit, Unit], ...]
-    added: tuple[Item, ...]
-    lost: tuple[Unit, ...]
+    pairs: tuple[tuple[Module, Module], ...]
+    added: tuple[Segment, ...]
+    lost: tuple[Module, ...]
 
 
 # --- Similarity ----------------------------------------------------------------------------------------------
 
 
-def similarity(teacher: Unit, target: Unit) -> float:
-    """Return how alike two units are, from 0 (another operator) to 1.
+def similarity(teacher: Module, target: Module) -> float:
+    """Return how alike two modules are, from 0 (another operator) to 1.
 
     The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
     """
@@ -73,23 +73,27 @@ def similarity(teacher: Unit, target: Unit) -> float:
     if len(teacher.places) == len(target.places):
         alike *= _ratio(teacher.places, target.places)
     alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
-    missing = len(set(teacher.slots) - set(target.slots))
+    missing = len(set(teacher.parameters) - set(target.parameters))
     if any(old > new for old, new in zip(shape, target.shape, strict=True)):
         alike *= 0.7  # the target does not contain the teacher
     return alike * 0.9**missing * 0.97 ** abs(teacher.depth - target.depth)
 
 
-def _longer(one: Unit, other: Unit) -> Unit | None:
+def _longer(one: Module, other: Module) -> Module | None:
     """Return that of two constants which only repeats what the other has, if one does."""
     longer = one if len(one.shape) > len(other.shape) else other
     return longer if longer.repeats and abs(len(one.shape) - len(other.shape)) == 1 else None
 
 
-def _unrepeated(unit: Unit, other: Unit) -> Unit:
-    """Return a unit without the axis by which it repeats what another one has."""
-    if _longer(unit, other) is not unit:
-        return unit
-    return replace(unit, shape=unit.shape[1:], slots={k: replace(slot, repeats=True) for k, slot in unit.slots.items()})
+def _unrepeated(module: Module, other: Module) -> Module:
+    """Return a module without the axis by which it repeats what another one has."""
+    if _longer(module, other) is not module:
+        return module
+    return replace(
+        module,
+        shape=module.shape[1:],
+        parameters={k: replace(parameter, repeats=True) for k, parameter in module.parameters.items()},
+    )
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -100,14 +104,14 @@ def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
 # --- The alignment -------------------------------------------------------------------------------------------
 
 LIMIT = 1 << 22
-"""Pairs that are looked at, twice that at most: all in networks of 2,000 units, those of like place in larger ones."""
+"""Pairs that are compared, twice that at most: all of networks of 2,000 modules, those of like place in larger ones."""
 
-T = TypeVar("T", Item, Unit)
+T = TypeVar("T", Segment, Module)
 
 
 @dataclass(frozen=True)
 class _Path(Generic[T]):
-    """The best alignment of two sequences: its value, the matched pairs, and what is left on each side."""
+    """The best alignment of two sequences: its value, the matched pairs, and what is left of each."""
 
     value: float
     pairs: tuple[tuple[T, T], ...]
@@ -236,112 +240,117 @@ def _numbered(keys: Sequence[object]) -> Array:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
 
 
-def align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
-    """Align the items of two networks, and the units of matched blocks.
+def align(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
+    """Align the segments of two networks, and the modules of matched blocks.
 
-    Where something is left over, as exporters write the same blocks differently and blocks lie in blocks, the units
+    Where something is left over, as exporters write the same blocks differently and blocks lie in blocks, the modules
     alone are aligned too, and the alignment that leaves out less is returned.
     """
     found = _align(teacher, target)
     if _left_out(found):
-        found = min(found, _align_units(teacher, target), key=_left_out)
+        found = min(found, _align_modules(teacher, target), key=_left_out)
     pairs = tuple((_unrepeated(old, new), _unrepeated(new, old)) for old, new in found.pairs)
     return _postponed(replace(found, pairs=pairs), target)
 
 
 def _left_out(found: Alignment) -> float:
-    """Return what it costs that units have no counterpart, and cannot do without."""
-    return _LOST * len(found.lost) + _KEPT * sum(len(item.units) for item in found.added if not item.neutral)
+    """Return what it costs that modules have no counterpart, and cannot do without."""
+    return _LOST * len(found.lost) + _KEPT * sum(len(segment.modules) for segment in found.added if not segment.neutral)
 
 
-def _align_units(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
-    """Align units, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
-    old, new = (sorted((u for item in side for u in item.units), key=lambda u: u.place) for side in (teacher, target))
-    places = {id(unit): place for place, unit in enumerate(new)}
+def _align_modules(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
+    """Align modules, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
+    old, new = (
+        sorted((u for segment in network for u in segment.modules), key=lambda u: u.place)
+        for network in (teacher, target)
+    )
+    places = {id(module): place for place, module in enumerate(new)}
     leaps: dict[int, int] = {}
     whole: set[int] = set()
-    for item in target:
-        if item.block is not None and item.neutral:
-            whole.update(map(id, item.units))
-            start, end = places[id(item.units[0])], places[id(item.units[-1])] + 1
-            if end - start == len(item.units):  # nothing else lies between them
+    for segment in target:
+        if segment.block is not None and segment.neutral:
+            whole.update(map(id, segment.modules))
+            start, end = places[id(segment.modules[0])], places[id(segment.modules[-1])] + 1
+            if end - start == len(segment.modules):  # nothing else lies between them
                 leaps[start] = end
 
-    def excess(unit: Unit) -> float:
-        if not unit.neutral:
+    def excess(module: Module) -> float:
+        if not module.neutral:
             return _KEPT
-        return _TORN if id(unit) in whole else _FREE
+        return _TORN if id(module) in whole else _FREE
 
     path = _best(old, new, _gain, lambda _: _LOST, excess, leaps, known=_KNOWN)
-    added = tuple(Item((unit,)) for unit in path.added)
+    added = tuple(Segment((module,)) for module in path.added)
     return _regrouped(Alignment(path.pairs, added, path.lost), target)
 
 
-def _regrouped(found: Alignment, target: Sequence[Item]) -> Alignment:
-    """Put added units together again where they are all that a block has."""
-    added = {id(unit) for item in found.added for unit in item.units}
-    items = []
-    for item in target:
-        left = [unit for unit in item.units if id(unit) in added]
-        items += [item] if len(left) == len(item.units) else [Item((unit,)) for unit in left]
-    return Alignment(found.pairs, tuple(items), found.lost)
+def _regrouped(found: Alignment, target: Sequence[Segment]) -> Alignment:
+    """Put added modules together again where they are all that a block has."""
+    added = {id(module) for segment in found.added for module in segment.modules}
+    segments = []
+    for segment in target:
+        left = [module for module in segment.modules if id(module) in added]
+        segments += [segment] if len(left) == len(segment.modules) else [Segment((module,)) for module in left]
+    return Alignment(found.pairs, tuple(segments), found.lost)
 
 
-def _postponed(found: Alignment, target: Sequence[Item]) -> Alignment:
+def _postponed(found: Alignment, target: Sequence[Segment]) -> Alignment:
     """Match a normalisation with the last one of the target, where only post-norm blocks in excess lie between.
 
     With branches of zero these normalise one after another what has been normalised, which changes nothing as long as
     no scale or shift comes before the last of them.
     """
-    added = {id(item): item for item in found.added}
-    place = {id(item.units[0]): number for number, item in enumerate(target) if item.block is None}
+    added = {id(segment): segment for segment in found.added}
+    place = {id(segment.modules[0]): number for number, segment in enumerate(target) if segment.block is None}
     pairs = []
     for old, new in found.pairs:
         first = last = place.get(id(new), len(target))
-        while _goes_on(target[last + 1 : last + 3]) and all(id(item) in added for item in target[last + 1 : last + 3]):
+        while _goes_on(target[last + 1 : last + 3]) and all(
+            id(segment) in added for segment in target[last + 1 : last + 3]
+        ):
             last += 2
         if last > first and new.normalises:
             run = target[first:last]
-            added |= {id(item): replace(item, repeats=True) for item in run}
+            added |= {id(segment): replace(segment, repeats=True) for segment in run}
             added.pop(id(target[last]))
-            new = target[last].units[0]
+            new = target[last].modules[0]
         pairs.append((old, new))
     return replace(found, pairs=tuple(pairs), added=tuple(added.values()))
 
 
-def _goes_on(items: Sequence[Item]) -> bool:
+def _goes_on(segments: Sequence[Segment]) -> bool:
     """Tell whether a post-norm block and its normalisation follow."""
-    match items:
-        case [Item(block=Block(normalised=True)), Item(units=(unit,), block=None)]:
-            return unit.normalises
+    match segments:
+        case [Segment(block=Block(normalised=True)), Segment(modules=(module,), block=None)]:
+            return module.normalises
     return False
 
 
-def _align(teacher: Sequence[Item], target: Sequence[Item]) -> Alignment:
-    def gain(old: Item, new: Item) -> float:
-        found = _inside(old.units, new.units)
+def _align(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
+    def gain(old: Segment, new: Segment) -> float:
+        found = _inside(old.modules, new.modules)
         return found.value if found.pairs else -math.inf
 
-    def excess(item: Item) -> float:
-        return (_FREE if item.neutral else _KEPT) * len(item.units)
+    def excess(segment: Segment) -> float:
+        return (_FREE if segment.neutral else _KEPT) * len(segment.modules)
 
-    path = _best(teacher, target, gain, lambda item: _LOST * len(item.units), excess, known=_KNOWN)
-    pairs: list[tuple[Unit, Unit]] = []
-    lost = [unit for item in path.lost for unit in item.units]
+    path = _best(teacher, target, gain, lambda segment: _LOST * len(segment.modules), excess, known=_KNOWN)
+    pairs: list[tuple[Module, Module]] = []
+    lost = [module for segment in path.lost for module in segment.modules]
     added = list(path.added)
     for old, new in path.pairs:
-        found = _inside(old.units, new.units)
+        found = _inside(old.modules, new.modules)
         pairs += found.pairs
         lost += found.lost
-        added += [Item((unit,)) for unit in found.added]
+        added += [Segment((module,)) for module in found.added]
     return Alignment(tuple(pairs), tuple(added), tuple(lost))
 
 
-def _inside(old: Sequence[Unit], new: Sequence[Unit]) -> _Path[Unit]:
-    """Align units that are matched one by one."""
-    return _best(old, new, _gain, lambda unit: _LOST, lambda unit: _FREE if unit.neutral else _KEPT)
+def _inside(old: Sequence[Module], new: Sequence[Module]) -> _Path[Module]:
+    """Align modules that are matched one by one."""
+    return _best(old, new, _gain, lambda module: _LOST, lambda module: _FREE if module.neutral else _KEPT)
 
 
-def _gain(teacher: Unit, target: Unit) -> float:
-    """Return what it brings to match two units."""
+def _gain(teacher: Module, target: Module) -> float:
+    """Return what it brings to match two modules."""
     return similarity(teacher, target) or -math.inf

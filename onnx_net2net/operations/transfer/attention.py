@@ -17,13 +17,13 @@ from onnx import helper, numpy_helper
 from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, compose
+from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.inference import constant_of
-from onnx_net2net.analysis.layers import Network
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.operations.transfer.align import Alignment
-from onnx_net2net.operations.transfer.modules import Unit, Use
-from onnx_net2net.operations.transfer.networks import Side, Sides
+from onnx_net2net.operations.transfer.modules import Module, Use
+from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
 _FAR = 8
@@ -53,13 +53,13 @@ class _Operand:
     """One of the two tensors that are multiplied.
 
     Attributes:
-        unit: The layer that it comes from.
+        module: The layer that it comes from.
         places: Which unit of the layer is at each of its places; the axis that is summed over is the last.
         scale: By what the layer's results have been multiplied.
         nodes: The nodes between.
     """
 
-    unit: Unit
+    module: Module
     places: np.ndarray
     scale: float
     nodes: tuple[int, ...]
@@ -84,15 +84,15 @@ class _Product:
     @property
     def layers(self) -> tuple[int, int]:
         """The nodes of the two layers."""
-        return self.operands[0].unit.node, self.operands[1].unit.node
+        return self.operands[0].module.node, self.operands[1].module.node
 
 
-def weigh_products(sides: Sides, found: Alignment, growth: Growth) -> Weighing:
+def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weighing:
     """Let layers of the target weigh what its products of activations sum over.
 
     Args:
-        sides: The two networks; the teacher has not been grown yet.
-        found: Which of their units correspond.
+        networks: The two networks; the teacher has not been grown yet.
+        found: Which of their modules correspond.
         growth: Map of each dim of the teacher that grows.
 
     Returns:
@@ -100,16 +100,16 @@ def weigh_products(sides: Sides, found: Alignment, growth: Growth) -> Weighing:
     """
     weighing = Weighing()
     partner = {old.node: new.node for old, new in found.pairs}
-    target = {product.layers: product for product in _Products(sides.target).find()} if growth else {}
-    for product in _Products(sides.teacher).find() if target else ():
+    target = {product.layers: product for product in _Products(networks.target).find()} if growth else {}
+    for product in _Products(networks.teacher).find() if target else ():
         other = target.get((partner.get(product.layers[0], -1), partner.get(product.layers[1], -1)))
-        if other is not None and _weigh(sides.teacher, product, other, growth, weighing.factors):
+        if other is not None and _weigh(networks.teacher, product, other, growth, weighing.factors):
             weighing.products.add(product.number)
             weighing.scaled |= product.nodes
     return weighing
 
 
-def _weigh(teacher: Side, old: _Product, new: _Product, growth: Growth, factors: dict[Use, Array]) -> bool:
+def _weigh(teacher: Network, old: _Product, new: _Product, growth: Growth, factors: dict[Use, Array]) -> bool:
     """Find the factors of one of the layers in front of a product; tell whether there are any."""
     (contraction,) = teacher.analysis.said[old.number].contractions
     index, position = contraction.sides[0]
@@ -120,13 +120,13 @@ def _weigh(teacher: Side, old: _Product, new: _Product, growth: Growth, factors:
         if operand.places.shape[-1] != len(weights):
             continue
         wanted = np.broadcast_to(weights, operand.places.shape)
-        made = np.ones(operand.unit.shape[0])
+        made = np.ones(operand.module.shape[0])
         made[operand.places] = wanted
         if np.array_equal(made[operand.places], wanted):  # no unit is needed in two places with different weights
-            whats = ("scale", "shift") if operand.unit.norm is not None else ("weight", "bias")
+            whats = ("scale", "shift") if operand.module.norm is not None else ("weight", "bias")
             for what in whats if not np.allclose(made, 1, rtol=1e-9) else ():
-                if what in operand.unit.slots:
-                    factors[operand.unit.slots[what].use] = made
+                if what in operand.module.parameters:
+                    factors[operand.module.parameters[what].use] = made
             return True
     return False
 
@@ -134,14 +134,14 @@ def _weigh(teacher: Side, old: _Product, new: _Product, growth: Growth, factors:
 class _Products:
     """What is needed to find the products of one network."""
 
-    def __init__(self, side: Side) -> None:
-        self._side, self._analysis = side, side.analysis
-        self._network = Network(side.analysis)
-        self._units = {_end(unit): unit for item in side.items for unit in item.units if "weight" in unit.slots}
+    def __init__(self, network: Network) -> None:
+        self._network, self._analysis = network, network.analysis
+        self._layers = layers.Network(network.analysis)
+        self._modules = {_end(module): module for module in network.modules if module.is_layer}
 
     def find(self) -> Iterator[_Product]:
         """Yield the products of two layers' results that a Softmax reads."""
-        for number in self._network.products:
+        for number in self._layers.products:
             node, contractions = self._analysis.nodes[number], self._analysis.said[number].contractions
             behind = self._softmax(node.outputs[0])
             if len(contractions) != 1 or len(contractions[0].sides) != 2 or behind is None:
@@ -165,14 +165,14 @@ class _Products:
 
     def _operand(self, tensor: Tensor, position: int) -> _Operand | None:
         """Return where an operand comes from, if that is one layer, and nothing but moved and scaled."""
-        stop = {*self._units, *self._network.products, *self._network.layers}
-        ends = self._network.sources(tensor, stop) & self._units.keys()
+        stop = {*self._modules, *self._layers.products, *self._layers.layers}
+        ends = self._layers.sources(tensor, stop) & self._modules.keys()
         if len(ends) != 1:
             return None
         (end,) = ends
-        unit, start = self._units[end], self._analysis.nodes[end].outputs[0]
-        shape, size = self._network.shape(start), unit.shape[0]
-        axis = 1 if self._network.layers[unit.node].convolves else len(shape) - 1
+        module, start = self._modules[end], self._analysis.nodes[end].outputs[0]
+        shape, size = self._layers.shape(start), module.shape[0]
+        axis = 1 if self._layers.layers[module.node].convolves else len(shape) - 1
         if not shape or shape[axis] != size:
             return None
         numbers = np.arange(1, size + 1).reshape([-1 if place == axis else 1 for place in range(len(shape))])
@@ -184,11 +184,11 @@ class _Products:
         places = np.rint(units).astype(np.int64)
         if np.abs(units - places).max() > 0.1 or places.min() < 0 or places.max() >= size:
             return None
-        return _Operand(unit, np.moveaxis(places, position, -1), scale, tuple(self._between(start, tensor)))
+        return _Operand(module, np.moveaxis(places, position, -1), scale, tuple(self._between(start, tensor)))
 
     def _between(self, start: Tensor, end: Tensor) -> list[int]:
         """Return the nodes on the ways from one tensor to another, in order."""
-        return self._network.region(start, [end], self._units)
+        return self._layers.region(start, [end], self._modules)
 
     def _scale(self, start: Tensor, end: Tensor) -> float:
         """Return by what a tensor is multiplied on the way to another one, 0.0 if something else is done to it."""
@@ -204,7 +204,7 @@ class _Products:
     def _try(self, start: Tensor, end: Tensor, values: Sequence[Array]) -> list[Array] | None:
         """Return what arrives at a tensor for each of some values of another one; other activations are zero."""
         dtype = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(start.name))
-        feeds = [np.broadcast_to(array, self._network.shape(start)).astype(dtype) for array in values]
+        feeds = [np.broadcast_to(array, self._layers.shape(start)).astype(dtype) for array in values]
         numbers = self._between(start, end)
         if not numbers:
             return feeds
@@ -215,7 +215,7 @@ class _Products:
             return None
 
     def _runner(self, numbers: Sequence[int], start: Tensor, end: Tensor) -> Runner:
-        proto, kind = self._side.opened.model.proto, self._analysis.sizes.dtype
+        proto, kind = self._network.opened.model.proto, self._analysis.sizes.dtype
         nodes = [proto.graph.node[number] for number in numbers]
         made = {name for node in nodes for name in node.output}
         constants = {}
@@ -224,8 +224,8 @@ class _Products:
                 constants[tensor.name] = self._value(tensor)
         graph = helper.make_graph(
             nodes, "between",
-            [helper.make_tensor_value_info(start.name, kind(start.name), self._network.shape(start))],
-            [helper.make_tensor_value_info(end.name, kind(end.name), self._network.shape(end))],
+            [helper.make_tensor_value_info(start.name, kind(start.name), self._layers.shape(start))],
+            [helper.make_tensor_value_info(end.name, kind(end.name), self._layers.shape(end))],
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
         )  # fmt: skip
         model = helper.make_model(
@@ -243,13 +243,13 @@ class _Products:
         if known is not None:
             return known
         dtype = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(tensor.name))
-        return np.zeros(self._network.shape(tensor), dtype)
+        return np.zeros(self._layers.shape(tensor), dtype)
 
 
 def _is_one_number(values: Array) -> bool:
     return bool(np.ptp(values) <= 1e-5 * np.abs(values).max(initial=0))
 
 
-def _end(unit: Unit) -> int:
+def _end(module: Module) -> int:
     """Return the last node of a layer with its bias and normalisation."""
-    return max(unit.node, *(slot.use[0] for slot in unit.slots.values()))
+    return max(module.node, *(parameter.use[0] for parameter in module.parameters.values()))

@@ -1,6 +1,6 @@
-"""The parameters of one unit in the form that another has: with or without bias, normalisation, scale and shift.
+"""The parameters of one module in the form that another has: with or without bias, normalisation, scale and shift.
 
-Also what is the same in two units whatever their parameters: attributes, and kernels that a ring of zeros surrounds.
+Also what is the same in two modules whatever their parameters: attributes, and kernels that a ring of zeros surrounds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from onnx import defs, helper
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.graph.sizes import versions_of
-from onnx_net2net.operations.transfer.modules import Slot, Unit
-from onnx_net2net.operations.transfer.networks import Compute, Side, Sides
+from onnx_net2net.operations.transfer.modules import Module, Parameter
+from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
 _DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET"}
@@ -29,24 +29,24 @@ _STATISTICS = {"scale", "shift", "mean", "variance"}
 
 @dataclass
 class Conversion:
-    """A unit of the teacher, as a unit of the target has its parameters.
+    """A module of the teacher, as a module of the target has its parameters.
 
     Attributes:
-        sides: The two networks; obstacles are noted.
-        old: The teacher's unit.
+        networks: The two networks; obstacles are noted.
+        old: The teacher's module.
         new: The target's.
         values: What computes each parameter, by what it is.
     """
 
-    sides: Sides
-    old: Unit
-    new: Unit
+    networks: Networks
+    old: Module
+    new: Module
     values: dict[str, Compute]
 
     def convert(self) -> dict[str, Compute]:
         """Return the parameters in the target's form."""
         old, new, values = self.old, self.new, self.values
-        is_layer = "weight" in old.slots
+        is_layer = old.is_layer
         if old.norm is not None and is_layer and new.norm is None:
             return self._folded()
         if new.norm is not None and is_layer and old.norm is None:
@@ -55,19 +55,21 @@ class Conversion:
             self._match_epsilons(old.norm, new.norm)
         self._match_bias()
         for what in ("scale", "shift"):
-            if what in values and what not in new.slots and np.any(values[what]() != (what == "scale")):
+            if what in values and what not in new.parameters and np.any(values[what]() != (what == "scale")):
                 self._hinder(f"it has no {what}, but the teacher's has one")
-            elif what in new.slots and what not in values:
+            elif what in new.parameters and what not in values:
                 values[what] = partial(np.full, self._size(what), float(what == "scale"))
         return values
 
     def _hinder(self, reason: str) -> None:
-        self.sides.hinder(self.new.name, reason)
+        self.networks.hinder(self.new.name, reason)
 
     def _size(self, what: str) -> int:
         """Return the number of elements of a parameter of the target, 0 where there is none."""
-        slot = self.new.slots.get(what)
-        return math.prod(self.sides.target.analysis.uses[slot.use].constant.shape) if slot is not None else 0
+        parameter = self.new.parameters.get(what)
+        return (
+            math.prod(self.networks.target.analysis.uses[parameter.use].constant.shape) if parameter is not None else 0
+        )
 
     def _zeros(self) -> Compute:
         return partial(np.zeros, self._size("bias") or self._size("shift"), np.float32)
@@ -77,11 +79,11 @@ class Conversion:
         old, values = self.old, self.values
         assert old.norm is not None
         transposed = old.kind == "ConvTranspose"
-        grouped = transposed and self.sides.teacher.nodes[old.node].attrs.get("group", 1) != 1
-        if "bias" not in self.new.slots or grouped or not values.keys() >= _STATISTICS:
+        grouped = transposed and self.networks.teacher.nodes[old.node].attrs.get("group", 1) != 1
+        if "bias" not in self.new.parameters or grouped or not values.keys() >= _STATISTICS:
             self._hinder("it cannot hold the teacher's normalisation")
             return values
-        epsilon = self.sides.teacher.epsilon(old.norm)
+        epsilon = self.networks.teacher.epsilon(old.norm)
         weight, bias = values["weight"], values.get("bias", lambda: np.zeros(()))
 
         def factor() -> Array:
@@ -98,55 +100,55 @@ class Conversion:
     def _add_norm(self, norm: int) -> None:
         """Let a normalisation that the teacher has not add the bias, and do nothing else."""
         units = self._size("bias") or self._size("shift")
-        epsilon = self.sides.target.epsilon(norm)
+        epsilon = self.networks.target.epsilon(norm)
         self.values["shift"], self.values["mean"] = self.values.pop("bias", self._zeros()), self._zeros()
         self.values["variance"] = partial(np.ones, units, np.float32)
         self.values["scale"] = partial(np.full, units, math.sqrt(1 + epsilon))
 
     def _match_epsilons(self, old: int, new: int) -> None:
         """Scale the results of a BatchNormalization so that another epsilon makes no difference."""
-        before, after = self.sides.teacher.epsilon(old), self.sides.target.epsilon(new)
+        before, after = self.networks.teacher.epsilon(old), self.networks.target.epsilon(new)
         if before != after and {"scale", "variance"} <= self.values.keys():
             scale, variance = self.values["scale"], self.values["variance"]
             self.values["scale"] = lambda: scale() * np.sqrt((variance() + after) / (variance() + before))
 
     def _match_bias(self) -> None:
         values, new = self.values, self.new
-        if "bias" in values and "bias" not in new.slots:
+        if "bias" in values and "bias" not in new.parameters:
             bias = values.pop("bias")
             if new.norm is not None and "mean" in values:
                 mean = values["mean"]
                 values["mean"] = lambda: mean() - bias()
             elif np.any(bias()):
                 self._hinder("it has no bias, but the teacher's layer has one")
-        elif "bias" in new.slots and "bias" not in values:
+        elif "bias" in new.parameters and "bias" not in values:
             values["bias"] = self._zeros()
 
 
 # --- Attributes and kernels ----------------------------------------------------------------------------------
 
 
-def compare(sides: Sides, old: Unit, new: Unit) -> None:
+def compare(networks: Networks, old: Module, new: Module) -> None:
     """Note the attributes of a layer's node in which the two differ."""
-    one, other = sides.teacher.nodes[old.node], sides.target.nodes[new.node]
+    one, other = networks.teacher.nodes[old.node], networks.target.nodes[new.node]
     if one.op != other.op:
         return
     kernels = old.kernel, new.kernel
-    are_layers = "weight" in old.slots and "weight" in new.slots
-    if kernels[0] != kernels[1] and are_layers and not _surrounds(sides, old, new):
+    are_layers = old.is_layer and new.is_layer
+    if kernels[0] != kernels[1] and are_layers and not _surrounds(networks, old, new):
         texts = [" x ".join(map(str, kernel or (1,))) for kernel in kernels]
         reason = f"no zeros around a kernel of {texts[0]} make it one of {texts[1]} with these pads"
-        sides.hinder(new.name, reason)
-    for key, *values in attributes(sides, one, other):
+        networks.hinder(new.name, reason)
+    for key, *values in attributes(networks, one, other):
         if key in ("kernel_shape", "pads") and kernels[0] != kernels[1]:
             continue
         if not (old.norm is not None and key == "epsilon"):
-            sides.hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
+            networks.hinder(new.name, f"{key} is {values[0]} in the teacher and {values[1]} in the target")
 
 
-def attributes(sides: Sides, one: Node, other: Node) -> Iterator[tuple[str, object, object]]:
+def attributes(networks: Networks, one: Node, other: Node) -> Iterator[tuple[str, object, object]]:
     """Yield the attributes that differ in a node of the teacher and one of the target, with their values there."""
-    known = _defaults(sides.teacher, one), _defaults(sides.target, other)
+    known = _defaults(networks.teacher, one), _defaults(networks.target, other)
     either = {**known[0], **known[1]}  # an older version of an operator does what the default of a newer one says
     for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
         values = [
@@ -156,12 +158,12 @@ def attributes(sides: Sides, one: Node, other: Node) -> Iterator[tuple[str, obje
             yield key, values[0], values[1]
 
 
-def _defaults(side: Side, node: Node) -> dict[str, object]:
+def _defaults(network: Network, node: Node) -> dict[str, object]:
     """Return the default attributes of an operator in the version that the file imports."""
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     known: dict[str, object] = dict(_DEFAULTS)
     with contextlib.suppress(defs.SchemaError):
-        schema = defs.get_schema(node.op, versions_of(side.opened.model.proto).get(domain, 1), domain)
+        schema = defs.get_schema(node.op, versions_of(network.opened.model.proto).get(domain, 1), domain)
         for name, attribute in schema.attributes.items():
             if attribute.default_value.type:
                 value = helper.get_attribute_value(attribute.default_value)
@@ -176,10 +178,13 @@ def _plain(value: object) -> object:
     return round(value, 12) if isinstance(value, float) else value
 
 
-def ring(sides: Sides, old: Slot, new: Slot) -> list[int] | None:
+def ring(networks: Networks, old: Parameter, new: Parameter) -> list[int] | None:
     """Return how many zeros are to be put around a kernel on each side, None if it has the target's size."""
-    slots = (old, sides.teacher), (new, sides.target)
-    kernels = [[axis.size for axis in slot.axes(side.analysis)[slot.channels :]] for slot, side in slots]
+    parameters = (old, networks.teacher), (new, networks.target)
+    kernels = [
+        [axis.size for axis in parameter.axes(network.analysis)[parameter.channels :]]
+        for parameter, network in parameters
+    ]
     if kernels[0] == kernels[1]:
         return None
     rank = max(map(len, kernels))
@@ -193,12 +198,12 @@ def surrounded(kernel: Array, zeros: Sequence[int]) -> Array:
     return np.pad(whole, [(0, 0), (0, 0), *((n, n) for n in zeros)])
 
 
-def _surrounds(sides: Sides, old: Unit, new: Unit) -> bool:
+def _surrounds(networks: Networks, old: Module, new: Module) -> bool:
     """Tell whether the larger kernel of the target reaches as much further as it is padded more."""
-    zeros = ring(sides, old.slots["weight"], new.slots["weight"])
+    zeros = ring(networks, old.parameters["weight"], new.parameters["weight"])
     if zeros is None:
         return False
-    pads, attrs = [], [sides.teacher.nodes[old.node].attrs, sides.target.nodes[new.node].attrs]
+    pads, attrs = [], [networks.teacher.nodes[old.node].attrs, networks.target.nodes[new.node].attrs]
     for own in attrs:
         if own.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             return False

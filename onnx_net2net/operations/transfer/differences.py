@@ -1,7 +1,7 @@
-"""What corresponding nodes of two networks do differently, besides the parameters of units.
+"""What corresponding nodes of two networks do differently, besides the parameters of modules.
 
-Masks, indices and other constants that are no floats belong to no unit. Where a node of the target does what one of
-the teacher's does, the target gets the teacher's. Other differences (attributes, places, operators on one side only)
+Masks, indices and other constants that are no floats belong to no module. Where a node of the target does what one of
+the teacher's does, the target gets the teacher's. Other differences (attributes, places, operators in one network only)
 may come from the exporters alone; they are named where a student turns out not to compute what its teacher does.
 """
 
@@ -18,7 +18,7 @@ from onnx_net2net.analysis.inference import constant_of
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.convert import attributes
 from onnx_net2net.operations.transfer.modules import Use
-from onnx_net2net.operations.transfer.networks import Compute, Obstacle, Side, Sides
+from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle
 from onnx_net2net.operations.transfer.numbers import neighbours, number_of
 from onnx_net2net.rules.elementwise import BROADCASTING
 
@@ -33,7 +33,7 @@ _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
 
 @dataclass(frozen=True)
 class Table:
-    """A constant that is no parameter of a unit, and of which the target has other values.
+    """A constant that is no parameter of a module, and of which the target has other values.
 
     Attributes:
         use: The input of the target's node that it is.
@@ -46,56 +46,55 @@ class Table:
     teacher: str
 
 
-def different_tables(sides: Sides, partner: Mapping[int, int]) -> Iterator[Table]:
+def different_tables(networks: Networks, partner: Mapping[int, int]) -> Iterator[Table]:
     """Yield the masks, indices and other integers of the target that have to become the teacher's.
 
     Args:
-        sides: The two networks, of which the teacher has been grown.
+        networks: The two networks, of which the teacher has been grown.
         partner: The teacher's nodes with those of the target that correspond to them.
     """
     for old, new in sorted(partner.items()):
-        for index in range(min(len(sides.teacher.nodes[old].inputs), len(sides.target.nodes[new].inputs))):
-            pair = [_table(side, (node, index)) for side, node in ((sides.teacher, old), (sides.target, new))]
-            one, other = pair
+        for index in range(min(len(networks.teacher.nodes[old].inputs), len(networks.target.nodes[new].inputs))):
+            one, other = _table(networks.teacher, (old, index)), _table(networks.target, (new, index))
             if one is None or other is None or tuple(one.shape) != tuple(other.shape):
                 continue
-            types = sides.teacher.dtype(one), sides.target.dtype(other)
-            read = sides.teacher.analysis.draft.reader(one)
-            is_same = types[0] == types[1] and np.array_equal(read(), sides.target.analysis.draft.reader(other)())
+            types = networks.teacher.dtype(one), networks.target.dtype(other)
+            read = networks.teacher.analysis.draft.reader(one)
+            is_same = types[0] == types[1] and np.array_equal(read(), networks.target.analysis.draft.reader(other)())
             if types[0] == types[1] and not is_same:
-                yield Table((new, index), read, str(sides.teacher.nodes[old].inputs[index].name))
+                yield Table((new, index), read, str(networks.teacher.nodes[old].inputs[index].name))
 
 
-def _table(side: Side, use: Use) -> Constant | None:
+def _table(network: Network, use: Use) -> Constant | None:
     """Return the constant that an input of a node is, if it is data and neither floats, nor sizes, nor a literal."""
-    node = side.nodes[use[0]]
+    node = network.nodes[use[0]]
     constant = constant_of(node.inputs[use[1]])
-    if constant is None or side.is_float(constant):
+    if constant is None or network.is_float(constant):
         return None
     is_literal = math.prod(constant.shape) == 1 and not isinstance(node.inputs[use[1]], Constant)
-    known = [side.analysis.sizes.values.get(tensor.name) for tensor in node.outputs]
+    known = [network.analysis.sizes.values.get(tensor.name) for tensor in node.outputs]
     is_size = any(values is not None and values.dtype.kind == "i" for values in known)
     return constant if use[1] in _DATA.get(node.op, ()) and not is_literal and not is_size else None
 
 
-def differences(sides: Sides, partner: Mapping[int, int]) -> Iterator[Obstacle]:
+def differences(networks: Networks, partner: Mapping[int, int]) -> Iterator[Obstacle]:
     """Yield what corresponding nodes do differently, which may or may not make a difference.
 
     Args:
-        sides: The two networks, the teacher grown and the target filled.
+        networks: The two networks, the teacher grown and the target filled.
         partner: As in `different_tables`.
     """
     known = set(partner), set(partner.values())
     for old, new in sorted(partner.items(), key=lambda pair: pair[1]):
-        one, other = sides.teacher.nodes[old], sides.target.nodes[new]
+        one, other = networks.teacher.nodes[old], networks.target.nodes[new]
         place = str(one.outputs[0].name)  # as a comparison calls it
-        for name, before, after in attributes(sides, one, other):
+        for name, before, after in attributes(networks, one, other):
             yield Obstacle(place, f"{name} is {before} in the teacher and {after} in the target")
         for index in range(min(len(one.inputs), len(other.inputs)) if one.op not in _MOVES else 0):
-            texts = [_text(side, (node, index)) for side, node in ((sides.teacher, old), (sides.target, new))]
+            texts = _text(networks.teacher, (old, index)), _text(networks.target, (new, index))
             if None not in texts and texts[0] != texts[1]:
                 yield Obstacle(place, f"input {index} is {texts[0]} in the teacher and {texts[1]} in the target")
-        near = neighbours(sides.teacher, old), neighbours(sides.target, new)
+        near = neighbours(networks.teacher, old), neighbours(networks.target, new)
         for key in sorted({*near[0], *near[1]}, key=str):
             left = [len(found.get(key, set()) - reached) for found, reached in zip(near, known, strict=True)]
             if left[0] != left[1] and key[2] not in _MOVES:
@@ -104,14 +103,14 @@ def differences(sides: Sides, partner: Mapping[int, int]) -> Iterator[Obstacle]:
                                       f"the target {left[1]}")  # fmt: skip
 
 
-def _text(side: Side, use: Use) -> str | None:
+def _text(network: Network, use: Use) -> str | None:
     """Return the text of a single number or of constant integers, None for anything else."""
-    value = number_of(side, use)
+    value = number_of(network, use)
     if value is not None:
         return f"{value:.6g}"
-    constant = constant_of(side.nodes[use[0]].inputs[use[1]])
-    if constant is None or side.is_float(constant):
+    constant = constant_of(network.nodes[use[0]].inputs[use[1]])
+    if constant is None or network.is_float(constant):
         return None
-    values = np.asarray(side.analysis.draft.reader(constant)())
+    values = np.asarray(network.analysis.draft.reader(constant)())
     digest = zlib.crc32(np.ascontiguousarray(values).tobytes())
     return str(values.tolist()) if values.size < 9 else f"{values.dtype} {list(values.shape)} (checksum {digest:08x})"

@@ -17,8 +17,8 @@ from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
 from onnx_net2net.operations.transfer.differences import Table
 from onnx_net2net.operations.transfer.fit import Fit
-from onnx_net2net.operations.transfer.modules import Item, Slot, Unit, Use
-from onnx_net2net.operations.transfer.networks import Compute, Sides
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, Use
+from onnx_net2net.operations.transfer.networks import Compute, Networks
 from onnx_net2net.operations.transfer.numbers import Number
 from onnx_net2net.rewrite.rewrite import shown_name
 
@@ -69,124 +69,125 @@ class _Write:
 
 
 Changes = dict[tuple[int, str], Array]
-"""What is added to a parameter of the teacher's unit, at the target's size, in the common order, by the node of the
-target's unit and what the parameter is."""
+"""What is added to a parameter of the teacher's module, at the target's size, in the common order, by the node of the
+target's module and what the parameter is."""
 
 
 class Filling:
     """The values that a target gets.
 
     Args:
-        sides: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
+        networks: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
         fit: How it got them.
         changes: What is added to parameters at the moment at which values are computed; None if nothing ever is.
 
     Attributes:
-        kept: Units that keep what they had, if there may be changes.
+        kept: Modules that keep what they had, if there may be changes.
     """
 
-    def __init__(self, sides: Sides, fit: Fit, changes: Changes | None = None) -> None:
-        self._sides, self._target = sides, sides.target
-        self._sizes, self._factors, self._tied = fit.sizes, fit.factors, fit.tied
-        analysis = sides.target.analysis
+    def __init__(self, networks: Networks, fit: Fit, changes: Changes | None = None) -> None:
+        self._networks, self._target = networks, networks.target
+        self._fit = fit
+        analysis = networks.target.analysis
         self._changes = changes
         self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
         self._writes: dict[Use, _Write] = {}
-        self.kept: list[Unit] = []
+        self.kept: list[Module] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------
 
-    def fill(self, old: Unit, new: Unit) -> None:
-        """Give the parameters of a unit of the target those of one of the teacher."""
-        compare(self._sides, old, new)
-        slots = {what: self._tied.get(new.slots[what].use, slot) if what in new.slots else slot
-                 for what, slot in old.slots.items()}  # fmt: skip
-        reads = {what: read for what, slot in slots.items() if (read := self._sides.teacher.reader(slot))}
-        for what in [what for what in old.slots if what not in reads]:
-            self._sides.hinder(old.name, f"its {what} needs nodes of its own when it grows")
-        shifts = "weight" in reads and ("bias" in new.slots or new.norm is not None)
+    def fill(self, old: Module, new: Module) -> None:
+        """Give the parameters of a module of the target those of one of the teacher."""
+        compare(self._networks, old, new)
+        parameters = self._fit.sources(old, new)
+        reads = self._networks.teacher.readers(parameters)
+        for what in [what for what in old.parameters if what not in reads]:
+            self._networks.hinder(old.name, f"its {what} needs nodes of its own when it grows")
+        shifts = "weight" in reads and ("bias" in new.parameters or new.norm is not None)
         if self._changes is not None and shifts and not reads.keys() & {"bias", "mean"}:
-            reads["bias"] = partial(np.zeros, self._sides.teacher.shape(slots["weight"])[0], np.float32)
+            reads["bias"] = partial(np.zeros, self._networks.teacher.shape(parameters["weight"])[0], np.float32)
         reads = {what: self._changed(new, what, read) for what, read in reads.items()}
-        values = Conversion(self._sides, old, new, dict(reads)).convert()
-        for what, slot in new.slots.items():
-            source = slots.get(what) or (slots.get("shift") if what == "bias" else None)
+        values = Conversion(self._networks, old, new, dict(reads)).convert()
+        for what, parameter in new.parameters.items():
+            source = parameters.get(what) or (parameters.get("shift") if what == "bias" else None)
             if what in values and source is not None:
                 is_plain = values[what] is reads.get(what) and (self._changes is None or what == "weight")
                 self._put(new, what, values[what], source, () if is_plain else (what, new.node))
             elif what in values:
-                self._write(slot, ("identity", slot.use), values[what], "identity")
+                self._write(parameter, ("identity", parameter.use), values[what], "identity")
 
-    def _changed(self, unit: Unit, what: str, read: Compute) -> Compute:
+    def _changed(self, module: Module, what: str, read: Compute) -> Compute:
         """Return what reads a parameter with what is to be added to it then."""
         changes = self._changes
         if changes is None:
             return read
 
         def values() -> Array:
-            change = changes.get((unit.node, what))
+            change = changes.get((module.node, what))
             return read() if change is None else read() + change
 
         return values
 
-    def _put(self, unit: Unit, what: str, compute: Compute, source: Slot, converted: tuple[object, ...]) -> None:
+    def _put(
+        self, module: Module, what: str, compute: Compute, source: Parameter, converted: tuple[object, ...]
+    ) -> None:
         """Write a parameter of the teacher, in the common order, to the place of one of the target.
 
         Args:
-            unit: The unit of the target.
+            module: The module of the target.
             what: Which of its parameters.
             compute: What computes the values.
             source: Where the teacher has them.
             converted: What else equal values have in common, if they are no longer the teacher's own.
         """
-        slot, constant = unit.slots[what], self._sides.teacher.constant(source)
-        if not self._is_same_kind(constant, slot):
-            self._sides.hinder(unit.name, f"its {what} is quantized in one of the two networks only")
+        parameter, constant = module.parameters[what], self._networks.teacher.constant(source)
+        if not self._is_same_kind(constant, parameter):
+            self._networks.hinder(module.name, f"its {what} is quantized in one of the two networks only")
             return
-        zeros = ring(self._sides, source, slot) if what == "weight" else None
-        parts = self._parts(slot, source)
+        zeros = ring(self._networks, source, parameter) if what == "weight" else None
+        parts = self._parts(parameter, source)
 
         def values() -> Array:
             made = compute() if zeros is None else surrounded(compute(), zeros)
-            return self._spread(made, slot, parts, zero=what == "weight") if parts else made
+            return self._spread(made, parameter, parts, zero=what == "weight") if parts else made
 
-        grown = list(self._sides.teacher.shape(source))
+        grown = list(self._networks.teacher.shape(source))
         for axis, places in parts:
             if grown and grown[axis] == int(places.sum()):
                 grown[axis] = len(places)
-        wanted = self._target.shape(slot)
+        wanted = self._target.shape(parameter)
         if grown and zeros is None and _real(grown) != _real(wanted):
-            self._misfit(unit, what, grown, wanted)
-        key = "teacher", id(constant), slot.order, converted
-        self._write(slot, key, values, "teacher", constant.name if constant is not None else "")
+            self._misfit(module, what, grown, wanted)
+        key = "teacher", id(constant), parameter.order, converted
+        self._write(parameter, key, values, "teacher", constant.name if constant is not None else "")
 
-    def _is_same_kind(self, constant: Constant | None, slot: Slot) -> bool:
+    def _is_same_kind(self, constant: Constant | None, parameter: Parameter) -> bool:
         """Tell whether both constants hold floats, or both integers of one type."""
-        own = self._target.analysis.uses[slot.use].constant
-        if constant is None or (self._sides.teacher.is_float(constant) and self._target.is_float(own)):
+        own = self._target.analysis.uses[parameter.use].constant
+        if constant is None or (self._networks.teacher.is_float(constant) and self._target.is_float(own)):
             return True
-        return self._sides.teacher.dtype(constant) == self._target.dtype(own)
+        return self._networks.teacher.dtype(constant) == self._target.dtype(own)
 
-    def _misfit(self, unit: Unit, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
-        """Note once that a unit is filled in part."""
-        if not any(obstacle.place == unit.name for obstacle in self._sides.obstacles):
+    def _misfit(self, module: Module, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
+        """Note once that a module is filled in part."""
+        if not any(obstacle.place == module.name for obstacle in self._networks.obstacles):
             texts = [" x ".join(map(str, _real(shape))) for shape in (wanted, grown)]
             reason = f"its {what} of {texts[0]} is filled in part, from one of {texts[1]}"
-            self._sides.hinder(unit.name, reason)
+            self._networks.hinder(module.name, reason)
 
-    def _parts(self, slot: Slot, source: Slot) -> list[tuple[int, Places]]:
+    def _parts(self, parameter: Parameter, source: Parameter) -> list[tuple[int, Places]]:
         """Return the axes of which the target has parts that the teacher has not, with the places that it has."""
-        axes = source.axes(self._sides.teacher.analysis), slot.axes(self._target.analysis)
+        axes = source.axes(self._networks.teacher.analysis), parameter.axes(self._target.analysis)
         found = []
         for axis, (old, new) in enumerate(zip(*axes, strict=True) if len(axes[0]) == len(axes[1]) else ()):
-            segments = self._sizes.segments(old, new)
+            segments = self._fit.sizes.segments(old, new)
             if segments is not None:
                 found.append((axis, np.concatenate([np.full(size, own) for size, own in segments])))
         return found
 
-    def _spread(self, values: Array, slot: Slot, parts: list[tuple[int, Places]], zero: bool) -> Array:
+    def _spread(self, values: Array, parameter: Parameter, parts: list[tuple[int, Places]], zero: bool) -> Array:
         """Put values where the teacher has them; the other places are not read, or keep what they had."""
-        initial = np.array(slot.common(self._initial[slot.use]()))
+        initial = np.array(parameter.common(self._initial[parameter.use]()))
         for axis, places in parts:
             if values.shape[axis] != int(places.sum()):
                 return values
@@ -197,24 +198,26 @@ class Filling:
             values = whole
         return values
 
-    def _write(self, slot: Slot, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = "") -> None:
+    def _write(
+        self, parameter: Parameter, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = ""
+    ) -> None:
         """Write values in the common order; of those of another shape the middle."""
-        constant = self._target.analysis.uses[slot.use].constant
-        shape, kind, wanted = tuple(constant.shape), self._target.dtype(constant), self._target.shape(slot)
+        constant = self._target.analysis.uses[parameter.use].constant
+        shape, kind, wanted = tuple(constant.shape), self._target.dtype(constant), self._target.shape(parameter)
 
         def values() -> Array:
             made = compute()
             if made.size == math.prod(wanted) and _real(made.shape) == _real(wanted):
                 made = made.reshape(wanted)
             else:
-                initial = np.array(slot.common(self._initial[slot.use]()))
+                initial = np.array(parameter.common(self._initial[parameter.use]()))
                 made = clip(made, initial) if made.ndim == initial.ndim else initial
             if factors is not None:
                 made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
-            return slot.own(made, shape).astype(kind, copy=False)
+            return parameter.own(made, shape).astype(kind, copy=False)
 
-        factors = self._factors.get(slot.use)
-        self._writes[slot.use] = _Write((*key, id(factors)), values, origin, teacher)
+        factors = self._fit.factors.get(parameter.use)
+        self._writes[parameter.use] = _Write((*key, id(factors)), values, origin, teacher)
 
     def copy(self, number: Number) -> None:
         """Give a single number the teacher's value, if the target stores it as a parameter."""
@@ -223,75 +226,77 @@ class Filling:
         else:
             node = self._target.nodes[number.use[0]]
             reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
-            self._sides.hinder(node.name or node.outputs[0].name, reason)
+            self._networks.hinder(node.name or node.outputs[0].name, reason)
 
     def copy_table(self, table: Table) -> None:
-        """Give a mask or a list of places the teacher's values, if it is no parameter of a unit."""
+        """Give a mask or a list of places the teacher's values, if it is no parameter of a module."""
         key = "table", table.teacher, table.use
         self._writes.setdefault(table.use, _Write(key, table.read, "teacher", table.teacher))
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
-    def silence(self, item: Item) -> None:
+    def silence(self, segment: Segment) -> None:
         """Let what nothing corresponds to compute the identity."""
-        if item.block is not None:
-            if not item.neutral:
-                reason = f"nothing in the teacher corresponds to this block, and {item.block.reason}"
-                self._sides.hinder(item.name, reason)
-                self._keep(item.units)
+        if segment.block is not None:
+            if not segment.neutral:
+                reason = f"nothing in the teacher corresponds to this block, and {segment.block.reason}"
+                self._networks.hinder(segment.name, reason)
+                self._keep(segment.modules)
                 return
-            for use in item.block.zeroed:
+            for use in segment.block.zeroed:
                 self._fill_with(use, 0.0, "zero")
             return
-        (unit,) = item.units
-        if unit.neutral:
-            self._make_identity(unit)
-        elif item.repeats:
-            self._undo(unit)
-            epsilon = self._target.epsilon(unit.node)
+        (module,) = segment.modules
+        if module.neutral:
+            self._make_identity(module)
+        elif segment.repeats:
+            self._undo(module)
+            epsilon = self._target.epsilon(module.node)
             if epsilon > _NOTHING:
                 reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
-                self._sides.hinder(unit.name, reason)
-        elif self._target.nodes[unit.node].op in ("Mul", "Add", "BatchNormalization"):
-            self._undo(unit)
-        elif "weight" in unit.slots:
-            reason = f"nothing in the teacher corresponds to it, and this {unit.text} cannot compute the identity here"
-            self._sides.hinder(unit.name, reason)
-            self._keep(item.units)
+                self._networks.hinder(module.name, reason)
+        elif self._target.nodes[module.node].op in ("Mul", "Add", "BatchNormalization"):
+            self._undo(module)
+        elif module.is_layer:
+            reason = (
+                f"nothing in the teacher corresponds to it, and this {module.text} cannot compute the identity here"
+            )
+            self._networks.hinder(module.name, reason)
+            self._keep(segment.modules)
         else:
-            what = "normalising twice is not normalising once" if unit.normalises else "it keeps its values"
-            self._sides.hinder(unit.name, f"nothing in the teacher corresponds to this {unit.text}; {what}")
+            what = "normalising twice is not normalising once" if module.normalises else "it keeps its values"
+            self._networks.hinder(module.name, f"nothing in the teacher corresponds to this {module.text}; {what}")
 
-    def _keep(self, units: Sequence[Unit]) -> None:
-        """Leave units as they are, but for what is measured of them."""
-        for unit in units if self._changes is not None else ():
-            self.kept.append(unit)
-            for what in unit.slots.keys() & {"mean", "variance"}:
-                slot = unit.slots[what]
-                read = self._changed(unit, what, partial(slot.common, self._initial[slot.use]()))
-                self._write(slot, ("kept", slot.use), read, "kept")
+    def _keep(self, modules: Sequence[Module]) -> None:
+        """Leave modules as they are, but for what is measured of them."""
+        for module in modules if self._changes is not None else ():
+            self.kept.append(module)
+            for what in module.parameters.keys() & {"mean", "variance"}:
+                parameter = module.parameters[what]
+                read = self._changed(module, what, partial(parameter.common, self._initial[parameter.use]()))
+                self._write(parameter, ("kept", parameter.use), read, "kept")
 
     def _fill_with(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
         constant = self._target.analysis.uses[use].constant
         shape, kind = tuple(constant.shape), self._target.dtype(constant)
         self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
-    def _make_identity(self, unit: Unit) -> None:
+    def _make_identity(self, module: Module) -> None:
         """Make a layer an identity, and let its normalisation undo itself."""
-        slot = unit.slots["weight"]
-        group = int(self._target.nodes[unit.node].attrs.get("group", 1))
-        shape = tuple(axis.size for axis in slot.axes(self._target.analysis))
+        parameter = module.parameters["weight"]
+        group = int(self._target.nodes[module.node].attrs.get("group", 1))
+        shape = tuple(axis.size for axis in parameter.axes(self._target.analysis))
         weights = partial(dirac(shape[0], group), shape, np.dtype(np.float32))
-        self._write(slot, ("identity", slot.use), weights, "identity")
-        self._undo(unit)
+        self._write(parameter, ("identity", parameter.use), weights, "identity")
+        self._undo(module)
 
-    def _undo(self, unit: Unit) -> None:
+    def _undo(self, module: Module) -> None:
         """Let a normalisation, or a scale and a shift that are constants, do nothing."""
-        epsilon = self._target.epsilon(unit.norm) if unit.norm is not None else 0.0
+        epsilon = self._target.epsilon(module.norm) if module.norm is not None else 0.0
         values = {"scale": math.sqrt(1 + epsilon), "variance": 1.0}
-        for what, slot in unit.slots.items():
+        for what, parameter in module.parameters.items():
             if what != "weight":
-                self._fill_with(slot.use, values.get(what, 0.0), "identity")
+                self._fill_with(parameter.use, values.get(what, 0.0), "identity")
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -307,7 +312,9 @@ class Filling:
             is_float = self._target.is_float(constant) and math.prod(constant.shape) > 1
             first, shape = keys[0], tuple(constant.shape)
             name = shown_name(nodes[first[0]].inputs[first[1]])  # that of a Constant node has none of its own
-            for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda item: item[0] is not None)):
+            for position, (what, readers) in enumerate(
+                sorted(parted.items(), key=lambda segment: segment[0] is not None)
+            ):
                 if what is not None:
                     write = self._writes[readers[0]]
                     own = self._replace(constant, name, write.compute, readers if position else ())

@@ -21,8 +21,8 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.attention import weigh_products
 from onnx_net2net.operations.transfer.binding import TargetSizes
-from onnx_net2net.operations.transfer.modules import Slot, Use
-from onnx_net2net.operations.transfer.networks import Sides
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
+from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.numbers import are_sizes, corresponding_nodes, number_of
 from onnx_net2net.operations.transfer.ties import tie
 from onnx_net2net.operations.widen.plan import Plan, interface_axes
@@ -57,31 +57,38 @@ class Fit:
     scaled: frozenset[Use]
     factors: dict[Use, Array]
     weighed: set[int]
-    tied: dict[Use, Slot]
+    tied: dict[Use, Parameter]
     interface: dict[str, Any]
 
+    def sources(self, old: Module, new: Module) -> dict[str, Parameter]:
+        """Return where the teacher has the parameters of a module: for what the target ties, all in one place."""
+        return {
+            what: self.tied.get(new.parameters[what].use, parameter) if what in new.parameters else parameter
+            for what, parameter in old.parameters.items()
+        }
 
-def fit(sides: Sides, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
+
+def fit(networks: Networks, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
-        sides: The two networks; obstacles are noted.
-        found: Which of their units correspond.
+        networks: The two networks; obstacles are noted.
+        found: Which of their modules correspond.
         style: How copies share their outgoing weights, and the seed.
         choose: What chooses the units that narrower dims keep; the middle if None.
     """
-    return _Fitting(sides, found, style).fit(choose)
+    return _Fitting(networks, found, style).fit(choose)
 
 
-def bind(sides: Sides, found: Alignment) -> TargetSizes:
+def bind(networks: Networks, found: Alignment) -> TargetSizes:
     """Return what sizes the matched parameters of the target ask for; kernels are no dims."""
     asked = TargetSizes()
     for old, new in found.pairs:
-        for what, slot in old.slots.items():
-            if what not in new.slots:
+        for what, parameter in old.parameters.items():
+            if what not in new.parameters:
                 continue
-            slots = (slot, sides.teacher), (new.slots[what], sides.target)
-            axes = [slot.axes(side.analysis)[: slot.channels] for slot, side in slots]
+            parameters = (parameter, networks.teacher), (new.parameters[what], networks.target)
+            axes = [parameter.axes(network.analysis)[: parameter.channels] for parameter, network in parameters]
             if len(axes[0]) != len(axes[1]):
                 axes = [[axis for axis in own if axis.size > 1] for own in axes]
             if len(axes[0]) == len(axes[1]):
@@ -94,13 +101,13 @@ def bind(sides: Sides, found: Alignment) -> TargetSizes:
 class _Fitting:
     """One teacher that is brought to the target's sizes."""
 
-    def __init__(self, sides: Sides, found: Alignment, style: Style) -> None:
-        self._sides, self._found, self._style = sides, found, style
-        self._analysis = sides.teacher.analysis
-        self._tied = tie(sides, found)
-        self._asked = bind(sides, found)
+    def __init__(self, networks: Networks, found: Alignment, style: Style) -> None:
+        self._networks, self._found, self._style = networks, found, style
+        self._analysis = networks.teacher.analysis
+        self._tied = tie(networks, found)
+        self._asked = bind(networks, found)
         self._averaged = self._keep_means()
-        self._inspection: Inspection = inspect_analysis(sides.teacher.opened.model, self._analysis)
+        self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
         rng = np.random.default_rng(style.seed)
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
@@ -116,19 +123,19 @@ class _Fitting:
         for dim, units in (choose(narrower) if choose else {}).items():
             growth[dim] = _kept(dim.size, units)
         interface = self._interface()
-        model = self._sides.teacher.opened.model
-        weighing = weigh_products(self._sides, self._found, growth)
+        model = self._networks.teacher.opened.model
+        weighing = weigh_products(self._networks, self._found, growth)
         scaling = self._scaling()
         scaling.unweighed |= weighing.products
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
         rewrite(model, self._analysis, growth, self._style, {}, scaling)
-        nodes = [self._sides.teacher.nodes[number] for number in weighing.scaled]
+        nodes = [self._networks.teacher.nodes[number] for number in weighing.scaled]
         scaled = {node.name or node.outputs[0].name for node in nodes}
         for inserted in self._analysis.inserted:
             if not (inserted.what.startswith(KEPT) and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
-                self._sides.hinder(inserted.place, reason)
+                self._networks.hinder(inserted.place, reason)
         return Fit(
             self._asked, growth, frozenset(scaling.factors), weighing.factors, weighing.scaled, self._tied, interface
         )
@@ -141,7 +148,7 @@ class _Fitting:
             if (map.first == (np.arange(map.new) < map.old)).all():
                 found.append((name, position, map.old, map.new))
             else:
-                self._sides.hinder(name, "the teacher's units are not the first ones in it")
+                self._networks.hinder(name, "the teacher's units are not the first ones in it")
         return {"interface": found} if found else {}
 
     def _keep_means(self) -> set[Dim]:
@@ -161,7 +168,7 @@ class _Fitting:
             asked = sorted(self._asked.wanted.get(dim, ()))
             if len(asked) > 1:
                 texts = " and ".join(map(str, asked))
-                self._sides.hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
+                self._networks.hinder(group.name, f"one dim of {dim.size} units has {texts} in the target")
 
     def _fit(self, group: Group, wanted: dict[Dim, int]) -> None:
         """Give a group the target's size, by an exact map if there is one."""
@@ -175,7 +182,7 @@ class _Fitting:
             self._grow(group, size, asked)
 
     def _crop(self, group: Group, asked: dict[Dim, int]) -> None:
-        self._sides.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
+        self._networks.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
         for dim, new in asked.items():
             if new < dim.size and not dim.fixed:
                 self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
@@ -199,13 +206,13 @@ class _Fitting:
             elif group.on_request:
                 self._plan.append(group, size)
             else:
-                self._sides.hinder(group.name, f"it cannot have {size} units: {group.reason}")
+                self._networks.hinder(group.name, f"it cannot have {size} units: {group.reason}")
         except RefusedError as error:
             why = next((dim.statistic for dim in group.dims if dim.statistic), str(error))
             near = size // group.size * group.size
             text = f"{group.size} units cannot grow to {size}, which is no multiple: {why}"
             text += f" (multiples near it are {near} and {near + group.size})" if group.is_whole else ""
-            self._sides.hinder(group.name, text)
+            self._networks.hinder(group.name, text)
             for dim, new in asked.items():
                 if new > dim.size and not dim.frozen:
                     self._plan.growth[dim] = in_turn(dim.size, new)
@@ -213,7 +220,7 @@ class _Fitting:
     def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
         """Yield by what weights are multiplied in front of numbers that the target computes from other sizes."""
         made_up = set(weighed)
-        anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._sides.target.analysis)}
+        anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._networks.target.analysis)}
         for constant in frozen_constants(self._analysis):
             number, operand = constant.operand
             size = new_size(constant.axis, self._plan.growth)
@@ -224,19 +231,21 @@ class _Fitting:
             places = scalable(self._analysis, number, operand, constant.axis) if operand >= 0 else None
             if not places:
                 reason = f"{constant.node} has {constant.value:.6g} = {constant.text}, which the target computes anew"
-                self._sides.hinder(constant.node, reason)
+                self._networks.hinder(constant.node, reason)
             for use in places or ():
                 yield use, factor
                 yield from self._tied_to(use, factor)
-        partner = corresponding_nodes(self._sides, self._found)
+        partner = corresponding_nodes(self._networks, self._found)
         for scaling in scalings(
             self._analysis
         ):  # other functions of a size, like sqrt(2 / n), are known by their values
             number, operand = scaling.operand
             if operand < 0 or number not in partner or number in made_up:
                 continue
-            own, other = (number_of(side, (node, 1 - operand)) for side, node in
-                          ((self._sides.teacher, number), (self._sides.target, partner[number])))  # fmt: skip
+            own, other = (
+                number_of(network, (node, 1 - operand))
+                for network, node in zip(self._networks, (number, partner[number]), strict=True)
+            )
             if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
                 continue
             found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)
@@ -264,7 +273,7 @@ class _Fitting:
             try:
                 found = rescale(self._analysis, growth, pads)
             except RefusedError as error:
-                self._sides.hinder(group.name, str(error))
+                self._networks.hinder(group.name, str(error))
                 continue
             scaling.unweighed |= found.unweighed
             for use, factor in found.factors.items():

@@ -1,7 +1,7 @@
-"""Networks in a common form, whatever operators their exporters wrote: units in the order of the graph.
+"""Networks in a common form, whatever operators their exporters wrote: modules in the order of the graph.
 
-A unit is a layer of weights with its bias and its normalisation, or a scale, a shift or a table that stands alone.
-Units inside of a residual block are one item.
+A module is a layer of weights with its bias and its normalisation, or a scale, a shift or a table that stands alone.
+Modules inside of a residual block are one segment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _VECTORS = ("scale", "shift", "mean", "variance")
 
 
 @dataclass(frozen=True)
-class Slot:
+class Parameter:
     """A constant in the place of a parameter.
 
     Attributes:
@@ -84,7 +84,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Module:
     """A layer, or a parameter that stands alone.
 
     Attributes:
@@ -95,13 +95,13 @@ class Unit:
         settings: What has to be the same for the same function: strides, dilations, and whether its results are
             multiplied by other activations, as in attention, or come from such a product.
         places: The sizes of the result along which a convolution works.
-        slots: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
+        parameters: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
         normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
         repeats: Whether the first axis of a constant may only repeat the rest.
         depth: In how many residual blocks it is, nested ones counted.
-        place: Its place among all units of the network.
+        place: Its place among all modules of the network.
     """
 
     node: int
@@ -110,7 +110,7 @@ class Unit:
     shape: tuple[int, ...]
     settings: tuple[object, ...]
     places: tuple[int, ...]
-    slots: Mapping[str, Slot] = field(compare=False)
+    parameters: Mapping[str, Parameter] = field(compare=False)
     norm: int | None = None
     neutral: bool = False
     normalises: bool = False
@@ -119,79 +119,89 @@ class Unit:
     place: int = 0
 
     @property
+    def is_layer(self) -> bool:
+        """Whether it has a weight that activations are multiplied by."""
+        return "weight" in self.parameters
+
+    @property
     def text(self) -> str:
         """What it is, for messages."""
         return f"{self.kind} of {' x '.join(map(str, self.shape))}"
 
     @property
+    def uses(self) -> set[Use]:
+        """The inputs of nodes that its parameters are."""
+        return {parameter.use for parameter in self.parameters.values()}
+
+    @property
     def kernel(self) -> tuple[int, ...]:
         """The sizes of a convolution's kernel, () where all are 1 or it is none."""
-        return self.shape[self.slots["weight"].channels :] if "weight" in self.slots else ()
+        return self.shape[self.parameters["weight"].channels :] if self.is_layer else ()
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """What an alignment depends on, but for the name."""
         marks = self.neutral, self.repeats, self.depth
-        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.slots)), marks
+        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.parameters)), marks
 
 
 @dataclass(frozen=True)
-class Item:
-    """Units in a row that are matched together: those of a residual block, or a single one.
+class Segment:
+    """Modules in a row that are matched together: those of a residual block, or a single one.
 
     Attributes:
-        units: Its units.
+        modules: Its modules.
         block: The block.
         repeats: Whether it only has to pass on, or normalise again, what has been normalised.
     """
 
-    units: tuple[Unit, ...]
+    modules: tuple[Module, ...]
     block: Block | None = None
     repeats: bool = False
 
     @property
     def name(self) -> str:
-        """The block's name, or the unit's."""
-        return self.block.name if self.block is not None else self.units[0].name
+        """The block's name, or the module's."""
+        return self.block.name if self.block is not None else self.modules[0].name
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """What similarity depends on, but for the names."""
-        return self.block is not None, *(unit.signature for unit in self.units)
+        return self.block is not None, *(module.signature for module in self.modules)
 
     @property
     def neutral(self) -> bool:
         """Whether it can compute the identity; that a sum is normalised is for what normalises it."""
         if self.block is None:
-            return self.repeats or self.units[0].neutral
+            return self.repeats or self.modules[0].neutral
         return self.block.normalised or not self.block.reason
 
 
-def items_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Item]:
-    """Return the units of a network in order, those of a residual block as one item.
+def segments_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Segment]:
+    """Return the modules of a network in order, those of a residual block as one segment.
 
     Args:
         analysis: The dims of the flat model.
         proto: That model.
     """
-    units = _Units(analysis, proto).find()
+    modules = _Finding(analysis, proto).find()
     block_of: dict[int, Block] = {}
     for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
         block_of = dict.fromkeys(block.nodes, block) | block_of
     for block in _features(analysis):
         if block_of.keys().isdisjoint(block.nodes):
             block_of.update(dict.fromkeys(block.nodes, block))
-    blocks: dict[str, list[Unit]] = {}
-    order: list[Unit | Block] = []
-    for unit in units:
-        found = block_of.get(unit.node)
+    blocks: dict[str, list[Module]] = {}
+    order: list[Module | Block] = []
+    for module in modules:
+        found = block_of.get(module.node)
         if found is None:
-            order.append(unit)
+            order.append(module)
             continue
         if found.name not in blocks:
             order.append(found)
-        blocks.setdefault(found.name, []).append(unit)
-    return [Item((x,)) if isinstance(x, Unit) else Item(tuple(blocks[x.name]), x) for x in order]
+        blocks.setdefault(found.name, []).append(module)
+    return [Segment((x,)) if isinstance(x, Module) else Segment(tuple(blocks[x.name]), x) for x in order]
 
 
 def _features(analysis: Analysis) -> Iterator[Block]:
@@ -220,7 +230,7 @@ def _features(analysis: Analysis) -> Iterator[Block]:
         yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
 
 
-class _Units:
+class _Finding:
     """What is needed to bring a graph into the common form."""
 
     def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
@@ -229,18 +239,18 @@ class _Units:
         self._finder = Finder(self._network, proto)
         self._taken: set[Use] = set()
 
-    def find(self) -> list[Unit]:
-        """Return the units, in an order that follows from the graph alone."""
+    def find(self) -> list[Module]:
+        """Return the modules, in an order that follows from the graph alone."""
         found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
-        units = [unit for unit in found if unit is not None]
+        modules = [module for module in found if module is not None]
         for number, node in enumerate(self._analysis.nodes):
             for index in range(len(node.inputs)):
-                units += [self._alone(number, node)] if self._is_parameter((number, index)) else []
+                modules += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
-        order = self._order({unit.node for unit in units})
-        joins = {unit.node: self._join(unit.node) for unit in units}
-        units.sort(key=lambda unit: (order[joins[unit.node]], order[unit.node]))
-        return [replace(unit, depth=depths[joins[unit.node]], place=place) for place, unit in enumerate(units)]
+        order = self._order({module.node for module in modules})
+        joins = {module.node: self._join(module.node) for module in modules}
+        modules.sort(key=lambda module: (order[joins[module.node]], order[module.node]))
+        return [replace(module, depth=depths[joins[module.node]], place=place) for place, module in enumerate(modules)]
 
     def _join(self, number: int) -> int:
         """Return the node at which a constant, which may be moved and expanded first, meets what the model is given."""
@@ -249,17 +259,17 @@ class _Units:
             node = node.outputs[0].outputs[0]
         return self._network.number(node)
 
-    def _order(self, units: Collection[int]) -> dict[int, int]:
+    def _order(self, modules: Collection[int]) -> dict[int, int]:
         """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
 
         That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
-        in any order, are visited by the number of units on the way to them, most first.
+        in any order, are visited by the number of modules on the way to them, most first.
         """
         nodes, age = self._analysis.nodes, self._network.age
         lengths: list[int] = []
         for number, node in enumerate(nodes):
             before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
-            lengths.append(max(before, default=0) + (number in units))
+            lengths.append(max(before, default=0) + (number in modules))
         places: dict[int, int] = {}
         left = [age(tensor) for tensor in self._analysis.draft.graph.outputs]
         pending = [(number, False) for number in (*range(len(nodes))[::-1], *left[::-1]) if number >= 0]
@@ -275,7 +285,7 @@ class _Units:
         return places
 
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
-        """Tell whether an input holds numbers that no unit has yet: at least two, but where one is learnt, too."""
+        """Tell whether an input holds numbers that no module has yet: at least two, but where one is learnt, too."""
         found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
         if found is None or use in self._taken or op in ("Shape", "Size"):
             return False
@@ -285,40 +295,42 @@ class _Units:
             return False
         return self._analysis.draft.type_of(found.constant) in DIVISIBLE
 
-    def _layer(self, layer: Layer) -> Unit | None:
+    def _layer(self, layer: Layer) -> Module | None:
         """Return a layer with its bias and normalisation."""
         node = self._analysis.nodes[layer.number]
-        slot = self._weight(layer)
-        if slot is None:
+        parameter = self._weight(layer)
+        if parameter is None:
             return None
-        self._taken.add(slot.use)
-        slots = {"weight": slot}
+        self._taken.add(parameter.use)
+        parameters = {"weight": parameter}
         if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
-            slots["bias"] = self._take((layer.number, 2))
+            parameters["bias"] = self._take((layer.number, 2))
         if _QUANTIZED.search(node.op):
             uses = [(layer.number, index) for index in range(len(node.inputs))]
-            slots |= {f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))}
+            parameters |= {
+                f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))
+            }
         tensor, norm = node.outputs[0], None
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
             if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
-                slots |= self._vectors(number)
+                parameters |= self._vectors(number)
                 norm = number
-            elif "bias" in slots or (bias := self._bias(number, tensor, axis)) is None:
+            elif "bias" in parameters or (bias := self._bias(number, tensor, axis)) is None:
                 break
             else:
-                slots["bias"] = self._take(bias)
+                parameters["bias"] = self._take(bias)
             tensor = reader.outputs[0]
-        shape = tuple(axis.size for axis in slot.axes(self._analysis))
-        pointwise = layer.convolves and slot.flat == 2
+        shape = tuple(axis.size for axis in parameter.axes(self._analysis))
+        pointwise = layer.convolves and parameter.flat == 2
         kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
         steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
         settings = (*(values if any(n != 1 for n in values) else () for values in steps),
                     layer.number in self._factors, self._is_product(node.inputs[1 - layer.weights]))  # fmt: skip
         places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
-        return Unit(layer.number, self._name(layer.number, slot), kind, shape, settings, tuple(places), slots, norm,
-                    self._is_neutral(layer, node, slot))  # fmt: skip
+        name, neutral = self._name(layer.number, parameter), self._is_neutral(layer, node, parameter)
+        return Module(layer.number, name, kind, shape, settings, tuple(places), parameters, norm, neutral)
 
     @cached_property
     def _factors(self) -> set[int]:
@@ -336,7 +348,7 @@ class _Units:
         """Return the layers and products that a tensor comes from, by way of no other one and of no sum."""
         return self._network.sources(tensor, {*self._network.layers, *self._network.products}, sums=False)
 
-    def _weight(self, layer: Layer) -> Slot | None:
+    def _weight(self, layer: Layer) -> Parameter | None:
         """Return the constant that a layer's weights are, or are a transposed version of."""
         number, index = layer.number, layer.weights
         swapped = False
@@ -354,13 +366,13 @@ class _Units:
         rank = len(self._analysis.uses[number, index].axes)
         node = self._analysis.nodes[layer.number]
         if rank == 2 and not layer.convolves:
-            sides = {side for c in self._analysis.said[layer.number].contractions for side in c.sides}
-            reads = next((position for side, position in sides if side == layer.weights), 1) ^ swapped
-            return Slot((number, index), (1 - reads, reads), 2)
+            operands = {operand for c in self._analysis.said[layer.number].contractions for operand in c.sides}
+            reads = next((position for index, position in operands if index == layer.weights), 1) ^ swapped
+            return Parameter((number, index), (1 - reads, reads), 2)
         group = int(node.attrs.get("group", 1))
         shape = self._analysis.uses[number, index].constant.shape
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
-        return Slot((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
+        return Parameter((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
     def _bias(self, number: int, tensor: Tensor, axis: int) -> Use | None:
         """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
@@ -375,49 +387,49 @@ class _Units:
                                                      enumerate(zip(shape, result, strict=True)))  # fmt: skip
         return use if is_along else None
 
-    def _take(self, use: Use) -> Slot:
-        """Return the slot of a parameter; axes of one unit are left out of vectors."""
+    def _take(self, use: Use) -> Parameter:
+        """Return a constant as a parameter; axes of one unit are left out of vectors."""
         self._taken.add(use)
         axes = self._analysis.uses[use].axes
         real = [position for position, axis in enumerate(axes) if axis.size > 1]
         if len(real) > 1:
-            return Slot(use, tuple(range(len(axes))), len(axes))
+            return Parameter(use, tuple(range(len(axes))), len(axes))
         rest = [position for position in range(len(axes)) if position not in real]
-        return Slot(use, (*real, *rest), min(len(axes), 1))
+        return Parameter(use, (*real, *rest), min(len(axes), 1))
 
-    def _vectors(self, number: int) -> dict[str, Slot]:
+    def _vectors(self, number: int) -> dict[str, Parameter]:
         """Return the parameters of a normalisation."""
         inputs = range(1, len(self._analysis.nodes[number].inputs))
         return {what: self._take((number, index)) for what, index in zip(_VECTORS, inputs, strict=False)
                 if (number, index) in self._analysis.uses and (number, index) not in self._taken}  # fmt: skip
 
-    def _alone(self, number: int, node: Node) -> Unit:
+    def _alone(self, number: int, node: Node) -> Module:
         """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
         norm = number if node.op == "BatchNormalization" else None
         if node.op in _NORMS:
-            slots, kind = self._vectors(number), "affine"
+            parameters, kind = self._vectors(number), "affine"
             if self._is_parameter((number, 0)):  # weights that are standardised
-                slots["normalised"] = self._take((number, 0))
+                parameters["normalised"] = self._take((number, 0))
         elif node.op == "Mul":
-            slots, kind = {"scale": self._first(number)}, "affine"
-            if (shift := self._shift(slots["scale"].use)) is not None:
-                slots["shift"] = self._take(shift)
+            parameters, kind = {"scale": self._first(number)}, "affine"
+            if (shift := self._shift(parameters["scale"].use)) is not None:
+                parameters["shift"] = self._take(shift)
         else:
             uses = [(number, index) for index in range(len(node.inputs)) if self._is_parameter((number, index))]
             kind = "constant" if node.op in _PLACES else node.op
-            slots = {f"{kind} {place}": self._take(use) for place, use in enumerate(uses)}
-        if not slots:
-            slots = {node.op: self._first(number)}
-        main = next(iter(slots.values()))
+            parameters = {f"{kind} {place}": self._take(use) for place, use in enumerate(uses)}
+        if not parameters:
+            parameters = {node.op: self._first(number)}
+        main = next(iter(parameters.values()))
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
         again = node.op in _TWICE
         repeats = kind == "constant" and self._repeats(main)
-        return Unit(number, self._name(number, main), kind, shape, (), (), slots, norm, normalises=again,
+        return Module(number, self._name(number, main), kind, shape, (), (), parameters, norm, normalises=again,
                     repeats=repeats)  # fmt: skip
 
-    def _repeats(self, slot: Slot) -> bool:
+    def _repeats(self, parameter: Parameter) -> bool:
         """Tell whether the first axis of a constant only repeats the rest."""
-        constant = self._analysis.uses[slot.use].constant
+        constant = self._analysis.uses[parameter.use].constant
         if len(constant.shape) < 2 or constant.shape[0] < 2:
             return False
         values = self._analysis.draft.read(constant)
@@ -444,22 +456,24 @@ class _Units:
             return False
         return bool(self._analysis.draft.read(constant).reshape(-1)[0] == 1)
 
-    def _first(self, number: int) -> Slot:
+    def _first(self, number: int) -> Parameter:
         """Return the first parameter of a node."""
         indices = range(len(self._analysis.nodes[number].inputs))
         return self._take(next((number, i) for i in indices if self._is_parameter((number, i))))
 
-    def _name(self, number: int, slot: Slot) -> str:
-        node = self._analysis.nodes[slot.use[0]]
-        return module_of(self._analysis.nodes[number], self._proto.graph.node[number], node.inputs[slot.use[1]].name)
+    def _name(self, number: int, parameter: Parameter) -> str:
+        node = self._analysis.nodes[parameter.use[0]]
+        return module_of(
+            self._analysis.nodes[number], self._proto.graph.node[number], node.inputs[parameter.use[1]].name
+        )
 
-    def _is_neutral(self, layer: Layer, node: Node, slot: Slot) -> bool:
+    def _is_neutral(self, layer: Layer, node: Node, parameter: Parameter) -> bool:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
-        is_float = self._analysis.draft.type_of(self._analysis.uses[slot.use].constant) in DIVISIBLE
+        is_float = self._analysis.draft.type_of(self._analysis.uses[parameter.use].constant) in DIVISIBLE
         if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
             return False
-        kernel = slot.axes(self._analysis)[2:]
+        kernel = parameter.axes(self._analysis)[2:]
         if any(axis.size % 2 == 0 for axis in kernel):
             return False
         return "identity" in self._finder.place(layer).ways

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.model.model import Model
-from onnx_net2net.operations.transfer.modules import Item, Slot, items_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, segments_of
 
 Compute = Callable[[], Array]
 """What computes the values of a tensor when they are needed."""
@@ -39,7 +39,7 @@ class Obstacle:
         return f"{self.place}: {self.reason}"
 
 
-class Side:
+class Network:
     """One of the two networks."""
 
     def __init__(self, model: Model) -> None:
@@ -49,9 +49,14 @@ class Side:
         self.numbers = self.analysis.numbers
 
     @cached_property
-    def items(self) -> list[Item]:
+    def segments(self) -> list[Segment]:
         """Its layers and blocks in the common form."""
-        return items_of(self.analysis, self.opened.model.proto)
+        return segments_of(self.analysis, self.opened.model.proto)
+
+    @property
+    def modules(self) -> list[Module]:
+        """All its modules, by segments."""
+        return [module for segment in self.segments for module in segment.modules]
 
     def runnable(self, *, filled: bool = False) -> Model:
         """Return the network as it was given, with its bodies, or with what its draft holds by now."""
@@ -63,15 +68,15 @@ class Side:
         graph = self.runnable().proto.graph
         return frozenset(name for node in graph.node for name in node.output).union(v.name for v in graph.input)
 
-    def constant(self, slot: Slot) -> Constant | None:
+    def constant(self, parameter: Parameter) -> Constant | None:
         """Return what stands in the place of a parameter now: None if growing put nodes there."""
-        return constant_of(self.nodes[slot.use[0]].inputs[slot.use[1]])
+        return constant_of(self.nodes[parameter.use[0]].inputs[parameter.use[1]])
 
-    def shape(self, slot: Slot) -> tuple[int, ...]:
+    def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """Return the shape that a parameter has now, in the common order."""
-        constant = self.constant(slot)
+        constant = self.constant(parameter)
         shape = tuple(constant.shape) if constant is not None else ()
-        return slot.shape(shape) if shape else ()
+        return parameter.shape(shape) if shape else ()
 
     def dtype(self, constant: Constant) -> np.dtype[Any]:
         """Return the type of a constant's elements."""
@@ -82,13 +87,18 @@ class Side:
         """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
         return self.analysis.draft.type_of(constant) in DIVISIBLE
 
-    def reader(self, slot: Slot) -> Compute | None:
+    def reader(self, parameter: Parameter) -> Compute | None:
         """Return what reads a parameter as it is now, in the common order; None if growing put nodes there."""
-        constant = self.constant(slot)
+        constant = self.constant(parameter)
         if constant is None:
             return None
         read = self.analysis.draft.reader(constant)
-        return lambda: slot.common(read())
+        return lambda: parameter.common(read())
+
+    def readers(self, parameters: Mapping[str, Parameter]) -> dict[str, Compute]:
+        """Return what reads each of some parameters, but for those that growing put nodes in the place of."""
+        reads = {what: self.reader(parameter) for what, parameter in parameters.items()}
+        return {what: read for what, read in reads.items() if read is not None}
 
     def epsilon(self, norm: int) -> float:
         """Return the epsilon of a normalisation."""
@@ -96,7 +106,7 @@ class Side:
 
 
 @dataclass
-class Sides:
+class Networks:
     """Teacher and target.
 
     Attributes:
@@ -105,9 +115,12 @@ class Sides:
         obstacles: What has been found to be in the way.
     """
 
-    teacher: Side
-    target: Side
+    teacher: Network
+    target: Network
     obstacles: list[Obstacle] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Network]:
+        return iter((self.teacher, self.target))
 
     def hinder(self, place: str, reason: str) -> None:
         """Note an obstacle once."""

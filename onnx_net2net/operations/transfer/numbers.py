@@ -1,7 +1,7 @@
 """Single numbers that belong to no layer, such as gains and temperatures: which of two networks correspond.
 
-Shapes say nothing of them, so the nodes around matched units are matched too: what reads the same result, or makes the
-same operand, by the same operator. A number that differs there has been learnt, or is one that a class makes itself.
+Shapes do not tell, so the nodes around matched modules are matched too: those that read the same result, or make the
+same operand, by the same operator. A number that differs there was learnt, or a class computes it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx_net2net.analysis.inference import constant_of
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Use
-from onnx_net2net.operations.transfer.networks import Side, Sides
+from onnx_net2net.operations.transfer.networks import Network, Networks
 
 _POWERS = (-0.5, -0.25, -1.0, 0.5)
 _LARGEST = 20_000
@@ -41,42 +41,45 @@ class Number:
 
 
 def different_numbers(
-    sides: Sides, found: Alignment, partner: Mapping[int, int], weighed: Collection[int]
+    networks: Networks, found: Alignment, partner: Mapping[int, int], weighed: Collection[int]
 ) -> Iterator[Number]:
     """Yield the inputs of corresponding nodes that are single numbers, and not the same.
 
     Those that follow from sizes on both sides, like the scale of attention, are left out: growing sees to them.
 
     Args:
-        sides: The two networks, of which the teacher may have been grown.
-        found: Which of their units correspond.
+        networks: The two networks, of which the teacher may have been grown.
+        found: Which of their modules correspond.
         partner: Which of their nodes do; see `corresponding_nodes`.
         weighed: Nodes of the teacher whose numbers have been made up for.
     """
-    taken = [{slot.use for pair in found.pairs for slot in pair[side].slots.values()} for side in (0, 1)]
+    taken = [{use for module in modules for use in module.uses} for modules in zip(*found.pairs, strict=True)]
     for old, new in sorted(partner.items()):
         if old in weighed:
             continue
-        for index in range(min(len(sides.teacher.nodes[old].inputs), len(sides.target.nodes[new].inputs))):
-            one, other = number_of(sides.teacher, (old, index)), number_of(sides.target, (new, index))
+        for index in range(min(len(networks.teacher.nodes[old].inputs), len(networks.target.nodes[new].inputs))):
+            one, other = number_of(networks.teacher, (old, index)), number_of(networks.target, (new, index))
             if one is None or other is None or (old, index) in taken[0] or (new, index) in taken[1]:
                 continue
             if not math.isclose(one, other, rel_tol=1e-6) and not are_sizes(one, other):
-                name, tensor = sides.teacher.nodes[old].inputs[index].name, sides.target.nodes[new].inputs[index]
+                name, tensor = networks.teacher.nodes[old].inputs[index].name, networks.target.nodes[new].inputs[index]
                 yield Number((new, index), one, other, name, isinstance(tensor, Constant))
 
 
-def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
-    """Return the teacher's nodes that correspond to nodes of the target, as far as units tell."""
+def corresponding_nodes(networks: Networks, found: Alignment) -> dict[int, int]:
+    """Return the teacher's nodes that correspond to nodes of the target, as far as modules tell."""
     partner: dict[int, int] = {}
     for old, new in found.pairs:
         partner.setdefault(old.node, new.node)
-        for what in [what for what in old.slots if what in new.slots]:
-            partner.setdefault(old.slots[what].use[0], new.slots[what].use[0])
+        for what in [what for what in old.parameters if what in new.parameters]:
+            partner.setdefault(old.parameters[what].use[0], new.parameters[what].use[0])
     taken, pending = set(partner.values()), list(partner.items())
     while pending:
         pair = pending.pop()
-        near = [neighbours(side, number) for side, number in zip((sides.teacher, sides.target), pair, strict=True)]
+        near = [
+            neighbours(network, number)
+            for network, number in zip((networks.teacher, networks.target), pair, strict=True)
+        ]
         for key in [key for key in near[0] if key in near[1]]:
             olds, news = {one for one in near[0][key] if one not in partner}, near[1][key] - taken
             if len(olds) == len(news) == 1:
@@ -87,9 +90,9 @@ def corresponding_nodes(sides: Sides, found: Alignment) -> dict[int, int]:
     return partner
 
 
-def neighbours(side: Side, number: int) -> dict[tuple[object, ...], set[int]]:
+def neighbours(network: Network, number: int) -> dict[tuple[object, ...], set[int]]:
     """Return the nodes that read results of a node and that make its operands, by where and what they are."""
-    numbers, node = side.numbers, side.nodes[number]
+    numbers, node = network.numbers, network.nodes[number]
     found: dict[tuple[object, ...], set[int]] = {}
     for index, tensor in enumerate(node.outputs):
         for reader in tensor.outputs:
@@ -103,12 +106,12 @@ def neighbours(side: Side, number: int) -> dict[tuple[object, ...], set[int]]:
     return found
 
 
-def number_of(side: Side, use: Use) -> float | None:
+def number_of(network: Network, use: Use) -> float | None:
     """Return the one float that an input of a node is now, None if it is anything else."""
-    constant = constant_of(side.nodes[use[0]].inputs[use[1]])
-    if constant is None or math.prod(constant.shape) != 1 or not side.is_float(constant):
+    constant = constant_of(network.nodes[use[0]].inputs[use[1]])
+    if constant is None or math.prod(constant.shape) != 1 or not network.is_float(constant):
         return None
-    return float(side.analysis.draft.reader(constant)().reshape(-1)[0])
+    return float(network.analysis.draft.reader(constant)().reshape(-1)[0])
 
 
 def are_sizes(one: float, other: float) -> bool:

@@ -22,7 +22,7 @@ from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.dpiat import dpiat
 from onnx_net2net.operations.transfer.dpiat.elements import Scored
-from onnx_net2net.operations.transfer.modules import items_of
+from onnx_net2net.operations.transfer.modules import segments_of
 from onnx_net2net.operations.transfer.transfer import transfer
 from onnx_net2net.run.inputs import accepted, draw, input_specs
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
@@ -86,7 +86,7 @@ def similarities(
         for source in map(load, sources):
             given = _Network(source)
             alike = None
-            common = overlap(given.analysis, wanted.analysis, align(given.items, wanted.items))
+            common = overlap(given.analysis, wanted.analysis, align(given.segments, wanted.segments))
             kept, filled = (min(1.0, common / max(network.elements, 1)) for network in (given, wanted))
             with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
                 alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
@@ -102,7 +102,7 @@ class _Network:
         flat = open_bodies(model).model
         self.scored = Scored(flat)
         self.analysis = infer(flat)
-        self.items = items_of(self.analysis, flat.proto)
+        self.segments = segments_of(self.analysis, flat.proto)
         self.elements = sum(math.prod(constant.shape) for constant, _ in self.scored.constants)
 
 
@@ -118,9 +118,9 @@ def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:
     """
     common: dict[int, int] = {}
     for old, new in alignment.pairs:
-        for what in old.slots.keys() & new.slots.keys():
-            constant = id(target.uses[new.slots[what].use].constant)  # those that are tied count once
-            shapes = _shape(old.slots[what].axes(source)), _shape(new.slots[what].axes(target))
+        for what in old.parameters.keys() & new.parameters.keys():
+            constant = id(target.uses[new.parameters[what].use].constant)  # those that are tied count once
+            shapes = _shape(old.parameters[what].axes(source)), _shape(new.parameters[what].axes(target))
             common[constant] = max(common.get(constant, 0), _common(*shapes))
     return sum(common.values())
 
@@ -160,7 +160,7 @@ def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int 
             return None
     cosines = []
     for name in old[0]:
-        answers = [np.stack([answer[name] for answer in side]).astype(np.float64) for side in (old, new)]
+        answers = [np.stack([answer[name] for answer in network]).astype(np.float64) for network in (old, new)]
         if answers[0].shape != answers[1].shape:
             return None
         cosines.append(_cosine(*answers))

@@ -11,19 +11,19 @@ from onnx_net2net.algebra import dims
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import rescale_instead, weighed_axes
 from onnx_net2net.operations.transfer.align import Alignment
-from onnx_net2net.operations.transfer.modules import Slot, Use
-from onnx_net2net.operations.transfer.networks import Side, Sides
+from onnx_net2net.operations.transfer.modules import Parameter, Use
+from onnx_net2net.operations.transfer.networks import Network, Networks
 
 
 @dataclass(frozen=True)
 class _Pair:
     """A parameter of the teacher and the one of the target that corresponds to it."""
 
-    old: Slot
-    new: Slot
+    old: Parameter
+    new: Parameter
 
 
-def tie(sides: Sides, found: Alignment) -> dict[Use, Slot]:
+def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
     """Let what is one tensor in the target have the same dims in the teacher, where it has the same values there.
 
     Units that one reader of a matrix makes and another one sums over would be copied for the one and shared for the
@@ -31,21 +31,21 @@ def tie(sides: Sides, found: Alignment) -> dict[Use, Slot]:
     none they keep their size.
 
     Args:
-        sides: The two networks; the dims of the teacher are changed.
-        found: Which of their units correspond.
+        networks: The two networks; the dims of the teacher are changed.
+        found: Which of their modules correspond.
 
     Returns:
         For uses of tied constants of the target, whose values in the teacher they all get.
     """
-    analysis = sides.teacher.analysis
+    analysis = networks.teacher.analysis
     weighed = weighed_axes(analysis)
-    shared: dict[Use, Slot] = {}
-    for pairs in _tied(sides.target, found):
-        reads = [sides.teacher.reader(pair.old) for pair in pairs]
+    shared: dict[Use, Parameter] = {}
+    for pairs in _tied(networks.target, found):
+        reads = [networks.teacher.reader(pair.old) for pair in pairs]
         values = [read() for read in reads if read is not None]
         if len(values) < len(pairs) or any(not np.array_equal(values[0], other) for other in values[1:]):
             continue  # a network that ties nothing can be exact, too; only its class cannot hold it
-        first, name = pairs[0].old, _name(sides.target, pairs[0].new)
+        first, name = pairs[0].old, _name(networks.target, pairs[0].new)
         for pair in pairs[1:]:
             for axis, same in zip(first.axes(analysis), pair.old.axes(analysis), strict=True):
                 dims.unify(axis, same, f"{name!r} is one tensor in the target")
@@ -55,23 +55,27 @@ def tie(sides: Sides, found: Alignment) -> dict[Use, Slot]:
     return shared
 
 
-def _share_or_keep(analysis: Analysis, slots: Sequence[Slot], weighed: dict[Use, dict[int, int]], reason: str) -> None:
+def _share_or_keep(
+    analysis: Analysis, parameters: Sequence[Parameter], weighed: dict[Use, dict[int, int]], reason: str
+) -> None:
     """Let a scale carry the division of copies that some readers of tied values sum over, or keep their number."""
-    for place, axis in enumerate(slots[0].axes(analysis)):
-        found = [weighed.get(slot.use, {}).get(slot.order[place + slot.repeats]) for slot in slots]
+    for place, axis in enumerate(parameters[0].axes(analysis)):
+        found = [
+            weighed.get(parameter.use, {}).get(parameter.order[place + parameter.repeats]) for parameter in parameters
+        ]
         sums = [number for number in found if number is not None]
-        if 0 < len(sums) < len(slots) and not rescale_instead(analysis, sums, axis, reason):
+        if 0 < len(sums) < len(parameters) and not rescale_instead(analysis, sums, axis, reason):
             dims.freeze(axis, reason)
 
 
-def _tied(target: Side, found: Alignment) -> Iterator[list[_Pair]]:
+def _tied(target: Network, found: Alignment) -> Iterator[list[_Pair]]:
     """Yield the parameters that share a tensor of the target, or have the same values: folding parts what is tied."""
     by_constant: dict[int, list[_Pair]] = {}
     for old, new in found.pairs:
-        for what, slot in new.slots.items():
-            if what in old.slots:
-                constant = target.analysis.uses[slot.use].constant
-                by_constant.setdefault(id(constant), []).append(_Pair(old.slots[what], slot))
+        for what, parameter in new.parameters.items():
+            if what in old.parameters:
+                constant = target.analysis.uses[parameter.use].constant
+                by_constant.setdefault(id(constant), []).append(_Pair(old.parameters[what], parameter))
     alike: dict[object, list[list[_Pair]]] = {}
     for pairs in by_constant.values():
         shape = target.shape(pairs[0].new)
@@ -83,7 +87,7 @@ def _tied(target: Side, found: Alignment) -> Iterator[list[_Pair]]:
         yield from _equal(target, same_shape)
 
 
-def _equal(target: Side, candidates: Sequence[list[_Pair]]) -> Iterator[list[_Pair]]:
+def _equal(target: Network, candidates: Sequence[list[_Pair]]) -> Iterator[list[_Pair]]:
     """Yield groups of matrices with equal values, which are those of a random initialization."""
     groups: dict[bytes, list[_Pair]] = {}
     for pairs in candidates:
@@ -93,5 +97,5 @@ def _equal(target: Side, candidates: Sequence[list[_Pair]]) -> Iterator[list[_Pa
     yield from (pairs for pairs in groups.values() if len(pairs) > 1)
 
 
-def _name(side: Side, slot: Slot) -> str:
-    return str(side.analysis.uses[slot.use].constant.name)
+def _name(network: Network, parameter: Parameter) -> str:
+    return str(network.analysis.uses[parameter.use].constant.name)

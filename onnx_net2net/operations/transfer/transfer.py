@@ -34,8 +34,8 @@ from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling, Source
 from onnx_net2net.operations.transfer.fit import fit
 from onnx_net2net.operations.transfer.grouping import regrouped
-from onnx_net2net.operations.transfer.modules import Unit
-from onnx_net2net.operations.transfer.networks import Obstacle, Side, Sides, reshaped
+from onnx_net2net.operations.transfer.modules import Module
+from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
 from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers
 from onnx_net2net.proof.verify import Verification, compare_models
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
@@ -85,7 +85,7 @@ class Transfer:
             )
         draft = Graph(self.student)
         tensors = [*draft.graph.inputs, *draft.graph.outputs]
-        names = [name for side in _names(graphs[0]) for name in side]
+        names = [name for network in _names(graphs[0]) for name in network]
         for name, tensor in draft.graph.tensors().items():
             if name in names and not any(tensor is other for other in tensors):
                 tensor.name = draft.unique_name(f"{name}_inside")
@@ -151,10 +151,10 @@ def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
     """
     constants = {tensor.name for graph in (teacher, target) for tensor in graph.initializer}
     for what in ("input", "output"):
-        sides = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
-        if len(sides[0]) != len(sides[1]):
-            raise RefusedError(f"the teacher has {len(sides[0])} {what}s, the target {len(sides[1])}")
-        for one, other in zip(*sides, strict=True):
+        networks = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
+        if len(networks[0]) != len(networks[1]):
+            raise RefusedError(f"the teacher has {len(networks[0])} {what}s, the target {len(networks[1])}")
+        for one, other in zip(*networks, strict=True):
             kinds = [value.type.tensor_type.elem_type for value in (one, other)]
             ranks = [len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None
                      for v in (one, other)]  # fmt: skip
@@ -210,57 +210,56 @@ def _at_sizes_of(teacher: Model, student: Model) -> Model:
 def _transfer(
     teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
-    sides = Sides(Side(reshaped(teacher)), Side(target))
-    found = _aligned(sides)
-    if (grouped := regrouped(sides, found)) is not None:
-        sides = Sides(Side(grouped), sides.target)
-        found = _aligned(sides)
+    networks = Networks(Network(reshaped(teacher)), Network(target))
+    found = _aligned(networks)
+    if (grouped := regrouped(networks, found)) is not None:
+        networks = Networks(Network(grouped), networks.target)
+        found = _aligned(networks)
     examples = [] if data is None else _examples(teacher, target, data)
     changes: Changes | None = {} if examples else None
-    choice = partial(choose, sides.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
-    reconstruction = Reconstruction(sides, found.pairs) if examples else None
-    fitted = fit(sides, found, style, choice if examples else None)
-    filling = Filling(sides, fitted, changes)
+    choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
+    reconstruction = Reconstruction(networks, found.pairs) if examples else None
+    fitted = fit(networks, found, style, choice if examples else None)
+    filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
-    partner = corresponding_nodes(sides, found)
-    for number in different_numbers(sides, found, partner, fitted.weighed):
+    partner = corresponding_nodes(networks, found)
+    for number in different_numbers(networks, found, partner, fitted.weighed):
         filling.copy(number)
-    for table in different_tables(sides, partner):
+    for table in different_tables(networks, partner):
         filling.copy_table(table)
-    for item in found.added:
-        filling.silence(item)
+    for segment in found.added:
+        filling.silence(segment)
     sources = list(filling.write())
-    doubts = tuple(differences(sides, partner))
+    doubts = tuple(differences(networks, partner))
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
-    if reconstruction is not None and changes is not None and sides.obstacles:
+    if reconstruction is not None and changes is not None and networks.obstacles:
         reconstruction.run(fitted, changes, filling.kept, examples, progress)
-        origins = _origins(sides.target, [*found.pairs, *((None, unit) for unit in filling.kept)], changes)
+        origins = _origins(networks.target, [*found.pairs, *((None, module) for module in filling.kept)], changes)
         sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
         record["calibrated on"] = "data"
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
-    student = sides.target.opened.close(sides.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, tuple(sources), tuple(sides.obstacles), style.seed, doubts=doubts)
+    student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
+    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed, doubts=doubts)
 
 
-def _aligned(sides: Sides) -> Alignment:
+def _aligned(networks: Networks) -> Alignment:
     """Return what corresponds to what.
 
     Raises:
         RefusedError: If no layer of the two does.
     """
-    items = sides.teacher.items, sides.target.items
-    found = align(*items)
-    layers = [[unit for item in side for unit in item.units if "weight" in unit.slots] for side in items]
-    if not found.pairs or (any(layers) and not any("weight" in old.slots for old, _ in found.pairs)):
-        kinds = [sorted({unit.kind for item in side for unit in item.units}) for side in items]
+    found = align(networks.teacher.segments, networks.target.segments)
+    has_layers = any(module.is_layer for network in networks for module in network.modules)
+    if not found.pairs or (has_layers and not any(old.is_layer for old, _ in found.pairs)):
+        kinds = [sorted({module.kind for module in network.modules}) for network in networks]
         raise RefusedError(
             f"the two networks have no layer in common: {', '.join(kinds[0]) or 'nothing'} in the teacher, "
             f"{', '.join(kinds[1]) or 'nothing'} in the target"
         )
-    for unit in found.lost:
-        sides.hinder(unit.name, f"the target has nothing for this {unit.text}")
+    for module in found.lost:
+        networks.hinder(module.name, f"the target has nothing for this {module.text}")
     return found
 
 
@@ -280,14 +279,14 @@ def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[
     return list(zip(given, filled, strict=True))
 
 
-def _origins(target: Side, pairs: Iterable[tuple[Unit | None, Unit]], changes: Changes) -> dict[str, str]:
+def _origins(target: Network, pairs: Iterable[tuple[Module | None, Module]], changes: Changes) -> dict[str, str]:
     """Return where tensors of the target come from that were changed."""
     found = {}
     for old, new in pairs:
         changed = {what for node, what in changes if node == new.node}
         folded = changed if old is not None and old.norm is not None and new.norm is None else set()
-        for what, slot in new.slots.items():
-            constant = target.constant(slot)
+        for what, parameter in new.parameters.items():
+            constant = target.constant(parameter)
             if constant is not None and (folded or what in changed or (what == "shift" and "bias" in changed)):
                 found[constant.name] = "measured" if what in ("mean", "variance") else "reconstructed"
     return found

@@ -10,24 +10,26 @@ from test_transfer import Net, dense, plain, resnet, transformer
 from onnx_net2net import load
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.operations.transfer.align import align, similarity
-from onnx_net2net.operations.transfer.modules import Item, Slot, Unit, items_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, segments_of
 
 
-def unit(name="", kind="linear", shape=(4, 4), node=0, neutral=False, **changes):
-    return Unit(node, name, kind, shape, ((), ()), (), {"weight": Slot((node, 1), (0, 1), 2)}, None, neutral, **changes)
+def module(name="", kind="linear", shape=(4, 4), node=0, neutral=False, **changes):
+    return Module(
+        node, name, kind, shape, ((), ()), (), {"weight": Parameter((node, 1), (0, 1), 2)}, None, neutral, **changes
+    )
 
 
-def loose(*units):
-    return [Item((one,)) for one in units]
+def loose(*modules):
+    return [Segment((one,)) for one in modules]
 
 
-def items(proto):
+def segments(proto):
     model = load(proto)
-    return items_of(infer(model, by_units=False), model.proto)
+    return segments_of(infer(model, by_units=False), model.proto)
 
 
 def pairs(teacher, target):
-    found = align(items(teacher), items(target))
+    found = align(segments(teacher), segments(target))
     return [(one.name, other.name) for one, other in found.pairs], found
 
 
@@ -39,11 +41,11 @@ def test_identical_graphs_match_unit_by_unit():
 
 
 def test_a_layer_has_its_bias_and_normalisation():
-    units = [one for item in items(resnet(0)) for one in item.units]
-    by_name = {one.name: one for one in units}
-    assert set(by_name["stem"].slots) == {"weight", "bias", "scale", "shift", "mean", "variance"}
-    assert set(by_name["layer0.0.conv0"].slots) == {"weight", "scale", "shift", "mean", "variance"}
-    assert set(by_name["fc"].slots) == {"weight", "bias"}
+    modules = [one for segment in segments(resnet(0)) for one in segment.modules]
+    by_name = {one.name: one for one in modules}
+    assert set(by_name["stem"].parameters) == {"weight", "bias", "scale", "shift", "mean", "variance"}
+    assert set(by_name["layer0.0.conv0"].parameters) == {"weight", "scale", "shift", "mean", "variance"}
+    assert set(by_name["fc"].parameters) == {"weight", "bias"}
 
 
 def test_the_form_of_a_linear_layer_does_not_matter():
@@ -56,33 +58,33 @@ def test_the_form_of_a_linear_layer_does_not_matter():
         net(text + "y = Gemm<transB = 1>(x, w, b) }", w=weight.T.copy(), b=bias),
         net(text + "t = Transpose<perm = [1, 0]>(w) v = MatMul(x, t) y = Add(v, b) }", w=weight.T.copy(), b=bias),
     ]
-    found = [items(form)[0].units[0] for form in forms]
+    found = [segments(form)[0].modules[0] for form in forms]
     assert {one.shape for one in found} == {(4, 6)}
-    assert {(one.kind, *sorted(one.slots)) for one in found} == {("linear", "bias", "weight")}
+    assert {(one.kind, *sorted(one.parameters)) for one in found} == {("linear", "bias", "weight")}
 
 
 def test_a_convolution_of_one_place_is_linear():
     proto = Net(0, (1, 3, 5, 5)).conv("a", 4, kernel=1).conv("b", 4, kernel=1, group=2).build("y")
-    assert [(one.kind, one.shape) for item in items(proto) for one in item.units] == [
+    assert [(one.kind, one.shape) for segment in segments(proto) for one in segment.modules] == [
         ("linear", (4, 3)),
         ("Conv", (4, 2, 1, 1)),
     ]
 
 
 def test_blocks_are_items():
-    found = items(resnet(0, depth=2))
-    assert [len(item.units) for item in found if item.block is not None] == [2, 2, 2, 2]
-    assert all(item.neutral for item in found if item.block is not None)
+    found = segments(resnet(0, depth=2))
+    assert [len(segment.modules) for segment in found if segment.block is not None] == [2, 2, 2, 2]
+    assert all(segment.neutral for segment in found if segment.block is not None)
 
 
 def test_layers_of_a_dense_block_are_items():
-    assert [len(item.units) for item in items(dense(0, 3)) if item.block is not None] == [2, 2, 2]
+    assert [len(segment.modules) for segment in segments(dense(0, 3)) if segment.block is not None] == [2, 2, 2]
 
 
 def test_deeper_stages_keep_their_first_blocks():
     matched, found = pairs(resnet(0), resnet(1, depth=3))
     assert ("layer1.0.conv1", "layer1.0.conv1") in matched
-    assert [item.name for item in found.added] == ["layer0.1", "layer0.2", "layer1.1", "layer1.2"]
+    assert [segment.name for segment in found.added] == ["layer0.1", "layer0.2", "layer1.1", "layer1.2"]
 
 
 def test_what_changes_the_width_is_not_left_out():
@@ -91,25 +93,25 @@ def test_what_changes_the_width_is_not_left_out():
 
 
 def test_order_is_preserved_and_the_earliest_match_is_taken():
-    teacher, target = loose(unit("a"), unit("b")), loose(*(unit(name, neutral=True) for name in "uvwx"))
+    teacher, target = loose(module("a"), module("b")), loose(*(module(name, neutral=True) for name in "uvwx"))
     found = align(teacher, target)
     assert [(one.name, other.name) for one, other in found.pairs] == [("a", "u"), ("b", "v")]
 
 
 def test_names_break_ties_and_no_more():
-    teacher = loose(unit("a"))
-    target = loose(unit("x", neutral=True), unit("a", neutral=True))
+    teacher = loose(module("a"))
+    target = loose(module("x", neutral=True), module("a", neutral=True))
     assert [other.name for _, other in align(teacher, target).pairs] == ["a"]
-    target = loose(unit("x", neutral=True), unit("a", shape=(4, 9), neutral=True))
+    target = loose(module("x", neutral=True), module("a", shape=(4, 9), neutral=True))
     assert [other.name for _, other in align(teacher, target).pairs] == ["x"]
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (unit(), unit(kind="Gather")),
-        (unit(kind="Conv", shape=(4, 4, 3, 3)), unit(kind="ConvTranspose", shape=(4, 4, 3, 3))),
-        (unit(kind="Conv", shape=(4, 4, 3, 3)), unit(kind="Conv", shape=(4, 4, 3))),
+        (module(), module(kind="Gather")),
+        (module(kind="Conv", shape=(4, 4, 3, 3)), module(kind="ConvTranspose", shape=(4, 4, 3, 3))),
+        (module(kind="Conv", shape=(4, 4, 3, 3)), module(kind="Conv", shape=(4, 4, 3))),
     ],
 )
 def test_other_operators_are_not_alike(one, other):
@@ -117,17 +119,18 @@ def test_other_operators_are_not_alike(one, other):
 
 
 def test_similarity():
-    assert similarity(unit(), unit()) == 1
-    assert similarity(unit(), unit(shape=(4, 8))) > similarity(unit(), unit(shape=(4, 16)))
-    assert similarity(unit(), unit(shape=(4, 8))) > similarity(unit(shape=(4, 8)), unit())  # which has not all of it
-    one = unit(kind="Conv", shape=(4, 4, 3, 3))
-    strided = Unit(0, "", "Conv", (4, 4, 3, 3), ((2, 2), ()), (), one.slots)
+    assert similarity(module(), module()) == 1
+    assert similarity(module(), module(shape=(4, 8))) > similarity(module(), module(shape=(4, 16)))
+    wider = module(shape=(4, 8))
+    assert similarity(module(), wider) > similarity(wider, module())  # which has not all of it
+    one = module(kind="Conv", shape=(4, 4, 3, 3))
+    strided = Module(0, "", "Conv", (4, 4, 3, 3), ((2, 2), ()), (), one.parameters)
     assert similarity(one, strided) < similarity(one, one)
 
 
 def test_graphs_of_a_thousand_nodes_take_seconds():
-    teacher, target = items(resnet(0, depth=70)), items(resnet(1, depth=75))
-    assert sum(len(item.units) for item in target) > 300
+    teacher, target = segments(resnet(0, depth=70)), segments(resnet(1, depth=75))
+    assert sum(len(segment.modules) for segment in target) > 300
     started = time.perf_counter()
     found = align(teacher, target)
     assert time.perf_counter() - started < 10

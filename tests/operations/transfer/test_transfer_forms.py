@@ -13,7 +13,7 @@ from onnx_net2net.framework.match import constants_of
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.align import align
-from onnx_net2net.operations.transfer.modules import items_of
+from onnx_net2net.operations.transfer.modules import segments_of
 
 
 def residual(net, name, inner=None, flip=False):
@@ -182,14 +182,14 @@ def test_what_exporters_write_is_filled_exactly(name):
 
 
 def sides(*protos):
-    """The items of networks."""
+    """The segments of networks."""
     opened = [open_bodies(load(proto)).model for proto in protos]
-    return [items_of(infer(model, by_units=False), model.proto) for model in opened]
+    return [segments_of(infer(model, by_units=False), model.proto) for model in opened]
 
 
 def test_units_stand_in_one_order_however_branches_are_sorted():
-    orders = [[unit.name for item in items for unit in item.units]
-              for items in sides(two_branches(0), two_branches(0, turned=True))]  # fmt: skip
+    orders = [[module.name for segment in segments for module in segment.modules]
+              for segments in sides(two_branches(0), two_branches(0, turned=True))]  # fmt: skip
     assert orders[0] == orders[1] == ["stem", "main0", "main1", "shortcut", "head"]
 
 
@@ -199,7 +199,7 @@ def test_excess_blocks_are_left_out_as_a_whole_though_their_layers_fit():
     for node in target.graph.node:
         node.name = ""
     found = align(*sides(nested(0), target))
-    assert sorted(item.name.split(".")[0] for item in found.added if item.block is not None) != []
+    assert sorted(segment.name.split(".")[0] for segment in found.added if segment.block is not None) != []
     pairs = {old.name: new.name for old, new in found.pairs}
     assert pairs == {name: name for name in ("stem", "block0.0", "block0.1", "block1.0", "block1.1", "head")}
 

@@ -10,8 +10,8 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Node
-from onnx_net2net.operations.transfer.modules import Unit
-from onnx_net2net.operations.transfer.networks import Side
+from onnx_net2net.operations.transfer.modules import Module
+from onnx_net2net.operations.transfer.networks import Network
 
 CHUNK = 1 << 22
 """So many elements are looked at together."""
@@ -22,7 +22,7 @@ class Reader:
     """A Conv, Gemm or MatMul of a tensor with weights.
 
     Attributes:
-        unit: The layer.
+        module: The layer.
         node: Its node.
         tensor: The tensor that it reads.
         position: Which of its axes has the units.
@@ -33,7 +33,7 @@ class Reader:
         known: The number of the node that makes `skip`, -1 if none does.
     """
 
-    unit: Unit
+    module: Module
     node: Node
     tensor: str
     position: int
@@ -44,28 +44,30 @@ class Reader:
     known: int
 
 
-def reader_of(side: Side, unit: Unit) -> Reader | None:
-    """Return what a unit reads and makes, None if it is no such layer; before the network grows."""
-    node, analysis = side.nodes[unit.node], side.analysis
-    weight = side.constant(unit.slots["weight"]) if "weight" in unit.slots else None
-    if weight is None or side.dtype(weight).kind != "f" or node.op not in ("Conv", "Gemm", "MatMul"):
+def reader_of(network: Network, module: Module) -> Reader | None:
+    """Return what a module reads and makes, None if it is no such layer; before the network grows."""
+    node, analysis = network.nodes[module.node], network.analysis
+    weight = network.constant(module.parameters["weight"]) if module.is_layer else None
+    if weight is None or network.dtype(weight).kind != "f" or node.op not in ("Conv", "Gemm", "MatMul"):
         return None
     if any(node.attrs.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         return None
-    axes, result = analysis.input_axes(unit.node, 0), node.outputs[0].name
-    for contraction in analysis.said[unit.node].contractions:
-        data = [place for place in contraction.sides if not analysis.is_derived(unit.node, place[0])]
+    axes, result = analysis.input_axes(module.node, 0), node.outputs[0].name
+    for contraction in analysis.said[module.node].contractions:
+        data = [place for place in contraction.sides if not analysis.is_derived(module.node, place[0])]
         if axes is not None and len(contraction.sides) == 2 and [index for index, _ in data] == [0]:
             position = data[0][1]
             makes = 1 if node.op == "Conv" else len(analysis.axes[result]) - 1
-            return Reader(unit, node, node.inputs[0].name, position, axes[position], result, makes, *_skip(side, unit))
+            return Reader(
+                module, node, node.inputs[0].name, position, axes[position], result, makes, *_skip(network, module)
+            )
     return None
 
 
-def _skip(side: Side, unit: Unit) -> tuple[str, int]:
-    """Return what an Add behind a unit adds to its result, and the number of the node that makes that."""
-    analysis, tensor = side.analysis, side.nodes[unit.node].outputs[0]
-    own = {slot.use[0] for slot in unit.slots.values()}
+def _skip(network: Network, module: Module) -> tuple[str, int]:
+    """Return what an Add behind a module adds to its result, and the number of the node that makes that."""
+    analysis, tensor = network.analysis, network.nodes[module.node].outputs[0]
+    own = {parameter.use[0] for parameter in module.parameters.values()}
     while len(tensor.outputs) == 1 and tensor.name not in analysis.kept:
         (reader,) = tensor.outputs
         number = analysis.numbers[id(reader)]

@@ -29,8 +29,8 @@ from onnx_net2net.model.model import Progress
 from onnx_net2net.operations.transfer.examples.moments import CHUNK, Moments, Reader, reader_of
 from onnx_net2net.operations.transfer.fill import Changes
 from onnx_net2net.operations.transfer.fit import Fit
-from onnx_net2net.operations.transfer.modules import Unit
-from onnx_net2net.operations.transfer.networks import Side, Sides
+from onnx_net2net.operations.transfer.modules import Module
+from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.run.inputs import Feeds
 from onnx_net2net.run.watch import Watch, watched
 
@@ -53,20 +53,20 @@ class Reconstruction:
     """What is to be fitted.
 
     Args:
-        sides: The two networks, of which the teacher has not grown yet.
-        pairs: Their units that correspond.
+        networks: The two networks, of which the teacher has not grown yet.
+        pairs: Their modules that correspond.
     """
 
-    def __init__(self, sides: Sides, pairs: Iterable[tuple[Unit, Unit]]) -> None:
-        self._sides = sides
-        self._pairs: list[tuple[Unit | None, Unit]] = [*pairs]
-        self._readers = {new.node: _readers(sides, old, new) for old, new in self._pairs if old is not None}
+    def __init__(self, networks: Networks, pairs: Iterable[tuple[Module, Module]]) -> None:
+        self._networks = networks
+        self._pairs: list[tuple[Module | None, Module]] = [*pairs]
+        self._readers = {new.node: _readers(networks, old, new) for old, new in self._pairs if old is not None}
 
     def run(
         self,
         fit: Fit,
         changes: Changes,
-        kept: Iterable[Unit],
+        kept: Iterable[Module],
         examples: Sequence[tuple[Feeds, Feeds]],
         progress: Progress | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class Reconstruction:
         """
         steps = [list(some) for _, some in groupby(self._steps(fit, kept), lambda step: step.key)]
         tensors = {name for some in steps for step in some for name in step.old}
-        with watched(self._sides.teacher.runnable(), tensors, "teacher") as watch:
+        with watched(self._networks.teacher.runnable(), tensors, "teacher") as watch:
             for number, some in enumerate(steps):
                 if progress is not None:
                     progress("reconstructing", number, len(steps))
@@ -90,47 +90,49 @@ class Reconstruction:
                     step.fit(changes)
                 some.clear()  # what they have seen is large
 
-    def _steps(self, fit: Fit, kept: Iterable[Unit]) -> list[_Layer | _Norm]:
+    def _steps(self, fit: Fit, kept: Iterable[Module]) -> list[_Layer | _Norm]:
         found: list[_Layer | _Norm] = []
-        for old, new in sorted([*self._pairs, *((None, unit) for unit in kept)], key=lambda pair: pair[1].node):
+        for old, new in sorted([*self._pairs, *((None, module) for module in kept)], key=lambda pair: pair[1].node):
             readers = self._readers.get(new.node)
             if old is not None and readers is not None:
                 before = found[-1] if found and found[-1].key == readers[1].tensor else None
-                layer = _Layer(self._sides, fit, *readers, first=before.first if before else new.node)
+                layer = _Layer(self._networks, fit, *readers, first=before.first if before else new.node)
                 if layer.fits and self._can_see(layer):
                     found.append(layer)
                     continue
-            if new.norm is not None and (norm := _Norm(self._sides, fit, old, new)).fits and self._can_see(norm):
+            if new.norm is not None and (norm := _Norm(self._networks, fit, old, new)).fits and self._can_see(norm):
                 found.append(norm)
         return found
 
     def _can_see(self, step: _Layer | _Norm) -> bool:
-        return self._sides.teacher.visible.issuperset(step.old) and self._sides.target.visible.issuperset(step.new)
+        return self._networks.teacher.visible.issuperset(step.old) and self._networks.target.visible.issuperset(
+            step.new
+        )
 
     def _see(self, steps: Sequence[_Layer | _Norm], teacher: Watch, examples: Sequence[tuple[Feeds, Feeds]]) -> None:
         """Run both networks, and let some steps see what the two have at their places."""
         old = list(dict.fromkeys(name for step in steps for name in step.old))
         new = list(dict.fromkeys(name for step in steps for name in step.new))
-        with watched(self._sides.target.runnable(filled=True), new, "student") as student:
+        with watched(self._networks.target.runnable(filled=True), new, "student") as student:
             for one, other in examples:
                 found = teacher(one, old), student(other, new)
                 for step in steps:
                     step.fits = step.fits and step.see(*found, len(examples))
 
 
-def _readers(sides: Sides, old: Unit, new: Unit) -> tuple[Reader, Reader] | None:
+def _readers(networks: Networks, old: Module, new: Module) -> tuple[Reader, Reader] | None:
     """Return what two layers read, None if the target's cannot be fitted: nobody else may read its weights."""
-    one, other = reader_of(sides.teacher, old), reader_of(sides.target, new)
+    one, other = reader_of(networks.teacher, old), reader_of(networks.target, new)
     if one is None or other is None or old.shape[2:] != new.shape[2:]:
         return None
-    return None if _is_tied(sides.teacher, old) or _is_tied(sides.target, new) else (one, other)
+    return None if _is_tied(networks.teacher, old) or _is_tied(networks.target, new) else (one, other)
 
 
-def _is_tied(side: Side, unit: Unit) -> bool:
+def _is_tied(network: Network, module: Module) -> bool:
     """Tell whether other nodes read the weights of a layer too."""
-    uses, key = side.analysis.uses, unit.slots["weight"].use
+    uses, key = network.analysis.uses, module.parameters["weight"].use
     alike = [use for use in uses.values() if use.constant is uses[key].constant]
-    return sum(side.nodes[use.node].op not in ("Shape", "Size") for use in alike) > 1
+    return sum(network.nodes[use.node].op not in ("Shape", "Size") for use in alike) > 1
 
 
 class _Layer:
@@ -144,23 +146,21 @@ class _Layer:
         fits: Whether it can be fitted.
     """
 
-    def __init__(self, sides: Sides, fit: Fit, old: Reader, new: Reader, first: int) -> None:
+    def __init__(self, networks: Networks, fit: Fit, old: Reader, new: Reader, first: int) -> None:
         self._old, self._new, self.key, self.first = old, new, new.tensor, first
-        slots = old.unit.slots
-        now = {what: fit.tied.get(new.unit.slots[what].use, slot) if what in new.unit.slots else slot
-               for what, slot in slots.items()}  # fmt: skip
-        self._values = {what: read for what, slot in now.items() if (read := sides.teacher.reader(slot))}
-        made = compose(slots["weight"].axes(sides.teacher.analysis)[0], fit.growth)
+        parameters = old.module.parameters
+        self._values = networks.teacher.readers(fit.sources(old.module, new.module))
+        made = compose(parameters["weight"].axes(networks.teacher.analysis)[0], fit.growth)
         self._made, self._plain = made.index, made.kind == 0
-        self._norm = _Statistics(sides, old.unit) if old.unit.norm is not None else None
-        self._shifts = self._norm is not None or new.unit.norm is not None or "bias" in new.unit.slots
-        self._inside = "bias" in slots and slots["bias"].use[0] == old.unit.node
+        self._norm = _Statistics(networks, old.module) if old.module.norm is not None else None
+        self._shifts = self._norm is not None or new.module.norm is not None or "bias" in new.module.parameters
+        self._inside = "bias" in parameters and parameters["bias"].use[0] == old.module.node
         self._group = int(new.node.attrs.get("group", 1))
         self._halves = Moments(), Moments()
-        shape = sides.teacher.shape(slots["weight"])
+        shape = networks.teacher.shape(parameters["weight"])
         width = math.prod(shape[1:])
         self.fits = len(shape) > 1 and shape[0] == len(self._made) and shape[0] % self._group == 0 and width <= WIDEST
-        self.fits &= slots["weight"].use not in fit.scaled and (self._norm is None or self._norm.known)
+        self.fits &= parameters["weight"].use not in fit.scaled and (self._norm is None or self._norm.known)
         self._kernel = shape[2:]
         self._width = width
         adds = bool(old.skip and new.skip) and new.known < first
@@ -232,7 +232,7 @@ class _Layer:
         """Note what is to change."""
         if not self.fits or not all(half.count for half in self._halves):
             return
-        shape, number = (self._group, len(self._made) // self._group, self._width), self._new.unit.node
+        shape, number = (self._group, len(self._made) // self._group, self._width), self._new.module.node
         weights = self._values["weight"]().astype(np.float64)
         own = weights.reshape(shape)
         both = Moments().join(self._halves[0]).join(self._halves[1])
@@ -262,25 +262,27 @@ class _Norm:
     The attributes are those of `_Layer`.
     """
 
-    def __init__(self, sides: Sides, fit: Fit, old: Unit | None, new: Unit) -> None:
+    def __init__(self, networks: Networks, fit: Fit, old: Module | None, new: Module) -> None:
         assert new.norm is not None
         tensors = []
-        for side, unit in ((sides.teacher, old), (sides.target, new)):
-            if unit is not None and unit.norm is not None:
-                tensors.append((side.opened.model.proto.graph.node[unit.norm].input[0],))
+        for network, module in zip(networks, (old, new), strict=True):
+            if module is not None and module.norm is not None:
+                tensors.append((network.opened.model.proto.graph.node[module.norm].input[0],))
         self.old, self.new = (tensors[0] if len(tensors) > 1 else ()), tensors[-1]
         self.key, self.first, self._number = f"{self.new[0]} normalised", new.norm, new.node
         self._added = old is None
-        self._norm = _Statistics(sides, old) if old is not None and self.old else _Statistics(sides, new, initial=True)
+        self._norm = (
+            _Statistics(networks, old) if old is not None and self.old else _Statistics(networks, new, initial=True)
+        )
         self.fits = self._norm.known and (self._added or bool(self.old))
         self._sums = Moments(), Moments()
         self._made: Array | None = None
         self._bias: Callable[[], Array] | None = None
         if old is not None and self.fits:
-            made = compose(old.slots["mean"].axes(sides.teacher.analysis)[0], fit.growth)
+            made = compose(old.parameters["mean"].axes(networks.teacher.analysis)[0], fit.growth)
             self._made, self._plain = made.index, made.kind == 0
-            if "bias" in old.slots and "bias" not in new.slots:
-                self._bias = sides.teacher.reader(old.slots["bias"])
+            if "bias" in old.parameters and "bias" not in new.parameters:
+                self._bias = networks.teacher.reader(old.parameters["bias"])
 
     def see(self, old: Tensors, new: Tensors, runs: int) -> bool:
         """Take in what a run shows."""
@@ -312,12 +314,12 @@ class _Statistics:
         known: Whether they are constants.
     """
 
-    def __init__(self, sides: Sides, unit: Unit, *, initial: bool = False) -> None:
-        assert unit.norm is not None
-        side = sides.target if initial else sides.teacher
-        reads = {what: side.reader(slot) for what, slot in unit.slots.items() if what in ("scale", "mean", "variance")}
-        self._read = {what: read for what, read in reads.items() if read is not None}
-        self._epsilon = side.epsilon(unit.norm)
+    def __init__(self, networks: Networks, module: Module, *, initial: bool = False) -> None:
+        assert module.norm is not None
+        network = networks.target if initial else networks.teacher
+        own = {what: module.parameters[what] for what in ("scale", "mean", "variance") if what in module.parameters}
+        self._read = network.readers(own)
+        self._epsilon = network.epsilon(module.norm)
         self.known = len(self._read) == 3
 
     def _value(self, what: str) -> Array:
@@ -332,7 +334,7 @@ class _Statistics:
         """Return what lets it make of other units what it makes of the teacher's.
 
         Args:
-            number: The number of the target's unit.
+            number: The number of the target's module.
             made: The means of what it gets.
             varies: The variances.
             target: The means of what the teacher's gets.

@@ -22,8 +22,8 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axis, Dim, Product, leaf_set, resolve
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.operations.transfer.examples.moments import Moments, reader_of
-from onnx_net2net.operations.transfer.modules import Slot, Unit
-from onnx_net2net.operations.transfer.networks import Side
+from onnx_net2net.operations.transfer.modules import Module, Parameter
+from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.run.inputs import Feeds
 from onnx_net2net.run.watch import watched
 
@@ -37,12 +37,14 @@ Weigh = Callable[[Mapping[tuple[str, int, Dim], Moments]], Array]
 """Returns from the moments of tensors what the units of a dim weigh where they are read: float64 [n, n]."""
 
 
-def choose(side: Side, units: Iterable[Unit], batches: Sequence[Feeds], sizes: Mapping[Dim, int]) -> dict[Dim, Array]:
+def choose(
+    network: Network, modules: Iterable[Module], batches: Sequence[Feeds], sizes: Mapping[Dim, int]
+) -> dict[Dim, Array]:
     """Choose the units that are kept.
 
     Args:
-        side: The teacher, before it grows.
-        units: Its layers that the target has too.
+        network: The teacher, before it grows.
+        modules: Its layers that the target has too.
         batches: Inputs by name.
         sizes: For each dim that becomes smaller, how many units it keeps.
 
@@ -51,15 +53,15 @@ def choose(side: Side, units: Iterable[Unit], batches: Sequence[Feeds], sizes: M
     """
     axes: dict[tuple[str, int, Dim], Axis] = {}
     weighs: dict[tuple[str, int, Dim], list[Weigh]] = defaultdict(list)
-    for (tensor, position), axis, dims, weigh in _readings(side, list(units)):
-        for dim in dims & leaf_set(axis) & sizes.keys() if tensor in side.visible else ():
+    for (tensor, position), axis, dims, weigh in _readings(network, list(modules)):
+        for dim in dims & leaf_set(axis) & sizes.keys() if tensor in network.visible else ():
             axes[tensor, position, dim] = axis
             weighs[tensor, position, dim].append(partial(weigh, dim))
     if not axes:
         return {}
     tensors = list(dict.fromkeys(tensor for tensor, _, _ in axes))
     moments = {key: Moments() for key in axes}
-    with watched(side.runnable(), tensors, "teacher") as watch:
+    with watched(network.runnable(), tensors, "teacher") as watch:
         for feeds in batches:
             answer = watch(feeds, tensors)
             for (tensor, position, dim), axis in axes.items():
@@ -78,15 +80,15 @@ Reading = tuple[Place, Axis, set[Dim], Callable[..., Array]]
 """What is read, what its axis is made of, the dims that are summed over, and what their units weigh (see `Weigh`)."""
 
 
-def _readings(side: Side, units: Iterable[Unit]) -> Iterator[Reading]:
+def _readings(network: Network, modules: Iterable[Module]) -> Iterator[Reading]:
     """Yield what sums over dims."""
-    analysis = side.analysis
-    for unit in units:
-        reader = reader_of(side, unit)
+    analysis = network.analysis
+    for module in modules:
+        reader = reader_of(network, module)
         if reader is not None:
-            slot = unit.slots["weight"]
-            summed = leaf_set(slot.axes(analysis)[1])
-            yield (reader.tensor, reader.position), reader.axis, summed, partial(_gram, side, slot)
+            parameter = module.parameters["weight"]
+            summed = leaf_set(parameter.axes(analysis)[1])
+            yield (reader.tensor, reader.position), reader.axis, summed, partial(_gram, network, parameter)
     for number, said in analysis.said.items():
         inputs = analysis.nodes[number].inputs
         for contraction in said.contractions:
@@ -104,11 +106,11 @@ def _readings(side: Side, units: Iterable[Unit]) -> Iterator[Reading]:
                 yield (tensor, position), axis, leaf_set(*statistic.axes) & leaf_set(axis), _evenly
 
 
-def _gram(side: Side, slot: Slot, dim: Dim, _: object) -> Array:
+def _gram(network: Network, parameter: Parameter, dim: Dim, _: object) -> Array:
     """Return what two units weigh together in the results of a layer, summed over all places of the units."""
-    read = side.reader(slot)
+    read = network.reader(parameter)
     assert read is not None
-    rows = _gathered(read().astype(np.float64), 1, slot.axes(side.analysis)[1], dim)
+    rows = _gathered(read().astype(np.float64), 1, parameter.axes(network.analysis)[1], dim)
     gram: Array = rows.T @ rows
     return gram
 
