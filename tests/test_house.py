@@ -40,8 +40,6 @@ UNTESTED = {
     "analysis/multipliers.py",
     "analysis/names.py",
     "analysis/padding.py",
-    "graph/export.py",
-    "graph/graph.py",
     "graph/sizes.py",
     "rewrite/fills.py",
     "rewrite/outputs.py",
