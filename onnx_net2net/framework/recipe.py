@@ -45,7 +45,7 @@ ADVICE: tuple[Advice, ...] = (
     ),
     Advice(
         "schedule",
-        "Warm up over 5 % of the steps, then decay to 2 % of the peak (cosine). Leave the warmup out if the state of the "
+        "Warm up over 5 % of the steps, then decay to 2 % of the peak (cosine). Leave it out if the state of the "
         "optimizer was carried over (`checkpoint --optimizer`).",
         "without both the loss of Inception-BN goes from .48 to 3.8 in ten steps; carried moments are as good as a "
         "warmup, not better",
