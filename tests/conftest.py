@@ -21,7 +21,7 @@ NEWER = {
     "test_rules.py::test_a_grown_operator_computes_grown_outputs[Einsum-18 (2,3,5) equation=abc->ca]": "such an Einsum",
     "test_rules.py::test_a_grown_operator_computes_grown_outputs[ReduceSum-18 (2,3,5) noop": "a sum over no axis",
     "test_rules.py::test_every_rule_is_exercised_on_a_dim_that_grows": "cases of every operator",
-    "test_rules.py::test_what_a_newer_operator_set_brings": "newer operator sets",
+    "test_op.py::test_what_a_newer_operator_set_brings": "newer operator sets",
     "test_words.py::test_inspection_of_an_invalid_model_says_so": "a check of sizes",
     "test_words.py::test_that_a_teacher_is_invalid_is_said_first_and_alone[fault0": "a check of sizes",
 }

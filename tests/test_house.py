@@ -22,7 +22,7 @@ LONG = {
     "cli/main.py": 786,
     "graph/flatten.py": 494,
     "operations/narrow/duplicates.py": 497,
-    "operations/transfer/modules.py": 465,
+    "operations/transfer/modules.py": 479,
     "proof/verify.py": 508,
     "rewrite/rewrite.py": 846,
     "rules/op.py": 522,

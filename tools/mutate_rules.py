@@ -43,7 +43,7 @@ class Mutation:
         what: The rule and what is wrong with it.
         old: Text that occurs once in the file.
         new: What is put in its place.
-        tests: Test file without "test_" and ".py", and an expression for ``-k``.
+        tests: Test file without "test_" and ".py", and an expression for ``-k``; tests that are elsewhere are found.
     """
 
     file: str
@@ -83,7 +83,7 @@ def attention(*words: str) -> tuple[str, str]:
 
 
 def widened(*words: str) -> tuple[str, str]:
-    """Select tests of test_widen.py."""
+    """Select tests of test_widen.py and its neighbours."""
     return "widen", " or ".join(words)
 
 
@@ -949,9 +949,14 @@ def _run_pytest(package: str, ground: str, tests: list[str], log: str) -> None:
 
 
 def arguments_of(tests: tuple[str, str]) -> list[str]:
-    """Return a selection as pytest takes it."""
-    (file,) = (ROOT / "tests").rglob(f"test_{tests[0]}.py")
-    return [str(file.relative_to(ROOT)), "-k", tests[1]]
+    """Return a selection as pytest takes it; a test that has moved is looked for in the other files."""
+    texts = {file: file.read_text() for file in sorted((ROOT / "tests").rglob("test_*.py"))}
+    named = [file for file in texts if file.stem == f"test_{tests[0]}"]
+    files: dict[Path, None] = {}
+    for word in tests[1].replace("(", "").replace(")", "").split(" or "):
+        having = [file for file in texts if re.search(rf"def test_\w*{word.split('[')[0]}", texts[file])]
+        files.update(dict.fromkeys([file for file in having if file in named] or having or named))
+    return [*(str(file.relative_to(ROOT)) for file in files), "-k", tests[1]]
 
 
 def try_mutation(mutation: Mutation, ground: Path) -> Outcome:

@@ -78,13 +78,13 @@ class Result:
 @functools.cache
 def pieces() -> dict[str, list[Piece]]:
     """Return the cases of the tests and of onnx by operator; those that onnxruntime does not run are left out later."""
+    import operators
     import test_attention
     import test_contrib
     import test_indexing
-    import test_rules
 
     found: dict[str, list[Piece]] = {}
-    for case in (*test_rules.TABLE, *(case for cases in test_rules.backend_cases().values() for case in cases)):
+    for case in (*operators.TABLE, *(case for cases in operators.backend_cases().values() for case in cases)):
         _add(found, Piece(case.node, case.opset, case.operands, case.fixed))
     rng = np.random.default_rng(0)
     for row in test_indexing.ROWS:
