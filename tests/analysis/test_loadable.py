@@ -5,82 +5,15 @@ import json
 import numpy as np
 import onnx
 import pytest
+from classes import attention, draw, program, reasons, sizes_of, widen_for_class
 from graphs import net, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, verify, widen
-from onnx_net2net.analysis.computed import follows_a_formula
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.loadable import frozen_constants, inspect_for
 from onnx_net2net.cli.main import main
 from onnx_net2net.operations.replay import replay, steps_of
-
-SIZES = ("group", "hidden_size", "num_heads")
-"""Attributes that are sizes, which the caller of a class gives it."""
-
-
-def draw(*shape):
-    return (np.random.default_rng(shape).standard_normal(shape) * np.prod(shape) ** -0.25).astype(np.float32)
-
-
-def program(model):
-    """The operators of a model, and what a class would not compute from its sizes."""
-    return [
-        (node.op_type, sorted(str(a) for a in node.attribute if a.name not in SIZES))
-        for node in load(model).proto.graph.node
-        if node.op_type != "Constant"
-    ]
-
-
-def numbers(model):
-    return sorted(float(value) for value in weights(model).values() if value.size == 1 and value.dtype.kind == "f")
-
-
-def widen_for_class(teacher, **options):
-    """Widen, and assert that the student is the same program with other weights and sizes."""
-    widening = widen(teacher, framework="torch", **options)
-    verify(teacher, widening.student).raise_if_different()
-    assert program(teacher) == program(widening.student)
-    assert numbers(teacher) == numbers(widening.student)
-    return widening
-
-
-def sizes_of(widening):
-    return {change.name: change.new for change in widening.changes if change.new != change.old}
-
-
-def reasons(widening):
-    return {group.name: group.reason for group in widening.fixed}
-
-
-def attention(stream=8, heads=2, width=4, scale=None):
-    """y = proj(softmax(q k' * scale) v) of a normalised stream; weights as x @ w."""
-    inner = heads * width
-    split = f"Constant <value = int64[4] {{0, 5, {heads}, {width}}}> ()"
-    text = f"""(float[N, 5, 6] x) => (float[N, 5, 3] y) {{
-        e = MatMul(x, embed)
-        n = LayerNormalization(e, gain, shift)
-        q0 = MatMul(n, wq)  k0 = MatMul(n, wk)  v0 = MatMul(n, wv)
-        parts = {split}
-        q1 = Reshape(q0, parts)  k1 = Reshape(k0, parts)  v1 = Reshape(v0, parts)
-        q = Transpose <perm = [0, 2, 1, 3]> (q1)
-        k = Transpose <perm = [0, 2, 3, 1]> (k1)
-        v = Transpose <perm = [0, 2, 1, 3]> (v1)
-        raw = MatMul(q, k)
-        scores = Mul(raw, scale)
-        p = Softmax <axis = -1> (scores)
-        o = MatMul(p, v)
-        o1 = Transpose <perm = [0, 2, 1, 3]> (o)
-        whole = Constant <value = int64[3] {{0, 5, {inner}}}> ()
-        o2 = Reshape(o1, whole)
-        o3 = MatMul(o2, proj)
-        s = Add(e, o3)
-        y = MatMul(s, head)
-    }}"""
-    value = np.array(width**-0.5 if scale is None else scale, np.float32)
-    return net(text, embed=draw(6, stream), gain=draw(stream), shift=draw(stream), wq=draw(stream, inner),
-               wk=draw(stream, inner) * 2, wv=draw(inner, stream).T.copy(), scale=value, proj=draw(inner, stream) * 3,
-               head=draw(stream, 3))  # fmt: skip
 
 
 def test_heads_follow_the_stream_that_they_are_as_wide_as():
@@ -133,42 +66,6 @@ def test_heads_follow_the_stream_past_a_layer_that_is_as_wide():
     teacher.graph.node.insert(place + 1, helper.make_node("MatMul", ["n", "reduce"], ["reduced"]))
     teacher.graph.initializer.append(numpy_helper.from_array(draw(8, 8) * 5, "reduce"))
     assert sizes_of(widen_for_class(teacher, factor=2)) == {"embed": 16, "reduce": 16, "wq[0]": 4}
-
-
-@pytest.mark.parametrize(
-    ("kind", "persistent", "holds"),
-    [
-        ("PARAMETER", "None", False),
-        ("BUFFER", "True", False),
-        ("BUFFER", "False", True),
-        ("CONSTANT_TENSOR", "None", True),
-    ],
-)
-def test_what_the_exporter_says_is_in_no_state_dict_is_held(kind, persistent, holds):
-    text = "(float[N, 6] x) => (float[N, 3] y) { e = MatMul(x, embed) m = Mul(e, scale) y = MatMul(m, head) }"
-    teacher = net(text, embed=draw(6, 8), scale=draw(8), head=draw(8, 3))
-    value = teacher.graph.value_info.add()
-    value.CopyFrom(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [8]))
-    for key, text in (("kind", kind), ("persistent", persistent)):
-        entry = value.metadata_props.add()
-        entry.key, entry.value = f"pkg.torch.export.graph_signature.InputSpec.{key}", text
-    if holds:
-        with pytest.raises(RefusedError, match="a class computes it from its sizes"):
-            widen(teacher, framework="torch", sizes={"embed": 12})
-    else:
-        assert sizes_of(widen_for_class(teacher, sizes={"embed": 12})) == {"embed": 12}
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.arange(5), True), (2.0 ** -np.arange(4), True), (np.hanning(9), True), (np.eye(4), True),
-        (np.sin(np.arange(12)[:, None] * 10.0 ** -np.arange(3)), True), (draw(4), False), (draw(7, 9), False),
-        (np.repeat(draw(1, 9), 8, axis=0), False),
-    ],
-)  # fmt: skip
-def test_values_of_a_formula_are_told_from_weights(values, expected):
-    assert follows_a_formula(values.astype(np.float32)) == expected
 
 
 def test_without_a_class_the_width_of_a_head_may_grow():

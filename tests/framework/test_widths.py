@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from classes import attention, draw
 from graphs import net
-from test_loadable import attention, draw
 
 from onnx_net2net import load, widen
 from onnx_net2net.cli.main import main
