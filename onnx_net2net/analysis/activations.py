@@ -25,6 +25,7 @@ from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor, Topology
 from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.rules import traits
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
 Way = Literal["identity", "pair", "residual", "prelu", "maxout"]
@@ -42,9 +43,8 @@ _ROUNDINGS = 16
 """By how many roundings phi(v) - phi(-v) may miss a multiple of v."""
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_MOVES = ("Transpose", "Reshape", "Cast", "Gather", "Slice", "Expand", "Concat", "Pad")
-_INSERTED = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "Gemm", "MatMul": "MatMul", "FusedMatMul": "MatMul",
-             "LSTM": "MatMul", "GRU": "MatMul", "RNN": "MatMul"}  # fmt: skip
+_INSERTED = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "Gemm"}
+"""The operator of what is inserted behind a layer, for all others MatMul."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class Finder:
         kernel = self._network.shape(node.inputs[layer.weights])[2:] if layer.convolves else ()
         group = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
         channels = shape[1] if layer.convolves else shape[-1]
-        operator = "MatMul" if node.op == "Gemm" and len(shape) != 2 else _INSERTED[node.op]
+        operator = "MatMul" if node.op == "Gemm" and len(shape) != 2 else _INSERTED.get(node.op, "MatMul")
         return Place(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
                      tuple(activation), factor, ways, why)  # fmt: skip
 
     def _obstacle(self, layer: Layer, node: Node) -> str:
         """Return why nothing can be inserted behind a layer, "" if something can."""
-        if node.op not in _INSERTED or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        if node.op not in traits.LAYERS | traits.RECURRENT or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
             return f"behind {node.op} nothing can be inserted"
         output = node.outputs[0]
         if self._analysis.sizes.dtype(output.name) not in _FLOATS:
@@ -201,8 +201,9 @@ class Finder:
             (dtype, shape), (made, size) = self._type(start), self._type(node.outputs[0])
             same = len(node.outputs) == 1 and size == shape and made in (dtype, onnx.TensorProto.BOOL)
             numbers = all(self._network.elements(value) == 1 and self._is_constant(value) for value in others)
-            whole = node.op not in _MOVES and not any(isinstance(value, Topology) for value in node.attrs.values())
-            if plain and same and numbers and whole:
+            is_move = node.op in traits.MOVES | traits.JOINS | {"Pad"} and node.op not in traits.COPIES
+            has_body = any(isinstance(value, Topology) for value in node.attrs.values())
+            if plain and same and numbers and not is_move and not has_body:
                 return number
         return None
 

@@ -28,6 +28,7 @@ from onnx_net2net.analysis.names import module_of, scope_of, told_apart
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Constant, Node, Tensor, Topology, Variable
 from onnx_net2net.graph.sizes import RANDOM
+from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
@@ -38,17 +39,8 @@ _MOST = 64
 _LONGEST_BRANCH = 100
 """Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
-_SUMS = ("Add", "Sum")
-_SIZES = ("Shape", "Size")
 _LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
-          "RMSNormalization", "SimplifiedLayerNormalization")  # fmt: skip
-_LINEAR = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
-           "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean",
-           "ReduceSum", "Neg", "Dropout")  # fmt: skip
 _INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
-_JOINS = (*_SUMS, "Sub", "Concat")
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul")
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
 
 
@@ -190,7 +182,7 @@ class _Blocks:
         found: dict[int, Block] = {}
         inner: set[int] = set()
         for number, node in enumerate(self._analysis.nodes):
-            if node.op not in _SUMS or not self._network.shape(node.outputs[0]):
+            if node.op not in traits.SUMS or not self._network.shape(node.outputs[0]):
                 continue
             terms, added = self._terms(number)
             block = self._block(number, terms, added)
@@ -207,7 +199,7 @@ class _Blocks:
         """Yield the nodes between every sum and what it adds to."""
         entries: dict[int, Tensor] = {}
         for number, node in reversed(list(enumerate(self._analysis.nodes))):
-            if node.op in _SUMS:
+            if node.op in traits.SUMS:
                 terms, parts = self._terms(number)
                 found = self._branches(node.outputs[0], terms)
                 if found is not None and entries.get(number) is not found[0]:  # else a part of a sum of more terms
@@ -224,7 +216,7 @@ class _Blocks:
             value = self._tensor(use)
             producer = self._network.age(value)
             alone = len(value.outputs) == 1 and value.name not in self._analysis.kept
-            is_sum = producer >= 0 and self._analysis.nodes[producer].op in _SUMS
+            is_sum = producer >= 0 and self._analysis.nodes[producer].op in traits.SUMS
             if is_sum and alone and len(added) < _MOST:
                 added.add(producer)
                 pending += self._inputs(producer)
@@ -295,7 +287,7 @@ class _Blocks:
     def _unmoved(self, entry: Tensor, nodes: Collection[int]) -> Tensor | None:
         """Return what an entry is a renamed version of, where only the block reads the entry; else None."""
         node = entry.inputs[0] if entry.inputs else None
-        if node is None or node.op not in ("Cast", "Identity") or entry.name in self._analysis.kept:
+        if node is None or node.op not in traits.CASTS | traits.COPIES or entry.name in self._analysis.kept:
             return None
         same = self._analysis.sizes.dtype(node.inputs[0].name) == self._analysis.sizes.dtype(entry.name)
         alone = all(self._network.number(reader) in nodes for reader in entry.outputs)
@@ -322,7 +314,7 @@ class _Blocks:
 
     def _normalised_again(self, nodes: set[int], result: Tensor) -> str:
         """Return why no zero branch can follow where the sum is normalised, "" if one can."""
-        own = any(self._analysis.nodes[number].op in (*_NORMS[1:], "ReduceMean") for number in nodes)
+        own = any(self._analysis.nodes[number].op in traits.UNIT_NORMS | {"ReduceMean"} for number in nodes)
         if own or not self._is_read_by_norm(result):
             return ""
         return "its sum is normalised (post-norm): normalising twice is not normalising once"
@@ -355,18 +347,18 @@ class _Blocks:
             values = [value for value in node.outputs if value.name]
             readers = [self._network.number(reader) for value in values for reader in value.outputs]
             shown = any(value.name in self._analysis.kept for value in values)
-            hands_on = node.op in _LINEAR and bool(readers) and not shown and found.issuperset(readers)
-            if node.op in _SIZES or hands_on:
+            hands_on = node.op in traits.LINEAR and bool(readers) and not shown and found.issuperset(readers)
+            if node.op in traits.SHAPES or hands_on:
                 found.add(number)
         return found
 
     def _is_read_by_norm(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
-        while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Transpose", "Reshape", "Cast", "Identity"):
+        while len(tensor.outputs) == 1 and tensor.outputs[0].op in traits.REARRANGES:
             (tensor,) = tensor.outputs[0].outputs
         readers = {reader.op for reader in tensor.outputs}
         decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
-        return bool(readers) and (readers <= set(_NORMS[1:]) or decomposed)
+        return bool(readers) and (readers <= traits.UNIT_NORMS or decomposed)
 
     # -- zeros -------------------------------------------------------------------------------------------------
 
@@ -397,17 +389,17 @@ class _Blocks:
         if node is None:
             raise RefusedError(f"its branch ends in {tensor.name}, which is computed outside")
         present = [(number, index) for index, value in enumerate(node.inputs) if value.name]
-        if node.op in _NORMS:
+        if node.op in traits.NORMS:
             return self._all_zeros(present[1:3], nodes)
-        if number in self._network.layers and node.op in _LAYERS:
+        if number in self._network.layers and node.op in traits.LAYERS:
             return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
-        if node.op in _JOINS:
+        if node.op in traits.SUMS | traits.JOINS | {"Sub"}:
             return self._all_zeros(present, nodes)
         if node.op == "Mul" or number in self._network.products:
             return self._any_zeros(present, nodes)
         if node.op == "Div" and not self._analysis.is_derived(number, 1):
             raise RefusedError("its branch ends in a normalisation without a scale")
-        if node.op in (*_LINEAR, "Div") or self._is_symmetric(node):
+        if node.op in traits.LINEAR | {"Div"} or self._is_symmetric(node):
             return self._zeros((number, 0), nodes)
         raise RefusedError(f"its branch ends in {node.op}, behind which there is nothing that could be zero and learn")
 
@@ -620,7 +612,7 @@ def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tup
                 reads.append(made.get(value.name, numbers.get(value.name, value.name)))
             else:
                 reads.append(told)
-        if node.op in ("Identity", "Dropout"):
+        if node.op in traits.COPIES:
             made[node.outputs[0].name] = reads[0]
             continue
         made.update((value.name, (len(found), place)) for place, value in enumerate(node.outputs))

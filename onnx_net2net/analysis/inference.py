@@ -21,7 +21,7 @@ from onnx_net2net.analysis.singles import Singles
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
 from onnx_net2net.model.model import Model
-from onnx_net2net.rules import lookup
+from onnx_net2net.rules import lookup, traits
 from onnx_net2net.rules.movement import permute_units
 from onnx_net2net.rules.op import LISTED, UNREAD, Contraction, Op, Statements
 
@@ -39,13 +39,6 @@ _LONG_LISTS = {("ScatterND", 1)}
 
 _BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
 """Operators whose vectors of integers are biases."""
-
-
-_MOVES = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-"""Operators that lay values of one tensor out anew."""
-
-_CUT = ("Slice", "Split")
-"""Operators that read a part of a vector."""
 
 
 @dataclass(eq=False)
@@ -164,7 +157,7 @@ class Analysis:
             if values is not None:
                 return is_fill(values)
             producer = tensor.inputs[0] if tensor.inputs else None
-            if producer is None or producer.op not in _MOVES:
+            if producer is None or producer.op not in traits.MOVES:
                 return producer is not None and producer.op == "ConstantOfShape"
             node, index = self.numbers[id(producer)], 0
 
@@ -424,7 +417,7 @@ def _use(analysis: Analysis, number: int, index: int, constant: Constant, matric
         return None
     reads = analysis.singles.reads
     axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
-    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in _CUT and index == 0):
+    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in traits.CUTS and index == 0):
         axes = matrices.setdefault(id(constant), axes)
     analysis.uses[number, index] = Use(number, index, constant, axes)
     return axes

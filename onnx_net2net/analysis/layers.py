@@ -11,9 +11,7 @@ from itertools import islice
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis, constant_of
 from onnx_net2net.graph.graph import Node, Tensor
-
-CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
-PICKS = ("Gather", "GatherND", "GatherElements")
+from onnx_net2net.rules import traits
 
 LONGEST = 2000
 """No block has more nodes; in a recurrence of many steps a search for its layers would go back through all of them."""
@@ -50,7 +48,7 @@ class Layer:
     @property
     def convolves(self) -> bool:
         """Whether it is a convolution."""
-        return self.kind in CONVOLUTIONS
+        return self.kind in traits.CONVOLUTIONS
 
 
 class Network:
@@ -98,7 +96,7 @@ class Network:
         return Layer(
             number, kind, weights[0], frozenset(reads), frozenset(dim for term in terms for dim in term),
             frozenset(shared), tuple(terms), tuple(part.size for part in parts), read.size,
-            frozenset(dims_of(*rest[1:]) if kind in CONVOLUTIONS else ()),
+            frozenset(dims_of(*rest[1:]) if kind in traits.CONVOLUTIONS else ()),
         )  # fmt: skip
 
     # -- nodes and tensors -------------------------------------------------------------------------------------
@@ -150,7 +148,7 @@ class Network:
             if said is not None and any(len(contraction.sides) > 1 for contraction in said.contractions):
                 continue  # what a layer makes of constants, such as learnt queries, is no weight
             known = [tensor.name in found or constant_of(tensor) is not None for tensor in node.inputs if tensor.name]
-            if known and (all(known) or (known[0] and node.op in PICKS and self.is_stack(node.inputs[0]))):
+            if known and (all(known) or (known[0] and node.op in traits.PICKS and self.is_stack(node.inputs[0]))):
                 found.update(tensor.name for tensor in node.outputs)
         return found
 
@@ -166,7 +164,7 @@ class Network:
     @cached_property
     def told(self) -> set[str]:
         """The tensors that depend on the values that the model is given."""
-        return self._reached(("Shape", "Size"))
+        return self._reached(traits.SHAPES)
 
     def _reached(self, ends: Collection[str]) -> set[str]:
         """Return the tensors that the inputs of the model reach, but not through operators in `ends`."""
@@ -191,7 +189,7 @@ class Network:
                 yield node
                 if number not in stop:
                     found = self.activations(node)
-                    pending += self.whole(node, found) if node.op in ("Mul", "Div") else found
+                    pending += self.whole(node, found) if node.op in traits.FACTORS else found
 
     def sources(self, tensor: Tensor, stop: Collection[int], sums: bool = True) -> set[int]:
         """Return the nodes in `stop` that a tensor is computed from by way of no other one.
@@ -212,7 +210,7 @@ class Network:
                 continue
             node = self.analysis.nodes[number]
             told = [value for value in node.inputs if value.name in self.told]
-            pending += told if sums or len(told) < 2 or node.op not in ("Add", "Sum") else []
+            pending += told if sums or len(told) < 2 or node.op not in traits.SUMS else []
         return found
 
     def region(self, start: Tensor, ends: Iterable[Tensor], stop: Collection[int] = ()) -> list[int]:
@@ -223,7 +221,7 @@ class Network:
         while pending and len(back) < LONGEST:
             number = self.age(pending.pop())
             is_new = number > oldest and number not in back and number not in stop
-            if is_new and self.analysis.nodes[number].op not in ("Shape", "Size"):
+            if is_new and self.analysis.nodes[number].op not in traits.SHAPES:
                 back.add(number)
                 pending += self.analysis.nodes[number].inputs
         made, found = {start.name}, []

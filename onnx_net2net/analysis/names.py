@@ -17,10 +17,10 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaves
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.graph import Node
+from onnx_net2net.rules import traits
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ANONYMOUS = re.compile(r"^(onnx::.*|val_\d+|_val_\d+|\d+|.*::.*)$")
-_MOVES = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
 _PARAMETER = re.compile(
     r"((/([A-Z]\w*|convolution))?/(ReadVariableOp(_\d+)?|merged_input)"  # TensorFlow: layer/Operator/ReadVariableOp
     r"|[._/](weight|bias|kernel|gamma|beta|scale|running_mean|running_var|moving_mean|moving_variance|mean|var|w|b|W|B"
@@ -110,7 +110,7 @@ def name_dims(analysis: Analysis, proto: onnx.ModelProto) -> dict[Dim, str]:
 def _reader(analysis: Analysis, number: int) -> int:
     """Return the node that reads what a node makes of a constant by dequantizing or moving it, or the node itself."""
     node = analysis.nodes[number]
-    while node.op in _MOVES and len(node.outputs[0].outputs) == 1:
+    while node.op in traits.REARRANGES and len(node.outputs[0].outputs) == 1:
         node = node.outputs[0].outputs[0]
     return analysis.numbers[id(node)]
 

@@ -21,6 +21,7 @@ from onnx import TensorProto
 from onnx_net2net.algebra.dims import Dim, leaves, resolve
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.graph.graph import Node
+from onnx_net2net.rules import traits
 from onnx_net2net.rules.op import Statistic
 
 State = Literal["mean", "zero", "other"]
@@ -197,9 +198,9 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
         return "other"  # the mask of a Dropout is true everywhere
     if said.pointwise == "linear":
         return _common(operands.values())
-    if node.op in ("Mul", "Div"):
+    if node.op in traits.FACTORS:
         return _scaled(number, node.op, operands)
-    if node.op in ("Add", "Sub", "Sum", "Mean", "Max", "Min"):
+    if node.op in traits.SUMS | traits.EXTREMES | {"Sub", "Mean"}:
         return _combined(node, operands)
     if said.contractions:
         state = _product(analysis, number, operands, dim)
@@ -255,7 +256,7 @@ def _combined(node: Node, operands: dict[int, Held]) -> Held:
     """Return what a sum or extreme holds: an operand without the dim adds to all units alike, so to zeros too."""
     state = _common(operands.values())
     whole = len(operands) == len(node.inputs)
-    if node.op in ("Max", "Min"):
+    if node.op in traits.EXTREMES:
         return state if state == "zero" and whole else "other"
     return state if whole or state == "mean" else "other"
 

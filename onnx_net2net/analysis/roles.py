@@ -14,19 +14,14 @@ from onnx import TensorProto
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import CONVOLUTIONS, PICKS, Layer, Network, dims_of, parts_of, unit_of
+from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit_of
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.rules import traits
 from onnx_net2net.rules.op import ROUTINE
 
 Found = Iterator[tuple[Iterable[Dim], str]]
 
-_FUSED = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
-_SUMS = ("Add", "Sum", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QLinearAdd")
-_STEPS = ("Gather", "GatherND", "Slice", "Split", "Concat", "ScatterND", "ScatterElements", "CumSum", "ReduceSum")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-_CHOICES = ("Softmax", "LogSoftmax", "ArgMax")
-_MOVES = ("Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Transpose", "Expand",
-          "Clip", "Identity")  # fmt: skip
+_STEPS = traits.CUTS | traits.PICKS | traits.JOINS | {"ScatterND", "ScatterElements", "CumSum", "ReduceSum"}
 
 _DEEPEST = 50
 """More nodes than scales, masks and precautions make between scores and what they weigh."""
@@ -53,14 +48,14 @@ def _attention(net: Network) -> Found:
     """Queries times keys are exponentiated and weigh values; an operator may do it all."""
     for number in net.products:
         node = net.analysis.nodes[number]
-        for index in (0, 1) if node.op not in _FUSED else ():
+        for index in (0, 1) if node.op not in traits.ATTENTIONS else ():
             scores = _scores(net, node.inputs[index])
             if scores is not None:
                 weighed = net.result(number) & net.dims(number, 1 - index) - net.dims(number, index)
                 yield from _unfused(net, scores, weighed & net.made)
                 yield net.dims(number, index) & net.made, "heads"  # where a layer mixed them
     for number, said in net.analysis.said.items():
-        axes = net.axes(number) if net.analysis.nodes[number].op in _FUSED else ()
+        axes = net.axes(number) if net.analysis.nodes[number].op in traits.ATTENTIONS else ()
         if axes and said.contractions:
             counted = dims_of(*(axis for size in said.size_attributes if "heads" in size.name for axis in size.axes))
             heads = counted or dims_of(axes[1])
@@ -132,7 +127,7 @@ def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
     """Yield the nodes that pick matrices from a stack by places that depend on what the model is given."""
     while weights.inputs and weights.inputs[0].inputs:
         node = weights.inputs[0]
-        if node.op in PICKS and node.inputs[1].name in net.told:
+        if node.op in traits.PICKS and node.inputs[1].name in net.told:
             yield node
         weights = node.inputs[0]
 
@@ -164,7 +159,7 @@ def _tables(net: Network) -> Found:
 
 def _is_given(net: Network, tensor: Tensor) -> bool:
     """Tell whether a tensor holds values that the model is given."""
-    while tensor.inputs and tensor.inputs[0].op in _MOVES:
+    while tensor.inputs and tensor.inputs[0].op in traits.MOVES | {"Clip"}:
         tensor = tensor.inputs[0].inputs[0]
     return not tensor.inputs and tensor.name in net.told
 
@@ -208,7 +203,7 @@ def _residuals(net: Network) -> Found:
     """A residual stream is added to what layers make of it; what one of these makes for another is its ffn."""
     branches: list[tuple[set[Dim], list[Layer]]] = []
     for number, node in enumerate(net.analysis.nodes):
-        terms = sorted(net.activations(node), key=net.age) if node.op in _SUMS else []
+        terms = sorted(net.activations(node), key=net.age) if node.op in traits.ADDITIONS else []
         if len(terms) == 2 and net.elements(terms[0]) == net.elements(terms[1]):
             stream, branch = net.result(number) & net.made, net.between(*terms)
             if any(layer.makes & stream for layer in branch):
@@ -245,7 +240,7 @@ def _ends(net: Network) -> Found:
     returned = [axis for tensor in graph.outputs for axis in net.analysis.axes.get(tensor.name, ())]
     outputs = {dim for axis in returned if isinstance(dim := resolve(axis), Dim) and not _is_routine(dim)} & net.made
     for number, node in enumerate(net.analysis.nodes):
-        axes = (net.analysis.input_axes(number, 0) or ()) if node.op in _CHOICES else ()
+        axes = (net.analysis.input_axes(number, 0) or ()) if node.op in traits.CHOICES else ()
         if axes:
             yield dims_of(axes[int(node.attrs.get("axis", -1)) % len(axes)]) & outputs, "classes"
     yield outputs, "outputs"
@@ -262,7 +257,7 @@ def _channels(net: Network) -> Found:
         for term in layer.terms if layer.convolves else ():
             yield term if len(term) == 1 else (), "channels"
     for number, node in enumerate(net.analysis.nodes):
-        if node.op in (*CONVOLUTIONS, *_POOLS):
+        if node.op in traits.CONVOLUTIONS | traits.POOLS:
             yield dims_of(*(net.analysis.input_axes(number, 0) or ())[2:], *net.axes(number)[2:]), "positions"
 
 

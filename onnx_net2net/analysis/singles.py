@@ -10,22 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.rules import traits
 
 Position = tuple[str, int]
 """A tensor, by name, and an axis of it."""
 
 Read = tuple[int, int, int]
 """A node by number, an input of it and an axis of that: of a constant, which may be read elsewhere in another way."""
-
-ALONE = frozenset((
-    "Abs", "Atan", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
-    "ThresholdedRelu",
-))  # fmt: skip
-"""Operators on each unit alone."""
-
-POOLS = ("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool")
-TOGETHER = ("Add", "Sub", "Mul", "Div")
 
 
 @dataclass(frozen=True)
@@ -136,16 +127,16 @@ class Singles:
     def _beside(self, node: Node, number: int, tensor: Tensor, axis: int) -> list[str | Read] | None:
         """Return what else a node reads that has the unit, None if it does more than operate on units alone."""
         if node.domain not in (None, "", "ai.onnx") or len(node.outputs) != 1 or node.inputs[0] is not tensor:
-            found = node.op in TOGETHER and len(node.inputs) == 2 and node.inputs[1] is tensor
+            found = node.op in traits.ARITHMETIC and len(node.inputs) == 2 and node.inputs[1] is tensor
             if not found or len(node.outputs) != 1:
                 return None
-        if node.op in ALONE:
+        if node.op in traits.ALONE:
             return []
-        if node.op in POOLS and axis == 1:
+        if node.op in traits.POOLS and axis == 1:
             return []
         if node.op == "BatchNormalization" and axis == 1 and all(map(self._is_constant, node.inputs[1:])):
             return [(number, index, 0) for index in range(1, 5)]
-        if node.op in TOGETHER:
+        if node.op in traits.ARITHMETIC:
             return list(self._operands(node, number, tensor, axis))
         return None
 

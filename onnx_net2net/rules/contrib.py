@@ -15,10 +15,10 @@ from onnx_net2net.graph.sizes import Typed, TypeFunction, type_function
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.attention import MICROSOFT
 from onnx_net2net.rules.convolution import max_pool
-from onnx_net2net.rules.elementwise import ANY, RELU
 from onnx_net2net.rules.linear import gemm
 from onnx_net2net.rules.movement import match_runs, pad
 from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.traits import UNARY
 
 Types = Sequence["Typed | None"]
 Attrs = Mapping[str, Any]
@@ -54,7 +54,7 @@ def activated(op: Op) -> None:
         low, high = (*parameters, -np.inf, np.inf)[:2] if parameters else (-np.inf, np.inf)
         op.pointwise("any" if low > 0 or high < 0 else "relu" if 0 in (low, high) else "zero")
     elif kind:
-        op.pointwise("relu" if kind in RELU else "any" if kind in ANY else "zero")
+        op.pointwise(next((what for what in ("relu", "any") if kind in UNARY[what]), "zero"))
 
 
 # --- Units alone -----------------------------------------------------------------------------------------------

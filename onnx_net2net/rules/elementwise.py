@@ -8,26 +8,11 @@ from onnx import TensorProto
 from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.op import Op
-
-# phi(0) = 0, so that a unit of zeros stays one; behind those of RELU such a unit gets no gradient. PARTIAL ones can
-# make an infinity or no number of a unit of random values, which nobody could then weigh by 0.
-ZERO = (
-    "Abs", "Asinh", "Atan", "CastLike",
-    "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Round",
-    "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tanh",
-)  # fmt: skip
-LINEAR = ("Identity", "Neg")
-RELU = ("Relu", "ThresholdedRelu")
-ANY = ("BitwiseNot", "Cos", "HardSigmoid", "IsInf", "IsNaN", "Not", "Sigmoid", "Softplus")
-BROADCASTING = (
-    "Add", "Sub", "Sum", "Mean", "Max", "Min", "Where", "PRelu", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor",
-    "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
-)  # fmt: skip
-PARTIAL = ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal", "Sqrt", "Tan")
+from onnx_net2net.rules.traits import BROADCASTING, UNARY
 
 
 def _unary(kind: str) -> None:
-    @rule(*{"linear": LINEAR, "zero": ZERO, "relu": RELU, "any": ANY, "partial": PARTIAL}[kind])
+    @rule(*UNARY[kind])
     def unary(op: Op) -> None:
         """phi(x), unit by unit; of a further input (the type of CastLike) no data is read."""
         op.apply("*x -> *x")
@@ -35,7 +20,7 @@ def _unary(kind: str) -> None:
         op.pointwise(kind)
 
 
-for _kind in ("linear", "zero", "relu", "any", "partial"):
+for _kind in UNARY:
     _unary(_kind)
 
 

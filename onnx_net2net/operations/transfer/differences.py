@@ -20,7 +20,7 @@ from onnx_net2net.operations.transfer.convert import attributes
 from onnx_net2net.operations.transfer.modules import Use
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle
 from onnx_net2net.operations.transfer.numbers import neighbours, number_of
-from onnx_net2net.rules.elementwise import BROADCASTING
+from onnx_net2net.rules.traits import BROADCASTING
 
 _DATA = dict.fromkeys((*BROADCASTING, "Cast", "Not"), range(99)) | dict.fromkeys(
     ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"), range(2)

@@ -1,0 +1,138 @@
+"""Traits of operators: facts that several parts of the package need and that no axis expresses.
+
+Each trait is a set of operator names; ask with `node.op in traits.MOVES`. A rule says how an operator treats the
+axes of its operands; a trait says what kind of operator it is. A list of operators anywhere else in the package is a
+trait that belongs here. A place that needs more or less than a trait says so where it asks (`MOVES | {"Clip"}`).
+
+    values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, JOINS, SHAPES
+    arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
+                BOUNDED, UNARY, BROADCASTING
+    layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, POOLS, CHOICES
+"""
+
+from __future__ import annotations
+
+# --- Values that are moved ----------------------------------------------------------------------------------------
+
+COPIES = frozenset({"Identity", "Dropout"})
+"""The result is the first input (in inference)."""
+
+CASTS = frozenset({"Cast", "CastLike"})
+"""The result is the first input in another type."""
+
+REFOLDS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+"""The result has the values of the first input in the same order, in other axes."""
+
+REARRANGES = frozenset({"Transpose", "Identity", *CASTS, *REFOLDS, "DequantizeLinear"})
+"""The result is the first input, each value once: a rearranged weight is still one weight, in other axes or types."""
+
+CUTS = frozenset({"Slice", "Split"})
+"""The results are ranges of the first input."""
+
+PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+"""The result has the entries of the first input that the second one lists."""
+
+REPEATS = frozenset({"Expand", "Tile"})
+"""The result repeats the first input."""
+
+MOVES = frozenset({*COPIES, *CASTS, *REFOLDS, "Transpose", *CUTS, *PICKS, *REPEATS, "DepthToSpace", "SpaceToDepth"})
+"""The results have values of the first input, in another place or type, and no others."""
+
+JOINS = frozenset({"Concat"})
+"""The result has the values of all inputs, end to end."""
+
+SHAPES = frozenset({"Shape", "Size"})
+"""The result depends on the shape of the input, not on its values."""
+
+# --- Arithmetic ---------------------------------------------------------------------------------------------------
+
+SUMS = frozenset({"Add", "Sum"})
+"""The result is the sum of the inputs."""
+
+ADDITIONS = frozenset({*SUMS, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QLinearAdd"})
+"""The operator adds activations to one another, whatever else it does."""
+
+FACTORS = frozenset({"Mul", "Div"})
+"""The result is the first input times the second one, or its inverse."""
+
+ARITHMETIC = frozenset({"Add", "Sub", *FACTORS})
+"""The four operations on two operands."""
+
+EXTREMES = frozenset({"Max", "Min"})
+"""The result is the largest or smallest of the inputs, unit by unit."""
+
+COMMUTATIVE = frozenset({*SUMS, *EXTREMES, "Mul", "Mean"})
+"""The inputs may change places."""
+
+MEANS = frozenset({"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"})
+"""The result is sums or means over parts of the first input."""
+
+LINEAR = frozenset({*MOVES, *MEANS, "Neg"})
+"""f(a x) = a f(x) for every number a, where x is the first input."""
+
+POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "Max", "Min", "ReduceMax",
+                      "ReduceMin", "ReduceL1"})  # fmt: skip
+"""f(a x) = a f(x) for positive numbers a only, where x is all inputs (the first of PRelu)."""
+
+HOMOGENEOUS = frozenset(
+    {*LINEAR, *POSITIVE, *JOINS, *SUMS, "Sub", "Mean", "Where", "Pad", "Resize", "ScatterND", "Roll"}
+)
+"""f(a x) = a f(x) for positive numbers a, where x is all inputs that hold data (zeros if the node pads)."""
+
+BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"})
+"""The result lies between -1 and 1 whatever the input."""
+
+UNARY: dict[str, tuple[str, ...]] = {
+    "linear": ("Identity", "Neg"),
+    "zero": ("Abs", "Asinh", "Atan", "CastLike", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
+             "LeakyRelu", "Mish", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tanh"),
+    "relu": ("Relu", "ThresholdedRelu"),
+    "any": ("BitwiseNot", "Cos", "HardSigmoid", "IsInf", "IsNaN", "Not", "Sigmoid", "Softplus"),
+    "partial": ("Acos", "Acosh", "Asin", "Atanh", "Cosh", "Exp", "Log", "Reciprocal", "Sqrt", "Tan"),
+}  # fmt: skip
+"""Operators on each unit alone, by what they make of a unit of zeros or of random values.
+
+zero: phi(0) = 0, so that a unit of zeros stays one; relu: the same, but such a unit gets no gradient; partial: it can
+make an infinity or no number of a unit of random values, which nobody could then weigh by 0.
+"""
+
+ALONE = frozenset(kind for kinds in UNARY.values() for kind in kinds) | {"Clip", "Cast"}
+"""Operators on each unit alone."""
+
+BROADCASTING = frozenset({
+    *ARITHMETIC, *SUMS, *EXTREMES, "Mean", "Where", "PRelu", "Pow", "Mod", "And", "Or", "Xor", "BitShift", "BitwiseAnd",
+    "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+})  # fmt: skip
+"""Operators on operands that are broadcast to the result, unit by unit."""
+
+# --- Layers -------------------------------------------------------------------------------------------------------
+
+PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
+"""Products of matrices."""
+
+LAYERS = frozenset({"Conv", "ConvTranspose", *PRODUCTS})
+"""Layers of weights whose result is linear in the weights and in the bias."""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})
+"""Convolutions: the channels are axis 1 of the data; kernels work along the axes behind it."""
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Whole recurrent layers, with a state of `hidden_size` units."""
+
+ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
+"""Whole attentions: queries, keys and values in, mixed values out."""
+
+ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Normalisers of each position over its units; the last inputs are a scale and perhaps a shift."""
+
+UNIT_NORMS = frozenset({*ROW_NORMS, "InstanceNormalization", "GroupNormalization"})
+"""Normalisers by statistics of the data, which the model computes while it runs."""
+
+NORMS = frozenset({*UNIT_NORMS, "BatchNormalization"})
+"""Normalisers with a scale (input 1) and perhaps a shift (input 2)."""
+
+POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"})
+"""Poolings of each channel along positions."""
+
+CHOICES = frozenset({"Softmax", "LogSoftmax", "ArgMax"})
+"""The units along `axis` (the last by default) are choices."""
