@@ -29,7 +29,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_net2net import cli, verify, widen  # noqa: F401  what children need is imported once
+from onnx_net2net import verify, widen  # noqa: F401  what children need is imported once
+from onnx_net2net.cli import main as cli
 from onnx_net2net.model.model import load
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

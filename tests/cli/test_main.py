@@ -60,9 +60,9 @@ def test_too_little_memory_is_one_line(cli, teacher, monkeypatch):
         raise MemoryError
 
     before = contents(teacher.parent)
-    for module, name in (("widen.widen", "rewrite"), ("verify", "verify")):
+    for place in ("operations.widen.widen.rewrite", "cli.student.verify"):
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules[f"onnx_net2net.operations.{module}"], name, exhaust)
+            patch.setattr(f"onnx_net2net.{place}", exhaust)
             result = cli("widen", teacher, "-o", teacher.parent / "student.onnx", "--factor", "2")
         assert_refused(result, 2, "not enough memory")
         assert contents(teacher.parent) == before
@@ -168,7 +168,7 @@ def test_an_interrupt_leaves_nothing_behind(cli, teacher, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["onnx_net2net.operations.verify"], "verify", interrupt)
+    monkeypatch.setattr("onnx_net2net.cli.student.verify", interrupt)
     before = contents(teacher.parent)
     code, _, err = cli("widen", teacher, "-o", teacher.parent / "student.onnx", "--factor", "1.5")
     assert (code, err) == (130, "onnx-net2net: interrupted, nothing written\n")

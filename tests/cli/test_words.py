@@ -1,6 +1,5 @@
 """What is said to people: the remedy that works, sizes that can be had, and one thing once."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +95,7 @@ def test_a_student_that_differs_names_the_option_that_works(tmp_path, capsys, mo
         object.__setattr__(found, "equivalent", any(records[way] in record for way in working))
         return found
 
-    monkeypatch.setattr(sys.modules["onnx_net2net.operations.verify"], "verify", judged)
+    monkeypatch.setattr("onnx_net2net.cli.student.verify", judged)
     teacher = perceptron(tmp_path / "teacher.onnx")
     assert main(["widen", teacher, "-o", str(tmp_path / "student.onnx"), "--factor", "2"]) == 1
     err = capsys.readouterr().err.rstrip("\n")

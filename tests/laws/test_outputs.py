@@ -325,7 +325,7 @@ def test_a_stopped_command_leaves_nothing(tmp_path, run, monkeypatch, name):
     def stop(*_, **__):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(sys.modules["onnx_net2net.operations.verify"], "verify", stop)
+    monkeypatch.setattr("onnx_net2net.cli.student.verify", stop)
     code, err = run("widen", tmp_path / "t.onnx", "-o", tmp_path / "s.onnx", "--factor", "1.5")
     assert (code, err) == (128 + number, "onnx-net2net: interrupted, nothing written\n")
     assert names(tmp_path) == before
@@ -333,9 +333,7 @@ def test_a_stopped_command_leaves_nothing(tmp_path, run, monkeypatch, name):
 
 
 def test_a_command_goes_on_where_its_terminal_may_go(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(
-        sys.modules["onnx_net2net.operations.verify"], "verify", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP)
-    )
+    monkeypatch.setattr("onnx_net2net.cli.student.verify", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
     external(tmp_path / "t.onnx")
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

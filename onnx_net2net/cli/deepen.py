@@ -1,0 +1,139 @@
+"""The command `deepen`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.analysis.activations import WAYS, Place
+from onnx_net2net.analysis.blocks import Block
+from onnx_net2net.cli.options import PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.output import progress_bar, say_json, table, tell
+from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
+from onnx_net2net.proof.verify import check_runs
+
+_AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "repeat", "depth", "append", "calibrate", "seed",
+             "framework")  # fmt: skip
+"""The options that the operation has, too."""
+
+_ALL_WAYS = (*WAYS, "cancel")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Deepen a model, or list what can be inserted."""
+    teacher = load(options.teacher)
+    if options.list:
+        return _list(options, teacher)
+    if options.output is None:
+        raise BadInputError("say where to write the student: -o STUDENT (or --list)")
+    checking = prepare(options, teacher)
+    with progress_bar() as progress:
+        deepening = deepen(teacher, **{name: getattr(options, name) for name in _AS_ASKED}, progress=progress)
+    lines = [_table(deepening, title(options)), *deepening.notes]
+    return deliver(options, deepening, _to_dict(deepening), lines, checking)
+
+
+COMMAND = Command(
+    "deepen", "insert layers; the student computes what the teacher computes",
+    "teacher.onnx -o student.onnx --after 'layer3.*'",
+    [
+        TEACHER,
+        argument("-o", "--output", type=Path, metavar="STUDENT", help="the file to write"),
+        argument("--list", action="store_true", help="list layers, blocks and what can be inserted behind each"),
+        argument("--after", action="append", default=[], metavar="PATTERN", help="names of layers"),
+        argument("--all", action="store_true", help="behind every layer that an identity can follow"),
+        argument("--count", type=int, default=1, metavar="N", help="how many behind each"),
+        argument("--pairs", type=int, default=0, metavar="N",
+                 help="instead N pairs of a horizontal and a vertical convolution behind each"),
+        argument("--with", dest="way", choices=_ALL_WAYS, metavar="KIND",
+                 help=f"instead of the best for each layer or block: {', '.join(_ALL_WAYS)}"),
+        argument("--width", metavar="W", help="units of the new layers, like 96 or 2x, at least as many as before"),
+        argument("--repeat", action="append", default=[], metavar="PATTERN=+N",
+                 help="N copies of residual blocks of that name or group, like 'layer3=+4'"),
+        argument("--depth", metavar="F", help="copies for every group of blocks, like 2x"),
+        argument("--append", action="store_true",
+                 help="copies behind the last block of the group, not behind their originals"),
+        argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on"),
+        for_framework("only copies of blocks that a deeper class of the framework has"),
+        REPORT,
+        SEED,
+        *PROOF,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _list(options: argparse.Namespace, teacher: Model) -> int:
+    """Print the layers and the blocks, with what can be done with each."""
+    layers, repeated = places(teacher), blocks(teacher)
+    if not any(place.ways for place in layers):
+        check_runs(teacher)
+    if options.json:
+        say_json({"layers": _places_list(layers), "blocks": _blocks_list(repeated)})
+        return 0
+    name = options.teacher.name
+    tell([
+        _places_table(layers, name) if layers else f"{name} has no layers behind which anything could be inserted",
+        _blocks_table(repeated) if repeated else "no residual blocks that could be repeated",
+    ])  # fmt: skip
+    return 0
+
+
+def _places_table(places: Sequence[Place], title: str) -> Table:
+    rows = (
+        ([place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason], not place.ways)
+        for place in places
+    )
+    return table(title, ["layer", "kind", ">units", "what can be inserted", "why not more"], rows)
+
+
+def _places_list(places: Sequence[Place]) -> list[dict[str, Any]]:
+    return [
+        {"name": p.name, "kind": p.operator, "units": p.channels, "ways": list(p.ways), "reason": p.reason or None}
+        for p in places
+    ]
+
+
+def _blocks_table(blocks: Sequence[Block]) -> Table:
+    rows = []
+    for block in blocks:
+        state = "yes" if not block.reason else f"{'no' if block.obstacle else 'only with cancel'}: {block.reason}"
+        cells = [block.name, block.group, str(block.parts), str(len(block.nodes) or ""), state]
+        rows.append((cells, bool(block.reason)))
+    return table("residual blocks", ["block", "group", ">sums", ">nodes", "can it be repeated?"], rows)
+
+
+def _blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": b.name,
+            "group": b.group,
+            "sums": b.parts,
+            "nodes": len(b.nodes),
+            "reason": b.reason or None,
+            "cancels": not b.obstacle,
+        }
+        for b in blocks
+    ]
+
+
+def _table(deepening: Deepening, title: str) -> Table:
+    rows = (([insertion.name, insertion.way, str(insertion.count)], False) for insertion in deepening.insertions)
+    parameters = f"{deepening.teacher.parameters:,} -> {deepening.student.parameters:,}"
+    return table(title, ["behind", "inserted", ">layers"], rows, [["parameters", "", parameters]])
+
+
+def _to_dict(deepening: Deepening) -> dict[str, Any]:
+    return {
+        "seed": deepening.seed,
+        "parameters": {"before": deepening.teacher.parameters, "after": deepening.student.parameters},
+        "insertions": [{"name": i.name, "way": i.way, "count": i.count} for i in deepening.insertions],
+        "notes": list(deepening.notes),
+    }

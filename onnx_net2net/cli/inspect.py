@@ -1,0 +1,90 @@
+"""The command `inspect`: the dims of a model, and what may be done with them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.analysis.groups import Group, Inspection
+from onnx_net2net.analysis.loadable import inspect_for
+from onnx_net2net.cli.options import Command, argument, for_framework
+from onnx_net2net.cli.output import say, say_json, table, tell
+from onnx_net2net.model.model import load
+from onnx_net2net.proof.verify import check_runs
+from onnx_net2net.rules.op import ROUTINE
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the dims."""
+    model = load(options.model)
+    inspection = inspect_for(options.framework, model)
+    if any("could not be inferred" in (group.reason or "") for group in inspection.groups):
+        check_runs(model, "the model")
+    if options.json:
+        say_json(_to_dict(inspection))
+        return 0
+    tell([_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters")])
+    routine = sum(map(is_routine, inspection.groups))
+    if routine:
+        say(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
+    return 0
+
+
+COMMAND = Command(
+    "inspect", "list the dims of a model and what may be done with them", "teacher.onnx",
+    [
+        argument("model", type=Path, metavar="MODEL"),
+        for_framework("what may be done where a class of the framework has to follow"),
+        argument("--json", action="store_true", help="print JSON, with every fixed axis too"),
+    ],
+    run,
+)  # fmt: skip
+
+
+def is_routine(group: Group) -> bool:
+    """Tell whether a dim is fixed for a reason that every network has: kernels, positions, lists of sizes."""
+    return group.reason is not None and group.reason.endswith(ROUTINE)
+
+
+def _table(inspection: Inspection, title: str) -> Table:
+    rows = (
+        ([g.name, g.role, f"{g.size:,}", str(g.tensors), f"{g.elements:,}", _state(g)], bool(g.reason))
+        for g in inspection.groups
+        if not is_routine(g)
+    )
+    return table(title, ["dim", "what", ">size", ">tensors", ">weights", "can it grow?"], rows)
+
+
+def _state(group: Group) -> str:
+    """Say whether a dim can grow, and how."""
+    if group.reason:
+        return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
+    more = " (any with --fill-norms)" if group.fillable else ""
+    text = f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    if any(leader is group for leader in group.follows):
+        return f"{text}, but only by --set"
+    return f"{text}, by what {group.follows[0].name} grows" if group.follows else text
+
+
+def _to_dict(inspection: Inspection) -> dict[str, Any]:
+    return {
+        "parameters": inspection.elements,
+        "dims": [
+            {
+                "name": group.name,
+                "role": group.role,
+                "size": group.size,
+                "tensors": group.tensors,
+                "weights": group.elements,
+                "growable": group.reason is None,
+                "on_request": group.on_request,
+                "multiples_only": group.is_whole,
+                "fillable": group.fillable,
+                "reason": group.reason,
+            }
+            for group in inspection.groups
+        ],
+    }

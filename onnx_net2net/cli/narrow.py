@@ -1,0 +1,51 @@
+"""The command `narrow`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.cli.options import PROOF, SEED_OF_INPUTS, Command, argument
+from onnx_net2net.cli.output import table
+from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.model.model import load
+from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
+
+
+def run(options: argparse.Namespace) -> int:
+    """Narrow a model."""
+    teacher = load(options.teacher)
+    checking = prepare(options, teacher)
+    narrowing = narrow(teacher)
+    return deliver(options, narrowing, _to_dict(narrowing), [_table(narrowing, title(options))], checking)
+
+
+COMMAND = Command(
+    "narrow", "remove identity layers, exact duplicates of units and units nobody reads",
+    "grown.onnx -o smaller.onnx",
+    [
+        argument("teacher", type=Path, metavar="MODEL"),
+        argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
+        SEED_OF_INPUTS,
+        *PROOF,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _table(narrowing: Narrowing, title: str) -> Table:
+    removed = [[name] for name in narrowing.removed]
+    changed = [[change.name, f"{change.old:,}", f"{change.new:,}"] for change in narrowing.changes]
+    total = ["parameters", f"{narrowing.teacher.parameters:,}", f"{narrowing.student.parameters:,}"]
+    return table(title, ["removed", ">before", ">after"], [(cells, False) for cells in removed + changed], [total])
+
+
+def _to_dict(narrowing: Narrowing) -> dict[str, Any]:
+    return {
+        "parameters": {"before": narrowing.teacher.parameters, "after": narrowing.student.parameters},
+        "removed": list(narrowing.removed),
+        "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in narrowing.changes],
+    }

@@ -1,0 +1,111 @@
+"""A command and its arguments; those that several commands have are declared here, once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.model.model import Model
+from onnx_net2net.proof.verify import check_options
+from onnx_net2net.run.inputs import input_specs, read_npz
+from onnx_net2net.run.session import provider_name
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+"""What `add_argument` of argparse takes."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        name: What it is called.
+        help: What it does.
+        example: Arguments that show it.
+        arguments: What it takes.
+        run: Carries it out and returns the exit code.
+    """
+
+    name: str
+    help: str
+    example: str
+    arguments: Sequence[Argument]
+    run: Callable[[argparse.Namespace], int]
+
+    def add_to(self, commands: Any) -> None:
+        """Add a parser of it to those of the other commands."""
+        parser = commands.add_parser(self.name, help=self.help, description=self.help, formatter_class=_Help,
+                                     epilog=f"example: onnx-net2net {self.name} {self.example}")  # fmt: skip
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        for names, settings in self.arguments:
+            parser.add_argument(*names, **settings)
+        parser.set_defaults(run=self.run, report=None)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(BadInputError.exit_code, f"onnx-net2net: {shown(message)} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.HelpFormatter):
+    """Adds the default where there is one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        plain = action.default in (None, [], False, True, argparse.SUPPRESS) or "default" in text
+        return text if plain else f"{text} (default: %(default)s)"
+
+
+def argument(*names: str, **settings: Any) -> Argument:
+    """Return an argument as `add_argument` of argparse takes it."""
+    return names, settings
+
+
+def checking_arguments(data: str = "inputs to compare on, instead of generated ones") -> list[Argument]:
+    """Return what says how two models are compared (`checking` reads it), with the help of ``--data``."""
+    return [
+        argument("--provider", default="cpu", help="where to run: cpu, cuda, ... or an execution provider"),
+        argument("--data", type=Path, metavar="NPZ", help=data),
+        argument("--samples", type=int, metavar="N", help="least number of generated inputs (default: 3 or so)"),
+        argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)"),
+        argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)"),
+    ]
+
+
+TEACHER = argument("teacher", type=Path, metavar="TEACHER")
+OUTPUT = argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
+SPREAD = argument("--spread", type=float, default=0.3, metavar="S",
+                  help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
+REPORT = argument("--report", choices=("text", "json"),
+                  help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
+SEED = argument("--seed", type=int, default=0, help="seed of every random choice")
+SEED_OF_INPUTS = argument("--seed", type=int, default=0, help="seed of the generated inputs")
+JSON = argument("--json", action="store_true", help="print JSON")
+PROOF = (
+    argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
+    *(JSON, *checking_arguments()),
+)
+"""How a student is compared before it is written."""
+
+
+def for_framework(help: str) -> Argument:
+    """Return the argument that names a framework whose class has to follow."""
+    return argument("--for", choices=("torch",), dest="framework", help=help)
+
+
+def checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:
+    """Return the options of the comparison, with data if it is read already; refused before anything costs time."""
+    check_options(options.samples, options.rtol, options.atol, options.seed)
+    provider = provider_name(options.provider)
+    if data is None and options.data:
+        data = read_npz(options.data, input_specs(teacher.proto))
+    rest = {name: getattr(options, name) for name in ("samples", "rtol", "atol", "seed")}
+    return {"provider": provider, "data": data, **rest}

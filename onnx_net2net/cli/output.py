@@ -1,0 +1,116 @@
+"""What people and programs read: tables, lines and JSON on stdout; complaints and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.model import staging
+from onnx_net2net.model.saving import Progress
+
+Row = tuple[Iterable[str], bool]
+"""The cells of a row, and whether it is pale."""
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Row], totals: Iterable[Sequence[str]] = ()) -> Table:
+    """Return a table.
+
+    Args:
+        title: What stands above it.
+        columns: The names of the columns; one that begins with ``>`` is flush right.
+        rows: The rows, from above.
+        totals: Further rows, below a line.
+    """
+    made = Table(title=_text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in columns:
+        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for cells, is_pale in rows:
+        made.add_row(*map(_text, cells), style="dim" if is_pale else None)
+    made.add_section()
+    for cells in totals:
+        made.add_row(*map(_text, cells))
+    return made
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as people write it."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def tell(items: Iterable[object]) -> None:
+    """Print tables, and the texts of all else, each in one line."""
+    for item in items:
+        if isinstance(item, Table):
+            _print_table(item)
+        else:
+            say(shown(item))
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print, and go on with the work where whoever read the output has seen enough.
+
+    Raises:
+        BadInputError: If what is printed is lost, and nothing has been written yet; afterwards that is a warning.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except UnicodeEncodeError:  # a terminal, or a file, that has not all letters
+        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding), end=end, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lost = f"cannot print the results: {staging.reason(error)}"
+        if isinstance(error, BrokenPipeError):
+            return
+        if not staging.written:
+            raise BadInputError(lost) from error
+        complain(f"warning: {lost}")
+
+
+def say_json(value: Any) -> None:
+    """Print JSON."""
+    say(json.dumps(value, indent=2))
+
+
+def complain(text: str) -> None:
+    """Print a line to stderr, if that takes it."""
+    try:
+        print(f"onnx-net2net: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """Yield a function that moves a bar on a terminal's stderr, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=escape(shown(what)), completed=done, total=total)
+
+
+def _text(value: str) -> Text:
+    """Return what a cell shows: no markup, and nothing that a terminal would obey."""
+    return Text(shown(value))
+
+
+def _print_table(made: Table) -> None:
+    is_terminal = sys.stdout.isatty()
+    text = io.StringIO()  # only `say` knows what to do where stdout takes no more
+    width = None if is_terminal else 160
+    Console(file=text, force_terminal=is_terminal or None, markup=False, highlight=False, width=width).print(made)
+    say(text.getvalue(), end="")

@@ -1,0 +1,51 @@
+"""The command `similarity`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from onnx_net2net.cli.options import JSON, Command, argument
+from onnx_net2net.cli.output import say_json, table, tell
+from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarities
+
+
+def run(options: argparse.Namespace) -> int:
+    """Rank sources."""
+    found = similarities(options.target, options.sources, measure=options.measure)
+    name = options.target.name
+    if options.json:
+        say_json({"target": name, "sources": [asdict(one) for one in found]})
+    else:
+        tell([_table(found, f"sources for {name}")])
+    return 0
+
+
+COMMAND = Command(
+    "similarity", "rank trained models by how much of them a target can be filled with",
+    "target.onnx teacher1.onnx teacher2.onnx",
+    [
+        argument("target", type=Path, metavar="TARGET"),
+        argument("sources", type=Path, nargs="+", metavar="SOURCE"),
+        argument("--measure", default="agreement", choices=MEASURES,
+                 help="rank by how the filled target answers like the source, for which the transfers are done and "
+                 "run, or at once by the share of the source's parameters that have a place in the target, the share "
+                 "of the target's filled, or DPIAT's similarity (default: %(default)s)"),
+        JSON,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _table(found: Sequence[Similarity], title: str) -> Table:
+    """Return the sources, the most similar first."""
+    columns = ["kept", "filled", "dpiat", *(["agreement"] if any(s.agreement is not None for s in found) else [])]
+    rows = []
+    for one in found:
+        values = [getattr(one, column) for column in columns]
+        rows.append(([one.name, *("-" if value is None else f"{value:.4f}" for value in values)], False))
+    return table(title, ["source", *(f">{column}" for column in columns)], rows)

@@ -1,0 +1,101 @@
+"""What widen, deepen and narrow have in common: they prove a student, write it, and say what was done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from onnx_net2net.cli.options import checking
+from onnx_net2net.cli.output import progress_bar, say, say_json, tell
+from onnx_net2net.errors import Net2NetError, NotEquivalentError
+from onnx_net2net.framework.widths import compare_widths
+from onnx_net2net.model.model import Model
+from onnx_net2net.model.saving import check_target
+from onnx_net2net.operations.deepen.deepen import Deepening
+from onnx_net2net.operations.narrow.narrow import Narrowing
+from onnx_net2net.operations.verify import verify
+from onnx_net2net.operations.widen.widen import Widening
+
+OtherWay = tuple[str, Callable[[], Widening]]
+"""Options that may help where a student differs, and what makes a student with them."""
+
+_TRIED = 200_000_000
+"""Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
+
+
+def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
+    """Return the options of the comparison; refuse them, or the destination, before anything costs time."""
+    found = checking(options, teacher)
+    check_target(options.output, teacher.sources)
+    return found
+
+
+def deliver(
+    options: argparse.Namespace,
+    result: Widening | Deepening | Narrowing,
+    record: dict[str, Any],
+    lines: Iterable[object],
+    checking: dict[str, Any],
+    *,
+    inexact: str = "",
+    others: Iterable[OtherWay] = (),
+) -> int:
+    """Verify a student, write it, and say so; one that differs and should not is not written.
+
+    Args:
+        options: What was asked for.
+        result: What was done.
+        record: The same for JSON.
+        lines: The same for people, as `tell` takes it; shown when nothing stands in the way.
+        checking: What `prepare` returned.
+        inexact: Why the student may differ; empty if it must not.
+        others: What else could be done where the student differs.
+    """
+    widths = widths_of(options, result.teacher, result.student)
+    verification = None
+    with progress_bar() as progress, result.student.stage(options.output, progress=progress) as staged:
+        if options.verify:
+            verification = verify(result.teacher, staged.path, progress=progress, record=False, **checking)
+            if not inexact and not verification.equivalent:
+                raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
+        staged.commit()
+    if options.json:
+        checked = verification.to_dict() if verification else None
+        say_json({**record, **widths, "verification": checked, "output": str(options.output)})
+        return 0
+    tell([*lines, *widths.get("widths", ()), *([f"not exact, as asked ({inexact})"] if inexact else [])])
+    tell([verification or "not verified (--no-verify)"])
+    say_written(options, options.output)
+    return 0
+
+
+def title(options: argparse.Namespace) -> str:
+    """Return what the table of a student is called."""
+    return f"{options.teacher.name} -> {options.output.name}"
+
+
+def say_written(options: argparse.Namespace, *paths: os.PathLike[str]) -> None:
+    """Say what was written, and in what time."""
+    say(f"wrote {' and '.join(map(str, paths))} in {time.perf_counter() - options.started:.1f} s")
+
+
+def widths_of(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:
+    """Return the width report that was asked for, as an entry of the record: lines, or JSON-ready values."""
+    if options.report is None:
+        return {}
+    options.json |= options.report == "json"
+    found = compare_widths(teacher, student)
+    return {"widths": found.to_dict() if options.json else list(found.lines())}
+
+
+def _remedy(teacher: Model, ways: Iterable[OtherWay], checking: dict[str, Any]) -> str:
+    """Return the first of other ways that makes an equivalent student, which is tried where that costs little."""
+    for text, grow in ways if sum(map(os.path.getsize, teacher.sources)) < _TRIED else ():
+        with contextlib.suppress(Net2NetError):
+            if verify(teacher, grow().student, **checking).equivalent:
+                return f"; with {text} it is equivalent"
+    return ""

@@ -1,0 +1,65 @@
+"""The command `verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from onnx_net2net.cli.options import JSON, SEED_OF_INPUTS, Command, argument, checking, checking_arguments
+from onnx_net2net.cli.output import progress_bar, say, say_json
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.framework.module import ModuleRunner, build, load_strictly
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.verify import verify
+from onnx_net2net.run.session import provider_name
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare two models."""
+    if (options.student is None) == (options.module is None):
+        raise BadInputError("give a second model or --module, and not both")
+    teacher = load(options.teacher)
+    checked = checking(options, teacher)
+    student = options.student or _module(options, teacher)
+    with progress_bar() as progress:
+        verification = verify(teacher, student, progress=progress, **checked)
+    if options.json:
+        say_json(verification.to_dict())
+    else:
+        say(str(verification))
+    return 0 if verification.equivalent else 1
+
+
+COMMAND = Command(
+    "verify", "compare all outputs of two models on several inputs and sizes",
+    "teacher.onnx student.onnx --provider cuda",
+    [
+        argument("teacher", type=Path, metavar="A"),
+        argument("student", type=Path, metavar="B", nargs="?"),
+        argument("--module", metavar="PACKAGE.MODULE:FACTORY",
+                 help="instead of B a PyTorch class, or a function that makes a module"),
+        argument("--state-dict", type=Path, metavar="FILE", help="what the module is loaded with, strictly"),
+        argument("--args", metavar="JSON", help="what it is made with, like '{\"width\": 96}' or '[10]'"),
+        SEED_OF_INPUTS,
+        JSON,
+        *checking_arguments(),
+    ],
+    run,
+)  # fmt: skip
+
+
+def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
+    """Build the user's module, and load it."""
+    try:
+        arguments = json.loads(options.args or "[]")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict | list):
+        raise BadInputError(f"--args {options.args}: write a JSON object or list, like '{{\"width\": 96}}'")
+    if options.state_dict is None:
+        raise BadInputError("say what the module is loaded with: --state-dict student.safetensors")
+    module = build(options.module, arguments)
+    load_strictly(module, options.state_dict)
+    on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"
+    return ModuleRunner(module, teacher, device="cuda" if on_gpu else "cpu")

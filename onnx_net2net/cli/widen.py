@@ -1,0 +1,153 @@
+"""The command `widen`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.algebra.maps import KINDS
+from onnx_net2net.analysis.groups import Group
+from onnx_net2net.cli.inspect import is_routine
+from onnx_net2net.cli.options import OUTPUT, PROOF, REPORT, SEED, SPREAD, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.output import table
+from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.widen.widen import Widening, widen
+
+_AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", "prior", "fill_norms", "framework",
+             "keep_numbers")  # fmt: skip
+"""The options that the operation has, too."""
+
+_REASONS = 5
+"""How many reasons why dims are fixed are told."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Widen a model."""
+    teacher = load(options.teacher)
+    checking = prepare(options, teacher)
+    arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": _sizes(options.sizes)}
+    widening = widen(teacher, **arguments)
+    lines = [_table(widening, title(options)), *_fixed_lines(widening.fixed), *widening.notes]
+    inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
+    others = _other_ways(teacher, arguments)
+    return deliver(options, widening, _to_dict(widening), lines, checking, inexact=inexact, others=others)
+
+
+COMMAND = Command(
+    "widen", "widen hidden dims; the student computes what the teacher computes",
+    "teacher.onnx -o student.onnx --factor 1.5 --set 'layer3.*=2x'",
+    [
+        TEACHER,
+        OUTPUT,
+        argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)"),
+        argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
+                 help="size of the dims of that name or role: units (96) or a multiplier (2x)"),
+        argument("--only", action="append", default=[], metavar="PATTERN",
+                 help="names or roles (ffn) of the dims that --factor is for"),
+        argument("--multiple-of", type=int, default=1, metavar="M", help="new sizes are multiples of this"),
+        argument("--map", default="replicate", choices=KINDS,
+                 help="what new units are: copies, unread, silent, or random (not exact)"),
+        SPREAD,
+        argument("--noise", type=float, default=0.0, metavar="S",
+                 help="noise on the incoming weights of copies, as in the paper (not exact)"),
+        argument("--fill-norms", action=argparse.BooleanOptionalAction,
+                 help="any width where norms admit multiples only, by filling up what they read (default: where "
+                 "multiples would miss --factor by a tenth)"),
+        argument("--prior", type=float, metavar="P",
+                 help="probability at which new classes start (default: 0.01, under a softmax 0)"),
+        for_framework("only growth that a class of the framework can follow"),
+        argument("--keep-numbers", action="store_true",
+                 help="with --for: the class computes no number (like alpha / r) from its sizes"),
+        REPORT,
+        SEED,
+        *PROOF,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _sizes(items: Sequence[str]) -> dict[str, str]:
+    sizes: dict[str, str] = {}
+    for item in items:
+        pattern, equals, size = item.rpartition("=")
+        if not equals or not pattern or not size:
+            raise BadInputError(f"--set {item}: write PATTERN=SIZE, like 'layer3.*=96' or 'layer3.*=1.5x'")
+        sizes[pattern] = size
+    return sizes
+
+
+def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[OtherWay]:
+    """Yield what else to try where a student turns out to differ: copies that share evenly, or units nobody reads."""
+    if arguments["spread"]:
+        yield "--spread 0", lambda: widen(teacher, **{**arguments, "spread": 0.0})
+    if arguments["map"] == "replicate":
+        yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
+
+
+def _table(widening: Widening, title: str) -> Table:
+    """Return what grew, before and after."""
+    rows = []
+    for change in widening.changes:
+        wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
+        cells = [change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)]
+        rows.append((cells, change.new == change.old))
+    teacher, student = widening.teacher, widening.student
+    totals = [
+        ["parameters", f"{teacher.parameters:,}", f"{student.parameters:,}"],
+        ["file size", _size_text(_file_size(teacher)), _size_text(student.nbytes)],
+    ]
+    return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals)
+
+
+def _fixed_lines(groups: Sequence[Group]) -> list[str]:
+    """Return the main reasons for which dims stay fixed, the one that holds most weights first."""
+    weights: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        if group.reason and not is_routine(group):
+            weights[group.reason] += group.elements
+            names.setdefault(group.reason, []).append(group.name)
+    lines = []
+    for reason, _ in weights.most_common(_REASONS):
+        more = f" and {len(names[reason]) - 3} more" if len(names[reason]) > 3 else ""
+        lines.append(f"fixed: {', '.join(names[reason][:3])}{more}: {reason}")
+    if len(weights) > _REASONS:
+        lines.append(f"fixed: {len(weights) - _REASONS} more reasons, see inspect")
+    return lines
+
+
+def _file_size(model: Model) -> int:
+    """Return the bytes of a model's files, or of its weights where it has no file."""
+    return sum(Path(source).stat().st_size for source in model.sources) if model.sources else model.nbytes
+
+
+def _size_text(size: int) -> str:
+    """Return a number of bytes in a unit that fits."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} GB"
+
+
+def _to_dict(widening: Widening) -> dict[str, Any]:
+    return {
+        "exact": widening.exact,
+        "seed": widening.seed,
+        "covered": widening.covered,
+        "parameters": {"before": widening.teacher.parameters, "after": widening.student.parameters},
+        "dims": [
+            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map}
+            for c in widening.changes
+        ],
+        "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],
+        "notes": list(widening.notes),
+    }
