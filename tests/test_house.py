@@ -19,11 +19,9 @@ LONG = {
     "analysis/inference.py": 513,
     "analysis/linearity.py": 632,
     "analysis/loadable.py": 676,
-    "cli/main.py": 786,
     "graph/flatten.py": 494,
     "operations/narrow/duplicates.py": 497,
     "operations/transfer/modules.py": 479,
-    "proof/verify.py": 508,
     "rewrite/rewrite.py": 846,
     "rules/op.py": 522,
 }

@@ -17,7 +17,7 @@ from onnx_net2net.cli.student import deliver, prepare, title
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
-from onnx_net2net.proof.verify import check_runs
+from onnx_net2net.run.session import check_runs
 
 _AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "repeat", "depth", "append", "calibrate", "seed",
              "framework")  # fmt: skip

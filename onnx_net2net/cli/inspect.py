@@ -13,8 +13,8 @@ from onnx_net2net.analysis.loadable import inspect_for
 from onnx_net2net.cli.options import Command, argument, for_framework
 from onnx_net2net.cli.output import say, say_json, table, tell
 from onnx_net2net.model.model import load
-from onnx_net2net.proof.verify import check_runs
 from onnx_net2net.rules.op import ROUTINE
+from onnx_net2net.run.session import check_runs
 
 
 def run(options: argparse.Namespace) -> int:

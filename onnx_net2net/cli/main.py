@@ -27,7 +27,7 @@ from onnx_net2net.cli.output import complain, say
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
 from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
-from onnx_net2net.proof.verify import check_runs
+from onnx_net2net.run.session import check_runs
 
 _COMMANDS = [module.COMMAND for module in
              (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint)]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, shown
 from onnx_net2net.model.model import Model
-from onnx_net2net.proof.verify import check_options
+from onnx_net2net.proof.models import check_options
 from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.session import provider_name
 

@@ -11,7 +11,10 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.model.model import Model, Progress
 from onnx_net2net.operations.lineage import departure
 from onnx_net2net.proof.compare import MAX_TOLERANCE, NOISE_FACTOR
-from onnx_net2net.proof.verify import Embed, Run, Verification, compare_models
+from onnx_net2net.proof.divergence import Embed
+from onnx_net2net.proof.interfaces import Run
+from onnx_net2net.proof.models import compare_models
+from onnx_net2net.proof.verdict import Verification
 
 __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Verification", "verify"]
 

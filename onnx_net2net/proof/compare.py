@@ -19,7 +19,7 @@ MAX_TOLERANCE = 0.01
 QUANTIZED_TOLERANCE = 0.05
 """However noisy the teacher is, an error above this part of its largest output is one."""
 
-Judge = Callable[[str, Array | None, Sequence[Array], Sequence[Array]], "OutputReport"]
+Judge = Callable[..., "OutputReport"]
 """`compare` with tolerances."""
 
 

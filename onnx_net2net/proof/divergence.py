@@ -27,77 +27,6 @@ _WITNESS = 1e-3
 _CHUNK = 128  # intermediate tensors fetched in one run: what bounds the memory of the search
 
 
-def first_difference(
-    teacher: Path, student: Path, feeds: Feeds, open_with: Callable[..., Runner], judge: Judge, embed: Embed
-) -> str | None:
-    """Return the first float tensor of the teacher, in topological order, that the student does not reproduce.
-
-    Args:
-        teacher: The model file.
-        student: The other one.
-        feeds: Inputs for which they differ.
-        open_with: Opens a model for running.
-        judge: Compares two tensors.
-        embed: Tells where the teacher's units are in the student.
-    """
-    old = onnx.load(teacher, load_external_data=False)
-    names = [name for node in old.graph.node for name in node.output if name]
-    found = _agreements(names, teacher, student, feeds, open_with, judge, embed)
-    return next((name for name, agree in found if not agree), None)
-
-
-def _agreements(
-    names: Sequence[str],
-    teacher: Path,
-    student: Path,
-    feeds: Feeds,
-    open_with: Callable[..., Runner],
-    judge: Judge,
-    embed: Embed,
-    integers: bool = False,
-) -> Iterator[tuple[str, bool]]:
-    """Tell of the float tensors that can be compared whether they agree; of integers only those that do, if asked for.
-
-    Integers that differ may be sizes that have grown, or be rounded to another step.
-    """
-    old, noisy, new = (onnx.load(path, load_external_data=False) for path in (teacher, teacher, student))
-    theirs = {name for node in new.graph.node for name in node.output}
-    common = [name for name in names if name in theirs]
-    rng = np.random.default_rng(0)
-    moved = nudged(feeds, input_specs(old), rng)
-    moved |= drawn(noisy_twin(noisy), rng)
-    plain, optimized = LEVELS
-    for start in range(0, len(common), _CHUNK):
-        chunk = common[start : start + _CHUNK]
-        runs = (
-            _values(chunk, old, teacher, open_with, plain, feeds),
-            _values(chunk, old, teacher, open_with, optimized, feeds),
-            _values(chunk, noisy, teacher, open_with, plain, moved),
-        )
-        answer = _values(chunk, new, student, open_with, plain, feeds)
-        for name in chunk:
-            known = [run[name] for run in runs if name in run]
-            found = _embedded(answer[name], embed(name)) if name in answer else None
-            if found is None or len(known) < len(runs) or found.shape != known[0].shape:
-                continue  # grown
-            agree = not judge(name, found, known[:2], known[2:]).different_fraction
-            if epsilon(found.dtype) or (integers and agree):
-                yield name, agree
-
-
-def _values(
-    names: Sequence[str],
-    proto: onnx.ModelProto,
-    path: Path,
-    open_with: Callable[..., Runner],
-    level: Level,
-    feeds: Feeds,
-) -> dict[str, Array]:
-    """Run a model, whose outputs are replaced, for some of its tensors."""
-    refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
-    return open_with(proto.SerializeToString(), level, file=path)(feeds)
-
-
 @dataclass(frozen=True)
 class Stand:
     """What stands for an output that is the same whatever the inputs are.
@@ -111,61 +40,119 @@ class Stand:
     differs: str | None = None
 
 
-def stand_for(
-    output: str,
-    teacher: Path,
-    student: Path,
-    feeds: tuple[Feeds, Feeds],
-    open_with: Callable[..., Runner],
-    judge: Judge,
-    embed: Embed,
-) -> Stand:
-    """Compare what an output is made from, where that moves: going back, the first tensors that can be compared.
+@dataclass(frozen=True)
+class Insides:
+    """Compares tensors inside two models.
 
-    Args:
-        output: The name of the output.
+    Attributes:
         teacher: The model file.
         student: The other one.
-        feeds: Two sets of inputs of the same sizes.
         open_with: Opens a model for running.
         judge: Compares two tensors.
         embed: Tells where the teacher's units are in the student.
     """
-    proto, new = (onnx.load(path, load_external_data=False) for path in (teacher, student))
-    ours, theirs = by_name(proto.graph.initializer), by_name(new.graph.initializer)
-    producers = {name: node for node in proto.graph.node for name in node.output}
-    moves: set[str] = set()
-    names = list(producers)
-    for start in range(0, len(names), _CHUNK):
-        chunk = names[start : start + _CHUNK]
-        one, other = (_values(chunk, proto, teacher, open_with, LEVELS[0], fed) for fed in feeds)
-        known = (name for name in chunk if name in one and name in other)
-        moves |= {name for name in known if differ(one[name], other[name], _WITNESS * largest_of(one[name]))}
-    agreeing: list[str] = []
-    front, seen, walked = [output], set[str](), list[str]()
-    while front:
-        walked += front
-        made = {name for at in front for name in (*producers[at].input, *captured([producers[at]])) if name}
-        seen |= (made := made - seen)
-        found = dict(
-            _agreements(sorted(made & moves), teacher, student, feeds[0], open_with, judge, embed, integers=True)
-        )
-        differs = next((name for name, agree in found.items() if not agree), None)
-        differs = differs or next((n for n in made if n in ours and n in theirs and _changed(ours[n], theirs[n])), None)
-        if differs is not None:
-            return Stand(differs=differs)
-        agreeing += found
-        front = [name for name in made if name in producers and name not in found]
-    if not agreeing:  # the same nodes with the same constants make it of the inputs
-        others = {name: node for node in new.graph.node for name in node.output}
-        constants = seen & ours.keys()
-        if constants <= theirs.keys() and all(
-            name in others and producers[name].SerializeToString() == others[name].SerializeToString()
-            for name in walked
-        ):
-            small = all(_is_inside(tensors[name]) for name in constants for tensors in (ours, theirs))
-            agreeing += sorted(seen - producers.keys() - constants) if small else []
-    return Stand(tuple(agreeing))
+
+    teacher: Path
+    student: Path
+    open_with: Callable[..., Runner]
+    judge: Judge
+    embed: Embed
+
+    def first_difference(self, feeds: Feeds) -> str | None:
+        """Return the first float tensor of the teacher, in topological order, that the student does not reproduce.
+
+        Args:
+            feeds: Inputs for which the two differ.
+        """
+        names = [name for node in _read(self.teacher).graph.node for name in node.output if name]
+        return next((name for name, agree in self._agreements(names, feeds) if not agree), None)
+
+    def stand_for(self, output: str, feeds: tuple[Feeds, Feeds]) -> Stand:
+        """Compare what an output is made from, where that moves: going back, the first tensors that can be compared.
+
+        Args:
+            output: The name of the output.
+            feeds: Two sets of inputs of the same sizes.
+        """
+        old, new = _read(self.teacher).graph, _read(self.student).graph
+        ours, theirs = by_name(old.initializer), by_name(new.initializer)
+        producers = {name: node for node in old.node for name in node.output}
+        moves = self._moving(list(producers), feeds)
+        agreeing: list[str] = []
+        front, seen, walked = [output], set[str](), list[str]()
+        while front:
+            walked += front
+            made = {name for at in front for name in (*producers[at].input, *captured([producers[at]])) if name}
+            seen |= (made := made - seen)
+            found = dict(self._agreements(sorted(made & moves), feeds[0], integers=True))
+            others = (n for n in made if n in ours and n in theirs and _changed(ours[n], theirs[n]))
+            differs = next((name for name, agree in found.items() if not agree), None) or next(others, None)
+            if differs is not None:
+                return Stand(differs=differs)
+            agreeing += found
+            front = [name for name in made if name in producers and name not in found]
+        if not agreeing:  # the same nodes with the same constants make it of the inputs
+            copies = {name: node for node in new.node for name in node.output}
+            constants = seen & ours.keys()
+            if constants <= theirs.keys() and all(
+                name in copies and producers[name].SerializeToString() == copies[name].SerializeToString()
+                for name in walked
+            ):
+                small = all(_is_inside(tensors[name]) for name in constants for tensors in (ours, theirs))
+                agreeing += sorted(seen - producers.keys() - constants) if small else []
+        return Stand(tuple(agreeing))
+
+    def _moving(self, names: Sequence[str], feeds: tuple[Feeds, Feeds]) -> set[str]:
+        """Return which tensors of the teacher are not the same for two sets of inputs."""
+        moves: set[str] = set()
+        proto = _read(self.teacher)
+        for chunk in _chunks(names):
+            one, other = (self._values(chunk, proto, self.teacher, LEVELS[0], fed) for fed in feeds)
+            known = (name for name in chunk if name in one and name in other)
+            moves |= {name for name in known if differ(one[name], other[name], _WITNESS * largest_of(one[name]))}
+        return moves
+
+    def _agreements(self, names: Sequence[str], feeds: Feeds, *, integers: bool = False) -> Iterator[tuple[str, bool]]:
+        """Tell of each float tensor that can be compared whether it agrees; of integers, if asked, only those that do.
+
+        Integers that differ may be sizes that have grown, or be rounded to another step.
+        """
+        old, noisy, new = _read(self.teacher), _read(self.teacher), _read(self.student)
+        theirs = {name for node in new.graph.node for name in node.output}
+        rng = np.random.default_rng(0)
+        moved = nudged(feeds, input_specs(old), rng)
+        moved |= drawn(noisy_twin(noisy), rng)
+        plain, optimized = LEVELS
+        for chunk in _chunks([name for name in names if name in theirs]):
+            runs = (
+                self._values(chunk, old, self.teacher, plain, feeds),
+                self._values(chunk, old, self.teacher, optimized, feeds),
+                self._values(chunk, noisy, self.teacher, plain, moved),
+            )
+            answer = self._values(chunk, new, self.student, plain, feeds)
+            for name in chunk:
+                known = [run[name] for run in runs if name in run]
+                found = _embedded(answer[name], self.embed(name)) if name in answer else None
+                if found is None or len(known) < len(runs) or found.shape != known[0].shape:
+                    continue  # grown
+                agree = not self.judge(name, found, known[:2], known[2:]).different_fraction
+                if epsilon(found.dtype) or (integers and agree):
+                    yield name, agree
+
+    def _values(
+        self, names: Sequence[str], proto: onnx.ModelProto, path: Path, level: Level, feeds: Feeds
+    ) -> dict[str, Array]:
+        """Run a model, whose outputs are replaced, for some of its tensors."""
+        refill(proto.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
+        return self.open_with(proto.SerializeToString(), level, file=path)(feeds)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=False)
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
 
 
 def _is_inside(tensor: onnx.TensorProto) -> bool:

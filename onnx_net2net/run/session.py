@@ -18,6 +18,7 @@ from onnx import ValueInfoProto, helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, Net2NetError, one_line
+from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.run.inputs import Feeds
 
@@ -41,7 +42,12 @@ class Runner:
     """A model opened in onnxruntime; a call runs it."""
 
     def __init__(
-        self, model: Path | bytes, level: ort.GraphOptimizationLevel, *, provider: str, file: Path | None = None
+        self,
+        model: Path | bytes,
+        level: ort.GraphOptimizationLevel = LEVELS[0],
+        *,
+        provider: str = _PROVIDERS["cpu"],
+        file: Path | None = None,
     ) -> None:
         """Open a model.
 
@@ -140,7 +146,7 @@ def implements(kind: str, version: int, dtype: int, inputs: int) -> bool:
     graph = helper.make_graph([helper.make_node(kind, names, ["y"])], kind, values, [ValueInfoProto(name="y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
     try:
-        Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+        Runner(model.SerializeToString())
     except Exception as error:  # onnxruntime's errors have no base of their own
         return not any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))
     return True
@@ -155,6 +161,23 @@ def blaming(kind: type[Net2NetError], what: str) -> Iterator[None]:
         raise
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise kind(f"{what}: {one_line(error)}") from None
+
+
+def check_runs(model: Model, what: str = "the teacher") -> None:
+    """Refuse a model that onnxruntime does not take; those with operators of its user's own are not tried.
+
+    Args:
+        model: The model.
+        what: What messages call it.
+
+    Raises:
+        BadInputError: It does not; the text says why.
+    """
+    domains = {node.domain for node in model.proto.graph.node if node.domain}
+    if any(not domain.startswith(("ai.onnx", "com.microsoft")) for domain in domains):
+        return
+    with model.on_disk() as path, blaming(BadInputError, f"{what} does not run"):
+        Runner(path)
 
 
 def _hint(provider: str) -> str:

@@ -145,7 +145,7 @@ def deepen(
         progress: Told how many runs of the calibration are done, and of how many.
 
     Returns:
-        The student and what was done. Nothing is verified here; see `onnx_net2net.proof.verify`.
+        The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
         BadInputError: If the model cannot be used, or an option makes no sense.

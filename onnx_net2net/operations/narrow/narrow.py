@@ -62,7 +62,7 @@ def narrow(teacher: str | os.PathLike[str] | onnx.ModelProto | Model) -> Narrowi
         teacher: A path, a model in memory or a loaded model; it is not changed.
 
     Returns:
-        The student and what was done. Nothing is verified here; see `onnx_net2net.proof.verify`.
+        The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
         BadInputError: If the model cannot be used.

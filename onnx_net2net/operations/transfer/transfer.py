@@ -37,7 +37,8 @@ from onnx_net2net.operations.transfer.grouping import regrouped
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
 from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers
-from onnx_net2net.proof.verify import Verification, compare_models
+from onnx_net2net.proof.models import compare_models
+from onnx_net2net.proof.verdict import Verification
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
 

@@ -101,7 +101,7 @@ def widen(
             a number in the file is a function (alpha / r of LoRA, width ** -0.5).
 
     Returns:
-        The student and what was done. Nothing is verified here; see `onnx_net2net.proof.verify`.
+        The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
         BadInputError: If the model cannot be used, or an option makes no sense.

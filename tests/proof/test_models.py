@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from functools import partial
 
 import ml_dtypes
@@ -15,9 +14,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import widen
+from onnx_net2net.proof import cases
 from onnx_net2net.proof.compare import Typical, compare
-
-verification = sys.modules["onnx_net2net.proof.verify"]  # whose name in the package is the function's
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 MLP = "g (float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, w1) r = Relu(h) m = MatMul(r, w2) y = Add(m, b) }"
@@ -46,7 +44,7 @@ def changed(name, by):
 
 
 def test_a_model_equals_itself(monkeypatch):
-    monkeypatch.setattr(verification, "QUICK_SECONDS", 0)
+    monkeypatch.setattr(cases, "QUICK_SECONDS", 0)
     result = verify(mlp(), mlp())
     assert result.equivalent
     assert result.diverges_at is None
@@ -114,8 +112,8 @@ def test_options_that_make_no_sense(options, words):
 
 
 def test_more_samples_are_run_while_they_are_quick(monkeypatch):
-    monkeypatch.setattr(verification, "QUICK_SECONDS", 1000)
-    assert verify(mlp(), mlp()).runs == verification.MOST_SAMPLES
+    monkeypatch.setattr(cases, "QUICK_SECONDS", 1000)
+    assert verify(mlp(), mlp()).runs == cases.MOST_SAMPLES
     assert verify(mlp(), mlp(), samples=30).runs == 30
     assert verify(mlp(), mlp(), data={"x": np.ones((5, 8), np.float32)}).runs == 1
 

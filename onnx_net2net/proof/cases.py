@@ -1,0 +1,292 @@
+"""The inputs on which two models are compared, and what the teacher makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.saving import Progress
+from onnx_net2net.proof.compare import Judge, OutputReport, Typical, finite, largest_of, noise_of
+from onnx_net2net.proof.interfaces import Run
+from onnx_net2net.proof.movement import bolder, unmoved
+from onnx_net2net.proof.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged
+from onnx_net2net.run.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw
+from onnx_net2net.run.session import LEVELS, Level, Runner, blaming
+
+QUICK_SECONDS = 0.2
+"""More than the asked samples are run while they take no longer than this."""
+
+MOST_SAMPLES = 24
+
+ENOUGH_ELEMENTS = 32
+MOST_DRAWS = 8
+"""The noise of a single element may round to nothing: what has few of them is moved several times."""
+
+MOVING_SECONDS = 5.0
+"""For so long inputs are looked for that move an output."""
+
+SLOW_SECONDS = 1.0
+"""A model whose runs take longer is compared on fewer samples and sizes."""
+
+
+@dataclass(eq=False)
+class Case:
+    """One set of inputs and what the teacher makes of it.
+
+    Attributes:
+        feeds: The inputs.
+        answers: The outputs at each optimization level.
+        nudged: The outputs when everything moves by one unit in the last place, one a draw.
+        steady: The same, but what dynamic quantizers round, which may be another step then.
+        binding: The sizes of the dynamic axes.
+    """
+
+    feeds: Feeds
+    answers: list[dict[str, Array]]
+    nudged: list[dict[str, Array]]
+    steady: list[dict[str, Array]]
+    binding: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether there are dynamic quantizers."""
+        return self.steady is not self.nudged
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return sum(array.nbytes for array in self.feeds.values())
+
+    def is_torn(self, cap: float) -> bool:
+        """Tell whether optimizations alone change a float output by more than any noise excuses.
+
+        Where exact sums decide over steps (Sign of whole numbers), folded weights that are no longer whole fall to
+        either side.
+        """
+        first, *others = self.answers
+        return any(noise_of(v, [o[n] for o in others]) > cap * largest_of(v) for n, v in first.items())
+
+    def judged(
+        self, answer: Mapping[str, Array], judge: Judge, typical: Mapping[str, Typical], steady: bool
+    ) -> list[OutputReport]:
+        """Compare a student's answer to this case, output by output."""
+        moved = self.steady if steady else self.nudged
+        return [
+            judge(name, answer.get(name), [one[name] for one in self.answers], [one[name] for one in moved],
+                  typical=typical.get(name, Typical()))
+            for name in self.answers[0]
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the teacher was run for.
+
+    Attributes:
+        cases: Inputs and answers.
+        unmoved: The outputs that none of the cases moves.
+        feeds: Two sets of inputs of the same sizes.
+        levels: The optimization levels at which the teacher runs.
+    """
+
+    cases: list[Case]
+    unmoved: list[str]
+    feeds: tuple[Feeds, Feeds]
+    levels: list[Level] = field(default_factory=list)
+
+
+def gather(
+    path: Path,
+    open_with: Callable[..., Runner],
+    specs: Sequence[InputSpec],
+    moving: Sequence[str],
+    given: Mapping[str, Array] | None,
+    samples: int | None,
+    seed: int,
+    progress: Progress,
+) -> Gathered:
+    """Run the teacher at each optimization level that it takes.
+
+    Args:
+        path: The teacher's file.
+        open_with: Opens a model for running.
+        specs: What the teacher takes.
+        moving: The outputs that should move.
+        given: Inputs to use; None to generate some.
+        samples: The least number of generated inputs.
+        seed: Of the generated inputs.
+        progress: Told what is running.
+
+    Raises:
+        BadInputError: The teacher does not run, or is random.
+    """
+    found: Gathered | None = None
+    refusal: BadInputError | None = None
+    for level in LEVELS:
+        try:
+            with blaming(BadInputError, "the teacher does not run"):
+                run = open_with(path, level)
+                if found is None:
+                    gathering = _Gathering(run, list(_twins(path, level, open_with)), specs, seed, progress)
+                    found = gathering.generated(samples, moving) if given is None else gathering.given(given, moving)
+                else:
+                    for case, answer in zip(found.cases, run_all(run, found.cases, "teacher", progress), strict=True):
+                        case.answers.append(answer)
+                found.levels.append(level)
+        except BadInputError as error:  # a model that onnxruntime optimized before may refuse a level
+            refusal = error
+    if found is None:
+        raise refusal or BadInputError("the teacher does not run")
+    return found
+
+
+def run_all(run: Run, cases: Sequence[Case], what: str, progress: Progress) -> list[dict[str, Array]]:
+    """Return the outputs of a model for each case."""
+    found = []
+    for done, case in enumerate(cases):
+        progress(what, done, len(cases))
+        found.append(run(case.feeds))
+    return found
+
+
+def typical(cases: Sequence[Case], *, steady: bool) -> dict[str, Typical]:
+    """Return what each output is like in most cases."""
+    found: dict[str, Typical] = {}
+    for name in cases[0].answers[0]:
+        firsts = [case.answers[0][name] for case in cases if name in case.answers[0]]
+        draws = [case.steady if steady else case.nudged for case in cases if name in case.answers[0]]
+        noises = [noise_of(v, [moved[name] for moved in own]) for v, own in zip(firsts, draws, strict=True)]
+        # Where it is rounded away in most cases, the others tell how large it is.
+        noise = statistics.median(noises) or math.sqrt(statistics.fmean(noise * noise for noise in noises))
+        found[name] = Typical(noise, statistics.median(map(largest_of, firsts)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """A model with the errors of float arithmetic, drawn anew at each call."""
+
+    run: Runner
+    errors: Sequence[Error]
+
+    def __call__(self, feeds: Feeds, rng: np.random.Generator) -> dict[str, Array]:
+        return self.run({**feeds, **drawn(self.errors, rng)})
+
+
+def _twins(path: Path, level: Level, open_with: Callable[..., Runner]) -> Iterator[_Twin]:
+    """Yield the noisy twin of a model; where quantizers choose their steps, also one that keeps these."""
+    proto = onnx.load(path, load_external_data=False)
+    for steps in (True, False) if is_rounded_dynamically(proto) else (True,):
+        twin = copy.deepcopy(proto)
+        errors = noisy_twin(twin, steps=steps)
+        yield _Twin(open_with(twin.SerializeToString(), level, file=path), errors)
+
+
+class _Gathering:
+    """Collects cases at one optimization level."""
+
+    def __init__(
+        self, run: Runner, twins: Sequence[_Twin], specs: Sequence[InputSpec], seed: int, progress: Progress
+    ) -> None:
+        self._run = run
+        self._twins = twins
+        self._specs = specs
+        self._progress = progress
+        self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+        self._wanted = 3
+        self._cases: list[Case] = []
+        self._seconds: list[float] = []
+
+    def given(self, arrays: Mapping[str, Array], moving: Sequence[str]) -> Gathered:
+        """Return the case of given inputs."""
+        self._attempt(check_feeds(arrays, self._specs))
+        self._check_repeatable()
+        return self._moved(moving, None)
+
+    def generated(self, samples: int | None, moving: Sequence[str]) -> Gathered:
+        """Return cases of generated inputs that the teacher accepts."""
+        self._wanted = samples or 3
+        found = accepted(self._specs, self._attempt, self._rng, slow=2 * SLOW_SECONDS)
+        is_slow = min(self._seconds) > SLOW_SECONDS
+        if not is_slow:
+            self._check_repeatable()
+        wanted = samples or (2 if is_slow else 3)
+        for index in itertools.count(len(found)):
+            if index >= wanted and (index >= MOST_SAMPLES or sum(self._seconds) > QUICK_SECONDS):
+                break
+            with contextlib.suppress(Exception):  # a scale too large for this model, or an index beyond a table
+                scale = SCALES[index % len(SCALES)]
+                self._attempt(draw(self._specs, found[index % len(found)], self._rng, scale=scale))
+        for index, case in enumerate(self._cases):
+            case.binding = found[index % len(found)]
+        return self._moved(moving, self._cases[0].binding)
+
+    def _attempt(self, feeds: Feeds) -> None:
+        """Add a case, or raise whatever tells that the teacher refuses these inputs."""
+        self._progress("teacher", len(self._cases), max(self._wanted, len(self._cases) + 1))
+        started = time.perf_counter()
+        answer = self._run(feeds)
+        self._seconds.append(time.perf_counter() - started)
+        if not any(np.any(finite(values)) for values in answer.values()):
+            raise ValueError("all outputs are empty, NaN or infinite, so nothing can be compared")
+        fewest = min((values.size for values in answer.values() if values.size), default=1)
+        most = MOST_DRAWS if self._seconds[-1] < SLOW_SECONDS else 3
+        draws = max(1, min(most, math.ceil(ENOUGH_ELEMENTS / fewest)))
+        moved = [nudged(feeds, self._specs, self._rng) for _ in range(draws)]
+        try:
+            answers = [[noisy(one, self._noise) for one in moved] for noisy in self._twins]
+        except Exception:  # a size hung on the last place of a float
+            answers = [[self._run(one) for one in moved]]
+        self._cases.append(Case(feeds, [answer], answers[0], answers[-1]))
+
+    def _check_repeatable(self) -> None:
+        """Refuse a teacher whose floats differ between two runs by more than threads can make them."""
+        case = self._cases[0]
+        again = self._run(case.feeds)
+        for name, values in case.answers[0].items():
+            if values.dtype.kind == "f":
+                slack = 0.01 * float(np.max(np.abs(values), initial=0, where=finite(values)))
+                other = again[name]
+                if other.shape != values.shape or not np.allclose(values, other, rtol=0.01, atol=slack, equal_nan=True):
+                    raise BadInputError("the teacher is random: two runs on the same inputs differ")
+
+    def _moved(self, moving: Sequence[str], binding: Mapping[str, int] | None) -> Gathered:
+        """Look for inputs that move the outputs which none has moved so far; generated ones become cases.
+
+        Args:
+            moving: The outputs that should move.
+            binding: The sizes of the first case; None if it was given.
+        """
+        first = self._cases[0]
+        usual = typical(self._cases, steady=False)
+        slack = {name: usual[name].slack for name in moving if name in usual}
+        still = unmoved(slack, [case.answers[0] for case in self._cases])
+        others: list[Feeds] = []
+        started = time.perf_counter()
+        for feeds in bolder(self._specs, first.feeds, binding, self._rng) if still else ():
+            with contextlib.suppress(Exception):  # too large for this model
+                answer = self._run(feeds)
+                if all(np.all(finite(values)) for values in answer.values()):
+                    others.append(feeds)
+                    left = unmoved(still, [first.answers[0], answer])
+                    if binding is not None and left != still:
+                        self._attempt(feeds)
+                        self._cases[-1].binding = dict(binding)
+                    still = left
+            if not still or time.perf_counter() - started > MOVING_SECONDS:
+                break
+        if binding is None and not others:
+            still = {}  # nothing else can be run, and whoever gave the inputs chose them
+        return Gathered(self._cases, list(still), (first.feeds, others[0] if others else self._cases[-1].feeds))
