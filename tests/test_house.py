@@ -31,7 +31,6 @@ UNTESTED = {
     "analysis/activations.py",
     "analysis/groups.py",
     "analysis/layers.py",
-    "graph/sizes.py",
     "rewrite/fills.py",
     "rewrite/rewrite.py",
     "rewrite/scaling.py",
