@@ -29,6 +29,9 @@ FEWEST = 8
 FARTHEST = 10.0
 """A curve is not followed farther than so many times the last step of its log."""
 
+EARLIEST, LATEST = 0.2, 0.35
+"""Parts of the compute between which growing was best where it paid."""
+
 _BINS = 48
 _POWERS = np.linspace(0.05, 1.5, 117)
 
@@ -219,6 +222,23 @@ def plan(small: Log, large: Log, budget: float, ratio: float | None = None) -> P
     return Plan(ratio, budget, grow_at, stands_for, after, share, saves, grown, scratch, alone, beyond)
 
 
+def expected(small: Log, ratio: float, budget: float) -> tuple[float, float]:
+    """Return between which steps to grow where nothing is known of the large network: after 20 to 35 % of the compute.
+
+    Args:
+        small: The log of the small network; its loss has to fall.
+        ratio: Cost of a step of the small network by that of the large one.
+        budget: All compute, in steps of the large network.
+
+    Raises:
+        BadInputError: If the loss does not fall, or the ratio is out of range.
+    """
+    fit(small)
+    if not 0 < ratio < math.inf:
+        raise BadInputError(f"the ratio must be above 0, not {ratio:g}")
+    return EARLIEST * budget / ratio, LATEST * budget / ratio
+
+
 def sentences(plan: Plan) -> Iterable[str]:
     """Yield what a plan says, a statement a sentence."""
     yield f"a step of the small network costs {plan.ratio:.2g} of one of the large network"
@@ -245,4 +265,4 @@ def sentences(plan: Plan) -> Iterable[str]:
         yield f"this is read off beyond the end of the {name} network's log: a longer one makes it surer"
 
 
-__all__: Sequence[str] = ["Curve", "Log", "Plan", "fit", "plan", "read_log", "sentences"]
+__all__: Sequence[str] = ["Curve", "Log", "Plan", "expected", "fit", "plan", "read_log", "sentences"]

@@ -1,0 +1,122 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_net2net.cli.options import JSON, Command, argument
+from onnx_net2net.cli.output import say, say_json, tell
+from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.framework.planning import Log, Plan, expected, fit, plan, read_log, sentences
+from onnx_net2net.model.staging import destination, stage
+
+
+def run(options: argparse.Namespace) -> int:
+    """Say when to grow."""
+    small = read_log(options.small)
+    if options.probe is None:
+        if options.picture:
+            raise BadInputError("a picture needs the log of the large network (--probe)")
+        return _without_probe(small, options)
+    large = read_log(options.probe)
+    found = plan(small, large, _budget(options.budget, large), options.ratio)
+    if options.json:
+        say_json({**asdict(found), "pays": found.pays})
+    else:
+        tell(sentences(found))
+    if options.picture:
+        _draw(options.picture, small, large, found)
+        if not options.json:
+            say(f"drew {options.picture}")
+    return 0
+
+
+def _without_probe(small: Log, options: argparse.Namespace) -> int:
+    """Say what follows from the small network alone."""
+    ratio = options.ratio or 1 / options.factor**2
+    said = expected(small, ratio, _budget(options.budget, None))
+    if options.json:
+        say_json({"ratio": ratio, "pays": None, "grow_at": list(said)})
+    else:
+        first, last = said
+        tell([
+            f"a step of the small network costs about {ratio:.2g} of one of the large network",
+            f"grow between step {first:,.0f} and step {last:,.0f} of the small network (20 to 35 % of the compute), "
+            "before its learning rate has decayed",
+            "whether that can pay, the log of a short run of the large network from scratch tells (--probe)",
+        ])  # fmt: skip
+    return 0
+
+
+def _budget(text: str, large: Log | None) -> float:
+    """Return a budget in steps of the large network."""
+    found = re.fullmatch(r"([0-9.eE+]+)\s*(steps|cost|flops|s)?", text)
+    try:
+        number = float(found[1]) if found else float("nan")
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise BadInputError(f"--budget {text!r} is neither a number of steps (20000) nor a cost (3e15flops)")
+    if found and found[2] not in (None, "steps"):
+        if large is None or large.cost is None:
+            raise BadInputError("a budget that is a cost needs a --probe with costs")
+        return number / large.cost
+    return number
+
+
+def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
+    """Draw losses against compute.
+
+    Raises:
+        BadInputError: If matplotlib is not installed, or does not know the kind of file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInputError("pictures need matplotlib (pip install 'onnx-net2net[plot]')") from error
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes: Any = figure.add_subplot()
+    for log, name, cost, color in ((small, "small", found.ratio, "tab:blue"), (large, "large", 1.0, "tab:orange")):
+        curve, steps = fit(log), np.geomspace(log.steps[0], found.budget / cost, 400)
+        axes.plot(log.steps * cost, log.losses, ".", ms=2, alpha=0.4, color=color)
+        axes.plot(steps * cost, curve.loss(steps), color=color, label=f"{name} network")
+    if found.pays:
+        after = np.linspace(0, found.after, 400)
+        spent = found.ratio * found.grow_at
+        axes.plot(spent + after, fit(large).loss(found.stands_for + after), color="tab:green", label="grown")
+        axes.axvline(spent, color="gray", ls=":", label=f"grow at step {found.grow_at:,.0f}")
+    axes.set(xscale="log", xlabel="compute, in steps of the large network", ylabel="loss")
+    axes.legend()
+    target = destination(path)
+    with stage(target) as staged:
+        try:
+            figure.savefig(staged.folder / target.name)
+        except ValueError as error:
+            raise BadInputError(f"{path} cannot be drawn: {one_line(error)}") from error
+        staged.commit(lambda: ([target.name], []))
+
+
+COMMAND = Command(
+    "plan", "say when to grow a network, and whether that can pay, from the logs of its training",
+    "small.jsonl --probe large.jsonl --budget 20000",
+    [
+        argument("small", type=Path, metavar="SMALL",
+                 help='log of the small network, a line {"step": 10, "loss": 2.5, "cost": 1e12} each; cost is all so far'),
+        argument("--probe", type=Path, metavar="LARGE", help="log of a short run of the large network from scratch"),
+        argument("--budget", required=True, metavar="N",
+                 help="all compute: steps of the large network (20000), or a cost in the unit of the logs (3e15flops)"),
+        argument("--ratio", type=float, help="cost of a step of the small network by that of the large one, "
+                 "if the logs do not tell"),
+        argument("--factor", type=float, default=2.0,
+                 help="without --probe: how many times as wide the large network is (default: 2)"),
+        argument("--picture", type=Path, metavar="FILE", help="draw losses against compute (.png, .svg, .pdf)"),
+        JSON,
+    ],
+    run,
+)  # fmt: skip
