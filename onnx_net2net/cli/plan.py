@@ -107,7 +107,7 @@ COMMAND = Command(
     "small.jsonl --probe large.jsonl --budget 20000",
     [
         argument("small", type=Path, metavar="SMALL",
-                 help='log of the small network, a line {"step": 10, "loss": 2.5, "cost": 1e12} each; cost is all so far'),
+                 help='log of the small network, a line {"step": 10, "loss": 2.5, "cost": 1e12} each (all so far)'),
         argument("--probe", type=Path, metavar="LARGE", help="log of a short run of the large network from scratch"),
         argument("--budget", required=True, metavar="N",
                  help="all compute: steps of the large network (20000), or a cost in the unit of the logs (3e15flops)"),

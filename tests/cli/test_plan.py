@@ -24,8 +24,8 @@ def test_a_plan_says_when_to_grow_and_what_that_saves(logs, capsys):
     assert main(["plan", small, "--probe", large, "--budget", "1200"]) == 0
     text = capsys.readouterr().out
     assert "grow at step" in text
-    assert "28% of the compute" in text
-    assert "at most 1.20 x" in text
+    assert "32% of the compute" in text
+    assert "at most 1.21 x" in text
 
 
 def test_a_budget_may_be_a_cost(logs, capsys):
