@@ -29,7 +29,6 @@ LONG = {
 
 UNTESTED = {
     "analysis/activations.py",
-    "analysis/layers.py",
     "rewrite/fills.py",
     "rewrite/rewrite.py",
     "rewrite/scaling.py",

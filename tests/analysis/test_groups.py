@@ -90,7 +90,8 @@ def test_a_dim_whose_growth_drags_a_fixed_one_along_does_not_grow() -> None:
 
 def test_dims_that_were_made_one_after_they_were_named_have_both_names() -> None:
     text = """(float[N, 6] x) => (float[N, 4] y) {
-        a = MatMul(x, "one.weight") r = Relu(a) b = MatMul(r, "two.weight") s = Relu(b) y = MatMul(s, "down.weight") }"""
+        a = MatMul(x, "one.weight") r = Relu(a) b = MatMul(r, "two.weight") s = Relu(b)
+        y = MatMul(s, "down.weight") }"""
     model = load(net(text, **{"one.weight": draw(6, 8), "two.weight": draw(8, 8), "down.weight": draw(8, 4)}))
     analysis = infer(model)
     names = name_dims(analysis, model.proto)
