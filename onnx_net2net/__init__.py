@@ -15,6 +15,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntimes write 
 from onnx_net2net.analysis.groups import Inspection, inspect
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
+from onnx_net2net.framework.refit import refit
+from onnx_net2net.framework.trainable import to_torch
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, deepen
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
@@ -40,6 +42,8 @@ __all__ = [
     "inspect",
     "load",
     "narrow",
+    "refit",
+    "to_torch",
     "transfer",
     "verify",
     "widen",

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnx_net2net.algebra.dims import Axes, Dim, leaf_set, leaves, resolve
+from onnx_net2net.algebra.dims import Dim, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.analysis.names import name_dims
 from onnx_net2net.analysis.padding import State, fillable, paddable
 from onnx_net2net.analysis.roles import role_dims
+from onnx_net2net.analysis.weights import weight_uses
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model, load
 
@@ -167,31 +168,10 @@ def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:
 
 
 def covered(analysis: Analysis, growth: Mapping[Dim, Map]) -> float:
-    """Return the share of the weight elements on a grown axis.
-
-    A constant is a weight if an operator sums over one of its axes, looks entries up in it or says nothing of it, or
-    if it shares a dim with such a one, as biases do: masks and lists of positions are none.
-    """
-    constants = list({id(use.constant): use for use in analysis.uses.values()}.values())
-    tables = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
-    matrices: list[Axes] = [use.axes for use in constants if leaf_set(*use.axes) & tables]
-    for number, said in analysis.said.items():
-        if said.closed:
-            sides = range(len(analysis.nodes[number].inputs))
-            matrices += [analysis.input_axes(number, i) or () for i in sides if analysis.is_derived(number, i)]
-    for number, index, contraction in analysis.weighings():
-        matrices.append((contraction.axis,))
-        if not all(analysis.is_derived(number, side) for side, _ in contraction.sides):
-            matrices.append(analysis.input_axes(number, index) or ())
-    weighty = {dim for axes in matrices for dim in leaf_set(*axes)}
+    """Return the share of the weight elements (see `analysis.weights`) on a grown axis."""
     total = grown = 0
-    for use in constants:
-        dims = leaf_set(*use.axes)
-        if analysis.sizes.dtype(use.constant.name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-            continue
-        if dims.isdisjoint(weighty):
-            continue
+    for use in weight_uses(analysis):
         elements = math.prod(axis.size for axis in use.axes)
         total += elements
-        grown += elements if any(dim in growth for dim in dims) else 0
+        grown += elements if any(dim in growth for dim in leaf_set(*use.axes)) else 0
     return grown / total if total else 0.0

@@ -1,0 +1,124 @@
+"""Trained weights back into the file that they were trained from: by name, with everything else as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.framework import files as statedict
+from onnx_net2net.framework.derivation import some
+from onnx_net2net.framework.files import StateDict, Stored
+from onnx_net2net.framework.parameters import Trained, trained_of
+from onnx_net2net.framework.returned import returned
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.model.tensors import make_stub, set_inline, stub_key
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+"""A state dict: a file, or what `state_dict()` returns."""
+
+
+def refit(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model, state_dict: Source, *, before: Source | None = None
+) -> Model:
+    """Put trained weights into a model in the place of its own.
+
+    Args:
+        model: The model that they were trained from.
+        state_dict: The weights, under the names that `to_torch` gives them: a file (.safetensors, .pt), or what
+            `state_dict()` returns.
+        before: If the weights are of a class of the user's own: its state dict as it was when the model had its
+            weights, that is as it was exported or as `checkpoint` wrote it. What its entries are in the model is found
+            by their values: some are transposed there, laid end to end, or folded into others.
+
+    Returns:
+        The model with these weights. Everything else is as it was: nodes, metadata and with them the record of how it
+        was grown, types, and whether weights lie in a file of their own.
+
+    Raises:
+        BadInputError: A file cannot be read, names are unknown or missing, or a shape or type is another one.
+        RefusedError: Weights of a class changed that the model has no place for.
+    """
+    loaded = load(model)
+    entries, files = _read(state_dict)
+    trained = trained_of(loaded).trained
+    if before is None:
+        found = _by_name(trained, entries)
+    else:
+        own, more = _read(before)
+        found, files = returned(loaded, trained, own, entries), [*files, *more]
+    return _replaced(loaded, found, files)
+
+
+def _read(source: Source) -> tuple[StateDict, list[Path]]:
+    """Return a state dict, and the files that it is read from later; tensors in memory are copied now."""
+    if not isinstance(source, Mapping):
+        return statedict.read(source), [Path(source)]
+    entries = statedict.from_torch(source)
+    return {name: _copied(stored) for name, stored in entries.items()}, []
+
+
+def _copied(stored: Stored) -> Stored:
+    values = np.array(stored.read())
+    return dataclasses.replace(stored, read=lambda: values)
+
+
+def _by_name(trained: tuple[Trained, ...], entries: StateDict) -> dict[int, Callable[[], Array]]:
+    """Return what each constant becomes, by its number among the tensors of the model."""
+    wanted = {one.name: one for one in trained}
+    unknown = [name for name in entries if name not in wanted]
+    missing = [name for name in wanted if name not in entries]
+    if unknown or missing:
+        parts = [f"the model has no {some(unknown)}"] if unknown else []
+        parts += [f"it has no {some(missing)}"] if missing else []
+        raise BadInputError(
+            f"the state dict is not that of to_torch(model): {'; '.join(parts)} (for a class of your own give the "
+            "state dict from before training, too: --before)"
+        )
+    for name, one in wanted.items():
+        stored = entries[name]
+        if stored.shape != one.shape:
+            raise BadInputError(f"{name} has the shape {list(stored.shape)}, in the model {list(one.shape)}")
+        if stored.dtype != one.dtype:
+            raise BadInputError(f"{name} is {stored.dtype}, in the model {one.dtype}; convert it first")
+    return {one.tensor: _finite(name, entries[name].read) for name, one in wanted.items()}
+
+
+def _finite(name: str, read: Callable[[], Array]) -> Callable[[], Array]:
+    values = read()
+    if not np.isfinite(values.astype(np.float32) if values.dtype.itemsize < 4 else values).all():
+        raise BadInputError(f"{name} has values that are not finite; the training diverged")
+    return read
+
+
+def _replaced(model: Model, found: Mapping[int, Callable[[], Array]], files: list[Path]) -> Model:
+    """Return a model with other values of some tensors, each of the same type and shape."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weights = dict(model.weights)
+    for number, tensor in enumerate(all_tensors(proto)):
+        if number not in found:
+            continue
+        weight = _weight(tensor, found[number])
+        if stub_key(tensor) is not None:
+            make_stub(tensor, weight, weights)
+        elif (content := weight.tobytes()) != model.tensor(tensor).tobytes():
+            set_inline(tensor, content)
+    alive = {stub_key(tensor) for tensor in all_tensors(proto)}
+    weights = {key: weight for key, weight in weights.items() if key in alive}
+    return dataclasses.replace(model, proto=proto, weights=weights, path=None, sources=(*model.sources, *files))
+
+
+def _weight(tensor: onnx.TensorProto, read: Callable[[], Array]) -> ir.LazyTensor:
+    """Return a weight that is read when it is written."""
+    kind, shape, name = ir.DataType(tensor.data_type), ir.Shape(tensor.dims), tensor.name
+    return ir.LazyTensor(lambda: ir.Tensor(read(), dtype=kind, name=name), kind, shape, name=name)
