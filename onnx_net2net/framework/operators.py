@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
+import torch
 from onnx2fx.op_registry import register_op, registry_context
 from onnx2fx.ops.control_flow import loop_op, scan_op
+from onnx2fx.ops.convolution import conv
 from onnx2fx.utils.attributes import get_attribute
 from torch import Tensor, nn
 from torch.nn import functional
@@ -68,16 +70,178 @@ def _batch_normalization(builder: Any, node: onnx.NodeProto) -> Any:
     return builder.call_module(name, [builder.get_value(name) for name in node.input[:5]])
 
 
+def _returned(builder: Any, node: onnx.NodeProto, made: Any) -> Any:
+    """Return what a tuple of results is to a node: the first of them if it has a single output."""
+    return made if len(node.output) > 1 else builder.call_function(operator.getitem, (made, 0))
+
+
 @_handles("Loop")
 def _loop(builder: Any, node: onnx.NodeProto) -> Any:
-    return _only(builder, node, loop_op(builder, node))
+    return _returned(builder, node, loop_op(builder, node))
 
 
 @_handles("Scan", since=9)
 def _scan(builder: Any, node: onnx.NodeProto) -> Any:
-    return _only(builder, node, scan_op(builder, node))
+    return _returned(builder, node, scan_op(builder, node))
 
 
-def _only(builder: Any, node: onnx.NodeProto, made: Any) -> Any:
-    """Return the output of a node whose module returns a tuple also of a single one."""
-    return made if len(node.output) > 1 else builder.call_function(operator.getitem, (made, 0))
+# --- Operators of onnxruntime's own (com.microsoft) ----------------------------------------------------------
+
+
+_MICROSOFT = "com.microsoft"
+
+
+def _optional(builder: Any, node: onnx.NodeProto, count: int) -> list[Any]:
+    """Return so many inputs of a node, None for those that it does not have."""
+    names = [*node.input, *[""] * count][:count]
+    return [builder.get_value(name) if name else None for name in names]
+
+
+def _attributes(node: onnx.NodeProto, **defaults: Any) -> dict[str, Any]:
+    """Return attributes of a node, by name."""
+    return {name: get_attribute(node, name, default) for name, default in defaults.items()}
+
+
+def _function(compute: Callable[..., Any], kind: str, count: int, several: bool = False, **defaults: Any) -> None:
+    """Let a function compute an operator of com.microsoft.
+
+    Args:
+        compute: Takes inputs, and attributes by name.
+        kind: The operator.
+        count: How many inputs it has at most.
+        several: Whether the function returns a tuple.
+        defaults: What attributes are where they are left out.
+    """
+
+    def handler(builder: Any, node: onnx.NodeProto) -> Any:
+        made = builder.call_function(compute, _optional(builder, node, count), _attributes(node, **defaults))
+        return _returned(builder, node, made) if several else made
+
+    _HANDLERS[_MICROSOFT, kind, 1] = handler
+
+
+def _gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return functional.gelu(x if bias is None else x + bias)
+
+
+def _fast_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor, alpha: float) -> Tensor:
+    return x * torch.sigmoid(alpha * x)
+
+
+def _fused_matmul(a: Tensor, b: Tensor, alpha: float, **turned: int) -> Tensor:
+    a, b = (x.movedim(0, -2) if turned[f"transBatch{name}"] else x for x, name in ((a, "A"), (b, "B")))
+    a, b = (x.transpose(-1, -2) if turned[f"trans{name}"] and x.dim() > 1 else x for x, name in ((a, "A"), (b, "B")))
+    return alpha * torch.matmul(a, b)
+
+
+def _skip_layer_norm(
+    x: Tensor, skip: Tensor, scale: Tensor, shift: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Any, ...]:
+    total = x + skip if bias is None else x + skip + bias
+    return functional.layer_norm(total, total.shape[-1:], scale, shift, epsilon), None, None, total
+
+
+def _skip_rms_norm(x: Tensor, skip: Tensor, scale: Tensor, bias: Tensor | None, epsilon: float) -> tuple[Any, ...]:
+    total = x + skip if bias is None else x + skip + bias
+    return functional.rms_norm(total, total.shape[-1:], scale, epsilon), None, None, total
+
+
+def _attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, past: Tensor | None, more: Tensor | None,
+    num_heads: int, unidirectional: int, scale: float | None, mask_filter_value: float,
+    qkv_hidden_sizes: list[int] | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    made = x @ weight if bias is None else x @ weight + bias
+    sizes = qkv_hidden_sizes or [made.shape[-1] // 3] * 3
+    q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in made.split(list(sizes), -1))
+    if past is not None:
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+    present = torch.stack([k, v]) if k.shape == v.shape else k
+    scores = (q @ k.transpose(-1, -2)) * (scale or q.shape[-1] ** -0.5)
+    here, there = scores.shape[-2:]
+    if unidirectional:
+        later = torch.ones(here, there, dtype=torch.bool, device=x.device).triu(there - here + 1)
+        scores = scores.masked_fill(later, mask_filter_value)
+    if mask is not None:
+        scores = scores + _added(mask, here, there).to(scores.dtype) * mask_filter_value
+    if more is not None:
+        scores = scores + more
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), present
+
+
+def _added(mask: Tensor, here: int, there: int) -> Tensor:
+    """Return 1 where a mask hides a place, laid out as the scores."""
+    if mask.dim() == 1:  # lengths
+        return (torch.arange(there, device=mask.device) >= mask[:, None])[:, None, None]
+    hidden = 1 - mask
+    if mask.dim() == 4:
+        return hidden[:, :, :here, :there]
+    return hidden[:, None] if mask.dim() == 3 else hidden[:, None, None]
+
+
+_function(_gelu, "Gelu", 1)
+_function(_gelu, "BiasGelu", 2)
+_function(_fast_gelu, "FastGelu", 2)
+_function(_quick_gelu, "QuickGelu", 1, alpha=1.702)
+_function(_fused_matmul, "FusedMatMul", 2, alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0)
+_function(_skip_layer_norm, "SkipLayerNormalization", 5, True, epsilon=1e-12)
+_function(_skip_rms_norm, "SkipSimplifiedLayerNormalization", 4, True, epsilon=1e-12)
+_function(_attention, "Attention", 6, True, num_heads=1, unidirectional=0, scale=None, mask_filter_value=-10000.0,
+          qkv_hidden_sizes=None)  # fmt: skip
+
+
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "Relu": functional.relu,
+    "Tanh": torch.tanh,
+    "Sigmoid": torch.sigmoid,
+    "LeakyRelu": functional.leaky_relu,
+    "Clip": torch.clamp,
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
+}
+
+
+@_handles("FusedConv", _MICROSOFT)
+def _fused_conv(builder: Any, node: onnx.NodeProto) -> Any:
+    made = conv(builder, node)
+    if len(node.input) > 3 and node.input[3]:
+        made = builder.call_function(torch.add, (made, builder.get_value(node.input[3])))
+    kind = get_attribute(node, "activation", "")
+    if not kind:
+        return made
+    return builder.call_function(_ACTIVATIONS[kind], (made, *get_attribute(node, "activation_params", [])))
+
+
+def _experts(
+    x: Tensor, router: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None,
+    k: int, activation_type: str, normalize_routing_weights: int, swiglu_fusion: int, activation_alpha: float,
+    activation_beta: float, swiglu_limit: float | None,
+) -> Tensor:  # fmt: skip
+    tokens = x.reshape(-1, x.shape[-1])
+    chosen, places = router.softmax(-1).topk(k, -1)
+    if normalize_routing_weights:
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+    share = torch.zeros_like(router).scatter(-1, places, chosen)
+    inner = torch.einsum("th,eih->tei", tokens, first)
+    inner = inner if first_bias is None else inner + first_bias
+    if activation_type == "swiglu":
+        gate, up = (inner[..., ::2], inner[..., 1::2]) if swiglu_fusion == 1 else inner.chunk(2, -1)
+        if swiglu_limit is not None:
+            gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
+        inner = gate * torch.sigmoid(activation_alpha * gate) * (up + activation_beta)
+    else:
+        inner = _EXPERT_ACTIVATIONS[activation_type](inner)
+    made = torch.einsum("tei,ehi->teh", inner, second)
+    made = made if second_bias is None else made + second_bias
+    return torch.einsum("te,teh->th", share, made).reshape(x.shape)
+
+
+_EXPERT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu, "identity": lambda x: x,
+}  # fmt: skip
+
+_function(_experts, "MoE", 6, k=1, activation_type="relu", normalize_routing_weights=0, swiglu_fusion=0,
+          activation_alpha=1.0, activation_beta=0.0, swiglu_limit=None)  # fmt: skip

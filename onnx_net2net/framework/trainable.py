@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -69,6 +71,7 @@ def check_module(
         BadInputError: onnxruntime does not run the model.
         NotEquivalentError: The module computes something else, or fails.
     """
-    found = compare_models(model, ModuleRunner(module, model), data=data, seed=seed)
+    with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints the code of a module that fails
+        found = compare_models(model, ModuleRunner(module, model), data=data, seed=seed)
     if any(report.different_fraction for report in found.outputs):
         raise NotEquivalentError(f"the module does not compute what onnxruntime does: {found}")
