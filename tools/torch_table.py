@@ -102,15 +102,16 @@ def _run(path: Path, steps: int, result: Result) -> None:
     module = to_torch(model)
     result.seconds = time.perf_counter() - started
     inputs = _inputs(model)
+    result.weights = sum(value.numel() for value in module.parameters())
     result.learning = _learning(module, inputs)
     if steps:
-        _train(module, inputs, steps, result)
+        _train(module, inputs[0], steps, result)
         _check_refit(model, module)
     result.status = "equal"
 
 
-def _inputs(model: Model) -> list[torch.Tensor]:
-    """Return inputs that onnxruntime accepts."""
+def _inputs(model: Model) -> list[list[torch.Tensor]]:
+    """Return some sets of inputs that onnxruntime accepts."""
     from onnx_net2net.framework.files import to_torch as tensor
     from onnx_net2net.run.inputs import accepted, draw, input_specs
     from onnx_net2net.run.session import LEVELS, Runner, provider_name
@@ -119,8 +120,8 @@ def _inputs(model: Model) -> list[torch.Tensor]:
     with model.on_disk() as path:
         runner = Runner(path, LEVELS[0], provider=provider_name("cpu"))
         binding = accepted(specs, runner, rng, wanted=1)[0]
-    feeds = draw(specs, binding, rng)
-    return [tensor(feeds[spec.name]) for spec in specs]
+    drawn = [draw(specs, binding, rng) for _ in range(3)]
+    return [[tensor(feeds[spec.name]) for spec in specs] for feeds in drawn]
 
 
 def _loss(outputs: Any) -> torch.Tensor:
@@ -137,9 +138,10 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
     return [one for value in outputs for one in _flat(value)] if isinstance(outputs, list | tuple) else [outputs]
 
 
-def _learning(module: torch.nn.Module, inputs: list[torch.Tensor]) -> int:
+def _learning(module: torch.nn.Module, inputs: list[list[torch.Tensor]]) -> int:
     """Return the elements of the parameters that have a gradient other than zero somewhere."""
-    _loss(module(*inputs)).backward()
+    for given in inputs:
+        _loss(module(*given)).backward()
     found = [value for value in module.parameters() if value.grad is not None and bool((value.grad != 0).any())]
     module.zero_grad()
     return sum(value.numel() for value in found)

@@ -33,23 +33,21 @@ def convert(plain: Plain) -> fx.GraphModule:
     with registered():
         _check_operators(plain.model.proto)
         module = _Builder(plain.model).build()
+    module.graph.eliminate_dead_code()
     readers = {node.target: node for node in module.graph.nodes if node.op == "get_attr"}
-    for name, node in readers.items():
-        if not node.users:
-            module.graph.erase_node(node)
-            delattr(module, name)
     for one in plain.trained:
-        found = [name for name in plain.places[one.name] if name in readers and readers[name].users]
-        values = [_taken(module, name) for name in found]
-        for name in found:
-            readers[name].target = one.name
-        if values:
-            _put(module, one.name, values[0], one.kind == "parameter")
+        places = plain.places[one.name]
+        values = [_taken(module, name) for name in places]
+        read = [readers[name] for name in places if name in readers]
+        for node in read:
+            node.target = one.name
+        _put(module, one.name, values[0], one.kind == "parameter" and bool(read))
     own = {one.name for one in plain.trained}
     for name, value in list(module.named_buffers(recurse=False)):
         if name not in own:
             delattr(module, name)
-            module.register_buffer(name, value, persistent=False)
+            if name in readers:
+                module.register_buffer(name, value, persistent=False)
     _thaw(module, {one.name for one in plain.trained if one.kind == "statistic"})
     module.meta["onnx"] = {one.name: one.constant for one in plain.trained}
     module.recompile()
@@ -82,7 +80,8 @@ def _thaw(module: fx.GraphModule, statistics: set[str]) -> None:
     for node in module.graph.nodes:
         norm = module.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(norm, BatchNorm):
-            norm.is_frozen = not all(arg.target in statistics and len(arg.users) == 1 for arg in node.args[3:5])
+            own = [arg.target in statistics and len(arg.users) == 1 for arg in node.args[3:5]]
+            norm.is_frozen = not own or not all(own)
 
 
 def _check_operators(proto: onnx.ModelProto) -> None:

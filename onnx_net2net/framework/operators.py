@@ -51,14 +51,15 @@ class BatchNorm(nn.Module):  # type: ignore[misc]
         is_frozen: Whether training neither uses nor updates statistics of the batch.
     """
 
-    def __init__(self, epsilon: float, momentum: float, always: bool) -> None:
-        """Make one; `always` tells whether it uses statistics of the batch, whatever the mode."""
+    def __init__(self, epsilon: float, momentum: float) -> None:
         super().__init__()
-        self.epsilon, self.momentum, self.always, self.is_frozen = epsilon, momentum, always, True
+        self.epsilon, self.momentum, self.is_frozen = epsilon, momentum, True
 
-    def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor | None = None, variance: Tensor | None = None
+    ) -> Tensor:
         """Normalise each channel by the statistics, or by those of the batch, which then move the others in place."""
-        if self.always:  # weights are standardised so
+        if mean is None or variance is None:
             return functional.batch_norm(x, None, None, scale, bias, True, 0.0, self.epsilon)
         by_batch = self.training and not self.is_frozen
         if not by_batch:
@@ -68,10 +69,11 @@ class BatchNorm(nn.Module):  # type: ignore[misc]
 
 @_handles("BatchNormalization")
 def _batch_normalization(builder: Any, node: onnx.NodeProto) -> Any:
-    given = _attributes(node, epsilon=1e-5, momentum=0.9, training_mode=0)
-    module = BatchNorm(given["epsilon"], 1 - given["momentum"], bool(given["training_mode"]))
+    module = BatchNorm(get_attribute(node, "epsilon", 1e-5), 1 - get_attribute(node, "momentum", 0.9))
     name = builder.register_submodule(node.output[0], module)
-    return builder.call_module(name, [builder.get_value(name) for name in node.input[:5]])
+    # In training mode, as weights are standardised by it, it does not read the statistics.
+    count = 3 if get_attribute(node, "training_mode", 0) else 5
+    return builder.call_module(name, [builder.get_value(name) for name in node.input[:count]])
 
 
 def _returned(builder: Any, node: onnx.NodeProto, made: Any) -> Any:
