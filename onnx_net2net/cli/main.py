@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, plan.
+"""The command line: inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused, 128 + N stopped by signal N; a command that exits with 1, 2 or 3 has
@@ -21,7 +21,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onnx_net2net.cli import checkpoint, deepen, inspect, narrow, plan, replay, similarity, transfer, verify, widen
+from onnx_net2net.cli import (
+    checkpoint,
+    deepen,
+    inspect,
+    narrow,
+    plan,
+    refit,
+    replay,
+    similarity,
+    transfer,
+    verify,
+    widen,
+)
 from onnx_net2net.cli.options import Parser
 from onnx_net2net.cli.output import complain, say
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
@@ -29,8 +41,8 @@ from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
 from onnx_net2net.run.session import check_runs
 
-_COMMANDS = [module.COMMAND for module in
-             (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, plan)]  # fmt: skip
+_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan)
+_COMMANDS = [module.COMMAND for module in _MODULES]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.framework.module import ModuleRunner
 from onnx_net2net.framework.parameters import trained_of
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.proof.verify import compare_models
+from onnx_net2net.proof.models import compare_models
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,36 @@
+"""The command `refit`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onnx_net2net.cli.options import Command, argument
+from onnx_net2net.cli.output import progress_bar
+from onnx_net2net.cli.student import say_written
+from onnx_net2net.framework.refit import refit
+
+
+def run(options: argparse.Namespace) -> int:
+    """Put trained weights back into a model."""
+    trained = refit(options.model, options.state_dict, before=options.before)
+    with progress_bar() as progress:
+        trained.save(options.output, progress=progress)
+    say_written(options, options.output)
+    return 0
+
+
+COMMAND = Command(
+    "refit", "put trained weights back into the model that they were trained from",
+    "student.onnx --state-dict trained.safetensors -o trained.onnx",
+    [
+        argument("model", type=Path, metavar="MODEL"),
+        argument("--state-dict", type=Path, metavar="FILE", required=True,
+                 help="the weights, under the names of onnx_net2net.to_torch (.safetensors, .pt)"),
+        argument("--before", type=Path, metavar="FILE",
+                 help="where the weights are of a class of your own: its state dict as it was when the model had its "
+                 "weights"),
+        argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
+    ],
+    run,
+)  # fmt: skip
