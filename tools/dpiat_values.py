@@ -19,6 +19,7 @@ from torch import nn
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.dpiat.dpiat import elements_of, similarity
 from onnx_net2net.operations.transfer.dpiat.elements import Element, Layer, Scored, Tree, standardized
+from onnx_net2net.operations.transfer.networks import Network
 
 SCORED = [f"{kind}{n}d" for kind in ("Conv", "ConvTranspose", "BatchNorm") for n in (1, 2, 3)] + ["Linear"]
 
@@ -90,7 +91,7 @@ def exported(module: nn.Module, folder: Path) -> Scored:
     side = 32 if isinstance(module, Resnet) else 224
     torch.onnx.export(module, (torch.randn(1, 3, side, side),), path, dynamo=False, do_constant_folding=False,
                       training=torch.onnx.TrainingMode.PRESERVE)  # fmt: skip
-    return Scored(load(path))
+    return Scored(Network(load(path)))
 
 
 def main() -> None:

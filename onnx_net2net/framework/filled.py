@@ -24,8 +24,8 @@ from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.derivation import nearness
 from onnx_net2net.framework.folded import match_folded
 from onnx_net2net.framework.match import Constant, Match, Piece, constants_of, match, match_parts, single
-from onnx_net2net.operations.transfer.fill import Source
 from onnx_net2net.operations.transfer.transfer import Transfer
+from onnx_net2net.operations.transfer.values import Source
 
 
 @dataclass(frozen=True)

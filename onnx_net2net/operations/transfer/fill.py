@@ -3,69 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from onnx_net2net.algebra.clipping import clip
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
 from onnx_net2net.operations.transfer.differences import Table
 from onnx_net2net.operations.transfer.fit import Fit
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, Use
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment
 from onnx_net2net.operations.transfer.networks import Compute, Networks
 from onnx_net2net.operations.transfer.numbers import Number
-from onnx_net2net.rewrite.rewrite import shown_name
+from onnx_net2net.operations.transfer.values import Values, real
 
 _NOTHING = 1e-8
 """An epsilon beside which a variance of 1 is 1 in single precision."""
 
 Places = np.ndarray
 """A boolean for each place of an axis: whether the teacher has it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the values of a tensor of the target came from.
-
-    Attributes:
-        name: The tensor.
-        shape: Its shape.
-        origin: "teacher", "reconstructed" (the teacher's, fitted to what it makes of examples), "identity" (a layer or
-            normalisation that does nothing), "zero", "measured" or "kept".
-        teacher: The teacher's tensor, "" if there is none.
-        target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
-        scopes: The modules of the nodes that read it, "" where the file does not tell.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    origin: str
-    teacher: str = ""
-    target: str = ""
-    scopes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Write:
-    """New values for one use of a constant.
-
-    Attributes:
-        key: What is the same for equal values.
-        compute: What computes them, in the constant's own order.
-        origin: Where they come from, as in `Source`.
-        teacher: The teacher's tensor.
-    """
-
-    key: tuple[object, ...]
-    compute: Compute
-    origin: str
-    teacher: str = ""
 
 
 Changes = dict[tuple[int, str], Array]
@@ -82,16 +40,15 @@ class Filling:
         changes: What is added to parameters at the moment at which values are computed; None if nothing ever is.
 
     Attributes:
+        values: The values so far.
         kept: Modules that keep what they had, if there may be changes.
     """
 
     def __init__(self, networks: Networks, fit: Fit, changes: Changes | None = None) -> None:
         self._networks, self._target = networks, networks.target
         self._fit = fit
-        analysis = networks.target.analysis
         self._changes = changes
-        self._initial = {key: analysis.draft.reader(use.constant) for key, use in analysis.uses.items()}
-        self._writes: dict[Use, _Write] = {}
+        self.values = Values(networks.target)
         self.kept: list[Module] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------
@@ -156,14 +113,14 @@ class Filling:
             if grown and grown[axis] == int(places.sum()):
                 grown[axis] = len(places)
         wanted = self._target.shape(parameter)
-        if grown and zeros is None and _real(grown) != _real(wanted):
+        if grown and zeros is None and real(grown) != real(wanted):
             self._misfit(module, what, grown, wanted)
         key = "teacher", id(constant), parameter.order, converted
         self._write(parameter, key, values, "teacher", constant.name if constant is not None else "")
 
     def _is_same_kind(self, constant: Constant | None, parameter: Parameter) -> bool:
         """Tell whether both constants hold floats, or both integers of one type."""
-        own = self._target.analysis.uses[parameter.use].constant
+        own = self.values.constant(parameter.use)
         if constant is None or (self._networks.teacher.is_float(constant) and self._target.is_float(own)):
             return True
         return self._networks.teacher.dtype(constant) == self._target.dtype(own)
@@ -171,7 +128,7 @@ class Filling:
     def _misfit(self, module: Module, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
         """Note once that a module is filled in part."""
         if not any(obstacle.place == module.name for obstacle in self._networks.obstacles):
-            texts = [" x ".join(map(str, _real(shape))) for shape in (wanted, grown)]
+            texts = [" x ".join(map(str, real(shape))) for shape in (wanted, grown)]
             reason = f"its {what} of {texts[0]} is filled in part, from one of {texts[1]}"
             self._networks.hinder(module.name, reason)
 
@@ -187,7 +144,7 @@ class Filling:
 
     def _spread(self, values: Array, parameter: Parameter, parts: list[tuple[int, Places]], zero: bool) -> Array:
         """Put values where the teacher has them; the other places are not read, or keep what they had."""
-        initial = np.array(parameter.common(self._initial[parameter.use]()))
+        initial = np.array(self.values.initial(parameter))
         for axis, places in parts:
             if values.shape[axis] != int(places.sum()):
                 return values
@@ -201,28 +158,12 @@ class Filling:
     def _write(
         self, parameter: Parameter, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = ""
     ) -> None:
-        """Write values in the common order; of those of another shape the middle."""
-        constant = self._target.analysis.uses[parameter.use].constant
-        shape, kind, wanted = tuple(constant.shape), self._target.dtype(constant), self._target.shape(parameter)
-
-        def values() -> Array:
-            made = compute()
-            if made.size == math.prod(wanted) and _real(made.shape) == _real(wanted):
-                made = made.reshape(wanted)
-            else:
-                initial = np.array(parameter.common(self._initial[parameter.use]()))
-                made = clip(made, initial) if made.ndim == initial.ndim else initial
-            if factors is not None:
-                made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
-            return parameter.own(made, shape).astype(kind, copy=False)
-
-        factors = self._fit.factors.get(parameter.use)
-        self._writes[parameter.use] = _Write((*key, id(factors)), values, origin, teacher)
+        self.values.put(parameter, key, compute, origin, teacher, self._fit.factors.get(parameter.use))
 
     def copy(self, number: Number) -> None:
         """Give a single number the teacher's value, if the target stores it as a parameter."""
         if number.is_stored:
-            self._fill_with(number.use, number.old, "teacher", number.teacher)
+            self.values.fill(number.use, number.old, "teacher", number.teacher)
         else:
             node = self._target.nodes[number.use[0]]
             reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
@@ -231,7 +172,8 @@ class Filling:
     def copy_table(self, table: Table) -> None:
         """Give a mask or a list of places the teacher's values, if it is no parameter of a module."""
         key = "table", table.teacher, table.use
-        self._writes.setdefault(table.use, _Write(key, table.read, "teacher", table.teacher))
+        if not self.values.has(table.use):
+            self.values.set(table.use, key, table.read, "teacher", table.teacher)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 
@@ -244,7 +186,7 @@ class Filling:
                 self._keep(segment.modules)
                 return
             for use in segment.block.zeroed:
-                self._fill_with(use, 0.0, "zero")
+                self.values.fill(use, 0.0, "zero")
             return
         (module,) = segment.modules
         if module.neutral:
@@ -273,13 +215,8 @@ class Filling:
             self.kept.append(module)
             for what in module.parameters.keys() & {"mean", "variance"}:
                 parameter = module.parameters[what]
-                read = self._changed(module, what, partial(parameter.common, self._initial[parameter.use]()))
+                read = self._changed(module, what, partial(self.values.initial, parameter))
                 self._write(parameter, ("kept", parameter.use), read, "kept")
-
-    def _fill_with(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
-        constant = self._target.analysis.uses[use].constant
-        shape, kind = tuple(constant.shape), self._target.dtype(constant)
-        self._writes[use] = _Write((origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
     def _make_identity(self, module: Module) -> None:
         """Make a layer an identity, and let its normalisation undo itself."""
@@ -296,48 +233,4 @@ class Filling:
         values = {"scale": math.sqrt(1 + epsilon), "variance": 1.0}
         for what, parameter in module.parameters.items():
             if what != "weight":
-                self._fill_with(parameter.use, values.get(what, 0.0), "identity")
-
-    # -- writing -----------------------------------------------------------------------------------------------
-
-    def write(self) -> Iterator[Source]:
-        """Put all values into the target's draft; constants that several nodes read in different ways are parted."""
-        nodes = self._target.nodes
-        for uses in self._target.analysis.readings():
-            constant, keys = uses[0].constant, [(use.node, use.input) for use in uses]
-            parted: dict[object, list[Use]] = {}
-            values = [key for key in keys if nodes[key[0]].op not in ("Shape", "Size")]  # the shape stays
-            for key in values or keys:
-                parted.setdefault(self._writes[key].key if key in self._writes else None, []).append(key)
-            is_float = self._target.is_float(constant) and math.prod(constant.shape) > 1
-            first, shape = keys[0], tuple(constant.shape)
-            name = shown_name(nodes[first[0]].inputs[first[1]])  # that of a Constant node has none of its own
-            for position, (what, readers) in enumerate(
-                sorted(parted.items(), key=lambda segment: segment[0] is not None)
-            ):
-                if what is not None:
-                    write = self._writes[readers[0]]
-                    own = self._replace(constant, name, write.compute, readers if position else ())
-                    yield Source(own, shape, write.origin, write.teacher, name, self._scopes(readers))
-                elif is_float:
-                    yield Source(name, shape, "kept", "", name, self._scopes(readers))
-
-    def _replace(self, constant: Constant, name: str, compute: Compute, parted: Sequence[Use]) -> str:
-        """Give a constant new values, or those of its readers that are to have other ones; return the name."""
-        draft, shape = self._target.analysis.draft, tuple(constant.shape)
-        if not parted:
-            draft.replace(constant, shape, compute)
-            return name
-        kind = draft.type_of(constant)
-        own = draft.lazy_constant(f"{name}_own", kind, shape, compute, like=constant)
-        for node, index in parted:
-            self._target.nodes[node].inputs[index] = own
-        return str(own.name)
-
-    def _scopes(self, readers: Sequence[Use]) -> tuple[str, ...]:
-        nodes = self._target.opened.model.proto.graph.node
-        return tuple(scope_of(nodes[number]) for number, _ in readers)
-
-
-def _real(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size > 1)
+                self.values.fill(parameter.use, values.get(what, 0.0), "identity")

@@ -15,14 +15,13 @@ import onnx
 from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import paused_gc
-from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.dpiat import dpiat
 from onnx_net2net.operations.transfer.dpiat.elements import Scored
-from onnx_net2net.operations.transfer.modules import segments_of
+from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.operations.transfer.transfer import transfer
 from onnx_net2net.run.inputs import accepted, draw, input_specs
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
@@ -82,28 +81,23 @@ def similarities(
     sink = load(target)
     found = []
     with paused_gc():
-        wanted = _Network(sink)
+        wanted = Network(sink)
         for source in map(load, sources):
-            given = _Network(source)
+            given = Network(source)
             alike = None
             common = overlap(given.analysis, wanted.analysis, align(given.segments, wanted.segments))
-            kept, filled = (min(1.0, common / max(network.elements, 1)) for network in (given, wanted))
+            kept, filled = (min(1.0, common / max(_elements(network), 1)) for network in (given, wanted))
             with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
-                alike = dpiat.similarity(*dpiat.elements_of(given.scored, wanted.scored))
+                alike = dpiat.similarity(*dpiat.elements_of(Scored(given), Scored(wanted)))
             measured = agreement(source, sink) if measure == "agreement" else None
             found.append(Similarity(_name(source), kept, filled, alike, measured))
     return sorted(found, key=lambda one: (getattr(one, measure) or 0.0, one.filled), reverse=True)
 
 
-class _Network:
-    """What is read of each network."""
-
-    def __init__(self, model: Model) -> None:
-        flat = open_bodies(model).model
-        self.scored = Scored(flat)
-        self.analysis = infer(flat)
-        self.segments = segments_of(self.analysis, flat.proto)
-        self.elements = sum(math.prod(constant.shape) for constant, _ in self.scored.constants)
+def _elements(network: Network) -> int:
+    """Return the number of the parameters, all constants of floats that are more than single numbers."""
+    constants = [uses[0].constant for uses in network.analysis.readings()]
+    return sum(math.prod(one.shape) for one in constants if network.is_float(one) and math.prod(one.shape) > 1)
 
 
 def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:

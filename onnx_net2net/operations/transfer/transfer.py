@@ -31,12 +31,13 @@ from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.differences import differences, different_tables
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
-from onnx_net2net.operations.transfer.fill import Changes, Filling, Source
+from onnx_net2net.operations.transfer.fill import Changes, Filling
 from onnx_net2net.operations.transfer.fit import fit
 from onnx_net2net.operations.transfer.grouping import regrouped
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
 from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers
+from onnx_net2net.operations.transfer.values import Source
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
@@ -231,7 +232,7 @@ def _transfer(
         filling.copy_table(table)
     for segment in found.added:
         filling.silence(segment)
-    sources = list(filling.write())
+    sources = list(filling.values.write())
     doubts = tuple(differences(networks, partner))
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip

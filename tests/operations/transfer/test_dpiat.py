@@ -20,6 +20,7 @@ from onnx_net2net.cli.main import main
 from onnx_net2net.model.history import history
 from onnx_net2net.operations.transfer.dpiat.dpiat import Matcher, best_scores, elements_of, similarity, transfer_dpiat
 from onnx_net2net.operations.transfer.dpiat.elements import Layer, Scored, layers_of, standardized, swapped
+from onnx_net2net.operations.transfer.networks import Network
 
 
 def draw(*shape, seed=0):
@@ -197,7 +198,8 @@ def residual(width, seed, kernel=3, classes=5, ones=False):
         values |= {f"{name}_{i}": (width,) for name in "stmv"}
     tensors = {name: draw(*shape, seed=seed) for name, shape in values.items()}
     tensors |= {name: np.abs(tensor) + 1 for name, tensor in tensors.items() if name[0] == "v"}
-    return net(RESIDUAL.replace("[N, 5]", f"[N, {classes}]"), **tensors)
+    pads = str([kernel // 2] * 4)
+    return net(RESIDUAL.replace("[N, 5]", f"[N, {classes}]").replace("[1, 1, 1, 1]", pads), **tensors)
 
 
 def kinds(elements):
@@ -205,7 +207,7 @@ def kinds(elements):
 
 
 def test_blocks_of_a_graph_are_what_residual_sums_close_and_gates_are_none():
-    elements = Scored(load(residual(8, 0))).elements()
+    elements = Scored(Network(load(residual(8, 0)))).elements()
     block = ["Conv2d", "BatchNorm2d", None, "Conv2d", "BatchNorm2d"]
     assert kinds(elements) == ["Conv2d", "BatchNorm2d", None, block, None, "Linear"]
 
@@ -216,7 +218,7 @@ def test_masks_and_sizes_lead_around_no_block():
         r = Reshape(u, shape) c = MatMul(r, one_1) d = Relu(c) e = MatMul(d, two_1) n = Mul(e, mask) y = Add(n, r)
     }"""
     names = ("one", "two", "one_1", "two_1")
-    elements = Scored(load(net(text, **{name: draw(4, 4, seed=i) for i, name in enumerate(names)}))).elements()
+    elements = Scored(Network(load(net(text, **{name: draw(4, 4, seed=i) for i, name in enumerate(names)})))).elements()
     assert kinds(elements) == ["Linear", None, "Linear", None, ["Linear", None, "Linear", None]]
 
 
@@ -233,7 +235,7 @@ def test_names_of_modules_tell_the_tree():
         node.input[:] = [name.replace("_", ".") for name in node.input]
         if node.op_type == "Relu":
             node.name = f"/stage/stage.{int(node.input[0] == 'c')}/act/Relu"
-    scored = Scored(load(proto))
+    scored = Scored(Network(load(proto)))
     block = ["Linear", None, "Linear"]
     assert kinds(standardized(scored.tree())) == [block, block, "Linear"]
     assert kinds(scored.elements()) == ["Linear", None, "Linear", "Linear", None, "Linear", "Linear"]
@@ -399,7 +401,7 @@ def test_values_of_exported_residual_networks(tmp_path, dynamo):
             else {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
         )
         torch.onnx.export(network, (torch.randn(1, 3, 16, 16),), tmp_path / "model.onnx", dynamo=dynamo, **options)
-        return Scored(load(tmp_path / "model.onnx"))
+        return Scored(Network(load(tmp_path / "model.onnx")))
 
     one = exported(2, 16)
     assert len(standardized(one.tree())) == 14

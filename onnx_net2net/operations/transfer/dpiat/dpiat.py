@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TypeAlias
@@ -22,13 +22,20 @@ import onnx
 from onnx_net2net.algebra.clipping import clip
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.operations.transfer.dpiat.elements import Element, Layer, Scored, Slot, layers_of, standardized
-from onnx_net2net.operations.transfer.fill import Source
-from onnx_net2net.operations.transfer.networks import Obstacle
+from onnx_net2net.operations.transfer.dpiat.elements import (
+    Element,
+    Layer,
+    Scored,
+    Weight,
+    layers_of,
+    standardized,
+    swapped,
+)  # fmt: skip
+from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle
 from onnx_net2net.operations.transfer.transfer import Transfer, check_interfaces
+from onnx_net2net.operations.transfer.values import Values
 
 Pair: TypeAlias = tuple[Layer, Layer]
 """A layer of the source and the layer of the target that it is copied to."""
@@ -198,14 +205,17 @@ class Copy:
     """A weight or bias that was copied.
 
     Attributes:
-        source: Where it is in the teacher.
-        target: Where it is in the target.
-        name: The tensor of the student.
+        source: The teacher's.
+        target: The target's.
     """
 
-    source: Slot
-    target: Slot
-    name: str
+    source: Weight
+    target: Weight
+
+    @property
+    def name(self) -> str:
+        """The tensor of the target."""
+        return self.target.name
 
     @property
     def filled(self) -> int:
@@ -251,22 +261,26 @@ def transfer_dpiat(
     """
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
-    opened = open_bodies(new)
-    source, sink = Scored(open_bodies(old).model), Scored(opened.model)
-    one, other = elements_of(source, sink)
+    networks = Networks(Network(old), Network(new))
+    one, other = elements_of(*map(Scored, networks))
     pairs = Matcher().pairs(one, other)
     if not pairs:
         raise RefusedError(f"DPIAT matches no layer: the teacher has {_kinds(one)}, the target {_kinds(other)}")
-    copies = [copy for pair in pairs for copy in _copy(source, sink, *pair)]
+    values = Values(networks.target)
+    both = [pair for old, new in pairs for pair in ((old.weight, new.weight), (old.bias, new.bias))]
+    copies = [Copy(given, taken) for given, taken in both if given is not None and taken is not None]
+    for copy in copies:
+        _copy(networks, values, copy)
+    sources = tuple(values.write())
+    opened = networks.target.opened
     record = {
         "operation": "transfer", "method": "dpiat", "version": version("onnx-net2net"), "teacher": fingerprint(old),
         "filled": fingerprint(new), **opened.notes(),
     }  # fmt: skip
-    student = opened.close(sink.draft.finish({HISTORY: json.dumps([*history(old), record])}))
-    return DpiatTransfer(
-        old, new, student, tuple(_sources(sink, copies)), (INEXACT,), 0, similarity(one, other), tuple(pairs),
-        tuple(copies),
-    )  # fmt: skip
+    metadata = {HISTORY: json.dumps([*history(old), record])}
+    student = opened.close(networks.target.analysis.draft.finish(metadata))
+    alike = similarity(one, other)
+    return DpiatTransfer(old, new, student, sources, (INEXACT,), 0, alike, tuple(pairs), tuple(copies))
 
 
 def elements_of(source: Scored, target: Scored) -> tuple[list[Element], list[Element]]:
@@ -281,30 +295,15 @@ def _kinds(elements: Sequence[Element]) -> str:
     return ", ".join(sorted({layer.kind for layer in layers_of(elements)})) or "none that DPIAT knows"
 
 
-def _copy(source: Scored, target: Scored, old: Layer, new: Layer) -> Iterator[Copy]:
-    """Copy weight and bias, as far as both have them."""
-    for given, taken in ((old.weight, new.weight), (old.bias, new.bias)):
-        if given is not None and taken is not None:
-            yield Copy(given, taken, target.write(taken, _clipped(source, target, given, taken)))
+def _copy(networks: Networks, values: Values, copy: Copy) -> None:
+    """Give the target's weight the teacher's values where the two overlap."""
+    given, taken = copy.source, copy.target
+    read, factor = networks.teacher.reader(given.parameter), given.factor / taken.factor
+    assert read is not None  # nothing has been grown
 
+    def compute() -> Array:
+        own, old = taken.turned(values.initial(taken.parameter)), given.turned(read())
+        made = clip(old if factor == 1 else old * np.asarray(factor, old.dtype), own)
+        return swapped(made, taken.groups) if taken.groups else made
 
-def _clipped(source: Scored, target: Scored, given: Slot, taken: Slot) -> Callable[[], Array]:
-    """Return what computes the target's values with those of the source where the two overlap."""
-    read, kept = source.draft.reader(given.constant), target.draft.reader(taken.constant)
-    return lambda: clip(given.canonical(read()), taken.canonical(kept()))
-
-
-def _sources(target: Scored, copies: Sequence[Copy]) -> Iterator[Source]:
-    """Yield where the values of each of the target's tensors come from."""
-    written: dict[int, list[Copy]] = {}
-    for copy in copies:
-        written.setdefault(id(copy.target.constant), []).append(copy)
-    for constant, uses in target.constants:
-        shape, name = tuple(constant.shape), constant.name
-        found = written.get(id(constant), [])
-        for copy in found:
-            readers = uses if copy.name == name else copy.target.uses
-            yield Source(copy.name, shape, "teacher", copy.source.constant.name, name, target.scopes(readers))
-        rest = [use for use in uses if not any(use in copy.target.uses for copy in found)]
-        if rest and all(copy.name != name for copy in found):
-            yield Source(name, shape, "kept", "", name, target.scopes(rest))
+    values.put(taken.parameter, (taken.parameter.use,), compute, "teacher", given.name, uses=taken.uses)

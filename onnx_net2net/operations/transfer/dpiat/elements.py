@@ -8,21 +8,20 @@ one entry and one exit, or what the exporter's names say, where teacher and targ
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.inference import DIVISIBLE, constant_of
+from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.names import is_anonymous, module_of, scope_of
-from onnx_net2net.graph import sizes
-from onnx_net2net.graph.graph import Constant, Graph, Node
-from onnx_net2net.model.model import Model
+from onnx_net2net.graph.graph import Constant
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
+from onnx_net2net.operations.transfer.networks import Network
 
 _NORM = "BatchNorm"
 _GATES = ("Mul", "Div")
@@ -30,41 +29,30 @@ _GATES = ("Mul", "Div")
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
           "Expand", "Tile", "Concat", "Dropout", "Pad")  # fmt: skip
 
-Use: TypeAlias = tuple[int, int]
-"""An input of a node: the number of the node, and which input."""
 
-
-@dataclass(eq=False)
-class Slot:
-    """Where the values of a layer's weight or bias are.
+@dataclass(frozen=True)
+class Weight:
+    """A weight or bias of a layer.
 
     Attributes:
-        node: What reads the constant.
-        input: At which input.
-        constant: The constant.
-        shape: The shape of the values in PyTorch's order: (out, in / groups, *kernel), or (out,).
-        groups: 0 where the constant has this order; else it is (in, out / groups, *kernel).
-        scale: What the node multiplies the values by.
-        uses: All (number of a node, input) of the layer that read it; several where a layer is run several times.
+        parameter: Where it is in the graph.
+        name: The constant.
+        shape: Its shape in PyTorch's order: (out, in / groups, *kernel), or (out,).
+        groups: Those of a transposed convolution, whose constant is (in, out / groups, *kernel); else 0.
+        factor: The layer multiplies it by that.
+        uses: The inputs of nodes that it is; several where a layer is run several times.
     """
 
-    node: Node
-    input: int
-    constant: Constant
+    parameter: Parameter
+    name: str
     shape: tuple[int, ...]
     groups: int = 0
-    scale: float = 1.0
-    uses: list[Use] = field(default_factory=list)
+    factor: float = 1.0
+    uses: tuple[Use, ...] = ()
 
-    def canonical(self, values: Array) -> Array:
-        """Return values of the constant in PyTorch's order."""
-        ordered: Array = swapped(values, self.groups) if self.groups else values.reshape(self.shape)
-        return ordered if self.scale == 1 else ordered * np.asarray(self.scale, values.dtype)
-
-    def stored(self, values: Array) -> Array:
-        """Return what `canonical` makes such values of."""
-        scaled = values if self.scale == 1 else values / np.asarray(self.scale, values.dtype)
-        return swapped(scaled, self.groups) if self.groups else scaled.reshape(self.constant.shape)
+    def turned(self, values: Array) -> Array:
+        """Return values in PyTorch's order, from those in a parameter's common order."""
+        return swapped(values, self.groups) if self.groups else values.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -82,8 +70,8 @@ class Layer:
     kind: str
     shape: tuple[int, ...]
     name: str = ""
-    weight: Slot | None = None
-    bias: Slot | None = None
+    weight: Weight | None = None
+    bias: Weight | None = None
 
     @property
     def is_dimensional(self) -> bool:
@@ -157,143 +145,90 @@ def _flat(elements: Sequence[Element]) -> list[Element]:
 
 
 class Scored:
-    """The scored layers of a graph.
+    """The layers and blocks of a graph."""
 
-    Attributes:
-        draft: An editable copy of the model, which slots of the layers belong to.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.draft: Graph = Graph(model)
-        self._proto = model.proto
-        self._nodes: list[Node] = list(self.draft.graph.nodes)
-        self._numbers = {id(node): number for number, node in enumerate(self._nodes)}
-        self._sizes = sizes.infer(model.proto)
-        self._layers: dict[int, Layer] = {}
-        self._biases: set[int] = set()  # the nodes that add biases
-        self._owned: dict[tuple[int, int], list[Use]] = {}
-        self._constants: dict[int, tuple[Constant, list[Use]]] = {}
-        for number, node in enumerate(self._nodes):
-            self._add(number, node)
-
-    def _add(self, number: int, node: Node) -> None:
-        """Note what a node is and reads; layers that share a matrix are one."""
-        for index, constant in enumerate(map(constant_of, node.inputs)):
-            if constant is not None and node.op not in ("Constant", "Identity"):
-                self._constants.setdefault(id(constant), (constant, []))[1].append((number, index))
-        layer = self._layer(number, node)
-        if layer is None or layer.weight is None:
-            return
-        owner = id(layer.weight.constant if len(layer.shape) > 1 else node)  # exporters merge vectors of equal values
-        if (owner, id(layer.weight.constant)) not in self._owned:
-            self._layers[number] = layer
-        for slot in (layer.weight, layer.bias):
-            if slot is not None:
-                slot.uses = self._owned.setdefault((owner, id(slot.constant)), [])
-                slot.uses.append((self._numbers[id(slot.node)], slot.input))
-
-    @property
-    def constants(self) -> Iterator[tuple[Constant, list[Use]]]:
-        """The constants of floats that have more than one element, each with its (node, input)."""
-        for constant, uses in self._constants.values():
-            if self.draft.type_of(constant) in DIVISIBLE and math.prod(constant.shape) > 1:
-                yield constant, uses
-
-    def scopes(self, uses: Sequence[Use]) -> tuple[str, ...]:
-        """Return the modules of nodes, "" where the file does not tell."""
-        return tuple(scope_of(self._proto.graph.node[number]) for number, _ in uses)
+    def __init__(self, network: Network) -> None:
+        self._network, self._nodes = network, network.nodes
+        self._proto = network.opened.model.proto
+        self._layers = self._merged(dict(sorted(self._found(), key=lambda found: found[0])))
 
     @property
     def exporter(self) -> str:
-        """What wrote the file."""
+        """The program that wrote the file."""
         return str(self._proto.producer_name)
 
-    def write(self, slot: Slot, compute: Callable[[], Array]) -> str:
-        """Give a layer a weight or bias of its own, in PyTorch's order; return the name of the constant.
+    def _found(self) -> Iterator[tuple[int, Layer]]:
+        """Yield a layer for each node that DPIAT scores: modules without their normalisations, and these."""
+        for module in self._network.modules:
+            parts, node = module.parameters, self._nodes[module.node]
+            alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))
+            if module.is_layer and alpha and (kind := self._kind(module)):
+                group = int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 0
+                weight = self._weight(parts["weight"], group, alpha)
+                added = parts["bias"].use[0] != module.node if "bias" in parts else False
+                bias = self._weight(parts["bias"], 0, 1.0 if added else beta) if "bias" in parts else None
+                if bias is not None and (not bias.factor or bias.shape != weight.shape[:1]):
+                    bias = None
+                yield module.node, Layer(kind, weight.shape, module.name, weight, bias)
+            if module.norm is not None and {"scale", "shift"} <= parts.keys():
+                scale, shift = self._weight(parts["scale"]), self._weight(parts["shift"])
+                rank = len(self._network.analysis.sizes.shape(self._nodes[module.norm].inputs[0].name) or (0,) * 4)
+                name = module_of(self._nodes[module.norm], self._proto.graph.node[module.norm], scale.name)
+                if self._is_merged(scale):
+                    name = scope_of(self._proto.graph.node[module.norm]) or name
+                yield module.norm, Layer(f"{_NORM}{max(rank - 2, 1)}d", scale.shape, name, scale, shift)
 
-        Others that read the constant are tied to it if it is a matrix. A vector that they share had equal values.
-        """
-        constant = slot.constant
-        if len(slot.shape) > 1 or len(self._constants[id(constant)][1]) == len(slot.uses):
-            self.draft.replace(constant, constant.shape, lambda: slot.stored(compute()))
-            return str(constant.name)
-        kind, shape = self.draft.type_of(constant), constant.shape
-        own = self.draft.lazy_constant(constant.name, kind, shape, lambda: slot.stored(compute()), like=constant)
-        for number, index in slot.uses:
-            self._nodes[number].inputs[index] = own
-        return str(own.name)
+    def _kind(self, module: Module) -> str:
+        """Return the class of a layer as PyTorch calls it, "" if DPIAT does not score it."""
+        op, constant = self._nodes[module.node].op, self._constant(module.parameters["weight"])
+        rank, is_float = len(constant.shape), self._network.is_float(constant)
+        if op in ("Gemm", "MatMul"):
+            return "Linear" if rank == 2 and is_float else ""
+        return f"{op}{rank - 2}d" if op in ("Conv", "ConvTranspose") and is_float else ""
 
-    @property
-    def layers(self) -> list[Layer]:
-        """The layers, in the order of the nodes."""
-        return list(self._layers.values())
+    def _weight(self, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> Weight:
+        constant = self._constant(parameter)
+        first, *rest = own = tuple(constant.shape)
+        if groups:
+            shape = (rest[0] * groups, first // groups, *rest[1:])
+        else:
+            shape = own if len(own) > 2 else parameter.shape(own)
+        return Weight(parameter, str(constant.name), shape, groups, factor, (parameter.use,))
 
-    def _layer(self, number: int, node: Node) -> Layer | None:
-        """Return what a node is to DPIAT."""
-        if node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
-            return None
-        if node.op == "BatchNormalization":
-            rank = len(self._sizes.shape(node.inputs[0].name) or (0, 0, 0, 0))
-            scale, shift = self._slot(node, 1), self._slot(node, 2)
-            return self._named(number, f"{_NORM}{max(rank - 2, 1)}d", scale, shift) if scale and shift else None
-        if node.op in ("Conv", "ConvTranspose"):
-            weight = self._slot(node, 1, int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 0)
-            bias = self._slot(node, 2)
-            return self._named(number, f"{node.op}{len(weight.shape) - 2}d", weight, bias) if weight else None
-        if node.op in ("Gemm", "MatMul"):
-            weight = self._slot(node, 1, 0 if node.attrs.get("transB", 0) else 1, float(node.attrs.get("alpha", 1)))
-            if weight is None or len(weight.shape) != 2:
-                return None
-            bias = self._vector(self._slot(node, 2, scale=float(node.attrs.get("beta", 1))), weight.shape[0])
-            return self._named(number, "Linear", weight, bias or self._added(node, weight.shape[0]))
-        return None
+    def _constant(self, parameter: Parameter) -> Constant:
+        return self._network.analysis.uses[parameter.use].constant
 
-    def _named(self, number: int, kind: str, weight: Slot, bias: Slot | None) -> Layer:
-        proto, constant = self._proto.graph.node[number], weight.constant
-        name = module_of(self._nodes[number], proto, constant.name)
-        if self._is_merged(weight):
-            name = scope_of(proto) or name
-        return Layer(kind, weight.shape, name, weight, bias)
+    def _merged(self, found: Mapping[int, Layer]) -> dict[int, Layer]:
+        """Return the first of the layers that share a matrix, with the uses of all; exporters merge equal vectors."""
+        alike: dict[object, list[int]] = {}
+        for number, layer in found.items():
+            assert layer.weight is not None
+            owner = id(self._constant(layer.weight.parameter)) if len(layer.shape) > 1 else number
+            alike.setdefault(owner, []).append(number)
+        return {numbers[0]: self._joined([found[number] for number in numbers]) for numbers in alike.values()}
 
-    def _is_merged(self, slot: Slot) -> bool:
-        """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
-        return len(slot.shape) == 1 and len(slot.constant.outputs) > 1
-
-    def _slot(self, node: Node, index: int, groups: int = 0, scale: float = 1.0) -> Slot | None:
-        """Return where an input's values are, also behind a Transpose; None if it is no constant of floats."""
-        tensor = node.inputs[index] if index < len(node.inputs) else None
-        turns = 0
-        while tensor is not None and tensor.inputs and tensor.inputs[0].op == "Transpose":
-            node, index = tensor.inputs[0], 0
-            tensor = node.inputs[0]
-            turns += list(node.attrs.get("perm", (1, 0))) != [0, 1]
-        constant = constant_of(tensor) if tensor is not None else None
-        if constant is None or self.draft.type_of(constant) not in DIVISIBLE or not scale or 0 in constant.shape:
-            return None
-        first, *rest = constant.shape or (1,)
-        if (turns and len(rest) != 1) or (groups and not rest):
-            return None
-        if turns % 2:
-            groups = 1 - groups
-        shape = (rest[0] * groups, first // groups, *rest[1:]) if groups else (first, *rest)
-        return Slot(node, index, constant, shape, groups, scale)
-
-    def _vector(self, slot: Slot | None, size: int) -> Slot | None:
-        """Return a bias as one vector, None if it is none of so many numbers."""
-        if slot is None or slot.groups or slot.shape[-1] != size or math.prod(slot.shape) != size:
-            return None
-        return replace(slot, shape=(size,))
-
-    def _added(self, node: Node, size: int) -> Slot | None:
-        """Return the constant vector that is added to the result of a MatMul, and to nothing else."""
-        readers = node.outputs[0].outputs
-        if node.op != "MatMul" or len(readers) != 1 or readers[0].op != "Add":
-            return None
-        (add,) = readers
-        bias = self._vector(self._slot(add, int(add.inputs[0] is node.outputs[0])), size)
+    def _joined(self, same: Sequence[Layer]) -> Layer:
+        """Return a layer that is run several times as one; of a matrix all that read it are uses."""
+        first = same[0]
+        assert first.weight is not None
+        readings = self._readings[id(self._constant(first.weight.parameter))]
+        weight = replace(first.weight, uses=tuple(readings)) if len(first.shape) > 1 else first.weight
+        bias = first.bias
         if bias is not None:
-            self._biases.add(self._numbers[id(add)])
-        return bias
+            constant = self._constant(bias.parameter)
+            biases = [layer.bias.parameter for layer in same if layer.bias is not None]
+            bias = replace(bias, uses=tuple(own.use for own in biases if self._constant(own) is constant))
+        return replace(first, weight=weight, bias=bias)
+
+    @cached_property
+    def _readings(self) -> dict[int, list[Use]]:
+        """The inputs of nodes that each constant is, by its id."""
+        readings = self._network.analysis.readings()
+        return {id(uses[0].constant): [(use.node, use.input) for use in uses] for uses in readings}
+
+    def _is_merged(self, weight: Weight) -> bool:
+        """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
+        return len(weight.shape) == 1 and len(self._readings[id(self._constant(weight.parameter))]) > 1
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
@@ -324,8 +259,14 @@ class Scored:
 
     def _computes(self, number: int) -> bool:
         """Tell whether a node on a path is an activation, a pooling and the like."""
-        is_other = number in self._layers or number in self._biases or self._nodes[number].op in _MOVES
+        is_other = number in self._own or self._nodes[number].op in _MOVES
         return not is_other and len(self._paths.get(number, ())) == 1
+
+    @cached_property
+    def _own(self) -> set[int]:
+        """The nodes of layers, and those that add their biases."""
+        biases = (layer.bias.uses for layer in self._layers.values() if layer.bias is not None)
+        return {*self._layers, *(number for uses in biases for number, _ in uses)}
 
     @cached_property
     def _paths(self) -> dict[int, set[int]]:
@@ -334,18 +275,14 @@ class Scored:
         Only what depends on the values of inputs counts: sizes, masks and positions that no layer made would otherwise
         lead around all blocks.
         """
-        told = {tensor.name for tensor in self.draft.graph.inputs}
+        graph = layers.Network(self._network.analysis)
         behind: dict[int, set[int]] = {}
         for number, node in enumerate(self._nodes):
-            read = [tensor for tensor in node.inputs if tensor.name in told]
-            if not read or node.op in ("Shape", "Size"):
-                continue
-            told.update(tensor.name for tensor in node.outputs)
-            before = {self._numbers[id(tensor.inputs[0])] for tensor in read if tensor.inputs}
-            before = {producer for producer in before if producer in behind}
-            if before or number in self._layers:
+            read = [tensor for tensor in node.inputs if tensor.name in graph.told]
+            before = {graph.age(tensor) for tensor in read} & behind.keys()
+            if read and node.op not in ("Shape", "Size") and (before or number in self._layers):
                 behind[number] = before
-        ends = {tensor.name for tensor in self.draft.graph.outputs}
+        ends = {tensor.name for tensor in self._network.analysis.draft.graph.outputs}
         alive: set[int] = set()
         for number in reversed(behind):
             if number in alive or any(tensor.name in ends for tensor in self._nodes[number].outputs):
@@ -370,18 +307,19 @@ class Scored:
         paths = {number: _path(layer.name) for number, layer in self._layers.items()}
         containers = {path[:end] for path in paths.values() for end in range(len(path))}
         own = set(paths.values())
-        made_up = {e.weight.constant.name for e in self.layers if e.weight and is_anonymous(e.weight.constant.name)}
-        is_nameless = any(layer.name in made_up for layer in self.layers) or not any(path[:-1] for path in own)
+        weights = {number: layer.weight for number, layer in self._layers.items() if layer.weight is not None}
+        made_up = {weight.name for weight in weights.values() if is_anonymous(weight.name)}
+        is_nameless = any(layer.name in made_up for layer in self._layers.values()) or not any(p[:-1] for p in own)
         if is_nameless or len(own) < len(paths) or own & containers:
             return None
         names = [tensor.name for tensor in self._proto.graph.initializer]
         ranks = {} if made_up else {name: rank for rank, name in enumerate(names)}
         root: dict[str, Any] = {}
         for number in sorted(paths.keys() | self._paths.keys()):
-            path, layer = paths.get(number) or _path(scope_of(self._proto.graph.node[number])), self._layers.get(number)
-            if layer is not None and layer.weight is not None:
-                rank = None if self._is_merged(layer.weight) else ranks.get(layer.weight.constant.name)
-                _grow(root, path, (rank, layer))
+            path = paths.get(number) or _path(scope_of(self._proto.graph.node[number]))
+            if number in weights:
+                rank = None if self._is_merged(weights[number]) else ranks.get(weights[number].name)
+                _grow(root, path, (rank, self._layers[number]))
             elif path not in containers and not any(path[:end] in own for end in range(len(path) + 1)):
                 _grow(root, path, (None, ()))
         return _ordered(root)[1]

@@ -1,0 +1,172 @@
+"""New values for the constants of a target: which use of a constant gets which, and where they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from onnx_net2net.algebra.clipping import clip
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.names import scope_of
+from onnx_net2net.graph.graph import Constant
+from onnx_net2net.operations.transfer.modules import Parameter, Use
+from onnx_net2net.operations.transfer.networks import Compute, Network
+from onnx_net2net.rewrite.rewrite import shown_name
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of a tensor of the target came from.
+
+    Attributes:
+        name: The tensor.
+        shape: Its shape.
+        origin: "teacher", "reconstructed" (the teacher's, fitted to what it makes of examples), "identity" (a layer or
+            normalisation that does nothing), "zero", "measured" or "kept".
+        teacher: The teacher's tensor, "" if there is none.
+        target: Its name in the target, where several nodes may have read one tensor that no longer have equal values.
+        scopes: The modules of the nodes that read it, "" where the file does not tell.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    origin: str
+    teacher: str = ""
+    target: str = ""
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Value:
+    """New values for one use of a constant.
+
+    Attributes:
+        key: Equal keys mean equal values.
+        compute: Computes them, in the constant's own order.
+        origin: Where they come from, as in `Source`.
+        teacher: The teacher's tensor.
+    """
+
+    key: tuple[object, ...]
+    compute: Compute
+    origin: str
+    teacher: str = ""
+
+
+class Values:
+    """The values that constants of a network get.
+
+    Args:
+        network: The network; nothing of it changes before `write`.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        draft = network.analysis.draft
+        self._initial = {key: draft.reader(use.constant) for key, use in network.analysis.uses.items()}
+        self._values: dict[Use, _Value] = {}
+
+    def initial(self, parameter: Parameter) -> Array:
+        """Return the values that a parameter had, in the common order."""
+        return parameter.common(self._initial[parameter.use]())
+
+    def constant(self, use: Use) -> Constant:
+        """Return the constant that an input of a node was."""
+        return self._network.analysis.uses[use].constant
+
+    def set(self, use: Use, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = "") -> None:
+        """Give a use of a constant values of the constant's own shape and type."""
+        self._values[use] = _Value(key, compute, origin, teacher)
+
+    def put(
+        self,
+        parameter: Parameter,
+        key: tuple[object, ...],
+        compute: Compute,
+        origin: str,
+        teacher: str = "",
+        factors: Array | None = None,
+        uses: Sequence[Use] = (),
+    ) -> None:
+        """Give a parameter values in the common order; of those of another shape it gets the middle.
+
+        Args:
+            parameter: The parameter.
+            key: Equal keys mean equal values.
+            compute: Computes the values.
+            origin: Where they come from, as in `Source`.
+            teacher: The teacher's tensor.
+            uses: Other inputs that are the same constant and get the same values.
+            factors: Multiply the units of the first axis: float64 [n].
+        """
+        constant = self.constant(parameter.use)
+        shape, kind, wanted = tuple(constant.shape), self._network.dtype(constant), self._network.shape(parameter)
+
+        def values() -> Array:
+            made = compute()
+            if made.size == math.prod(wanted) and real(made.shape) == real(wanted):
+                made = made.reshape(wanted)
+            else:
+                initial = np.array(self.initial(parameter))
+                made = clip(made, initial) if made.ndim == initial.ndim else initial
+            if factors is not None:
+                made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
+            return parameter.own(made, shape).astype(kind, copy=False)
+
+        for use in (parameter.use, *uses):
+            self.set(use, (*key, id(factors)), values, origin, teacher)
+
+    def fill(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
+        """Give all elements of a constant one value."""
+        constant = self.constant(use)
+        shape, kind = tuple(constant.shape), self._network.dtype(constant)
+        self.set(use, (origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
+
+    def has(self, use: Use) -> bool:
+        """Tell whether a use of a constant gets new values."""
+        return use in self._values
+
+    def write(self) -> Iterator[Source]:
+        """Put all values into the network's draft; constants that several nodes read in different ways are parted."""
+        nodes = self._network.nodes
+        for uses in self._network.analysis.readings():
+            constant, keys = uses[0].constant, [(use.node, use.input) for use in uses]
+            parted: dict[object, list[Use]] = {}
+            values = [key for key in keys if nodes[key[0]].op not in ("Shape", "Size")]  # the shape stays
+            for key in values or keys:
+                parted.setdefault(self._values[key].key if key in self._values else None, []).append(key)
+            is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1
+            first, shape = keys[0], tuple(constant.shape)
+            name = shown_name(nodes[first[0]].inputs[first[1]])  # that of a Constant node has none of its own
+            for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda some: some[0] is not None)):
+                if what is not None:
+                    value = self._values[readers[0]]
+                    own = self._replace(constant, name, value.compute, readers if position else ())
+                    yield Source(own, shape, value.origin, value.teacher, name, self._scopes(readers))
+                elif is_float:
+                    yield Source(name, shape, "kept", "", name, self._scopes(readers))
+
+    def _replace(self, constant: Constant, name: str, compute: Compute, parted: Sequence[Use]) -> str:
+        """Give a constant new values, or those of its readers that are to have other ones; return the name."""
+        draft, shape = self._network.analysis.draft, tuple(constant.shape)
+        if not parted:
+            draft.replace(constant, shape, compute)
+            return name
+        kind = draft.type_of(constant)
+        own = draft.lazy_constant(f"{name}_own", kind, shape, compute, like=constant)
+        for node, index in parted:
+            self._network.nodes[node].inputs[index] = own
+        return str(own.name)
+
+    def _scopes(self, readers: Sequence[Use]) -> tuple[str, ...]:
+        nodes = self._network.opened.model.proto.graph.node
+        return tuple(scope_of(nodes[number]) for number, _ in readers)
+
+
+def real(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without its axes of one unit."""
+    return tuple(size for size in shape if size > 1)
