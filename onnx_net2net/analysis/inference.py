@@ -68,10 +68,17 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Inserted:
-    """Something beside weights and sizes that a student needs, where its place is a node or a tensor."""
+    """Something beside weights and sizes that a student needs, where its place is a node or a tensor.
+
+    Attributes:
+        what: What it is.
+        place: The node or tensor.
+        is_number: Whether it is a number that keeps the teacher's value, though it follows from a size.
+    """
 
     what: str
     place: str
+    is_number: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} {self.place!r}"
@@ -113,9 +120,9 @@ class Analysis:
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     inserted: list[Inserted] = field(default_factory=list)
 
-    def note(self, what: str, node: Node) -> None:
+    def note(self, what: str, node: Node, is_number: bool = False) -> None:
         """Note that the rewriting put something in at a node."""
-        self.inserted.append(Inserted(what, node.name or node.outputs[0].name))
+        self.inserted.append(Inserted(what, node.name or node.outputs[0].name, is_number))
 
     @property
     def nodes(self) -> list[Node]:

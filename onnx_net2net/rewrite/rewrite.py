@@ -45,9 +45,6 @@ from onnx_net2net.rewrite.norms import Corrections, adapt_normalisers, fill_up
 from onnx_net2net.rewrite.scaling import Scaling
 from onnx_net2net.rules.op import Contraction, Selection
 
-KEPT = "the teacher's size in"
-"""What a node needs whose number is computed from a size that grows, but no size itself."""
-
 
 @dataclass(frozen=True)
 class Role:
@@ -584,7 +581,7 @@ def _rewrite_sizes(teacher: Model, analysis: Analysis, growth: Growth) -> None:
             if have is not None and need is not None and have.shape == need.shape and not np.array_equal(have, need):
                 node.inputs[index] = _supply(analysis, tensor, have, need)
                 if is_data:
-                    analysis.note(f"{KEPT} {node.op}", node)
+                    analysis.note(f"the teacher's size in {node.op}", node, is_number=True)
         _split_unequal(analysis, number, growth)
     kept = {tensor.name: f"the model's output {tensor.name!r}" for tensor in analysis.draft.graph.outputs}
     for node in analysis.nodes:

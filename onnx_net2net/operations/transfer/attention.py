@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.floats import Array
@@ -20,11 +20,10 @@ from onnx_net2net.algebra.maps import Growth, compose
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.inference import constant_of
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Use
 from onnx_net2net.operations.transfer.networks import Network, Networks
-from onnx_net2net.run.session import LEVELS, Runner, provider_name
+from onnx_net2net.run.region import run_region
 
 _FAR = 8
 """A product is scaled and masked by no more nodes in front of its Softmax."""
@@ -203,36 +202,22 @@ class _Products:
 
     def _try(self, start: Tensor, end: Tensor, values: Sequence[Array]) -> list[Array] | None:
         """Return what arrives at a tensor for each of some values of another one; other activations are zero."""
-        dtype = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(start.name))
+        kind = self._analysis.sizes.dtype
+        dtype = helper.tensor_dtype_to_np_dtype(kind(start.name))
         feeds = [np.broadcast_to(array, self._layers.shape(start)).astype(dtype) for array in values]
         numbers = self._between(start, end)
         if not numbers:
             return feeds
+        nodes = [self._analysis.nodes[number] for number in numbers]
+        made = {start.name, *(tensor.name for node in nodes for tensor in node.outputs)}
+        read = [tensor for node in nodes for tensor in node.inputs if tensor.name and tensor.name not in made]
+        constants = {tensor.name: self._value(tensor) for tensor in read}
+        ends = [(tensor.name, kind(tensor.name)) for tensor in (start, end)]
         try:
-            run = self._runner(numbers, start, end)
-            return [np.asarray(run({start.name: array})[end.name], np.float64) for array in feeds]
+            found = run_region(self._network.opened.model.proto, numbers, ends[0], ends[1], constants, feeds)
         except Exception:  # onnxruntime's errors have no base of their own: what it does not run alone is not known
             return None
-
-    def _runner(self, numbers: Sequence[int], start: Tensor, end: Tensor) -> Runner:
-        proto, kind = self._network.opened.model.proto, self._analysis.sizes.dtype
-        nodes = [proto.graph.node[number] for number in numbers]
-        made = {name for node in nodes for name in node.output}
-        constants = {}
-        for tensor in (t for number in numbers for t in self._analysis.nodes[number].inputs if t.name):
-            if tensor.name not in made and tensor.name != start.name:
-                constants[tensor.name] = self._value(tensor)
-        graph = helper.make_graph(
-            nodes, "between",
-            [helper.make_tensor_value_info(start.name, kind(start.name), self._layers.shape(start))],
-            [helper.make_tensor_value_info(end.name, kind(end.name), self._layers.shape(end))],
-            [numpy_helper.from_array(value, name) for name, value in constants.items()],
-        )  # fmt: skip
-        model = helper.make_model(
-            graph, ir_version=proto.ir_version,
-            opset_imports=[helper.make_opsetid(*one) for one in versions_of(proto).items()],
-        )  # fmt: skip
-        return Runner(model.SerializeToString(), LEVELS[0], provider=provider_name("cpu"))
+        return [np.asarray(array, np.float64) for array in found]
 
     def _value(self, tensor: Tensor) -> Array:
         """Return a constant, a size, or zeros for an activation."""

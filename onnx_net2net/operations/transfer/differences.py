@@ -20,14 +20,14 @@ from onnx_net2net.operations.transfer.convert import attributes
 from onnx_net2net.operations.transfer.modules import Use
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle
 from onnx_net2net.operations.transfer.numbers import neighbours, number_of
-from onnx_net2net.rules.traits import BROADCASTING
+from onnx_net2net.rules import traits
 
-_DATA = dict.fromkeys((*BROADCASTING, "Cast", "Not"), range(99)) | dict.fromkeys(
+_DATA = dict.fromkeys((*traits.BROADCASTING, "Cast", "Not"), range(99)) | dict.fromkeys(
     ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"), range(2)
 )
 """Inputs of operators that are data, be they integers, and no sizes or axes."""
 
-_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Expand", "Shape", "Constant"}
+_MOVES = traits.REFOLDS | {"Transpose", "Identity", "Cast", "Expand", "Shape", "Constant"}
 """Operators that exporters put in and leave out as they like."""
 
 

@@ -24,21 +24,20 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
-_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
-          "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalisation")  # fmt: skip
-_TWICE = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-_LEARNT = (*_NORMS, "Conv", "ConvTranspose", "Gemm", "PRelu")
+_LEARNT = traits.NORMS | {"Conv", "ConvTranspose", "Gemm", "PRelu"}
 """Operators of which each input but the first is learnt, be it a single number."""
 
 _QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
 """Operators of which each constant is a parameter: integers, scales and zero points."""
 
-_PLACES = ("Concat", "Expand", "Tile", "Unsqueeze", "Reshape", "Identity")
-_COMMUTATIVE = ("Add", "Mul", "Sum", "Max", "Min", "Mean")
+_PLACES = traits.JOINS | traits.REPEATS | {"Unsqueeze", "Reshape", "Identity"}
+"""Operators that put a constant somewhere, as a class token is put in front of a sequence."""
+
 _VECTORS = ("scale", "shift", "mean", "variance")
 
 
@@ -209,11 +208,11 @@ def _features(analysis: Analysis) -> Iterator[Block]:
     network = Network(analysis)
     for number in network.layers:
         made = analysis.nodes[number].outputs[0]
-        while len(made.outputs) == 1 and made.outputs[0].op not in ("Concat", *_NORMS[1:]) and (
+        while len(made.outputs) == 1 and made.outputs[0].op not in traits.JOINS | traits.UNIT_NORMS and (
             (said := analysis.said.get(network.number(made.outputs[0]))) is not None and said.pointwise
         ):  # fmt: skip
             made = made.outputs[0].outputs[0]
-        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != {"Concat"}:
+        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != traits.JOINS:
             continue
         region: set[int] = set()
         pending = [-network.age(made)]
@@ -279,7 +278,7 @@ class _Finding:
                 places.setdefault(number, len(places))
             elif number not in places:
                 makers = [maker for tensor in nodes[number].inputs if (maker := age(tensor)) >= 0]
-                if nodes[number].op in _COMMUTATIVE:
+                if nodes[number].op in traits.COMMUTATIVE:
                     makers.sort(key=lambda maker: -lengths[maker])
                 pending += [(number, True), *((maker, False) for maker in makers[::-1] if maker not in places)]
         return places
@@ -287,7 +286,7 @@ class _Finding:
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
         """Tell whether an input holds numbers that no module has yet: at least two, but where one is learnt, too."""
         found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
-        if found is None or use in self._taken or op in ("Shape", "Size"):
+        if found is None or use in self._taken or op in traits.SHAPES:
             return False
         if _QUANTIZED.search(op):
             return True
@@ -406,7 +405,7 @@ class _Finding:
     def _alone(self, number: int, node: Node) -> Module:
         """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
         norm = number if node.op == "BatchNormalization" else None
-        if node.op in _NORMS:
+        if node.op in traits.NORMS:
             parameters, kind = self._vectors(number), "affine"
             if self._is_parameter((number, 0)):  # weights that are standardised
                 parameters["normalised"] = self._take((number, 0))
@@ -422,7 +421,7 @@ class _Finding:
             parameters = {node.op: self._first(number)}
         main = next(iter(parameters.values()))
         shape = tuple(axis.size for axis in main.axes(self._analysis) if axis.size > 1)
-        again = node.op in _TWICE
+        again = node.op in traits.ROW_NORMS
         repeats = kind == "constant" and self._repeats(main)
         return Module(number, self._name(number, main), kind, shape, (), (), parameters, norm, normalises=again,
                     repeats=repeats)  # fmt: skip

@@ -28,12 +28,12 @@ from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
+from onnx_net2net.operations.transfer.convert import regrouped
 from onnx_net2net.operations.transfer.differences import differences, different_tables
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
 from onnx_net2net.operations.transfer.fit import fit
-from onnx_net2net.operations.transfer.grouping import regrouped
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
 from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers

@@ -16,6 +16,7 @@ from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.modules import Parameter, Use
 from onnx_net2net.operations.transfer.networks import Compute, Network
 from onnx_net2net.rewrite.rewrite import shown_name
+from onnx_net2net.rules import traits
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Values:
         for uses in self._network.analysis.readings():
             constant, keys = uses[0].constant, [(use.node, use.input) for use in uses]
             parted: dict[object, list[Use]] = {}
-            values = [key for key in keys if nodes[key[0]].op not in ("Shape", "Size")]  # the shape stays
+            values = [key for key in keys if nodes[key[0]].op not in traits.SHAPES]  # the shape stays
             for key in values or keys:
                 parted.setdefault(self._values[key].key if key in self._values else None, []).append(key)
             is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1

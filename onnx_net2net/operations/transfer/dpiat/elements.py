@@ -22,12 +22,11 @@ from onnx_net2net.analysis.names import is_anonymous, module_of, scope_of
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
 from onnx_net2net.operations.transfer.networks import Network
+from onnx_net2net.rules import traits
 
 _NORM = "BatchNorm"
-_GATES = ("Mul", "Div")
-"""Two tensors meet in them where a gate or an activation ends, which is no end of a block."""
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
-          "Expand", "Tile", "Concat", "Dropout", "Pad")  # fmt: skip
+_MOVES = (traits.MOVES | traits.JOINS | {"Pad"}) - {"DepthToSpace", "SpaceToDepth"}
+"""Operators that are no modules of PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,8 @@ class Scored:
         """Return layers and blocks by the structure of the graph.
 
         A block is what lies between two nodes that all paths through the layers pass, if paths part there to meet in
-        more than a gate and there are two layers besides normalisations. What lies between layers and computes
-        something is one element without weights, however many nodes an exporter wrote for it.
+        more than a product (a gate or an activation) and there are two layers besides normalisations. What lies
+        between layers and computes something is one element without weights, however many nodes it has.
         """
         found: list[Element] = []
         region: list[Element] = []
@@ -247,7 +246,9 @@ class Scored:
             if layer is not None or (self._computes(number) and region[-1:] != [None]):
                 region.append(layer)
             if number in self._cuts:
-                is_block = parted and node.op not in _GATES and sum(e.is_dimensional for e in layers_of(region)) > 1
+                is_block = (
+                    parted and node.op not in traits.FACTORS and sum(e.is_dimensional for e in layers_of(region)) > 1
+                )
                 found += [region] if is_block else region
                 region, parted = [], False
             elif number in self._paths:
@@ -280,7 +281,7 @@ class Scored:
         for number, node in enumerate(self._nodes):
             read = [tensor for tensor in node.inputs if tensor.name in graph.told]
             before = {graph.age(tensor) for tensor in read} & behind.keys()
-            if read and node.op not in ("Shape", "Size") and (before or number in self._layers):
+            if read and node.op not in traits.SHAPES and (before or number in self._layers):
                 behind[number] = before
         ends = {tensor.name for tensor in self._network.analysis.draft.graph.outputs}
         alive: set[int] = set()
