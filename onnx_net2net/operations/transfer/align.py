@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.operations.transfer.modules import Module, Segment
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment
 
 _LOST = 1.0
 """What it costs to leave out a module of the teacher, as a part of what a perfect match of a module gains."""
@@ -47,6 +47,12 @@ class Alignment:
     pairs: tuple[tuple[Module, Module], ...]
     added: tuple[Segment, ...]
     lost: tuple[Module, ...]
+
+    @property
+    def parameters(self) -> list[tuple[Parameter, Parameter]]:
+        """The parameters that both of two matched modules have, the teacher's first."""
+        return [(own, new.parameters[what]) for old, new in self.pairs for what, own in old.parameters.items()
+                if what in new.parameters]  # fmt: skip
 
 
 # --- Similarity ----------------------------------------------------------------------------------------------

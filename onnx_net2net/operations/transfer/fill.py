@@ -12,11 +12,10 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
-from onnx_net2net.operations.transfer.differences import Table
+from onnx_net2net.operations.transfer.counterparts import Table
 from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment
 from onnx_net2net.operations.transfer.networks import Compute, Networks
-from onnx_net2net.operations.transfer.numbers import Number
 from onnx_net2net.operations.transfer.values import Values, real
 
 _NOTHING = 1e-8
@@ -160,20 +159,15 @@ class Filling:
     ) -> None:
         self.values.put(parameter, key, compute, origin, teacher, self._fit.factors.get(parameter.use))
 
-    def copy(self, number: Number) -> None:
-        """Give a single number the teacher's value, if the target stores it as a parameter."""
-        if number.is_stored:
-            self.values.fill(number.use, number.old, "teacher", number.teacher)
-        else:
-            node = self._target.nodes[number.use[0]]
-            reason = f"a number of this {node.op} is {number.old:.6g} in the teacher and {number.new:.6g} in the target"
-            self._networks.hinder(node.name or node.outputs[0].name, reason)
-
-    def copy_table(self, table: Table) -> None:
-        """Give a mask or a list of places the teacher's values, if it is no parameter of a module."""
-        key = "table", table.teacher, table.use
-        if not self.values.has(table.use):
-            self.values.set(table.use, key, table.read, "teacher", table.teacher)
+    def copy(self, table: Table) -> None:
+        """Give what is no parameter of a module the teacher's values, if the target stores it as a parameter."""
+        if table.literal:
+            node = self._target.nodes[table.use[0]]
+            self._networks.hinder(node.name or node.outputs[0].name, table.literal)
+        elif table.is_number:
+            self.values.fill(table.use, float(table.read()), "teacher", table.teacher)
+        elif not self.values.has(table.use):
+            self.values.set(table.use, ("table", table.teacher, table.use), table.read, "teacher", table.teacher)
 
     # -- what the target has in excess -------------------------------------------------------------------------
 

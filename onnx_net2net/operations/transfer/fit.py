@@ -21,9 +21,9 @@ from onnx_net2net.analysis.padding import State
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.attention import weigh_products
+from onnx_net2net.operations.transfer.counterparts import Counterparts, are_sizes, number_of
 from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
 from onnx_net2net.operations.transfer.networks import Networks
-from onnx_net2net.operations.transfer.numbers import are_sizes, corresponding_nodes, number_of
 from onnx_net2net.operations.transfer.ties import tie
 from onnx_net2net.operations.widen.plan import Plan, interface_axes
 from onnx_net2net.rewrite.rewrite import rewrite
@@ -157,18 +157,14 @@ def fit(networks: Networks, found: Alignment, style: Style, choose: Choose | Non
 def bind(networks: Networks, found: Alignment) -> TargetSizes:
     """Return what sizes the matched parameters of the target ask for; kernels are no dims."""
     asked = TargetSizes()
-    for old, new in found.pairs:
-        for what, parameter in old.parameters.items():
-            if what not in new.parameters:
-                continue
-            parameters = (parameter, networks.teacher), (new.parameters[what], networks.target)
-            axes = [parameter.axes(network.analysis)[: parameter.channels] for parameter, network in parameters]
-            if len(axes[0]) != len(axes[1]):
-                axes = [[axis for axis in own if axis.size > 1] for own in axes]
-            if len(axes[0]) == len(axes[1]):
-                weight = math.prod(axis.size for axis in axes[1])
-                for one, other in zip(*axes, strict=True):
-                    asked.bind(one, other, weight)
+    for pair in found.parameters:
+        axes = [one.axes(network.analysis)[: one.channels] for one, network in zip(pair, networks, strict=True)]
+        if len(axes[0]) != len(axes[1]):
+            axes = [[axis for axis in own if axis.size > 1] for own in axes]
+        if len(axes[0]) == len(axes[1]):
+            weight = math.prod(axis.size for axis in axes[1])
+            for one, other in zip(*axes, strict=True):
+                asked.bind(one, other, weight)
     return asked
 
 
@@ -309,7 +305,7 @@ class _Fitting:
             for use in places or ():
                 yield use, factor
                 yield from self._tied_to(use, factor)
-        partner = corresponding_nodes(self._networks, self._found)
+        partner = Counterparts(self._networks, self._found).partner
         for scaling in scalings(
             self._analysis
         ):  # other functions of a size, like sqrt(2 / n), are known by their values

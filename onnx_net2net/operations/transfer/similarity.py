@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import onnx
 
-from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import paused_gc
 from onnx_net2net.analysis.inference import Analysis
@@ -111,16 +110,11 @@ def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:
         alignment: What corresponds to what.
     """
     common: dict[int, int] = {}
-    for old, new in alignment.pairs:
-        for what in old.parameters.keys() & new.parameters.keys():
-            constant = id(target.uses[new.parameters[what].use].constant)  # those that are tied count once
-            shapes = _shape(old.parameters[what].axes(source)), _shape(new.parameters[what].axes(target))
-            common[constant] = max(common.get(constant, 0), _common(*shapes))
+    for old, new in alignment.parameters:
+        constant = id(target.uses[new.use].constant)  # those that are tied count once
+        shapes = [[axis.size for axis in axes] for axes in (old.axes(source), new.axes(target))]
+        common[constant] = max(common.get(constant, 0), _common(*shapes))
     return sum(common.values())
-
-
-def _shape(axes: Sequence[Axis]) -> tuple[int, ...]:
-    return tuple(axis.size for axis in axes)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

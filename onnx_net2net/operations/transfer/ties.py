@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,13 +13,8 @@ from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Parameter, Use
 from onnx_net2net.operations.transfer.networks import Network, Networks
 
-
-@dataclass(frozen=True)
-class _Pair:
-    """A parameter of the teacher and the one of the target that corresponds to it."""
-
-    old: Parameter
-    new: Parameter
+Pair = tuple[Parameter, Parameter]
+"""A parameter of the teacher and the one of the target that corresponds to it."""
 
 
 def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
@@ -41,17 +35,17 @@ def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
     weighed = weighed_axes(analysis)
     shared: dict[Use, Parameter] = {}
     for pairs in _tied(networks.target, found):
-        reads = [networks.teacher.reader(pair.old) for pair in pairs]
+        reads = [networks.teacher.reader(old) for old, _ in pairs]
         values = [read() for read in reads if read is not None]
         if len(values) < len(pairs) or any(not np.array_equal(values[0], other) for other in values[1:]):
             continue  # a network that ties nothing can be exact, too; only its class cannot hold it
-        first, name = pairs[0].old, _name(networks.target, pairs[0].new)
-        for pair in pairs[1:]:
-            for axis, same in zip(first.axes(analysis), pair.old.axes(analysis), strict=True):
+        first, name = pairs[0][0], networks.target.analysis.uses[pairs[0][1].use].constant.name
+        for old, _ in pairs[1:]:
+            for axis, same in zip(first.axes(analysis), old.axes(analysis), strict=True):
                 dims.unify(axis, same, f"{name!r} is one tensor in the target")
-        _share_or_keep(analysis, [pair.old for pair in pairs], weighed, f"is made and summed over by {name!r}")
-        shared |= {pair.new.use: first for pair in pairs}
-        analysis.tied |= {pair.old.use: first.use for pair in pairs}
+        _share_or_keep(analysis, [old for old, _ in pairs], weighed, f"is made and summed over by {name!r}")
+        shared |= {new.use: first for _, new in pairs}
+        analysis.tied |= {old.use: first.use for old, _ in pairs}
     return shared
 
 
@@ -68,17 +62,14 @@ def _share_or_keep(
             dims.freeze(axis, reason)
 
 
-def _tied(target: Network, found: Alignment) -> Iterator[list[_Pair]]:
+def _tied(target: Network, found: Alignment) -> Iterator[list[Pair]]:
     """Yield the parameters that share a tensor of the target, or have the same values: folding parts what is tied."""
-    by_constant: dict[int, list[_Pair]] = {}
-    for old, new in found.pairs:
-        for what, parameter in new.parameters.items():
-            if what in old.parameters:
-                constant = target.analysis.uses[parameter.use].constant
-                by_constant.setdefault(id(constant), []).append(_Pair(old.parameters[what], parameter))
-    alike: dict[object, list[list[_Pair]]] = {}
+    by_constant: dict[int, list[Pair]] = {}
+    for old, new in found.parameters:
+        by_constant.setdefault(id(target.analysis.uses[new.use].constant), []).append((old, new))
+    alike: dict[object, list[list[Pair]]] = {}
     for pairs in by_constant.values():
-        shape = target.shape(pairs[0].new)
+        shape = target.shape(pairs[0][1])
         if sum(size > 1 for size in shape) > 1:
             alike.setdefault(shape, []).append(pairs)
         elif len(pairs) > 1:
@@ -87,15 +78,11 @@ def _tied(target: Network, found: Alignment) -> Iterator[list[_Pair]]:
         yield from _equal(target, same_shape)
 
 
-def _equal(target: Network, candidates: Sequence[list[_Pair]]) -> Iterator[list[_Pair]]:
+def _equal(target: Network, candidates: Sequence[list[Pair]]) -> Iterator[list[Pair]]:
     """Yield groups of matrices with equal values, which are those of a random initialization."""
-    groups: dict[bytes, list[_Pair]] = {}
+    groups: dict[bytes, list[Pair]] = {}
     for pairs in candidates:
-        read = target.reader(pairs[0].new)
+        read = target.reader(pairs[0][1])
         assert read is not None  # nothing of the target has been changed
         groups.setdefault(read()[:1].tobytes(), []).extend(pairs)  # no two rows that are drawn are equal
     yield from (pairs for pairs in groups.values() if len(pairs) > 1)
-
-
-def _name(network: Network, parameter: Parameter) -> str:
-    return str(network.analysis.uses[parameter.use].constant.name)

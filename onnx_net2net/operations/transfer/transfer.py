@@ -29,14 +29,13 @@ from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
-from onnx_net2net.operations.transfer.differences import differences, different_tables
+from onnx_net2net.operations.transfer.counterparts import Counterparts
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
 from onnx_net2net.operations.transfer.fit import fit
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
-from onnx_net2net.operations.transfer.numbers import corresponding_nodes, different_numbers
 from onnx_net2net.operations.transfer.values import Source
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
@@ -225,15 +224,13 @@ def _transfer(
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
-    partner = corresponding_nodes(networks, found)
-    for number in different_numbers(networks, found, partner, fitted.weighed):
-        filling.copy(number)
-    for table in different_tables(networks, partner):
-        filling.copy_table(table)
+    counterparts = Counterparts(networks, found)
+    for table in (*counterparts.numbers(fitted.weighed), *counterparts.tables()):
+        filling.copy(table)
     for segment in found.added:
         filling.silence(segment)
     sources = list(filling.values.write())
-    doubts = tuple(differences(networks, partner))
+    doubts = tuple(counterparts.differences())
     record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
     if reconstruction is not None and changes is not None and networks.obstacles:
