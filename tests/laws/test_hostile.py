@@ -31,7 +31,8 @@ from onnx_net2net.operations.lineage import departure
 from onnx_net2net.operations.narrow.duplicates import _Refinement
 from onnx_net2net.operations.transfer import align as alignment
 from onnx_net2net.operations.transfer.align import align
-from onnx_net2net.operations.transfer.modules import Module, Segment
+from onnx_net2net.operations.transfer.modules import Module
+from onnx_net2net.operations.transfer.segments import Segment
 from onnx_net2net.operations.transfer.similarity import similarities
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,8 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment
+from onnx_net2net.operations.transfer.modules import Module, Parameter
+from onnx_net2net.operations.transfer.segments import Segment
 
 _LOST = 1.0
 """What it costs to leave out a module of the teacher, as a part of what a perfect match of a module gains."""

@@ -14,8 +14,9 @@ from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
 from onnx_net2net.operations.transfer.counterparts import Table
 from onnx_net2net.operations.transfer.fit import Fit
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment
+from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Networks
+from onnx_net2net.operations.transfer.segments import Segment
 from onnx_net2net.operations.transfer.values import Values, real
 
 _NOTHING = 1e-8

@@ -1,15 +1,13 @@
-"""Networks in a common form, whatever operators their exporters wrote: modules in the order of the graph.
+"""The modules of a network in a common form, whatever operators its exporter wrote.
 
 A module is a layer of weights with its bias and its normalisation, or a scale, a shift or a table that stands alone.
-Modules inside of a residual block are one segment.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -19,7 +17,7 @@ import onnx
 from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Finder
-from onnx_net2net.analysis.blocks import Block, find_blocks, residual_depths
+from onnx_net2net.analysis.blocks import residual_depths
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
@@ -144,89 +142,14 @@ class Module:
         return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.parameters)), marks
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Modules in a row that are matched together: those of a residual block, or a single one.
-
-    Attributes:
-        modules: Its modules.
-        block: The block.
-        repeats: Whether it only has to pass on, or normalise again, what has been normalised.
-    """
-
-    modules: tuple[Module, ...]
-    block: Block | None = None
-    repeats: bool = False
-
-    @property
-    def name(self) -> str:
-        """The block's name, or the module's."""
-        return self.block.name if self.block is not None else self.modules[0].name
-
-    @cached_property
-    def signature(self) -> tuple[object, ...]:
-        """What similarity depends on, but for the names."""
-        return self.block is not None, *(module.signature for module in self.modules)
-
-    @property
-    def neutral(self) -> bool:
-        """Whether it can compute the identity; that a sum is normalised is for what normalises it."""
-        if self.block is None:
-            return self.repeats or self.modules[0].neutral
-        return self.block.normalised or not self.block.reason
-
-
-def segments_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Segment]:
-    """Return the modules of a network in order, those of a residual block as one segment.
+def modules_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Module]:
+    """Return the modules of a network, in an order that follows from the graph alone.
 
     Args:
         analysis: The dims of the flat model.
         proto: That model.
     """
-    modules = _Finding(analysis, proto).find()
-    block_of: dict[int, Block] = {}
-    for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
-        block_of = dict.fromkeys(block.nodes, block) | block_of
-    for block in _features(analysis):
-        if block_of.keys().isdisjoint(block.nodes):
-            block_of.update(dict.fromkeys(block.nodes, block))
-    blocks: dict[str, list[Module]] = {}
-    order: list[Module | Block] = []
-    for module in modules:
-        found = block_of.get(module.node)
-        if found is None:
-            order.append(module)
-            continue
-        if found.name not in blocks:
-            order.append(found)
-        blocks.setdefault(found.name, []).append(module)
-    return [Segment((x,)) if isinstance(x, Module) else Segment(tuple(blocks[x.name]), x) for x in order]
-
-
-def _features(analysis: Analysis) -> Iterator[Block]:
-    """Yield what makes features that are laid beside others, as in a DenseNet: readers can leave them out."""
-    network = Network(analysis)
-    for number in network.layers:
-        made = analysis.nodes[number].outputs[0]
-        while len(made.outputs) == 1 and made.outputs[0].op not in traits.JOINS | traits.UNIT_NORMS and (
-            (said := analysis.said.get(network.number(made.outputs[0]))) is not None and said.pointwise
-        ):  # fmt: skip
-            made = made.outputs[0].outputs[0]
-        if not made.outputs or made.name in analysis.kept or {node.op for node in made.outputs} != traits.JOINS:
-            continue
-        region: set[int] = set()
-        pending = [-network.age(made)]
-        while pending:  # the newest first, so that all readers of a node have been seen
-            number = -heapq.heappop(pending)
-            node = analysis.nodes[number]
-            alone = all(network.number(reader) in region for tensor in node.outputs for reader in tensor.outputs)
-            kept = any(tensor.name in analysis.kept for tensor in node.outputs)
-            if number not in region and not kept and (alone or node.outputs[0] is made):
-                region.add(number)
-                for tensor in node.inputs:
-                    if (age := network.age(tensor)) >= 0:
-                        heapq.heappush(pending, -age)
-        yield Block(made.name, exit=made.name, nodes=tuple(sorted(region)), last=network.age(made))
+    return _Finding(analysis, proto).find()
 
 
 class _Finding:
@@ -234,6 +157,7 @@ class _Finding:
 
     def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
         self._analysis, self._proto = analysis, proto
+        self._nodes, self._uses = analysis.nodes, analysis.uses
         self._network = Network(analysis)
         self._finder = Finder(self._network, proto)
         self._taken: set[Use] = set()
@@ -242,7 +166,7 @@ class _Finding:
         """Return the modules, in an order that follows from the graph alone."""
         found = [self._layer(layer) for _, layer in sorted(self._network.layers.items())]
         modules = [module for module in found if module is not None]
-        for number, node in enumerate(self._analysis.nodes):
+        for number, node in enumerate(self._nodes):
             for index in range(len(node.inputs)):
                 modules += [self._alone(number, node)] if self._is_parameter((number, index)) else []
         depths = residual_depths(self._network, self._proto)
@@ -253,7 +177,7 @@ class _Finding:
 
     def _join(self, number: int) -> int:
         """Return the node at which a constant, which may be moved and expanded first, meets what the model is given."""
-        node = self._analysis.nodes[number]
+        node = self._nodes[number]
         while node.outputs[0].name not in self._network.told and node.outputs[0].outputs:
             node = node.outputs[0].outputs[0]
         return self._network.number(node)
@@ -264,7 +188,7 @@ class _Finding:
         That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
         in any order, are visited by the number of modules on the way to them, most first.
         """
-        nodes, age = self._analysis.nodes, self._network.age
+        nodes, age = self._nodes, self._network.age
         lengths: list[int] = []
         for number, node in enumerate(nodes):
             before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
@@ -285,7 +209,7 @@ class _Finding:
 
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
         """Tell whether an input holds numbers that no module has yet: at least two, but where one is learnt, too."""
-        found, op = self._analysis.uses.get(use), self._analysis.nodes[use[0]].op
+        found, op = self._uses.get(use), self._nodes[use[0]].op
         if found is None or use in self._taken or op in traits.SHAPES:
             return False
         if _QUANTIZED.search(op):
@@ -296,7 +220,7 @@ class _Finding:
 
     def _layer(self, layer: Layer) -> Module | None:
         """Return a layer with its bias and normalisation."""
-        node = self._analysis.nodes[layer.number]
+        node = self._nodes[layer.number]
         parameter = self._weight(layer)
         if parameter is None:
             return None
@@ -336,7 +260,7 @@ class _Finding:
         """The layers whose results are multiplied by one another, with nothing but moves and scales between."""
         found: set[int] = set()
         for product in self._network.products:
-            for tensor in self._analysis.nodes[product].inputs:
+            for tensor in self._nodes[product].inputs:
                 found.update(self._makers(tensor))
         return found & self._network.layers.keys()
 
@@ -351,8 +275,8 @@ class _Finding:
         """Return the constant that a layer's weights are, or are a transposed version of."""
         number, index = layer.number, layer.weights
         swapped = False
-        while (number, index) not in self._analysis.uses:
-            tensor = self._analysis.nodes[number].inputs[index]
+        while (number, index) not in self._uses:
+            tensor = self._nodes[number].inputs[index]
             producer = tensor.inputs[0] if tensor.inputs else None
             if producer is None or producer.op not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
                 return None
@@ -362,25 +286,25 @@ class _Finding:
                     return None
                 swapped ^= perm == [1, 0]
             number, index = self._analysis.numbers[id(producer)], 0
-        rank = len(self._analysis.uses[number, index].axes)
-        node = self._analysis.nodes[layer.number]
+        rank = len(self._uses[number, index].axes)
+        node = self._nodes[layer.number]
         if rank == 2 and not layer.convolves:
             operands = {operand for c in self._analysis.said[layer.number].contractions for operand in c.sides}
             reads = next((position for index, position in operands if index == layer.weights), 1) ^ swapped
             return Parameter((number, index), (1 - reads, reads), 2)
         group = int(node.attrs.get("group", 1))
-        shape = self._analysis.uses[number, index].constant.shape
+        shape = self._uses[number, index].constant.shape
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
         return Parameter((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
     def _bias(self, number: int, tensor: Tensor, axis: int) -> Use | None:
         """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
-        node = self._analysis.nodes[number]
+        node = self._nodes[number]
         use = number, 1 if node.inputs[0] is tensor else 0
-        if node.op != "Add" or use not in self._analysis.uses or not self._is_parameter(use, least=1):
+        if node.op != "Add" or use not in self._uses or not self._is_parameter(use, least=1):
             return None
         result = self._network.shape(tensor)
-        shape = self._analysis.uses[use].constant.shape
+        shape = self._uses[use].constant.shape
         shape = [*(1 for _ in range(len(result) - len(shape))), *shape]
         is_along = 0 < len(shape) == len(result) and all(n == (m if p == axis else 1) for p, (n, m) in
                                                      enumerate(zip(shape, result, strict=True)))  # fmt: skip
@@ -389,7 +313,7 @@ class _Finding:
     def _take(self, use: Use) -> Parameter:
         """Return a constant as a parameter; axes of one unit are left out of vectors."""
         self._taken.add(use)
-        axes = self._analysis.uses[use].axes
+        axes = self._uses[use].axes
         real = [position for position, axis in enumerate(axes) if axis.size > 1]
         if len(real) > 1:
             return Parameter(use, tuple(range(len(axes))), len(axes))
@@ -398,9 +322,9 @@ class _Finding:
 
     def _vectors(self, number: int) -> dict[str, Parameter]:
         """Return the parameters of a normalisation."""
-        inputs = range(1, len(self._analysis.nodes[number].inputs))
+        inputs = range(1, len(self._nodes[number].inputs))
         return {what: self._take((number, index)) for what, index in zip(_VECTORS, inputs, strict=False)
-                if (number, index) in self._analysis.uses and (number, index) not in self._taken}  # fmt: skip
+                if (number, index) in self._uses and (number, index) not in self._taken}  # fmt: skip
 
     def _alone(self, number: int, node: Node) -> Module:
         """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
@@ -428,7 +352,7 @@ class _Finding:
 
     def _repeats(self, parameter: Parameter) -> bool:
         """Tell whether the first axis of a constant only repeats the rest."""
-        constant = self._analysis.uses[parameter.use].constant
+        constant = self._uses[parameter.use].constant
         if len(constant.shape) < 2 or constant.shape[0] < 2:
             return False
         values = self._analysis.draft.read(constant)
@@ -436,12 +360,12 @@ class _Finding:
 
     def _shift(self, scale: Use) -> Use | None:
         """Return what alone is added to a product along the axis of its scale."""
-        result = self._analysis.nodes[scale[0]].outputs[0]
+        result = self._nodes[scale[0]].outputs[0]
         while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):
             result = reader.outputs[0]
         if reader is None:
             return None
-        constant = self._analysis.uses[scale].constant
+        constant = self._uses[scale].constant
         rank = len(self._network.shape(result))
         real = [rank - len(constant.shape) + position for position, size in enumerate(constant.shape) if size > 1]
         return self._bias(self._analysis.numbers[id(reader)], result, real[0]) if len(real) == 1 else None
@@ -457,19 +381,17 @@ class _Finding:
 
     def _first(self, number: int) -> Parameter:
         """Return the first parameter of a node."""
-        indices = range(len(self._analysis.nodes[number].inputs))
+        indices = range(len(self._nodes[number].inputs))
         return self._take(next((number, i) for i in indices if self._is_parameter((number, i))))
 
     def _name(self, number: int, parameter: Parameter) -> str:
-        node = self._analysis.nodes[parameter.use[0]]
-        return module_of(
-            self._analysis.nodes[number], self._proto.graph.node[number], node.inputs[parameter.use[1]].name
-        )
+        node = self._nodes[parameter.use[0]]
+        return module_of(self._nodes[number], self._proto.graph.node[number], node.inputs[parameter.use[1]].name)
 
     def _is_neutral(self, layer: Layer, node: Node, parameter: Parameter) -> bool:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
-        is_float = self._analysis.draft.type_of(self._analysis.uses[parameter.use].constant) in DIVISIBLE
+        is_float = self._analysis.draft.type_of(self._uses[parameter.use].constant) in DIVISIBLE
         if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
             return False
         kernel = parameter.axes(self._analysis)[2:]

@@ -17,7 +17,8 @@ from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.model.model import Model
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, segments_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
+from onnx_net2net.operations.transfer.segments import Segment, grouped
 
 Compute = Callable[[], Array]
 """What computes the values of a tensor when they are needed."""
@@ -49,14 +50,14 @@ class Network:
         self.numbers = self.analysis.numbers
 
     @cached_property
-    def segments(self) -> list[Segment]:
-        """Its layers and blocks in the common form."""
-        return segments_of(self.analysis, self.opened.model.proto)
-
-    @property
     def modules(self) -> list[Module]:
-        """All its modules, by segments."""
-        return [module for segment in self.segments for module in segment.modules]
+        """Its modules, in order."""
+        return modules_of(self.analysis, self.opened.model.proto)
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Its modules, those of a block together."""
+        return grouped(self.modules, self.analysis, self.opened.model.proto)
 
     def runnable(self, *, filled: bool = False) -> Model:
         """Return the network as it was given, with its bodies, or with what its draft holds by now."""

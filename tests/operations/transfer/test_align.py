@@ -10,7 +10,8 @@ from test_transfer import Net, dense, plain, resnet, transformer
 from onnx_net2net import load
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.operations.transfer.align import align, similarity
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Segment, segments_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter
+from onnx_net2net.operations.transfer.segments import Segment, segments_of
 
 
 def module(name="", kind="linear", shape=(4, 4), node=0, neutral=False, **changes):

@@ -13,7 +13,7 @@ from onnx_net2net.framework.match import constants_of
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.align import align
-from onnx_net2net.operations.transfer.modules import segments_of
+from onnx_net2net.operations.transfer.segments import segments_of
 
 
 def residual(net, name, inner=None, flip=False):
