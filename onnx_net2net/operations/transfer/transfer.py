@@ -1,9 +1,14 @@
 """Fill a network that the user defined and exported, with random weights, from a trained one.
 
-Transfer is growth whose sizes a target dictates: the two graphs are aligned, the sizes of the target's matched layers
-say how far each dim of the teacher grows, the teacher's weights are grown by the maps of `widen`, and are written into
-the target's constants in the target's layout. What the target has in excess is made to do nothing. No node is added to
-the target and none is changed, so that its class can load the weights.
+Transfer is growth to sizes that a target dictates, in five steps:
+
+1. `align` matches the layers of the two graphs.
+2. `fit` grows the teacher, by the maps of `widen`, to the sizes of the target's matched layers.
+3. `fill` writes the teacher's weights into the target's constants, in the target's layout.
+4. Layers that only the target has are made to do nothing.
+5. Where that is not exact, `examples` fit the target's layers to what the teacher's make of data.
+
+No node of the target is added or changed, so that its class can load the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +49,28 @@ from onnx_net2net.run.watch import in_batches
 
 
 @dataclass(frozen=True)
+class TransferOptions:
+    """What the record of a transfer says besides its models.
+
+    Attributes:
+        spread: How unevenly copies share their outgoing weights, as in `widen`.
+        seed: Seed of every random choice.
+
+    Raises:
+        BadInputError: If an option makes no sense.
+    """
+
+    spread: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BadInputError(f"the seed must be at least 0, not {self.seed}")
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise BadInputError(f"spread must be a number of at least 0, not {self.spread}")
+
+
+@dataclass(frozen=True)
 class Transfer:
     """A filled model.
 
@@ -52,11 +79,11 @@ class Transfer:
         target: The model that was filled.
         student: The target with its new values, which are computed when it is saved or run.
         sources: Where the values of each of the target's float tensors came from.
-        obstacles: What is in the way of an exact transfer; none where the student computes what the teacher does,
-            which has been measured unless `prove` was False.
+        obstacles: Why the transfer is not exact. If there are none, the student computes what the teacher does; this
+            has been measured unless `prove` was False.
         seed: Seed of every random choice.
-        doubts: What corresponding nodes do differently besides, which often makes no difference: the reasons to be
-            named where the student turns out to compute something else.
+        doubts: Other differences between corresponding nodes. Most make no difference to the results; they are named
+            as reasons if the student turns out to compute something else.
     """
 
     teacher: Model
@@ -86,7 +113,7 @@ class Transfer:
             )
         draft = Graph(self.student)
         tensors = [*draft.graph.inputs, *draft.graph.outputs]
-        names = [name for network in _names(graphs[0]) for name in network]
+        names = [name for some in _names(graphs[0]) for name in some]
         for name, tensor in draft.graph.tensors().items():
             if name in names and not any(tensor is other for other in tensors):
                 tensor.name = draft.unique_name(f"{name}_inside")
@@ -112,13 +139,11 @@ def transfer(
         target: Likewise: of any weights. Neither is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
-        data: Examples (an npz file, or arrays under the names of the teacher's inputs) to do better by where the
-            transfer is not exact: they say which units a narrower target keeps (`examples.select`), and its
-            layers are fitted to what the teacher's make of them (`examples.refit`). An exact transfer
-            is the same without them.
-        prove: Whether the two are run and compared where nothing is known to be in the way, so that no obstacles means
-            an exact transfer; leave it out where `proof` is called anyway.
-        progress: Told how many steps of the latter are done, and of how many.
+        data: Examples (an npz file, or arrays under the names of the teacher's inputs) that improve a transfer which
+            is not exact: they tell which units a narrower target keeps (`examples.select`), and its layers are fitted
+            to what the teacher's make of them (`examples.refit`). An exact transfer does not use them.
+        prove: Whether the two are run and compared if no obstacle is known. Leave it out if you call `proof` anyway.
+        progress: Told how many layers have been fitted to the examples, and of how many.
 
     Returns:
         The student. It computes what the teacher does if there are no obstacles; see `proof`.
@@ -127,15 +152,12 @@ def transfer(
         BadInputError: If a model cannot be used, or an option makes no sense.
         RefusedError: If the two have different interfaces, or nothing in common.
     """
-    if seed < 0:
-        raise BadInputError(f"the seed must be at least 0, not {seed}")
-    if not (math.isfinite(spread) and spread >= 0):
-        raise BadInputError(f"spread must be a number of at least 0, not {spread}")
+    options = TransferOptions(spread, seed)
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
     arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
-        result = _transfer(old, new, Style(seed, spread), arrays, progress)
+        result = _transfer(old, new, options, arrays, progress)
     if not prove or result.obstacles:
         return result
     try:
@@ -152,10 +174,10 @@ def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
     """
     constants = {tensor.name for graph in (teacher, target) for tensor in graph.initializer}
     for what in ("input", "output"):
-        networks = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
-        if len(networks[0]) != len(networks[1]):
-            raise RefusedError(f"the teacher has {len(networks[0])} {what}s, the target {len(networks[1])}")
-        for one, other in zip(*networks, strict=True):
+        values = [[v for v in getattr(graph, what) if v.name not in constants] for graph in (teacher, target)]
+        if len(values[0]) != len(values[1]):
+            raise RefusedError(f"the teacher has {len(values[0])} {what}s, the target {len(values[1])}")
+        for one, other in zip(*values, strict=True):
             kinds = [value.type.tensor_type.elem_type for value in (one, other)]
             ranks = [len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None
                      for v in (one, other)]  # fmt: skip
@@ -177,8 +199,8 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         checking: Options of `verify`.
 
     Returns:
-        The comparison, None where the two cannot be compared, and what is in the way of an exact transfer: none if
-        the student computes what the teacher computes, also where something was thought to be.
+        The comparison, None where the two cannot be compared, and the obstacles. There are none if the student computes
+        what the teacher computes, even if some were expected.
     """
     try:
         student = result.comparable
@@ -209,7 +231,7 @@ def _at_sizes_of(teacher: Model, student: Model) -> Model:
 
 
 def _transfer(
-    teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
+    teacher: Model, target: Model, options: TransferOptions, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
     found = _aligned(networks)
@@ -220,7 +242,7 @@ def _transfer(
     changes: Changes | None = {} if examples else None
     choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
     reconstruction = Reconstruction(networks, found.pairs) if examples else None
-    fitted = fit(networks, found, style, choice if examples else None)
+    fitted = fit(networks, found, Style(options.seed, options.spread), choice if examples else None)
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
@@ -231,7 +253,7 @@ def _transfer(
         filling.silence(segment)
     sources = list(filling.values.write())
     doubts = tuple(counterparts.differences())
-    record = {"operation": "transfer", "spread": style.spread, "seed": style.seed, "version": version("onnx-net2net"),
+    record = {"operation": "transfer", **asdict(options), "version": version("onnx-net2net"),
               "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
     if reconstruction is not None and changes is not None and networks.obstacles:
         reconstruction.run(fitted, changes, filling.kept, examples, progress)
@@ -240,11 +262,11 @@ def _transfer(
         record["calibrated on"] = "data"
     metadata = {HISTORY: json.dumps([*history(teacher), record])}
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed, doubts=doubts)
+    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed, doubts=doubts)
 
 
 def _aligned(networks: Networks) -> Alignment:
-    """Return what corresponds to what.
+    """Match the layers of the two, and note the layers that are lost.
 
     Raises:
         RefusedError: If no layer of the two does.
@@ -279,7 +301,7 @@ def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[
 
 
 def _origins(target: Network, pairs: Iterable[tuple[Module | None, Module]], changes: Changes) -> dict[str, str]:
-    """Return where tensors of the target come from that were changed."""
+    """Return the origins of the target's tensors that examples changed."""
     found = {}
     for old, new in pairs:
         changed = {what for node, what in changes if node == new.node}
