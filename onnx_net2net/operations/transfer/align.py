@@ -77,8 +77,8 @@ def similarity(teacher: Module, target: Module) -> float:
     if len(shape) != len(target.shape):
         return 0.0
     alike: float = math.sqrt(_ratio(shape, target.shape))
-    if len(teacher.places) == len(target.places):
-        alike *= _ratio(teacher.places, target.places)
+    if len(teacher.resolution) == len(target.resolution):
+        alike *= _ratio(teacher.resolution, target.resolution)
     alike *= 0.5 ** sum(a != b for a, b in zip(teacher.settings, target.settings, strict=False))
     missing = len(set(teacher.parameters) - set(target.parameters))
     if any(old > new for old, new in zip(shape, target.shape, strict=True)):

@@ -21,7 +21,6 @@ from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
-from onnx_net2net.rules import traits
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
 _DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET"}
@@ -70,9 +69,7 @@ class Conversion:
     def _size(self, what: str) -> int:
         """Return the number of elements of a parameter of the target, 0 where there is none."""
         parameter = self.new.parameters.get(what)
-        return (
-            math.prod(self.networks.target.analysis.uses[parameter.use].constant.shape) if parameter is not None else 0
-        )
+        return math.prod(self.networks.target.original(parameter.use).shape) if parameter is not None else 0
 
     def _zeros(self) -> Compute:
         return partial(np.zeros, self._size("bias") or self._size("shift"), np.float32)
@@ -239,10 +236,7 @@ def regrouped(networks: Networks, found: Alignment) -> Model | None:
 
 def _changes(networks: Networks, found: Alignment) -> Iterator[tuple[Module, int]]:
     """Yield convolutions of the teacher with the groups that they have in the target, if these are fewer and larger."""
-    nodes = networks.teacher.nodes
-    readings = [[use for use in uses if nodes[use.node].op not in traits.SHAPES]
-                for uses in networks.teacher.analysis.readings()]  # fmt: skip
-    alone = {(uses[0].node, uses[0].input) for uses in readings if len(uses) == 1}
+    alone = {uses[0] for uses in networks.teacher.readings.values() if len(uses) == 1}
     for old, new in found.pairs:
         before, after = _groups(networks.teacher, old), _groups(networks.target, new)
         if 0 < after < before and before % after == 0 and new.shape[0] >= old.shape[0] and (old.node, 1) in alone:

@@ -120,7 +120,7 @@ class Filling:
 
     def _is_same_kind(self, constant: Constant | None, parameter: Parameter) -> bool:
         """Tell whether both constants hold floats, or both integers of one type."""
-        own = self.values.constant(parameter.use)
+        own = self._target.original(parameter.use)
         if constant is None or (self._networks.teacher.is_float(constant) and self._target.is_float(own)):
             return True
         return self._networks.teacher.dtype(constant) == self._target.dtype(own)

@@ -28,10 +28,10 @@ Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
 _LEARNT = traits.NORMS | {"Conv", "ConvTranspose", "Gemm", "PRelu"}
-"""Operators of which each input but the first is learnt, be it a single number."""
+"""Operators that learn each input but the first, even a single number."""
 
 _QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
-"""Operators of which each constant is a parameter: integers, scales and zero points."""
+"""Operators that have parameters only for constants: integers, scales and zero points."""
 
 _PLACES = traits.JOINS | traits.REPEATS | {"Unsqueeze", "Reshape", "Identity"}
 """Operators that put a constant somewhere, as a class token is put in front of a sequence."""
@@ -44,11 +44,11 @@ class Parameter:
     """A constant in the place of a parameter.
 
     Attributes:
-        use: Which input of which node reads it.
-        order: How its axes are permuted to be (out, in, *kernel), or as they are everywhere else.
-        flat: How many of the axes are left when those of a kernel of one place are dropped.
-        channels: How many of the axes are no kernel.
-        repeats: Whether the first axis only repeats the rest, as it does in a token that was expanded to the batch.
+        use: The input of the node that reads it.
+        order: Permutes its axes to the common order: (out, in, *kernel) for a weight, the constant's own for the rest.
+        flat: The number of axes in the common order: those of a kernel of one place are left out.
+        channels: The number of axes that are no kernel.
+        repeats: Whether the first axis only repeats the rest, as in a token that was expanded to the batch.
     """
 
     use: Use
@@ -72,7 +72,7 @@ class Parameter:
         return np.reshape(turned[0] if self.repeats else turned, self.shape(values.shape))
 
     def own(self, values: Array, shape: Sequence[int]) -> Array:
-        """Return values in the order of the constant, whose shape is given, from those in the common order."""
+        """Return values in the constant's own order and shape, from those in the common order."""
         turned_shape = [shape[position] for position in self.order]
         if self.repeats:
             values = np.broadcast_to(values[None], (turned_shape[0], *values.shape))
@@ -87,17 +87,17 @@ class Module:
     Attributes:
         node: The number of its first node.
         name: The module that it belongs to.
-        kind: What can be matched with what: the operator in the common form.
+        kind: The operator in the common form; only modules of one kind match.
         shape: The shape of its weight in the common order.
-        settings: What has to be the same for the same function: strides, dilations, and whether its results are
-            multiplied by other activations, as in attention, or come from such a product.
-        places: The sizes of the result along which a convolution works.
-        parameters: Its parameters by what they are: weight, bias, scale, shift, mean, variance, ...
+        settings: Strides, dilations, and whether its results are multiplied by other activations, as in attention, or
+            come from such a product. Modules that compute the same have equal ones.
+        resolution: The sizes of a convolution's result along the axes of its kernel.
+        parameters: Its parameters by their role: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
-        normalises: Whether it is a normalisation that can be done twice, with no more difference than its epsilon.
+        normalises: Whether it is a normalisation that changes no more than its epsilon when it is done twice.
         repeats: Whether the first axis of a constant may only repeat the rest.
-        depth: In how many residual blocks it is, nested ones counted.
+        depth: The number of residual blocks around it, nested ones counted.
         place: Its place among all modules of the network.
     """
 
@@ -106,7 +106,7 @@ class Module:
     kind: str
     shape: tuple[int, ...]
     settings: tuple[object, ...]
-    places: tuple[int, ...]
+    resolution: tuple[int, ...]
     parameters: Mapping[str, Parameter] = field(compare=False)
     norm: int | None = None
     neutral: bool = False
@@ -137,9 +137,9 @@ class Module:
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
-        """What an alignment depends on, but for the name."""
+        """All that similarity depends on."""
         marks = self.neutral, self.repeats, self.depth
-        return self.kind, self.shape, self.settings, self.places, tuple(sorted(self.parameters)), marks
+        return self.kind, self.shape, self.settings, self.resolution, tuple(sorted(self.parameters)), marks
 
 
 def modules_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Module]:
@@ -153,7 +153,7 @@ def modules_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Module]:
 
 
 class _Finding:
-    """What is needed to bring a graph into the common form."""
+    """Finds the modules of one graph."""
 
     def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
         self._analysis, self._proto = analysis, proto
@@ -176,17 +176,17 @@ class _Finding:
         return [replace(module, depth=depths[joins[module.node]], place=place) for place, module in enumerate(modules)]
 
     def _join(self, number: int) -> int:
-        """Return the node at which a constant, which may be moved and expanded first, meets what the model is given."""
+        """Return the node at which a constant, perhaps moved and expanded before, meets data."""
         node = self._nodes[number]
         while node.outputs[0].name not in self._network.told and node.outputs[0].outputs:
             node = node.outputs[0].outputs[0]
         return self._network.number(node)
 
     def _order(self, modules: Collection[int]) -> dict[int, int]:
-        """Return places for the nodes, in the order in which a walk back from the outputs leaves them.
+        """Return a place for each node: its number when a walk back from the outputs leaves the nodes.
 
-        That does not depend on how exporters sort the nodes of parallel branches. Terms and factors, which may stand
-        in any order, are visited by the number of modules on the way to them, most first.
+        Unlike the order of the file, it does not depend on how an exporter sorts parallel branches. Of terms and
+        factors, which may stand in any order, those with the most modules on the way to them come first.
         """
         nodes, age = self._nodes, self._network.age
         lengths: list[int] = []
@@ -208,7 +208,7 @@ class _Finding:
         return places
 
     def _is_parameter(self, use: Use, least: int = 2) -> bool:
-        """Tell whether an input holds numbers that no module has yet: at least two, but where one is learnt, too."""
+        """Tell whether an input holds parameters that no module has yet; a single number must be a learnt one."""
         found, op = self._uses.get(use), self._nodes[use[0]].op
         if found is None or use in self._taken or op in traits.SHAPES:
             return False
@@ -251,9 +251,9 @@ class _Finding:
         steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
         settings = (*(values if any(n != 1 for n in values) else () for values in steps),
                     layer.number in self._factors, self._is_product(node.inputs[1 - layer.weights]))  # fmt: skip
-        places = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
+        resolution = self._network.shape(node.outputs[0])[2:] if layer.convolves else ()
         name, neutral = self._name(layer.number, parameter), self._is_neutral(layer, node, parameter)
-        return Module(layer.number, name, kind, shape, settings, tuple(places), parameters, norm, neutral)
+        return Module(layer.number, name, kind, shape, settings, tuple(resolution), parameters, norm, neutral)
 
     @cached_property
     def _factors(self) -> set[int]:
@@ -272,7 +272,7 @@ class _Finding:
         return self._network.sources(tensor, {*self._network.layers, *self._network.products}, sums=False)
 
     def _weight(self, layer: Layer) -> Parameter | None:
-        """Return the constant that a layer's weights are, or are a transposed version of."""
+        """Return the constant that a layer's weights are, perhaps transposed or cast first; None if there is none."""
         number, index = layer.number, layer.weights
         swapped = False
         while (number, index) not in self._uses:
@@ -298,7 +298,7 @@ class _Finding:
         return Parameter((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
     def _bias(self, number: int, tensor: Tensor, axis: int) -> Use | None:
-        """Return the input of a node with which it adds one number to each unit of an axis; None if it does not."""
+        """Return the constant input of an Add that adds one number to each unit of an axis; None for other nodes."""
         node = self._nodes[number]
         use = number, 1 if node.inputs[0] is tensor else 0
         if node.op != "Add" or use not in self._uses or not self._is_parameter(use, least=1):
@@ -327,7 +327,7 @@ class _Finding:
                 if (number, index) in self._uses and (number, index) not in self._taken}  # fmt: skip
 
     def _alone(self, number: int, node: Node) -> Module:
-        """Return what is no layer: a normalisation, a scale, a shift, a table, or a constant of another kind."""
+        """Return a module that is no layer: a normalisation, a scale, a shift, a table or another constant."""
         norm = number if node.op == "BatchNormalization" else None
         if node.op in traits.NORMS:
             parameters, kind = self._vectors(number), "affine"
@@ -359,7 +359,7 @@ class _Finding:
         return bool((values == values[:1]).all())
 
     def _shift(self, scale: Use) -> Use | None:
-        """Return what alone is added to a product along the axis of its scale."""
+        """Return the constant that is added behind a scale, and along its axis; None if there is none."""
         result = self._nodes[scale[0]].outputs[0]
         while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):
             result = reader.outputs[0]

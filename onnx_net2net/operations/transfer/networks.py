@@ -15,13 +15,14 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of, infer
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.graph import Constant, dtype_of
 from onnx_net2net.model.model import Model
-from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter, Use, modules_of
 from onnx_net2net.operations.transfer.segments import Segment, grouped
+from onnx_net2net.rules import traits
 
 Compute = Callable[[], Array]
-"""What computes the values of a tensor when they are needed."""
+"""Computes the values of a tensor when they are needed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Obstacle:
 
     Attributes:
         place: The layer or dim, as the target or the teacher calls it.
-        reason: What is in the way there.
+        reason: The reason.
     """
 
     place: str
@@ -60,18 +61,27 @@ class Network:
         return grouped(self.modules, self.analysis, self.opened.model.proto)
 
     def runnable(self, *, filled: bool = False) -> Model:
-        """Return the network as it was given, with its bodies, or with what its draft holds by now."""
+        """Return the network with its bodies, as it was given or, if `filled`, as it is by now."""
         return self.opened.close(self.analysis.draft.finish() if filled else self.opened.model)
 
     @cached_property
     def visible(self) -> frozenset[str]:
-        """The tensors that can be looked at when it runs: those inside of bodies cannot."""
+        """The tensors that can be looked at when it runs: all but those inside of bodies."""
         graph = self.runnable().proto.graph
         return frozenset(name for node in graph.node for name in node.output).union(v.name for v in graph.input)
 
     def constant(self, parameter: Parameter) -> Constant | None:
-        """Return what stands in the place of a parameter now: None if growing put nodes there."""
+        """Return the constant that a parameter is now, None if growing put nodes in its place."""
         return constant_of(self.nodes[parameter.use[0]].inputs[parameter.use[1]])
+
+    @cached_property
+    def readings(self) -> dict[int, list[Use]]:
+        """The inputs of nodes that each constant was, by its id; those that read only its shape are left out."""
+        found = {}
+        for uses in self.analysis.readings():
+            read = [use for use in uses if self.nodes[use.node].op not in traits.SHAPES]
+            found[id(uses[0].constant)] = [(use.node, use.input) for use in read or uses]
+        return found
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """Return the shape that a parameter has now, in the common order."""
@@ -81,15 +91,18 @@ class Network:
 
     def dtype(self, constant: Constant) -> np.dtype[Any]:
         """Return the type of a constant's elements."""
-        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.analysis.draft.type_of(constant)))
-        return dtype
+        return dtype_of(constant)
+
+    def original(self, use: Use) -> Constant:
+        """Return the constant that an input of a node was before anything changed."""
+        return self.analysis.uses[use].constant
 
     def is_float(self, constant: Constant) -> bool:
         """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
         return self.analysis.draft.type_of(constant) in DIVISIBLE
 
     def reader(self, parameter: Parameter) -> Compute | None:
-        """Return what reads a parameter as it is now, in the common order; None if growing put nodes there."""
+        """Return what reads a parameter as it is now, in the common order; None if nodes are in its place."""
         constant = self.constant(parameter)
         if constant is None:
             return None
@@ -97,7 +110,7 @@ class Network:
         return lambda: parameter.common(read())
 
     def readers(self, parameters: Mapping[str, Parameter]) -> dict[str, Compute]:
-        """Return what reads each of some parameters, but for those that growing put nodes in the place of."""
+        """Return what reads each of some parameters, without those that nodes are in the place of."""
         reads = {what: self.reader(parameter) for what, parameter in parameters.items()}
         return {what: read for what, read in reads.items() if read is not None}
 
@@ -113,7 +126,7 @@ class Networks:
     Attributes:
         teacher: The trained network; it is grown in place.
         target: The network to be filled.
-        obstacles: What has been found to be in the way.
+        obstacles: Why the transfer is not exact, as far as known.
     """
 
     teacher: Network

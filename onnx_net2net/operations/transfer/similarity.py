@@ -95,7 +95,7 @@ def similarities(
 
 def _elements(network: Network) -> int:
     """Return the number of the parameters, all constants of floats that are more than single numbers."""
-    constants = [uses[0].constant for uses in network.analysis.readings()]
+    constants = [network.original(uses[0]) for uses in network.readings.values()]
     return sum(math.prod(one.shape) for one in constants if network.is_float(one) and math.prod(one.shape) > 1)
 
 

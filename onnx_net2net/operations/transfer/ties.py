@@ -39,7 +39,7 @@ def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
         values = [read() for read in reads if read is not None]
         if len(values) < len(pairs) or any(not np.array_equal(values[0], other) for other in values[1:]):
             continue  # a network that ties nothing can be exact, too; only its class cannot hold it
-        first, name = pairs[0][0], networks.target.analysis.uses[pairs[0][1].use].constant.name
+        first, name = pairs[0][0], networks.target.original(pairs[0][1].use).name
         for old, _ in pairs[1:]:
             for axis, same in zip(first.axes(analysis), old.axes(analysis), strict=True):
                 dims.unify(axis, same, f"{name!r} is one tensor in the target")
@@ -66,7 +66,7 @@ def _tied(target: Network, found: Alignment) -> Iterator[list[Pair]]:
     """Yield the parameters that share a tensor of the target, or have the same values: folding parts what is tied."""
     by_constant: dict[int, list[Pair]] = {}
     for old, new in found.parameters:
-        by_constant.setdefault(id(target.analysis.uses[new.use].constant), []).append((old, new))
+        by_constant.setdefault(id(target.original(new.use)), []).append((old, new))
     alike: dict[object, list[list[Pair]]] = {}
     for pairs in by_constant.values():
         shape = target.shape(pairs[0][1])

@@ -16,7 +16,6 @@ from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.modules import Parameter, Use
 from onnx_net2net.operations.transfer.networks import Compute, Network
 from onnx_net2net.rewrite.rewrite import shown_name
-from onnx_net2net.rules import traits
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,6 @@ class Values:
         """Return the values that a parameter had, in the common order."""
         return parameter.common(self._initial[parameter.use]())
 
-    def constant(self, use: Use) -> Constant:
-        """Return the constant that an input of a node was."""
-        return self._network.analysis.uses[use].constant
-
     def set(self, use: Use, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = "") -> None:
         """Give a use of a constant values of the constant's own shape and type."""
         self._values[use] = _Value(key, compute, origin, teacher)
@@ -104,7 +99,7 @@ class Values:
             uses: Other inputs that are the same constant and get the same values.
             factors: Multiply the units of the first axis: float64 [n].
         """
-        constant = self.constant(parameter.use)
+        constant = self._network.original(parameter.use)
         shape, kind, wanted = tuple(constant.shape), self._network.dtype(constant), self._network.shape(parameter)
 
         def values() -> Array:
@@ -123,7 +118,7 @@ class Values:
 
     def fill(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
         """Give all elements of a constant one value."""
-        constant = self.constant(use)
+        constant = self._network.original(use)
         shape, kind = tuple(constant.shape), self._network.dtype(constant)
         self.set(use, (origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
@@ -133,16 +128,14 @@ class Values:
 
     def write(self) -> Iterator[Source]:
         """Put all values into the network's draft; constants that several nodes read in different ways are parted."""
-        nodes = self._network.nodes
-        for uses in self._network.analysis.readings():
-            constant, keys = uses[0].constant, [(use.node, use.input) for use in uses]
+        for uses in self._network.readings.values():
+            constant = self._network.original(uses[0])
             parted: dict[object, list[Use]] = {}
-            values = [key for key in keys if nodes[key[0]].op not in traits.SHAPES]  # the shape stays
-            for key in values or keys:
-                parted.setdefault(self._values[key].key if key in self._values else None, []).append(key)
+            for use in uses:
+                parted.setdefault(self._values[use].key if use in self._values else None, []).append(use)
             is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1
-            first, shape = keys[0], tuple(constant.shape)
-            name = shown_name(nodes[first[0]].inputs[first[1]])  # that of a Constant node has none of its own
+            (number, index), shape = uses[0], tuple(constant.shape)
+            name = shown_name(self._network.nodes[number].inputs[index])  # a Constant node's constant has no name
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda some: some[0] is not None)):
                 if what is not None:
                     value = self._values[readers[0]]

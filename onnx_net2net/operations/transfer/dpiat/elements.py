@@ -195,7 +195,7 @@ class Scored:
         return Weight(parameter, str(constant.name), shape, groups, factor, (parameter.use,))
 
     def _constant(self, parameter: Parameter) -> Constant:
-        return self._network.analysis.uses[parameter.use].constant
+        return self._network.original(parameter.use)
 
     def _merged(self, found: Mapping[int, Layer]) -> dict[int, Layer]:
         """Return the first of the layers that share a matrix, with the uses of all; exporters merge equal vectors."""
@@ -210,7 +210,7 @@ class Scored:
         """Return a layer that is run several times as one; of a matrix all that read it are uses."""
         first = same[0]
         assert first.weight is not None
-        readings = self._readings[id(self._constant(first.weight.parameter))]
+        readings = self._network.readings[id(self._constant(first.weight.parameter))]
         weight = replace(first.weight, uses=tuple(readings)) if len(first.shape) > 1 else first.weight
         bias = first.bias
         if bias is not None:
@@ -219,15 +219,9 @@ class Scored:
             bias = replace(bias, uses=tuple(own.use for own in biases if self._constant(own) is constant))
         return replace(first, weight=weight, bias=bias)
 
-    @cached_property
-    def _readings(self) -> dict[int, list[Use]]:
-        """The inputs of nodes that each constant is, by its id."""
-        readings = self._network.analysis.readings()
-        return {id(uses[0].constant): [(use.node, use.input) for use in uses] for uses in readings}
-
     def _is_merged(self, weight: Weight) -> bool:
         """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
-        return len(weight.shape) == 1 and len(self._readings[id(self._constant(weight.parameter))]) > 1
+        return len(weight.shape) == 1 and len(self._network.readings[id(self._constant(weight.parameter))]) > 1
 
     # -- blocks ------------------------------------------------------------------------------------------------
 

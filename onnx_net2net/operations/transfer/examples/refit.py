@@ -31,7 +31,6 @@ from onnx_net2net.operations.transfer.fill import Changes
 from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks
-from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds
 from onnx_net2net.run.watch import Watch, watched
 
@@ -131,9 +130,7 @@ def _readers(networks: Networks, old: Module, new: Module) -> tuple[Reader, Read
 
 def _is_tied(network: Network, module: Module) -> bool:
     """Tell whether other nodes read the weights of a layer too."""
-    uses, key = network.analysis.uses, module.parameters["weight"].use
-    alike = [use for use in uses.values() if use.constant is uses[key].constant]
-    return sum(network.nodes[use.node].op not in traits.SHAPES for use in alike) > 1
+    return len(network.readings[id(network.original(module.parameters["weight"].use))]) > 1
 
 
 class _Layer:
