@@ -1,4 +1,4 @@
-"""Which layers of one network correspond to which of another: an order-preserving alignment of two graphs.
+"""Match the layers of two networks, in the order of both graphs.
 
 Dynamic programming aligns the segments, and then the modules inside of matched blocks, as DPIAT does (Czyzewski, Nowak,
 Piechowiak 2022). It also looks at what shapes do not tell: operator, kernel, stride, groups, resolution, and which
@@ -20,24 +20,24 @@ from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.segments import Segment
 
 _LOST = 1.0
-"""What it costs to leave out a module of the teacher, as a part of what a perfect match of a module gains."""
+"""The cost of leaving out a module of the teacher; a perfect match of two modules gains 1."""
 
 _KEPT = 0.5
-"""What it costs to leave out a module of the target that cannot be the identity."""
+"""The cost of leaving out a module of the target that cannot be the identity."""
 
 _FREE = 0.001
-"""What it costs to leave out a module of the target that can be the identity."""
+"""The cost of leaving out a module of the target that can be the identity."""
 
 _TORN = 0.05
-"""The same where it is in a block, of which others are not left out."""
+"""The same for a module of a block whose other modules are matched."""
 
 _KNOWN = 0.01
-"""What it gains that a module is called the same on both sides: names break ties, and no more."""
+"""The gain of equal names: they break ties, and no more."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which modules of a teacher correspond to which of a target.
+    """The modules of a teacher and a target that correspond.
 
     Attributes:
         pairs: The matched modules, teacher first, in order.
@@ -87,13 +87,13 @@ def similarity(teacher: Module, target: Module) -> float:
 
 
 def _longer(one: Module, other: Module) -> Module | None:
-    """Return that of two constants which only repeats what the other has, if one does."""
+    """Return the one of two constants that only repeats the other, None if neither does."""
     longer = one if len(one.shape) > len(other.shape) else other
     return longer if longer.repeats and abs(len(one.shape) - len(other.shape)) == 1 else None
 
 
 def _unrepeated(module: Module, other: Module) -> Module:
-    """Return a module without the axis by which it repeats what another one has."""
+    """Return a module without the axis by which it repeats another one."""
     if _longer(module, other) is not module:
         return module
     return replace(
@@ -133,13 +133,13 @@ def _best(
     """Align two sequences in order; of equally good alignments take the one that matches earliest.
 
     Args:
-        old: What should all be matched.
-        new: What it is matched with.
-        gain: What a match brings, which follows from the signatures; minus infinity where there can be none.
-        loss: What it costs to leave out one of `old`.
-        excess: What it costs to leave out one of `new`.
-        leaps: Where runs of `new` begin that can be left out together for little, and where they end.
-        known: What it brings more that both are called the same.
+        old: The sequence that should be matched as a whole.
+        new: The other one.
+        gain: The value of a match, which follows from the signatures; minus infinity where there can be none.
+        loss: The cost of leaving out one of `old`.
+        excess: The cost of leaving out one of `new`.
+        leaps: Starts and ends of runs of `new` that can be left out together for little.
+        known: The gain of equal names.
     """
     m, n = len(old), len(new)
     table = _Gains(old, new, gain, known)
@@ -197,12 +197,12 @@ def _best(
 
 
 def _running(row: Array, spent: Array) -> Array:
-    """Return what is best of each place and all behind it, less what it costs to go there."""
+    """Return the best value at each place or behind it, less the cost of going there."""
     return np.asarray(np.maximum.accumulate((row - spent)[::-1])[::-1] + spent)
 
 
 def _in_leaps(costs: Array, leaps: Mapping[int, int]) -> Array:
-    """Return what it costs to leave out each, where runs are left out as a whole."""
+    """Return the cost of leaving out each, if runs are left out as a whole."""
     cheap: Array = costs.copy()
     for start, end in leaps.items():
         cheap[start:end] = _FREE
@@ -210,7 +210,7 @@ def _in_leaps(costs: Array, leaps: Mapping[int, int]) -> Array:
 
 
 class _Gains(Generic[T]):
-    """What matches bring, computed once for all that have the same signatures."""
+    """The gains of matches, computed once for all with the same signatures."""
 
     def __init__(self, old: Sequence[T], new: Sequence[T], gain: Callable[[T, T], float], known: float) -> None:
         self._old: Sequence[T] = old
@@ -223,14 +223,14 @@ class _Gains(Generic[T]):
         self._found: dict[tuple[int, int], float] = {}
 
     def of(self, i: int, j: int) -> float:
-        """Return what it brings to match two."""
+        """Return the gain of matching two."""
         key = int(self._kinds[0][i]), int(self._kinds[1][j])
         if key not in self._found:
             self._found[key] = self._gain(self._old[i], self._new[j])
         return self._found[key] + (self._known if self._names[0][i] == self._names[1][j] else 0.0)
 
     def row(self, i: int, low: int, high: int) -> Array:
-        """Return what it brings to match one with each of a range."""
+        """Return the gains of matching one with each of a range."""
         kinds, first, where = np.unique(self._kinds[1][low:high], return_index=True, return_inverse=True)
         mine = int(self._kinds[0][i])
         for kind, place in zip(kinds.tolist(), first.tolist(), strict=True):
@@ -261,7 +261,7 @@ def align(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
 
 
 def _left_out(found: Alignment) -> float:
-    """Return what it costs that modules have no counterpart, and cannot do without."""
+    """Return the cost of the modules without a counterpart."""
     return _LOST * len(found.lost) + _KEPT * sum(len(segment.modules) for segment in found.added if not segment.neutral)
 
 
@@ -359,5 +359,5 @@ def _inside(old: Sequence[Module], new: Sequence[Module]) -> _Path[Module]:
 
 
 def _gain(teacher: Module, target: Module) -> float:
-    """Return what it brings to match two modules."""
+    """Return the gain of matching two modules."""
     return similarity(teacher, target) or -math.inf

@@ -1,9 +1,9 @@
 """Products of activations, as in attention, that sum over more units in a target: its layers weigh the copies.
 
-`widen` puts a node in front of such a product, which a target has not, and it keeps the teacher's scale of attention,
-where a target has one that follows the width of a head. Both is made up for in the layer that makes an operand. What
-lies between (heads that are cut out of a joint projection and turned around, scales) is not looked into but tried out:
-numbers are put in place of the layer's result, and what arrives at the product says which unit is where.
+`widen` puts a node in front of such a product and keeps the teacher's scale of attention. A target has no such node,
+and its scale follows the width of a head. Both are compensated in the layer that makes an operand. The nodes between
+layer and product (which cut heads out of a joint projection, turn and scale them) are not read but run: numbers take
+the place of the layer's result, and where they arrive at the product tells which unit is where.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.run.region import run_region
 
 _FAR = 8
-"""A product is scaled and masked by no more nodes in front of its Softmax."""
+"""At most so many nodes scale and mask a product in front of its Softmax."""
 
 _MASKED = 1e3
 """A mask adds numbers beyond this to scores that do not count."""
@@ -34,12 +34,12 @@ _MASKED = 1e3
 
 @dataclass
 class Weighing:
-    """What is made up for in the layers in front of products.
+    """Products that the layers in front of them compensate for.
 
     Attributes:
-        factors: By what the units of the target's parameters are multiplied.
+        factors: Multiply the units of the target's parameters.
         products: The teacher's products that need nothing else.
-        scaled: The numbers of the teacher's nodes around them, which make no difference any more.
+        scaled: The teacher's nodes around them, whose numbers make no difference any more.
     """
 
     factors: dict[Use, Array] = field(default_factory=dict)
@@ -53,8 +53,8 @@ class _Operand:
 
     Attributes:
         module: The layer that it comes from.
-        places: Which unit of the layer is at each of its places; the axis that is summed over is the last.
-        scale: By what the layer's results have been multiplied.
+        places: The unit of the layer at each of its places; the axis that is summed over is the last.
+        scale: The factor between the layer's results and it.
         nodes: The nodes between.
     """
 
@@ -71,7 +71,7 @@ class _Product:
     Attributes:
         number: Its node.
         operands: Both operands.
-        scale: By what the product of the layers' results is multiplied all in all.
+        scale: The factor between the product of the layers' results and what the Softmax reads.
         nodes: The nodes between layers and Softmax.
     """
 
@@ -95,7 +95,7 @@ def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weig
         growth: Map of each dim of the teacher that grows.
 
     Returns:
-        What has been made up for; products that are none of attention, or cannot be tried out, are not in it.
+        The products that are compensated for; those that are not of attention, or do not run alone, are left out.
     """
     weighing = Weighing()
     partner = {old.node: new.node for old, new in found.pairs}
@@ -109,7 +109,7 @@ def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weig
 
 
 def _weigh(teacher: Network, old: _Product, new: _Product, growth: Growth, factors: dict[Use, Array]) -> bool:
-    """Find the factors of one of the layers in front of a product; tell whether there are any."""
+    """Find the factors of one of the layers in front of a product; tell whether it can have them."""
     (contraction,) = teacher.analysis.said[old.number].contractions
     index, position = contraction.sides[0]
     axes = teacher.analysis.input_axes(old.number, index) or ()
@@ -131,7 +131,7 @@ def _weigh(teacher: Network, old: _Product, new: _Product, growth: Growth, facto
 
 
 class _Products:
-    """What is needed to find the products of one network."""
+    """Finds the products of one network."""
 
     def __init__(self, network: Network) -> None:
         self._network, self._analysis = network, network.analysis
@@ -153,7 +153,7 @@ class _Products:
                 yield _Product(number, (first, second), first.scale * second.scale * scale, frozenset(nodes))
 
     def _softmax(self, tensor: Tensor) -> Tensor | None:
-        """Return what a Softmax not far behind a tensor reads."""
+        """Return the tensor that a Softmax not far behind reads, None if there is none."""
         for _ in range(_FAR):
             if len(tensor.outputs) != 1 or not tensor.outputs[0].outputs:
                 return None
@@ -163,7 +163,7 @@ class _Products:
         return None
 
     def _operand(self, tensor: Tensor, position: int) -> _Operand | None:
-        """Return where an operand comes from, if that is one layer, and nothing but moved and scaled."""
+        """Return an operand that is the result of one layer, only moved and scaled; None for others."""
         stop = {*self._modules, *self._layers.products, *self._layers.layers}
         ends = self._layers.sources(tensor, stop) & self._modules.keys()
         if len(ends) != 1:
@@ -190,18 +190,18 @@ class _Products:
         return self._layers.region(start, [end], self._modules)
 
     def _scale(self, start: Tensor, end: Tensor) -> float:
-        """Return by what a tensor is multiplied on the way to another one, 0.0 if something else is done to it."""
+        """Return the factor between a tensor and a later one, 0.0 if it is more than multiplied."""
         tried = self._try(start, end, [np.zeros(()), np.ones(()), np.full((), 2.0)])
         if tried is None:
             return 0.0
         seen = np.abs(tried[0]) < _MASKED
         once, twice = (values[seen] - tried[0][seen] for values in tried[1:])
-        once, twice = once[once != 0], twice[once != 0]  # of what a mask puts in place of a score nothing is seen
+        once, twice = once[once != 0], twice[once != 0]  # where a mask replaces a score, nothing is seen of it
         is_linear = once.size > 0 and _is_one_number(once) and np.allclose(twice, 2 * once, rtol=1e-5)
         return float(once[0]) if is_linear else 0.0
 
     def _try(self, start: Tensor, end: Tensor, values: Sequence[Array]) -> list[Array] | None:
-        """Return what arrives at a tensor for each of some values of another one; other activations are zero."""
+        """Return a later tensor for each of some values of an earlier one; other activations are zero."""
         kind = self._analysis.sizes.dtype
         dtype = helper.tensor_dtype_to_np_dtype(kind(start.name))
         feeds = [np.broadcast_to(array, self._layers.shape(start)).astype(dtype) for array in values]
@@ -215,7 +215,7 @@ class _Products:
         ends = [(tensor.name, kind(tensor.name)) for tensor in (start, end)]
         try:
             found = run_region(self._network.opened.model.proto, numbers, ends[0], ends[1], constants, feeds)
-        except Exception:  # onnxruntime's errors have no base of their own: what it does not run alone is not known
+        except Exception:  # onnxruntime's errors have no base of their own; the nodes do not run alone
             return None
         return [np.asarray(array, np.float64) for array in found]
 

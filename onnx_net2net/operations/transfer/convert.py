@@ -1,6 +1,6 @@
-"""The parameters of one module in the form that another has: with or without bias, normalisation, scale and shift.
+"""A module of the teacher in the form of the target's: with or without bias, normalisation, scale and shift.
 
-Also what is the same in two modules whatever their parameters: attributes, and kernels that a ring of zeros surrounds.
+Also attributes that have to be equal, kernels that a ring of zeros makes larger, and convolutions in fewer groups.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _STATISTICS = {"scale", "shift", "mean", "variance"}
 
 @dataclass
 class Conversion:
-    """A module of the teacher, as a module of the target has its parameters.
+    """Brings the parameters of a module of the teacher into the form of one of the target.
 
     Attributes:
         networks: The two networks; obstacles are noted.
         old: The teacher's module.
         new: The target's.
-        values: What computes each parameter, by what it is.
+        values: Computes each parameter, by its role.
     """
 
     networks: Networks
@@ -98,7 +98,7 @@ class Conversion:
         return {"weight": folded, "bias": lambda: (bias() - values["mean"]()) * factor() + values["shift"]()}
 
     def _add_norm(self, norm: int) -> None:
-        """Let a normalisation that the teacher has not add the bias, and do nothing else."""
+        """Let a normalisation that only the target has add the bias, and do nothing else."""
         units = self._size("bias") or self._size("shift")
         epsilon = self.networks.target.epsilon(norm)
         self.values["shift"], self.values["mean"] = self.values.pop("bias", self._zeros()), self._zeros()
@@ -129,7 +129,7 @@ class Conversion:
 
 
 def compare(networks: Networks, old: Module, new: Module) -> None:
-    """Note the attributes of a layer's node in which the two differ."""
+    """Note the attributes and kernels in which the nodes of two layers differ."""
     one, other = networks.teacher.nodes[old.node], networks.target.nodes[new.node]
     if one.op != other.op:
         return
@@ -179,7 +179,7 @@ def _plain(value: object) -> object:
 
 
 def ring(networks: Networks, old: Parameter, new: Parameter) -> list[int] | None:
-    """Return how many zeros are to be put around a kernel on each side, None if it has the target's size."""
+    """Return the zeros that a kernel needs on each side, by axis; None if it has the target's size or cannot get it."""
     parameters = (old, networks.teacher), (new, networks.target)
     kernels = [
         [axis.size for axis in parameter.axes(network.analysis)[parameter.channels :]]
@@ -193,7 +193,7 @@ def ring(networks: Networks, old: Parameter, new: Parameter) -> list[int] | None
 
 
 def surrounded(kernel: Array, zeros: Sequence[int]) -> Array:
-    """Return a kernel of shape (out, in, *size) with a ring of zeros around it; that of one place may lack the size."""
+    """Return a kernel of shape (out, in, *size), or (out, in) if of one place, with a ring of zeros around it."""
     whole = kernel.reshape(*kernel.shape, *(1 for _ in range(2 + len(zeros) - kernel.ndim)))
     return np.pad(whole, [(0, 0), (0, 0), *((n, n) for n in zeros)])
 

@@ -1,4 +1,4 @@
-"""Values for the constants of a target: the teacher's, those of layers that do nothing, or the ones that it had."""
+"""Values for a target's modules: the teacher's, those of layers that do nothing, or the ones that they had."""
 
 from __future__ import annotations
 
@@ -22,26 +22,24 @@ from onnx_net2net.operations.transfer.values import Values, real
 _NOTHING = 1e-8
 """An epsilon beside which a variance of 1 is 1 in single precision."""
 
-Places = np.ndarray
-"""A boolean for each place of an axis: whether the teacher has it."""
-
-
 Changes = dict[tuple[int, str], Array]
-"""What is added to a parameter of the teacher's module, at the target's size, in the common order, by the node of the
-target's module and what the parameter is."""
+"""Corrections by the node of the target's module and the parameter's role, in the common order, at the target's size.
+
+They are added to the teacher's parameters.
+"""
 
 
 class Filling:
-    """The values that a target gets.
+    """Gives a target its values.
 
     Args:
-        networks: The two networks, of which the teacher has the target's sizes by now; obstacles are noted.
-        fit: How it got them.
-        changes: What is added to parameters at the moment at which values are computed; None if nothing ever is.
+        networks: The two networks; the teacher has grown to the target's sizes. Obstacles are noted.
+        fit: How it has grown.
+        changes: Corrections, which are looked up each time that values are computed; None if there are never any.
 
     Attributes:
         values: The values so far.
-        kept: Modules that keep what they had, if there may be changes.
+        kept: Modules that keep their values, if there may be corrections.
     """
 
     def __init__(self, networks: Networks, fit: Fit, changes: Changes | None = None) -> None:
@@ -74,7 +72,7 @@ class Filling:
                 self._write(parameter, ("identity", parameter.use), values[what], "identity")
 
     def _changed(self, module: Module, what: str, read: Compute) -> Compute:
-        """Return what reads a parameter with what is to be added to it then."""
+        """Return what reads a parameter and adds the correction that there is by then."""
         changes = self._changes
         if changes is None:
             return read
@@ -88,14 +86,14 @@ class Filling:
     def _put(
         self, module: Module, what: str, compute: Compute, source: Parameter, converted: tuple[object, ...]
     ) -> None:
-        """Write a parameter of the teacher, in the common order, to the place of one of the target.
+        """Give a parameter of the target one of the teacher's.
 
         Args:
             module: The module of the target.
-            what: Which of its parameters.
-            compute: What computes the values.
+            what: The parameter's role.
+            compute: Computes the values, in the common order.
             source: Where the teacher has them.
-            converted: What else equal values have in common, if they are no longer the teacher's own.
+            converted: Part of the key of values that are no longer the teacher's own; see `Values.put`.
         """
         parameter, constant = module.parameters[what], self._networks.teacher.constant(source)
         if not self._is_same_kind(constant, parameter):
@@ -132,18 +130,18 @@ class Filling:
             reason = f"its {what} of {texts[0]} is filled in part, from one of {texts[1]}"
             self._networks.hinder(module.name, reason)
 
-    def _parts(self, parameter: Parameter, source: Parameter) -> list[tuple[int, Places]]:
-        """Return the axes of which the target has parts that the teacher has not, with the places that it has."""
+    def _parts(self, parameter: Parameter, source: Parameter) -> list[tuple[int, Array]]:
+        """Return the axes on which the target has more parts, each with the places of the teacher's: bool [size]."""
         axes = source.axes(self._networks.teacher.analysis), parameter.axes(self._target.analysis)
         found = []
         for axis, (old, new) in enumerate(zip(*axes, strict=True) if len(axes[0]) == len(axes[1]) else ()):
-            segments = self._fit.sizes.segments(old, new)
-            if segments is not None:
-                found.append((axis, np.concatenate([np.full(size, own) for size, own in segments])))
+            parts = self._fit.sizes.more_parts(old, new)
+            if parts is not None:
+                found.append((axis, np.concatenate([np.full(size, own) for size, own in parts])))
         return found
 
-    def _spread(self, values: Array, parameter: Parameter, parts: list[tuple[int, Places]], zero: bool) -> Array:
-        """Put values where the teacher has them; the other places are not read, or keep what they had."""
+    def _spread(self, values: Array, parameter: Parameter, parts: list[tuple[int, Array]], zero: bool) -> Array:
+        """Put values where the teacher has them; the other places are zero or keep what they had."""
         initial = np.array(self.values.initial(parameter))
         for axis, places in parts:
             if values.shape[axis] != int(places.sum()):
@@ -161,7 +159,7 @@ class Filling:
         self.values.put(parameter, key, compute, origin, teacher, self._fit.factors.get(parameter.use))
 
     def copy(self, table: Table) -> None:
-        """Give what is no parameter of a module the teacher's values, if the target stores it as a parameter."""
+        """Give a number or table the teacher's values, if the target stores it as it stores parameters."""
         if table.literal:
             node = self._target.nodes[table.use[0]]
             self._networks.hinder(node.name or node.outputs[0].name, table.literal)
@@ -170,10 +168,10 @@ class Filling:
         elif not self.values.has(table.use):
             self.values.set(table.use, ("table", table.teacher, table.use), table.read, "teacher", table.teacher)
 
-    # -- what the target has in excess -------------------------------------------------------------------------
+    # -- modules that only the target has ----------------------------------------------------------------------
 
     def silence(self, segment: Segment) -> None:
-        """Let what nothing corresponds to compute the identity."""
+        """Let modules that the teacher does not have compute the identity, or say why they cannot."""
         if segment.block is not None:
             if not segment.neutral:
                 reason = f"nothing in the teacher corresponds to this block, and {segment.block.reason}"
@@ -205,7 +203,7 @@ class Filling:
             self._networks.hinder(module.name, f"nothing in the teacher corresponds to this {module.text}; {what}")
 
     def _keep(self, modules: Sequence[Module]) -> None:
-        """Leave modules as they are, but for what is measured of them."""
+        """Leave modules as they are; only measured statistics may be corrected."""
         for module in modules if self._changes is not None else ():
             self.kept.append(module)
             for what in module.parameters.keys() & {"mean", "variance"}:

@@ -1,4 +1,4 @@
-"""A teacher brought to the sizes of a target: the sizes that axes ask for, and a map for each dim."""
+"""Grow a teacher to the sizes of a target: axes of matched parameters tell the sizes; each dim gets a map."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
-"""What the units hold that a map pads with."""
+"""The values of the units that a map pads with, by their origin."""
 
 
 Choose = Callable[[Mapping[Dim, int]], Mapping[Dim, Array]]
-"""Chooses which units dims keep that become smaller: int64 [k] for each, from the numbers k; what it leaves out keeps
-the middle."""
+"""Chooses the units that narrower dims keep: int64 [k] for each, from the numbers k. Dims left out keep the middle."""
 
 
 @dataclass
 class TargetSizes:
-    """What sizes the target gives the teacher's dims.
+    """The sizes that the target asks of the teacher's dims.
 
     Attributes:
-        wanted: For each dim the sizes that it should have, each with the number of elements that say so.
-        pending: Axes of which only the whole size is known so far.
-        partner: The teacher's dim that a dim of the target is like.
+        wanted: For each dim the sizes that are asked for, each with the number of elements that ask for it.
+        pending: Axes with only their whole size known so far.
+        partner: The teacher's dim that corresponds to a dim of the target.
     """
 
     wanted: dict[Dim, Counter[int]] = field(default_factory=dict)
@@ -53,7 +52,7 @@ class TargetSizes:
     partner: dict[Dim, Dim] = field(default_factory=dict)
 
     def bind(self, teacher: Axis, target: Axis, weight: int) -> None:
-        """State that an axis of the teacher is to be like one of the target."""
+        """State that an axis of the teacher is to have the size of one of the target."""
         teacher, target = resolve(teacher), resolve(target)
         if isinstance(teacher, Dim):
             self.wanted.setdefault(teacher, Counter())[target.size] += weight
@@ -65,11 +64,11 @@ class TargetSizes:
         else:
             self.pending.append((teacher, target, weight))
 
-    def segments(self, teacher: Axis, target: Axis) -> list[tuple[int, bool]] | None:
-        """Return the parts of a target's concatenation: their sizes, and whether the teacher has such a part.
+    def more_parts(self, teacher: Axis, target: Axis) -> list[tuple[int, bool]] | None:
+        """Return the parts of a target's concatenation that is longer than the teacher's, None for other axes.
 
         Returns:
-            None if all parts are the teacher's, or it cannot be told which.
+            The sizes of the parts, and whether the teacher has such a part. None also if that cannot be told.
         """
         old, new = (
             list(axis.parts) if isinstance(axis, Concat) else [axis] for axis in map(resolve, (teacher, target))
@@ -83,8 +82,8 @@ class TargetSizes:
         """Return a size for each dim that got one: the one that most elements ask for."""
         waiting = []
         for teacher, target, weight in self.pending:
-            segments = self.segments(teacher, target) or [(target.size, True)]
-            waiting.append((teacher, sum(size for size, own in segments if own), weight))
+            parts = self.more_parts(teacher, target) or [(target.size, True)]
+            waiting.append((teacher, sum(size for size, own in parts if own), weight))
         while waiting:
             later = [(axis, size, weight) for axis, size, weight in waiting if not self._solve(axis, size, weight)]
             if len(later) == len(waiting):
@@ -114,16 +113,16 @@ class TargetSizes:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a teacher was brought to the sizes of a target.
+    """How a teacher has grown to the sizes of a target.
 
     Attributes:
         sizes: The sizes that were asked for.
         growth: The map of each dim of the teacher that has another size now.
-        scaled: The teacher's constants of which all values were multiplied by one number, for a normaliser's sake.
-        factors: By what the units of some of the target's parameters have to be multiplied besides.
-        weighed: The teacher's nodes whose numbers are in these factors.
-        tied: For uses of tied constants of the target, whose values in the teacher they get.
-        interface: What the record of the operation says of grown inputs and outputs.
+        scaled: The teacher's constants that were multiplied by a number, so that a normaliser behind does the same.
+        factors: Numbers by which the units of some of the target's parameters are multiplied besides.
+        weighed: The teacher's nodes with numbers that these factors replace.
+        tied: For uses of tied constants of the target, the teacher's parameter that all get their values from.
+        interface: Grown inputs and outputs, for the record of the operation.
     """
 
     sizes: TargetSizes
@@ -149,13 +148,13 @@ def fit(networks: Networks, found: Alignment, style: Style, choose: Choose | Non
         networks: The two networks; obstacles are noted.
         found: Which of their modules correspond.
         style: How copies share their outgoing weights, and the seed.
-        choose: What chooses the units that narrower dims keep; the middle if None.
+        choose: Chooses the units that narrower dims keep; the middle if None.
     """
     return _Fitting(networks, found, style).fit(choose)
 
 
 def bind(networks: Networks, found: Alignment) -> TargetSizes:
-    """Return what sizes the matched parameters of the target ask for; kernels are no dims."""
+    """Return the sizes that the target's matched parameters ask for; kernels are no dims."""
     asked = TargetSizes()
     for pair in found.parameters:
         axes = [one.axes(network.analysis)[: one.channels] for one, network in zip(pair, networks, strict=True)]
@@ -169,7 +168,7 @@ def bind(networks: Networks, found: Alignment) -> TargetSizes:
 
 
 class _Fitting:
-    """One teacher that is brought to the target's sizes."""
+    """Grows one teacher to the target's sizes."""
 
     def __init__(self, networks: Networks, found: Alignment, style: Style) -> None:
         self._networks, self._found, self._style = networks, found, style
@@ -182,7 +181,7 @@ class _Fitting:
         self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
 
     def fit(self, choose: Choose | None) -> Fit:
-        """Do it."""
+        """Grow the teacher in place; obstacles are noted."""
         wanted = self._asked.solve()
         for group in self._inspection.groups:
             self._note_conflicts(group)
@@ -211,7 +210,7 @@ class _Fitting:
         )
 
     def _interface(self) -> dict[str, Any]:
-        """Return where inputs and outputs grow, for the record; hidden units that are outputs are not cut here."""
+        """Return the inputs and outputs that grow, for the record; outputs that are hidden units too are not cut."""
         found, growth = [], self._plan.growth
         for name, position, axis in interface_axes(self._analysis, set(growth)):
             map = compose(axis, growth)
@@ -222,7 +221,7 @@ class _Fitting:
         return {"interface": found} if found else {}
 
     def _keep_means(self) -> set[Dim]:
-        """Copy all units equally often where a mean runs over them that no weight takes part in, and return them."""
+        """Copy all units equally often where a mean without weights runs over them; return their dims."""
         found: set[Dim] = set()
         for number, said in self._analysis.said.items():
             for contraction in said.contractions:
@@ -258,7 +257,7 @@ class _Fitting:
                 self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
 
     def _pad(self, group: Group, size: int) -> bool:
-        """Pad a dim over which a mean runs, to a size that is no multiple, if the rest can be scaled for that."""
+        """Pad a dim that a mean runs over to a size that is no multiple, if scaling the rest makes that exact."""
         (dim, *rest) = group.dims
         if dim not in self._averaged or rest or group.reason is not None or not size % dim.size or group.padding:
             return False
@@ -288,15 +287,15 @@ class _Fitting:
                     self._plan.growth[dim] = in_turn(dim.size, new)
 
     def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
-        """Yield by what weights are multiplied in front of numbers that the target computes from other sizes."""
-        made_up = set(weighed)
+        """Yield weights and the factor for each, so that a number which the target computes from its sizes is right."""
+        replaced = set(weighed)
         anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._networks.target.analysis)}
         for constant in frozen_constants(self._analysis):
             number, operand = constant.operand
             size = new_size(constant.axis, self._plan.growth)
             if number in weighed or size == constant.axis.size or (constant.power, size) not in anew:
                 continue
-            made_up.add(number)
+            replaced.add(number)
             factor = (constant.axis.size / size) ** constant.power
             places = scalable(self._analysis, number, operand, constant.axis) if operand >= 0 else None
             if not places:
@@ -310,7 +309,7 @@ class _Fitting:
             self._analysis
         ):  # other functions of a size, like sqrt(2 / n), are known by their values
             number, operand = scaling.operand
-            if operand < 0 or number not in partner or number in made_up:
+            if operand < 0 or number not in partner or number in replaced:
                 continue
             own, other = (
                 number_of(network, (node, 1 - operand))
@@ -325,7 +324,7 @@ class _Fitting:
                 yield from self._tied_to(use, factor)
 
     def _tied_to(self, use: Use, factor: float) -> Iterator[tuple[Use, float]]:
-        """Yield what has to be scaled, too, with a weight that is tied to others."""
+        """Yield the other weights that are scaled with a tied one, and their factors."""
         tied = self._analysis.tied
         sums = weighed_axes(self._analysis)
         for other in [other for other, first in tied.items() if first == tied.get(use) and other != use]:
@@ -335,7 +334,7 @@ class _Fitting:
                     yield place, 1 / factor
 
     def _scaling(self) -> Scaling:
-        """Return by what the weights around padded dims are multiplied, as the target keeps its epsilons."""
+        """Return the factors of the weights around padded dims, as the target keeps its epsilons."""
         scaling, growth = Scaling(), self._plan.growth
         for group in self._inspection.groups:
             pads = {dim: _HELD[kind] for dim in group.dims

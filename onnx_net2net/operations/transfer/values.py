@@ -1,4 +1,4 @@
-"""New values for the constants of a target: which use of a constant gets which, and where they come from."""
+"""New values for the constants of a network: the nodes that read a constant may get different ones."""
 
 from __future__ import annotations
 

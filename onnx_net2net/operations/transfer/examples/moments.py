@@ -14,7 +14,7 @@ from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network
 
 CHUNK = 1 << 22
-"""So many elements are looked at together."""
+"""So many elements are processed together."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Reader:
         module: The layer.
         node: Its node.
         tensor: The tensor that it reads.
-        position: Which of its axes has the units.
-        axis: What this axis is made of.
+        position: The axis of the tensor that it sums over.
+        axis: The dims of this axis.
         result: The tensor that it makes.
-        makes: Which axis of the result has the units that it makes.
-        skip: What is added to its result, with a bias and a BatchNormalization at most in between; "" if there is none.
+        makes: The axis of the result with the units that it makes.
+        skip: The tensor that is added to its result, a bias or BatchNormalization later at most; "" if there is none.
         known: The number of the node that makes `skip`, -1 if none does.
     """
 
@@ -45,7 +45,7 @@ class Reader:
 
 
 def reader_of(network: Network, module: Module) -> Reader | None:
-    """Return what a module reads and makes, None if it is no such layer; before the network grows."""
+    """Return a module with what it reads and makes, None if it is no such layer; before the network grows."""
     node, analysis = network.nodes[module.node], network.analysis
     weight = network.constant(module.parameters["weight"]) if module.is_layer else None
     if weight is None or network.dtype(weight).kind != "f" or node.op not in ("Conv", "Gemm", "MatMul"):
@@ -65,7 +65,7 @@ def reader_of(network: Network, module: Module) -> Reader | None:
 
 
 def _skip(network: Network, module: Module) -> tuple[str, int]:
-    """Return what an Add behind a module adds to its result, and the number of the node that makes that."""
+    """Return the tensor that an Add behind a module adds to its result, and the number of the node that makes it."""
     analysis, tensor = network.analysis, network.nodes[module.node].outputs[0]
     own = {parameter.use[0] for parameter in module.parameters.values()}
     while len(tensor.outputs) == 1 and tensor.name not in analysis.kept:

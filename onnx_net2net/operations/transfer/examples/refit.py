@@ -1,15 +1,14 @@
-"""Weights of a student that reads less than its teacher, fitted to what the teacher's layers make of the same examples.
+"""Fit the weights of a student to what the teacher's layers make of the same examples.
 
-From the first layer to the last, teacher and student run side by side. Where the student's layer reads x (a convolution
-all that is under its kernel) and the teacher's makes y, the student's weights W get the change
+From the first layer to the last, teacher and student run side by side. If the student's layer reads x (for a
+convolution, all that is under its kernel) and the teacher's makes y, the student's weights W get the change
 
     dW = (Cov(y, x) - W Cov(x, x)) (Cov(x, x) + r diag)^-1              and the bias E(y) - (W + dW) E(x),
 
-which is ridge regression that starts from the weights that there are. r is the one that serves best on the half of the
-examples that dW was not fitted to; there is no dW if none serves there. Where the result is added to a residual stream,
-y gets what the student's stream lacks so far, so that errors do not pile up. A BatchNormalization behind the layer gets
-the statistics with which its results have the mean and the variance that the teacher's have. What makes what it should
-is left as it is, to the bit.
+which is ridge regression around the present weights. r is the one that serves best on the half of the examples that dW
+was not fitted to; there is no dW if none serves there. Where the result is added to a residual stream, y also gets what
+the student's stream lacks so far, so that errors do not pile up. A BatchNormalization behind the layer gets statistics
+that give its results the mean and the variance of the teacher's. A layer that is right stays as it is, to the bit.
 
 Fitting the layer behind to the units that are left is the second half of channel pruning (He, Zhang, Sun 2017,
 arXiv 1707.06168, section 3.1; Luo, Wu, Lin 2017, ThiNet, arXiv 1707.06342, section 3.2).
@@ -35,7 +34,7 @@ from onnx_net2net.run.inputs import Feeds
 from onnx_net2net.run.watch import Watch, watched
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
-"""What is tried for r, until the next one serves worse; the diagonal is that of the covariance."""
+"""Values that are tried for r, until the next one serves worse; the diagonal is that of the covariance."""
 
 WIDEST = 4608
 """Layers whose results depend on more numbers than this keep their weights: the matrices would be too large."""
@@ -50,10 +49,10 @@ Tensors = Mapping[str, Array]
 
 
 class Reconstruction:
-    """What is to be fitted.
+    """Fits the layers of a target.
 
     Args:
-        networks: The two networks, of which the teacher has not grown yet.
+        networks: The two networks; the teacher has not grown yet.
         pairs: Their modules that correspond.
     """
 
@@ -74,7 +73,7 @@ class Reconstruction:
 
         Args:
             fit: How the teacher got the target's sizes, which it has by now.
-            changes: What is found; the target's draft has what is in it.
+            changes: Takes what is found; the target's draft follows it.
             kept: Units of the target that nothing in the teacher corresponds to, and that are no identities.
             examples: Inputs of teacher and target, by name.
             progress: Told how many steps are done, and of how many.
@@ -90,26 +89,28 @@ class Reconstruction:
                     step.fit(changes)
                 some.clear()  # what they have seen is large
 
-    def _steps(self, fit: Fit, kept: Iterable[Module]) -> list[_Layer | _Norm]:
-        found: list[_Layer | _Norm] = []
+    def _steps(self, fit: Fit, kept: Iterable[Module]) -> list[LayerFit | NormFit]:
+        found: list[LayerFit | NormFit] = []
         for old, new in sorted([*self._pairs, *((None, module) for module in kept)], key=lambda pair: pair[1].node):
             readers = self._readers.get(new.node)
             if old is not None and readers is not None:
                 before = found[-1] if found and found[-1].key == readers[1].tensor else None
-                layer = _Layer(self._networks, fit, *readers, first=before.first if before else new.node)
+                layer = LayerFit(self._networks, fit, *readers, first=before.first if before else new.node)
                 if layer.fits and self._can_see(layer):
                     found.append(layer)
                     continue
-            if new.norm is not None and (norm := _Norm(self._networks, fit, old, new)).fits and self._can_see(norm):
+            if new.norm is not None and (norm := NormFit(self._networks, fit, old, new)).fits and self._can_see(norm):
                 found.append(norm)
         return found
 
-    def _can_see(self, step: _Layer | _Norm) -> bool:
+    def _can_see(self, step: LayerFit | NormFit) -> bool:
         return self._networks.teacher.visible.issuperset(step.old) and self._networks.target.visible.issuperset(
             step.new
         )
 
-    def _see(self, steps: Sequence[_Layer | _Norm], teacher: Watch, examples: Sequence[tuple[Feeds, Feeds]]) -> None:
+    def _see(
+        self, steps: Sequence[LayerFit | NormFit], teacher: Watch, examples: Sequence[tuple[Feeds, Feeds]]
+    ) -> None:
         """Run both networks, and let some steps see what the two have at their places."""
         old = list(dict.fromkeys(name for step in steps for name in step.old))
         new = list(dict.fromkeys(name for step in steps for name in step.new))
@@ -121,7 +122,7 @@ class Reconstruction:
 
 
 def _readers(networks: Networks, old: Module, new: Module) -> tuple[Reader, Reader] | None:
-    """Return what two layers read, None if the target's cannot be fitted: nobody else may read its weights."""
+    """Return both layers with what they read, None if the target's cannot be fitted, as others read its weights too."""
     one, other = reader_of(networks.teacher, old), reader_of(networks.target, new)
     if one is None or other is None or old.shape[2:] != new.shape[2:]:
         return None
@@ -133,11 +134,11 @@ def _is_tied(network: Network, module: Module) -> bool:
     return len(network.readings[id(network.original(module.parameters["weight"].use))]) > 1
 
 
-class _Layer:
+class LayerFit:
     """A layer, and the BatchNormalization behind it.
 
     Attributes:
-        key: What is the same for layers that can be fitted after the same run.
+        key: Layers in a row with equal keys can be fitted after the same run.
         first: The number of the first node of these.
         old: The tensors of the teacher that it has to see.
         new: Those of the student.
@@ -193,7 +194,7 @@ class _Layer:
         return True
 
     def _lacking(self, values: Array) -> Array:
-        """Return what the layer has to make for its BatchNormalization to make values; units that it damps nothing."""
+        """Return what the layer has to make for its BatchNormalization to make values; 0 for units that are silenced."""
         if self._norm is None:
             return values
         gain = self._norm.gain()
@@ -202,7 +203,7 @@ class _Layer:
         return found
 
     def _windows(self, values: Array, places: tuple[int, ...]) -> Callable[[tuple[Array, ...]], Array] | None:
-        """Return what gathers [r, units, *kernel], what the layer reads for r places of its result."""
+        """Return a function that gathers what the layer reads for r places of its result: [r, units, *kernel]."""
         if self._new.node.op != "Conv":
             read = np.moveaxis(values, self._new.position, -1)
             return read.__getitem__ if read.shape[:-1] == places else None
@@ -254,10 +255,10 @@ class _Layer:
             changes[number, "bias"] = np.where(self._plain, target.reshape(-1) - made, 0.0)
 
 
-class _Norm:
+class NormFit:
     """A BatchNormalization behind what is not fitted, or alone; the teacher has it too, or nothing like it.
 
-    The attributes are those of `_Layer`.
+    The attributes are those of `LayerFit`.
     """
 
     def __init__(self, networks: Networks, fit: Fit, old: Module | None, new: Module) -> None:
@@ -324,12 +325,12 @@ class _Statistics:
         return self._read[what]().astype(np.float64)
 
     def gain(self) -> Array:
-        """Return by what it multiplies each unit."""
+        """Return the factor of each unit."""
         gain: Array = self._value("scale") / np.sqrt(self._value("variance") + self._epsilon)
         return gain
 
     def matched(self, number: int, made: Array, varies: Array, target: Array, power: Array, plain: Array) -> Changes:
-        """Return what lets it make of other units what it makes of the teacher's.
+        """Return the changes that give its results the mean and the variance of the teacher's.
 
         Args:
             number: The number of the target's module.
@@ -347,7 +348,7 @@ class _Statistics:
         return {(number, "variance"): wanted - variance, (number, "mean"): shift}
 
     def replaced(self, number: int, made: Array, varies: Array) -> Changes:
-        """Return what gives it the mean and the variance of what it gets."""
+        """Return the changes that give it the mean and the variance of what it gets."""
         return {(number, "mean"): made - self._value("mean"), (number, "variance"): varies - self._value("variance")}
 
 

@@ -1,14 +1,14 @@
-"""Which units a narrower target keeps: those from which the others can be had best.
+"""Choose the units that a narrower target keeps: those that the others follow from best.
 
-A dim of n units that becomes one of k loses n - k of them wherever it stands. What is read of the lost ones can still
-be had as far as it follows from the kept ones K: least squares leave an error of
+A dim of n units that becomes one of k loses n - k of them wherever it stands. The lost ones still count as far as they
+follow from the kept ones K: least squares leave an error of
 
     tr(M (C - C[:, K] C[K, K]^-1 C[K, :]))
 
-where C is the covariance of what is read, and M says what two units weigh together: W^T W for a layer of weights W, the
-second moments of the other factor in a product of activations, 1 for a mean or a normalisation. All that read the dim
-keep the same units; their errors are added up, each divided by what there is to lose. K is chosen greedily, the unit
-next that lowers the error most, which is a Cholesky decomposition with this pivot.
+where C is the covariance of what is read, and M is the weight of two units together: W^T W for a layer of weights W,
+the second moments of the other factor in a product of activations, 1 for a mean or a normalisation. All nodes that read
+the dim keep the same units; their errors are added up, each divided by the largest that there can be. K is chosen
+greedily, next the unit that lowers the error most, which is a Cholesky decomposition with this pivot.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Place = tuple[str, int]
 """A tensor and one of its axes."""
 
 Weigh = Callable[[Mapping[tuple[str, int, Dim], Moments]], Array]
-"""Returns from the moments of tensors what the units of a dim weigh where they are read: float64 [n, n]."""
+"""Returns the weights M of the units of a dim where they are read, from the moments of tensors: float64 [n, n]."""
 
 
 def choose(
@@ -77,7 +77,7 @@ def choose(
 
 
 Reading = tuple[Place, Axis, set[Dim], Callable[..., Array]]
-"""What is read, what its axis is made of, the dims that are summed over, and what their units weigh (see `Weigh`)."""
+"""A tensor's axis that is read, its dims, those that are summed over, and the weights of their units."""
 
 
 def _readings(network: Network, modules: Iterable[Module]) -> Iterator[Reading]:
@@ -107,7 +107,7 @@ def _readings(network: Network, modules: Iterable[Module]) -> Iterator[Reading]:
 
 
 def _gram(network: Network, parameter: Parameter, dim: Dim, _: object) -> Array:
-    """Return what two units weigh together in the results of a layer, summed over all places of the units."""
+    """Return the weights of units in the results of a layer, summed over all places of the units."""
     read = network.reader(parameter)
     assert read is not None
     rows = _gathered(read().astype(np.float64), 1, parameter.axes(network.analysis)[1], dim)
@@ -116,7 +116,7 @@ def _gram(network: Network, parameter: Parameter, dim: Dim, _: object) -> Array:
 
 
 def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
-    """Return what two units weigh together in a product with another tensor."""
+    """Return the weights of units in a product with another tensor."""
     key = *other, dim
     if key not in moments or not moments[key].count:
         return np.eye(dim.size)
@@ -166,11 +166,11 @@ def _likeness(covariances: Sequence[Array]) -> Array:
 
 
 class _Rest:
-    """What the units of one tensor vary beyond what follows from the chosen ones.
+    """The part of a tensor's units that does not follow from the chosen ones.
 
     Attributes:
         rest: float64 [n, n], their covariance E then.
-        saved: float64 [n], the diagonal of E M E: by how much the error tr(M E) falls with a unit, times E's diagonal.
+        saved: float64 [n], the diagonal of E M E: how far the error tr(M E) falls with a unit, times E's diagonal.
     """
 
     def __init__(self, covariance: Array, weights: Array) -> None:
@@ -180,7 +180,7 @@ class _Rest:
         self.saved = np.einsum("ij,ij->j", covariance, weights @ covariance)
 
     def gains(self) -> Array:
-        """Return by how much each unit lowers the error; what rounding leaves of that counts only among such units."""
+        """Return how far each unit lowers the error; rounding errors count only among units with nothing else."""
         own = np.diag(self.rest)
         tiny = np.finfo(float).tiny
         floor = 1e-20 * own / np.maximum(self._all, tiny)
