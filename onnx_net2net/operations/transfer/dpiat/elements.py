@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -47,7 +47,7 @@ class Weight:
     shape: tuple[int, ...]
     groups: int = 0
     factor: float = 1.0
-    uses: tuple[Use, ...] = ()
+    uses: Sequence[Use] = ()
 
     def turned(self, values: Array) -> Array:
         """Return values in PyTorch's order, from those in a parameter's common order."""
@@ -149,33 +149,44 @@ class Scored:
     def __init__(self, network: Network) -> None:
         self._network, self._nodes = network, network.nodes
         self._proto = network.opened.model.proto
-        self._layers = self._merged(dict(sorted(self._found(), key=lambda found: found[0])))
+        self._shared: dict[tuple[object, int], list[Use]] = {}
+        firsts: dict[object, tuple[int, Layer]] = {}
+        for number, owner, layer in sorted(self._found(), key=lambda found: found[0]):
+            firsts.setdefault(owner, (number, layer))  # a layer that is run several times is one
+        self._layers = dict(firsts.values())
 
     @property
     def exporter(self) -> str:
         """The program that wrote the file."""
         return str(self._proto.producer_name)
 
-    def _found(self) -> Iterator[tuple[int, Layer]]:
-        """Yield a layer for each node that DPIAT scores: modules without their normalisations, and these."""
+    def _found(self) -> Iterator[tuple[int, object, Layer]]:
+        """Yield a layer for each node that DPIAT scores, with its number and its matrix, or else its number."""
         for module in self._network.modules:
             parts, node = module.parameters, self._nodes[module.node]
             alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))
             if module.is_layer and alpha and (kind := self._kind(module)):
+                owner = "matrix", id(self._constant(parts["weight"]))
                 group = int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 0
-                weight = self._weight(parts["weight"], group, alpha)
-                added = parts["bias"].use[0] != module.node if "bias" in parts else False
-                bias = self._weight(parts["bias"], 0, 1.0 if added else beta) if "bias" in parts else None
+                weight, bias = self._weight(owner, parts["weight"], group, alpha), None
+                if "bias" in parts:
+                    factor = beta if parts["bias"].use[0] == module.node else 1.0
+                    bias = self._weight(owner, parts["bias"], 0, factor)
                 if bias is not None and (not bias.factor or bias.shape != weight.shape[:1]):
                     bias = None
-                yield module.node, Layer(kind, weight.shape, module.name, weight, bias)
+                yield module.node, owner, Layer(kind, weight.shape, module.name, weight, bias)
             if module.norm is not None and {"scale", "shift"} <= parts.keys():
-                scale, shift = self._weight(parts["scale"]), self._weight(parts["shift"])
-                rank = len(self._network.analysis.sizes.shape(self._nodes[module.norm].inputs[0].name) or (0,) * 4)
-                name = module_of(self._nodes[module.norm], self._proto.graph.node[module.norm], scale.name)
-                if self._is_merged(scale):
-                    name = scope_of(self._proto.graph.node[module.norm]) or name
-                yield module.norm, Layer(f"{_NORM}{max(rank - 2, 1)}d", scale.shape, name, scale, shift)
+                yield self._normalisation(module.norm, parts["scale"], parts["shift"])
+
+    def _normalisation(self, number: int, scale: Parameter, shift: Parameter) -> tuple[int, object, Layer]:
+        """Return a BatchNormalization as a layer; exporters merge vectors of equal values, so it owns no constant."""
+        node, proto, owner = self._nodes[number], self._proto.graph.node[number], ("normalisation", number)
+        weight, bias = self._weight(owner, scale), self._weight(owner, shift)
+        rank = len(self._network.analysis.sizes.shape(node.inputs[0].name) or (0, 0, 0, 0))
+        name = module_of(node, proto, weight.name)
+        if self._is_merged(weight):
+            name = scope_of(proto) or name
+        return number, owner, Layer(f"{_NORM}{max(rank - 2, 1)}d", weight.shape, name, weight, bias)
 
     def _kind(self, module: Module) -> str:
         """Return the class of a layer as PyTorch calls it, "" if DPIAT does not score it."""
@@ -185,39 +196,18 @@ class Scored:
             return "Linear" if rank == 2 and is_float else ""
         return f"{op}{rank - 2}d" if op in ("Conv", "ConvTranspose") and is_float else ""
 
-    def _weight(self, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> Weight:
+    def _weight(self, owner: object, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> Weight:
         constant = self._constant(parameter)
         first, *rest = own = tuple(constant.shape)
+        shape = own if len(own) > 2 else parameter.shape(own)
         if groups:
             shape = (rest[0] * groups, first // groups, *rest[1:])
-        else:
-            shape = own if len(own) > 2 else parameter.shape(own)
-        return Weight(parameter, str(constant.name), shape, groups, factor, (parameter.use,))
+        uses = self._shared.setdefault((owner, id(constant)), [])
+        uses += self._network.readings[id(constant)] if len(shape) > 1 else [parameter.use]
+        return Weight(parameter, str(constant.name), shape, groups, factor, uses)
 
     def _constant(self, parameter: Parameter) -> Constant:
         return self._network.original(parameter.use)
-
-    def _merged(self, found: Mapping[int, Layer]) -> dict[int, Layer]:
-        """Return the first of the layers that share a matrix, with the uses of all; exporters merge equal vectors."""
-        alike: dict[object, list[int]] = {}
-        for number, layer in found.items():
-            assert layer.weight is not None
-            owner = id(self._constant(layer.weight.parameter)) if len(layer.shape) > 1 else number
-            alike.setdefault(owner, []).append(number)
-        return {numbers[0]: self._joined([found[number] for number in numbers]) for numbers in alike.values()}
-
-    def _joined(self, same: Sequence[Layer]) -> Layer:
-        """Return a layer that is run several times as one; of a matrix all that read it are uses."""
-        first = same[0]
-        assert first.weight is not None
-        readings = self._network.readings[id(self._constant(first.weight.parameter))]
-        weight = replace(first.weight, uses=tuple(readings)) if len(first.shape) > 1 else first.weight
-        bias = first.bias
-        if bias is not None:
-            constant = self._constant(bias.parameter)
-            biases = [layer.bias.parameter for layer in same if layer.bias is not None]
-            bias = replace(bias, uses=tuple(own.use for own in biases if self._constant(own) is constant))
-        return replace(first, weight=weight, bias=bias)
 
     def _is_merged(self, weight: Weight) -> bool:
         """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
@@ -240,9 +230,8 @@ class Scored:
             if layer is not None or (self._computes(number) and region[-1:] != [None]):
                 region.append(layer)
             if number in self._cuts:
-                is_block = (
-                    parted and node.op not in traits.FACTORS and sum(e.is_dimensional for e in layers_of(region)) > 1
-                )
+                count = sum(layer.is_dimensional for layer in layers_of(region))
+                is_block = parted and node.op not in traits.FACTORS and count > 1
                 found += [region] if is_block else region
                 region, parted = [], False
             elif number in self._paths:

@@ -194,7 +194,7 @@ class LayerFit:
         return True
 
     def _lacking(self, values: Array) -> Array:
-        """Return what the layer has to make for its BatchNormalization to make values; 0 for units that are silenced."""
+        """Return what the layer has to make for its BatchNormalization to make values (0 for silent units)."""
         if self._norm is None:
             return values
         gain = self._norm.gain()
