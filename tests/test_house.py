@@ -28,7 +28,6 @@ LONG = {
 """Modules that are too long yet, and how long they may be. Lines leave this list; none comes in."""
 
 UNTESTED = {
-    "rewrite/fills.py",
     "rewrite/rewrite.py",
     "rewrite/scaling.py",
 }

@@ -1,12 +1,16 @@
 """Outputs that are hidden units too: they grow inside, and are cut to the teacher's units."""
 
+import dataclasses
+
 import numpy as np
+import onnx
 import pytest
 from graphs import net, weights
 from onnx import TensorProto, helper
-from wide import contents, draw, new_sizes, widen_exactly
+from wide import contents, draw, new_sizes, run, widen_exactly
 
-from onnx_net2net import RefusedError, widen
+from onnx_net2net import RefusedError, load, widen
+from onnx_net2net.rewrite.outputs import put_back, take_off
 
 HIDDEN_OUTPUT = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
     a = MatMul(x, up) r = Relu(a) i = MatMul(r, mid) s = Relu(i) y = MatMul(s, down) }"""
@@ -81,3 +85,37 @@ def test_an_output_that_no_weight_reads_keeps_its_size():
     widening = widen_exactly(teacher, factor=1.5)
     assert new_sizes(widening) == {"up": 9}
     assert "is the model's output 'a'" in {group.reason for group in widening.fixed}
+
+
+def test_a_cut_is_taken_off_and_put_back():
+    teacher = net(HIDDEN_OUTPUT, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4))
+    student = widen_exactly(teacher, sizes={"up": 18}).student
+    whole, cuts = take_off(student)
+    (cut,) = cuts
+    assert (cut.output.name, cut.axis, cut.places.tolist()) == ("a", 1, list(range(12)))
+    assert "Gather" not in {node.op_type for node in whole.proto.graph.node}
+    (shown,) = [value for value in whole.proto.graph.output if value.name != "y"]
+    assert shown.name == cut.node.input[0]
+    assert not shown.type.tensor_type.shape.dim[1].HasField("dim_value"), "as many as there are"
+    again = contents(put_back(whole, cuts))
+    onnx.checker.check_model(again, full_check=True)
+    feeds = {"x": draw(3, 8)}
+    names = [value.name for value in again.graph.output]
+    assert names == [value.name for value in student.proto.graph.output]
+    for one, other in zip(run(again, feeds), run(contents(student), feeds), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_places_of_a_cut_may_change_while_it_is_off():
+    teacher = net(HIDDEN_OUTPUT, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4))
+    whole, (cut,) = take_off(widen_exactly(teacher, sizes={"up": 18}).student)
+    student = put_back(whole, [dataclasses.replace(cut, places=cut.places[::-1].copy())])
+    backward, forward = (run(contents(model), {"x": draw(3, 8)})[1] for model in (student, load(teacher)))
+    np.testing.assert_allclose(backward, forward[:, ::-1], rtol=1e-5)
+
+
+def test_a_gather_that_somebody_else_reads_is_no_cut():
+    text = """(float[N, 8] x) => (float[N, 4] y, float[N, 3] g) {
+        h = MatMul(x, up) g = Gather<axis = 1>(h, places) y = MatMul(g, down) }"""
+    model = load(net(text, up=draw(8, 12), down=draw(3, 4), places=np.array([0, 2, 4])))
+    assert take_off(model) == (model, [])
