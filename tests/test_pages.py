@@ -91,6 +91,13 @@ def test_places_that_pages_name_exist(page: Path) -> None:
             assert any(path.exists() for path in found), f"{page.name} names {place}, which is not there"
 
 
+def test_the_readme_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M))
+    assert known == set(re.findall(r"^\| `([a-z-]+) ", README.read_text(encoding="utf-8"), re.M))
+
+
 def test_contributing_names_every_tool() -> None:
     tools = {path.name for path in (ROOT / "tools").glob("*.py")}
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
@@ -106,8 +113,10 @@ def test_architecture_names_every_room_once_in_its_picture() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_pages_name_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
     asked = {"--help", "--debug", "--version"}
-    for command in ("inspect", "widen", "deepen", "narrow", "transfer", "similarity", "verify", "checkpoint", "replay"):
+    for command in re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         asked |= set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out))
