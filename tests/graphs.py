@@ -12,8 +12,10 @@ import pytest
 from onnx import defs, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net.algebra.dims import Axis, Dim, Ratio
-from onnx_net2net.algebra.maps import Growth, Map, Style, compose, from_index
+from onnx_net2net.algebra.dims import Axis, Dim
+from onnx_net2net.algebra.maps import Growth, Map, compose, from_index
+from onnx_net2net.algebra.ratios import Ratio
+from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis import inference
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph import sizes
@@ -197,7 +199,7 @@ def conform(proto: onnx.ModelProto, feeds: Mapping[str, Array], rng: np.random.G
         growth = random_growth(dims, rng, in_place=in_place)
         style = Style(int(rng.integers(99)), spread=0.3 if in_place else 0.0)
         axes = {name: analysis.axes.get(name, ()) for name in (*feeds, *names)}
-        student = weighty(rewrite(model, analysis, growth, style, {})[0])
+        student = weighty(rewrite(model, analysis, growth, style, {}).model)
         results = run(student, {name: copied(array, axes[name], growth) for name, array in feeds.items()})
         for name, result in zip(names, results, strict=True):
             assert_close(result, copied(expected[name], axes[name], growth), f"{name} grown by {growth}")

@@ -13,8 +13,6 @@ TESTED_ROOMS = ("algebra", "graph", "rewrite", "analysis")
 MOST_LINES = 450
 
 LONG = {
-    "algebra/dims.py": 485,
-    "algebra/maps.py": 537,
     "analysis/blocks.py": 652,
     "analysis/inference.py": 513,
     "analysis/linearity.py": 632,
@@ -22,7 +20,6 @@ LONG = {
     "graph/flatten.py": 494,
     "operations/narrow/duplicates.py": 497,
     "operations/transfer/modules.py": 479,
-    "rewrite/rewrite.py": 846,
     "rules/op.py": 522,
 }
 """Modules that are too long yet, and how long they may be. Lines leave this list; none comes in."""

@@ -21,48 +21,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, count
 from math import prod
 
+from onnx_net2net.algebra.ratios import Ratio
+
 LIMIT = 4096
-"""Dims that an axis may be made of; more of them (a concatenation doubled over and over) are frozen."""
+"""An axis of more dims (a concatenation doubled over and over) is frozen."""
 
 _serial = count()
 _changes = 0
-"""How often a normal form may have changed; one that was found since the last time still holds."""
-
-
-class Ratio:
-    """Dims that share a ratio must all grow by the same whole factor.
-
-    Attributes:
-        members: How many dims there are that still stand.
-        frozen: Why one of them cannot grow, so that none can, or None.
-    """
-
-    __slots__ = ("_to", "frozen", "members")
-
-    def __init__(self) -> None:
-        self._to: Ratio | None = None
-        self.members = 0
-        self.frozen: str | None = None
-
-    @property
-    def shared(self) -> bool:
-        """Whether there is more than one such dim."""
-        return self.root().members > 1
-
-    def root(self) -> Ratio:
-        """Return the representative of the class."""
-        root = self
-        while root._to is not None:
-            root = root._to
-        return root
-
-    def join(self, other: Ratio) -> None:
-        """Make both one class."""
-        mine, its = self.root(), other.root()
-        if mine is not its:
-            mine._to = its
-            its.members += mine.members
-            its.frozen = its.frozen or mine.frozen
+"""Counts what may have changed a normal form; one that was found since the last time still holds."""
 
 
 class Dim:
@@ -113,7 +79,7 @@ class Dim:
 
 
 class _Composite:
-    """An axis made of others; `_normal` is its normal form after so many changes as `_seen` says."""
+    """An axis made of others; `_normal` is its normal form as long as `_changes` is `_seen`."""
 
     __slots__ = ("_normal", "_seen", "length", "parts", "size")
     size: int
@@ -243,7 +209,7 @@ def freeze(axis: Axis, reason: str) -> None:
     for dim in leaves(axis):
         if dim.fixed is None:
             dim.fixed = reason
-            _stick(dim)
+            _hold(dim)
 
 
 def pin(axis: Axis, reason: str) -> None:
@@ -251,11 +217,11 @@ def pin(axis: Axis, reason: str) -> None:
     for dim in leaves(axis):
         if dim.pinned is None:
             dim.pinned = reason
-            _stick(dim)
+            _hold(dim)
 
 
-def _stick(dim: Dim) -> None:
-    """Let the ratio of a frozen dim remember that it is, and products forget a unit that can no longer grow."""
+def _hold(dim: Dim) -> None:
+    """Tell the ratio of a dim that was frozen, and forget normal forms: a frozen unit is no factor of a product."""
     if dim.size == 1:
         _note_change()
     if dim.frozen and dim.ratio is not None:
@@ -273,7 +239,7 @@ def keep_uniform(axis: Axis, reason: str, ratio: Ratio | None = None) -> None:
         elif ratio is not None:
             axis.ratio.join(ratio)
         axis.statistic = axis.statistic or reason
-        _stick(axis)
+        _hold(axis)
     elif isinstance(axis, Product) and (ratio is None or not ratio.shared):
         for part in axis.parts:
             keep_uniform(part, reason)
@@ -365,8 +331,6 @@ def _unify_concats(xs: list[Axis], ys: list[Axis], reason: str) -> bool:
         cuts += 1
         halves = cut(longer, size) if cuts <= LIMIT else None
         if halves is None:
-            for term in (x, y, *left, *right):
-                freeze(term, reason)
             return False
         rest += reversed(halves)
         (right if rest is left else left).append(y if rest is left else x)
@@ -382,8 +346,6 @@ def _unify_products(xs: list[Axis], ys: list[Axis], reason: str) -> bool:
             larger, rest, size = (x, xs, y.size) if x.size > y.size else (y, ys, x.size)
             factors = factor(larger, size, reason)
             if factors is None:
-                for left in (x, y, *xs, *ys):
-                    freeze(left, reason)
                 return False
             rest += factors
             (ys if rest is xs else xs).append(y if rest is xs else x)

@@ -15,9 +15,14 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.name in ("float16", "float32", "float64", "bfloat16")
 
 
+def spacing(dtype: np.dtype[Any]) -> float:
+    """Return the distance from 1 to the next number of a float type."""
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
 def epsilon(dtype: np.dtype[Any]) -> float | None:
-    """Return the relative spacing of a float type, None for any other type."""
+    """Return the distance from 1 to the next number of a float type, None for any other type."""
     try:
-        return float(ml_dtypes.finfo(dtype).eps)
+        return spacing(dtype)
     except ValueError:
         return None

@@ -17,17 +17,16 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Literal
+from functools import reduce
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Dim, Product, resolve
-from onnx_net2net.algebra.floats import is_float
 
+Value = TypeVar("Value")
 Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
 KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
 ORIGINS = (*KINDS, "mean", "prior", "never")
@@ -70,16 +69,46 @@ class Map:
         """Whether all copies of a unit that are weighed have the same share."""
         return bool(np.all((self.weight == 1) | np.isclose(self.weight, _even(self), rtol=1e-9, atol=0)))
 
+    @staticmethod
+    def concat(maps: Sequence[Map]) -> Map:
+        """Return the map of axes laid end to end."""
+        offsets = np.cumsum([0, *(map.old for map in maps)])
+        index = np.concatenate([map.index + offset for map, offset in zip(maps, offsets[:-1], strict=True)])
+        weight, kind, first = (np.concatenate([getattr(map, name) for map in maps]) for name in _BESIDES)
+        return Map(int(offsets[-1]), index, weight, kind, first)
+
+    def outer(self, inner: Map) -> Map:
+        """Return the map of a product of two axes, row-major."""
+        return Map(
+            self.old * inner.old,
+            np.add.outer(self.index * inner.old, inner.index).reshape(-1),
+            np.multiply.outer(self.weight, inner.weight).reshape(-1),
+            np.maximum.outer(self.kind, inner.kind).reshape(-1),
+            np.logical_and.outer(self.first, inner.first).reshape(-1),
+        )
+
+    def part(self, places: np.ndarray, old: int, index: np.ndarray) -> Map:
+        """Return the map of the student's units at some places, which copy the units `index` of `old` ones."""
+        return Map(old, index, self.weight[places], self.kind[places], self.first[places])
+
     def __repr__(self) -> str:
         return f"Map({self.old} -> {self.new})"
 
 
 Growth = Mapping[Dim, Map]
 
+_BESIDES = ("weight", "kind", "first")
+
 
 def identity(size: int) -> Map:
     """Return the map of a dim that does not grow."""
-    return Map(size, np.arange(size), np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))
+    return keep(size, np.arange(size))
+
+
+def keep(old: int, units: np.ndarray) -> Map:
+    """Return the map of a dim that keeps some of its units, in this order, and drops the others."""
+    size = len(units)
+    return Map(old, units, np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))
 
 
 def replicate(old: int, new: int, rng: np.random.Generator) -> Map:
@@ -188,6 +217,20 @@ def pad(old: int, new: int, held: str) -> Map:
     )
 
 
+def evaluate(
+    axis: Axis,
+    leaf: Callable[[Dim], Value],
+    product: Callable[[list[Value]], Value],
+    concat: Callable[[list[Value]], Value],
+) -> Value:
+    """Return what an axis has, from what its dims have, asked in layout order, and how its kinds put that together."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return leaf(axis)
+    parts = [evaluate(part, leaf, product, concat) for part in axis.parts]
+    return product(parts) if isinstance(axis, Product) else concat(parts)
+
+
 def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) -> Map:
     """Return the map of an axis from those of its dims.
 
@@ -196,342 +239,55 @@ def compose(axis: Axis, growth: Growth, weighed: Collection[Dim] | None = None) 
         growth: Maps of the dims that grow.
         weighed: Dims whose weights count (all by default); for the others the weight is 1.
     """
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        own = growth.get(axis)
+
+    def map_of(dim: Dim) -> Map:
+        own = growth.get(dim)
         if own is None:
-            return identity(axis.size)
-        if weighed is not None and axis not in weighed:
-            return Map(own.old, own.index, np.ones(own.new), own.kind, own.first)
-        return own
-    parts = [compose(part, growth, weighed) for part in axis.parts]
-    if isinstance(axis, Product):
-        result = parts[0]
-        for part in parts[1:]:
-            result = outer(result, part)
-        return result
-    offsets = np.cumsum([0] + [part.old for part in parts])
-    return Map(
-        int(offsets[-1]),
-        np.concatenate([part.index + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
-        np.concatenate([part.weight for part in parts]),
-        np.concatenate([part.kind for part in parts]),
-        np.concatenate([part.first for part in parts]),
-    )
+            return identity(dim.size)
+        return own if weighed is None or dim in weighed else replace(own, weight=np.ones(own.new))
 
-
-def outer(a: Map, b: Map) -> Map:
-    """Return the map of a product of two axes, row-major."""
-    return Map(
-        a.old * b.old,
-        (a.index[:, None] * b.old + b.index).reshape(-1),
-        (a.weight[:, None] * b.weight).reshape(-1),
-        np.maximum(a.kind[:, None], b.kind).reshape(-1),
-        (a.first[:, None] & b.first).reshape(-1),
-    )
+    return evaluate(axis, map_of, lambda maps: reduce(Map.outer, maps), Map.concat)
 
 
 def new_size(axis: Axis, growth: Growth) -> int:
     """Return the size of an axis in the student."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        return growth[axis].new if axis in growth else axis.size
-    sizes = [new_size(part, growth) for part in axis.parts]
-    return int(np.prod(sizes)) if isinstance(axis, Product) else sum(sizes)
+
+    def size_of(dim: Dim) -> int:
+        return growth[dim].new if dim in growth else dim.size
+
+    return evaluate(axis, size_of, lambda sizes: int(np.prod(sizes)), lambda sizes: sum(sizes))
 
 
-@dataclass(frozen=True)
-class Side:
-    """How one axis of a weight grows.
-
-    Attributes:
-        map: The map of the axis.
-        reads: The weight reads the axis (it is summed over), so that copies are weighed; else it makes the axis.
-        spread: Whether copies may be weighed unevenly: all that are copies of one unit are summed together.
-        silent: Whether units that start at zero still hold zero where they are read, so that they are read at random.
-        scale: Reads what a later node multiplies the units by, so that padding holds the mean of the products.
-        shares: float64 [q], by what gradients of the units are multiplied, where that does not follow from `reads`:
-            other copies on the axis than those that the weight weighs are weighed by somebody else.
-    """
-
-    map: Map
-    reads: bool = False
-    spread: bool = True
-    silent: bool = False
-    scale: Callable[[], np.ndarray] | None = None
-    shares: np.ndarray | None = None
-
-    @property
-    def learned(self) -> np.ndarray:
-        """By what gradients of the units are multiplied: the shares that others weigh the copies by."""
-        if self.shares is not None:
-            return self.shares
-        return np.ones(self.map.new) if self.reads else self.map.weight
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What tells apart sides that grow a weight differently."""
-        arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
-        spread = self.spread and self.map.is_even  # other shares are what they are
-        return self.reads, spread, self.silent, id(self.scale), *(array.tobytes() for array in arrays)
+Numbers = tuple[np.ndarray, int]
+"""For each unit of a dim or an axis a number, -1 for none, and how many numbers there are."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """How new values are drawn.
-
-    Attributes:
-        seed: Seed of every random draw; each tensor draws from a stream of its own.
-        spread: Standard deviation, relative to each weight, of what is added to one copy's share of it and subtracted
-            from another's, so that copies learn different things. Exact (growth-math, N of section 1): no share
-            is much larger than the weight, what is zero stays zero, and whole weights get shares exact in binary.
-        noise: Standard deviation, relative to the tensor's, of noise on the incoming weights of all but the first
-            copy (paper, section 2.3). Not exact.
-        prior: The probability at which new classes start.
-    """
-
-    seed: int = 0
-    spread: float = 0.3
-    noise: float = 0.0
-    prior: float = 0.01
-
-    @property
-    def logit(self) -> float:
-        """The logit at which a new class starts."""
-        return float(np.log(self.prior / (1 - self.prior))) if self.prior else NEVER
-
-
-Filler = Literal["own", "copy", "zero", "size", "bias"]
-"""What a weight has for units that are no copies: values of their own, those of a copy (where it scales units one by
-one), zero (the shift of a normaliser), its root mean square (where `Side.scale` reads it), or the logit of the prior
-(where it is the bias of new classes)."""
-
-
-Deviation = Callable[[], float]
-"""Estimates the standard deviation of a weight when it is asked for."""
-
-
-def grow(
-    values: np.ndarray,
-    sides: list[Side],
-    style: Style,
-    rng: np.random.Generator,
-    filler: Filler,
-    factor: float = 1.0,
-    zero: np.ndarray | None = None,
-) -> np.ndarray:
-    """Grow a weight along its axes.
+def table(axis: Axis, numbers: Callable[[Dim], Numbers]) -> Numbers:
+    """Number the units of an axis, when those of its dims have numbers; a unit without a number leaves none.
 
     Args:
-        values: The teacher's weight.
-        sides: For each axis, how it grows.
-        style: How new values are drawn.
-        rng: Where they are drawn from.
-        filler: What it has for units that are no copies.
-        factor: By which all of it is multiplied.
-        zero: What integers are counted from, in a shape that broadcasts with them, where copies share them.
-
-    Returns:
-        The student's weight, of the same dtype.
+        axis: Any expression over dims.
+        numbers: The numbers of the units of a dim, which is asked for in layout order.
     """
-    if zero is not None and any(side.reads for side in sides):
-        return _grow_integers(values, sides, style, rng, zero)
-    result = values
-    for position, side in enumerate(sides):
-        if not side.map.is_identity:
-            result = np.take(result, side.map.index, axis=position)
-    result = np.array(result) if result is values else result
-    if not is_float(result.dtype):
-        return result
-    deviation = cache(partial(_deviation, values))
-    for position, side in enumerate(sides):
-        view = np.moveaxis(result, position, 0)
-        if side.map.is_identity:
-            continue
-        if side.reads:
-            _weigh(view, side, style, deviation, rng)
-        else:
-            _make(view, side, style, deviation, rng, filler)
-    if factor != 1.0:
-        result *= np.array(factor, result.dtype)
-    return result
+
+    def outer(one: Numbers, other: Numbers) -> Numbers:
+        (places, size), (inner, count) = one, other
+        found = np.where(places[:, None] < 0, -1, np.where(inner < 0, -1, places[:, None] * count + inner))
+        return found.reshape(-1), size * count
+
+    def concat(parts: Sequence[Numbers]) -> Numbers:
+        offsets = np.cumsum([0, *(size for _, size in parts)])
+        moved = [np.where(own < 0, -1, own + offset) for (own, _), offset in zip(parts, offsets[:-1], strict=True)]
+        return np.concatenate(moved), int(offsets[-1])
+
+    return evaluate(axis, numbers, lambda parts: reduce(outer, parts), concat)
 
 
-def _grow_integers(
-    values: np.ndarray, sides: list[Side], style: Style, rng: np.random.Generator, zero: np.ndarray
-) -> np.ndarray:
-    """Grow integers axis by axis; copies that are summed share the distance to the zero point in whole parts."""
-    wide = np.int64 if values.dtype.itemsize > 2 else np.int32
-    zero = zero.reshape((1,) * (values.ndim - zero.ndim) + zero.shape).astype(wide)
-    low, high = (int(choose([choose(x.astype(wide)) for x in (values, zero)])) for choose in (np.min, np.max))
-    result = values
-    for position, side in enumerate(sides):
-        if side.map.is_identity:
-            continue
-        result = np.take(result, side.map.index, axis=position)
-        if zero.shape[position] > 1:
-            zero = np.take(zero, side.map.index, axis=position)
-        if side.reads:
-            parts, least, most = (np.moveaxis(x - zero, position, 0) for x in (result.astype(wide), low, high))
-            _share(parts, side, style, rng, least, most)
-            result = (np.moveaxis(parts, 0, position) + zero).astype(values.dtype)
-    return result
-
-
-def _share(
-    view: np.ndarray,
-    side: Side,
-    style: Style,
-    rng: np.random.Generator,
-    least: np.ndarray,
-    most: np.ndarray,
-) -> None:
-    """Divide integers among copies in whole parts from `least` to `most`, unevenly.
-
-    The c parts floor((v + k) / c), k = 0 ... c - 1, sum to v (Hermite's identity) and lie between 0 and v.
-    """
-    read = np.flatnonzero(side.map.weight > 0)
-    order = read[np.argsort(side.map.index[read], kind="stable")]
-    _, starts, counts = np.unique(side.map.index[order], return_index=True, return_counts=True)
-    column = (-1, *(1,) * (view.ndim - 1))
-    rank = (np.arange(len(order)) - np.repeat(starts, counts)).astype(view.dtype)
-    count = np.repeat(counts, counts).astype(view.dtype)
-    whole = view[order[rank > 0]]
-    parts = (view[order] + rank.reshape(column)) // count.reshape(column)
-    view[...] = 0
-    view[order] = parts
-    copies = rank > 0
-    if not (style.spread and side.spread and copies.any() and view.ndim > 1):
-        return
-    firsts = np.repeat(order[starts], counts - 1)
-    room = np.minimum(view - least, most - view)
-    room = np.minimum(room[order[copies]], room[firsts] // (count[copies] - 1).reshape(column))
-    moved = np.rint(_draw(room.shape, style.spread, rng, np.dtype(np.float32)) * whole).astype(view.dtype)
-    moved = np.clip(moved, -room, room)
-    view[order[copies]] += moved
-    np.subtract.at(view, firsts, moved)
-
-
-def _deviation(values: np.ndarray) -> float:
-    """Estimate the standard deviation from a regular sample."""
-    sample = values.reshape(-1)[:: max(1, values.size // 65536)].astype(np.float64)
-    return float(sample.std()) if sample.size > 1 else 0.0
-
-
-def _weigh(view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng: np.random.Generator) -> None:
-    """Divide the outgoing weights of copies among them, unevenly, so that they sum to what they were.
-
-    A unit itself gets what its copies leave. Shares are whole multiples of the last place of what is shared, so that
-    their sum is exact, in the few bits of half precision too.
-    """
-    map = side.map
-    uneven = style.spread and side.spread and view.ndim > 1 and map.is_even
-    if side.spread and not uneven and map.is_even and _is_whole(view):
-        map = halved(map)
-    shared = ~map.first & (map.kind == 0) & (map.weight > 0) & (map.weight != 1)
-    copies = np.flatnonzero(shared) if side.spread else np.zeros(0, np.intp)
-    divided = np.zeros(map.new, bool)
-    if len(copies):
-        copies = copies[np.argsort(map.index[copies], kind="stable")]
-        sources, starts = np.unique(map.index[copies], return_index=True)
-        originals = np.flatnonzero(map.first)
-        by_source = originals[np.argsort(map.index[originals])]
-        originals = by_source[np.searchsorted(map.index[by_source], sources)]
-        divided[copies] = divided[originals] = True
-        wide = np.promote_types(view.dtype, np.float32)
-        shares = view[copies]
-        if uneven:
-            _share_unevenly(shares, map.weight[copies], style.spread, rng)
-        else:
-            shares *= _column(map.weight[copies], view)
-        view[copies] = shares
-        view[originals] = view[originals] - np.add.reduceat(shares.astype(wide, copy=False), starts, axis=0)
-    scaled = np.flatnonzero((map.weight != 1.0) & ~divided)
-    if len(scaled):
-        view[scaled] *= _column(map.weight[scaled], view)
-    at_random = _units(side.map, "random_pad", *(("zero_in", "mean") if side.silent else ()))
-    if len(at_random):
-        view[at_random] = _draw((len(at_random), *view.shape[1:]), deviation(), rng, view.dtype)
-
-
-def _share_unevenly(view: np.ndarray, weights: np.ndarray, spread: float, rng: np.random.Generator) -> None:
-    """Multiply the weights of copies, in place, by uneven shares.
-
-    A share is an odd multiple of a power of two, so that no share is zero, two copies have never the same, and sums of
-    whole numbers stay exact; 1 / 512 leaves 15 of float32's 24 bits for the sum.
-    """
-    step = 2.0 ** -max(8, math.ceil(8 + math.log2(0.3 / spread)))
-    places = np.spacing(view)
-    shares = _draw(view.shape, spread, rng, np.dtype(np.float32))
-    shares += _column(weights, shares)
-    shares /= step
-    np.floor(shares, out=shares)
-    shares += 0.5
-    shares *= step
-    view *= shares.astype(view.dtype, copy=False)
-    view /= places
-    np.rint(view, out=view)
-    view *= places
-
-
-def _is_whole(view: np.ndarray) -> bool:
-    """Tell whether all weights are whole numbers, of which sums may have to be exact (in front of Sign)."""
-    return bool(np.all(view == np.rint(view)))
-
-
-def _make(
-    view: np.ndarray, side: Side, style: Style, deviation: Deviation, rng: np.random.Generator, filler: Filler
-) -> None:
-    """Give new units that are no plain copies their incoming weights."""
-    map = side.map
-    if filler == "copy":
-        return
-    own = _units(map, "zero_out", "random_pad")
-    if len(own) and view.ndim > 1:
-        view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
-    view[_units(map, "zero_in")] = 0
-    view[_units(map, "prior", "never")] = style.logit if filler == "bias" else 0
-    mean = _units(map, "mean")
-    if len(mean):
-        units = view[map.first]
-        view[mean] = 0 if filler == "zero" else _size(units) if filler == "size" else _mean(units, side.scale)
-    if style.noise and view.ndim > 1:
-        copies = np.flatnonzero(~map.first & (map.kind == 0))
-        view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation(), rng, view.dtype)
-
-
-def _mean(units: np.ndarray, scale: Callable[[], np.ndarray] | None) -> np.ndarray:
-    """Return the mean of units, or that of scaled units over the scale that padding has."""
-    if scale is None:
-        mean = units.mean(axis=0, dtype=np.float64)
-    else:
-        factors = scale().reshape(-1)
-        mean = np.tensordot(factors.astype(np.float64), units.astype(np.float64), 1)
-        mean /= len(factors) * float(_size(factors))
-    return np.asarray(mean).astype(units.dtype)
-
-
-def _size(values: np.ndarray) -> np.ndarray:
-    """Return the root mean square of values, or 1 where they all are 0: what is never 0 can be divided by."""
-    size: np.ndarray = np.sqrt(np.mean(np.square(values.astype(np.float64)))).astype(values.dtype)
-    return size if size else np.ones_like(size)
-
-
-def _column(weights: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """Shape the weights of units for multiplication into all that the units have."""
-    return weights.reshape(-1, *(1,) * (view.ndim - 1)).astype(view.dtype)
-
-
-def _units(map: Map, *origins: str) -> np.ndarray:
-    """Return the places of the units that came about in one of these ways."""
-    if not map.kind.any():
-        return np.zeros(0, np.intp)
-    return np.flatnonzero(np.isin(map.kind, [ORIGINS.index(origin) for origin in origins]))
-
-
-def _draw(shape: tuple[int, ...], deviation: float, rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:
-    """Draw uniformly with the given standard deviation, which is much cheaper than a normal draw."""
-    values = rng.random(shape, dtype=np.float32)
-    values -= 0.5
-    values *= deviation * 12**0.5
-    return values.astype(dtype, copy=False)
+def units_of(axis: Axis, dim: Dim) -> np.ndarray:
+    """Return which unit of a dim each unit of an axis belongs to, -1 for none: int64 [size of the axis]."""
+    return evaluate(
+        axis,
+        lambda other: np.arange(dim.size) if other is dim else np.full(other.size, -1),
+        lambda parts: reduce(lambda outer, inner: np.maximum.outer(outer, inner).reshape(-1), parts),
+        np.concatenate,
+    )

@@ -1,7 +1,7 @@
 """From the layout of an exporter to that of a framework: how an array, and how its axes grow, is laid out anew.
 
-A `View` takes an initializer apart and turns it into (a part of) an entry of a state dict. It is found on the
-teacher's values; `follow` says what it is at the student's sizes, and how the axes of the entry grow.
+A `View` turns an initializer into an entry of a state dict, or a part of one. It is found on the teacher's values;
+`follow` says what it is at the student's sizes, and how the axes of the entry grow.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import Map, Side, outer
+from onnx_net2net.algebra.maps import Map, identity
+from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.errors import RefusedError
 
-Sides = tuple[Side, ...]
+AxisGrowths = tuple[AxisGrowth, ...]
+"""How each axis of an array grows."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Slice:
         """Return the part."""
         return array[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
 
-    def follow(self, sides: Sides) -> tuple[Slice, Sides]:
+    def follow(self, axes: AxisGrowths) -> tuple[Slice, AxisGrowths]:
         """Return the same step at the student's size, and how the axes of the part grow."""
-        start, stop, side = _part(sides[self.axis], self.start, self.stop)
-        return Slice(self.axis, start, stop), _replaced(sides, self.axis, side)
+        start, stop, own = _part(axes[self.axis], self.start, self.stop)
+        return Slice(self.axis, start, stop), _replaced(axes, self.axis, own)
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class Once:
         """Return the first of them."""
         return array[(slice(None),) * self.axis + (slice(0, 1),)]
 
-    def follow(self, sides: Sides) -> tuple[Once, Sides]:
+    def follow(self, axes: AxisGrowths) -> tuple[Once, AxisGrowths]:
         """Return the step itself, and how the other axes grow."""
-        side = sides[self.axis]
-        if side.reads and not side.map.is_identity:
+        own = axes[self.axis]
+        if own.reads and not own.map.is_identity:
             raise RefusedError("what it repeats is weighed differently")
-        return self, _replaced(sides, self.axis, _ONE)
+        return self, _replaced(axes, self.axis, _ONE)
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Blocks:
         blocks = np.split(array, len(self.order), axis=self.axis)
         return np.concatenate([blocks[k] for k in self.order], axis=self.axis)
 
-    def follow(self, sides: Sides) -> tuple[Blocks, Sides]:
+    def follow(self, axes: AxisGrowths) -> tuple[Blocks, AxisGrowths]:
         """Return the same step at the student's size, and how the axes grow behind it."""
-        side = sides[self.axis]
-        size = side.map.old // len(self.order)
-        parts = [_part(side, k * size, (k + 1) * size) for k in range(len(self.order))]
+        own = axes[self.axis]
+        size = own.map.old // len(self.order)
+        parts = [_part(own, k * size, (k + 1) * size) for k in range(len(self.order))]
         if len({stop - start for start, stop, _ in parts}) > 1:
             raise RefusedError("its blocks grow to different sizes")
-        return self, _replaced(sides, self.axis, joined([parts[k][2] for k in self.order]))
+        return self, _replaced(axes, self.axis, joined([parts[k][2] for k in self.order]))
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ class Transpose:
         """Return the array with its axes permuted."""
         return np.transpose(array, self.order)
 
-    def follow(self, sides: Sides) -> tuple[Transpose, Sides]:
+    def follow(self, axes: AxisGrowths) -> tuple[Transpose, AxisGrowths]:
         """Return the step itself, and how the permuted axes grow."""
-        return self, tuple(sides[k] for k in self.order)
+        return self, tuple(axes[k] for k in self.order)
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,12 @@ class Reshape:
         """Return the array in the shape."""
         return array.reshape(self.shape)
 
-    def follow(self, sides: Sides) -> tuple[Reshape, Sides]:
+    def follow(self, axes: AxisGrowths) -> tuple[Reshape, AxisGrowths]:
         """Return the step with the student's shape, and how its axes grow."""
-        result: list[Side] = []
-        for before, after in _runs([side.map.old for side in sides], self.shape):
-            result += _regrouped(sides[before], self.shape[after])
-        return Reshape(tuple(side.map.new for side in result)), tuple(result)
+        result: list[AxisGrowth] = []
+        for before, after in _runs([axis.map.old for axis in axes], self.shape):
+            result += _regrouped(axes[before], self.shape[after])
+        return Reshape(tuple(axis.map.new for axis in result)), tuple(result)
 
 
 Step = Slice | Once | Blocks | Transpose | Reshape
@@ -122,12 +125,12 @@ def apply(view: View, array: Array) -> Array:
     return array
 
 
-def follow(view: View, sides: Sides) -> tuple[View, Sides]:
+def follow(view: View, axes: AxisGrowths) -> tuple[View, AxisGrowths]:
     """Carry a view over to the student.
 
     Args:
         view: A view of the teacher's array.
-        sides: How each axis of that array grows.
+        axes: How each axis of that array grows.
 
     Returns:
         The view of the student's array that shows the same, and how the axes of what it shows grow.
@@ -137,51 +140,51 @@ def follow(view: View, sides: Sides) -> tuple[View, Sides]:
     """
     steps: list[Step] = []
     for step in view:
-        grown, sides = step.follow(sides)
+        grown, axes = step.follow(axes)
         steps.append(grown)
-    return tuple(steps), sides
+    return tuple(steps), axes
 
 
-def joined(sides: Sequence[Side]) -> Side:
+def joined(parts: Sequence[AxisGrowth]) -> AxisGrowth:
     """Return how an axis grows that consists of parts laid end to end."""
-    first = sides[0]
-    if len(sides) == 1:
-        return first
-    growing = [side for side in sides if not side.map.is_identity] or [first]
-    if len({(side.reads, side.silent) for side in growing}) > 1:
-        raise RefusedError("some of its parts are copied and others divided")
-    maps = [side.map for side in sides]
-    offsets = np.cumsum([0] + [map.old for map in maps])
-    whole = Map(
-        int(offsets[-1]),
-        np.concatenate([map.index + offset for map, offset in zip(maps, offsets[:-1], strict=True)]),
-        np.concatenate([map.weight for map in maps]),
-        np.concatenate([map.kind for map in maps]),
-        np.concatenate([map.first for map in maps]),
-    )
-    shares = None
-    if any(side.shares is not None for side in growing):
-        shares = np.concatenate([side.learned for side in sides])
-    return replace(growing[0], map=whole, spread=all(s.spread for s in growing), scale=None, shares=shares)
+    if len(parts) == 1:
+        return parts[0]
+    shares = np.concatenate([part.learned for part in parts])
+    return _whole(parts, Map.concat([part.map for part in parts]), shares, "parts")
 
 
-def _replaced(sides: Sides, axis: int, side: Side) -> Sides:
-    return (*sides[:axis], side, *sides[axis + 1 :])
+def _merged(factors: Sequence[AxisGrowth]) -> AxisGrowth:
+    """Return how an axis grows that is the product of some axes."""
+    shares = reduce(lambda outer, inner: np.multiply.outer(outer, inner).reshape(-1), [f.learned for f in factors])
+    return _whole(factors, reduce(Map.outer, [factor.map for factor in factors]), shares, "axes")
 
 
-def _part(side: Side, start: int, stop: int) -> tuple[int, int, Side]:
+def _whole(parts: Sequence[AxisGrowth], map: Map, shares: np.ndarray, what: str) -> AxisGrowth:
+    """Return how an axis grows whose parts grow like some, from its map and what they are learned by."""
+    growing = [part for part in parts if not part.map.is_identity] or list(parts[:1])
+    if len({(part.reads, part.silent) for part in growing}) > 1:
+        raise RefusedError(f"some of its {what} are copied and others divided")
+    known = shares if any(part.shares is not None for part in growing) else None
+    return replace(growing[0], map=map, spread=all(part.spread for part in growing), scale=None, shares=known)
+
+
+def _replaced(axes: AxisGrowths, position: int, axis: AxisGrowth) -> AxisGrowths:
+    return (*axes[:position], axis, *axes[position + 1 :])
+
+
+def _at(axis: AxisGrowth, places: np.ndarray, old: int, index: np.ndarray) -> AxisGrowth:
+    """Return how the student's units at some places grow, which copy the units `index` of `old` ones."""
+    shares = None if axis.shares is None else axis.shares[places]
+    return replace(axis, map=axis.map.part(places, old, index), scale=None, shares=shares)
+
+
+def _part(axis: AxisGrowth, start: int, stop: int) -> tuple[int, int, AxisGrowth]:
     """Return where the units `start` to `stop` and their copies are in the student, and how they grow."""
-    map = side.map
-    if map.is_identity:
-        part = Map(stop - start, np.arange(stop - start), *(a[start:stop] for a in (map.weight, map.kind, map.first)))
-        return start, stop, replace(side, map=part, shares=None)
-    places = np.flatnonzero((map.index >= start) & (map.index < stop))
+    index = axis.map.index
+    places = np.flatnonzero((index >= start) & (index < stop))
     if len(places) != places[-1] + 1 - places[0]:
         raise RefusedError("copies of its units lie apart")
-    low, high = int(places[0]), int(places[-1]) + 1
-    part = Map(stop - start, map.index[low:high] - start, *(a[low:high] for a in (map.weight, map.kind, map.first)))
-    shares = None if side.shares is None else side.shares[low:high]
-    return low, high, replace(side, map=part, scale=None, shares=shares)
+    return int(places[0]), int(places[-1]) + 1, _at(axis, places, stop - start, index[places] - start)
 
 
 def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -204,14 +207,18 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
     return runs
 
 
-_ONE = Side(Map(1, np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int8), np.ones(1, bool)))
+def _still(size: int) -> AxisGrowth:
+    return AxisGrowth(identity(size))
 
 
-def _regrouped(sides: Sides, shape: tuple[int, ...]) -> list[Side]:
+_ONE = _still(1)
+
+
+def _regrouped(axes: AxisGrowths, shape: tuple[int, ...]) -> list[AxisGrowth]:
     """Return how axes grow that hold the same elements as others."""
-    real = [side for side in sides if side.map.old > 1 or side.map.new > 1]
+    real = [axis for axis in axes if axis.map.old > 1 or axis.map.new > 1]
     sizes = [size for size in shape if size > 1]
-    if all(side.map.is_identity for side in real):
+    if all(axis.map.is_identity for axis in real):
         return [_still(size) for size in shape]
     if len(sizes) == 1:
         parts = [_merged(real)]
@@ -223,35 +230,17 @@ def _regrouped(sides: Sides, shape: tuple[int, ...]) -> list[Side]:
     return [next(rest) if size > 1 else _ONE for size in shape]
 
 
-def _still(size: int) -> Side:
-    return Side(Map(size, np.arange(size), np.ones(size), np.zeros(size, np.int8), np.ones(size, bool)))
-
-
-def _merged(sides: Sequence[Side]) -> Side:
-    growing = [side for side in sides if not side.map.is_identity]
-    if len({(side.reads, side.silent) for side in growing}) > 1:
-        raise RefusedError("some of its axes are copied and others divided")
-    whole, shares = sides[0].map, sides[0].learned
-    for side in sides[1:]:
-        whole, shares = outer(whole, side.map), np.outer(shares, side.learned).reshape(-1)
-    known = shares if any(side.shares is not None for side in growing) else None
-    return replace(growing[0], map=whole, spread=all(s.spread for s in growing), scale=None, shares=known)
-
-
-def _split(side: Side, sizes: Sequence[int]) -> list[Side]:
-    """Split an axis into factors, of which one grows."""
-    map = side.map
+def _split(axis: AxisGrowth, sizes: Sequence[int]) -> list[AxisGrowth]:
+    """Split an axis into factors; one of them grows."""
+    map = axis.map
     for position, size in enumerate(sizes):
         before, behind = math.prod(sizes[:position]), math.prod(sizes[position + 1 :])
         if map.new % (before * behind):
             continue
         new = map.new // (before * behind)
-        table = map.index.reshape(before, new, behind)
-        index = table[0, :, 0] // behind
+        index = map.index[: new * behind : behind] // behind
         whole = (np.arange(before)[:, None, None] * size + index[None, :, None]) * behind + np.arange(behind)
-        if np.array_equal(whole, table):
-            weight, kind, first = (a.reshape(before, new, behind)[0, :, 0] for a in (map.weight, map.kind, map.first))
-            shares = None if side.shares is None else side.shares.reshape(before, new, behind)[0, :, 0]
-            part = replace(side, map=Map(size, index, weight, kind, first), scale=None, shares=shares)
+        if np.array_equal(whole.reshape(-1), map.index):
+            part = _at(axis, np.arange(new) * behind, size, index)
             return [part if k == position else _still(other) for k, other in enumerate(sizes)]
     raise RefusedError("its axis grows in a way that its factors do not")

@@ -66,24 +66,6 @@ class Shuffle:
     order: np.ndarray
 
 
-@dataclass(frozen=True)
-class Inserted:
-    """Something beside weights and sizes that a student needs, where its place is a node or a tensor.
-
-    Attributes:
-        what: What it is.
-        place: The node or tensor.
-        is_number: Whether it is a number that keeps the teacher's value, though it follows from a size.
-    """
-
-    what: str
-    place: str
-    is_number: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.place!r}"
-
-
 @dataclass
 class Analysis:
     """The dims of a graph and what its nodes said about them.
@@ -96,14 +78,12 @@ class Analysis:
         said: Statements of each node, by its number.
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
-        untied: Matrices that the rewriting had to give their uses in several versions.
         rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
             multiplied instead by what the weight of copies is.
         tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
             that is weighed instead of theirs, so that it is divided for both of its readers.
         copies: Names of constants that are copies of others and must stay so, with the names of these.
         tied: Reads of constants that must keep equal values, with the first of them.
-        inserted: What the rewriting put in beside weights and sizes: nodes, and numbers that it had to keep.
     """
 
     draft: Graph
@@ -113,16 +93,10 @@ class Analysis:
     said: dict[int, Statements] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
-    untied: list[str] = field(default_factory=list)
     rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    inserted: list[Inserted] = field(default_factory=list)
-
-    def note(self, what: str, node: Node, is_number: bool = False) -> None:
-        """Note that the rewriting put something in at a node."""
-        self.inserted.append(Inserted(what, node.name or node.outputs[0].name, is_number))
 
     @property
     def nodes(self) -> list[Node]:

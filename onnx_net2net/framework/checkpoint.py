@@ -29,7 +29,7 @@ from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.model.staging import work_folder
 from onnx_net2net.operations.replay import redo
-from onnx_net2net.rewrite.rewrite import GrownConstant
+from onnx_net2net.rewrite.constants import GrownConstant
 
 
 @dataclass(frozen=True)

@@ -6,54 +6,19 @@ import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.algebra.maps import ORIGINS, Filler, Side, Style, grow, identity
-from onnx_net2net.algebra.views import Sides, Transpose, View, apply, follow, joined
+from onnx_net2net.algebra.maps import ORIGINS, identity
+from onnx_net2net.algebra.views import Transpose, View, apply, follow, joined
+from onnx_net2net.algebra.weights import AxisGrowth, Held, WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.framework.folded import match_folded
 from onnx_net2net.framework.match import Constant, Match, Matches, Piece, match, match_parts
 from onnx_net2net.framework.unseen import Unseen
-from onnx_net2net.rewrite.rewrite import GrownConstant
-
-Kind = Literal["weight", "gradient", "square"]
-"""What an array holds for each element of an entry: a value, its gradient (or a mean of these), or their square."""
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How an entry grows in one step of the student's history.
-
-    Attributes:
-        sides: How each axis grows.
-        filler: What it has for units that are no copies.
-        factor: By which all of it is multiplied.
-        style: How new values are drawn.
-    """
-
-    sides: Sides
-    filler: Filler = "own"
-    factor: float = 1.0
-    style: Style = field(default_factory=Style)
-
-    def apply(self, values: Array, kind: Kind, salt: int) -> Array:
-        """Grow an array of the entry's shape; see `Entry.grow`."""
-        if kind == "weight":
-            rng = np.random.Generator(np.random.SFC64([self.style.seed, salt]))
-            return grow(values, list(self.sides), self.style, rng, self.filler, self.factor)
-        power = 1 if kind == "gradient" else 2
-        for axis, side in enumerate(self.sides):
-            if side.map.is_identity:
-                continue
-            # What is read by weights that are divided has the gradient divided; units that are no copies have no past.
-            share = np.where(side.map.kind == 0, side.learned**power, 0).astype(values.dtype)
-            values = np.take(values, side.map.index, axis=axis)
-            values = values * share.reshape(-1, *(1,) * (values.ndim - 1 - axis))
-        return values if self.factor == 1 else values / np.array(self.factor**power, values.dtype)
+from onnx_net2net.rewrite.constants import GrownConstant
 
 
 @dataclass(frozen=True)
@@ -76,17 +41,17 @@ class Entry:
     constants: tuple[str, ...]
     old: tuple[int, ...]
     new: tuple[int, ...]
-    growths: tuple[Growth, ...] = field(default=(), repr=False)
+    growths: tuple[WeightGrowth, ...] = field(default=(), repr=False)
     note: str = ""
     shared: object = field(default=None, repr=False, compare=False)
     value: Callable[[], Array] = field(default=lambda: np.zeros(0), repr=False, compare=False)
 
-    def grow(self, values: Array, kind: Kind = "weight") -> Array:
+    def grow(self, values: Array, held: Held = "weight") -> Array:
         """Grow an array that has an element for each of the teacher's entry.
 
         Args:
             values: Of the shape `old`.
-            kind: "weight" for values (which are divided where they are read, unevenly as `Style.spread` says),
+            held: "weight" for values (which are divided where they are read, unevenly as `Style.spread` says),
                 "gradient" for gradients and means of these (`exp_avg`, momentum: copied where values are divided,
                 and divided where values are copied, by the shares of the copies), "square" for squares of gradients
                 (`exp_avg_sq`). The law is m' = D^T m E^T, growth-math.md section 3.2.
@@ -100,7 +65,7 @@ class Entry:
         if values.shape != self.old:
             raise BadInputError(f"{self.name} has the shape {list(self.old)}, not {list(values.shape)}")
         for growth in self.growths:
-            values = growth.apply(values, kind, zlib.crc32(self.name.encode()))
+            values = growth.apply(values, zlib.crc32(self.name.encode()), held)
         return values
 
 
@@ -280,7 +245,7 @@ class Derivation:
         try:
             if match.axes is not None:
                 version = self._nearest(name, match.pieces[0].constant)
-                growths = [_like(grown, match, stored) for grown in version.chain]
+                growths = [_like(grown.growth if grown else None, match, stored) for grown in version.chain]
                 parts = []
             else:
                 parts = [self._followed(piece, self._nearest(name, piece.constant)) for piece in match.pieces]
@@ -289,7 +254,7 @@ class Derivation:
                 ]
         except RefusedError as error:
             raise RefusedError(f"{name} cannot be derived from {match.pieces[0].constant}: {error}") from error
-        shape = tuple(side.map.new for side in growths[-1].sides) if growths else stored.shape
+        shape = growths[-1].shape if growths else stored.shape
         constants = tuple(piece.constant for piece in match.pieces)
         entry = Entry(name, match.relation, constants, stored.shape, shape, tuple(growths))
 
@@ -335,12 +300,12 @@ class Derivation:
 
     def _followed(self, piece: Piece, version: Version) -> _Part:
         view, sizes = piece.view, self._constants[piece.constant].shape
-        growths: list[Growth] = []
+        growths: list[WeightGrowth] = []
         for grown in version.chain:
-            sides = grown.sides if grown else tuple(Side(identity(size)) for size in sizes)
-            sizes = tuple(side.map.new for side in sides)
-            view, sides = follow(view, sides)
-            growths.append(Growth(sides, grown.filler, grown.factor, grown.style) if grown else Growth(sides))
+            growth = grown.growth if grown else _still(sizes)
+            sizes = growth.shape
+            view, axes = follow(view, growth.axes)
+            growths.append(replace(growth, axes=axes))
         read = self._made.final[version.final].read
         return _Part(growths, lambda: apply(view, read()), view)
 
@@ -354,19 +319,24 @@ def match_all(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
 
 
 def _growth_key(version: Version) -> tuple[object, ...]:
-    return tuple(grown and (grown.factor, *(side.key for side in grown.sides)) for grown in version.chain)
+    growths = (grown and grown.growth for grown in version.chain)
+    return tuple(growth and (growth.factor, *(axis.key for axis in growth.axes)) for growth in growths)
 
 
-def _like(grown: GrownConstant | None, match: Match, stored: Stored) -> Growth:
-    """Return how an entry grows of which, and of others, a constant was made that grew."""
+def _still(shape: Sequence[int]) -> WeightGrowth:
+    return WeightGrowth(tuple(AxisGrowth(identity(size)) for size in shape))
+
+
+def _like(growth: WeightGrowth | None, match: Match, stored: Stored) -> WeightGrowth:
+    """Return how an entry grows when the export folded it, with others, into one constant."""
     assert match.axes is not None
-    still = [Side(identity(size)) for size in stored.shape]
-    if grown is None:
-        return Growth(tuple(still))
-    if grown.factor != 1 or any((side.map.kind >= ORIGINS.index("mean")).any() for side in grown.sides):
+    still = _still(stored.shape)
+    if growth is None:
+        return still
+    if growth.factor != 1 or any((axis.map.kind >= ORIGINS.index("mean")).any() for axis in growth.axes):
         raise RefusedError("its new units are no copies")
-    sides = [own if axis is None else grown.sides[axis] for own, axis in zip(still, match.axes, strict=True)]
-    return Growth(tuple(sides), "copy" if match.scales else grown.filler, 1.0, grown.style)
+    axes = (own if axis is None else growth.axes[axis] for own, axis in zip(still.axes, match.axes, strict=True))
+    return replace(growth, axes=tuple(axes), filler="copy" if match.scales else growth.filler)
 
 
 def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
@@ -377,7 +347,7 @@ def _unseen(name: str, stored: Stored, unseen: Unseen) -> Entry:
     if not guess.like:
         note = "is not in the graph, and nothing there tells how it grows"
         return Entry(name, "passed through", (), stored.shape, stored.shape, note=note, value=stored.read)
-    new = tuple(side.map.new for side in guess.growths[-1].sides)
+    new = guess.growths[-1].shape
     note = f"is not in the graph, and grew like {guess.like}"
     entry = Entry(name, "not in the graph", (), stored.shape, new, guess.growths, note)
     return replace(entry, value=lambda: entry.grow(stored.read()))
@@ -426,19 +396,18 @@ def some(names: Sequence[str]) -> str:
 class _Part:
     """A constant seen through a view: how that grows, and its values in the student."""
 
-    growths: list[Growth]
+    growths: list[WeightGrowth]
     value: Callable[[], Array]
     view: View
 
 
-def _joined(parts: Sequence[Growth], axis: int) -> Growth:
+def _joined(parts: Sequence[WeightGrowth], axis: int) -> WeightGrowth:
     """Return how an entry grows whose parts are laid end to end."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    sides = tuple(
-        joined([part.sides[k] for part in parts]) if k == axis else first.sides[k] for k in range(len(first.sides))
-    )
+    axes = list(first.axes)
+    axes[axis] = joined([part.axes[axis] for part in parts])
     if len({part.factor for part in parts}) > 1:
         raise RefusedError("its parts are multiplied differently")
-    return replace(first, sides=sides)
+    return replace(first, axes=tuple(axes))

@@ -21,14 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.algebra.maps import Side
+from onnx_net2net.algebra.weights import AxisGrowth, Held
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.derivation import Entry, Kind, some
+from onnx_net2net.framework.derivation import Entry, some
 from onnx_net2net.model.staging import destination, stage, writing
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Held] = {
     "exp_avg": "gradient",
     "momentum_buffer": "gradient",
     "exp_avg_sq": "square",
@@ -81,14 +81,14 @@ def with_note(checkpoint: Checkpoint) -> Checkpoint:
     The gradients of what makes such copies do not follow from the teacher's; they are carried as if shares were even.
     """
 
-    def is_spread(side: Side) -> bool:
-        map = side.map
-        return side.reads and side.spread and not map.is_identity and map.is_even and bool(map.weight.min() < 1)
+    def is_spread(axis: AxisGrowth) -> bool:
+        map = axis.map
+        return axis.reads and axis.spread and not map.is_identity and map.is_even and bool(map.weight.min() < 1)
 
     names = [
         entry.name
         for entry in checkpoint.entries
-        if len(entry.old) > 1 and any(g.style.spread and any(map(is_spread, g.sides)) for g in entry.growths)
+        if len(entry.old) > 1 and any(g.style.spread and any(map(is_spread, g.axes)) for g in entry.growths)
     ]
     if not names:
         return checkpoint

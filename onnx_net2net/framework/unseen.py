@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from onnx_net2net.algebra.maps import Side, identity
+from onnx_net2net.algebra.maps import identity
+from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 
 if TYPE_CHECKING:
-    from onnx_net2net.framework.derivation import Entry, Growth
+    from onnx_net2net.framework.derivation import Entry
 
 _NUMBER = re.compile(r"\d+")
 
@@ -25,7 +26,7 @@ _NUMBER = re.compile(r"\d+")
 class Guess(NamedTuple):
     """How an entry may grow that is not in the graph: step by step, and what that is taken from ("" if unknown)."""
 
-    growths: tuple[Growth, ...]
+    growths: tuple[WeightGrowth, ...]
     like: str
 
 
@@ -47,18 +48,17 @@ class Unseen:
         same = [entry for entry in self._seen if entry.old == shape]
         for siblings in _siblings(name, same):
             if len({entry.new for entry in siblings}) == 1:
-                sides = [growth.sides for growth in siblings[0].growths]
-                return Guess(tuple(map(_plain, siblings[0].growths, sides)), siblings[0].name)
+                growths = [_plain(growth, growth.axes) for growth in siblings[0].growths]
+                return Guess(tuple(growths), siblings[0].name)
         if self._folded:
             return Guess((), "")
         donors = [self._donor(len(shape), axis, size) for axis, size in enumerate(shape)]
         steps = max((entry.growths for entry in self._seen), key=len, default=())
         growths = []
         for number, step in enumerate(steps):
-            chosen = [donor and donor[0].growths[number].sides[donor[1]] for donor in donors]
-            growths.append(
-                _plain(step, [side or Side(identity(size)) for side, size in zip(chosen, shape, strict=True)])
-            )
+            chosen = [donor and donor[0].growths[number].axes[donor[1]] for donor in donors]
+            axes = [axis or AxisGrowth(identity(size)) for axis, size in zip(chosen, shape, strict=True)]
+            growths.append(_plain(step, axes))
         known = all(donor or size not in self._axes for donor, size in zip(donors, shape, strict=True))
         return Guess(tuple(growths), "all of its sizes") if known else Guess((), "")
 
@@ -89,6 +89,6 @@ def _common(one: str, other: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], paths))
 
 
-def _plain(growth: Growth, sides: Sequence[Side]) -> Growth:
+def _plain(growth: WeightGrowth, axes: Sequence[AxisGrowth]) -> WeightGrowth:
     """Return a growth of other axes, which multiplies nothing."""
-    return replace(growth, sides=tuple(replace(side, scale=None) for side in sides), factor=1.0)
+    return replace(growth, axes=tuple(replace(axis, scale=None) for axis in axes), factor=1.0)

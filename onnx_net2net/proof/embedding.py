@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Dim, Product, resolve
+from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
+from onnx_net2net.algebra.maps import table
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model
@@ -43,19 +44,15 @@ def embedding(teacher: Model, student: Model) -> Callable[[str], Places | None]:
 
 def _places(old: Axis, new: Axis) -> np.ndarray | None:
     """Return the place of each unit of `old` in `new`, or None where their structures differ."""
+    if not _fits(old, new):
+        return None
+    grown = leaves(new)
+    return table(old, lambda dim: (np.arange(dim.size), next(grown).size))[0]
+
+
+def _fits(old: Axis, new: Axis) -> bool:
+    """Tell whether two axes have the same structure, and no dim of the second is smaller."""
     old, new = resolve(old), resolve(new)
-    if isinstance(old, Dim) and isinstance(new, Dim):
-        return np.arange(old.size) if old.size <= new.size else None
-    if isinstance(old, Dim) or isinstance(new, Dim) or type(old) is not type(new) or len(old.parts) != len(new.parts):
-        return None
-    parts = [_places(a, b) for a, b in zip(old.parts, new.parts, strict=True)]
-    if any(part is None for part in parts):
-        return None
-    known = [part for part in parts if part is not None]
-    if isinstance(old, Product):
-        result = known[0]
-        for part, axis in zip(known[1:], new.parts[1:], strict=True):
-            result = (result[:, None] * axis.size + part).reshape(-1)
-        return result
-    offsets = np.cumsum([0] + [part.size for part in new.parts])
-    return np.concatenate([part + offset for part, offset in zip(known, offsets[:-1], strict=True)])
+    if isinstance(old, Dim) or isinstance(new, Dim):
+        return isinstance(old, Dim) and isinstance(new, Dim) and old.size <= new.size
+    return type(old) is type(new) and len(old.parts) == len(new.parts) and all(map(_fits, old.parts, new.parts))

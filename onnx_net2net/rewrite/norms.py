@@ -1,154 +1,262 @@
 """Normalisers at widths that are no multiples: padding that they do not notice, or whole multiples for them alone.
 
 A statistic over some units copied more often than others is another statistic. Where padding units stand beside whole
-copies, the scale and the epsilon of the node make up for their share. Where copies stand beside single units, the node
-gets all that it reads filled up to the next whole multiple, and its result is cut again: in its statistic a unit
-without a copy counts as often as one with its copy.
+copies, the scale and the epsilon of the node are corrected for their share (`adapt_norms`, `correct_norms` when the
+padding goes). Where copies stand beside single units, the node gets all that it reads filled up to the next whole
+multiple, and its result is cut again (`fill_norms`, `unfill`): in its statistic a unit without a copy counts as often
+as one with its copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, leaves, resolve
-from onnx_net2net.algebra.maps import Filler, Growth, new_size
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.algebra.dims import Axis, Dim, Product, leaves, resolve
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import Numbers, table
+from onnx_net2net.algebra.weights import Filler
+from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.graph.edit import Version, add_node, assign, drop_unread
 from onnx_net2net.graph.graph import Node, Tensor, Variable
-
-Corrections = dict[tuple[int, int], tuple[float, Filler]]
-"""For the scale and shift of normalisers and other scales (node, input): a factor, and what padding units have."""
+from onnx_net2net.rewrite.rewriting import Rewriting
+from onnx_net2net.rewrite.sums import Place
 
 Times = dict[Dim, int]
 """How often each unit of a dim counts in a statistic."""
 
 
-def adapt_normalisers(analysis: Analysis, growth: Growth, *, keep_epsilon: bool = False) -> Corrections:
+# --- Padding -------------------------------------------------------------------------------------------------
+
+
+def adapt_norms(rewriting: Rewriting, *, keep_epsilon: bool = False) -> tuple[dict[Place, float], dict[Place, Filler]]:
     """Make normalisers not notice padding: a mean square over more units is smaller by their share.
 
     With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
 
     Args:
-        analysis: The dims.
-        growth: How they grow.
+        rewriting: The graph.
         keep_epsilon: Whether what is normalised is scaled instead (see `onnx_net2net.rewrite.scaling`).
 
     Returns:
-        What becomes of the scale and shift.
+        For the scales and shifts: what they are multiplied by, and what they have for padding units.
     """
-    corrections: Corrections = {}
-    for number, said in analysis.said.items():
+    factors: dict[Place, float] = {}
+    fillers: dict[Place, Filler] = {}
+    growth = rewriting.growth
+    for number, said in rewriting.analysis.said.items():
         for statistic in said.statistics:
-            padded = [
-                growth[d] for axis in statistic.axes for d in leaves(axis) if d in growth and growth[d].kind.any()
-            ]
+            grown = {dim for axis in statistic.axes for dim in rewriting.grown(axis)}
+            padded = [dim for dim in grown if growth[dim].kind.any()]
             if not padded or statistic.law is None:
                 continue
-            (map,) = padded
-            share = float((map.kind == 0).mean())
-            node = analysis.nodes[number]
+            (dim,) = padded
+            share = float((growth[dim].kind == 0).mean())
+            node = rewriting.nodes[number]
             if not keep_epsilon:
                 node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) * share
-                analysis.note(f"epsilon in {node.op}", node)
+                rewriting.note(f"epsilon in {node.op}", node)
             if statistic.scale is not None:
-                corrections[number, statistic.scale] = share**0.5, "copy"
+                factors[number, statistic.scale], fillers[number, statistic.scale] = share**0.5, "copy"
             if statistic.shift is not None:
-                corrections[number, statistic.shift] = 1.0, "zero"
-    return corrections
+                fillers[number, statistic.shift] = "zero"
+    return factors, fillers
+
+
+def correct_norms(analysis: Analysis, shares: Mapping[str, float]) -> None:
+    """Undo `adapt_norms` when the padding is gone.
+
+    Without padding a statistic grows by 1 / s, and so do epsilon and the square of the scale.
+
+    Args:
+        analysis: The dims of the model without padding; its graph is edited.
+        shares: For the results of normalisers: which part s of the units that they read was no padding.
+    """
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        share = shares.get(node.outputs[0].name, 1.0)
+        for statistic in said.statistics if share < 1 else ():
+            node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) / share
+            assert statistic.scale is not None
+            constant = analysis.uses[number, statistic.scale].constant
+            read, factor = analysis.draft.reader(constant), share**-0.5
+
+            def compute(read: Callable[[], Array] = read, factor: float = factor) -> Array:
+                values = read()
+                return (values.astype(np.float64) * factor).astype(values.dtype)
+
+            version = Version([(node, statistic.scale)], tuple(constant.shape), compute)
+            assign(analysis.draft, constant, [Version(()), version])  # other readers keep theirs
 
 
 # --- Whole multiples for the node alone ----------------------------------------------------------------------
 
 
-def fill_up(analysis: Analysis, growth: Growth, opset: int) -> None:
+def fill_norms(rewriting: Rewriting, opset: int) -> None:
     """Fill up what normalisers of unequally many copies read, to the next whole multiple, and cut what they make."""
-    for number, said in analysis.said.items():
+    for number, said in rewriting.analysis.said.items():
         times: Times = {}
         for axis in (axis for statistic in said.statistics for axis in statistic.axes):
-            times.update(_times(axis, growth))
-        odd = {dim for dim, often in times.items() if new_size(dim, growth) != often * dim.size}
+            times.update(_times(rewriting, axis))
+        odd = {dim for dim, often in times.items() if rewriting.size(dim) != often * dim.size}
         if odd:
-            _surround(analysis, number, times, odd, growth, opset)
+            _surround(rewriting, number, times, odd, opset)
 
 
-def _times(axis: Axis, growth: Growth) -> Times:
+def _times(rewriting: Rewriting, axis: Axis) -> Times:
     """Return how often the units of a normalised axis are to count: parts that are laid end to end equally often."""
     axis = resolve(axis)
     if isinstance(axis, Product):
-        return {dim: often for part in axis.parts for dim, often in _times(part, growth).items()}
+        return {dim: often for part in axis.parts for dim, often in _times(rewriting, part).items()}
     dims = list(leaves(axis))
-    if any(dim in growth and growth[dim].kind.any() for dim in dims):
+    if any(rewriting.growth[dim].kind.any() for dim in rewriting.grown(axis)):
         return {}  # padding, which the node does not notice
-    return dict.fromkeys(dims, max(-(-new_size(dim, growth) // dim.size) for dim in dims))
+    return dict.fromkeys(dims, max(-(-rewriting.size(dim) // dim.size) for dim in dims))
 
 
-def _surround(analysis: Analysis, number: int, times: Times, odd: set[Dim], growth: Growth, opset: int) -> None:
+def _surround(rewriting: Rewriting, number: int, times: Times, odd: set[Dim], opset: int) -> None:
     """Give a node whole multiples: fill up its inputs, and cut its outputs."""
-    node, draft = analysis.nodes[number], analysis.draft
-    analysis.note(f"nodes around {node.op}", node)
+    node, graph = rewriting.nodes[number], rewriting.graph
+    rewriting.note(f"nodes around {node.op}", node)
 
-    def emit(kind: str, inputs: list[Tensor], output: Variable | None, **attrs: object) -> Variable:
-        name = draft.unique_name(f"{node.name or node.outputs[0].name}_{kind}")
-        result = Variable(draft.unique_name(f"{name}_out")) if output is None else output
-        draft.graph.nodes.append(Node(kind, name, dict(attrs), inputs, [result]))
-        return result
+    def label(kind: str) -> str:
+        return f"{node.name or node.outputs[0].name}_{kind}"
 
     def take(source: Tensor, places: np.ndarray, axis: int, output: Variable | None = None) -> Variable:
         """Take places along an axis; a run of them is a Slice, which is faster than a Gather."""
         start, stop = int(places[0]), int(places[-1]) + 1
         if not np.array_equal(places, np.arange(start, stop)):
-            return emit("Gather", [source, draft.constant("places", places)], output, axis=axis)
+            inputs = [source, graph.constant("places", places)]
+            return add_node(graph, "Gather", label("Gather"), inputs, output, axis=axis)
         if opset < 10:
-            return emit("Slice", [source], output, starts=[start], ends=[stop], axes=[axis])
-        bounds = [draft.constant(name, np.array([value])) for name, value in
+            bounds = {"starts": [start], "ends": [stop], "axes": [axis]}
+            return add_node(graph, "Slice", label("Slice"), [source], output, **bounds)
+        inputs = [graph.constant(name, np.array([value])) for name, value in
                   (("start", start), ("stop", stop), ("axis", axis))]  # fmt: skip
-        return emit("Slice", [source, *bounds], output)
+        return add_node(graph, "Slice", label("Slice"), [source, *inputs], output)
 
     for index, tensor in enumerate(node.inputs):
-        for position, axis in enumerate(analysis.input_axes(number, index) or ()):
+        for position, axis in enumerate(rewriting.input_axes(number, index)):
             if odd & set(leaves(axis)):
-                places = _filled(axis, times, growth)
-                size = new_size(axis, growth)
+                places, size = _filled(rewriting, axis, times), rewriting.size(axis)
                 if np.array_equal(places[:size], np.arange(size)):
-                    node.inputs[index] = emit(
-                        "Concat", [tensor, take(tensor, places[size:], position)], None, axis=position
-                    )
+                    parts = [tensor, take(tensor, places[size:], position)]
+                    node.inputs[index] = add_node(graph, "Concat", label("Concat"), parts, axis=position)
                 else:
                     node.inputs[index] = take(tensor, places, position)
                 tensor = node.inputs[index]
     for index, tensor in enumerate(node.outputs):
-        for position, axis in reversed(list(enumerate(analysis.axes.get(tensor.name, ())))):
+        for position, axis in reversed(list(enumerate(rewriting.axes.get(tensor.name, ())))):
             if odd & set(leaves(axis)):
-                whole = Variable(draft.unique_name(f"{tensor.name}_whole"), dtype=tensor.dtype)
-                take(whole, _own(axis, times, growth), position, tensor)
+                whole = Variable(graph.unique_name(f"{tensor.name}_whole"), dtype=tensor.dtype)
+                take(whole, _own(rewriting, axis, times), position, tensor)
                 node.outputs[index] = tensor = whole
 
 
-def _filled(axis: Axis, times: Times, growth: Growth) -> np.ndarray:
+def _filled(rewriting: Rewriting, axis: Axis, times: Times) -> np.ndarray:
     """Return where the units of an axis that is filled up are in the student's; copies lie one round after another."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        size = new_size(axis, growth)
-        places = np.arange(times[axis] * axis.size if axis in times else size)
-        return np.where(places < size, places, places % axis.size)
-    parts = [_filled(part, times, growth) for part in axis.parts]
-    return _composed(axis, parts, [new_size(part, growth) for part in axis.parts])
+
+    def places(dim: Dim) -> Numbers:
+        size = rewriting.size(dim)
+        units = np.arange(times[dim] * dim.size if dim in times else size)
+        return np.where(units < size, units, units % dim.size), size
+
+    return table(axis, places)[0]
 
 
-def _own(axis: Axis, times: Times, growth: Growth) -> np.ndarray:
+def _own(rewriting: Rewriting, axis: Axis, times: Times) -> np.ndarray:
     """Return where the student's units of an axis are in the one that is filled up."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        return np.arange(new_size(axis, growth))
-    parts = [_own(part, times, growth) for part in axis.parts]
-    return _composed(axis, parts, [len(_filled(part, times, growth)) for part in axis.parts])
+
+    def places(dim: Dim) -> Numbers:
+        size = rewriting.size(dim)
+        return np.arange(size), times[dim] * dim.size if dim in times else size
+
+    return table(axis, places)[0]
 
 
-def _composed(axis: Product | Concat, parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    """Return places on an axis from those on its parts, which have so many units."""
-    if isinstance(axis, Concat):
-        offsets = np.cumsum([0, *sizes[:-1]])
-        return np.concatenate([part + offset for part, offset in zip(parts, offsets, strict=True)])
-    places = parts[0]
-    for part, size in zip(parts[1:], sizes[1:], strict=True):
-        places = (places[:, None] * size + part).reshape(-1)
-    return places
+@dataclass(frozen=True)
+class Fill:
+    """What a normaliser was given to read.
+
+    Attributes:
+        result: The tensor that it makes.
+        source: The tensor that it reads.
+        axis: Along which that was filled up.
+        places: The units that it read, in their order.
+    """
+
+    result: str
+    source: str
+    axis: int
+    places: np.ndarray
+
+
+def unfill(analysis: Analysis) -> list[Fill]:
+    """Let all normalisers read and make what they did before they were filled up, so that duplicates can be found.
+
+    A plain node computes the same as soon as each class of duplicates is read equally often.
+
+    Args:
+        analysis: The dims of the model; its graph is edited, and computes something else then.
+
+    Returns:
+        What was taken off.
+    """
+    found: list[Fill] = []
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        cuts = [tensor.outputs[0] for tensor in node.outputs if len(tensor.outputs) == 1]
+        same = len(cuts) == len(node.outputs) and all(cut.op in ("Slice", "Gather") for cut in cuts)
+        fills = {index: fill for index, tensor in enumerate(node.inputs) if (fill := _source_of(analysis, tensor))}
+        if not said.statistics or not same or 0 not in fills:
+            continue
+        for index, (source, _, _) in fills.items():
+            node.inputs[index] = source
+        results = [cut.outputs[0] for cut in cuts]
+        for cut in cuts:
+            cut.inputs.clear()
+            cut.outputs.clear()
+        node.outputs = results
+        source, axis, places = fills[0]
+        found.append(Fill(results[0].name, source.name, axis, places))
+    drop_unread(analysis.draft, analysis.kept)
+    return found
+
+
+def _source_of(analysis: Analysis, tensor: Tensor) -> tuple[Tensor, int, np.ndarray] | None:
+    """Return of which tensor, along which axis, units are read more than once, and which."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or len(tensor.outputs) != 1:
+        return None
+    if node.op == "Gather":
+        places = _constant(analysis, node.inputs[1])
+        return None if places is None or places.ndim != 1 else (node.inputs[0], int(node.attrs.get("axis", 0)), places)
+    if node.op != "Concat" or len(node.inputs) != 2:
+        return None
+    source, axis = node.inputs[0], int(node.attrs["axis"])
+    again = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
+    if again is None or again.op not in ("Slice", "Gather") or again.inputs[0] is not source:
+        return None
+    size = analysis.axes[source.name][axis].size if source.name in analysis.axes else 0
+    rest = _sliced(analysis, again, axis) if again.op == "Slice" else _constant(analysis, again.inputs[1])
+    constant = constant_of(source)
+    size = constant.shape[axis] if constant is not None else size
+    return None if rest is None or not size else (source, axis, np.concatenate([np.arange(size), rest]))
+
+
+def _sliced(analysis: Analysis, node: Node, axis: int) -> np.ndarray | None:
+    """Return the units that a Slice takes along one axis."""
+    if len(node.inputs) == 1:
+        bounds = [node.attrs[name] for name in ("starts", "ends", "axes")]
+    else:
+        bounds = [_constant(analysis, tensor) for tensor in node.inputs[1:4]]
+    if any(bound is None or len(bound) != 1 for bound in bounds) or bounds[2][0] != axis:
+        return None
+    return np.arange(int(bounds[0][0]), int(bounds[1][0]))
+
+
+def _constant(analysis: Analysis, tensor: Tensor) -> np.ndarray | None:
+    constant = constant_of(tensor)
+    return None if constant is None else np.asarray(analysis.draft.read(constant))

@@ -1,4 +1,7 @@
-"""Outputs that are units picked from a hidden tensor by a Gather, as widening cuts them, taken off and put back."""
+"""Outputs that are hidden units too: widening cuts them back to the teacher's units, narrowing takes the cuts off.
+
+A cut is a Gather that picks units of a hidden tensor and makes an output of them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,46 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnx_net2net.algebra.maps import compose
+from onnx_net2net.graph.edit import add_node
+from onnx_net2net.graph.graph import Tensor, Variable
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import refill
 from onnx_net2net.model.tensors import stub_key
+from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
+
+
+def cut_outputs(rewriting: Rewriting) -> None:
+    """Cut outputs that are hidden units too back to the teacher's units, and to those that were asked for."""
+    graph, growth = rewriting.graph, rewriting.growth
+    asked = {dim: dataclasses.replace(map, first=np.ones(map.new, bool))
+             for dim, map in growth.items() if dim.pinned}  # fmt: skip
+    for output in graph.graph.outputs:
+        maps = [compose(axis, {**growth, **asked}) for axis in rewriting.axes.get(output.name, ())]
+        grown = [position for position, map in enumerate(maps) if not map.first.all()]
+        if not grown or output.name not in rewriting.analysis.cut:
+            continue
+        if output.shape is not None:
+            sizes = zip(maps, output.shape, strict=True)
+            output.shape = [stated if map.first.sum() == map.old else int(map.first.sum()) for map, stated in sizes]
+        inner = Variable(graph.unique_name(f"{output.name}_grown"), dtype=output.dtype, shape=output.shape)
+        rewriting.axes[inner.name] = rewriting.axes.pop(output.name)
+        _replace(output, inner)
+        rewriting.inserted.append(Inserted("Gather behind the output", output.name))
+        source = inner
+        for position in grown:
+            units = graph.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
+            cut = output if position == grown[-1] else Variable(graph.unique_name(f"{output.name}_cut"), output.dtype)
+            source = add_node(graph, "Gather", f"{output.name}_Gather", [source, units], cut, axis=position)
+
+
+def _replace(old: Tensor, new: Tensor) -> None:
+    """Let all nodes make and read another tensor in place of one."""
+    for node in (*old.inputs, *old.outputs):
+        for tensors in (node.inputs, node.outputs):
+            for position, tensor in enumerate(tensors):
+                if tensor is old:
+                    tensors[position] = new
 
 
 @dataclass(frozen=True)
@@ -33,7 +73,7 @@ class Cut:
     places: np.ndarray
 
 
-def take_off(model: Model) -> tuple[Model, list[Cut]]:
+def uncut(model: Model) -> tuple[Model, list[Cut]]:
     """Return a model with hidden tensors for outputs where these were cut, and the cuts."""
     graph = model.proto.graph
     outputs = {value.name: value for value in graph.output}
@@ -65,7 +105,7 @@ def take_off(model: Model) -> tuple[Model, list[Cut]]:
     return dataclasses.replace(model, proto=proto), list(cuts.values())
 
 
-def put_back(model: Model, cuts: list[Cut]) -> Model:
+def cut_again(model: Model, cuts: list[Cut]) -> Model:
     """Return a model whose outputs are cut again; `places` of the cuts count the units that there are now."""
     proto = copy.deepcopy(model.proto)
     by_source = {cut.node.input[0]: cut for cut in cuts}

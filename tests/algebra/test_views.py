@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_net2net.algebra.maps import Map, Side, from_index, identity
+from onnx_net2net.algebra.maps import Map, from_index, identity
 from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply, follow, joined
+from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.errors import RefusedError
 
 
@@ -25,7 +26,7 @@ def blockwise(inner: Map, times: int) -> Map:
     return from_index(inner.old * times, (np.arange(times)[:, None] * inner.old + inner.index).reshape(-1))
 
 
-def copied(array: np.ndarray, sides: tuple[Side, ...]) -> np.ndarray:
+def copied(array: np.ndarray, sides: tuple[AxisGrowth, ...]) -> np.ndarray:
     for axis, side in enumerate(sides):
         array = np.take(array, side.map.index, axis)
     return array
@@ -67,7 +68,7 @@ def test_what_each_step_shows() -> None:
 @pytest.mark.parametrize("reads", [False, True])
 def test_the_view_of_a_grown_array_is_the_grown_view(name: str, reads: bool) -> None:
     view, maps = FOLLOWED[name]
-    sides = tuple(Side(map, reads=reads and not isinstance(view[0], Once)) for map in maps)
+    sides = tuple(AxisGrowth(map, reads=reads and not isinstance(view[0], Once)) for map in maps)
     values = np.arange(np.prod([map.old for map in maps])).reshape([map.old for map in maps])
     grown_view, grown_sides = follow(view, sides)
     assert np.array_equal(apply(grown_view, copied(values, sides)), copied(apply(view, values), grown_sides))
@@ -78,7 +79,7 @@ def test_the_view_of_a_grown_array_is_the_grown_view(name: str, reads: bool) -> 
 def test_shares_stay_with_the_copies(name: str) -> None:
     """Numbers of their own along one axis are where the units are that they belong to."""
     view, maps = FOLLOWED[name]
-    sides = tuple(Side(map, shares=map.weight**2) for map in maps)
+    sides = tuple(AxisGrowth(map, shares=map.weight**2) for map in maps)
     values = np.ones([map.new for map in maps])
     for axis, side in enumerate(sides):
         np.moveaxis(values, axis, -1)[...] *= side.learned
@@ -100,11 +101,11 @@ def test_shares_stay_with_the_copies(name: str) -> None:
 )
 def test_what_does_not_grow_axis_by_axis_is_refused(view: View, maps: tuple[Map, ...], words: str) -> None:
     with pytest.raises(RefusedError, match=words):
-        follow(view, tuple(Side(map) for map in maps))
+        follow(view, tuple(AxisGrowth(map) for map in maps))
 
 
 def test_parts_and_axes_of_which_some_are_divided_are_refused() -> None:
-    made, read = Side(copies(2, 1)), Side(copies(3, 0), reads=True)
+    made, read = AxisGrowth(copies(2, 1)), AxisGrowth(copies(3, 0), reads=True)
     with pytest.raises(RefusedError, match="some of its parts are copied and others divided"):
         joined([made, read])
     with pytest.raises(RefusedError, match="some of its axes are copied and others divided"):
@@ -114,7 +115,7 @@ def test_parts_and_axes_of_which_some_are_divided_are_refused() -> None:
 
 
 def test_parts_that_are_joined_lie_end_to_end() -> None:
-    sides = [Side(copies(2, 1)), Side(identity(3)), Side(copies(2, 0, 0))]
+    sides = [AxisGrowth(copies(2, 1)), AxisGrowth(identity(3)), AxisGrowth(copies(2, 0, 0))]
     whole = joined(sides).map
     assert whole.old == 7
     assert whole.index.tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 5, 5]

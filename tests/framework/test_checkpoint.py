@@ -542,7 +542,7 @@ def test_names_from_the_graph(tmp_path):
 def test_gradients_are_divided_where_values_are_copied_and_copied_where_they_are_divided(tmp_path):
     """growth-math.md, section 3.2, on the two layers of a network that was widened without a spread."""
     _, _, result = made(plain, PLAIN, tmp_path, lambda model: widen(model, factor=1.5, spread=0))
-    (side, _) = result["fc1.weight"].growths[0].sides
+    (side, _) = result["fc1.weight"].growths[0].axes
     map = side.map
     made_, read = f32(8, 5), f32(4, 8)
     weight = map.weight[:, None].astype(np.float32)

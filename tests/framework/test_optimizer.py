@@ -241,7 +241,7 @@ def test_copies_of_uneven_shares_learn_different_things(tmp_path):
     wider, made = grown(module, tmp_path, spread=0.3)
     student = torch.optim.Adam(wider.parameters(), 0.01)
     student.load_state_dict(grow_state(optimizer.state_dict(), made))
-    index = made["layers.0.weight"].growths[0].sides[0].map.index
+    index = made["layers.0.weight"].growths[0].axes[0].map.index
     pairs = [np.flatnonzero(index == unit)[:2] for unit in range(8) if (index == unit).sum() > 1]
 
     def apart():
@@ -262,7 +262,7 @@ def predicted(module, before, made):
     for name, value in module.state_dict().items():
         entry = made[name]
         moved = (value - before[name]).double()
-        for axis, side in enumerate(entry.growths[0].sides if entry.growths else ()):
+        for axis, side in enumerate(entry.growths[0].axes if entry.growths else ()):
             if side.reads:
                 counts = torch.from_numpy(np.bincount(side.map.index, minlength=side.map.old)).double()
                 moved = moved * counts.reshape(-1, *(1,) * (moved.ndim - 1 - axis))

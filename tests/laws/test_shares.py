@@ -6,7 +6,8 @@ import pytest
 from graphs import net, weights
 
 from onnx_net2net import verify, widen
-from onnx_net2net.algebra.maps import Side, Style, from_index, grow, halved, identity, pad, replicate, uniform
+from onnx_net2net.algebra.maps import from_index, halved, identity, pad, replicate, uniform
+from onnx_net2net.algebra.weights import AxisGrowth, Style, grow
 
 RNG = np.random.default_rng(0)
 
@@ -89,7 +90,12 @@ def test_zeros_stay_zeros():
 def test_zeros_of_integers_stay_zeros():
     values = np.array([[0, 100], [100, 0], [0, -100]], np.int8)
     grown = grow(
-        values, [Side(uniform(3, 9), reads=True), Side(identity(2))], Style(), RNG, "own", zero=np.zeros((), np.int8)
+        values,
+        [AxisGrowth(uniform(3, 9), reads=True), AxisGrowth(identity(2))],
+        Style(),
+        RNG,
+        "own",
+        zero=np.zeros((), np.int8),
     )
     np.testing.assert_array_equal(grown == 0, np.tile(values == 0, (3, 1)))
     np.testing.assert_array_equal(grown.reshape(3, 3, 2).sum(axis=0), values)
@@ -100,7 +106,9 @@ def test_zeros_of_integers_stay_zeros():
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 def test_two_shares_sum_to_the_weight_exactly_and_differ(dtype, spread):
     values = draw(40, 30).astype(dtype)
-    grown = grow(values, [Side(identity(40)), Side(uniform(30, 60), reads=True)], Style(spread=spread), RNG, "own")
+    grown = grow(
+        values, [AxisGrowth(identity(40)), AxisGrowth(uniform(30, 60), reads=True)], Style(spread=spread), RNG, "own"
+    )
     first, second = grown.astype(np.float64).reshape(40, 2, 30).swapaxes(0, 1)
     misses = first + second != values.astype(np.float64)
     assert np.mean(misses) < 0.02  # where a share is larger than the weight itself there may be no bit left

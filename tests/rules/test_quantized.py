@@ -20,7 +20,8 @@ from graphs import analyse_open, conform, growable, run, value_info, weighty
 from onnx import helper, numpy_helper
 
 from onnx_net2net import inspect, verify, widen
-from onnx_net2net.algebra.maps import Side, Style, from_index, grow, padded, replicate
+from onnx_net2net.algebra.maps import from_index, padded, replicate
+from onnx_net2net.algebra.weights import AxisGrowth, Style, grow
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.model import load
 from onnx_net2net.rules.attention import MICROSOFT
@@ -270,7 +271,11 @@ def test_shares_are_whole_and_sum_to_what_they_were(dtype: str, spread: float) -
     low, high = values.astype(int).min(), values.astype(int).max()
     for zero in (np.zeros((), kind), integers(1, 4, 1, dtype=kind), integers(5, 1, 1, dtype=kind)):
         for map in (replicate(5, 17, rng), padded(5, 9, "zero_out"), from_index(5, np.array([0, 0, 1, 2, 3, 4]))):
-            sides = [Side(map, reads=True), Side(from_index(4, np.arange(4))), Side(replicate(6, 11, rng), reads=True)]
+            sides = [
+                AxisGrowth(map, reads=True),
+                AxisGrowth(from_index(4, np.arange(4))),
+                AxisGrowth(replicate(6, 11, rng), reads=True),
+            ]
             grown = grow(values, sides, Style(spread=spread), rng, "own", zero=zero)
             assert grown.dtype == values.dtype
             spare = np.minimum(low, zero.astype(int).min()), np.maximum(high, zero.astype(int).max())

@@ -12,22 +12,25 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from onnx import helper
 
-from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, Ratio, leaf_set, resolve
-from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.algebra.maps import Map
+from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaf_set, resolve
+from onnx_net2net.algebra.floats import Array, is_float, spacing
+from onnx_net2net.algebra.maps import Numbers, keep, table, units_of
+from onnx_net2net.algebra.ratios import Ratio
+from onnx_net2net.algebra.weights import fold
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import weighings
-from onnx_net2net.graph.graph import dtype_of
+from onnx_net2net.graph.edit import Version, assign
+from onnx_net2net.graph.graph import Node, dtype_of
 from onnx_net2net.model.model import Model
-from onnx_net2net.rewrite.fills import Fill
-from onnx_net2net.rewrite.rewrite import drop_unread, resize, restate_shapes
+from onnx_net2net.rewrite.norms import Fill
+from onnx_net2net.rewrite.rewriting import Rewriting
+from onnx_net2net.rewrite.sizes import resize
 from onnx_net2net.rules.op import Contraction
 
 Classes = Mapping[Dim, np.ndarray]
@@ -38,9 +41,6 @@ Summed = dict[tuple[int, int], dict[int, set[Dim]]]
 
 Folded = tuple[Array, "Array | None", list[np.ndarray]]
 """A constant with its classes summed, by how much sums may miss, and the labels on each axis."""
-
-EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
-"""Distance from 1 to the next number of each type."""
 
 _ROUNDINGS = 4
 """By how many roundings of its terms a sum of shares may miss the weight that was shared."""
@@ -82,106 +82,73 @@ def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
 
     Args:
         teacher: The model that was analysed.
-        analysis: Its dims; the draft in it is edited and must not be used again.
+        analysis: Its dims; the graph in it becomes the one without duplicates.
         found: The duplicates in it.
 
     Returns:
         The model without them; its weights are computed when it is saved.
     """
+    maps = {dim: keep(len(own), np.flatnonzero(_is_first(own))) for dim, own in found.classes.items()}
+    rewriting = Rewriting(analysis, maps)
     for uses in analysis.readings():
-        if any(found.classes.keys() & leaf_set(*use.axes) for use in uses):
-            _merge_constant(analysis, uses, found)
-    maps = {dim: _kept(own) for dim, own in found.classes.items()}
-    resize(teacher, analysis, maps)
-    restate_shapes(analysis, maps)
-    drop_unread(analysis)
+        if any(rewriting.grown(axis) for use in uses for axis in use.axes):
+            _merge_constant(rewriting, uses, found)
+    resize(teacher, rewriting)
+    rewriting.clean_up()
     return analysis.draft.finish()
 
 
-def _merge_constant(analysis: Analysis, uses: list[Use], found: Duplicates) -> None:
+@dataclass
+class _Folding:
+    """How uses of a constant are folded: the labels on each axis, and by what means are multiplied."""
+
+    labels: list[np.ndarray]
+    share: float
+    squares: bool
+    readers: list[tuple[Node, int]] = field(default_factory=list)
+
+
+def _merge_constant(rewriting: Rewriting, uses: list[Use], found: Duplicates) -> None:
     """Fold a constant; uses that fold it alike share one tensor, as they did."""
-    alike: dict[tuple[float, bool, tuple[bytes, ...]], tuple[list[np.ndarray], list[Use]]] = {}
+    alike: dict[tuple[object, ...], _Folding] = {}
     for use in uses:
         read_at = use.node, use.input
         summed = found.summed.get(read_at, {})
         labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
-        shares = [(int(own.max()) + 1) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
-        key = math.prod(shares), read_at in found.squares, tuple(own.tobytes() for own in labels)
-        alike.setdefault(key, (labels, []))[1].append(use)
-    constant = uses[0].constant
-    read, dtype = analysis.draft.reader(constant), dtype_of(constant)
-    plain = tuple(np.arange(axis.size).tobytes() for axis in uses[0].axes)
-    taken = any(kept == plain for _, _, kept in alike)
-    for (share, squares, kept), (labels, group) in alike.items():
-        if kept == plain:
-            continue
-        shape = [int(own.max()) + 1 for own in labels]
-        compute = partial(_fold_back, read, labels, dtype, share, squares)
-        if not taken:
-            analysis.draft.replace(constant, shape, compute)
-            taken = True
-            continue
-        kind = helper.np_dtype_to_tensor_dtype(dtype)
-        own = analysis.draft.lazy_constant(constant.name, kind, shape, compute, like=constant)
-        for use in group:
-            analysis.nodes[use.node].inputs[use.input] = own
+        shares = [_count(own) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
+        folding = _Folding(labels, math.prod(shares), read_at in found.squares)
+        key = folding.share, folding.squares, *(own.tobytes() for own in labels)
+        alike.setdefault(key, folding).readers.append((rewriting.nodes[use.node], use.input))
+    read, dtype = rewriting.graph.reader(uses[0].constant), dtype_of(uses[0].constant)
+    versions = []
+    for folding in alike.values():
+        is_whole = all(np.array_equal(own, np.arange(len(own))) for own in folding.labels)
+        compute = None if is_whole else partial(_fold_back, read, folding, dtype)
+        versions.append(Version(folding.readers, [_count(own) for own in folding.labels], compute))
+    assign(rewriting.graph, uses[0].constant, versions)
 
 
-def _fold_back(
-    read: Callable[[], Array], labels: list[np.ndarray], dtype: np.dtype[Any], share: float, squares: bool
-) -> Array:
+def _fold_back(read: Callable[[], Array], folding: _Folding, dtype: np.dtype[Any]) -> Array:
     """Fold a constant and return it in its own type."""
-    folded = fold(read(), labels, squares)
-    return (folded if share == 1 else folded * share).astype(dtype, copy=False)
-
-
-def _kept(labels: np.ndarray) -> Map:
-    """Return the map of a dim of which only the first unit of each class is left."""
-    first = np.flatnonzero(_is_first(labels))
-    return Map(len(labels), first, np.ones(len(first)), np.zeros(len(first), np.int8), np.ones(len(first), bool))
-
-
-def fold(values: Array, labels: list[np.ndarray], squares: bool = False) -> Array:
-    """Sum units of one label on each axis, in the order of the labels, and leave out those labelled -1.
-
-    With `squares` that is the root of the sum of their squares.
-    """
-    if squares and any(own.max(initial=-1) + 1 < np.count_nonzero(own >= 0) for own in labels):
-        return np.asarray(np.sqrt(fold(values.astype(np.float64) ** 2, labels)))
-    result = values
-    for position, own in enumerate(labels):
-        order = np.argsort(own, kind="stable")
-        order = order[own[order] >= 0]
-        _, starts = np.unique(own[order], return_index=True)
-        if np.array_equal(order, np.arange(len(own))) and len(starts) == len(own):
-            continue
-        result = np.take(result, order, axis=position)
-        if len(starts) < len(order):
-            result = np.add.reduceat(result.astype(np.float64), starts, axis=position)
-    return result
+    folded = fold(read(), folding.labels, folding.squares)
+    return (folded if folding.share == 1 else folded * folding.share).astype(dtype, copy=False)
 
 
 def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
     """Return the label of each unit of an axis; of dims that are not summed only the first unit of a class has one."""
-    return _labels(axis, classes, summed)[0]
 
-
-def _labels(axis: Axis, classes: Classes, summed: set[Dim]) -> tuple[np.ndarray, int]:
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        own = classes.get(axis)
+    def labels(dim: Dim) -> Numbers:
+        own = classes.get(dim)
         if own is None:
-            return np.arange(axis.size), axis.size
-        return own if axis in summed else np.where(_is_first(own), own, -1), int(own.max()) + 1
-    (result, size), *rest = (_labels(part, classes, summed) for part in axis.parts)
-    for labels, count in rest:
-        if isinstance(axis, Product):
-            outer, inner = np.broadcast_arrays(result[:, None], labels)
-            result = np.where((outer < 0) | (inner < 0), -1, outer * count + inner).reshape(-1)
-            size *= count
-        else:
-            result, size = np.concatenate([result, np.where(labels < 0, -1, labels + size)]), size + count
-    return result, size
+            return np.arange(dim.size), dim.size
+        return own if dim in summed else np.where(_is_first(own), own, -1), _count(own)
+
+    return table(axis, labels)[0]
+
+
+def _count(labels: np.ndarray) -> int:
+    """Return how many classes there are."""
+    return int(labels.max()) + 1
 
 
 def _results(fills: Sequence[Fill]) -> set[str]:
@@ -246,7 +213,7 @@ class _Refinement:
         for dim, units in dead.items():
             kept = np.where(units[self._classes[dim]], -1, (np.cumsum(~units) - 1)[self._classes[dim]])
             self._classes[dim] = kept
-        classes = {dim: own for dim, own in self._classes.items() if int(own.max()) + 1 < dim.size}
+        classes = {dim: own for dim, own in self._classes.items() if _count(own) < dim.size}
         summed = {key: axes for key, axes in self._summed.items() if key in self._analysis.uses}
         return Duplicates(classes, summed, frozenset(self._means), frozenset(self._squares))
 
@@ -322,7 +289,7 @@ class _Refinement:
         node, uses = self._analysis.nodes[number], self._analysis.uses
         plain = node.op == "BatchNormalization" and len(node.outputs) == 1 and not node.attrs.get("training_mode", 0)
         found = [uses[number, index] for index in range(1, 5) if (number, index) in uses] if plain else []
-        return len(found) == 4 and all(dtype_of(use.constant).name in EPSILON for use in found)
+        return len(found) == 4 and all(is_float(dtype_of(use.constant)) for use in found)
 
     # -- telling apart -----------------------------------------------------------------------------------------
 
@@ -343,7 +310,7 @@ class _Refinement:
         if all(len(np.unique(own)) == len(own) for own in labels):
             return values, None, labels
         size, squares = np.abs(values.astype(np.float64)), (use.node, use.input) in self._squares
-        miss = _ROUNDINGS * EPSILON[values.dtype.name] * fold(size, labels, squares)
+        miss = _ROUNDINGS * spacing(values.dtype) * fold(size, labels, squares)
         return fold(values, labels, squares), miss, labels
 
     def _refine(self, use: Use) -> bool:
@@ -369,7 +336,7 @@ class _Refinement:
         gamma, beta, mean, variance = (self._values(use).astype(np.float64) for use in uses)
         scale = gamma / np.sqrt(variance + epsilon)
         values = np.stack([scale, beta - mean * scale], axis=1)
-        rounding = _ROUNDINGS * max(EPSILON[self._values(use).dtype.name] for use in uses)
+        rounding = _ROUNDINGS * max(spacing(self._values(use).dtype) for use in uses)
         miss = rounding * np.stack([np.abs(scale), np.abs(beta) + np.abs(mean * scale)], axis=1)
         everyone = np.arange(axis.size)
         return any(
@@ -380,7 +347,7 @@ class _Refinement:
     def _undecided(self, axis: Axis) -> set[Dim]:
         """Return the dims of an axis with units that are still taken for duplicates."""
         dims = leaf_set(axis) & self._classes.keys()
-        return {dim for dim in dims if int(self._classes[dim].max()) + 1 < dim.size}
+        return {dim for dim in dims if _count(self._classes[dim]) < dim.size}
 
     def _tell_apart(self, dim: Dim, rows: Array, miss: Array | None) -> bool:
         """Tell apart units whose rows differ by more than they may miss; return whether there were any."""
@@ -401,10 +368,10 @@ class _Refinement:
             if ratio is not None:
                 ratios.setdefault(ratio.root(), []).append(dim)
         for ratio, members in ratios.items():
-            factors = {dim.size // (int(self._classes[dim].max()) + 1) for dim in members}
+            factors = {dim.size // (_count(self._classes[dim])) for dim in members}
             if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < ratio.members:
                 uneven.update(members)
-        return {dim for dim in uneven if int(self._classes[dim].max()) + 1 < dim.size}
+        return {dim for dim in uneven if _count(self._classes[dim]) < dim.size}
 
     def _is_even(self, axis: Axis, places: np.ndarray) -> bool:
         """Tell whether a normaliser that reads these places of an axis reads each class equally often."""
@@ -413,7 +380,7 @@ class _Refinement:
 
     def _dead(self, dim: Dim, folded: dict[int, Folded]) -> np.ndarray:
         """Tell which classes of a dim all weights that read them weigh by 0; `folded` are those that were looked at."""
-        count = int(self._classes[dim].max()) + 1
+        count = _count(self._classes[dim])
         dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
         for use, position in self._places[dim]:
             if not dead.any():
@@ -442,34 +409,14 @@ def _rows(
     values: Array, position: int, axis: Axis, dim: Dim, labels: np.ndarray, classes: np.ndarray | None = None
 ) -> Array:
     """Return what a folded constant has for each unit of a dim (or each class, where it is folded)."""
-    units = _units(axis, dim)
-    assert units is not None
+    units = units_of(axis, dim)
     units = units if classes is None else np.where(units < 0, -1, classes[units])
-    folded = np.empty(int(labels.max()) + 1, np.intp)
+    folded = np.empty(_count(labels), np.intp)
     folded[labels[labels >= 0]] = units[labels >= 0]
     order = np.argsort(folded, kind="stable")
     order = order[folded[order] >= 0]
     rows = np.moveaxis(np.take(values, order, axis=position), position, 0)
-    return np.ascontiguousarray(rows).reshape(int(folded.max()) + 1, -1)
-
-
-def _units(axis: Axis, dim: Dim) -> np.ndarray | None:
-    """Return which unit of a dim each unit of an axis belongs to, -1 for none; None where the axis has it nowhere."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        return np.arange(dim.size) if axis is dim else None
-    parts = [_units(part, dim) for part in axis.parts]
-    if all(part is None for part in parts):
-        return None
-    if isinstance(axis, Concat):
-        pairs = zip(axis.parts, parts, strict=True)
-        return np.concatenate([np.full(own.size, -1) if part is None else part for own, part in pairs])
-    place = next(number for number, part in enumerate(parts) if part is not None)
-    outer = int(np.prod([part.size for part in axis.parts[:place]], initial=1))
-    inner = int(np.prod([part.size for part in axis.parts[place + 1 :]], initial=1))
-    units = parts[place]
-    assert units is not None
-    return np.tile(np.repeat(units, inner), outer)
+    return np.ascontiguousarray(rows).reshape(_count(folded), -1)
 
 
 def _split(labels: np.ndarray, rows: Array) -> np.ndarray:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, is_float, spacing
 from onnx_net2net.analysis.activations import Finder, Place
 from onnx_net2net.analysis.inference import Analysis, constant_of
 from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.graph.edit import drop_unread
 from onnx_net2net.graph.flatten import DOMAIN
 from onnx_net2net.graph.graph import Constant, Node, Tensor
 from onnx_net2net.graph.sizes import RANDOM
-from onnx_net2net.operations.narrow.duplicates import EPSILON
-from onnx_net2net.rewrite.rewrite import drop_unread
 
 _ROUNDINGS = 16
 """By how many roundings an identity may miss 1 and 0: its normalisation and merged copies are rounded."""
@@ -46,7 +45,7 @@ def remove_identities(analysis: Analysis, proto: onnx.ModelProto) -> list[str]:
     """
     search = _Search(analysis, proto)
     removed = [found.name for found in list(search.find()) if _bypass(analysis, found)]
-    drop_unread(analysis)
+    drop_unread(analysis.draft, analysis.kept)
     return removed
 
 
@@ -224,7 +223,7 @@ class _Search:
 
     def _is(self, constant: Constant, value: float) -> bool:
         values = self._analysis.draft.read(constant)
-        return values.dtype.name in EPSILON and bool((values == value).all())
+        return is_float(values.dtype) and bool((values == value).all())
 
     def _is_zero(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is the result of a layer whose weights and bias are zero."""
@@ -246,7 +245,7 @@ class _Search:
         """Return what a layer does to the units at one place, None where it does more than that, or moves it."""
         weights = constant_of(node.inputs[1])
         values = self._analysis.draft.read(weights) if weights is not None else None
-        if values is None or values.dtype.name not in EPSILON:
+        if values is None or not is_float(values.dtype):
             return None
         if self._shape(node.inputs[0])[:1] != self._shape(node.outputs[0])[:1]:
             return None
@@ -315,7 +314,7 @@ class _Search:
     def _is_close(self, values: Array, wanted: Array | float, node: Node) -> bool:
         constant = constant_of(node.inputs[1])
         assert constant is not None
-        epsilon = EPSILON[self._analysis.draft.read(constant).dtype.name]
+        epsilon = spacing(self._analysis.draft.read(constant).dtype)
         return bool(np.allclose(values, wanted, rtol=0, atol=_ROUNDINGS * epsilon))
 
 
@@ -339,7 +338,7 @@ def _at_middle(node: Node, values: Array) -> Array | None:
     place = (slice(None), slice(None), *(size // 2 for size in kernel))
     middle = rest[place].copy()
     rest[place] = 0
-    if np.abs(rest).max(initial=0) > _ROUNDINGS * EPSILON[values.dtype.name]:
+    if np.abs(rest).max(initial=0) > _ROUNDINGS * spacing(values.dtype):
         return None
     group = int(node.attrs.get("group", 1))
     makes, reads = middle.shape

@@ -23,10 +23,9 @@ from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, find_duplicates, merge
 from onnx_net2net.operations.narrow.identities import remove_identities
-from onnx_net2net.operations.narrow.padding import correct_norms, find_pads, shares_of
-from onnx_net2net.rewrite.fills import Fill
-from onnx_net2net.rewrite.fills import take_off as take_off_fills
-from onnx_net2net.rewrite.outputs import Cut, put_back, take_off
+from onnx_net2net.operations.narrow.padding import find_pads, shares_of
+from onnx_net2net.rewrite.norms import Fill, correct_norms, unfill
+from onnx_net2net.rewrite.outputs import Cut, cut_again, uncut
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _without_layers(model: Model) -> tuple[Model, list[str]]:
 
 def _without_pads(model: Model) -> tuple[Model, list[Reduction]]:
     """Remove units that only pad what normalisers read; return the dims that had some."""
-    whole, cuts = take_off(model)
+    whole, cuts = uncut(model)
     analysis = infer(whole)
     pads = find_pads(analysis, {cut.node.input[0]: (cut.axis, cut.places) for cut in cuts})
     if not pads:
@@ -118,7 +117,7 @@ def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
 
     They are looked for without the cuts of outputs and the fills of normalisers first, then with them.
     """
-    whole, cuts = take_off(model)
+    whole, cuts = uncut(model)
     plain, fills = _without_fills(whole)
     attempts = [(plain, cuts, fills)] * bool(fills) + [(whole, cuts, [])] * bool(cuts) + [(model, [], [])]
     for attempt in attempts:
@@ -131,7 +130,7 @@ def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
 def _without_fills(model: Model) -> tuple[Model, list[Fill]]:
     """Take off what normalisers were filled up with; return what that was."""
     analysis = infer(model)
-    fills = take_off_fills(analysis)
+    fills = unfill(analysis)
     return (analysis.draft.finish() if fills else model), fills
 
 
@@ -154,4 +153,4 @@ def _reduced(model: Model, analysis: Analysis, cuts: list[Cut], found: Duplicate
     axes = [analysis.axes[cut.node.input[0]][cut.axis] for cut in cuts]
     labels = [axis_labels(axis, found.classes, leaf_set(axis)) for axis in axes]
     again = [replace(cut, places=own[cut.places]) for cut, own in zip(cuts, labels, strict=True)]
-    return put_back(merge(model, analysis, found), again), changes
+    return cut_again(merge(model, analysis, found), again), changes

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnx_net2net.algebra.dims import Dim, leaf_set, resolve
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import is_float, spacing
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.padding import State, follow, paddable
-from onnx_net2net.operations.narrow.duplicates import EPSILON
-from onnx_net2net.rules.op import Statistic
 
 _ROUNDINGS = 8
 """By how many roundings of its terms a mean of weights may miss."""
@@ -50,36 +48,6 @@ def shares_of(analysis: Analysis, pads: Pads) -> dict[str, float]:
         for statistic in said.statistics
         for dim in leaf_set(*statistic.axes) & pads.keys()
     }
-
-
-def correct_norms(analysis: Analysis, shares: Mapping[str, float]) -> None:
-    """Give normalisers back what the padding, which is gone, took: see `shares_of`.
-
-    With a share s of units that are no padding, the statistic grows by 1 / s without it, and so do epsilon and the
-    square of the scale.
-    """
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        share = shares.get(node.outputs[0].name, 1.0)
-        for statistic in said.statistics if share < 1 else ():
-            node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) / share
-            _rescale(analysis, number, statistic, share**-0.5)
-
-
-def _rescale(analysis: Analysis, number: int, statistic: Statistic, factor: float) -> None:
-    """Multiply the scale of a normaliser; other readers of the constant keep theirs."""
-    assert statistic.scale is not None
-    constant = analysis.uses[number, statistic.scale].constant
-    read = analysis.draft.reader(constant)
-
-    def compute() -> Array:
-        values = read()
-        return (values.astype(np.float64) * factor).astype(values.dtype)
-
-    kind = analysis.draft.type_of(constant)
-    shape = tuple(constant.shape)
-    new = analysis.draft.lazy_constant(constant.name, kind, shape, compute, like=constant)
-    analysis.nodes[number].inputs[statistic.scale] = new
 
 
 def _padding(analysis: Analysis, dim: Dim, held: State) -> np.ndarray:
@@ -120,11 +88,11 @@ def _fits(analysis: Analysis, use: Use, position: int, held: State, reads_zero: 
     if reads_zero or any(use.input == statistic.scale for statistic in statistics):
         return np.ones(size, bool)
     values = analysis.draft.read(use.constant)
-    if values.dtype.name not in EPSILON or use.input in said.scales:
+    if not is_float(values.dtype) or use.input in said.scales:
         return np.zeros(size, bool)
     rows = np.moveaxis(values, position, 0).reshape(size, -1).astype(np.float64)
     shift = any(use.input == statistic.shift for statistic in statistics)
     if held == "zero" or shift or reads_zero is not None:
         return np.asarray(~rows.any(axis=1))
-    miss = _ROUNDINGS * EPSILON[values.dtype.name] * np.abs(rows).mean(axis=0)
+    miss = _ROUNDINGS * spacing(values.dtype) * np.abs(rows).mean(axis=0)
     return np.asarray((np.abs(rows - rows.mean(axis=0)) <= miss).all(axis=1))

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.clipping import window
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import ORIGINS, Growth, Map, Style, compose, in_turn, new_size, pad
+from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad
+from onnx_net2net.algebra.weights import Style, window
 from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.loadable import frozen_constants, scalable, scalings, weighed_axes
 from onnx_net2net.analysis.padding import State
@@ -190,7 +190,7 @@ class _Fitting:
         growth = self._plan.growth
         narrower = {dim: map.new for dim, map in growth.items() if map.new < map.old}
         for dim, units in (choose(narrower) if choose else {}).items():
-            growth[dim] = _kept(dim.size, units)
+            growth[dim] = keep(dim.size, units)
         interface = self._interface()
         model = self._networks.teacher.opened.model
         weighing = weigh_products(self._networks, self._found, growth)
@@ -198,10 +198,10 @@ class _Fitting:
         scaling.unweighed |= weighing.products
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
-        rewrite(model, self._analysis, growth, self._style, {}, scaling)
+        grown = rewrite(model, self._analysis, growth, self._style, {}, scaling)
         nodes = [self._networks.teacher.nodes[number] for number in weighing.scaled]
         scaled = {node.name or node.outputs[0].name for node in nodes}
-        for inserted in self._analysis.inserted:
+        for inserted in grown.inserted:
             if not (inserted.is_number and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._networks.hinder(inserted.place, reason)
@@ -254,7 +254,7 @@ class _Fitting:
         self._networks.hinder(group.name, f"{group.size} units do not fit into {sum(asked.values())}")
         for dim, new in asked.items():
             if new < dim.size and not dim.fixed:
-                self._plan.growth[dim] = _kept(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
+                self._plan.growth[dim] = keep(dim.size, np.arange(dim.size)[window(dim.size, new)[0]])
 
     def _pad(self, group: Group, size: int) -> bool:
         """Pad a dim that a mean runs over to a size that is no multiple, if scaling the rest makes that exact."""
@@ -348,9 +348,3 @@ class _Fitting:
             for use, factor in found.factors.items():
                 scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
         return scaling
-
-
-def _kept(old: int, units: np.ndarray) -> Map:
-    """Return the map that keeps some units of a dim and drops the others."""
-    size = len(units)
-    return Map(old, units, np.ones(size), np.zeros(size, np.int8), np.ones(size, bool))

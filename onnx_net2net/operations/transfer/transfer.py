@@ -26,7 +26,7 @@ from typing import Any
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import Style
+from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.groups import paused_gc
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.graph.graph import Graph

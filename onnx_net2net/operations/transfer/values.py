@@ -9,13 +9,12 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.algebra.clipping import clip
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.weights import clip
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.operations.transfer.modules import Parameter, Use
 from onnx_net2net.operations.transfer.networks import Compute, Network
-from onnx_net2net.rewrite.rewrite import shown_name
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ class Values:
             for use in uses:
                 parted.setdefault(self._values[use].key if use in self._values else None, []).append(use)
             is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1
-            (number, index), shape = uses[0], tuple(constant.shape)
-            name = shown_name(self._network.nodes[number].inputs[index])  # a Constant node's constant has no name
+            shape, name = tuple(constant.shape), str(constant.name)
             for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda some: some[0] is not None)):
                 if what is not None:
                     value = self._values[readers[0]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Dim, Product, Ratio, leaf_set, leaves, resolve
+from onnx_net2net.algebra.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import (
     ORIGINS,
     Kind,
@@ -23,6 +23,7 @@ from onnx_net2net.algebra.maps import (
     uneven,
     uniform,
 )
+from onnx_net2net.algebra.ratios import Ratio
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.names import matching

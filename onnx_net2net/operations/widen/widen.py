@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import leaves
-from onnx_net2net.algebra.maps import KINDS, Kind, Style
+from onnx_net2net.algebra.maps import KINDS, Kind
+from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse, check_framework, numbers_beside
@@ -22,7 +23,8 @@ from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.plan import Change, Plan
-from onnx_net2net.rewrite.rewrite import GrownConstant, rewrite
+from onnx_net2net.rewrite.constants import GrownConstant
+from onnx_net2net.rewrite.rewrite import rewrite
 
 
 @dataclass(frozen=True)
@@ -159,18 +161,18 @@ def _widen(
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    grown, constants = rewrite(opened.model, analysis, plan.growth, style, metadata)
-    student = opened.close(grown)
-    if framework and (analysis.inserted or analysis.untied):
-        what = analysis.inserted[0] if analysis.inserted else f"two versions of {analysis.untied[0]!r}"
+    grown = rewrite(opened.model, analysis, plan.growth, style, metadata)
+    student = opened.close(grown.model)
+    if framework and (grown.inserted or grown.untied):
+        what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
     exact = map != "random_pad" and not style.noise
     fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
-    if analysis.untied:
-        notes.append(f"untied, as their uses grow differently: {', '.join(analysis.untied)}")
+    if grown.untied:
+        notes.append(f"untied, as their uses grow differently: {', '.join(grown.untied)}")
     return Widening(
-        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), tuple(constants),
-        tuple(str(inserted) for inserted in analysis.inserted), tuple(numbers),
+        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), grown.constants,
+        tuple(str(inserted) for inserted in grown.inserted), tuple(numbers),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from nets import cifar_resnet, layer, linear
 from onnx import numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load
-from onnx_net2net.algebra.clipping import clip, window
+from onnx_net2net.algebra.weights import clip, window
 from onnx_net2net.cli.main import main
 from onnx_net2net.model.history import history
 from onnx_net2net.operations.transfer.dpiat.dpiat import Matcher, best_scores, elements_of, similarity, transfer_dpiat

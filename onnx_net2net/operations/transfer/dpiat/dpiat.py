@@ -19,8 +19,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
-from onnx_net2net.algebra.clipping import clip
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.weights import clip
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.history import HISTORY, fingerprint, history
 from onnx_net2net.model.model import Model, load

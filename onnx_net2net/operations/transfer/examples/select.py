@@ -19,8 +19,9 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Dim, Product, leaf_set, resolve
+from onnx_net2net.algebra.dims import Axis, Dim, leaf_set
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import units_of
 from onnx_net2net.operations.transfer.examples.moments import Moments, reader_of
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Network
@@ -204,19 +205,5 @@ def _gathered(values: Array, position: int, axis: Axis, dim: Dim) -> Array:
 
 def places(axis: Axis, dim: Dim) -> Array:
     """Return where the units of a dim are on an axis: int64 [units, places of each]."""
-    units = _units(axis, dim)
+    units = units_of(axis, dim)
     return np.argsort(units, kind="stable")[int((units < 0).sum()) :].reshape(dim.size, -1)
-
-
-def _units(axis: Axis, dim: Dim) -> Array:
-    """Return which unit of a dim each place of an axis belongs to, -1 for none."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        return np.arange(dim.size) if axis is dim else np.full(axis.size, -1)
-    parts = [_units(part, dim) for part in axis.parts]
-    if not isinstance(axis, Product):
-        return np.concatenate(parts)
-    found = parts[0]
-    for part in parts[1:]:
-        found = np.maximum(found[:, None], part).reshape(-1)
-    return found

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_net2net.algebra.clipping import clip, window
+from onnx_net2net.algebra.weights import clip, window
 
 
 @given(st.integers(1, 50), st.integers(1, 50))

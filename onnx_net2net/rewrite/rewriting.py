@@ -1,0 +1,123 @@
+"""A graph that is being brought to other sizes, and what it needs for that besides weights of other sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_net2net.algebra.dims import Axes, Axis, Dim, leaves
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import Growth, new_size
+from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """Something that a student needs beside weights of other sizes.
+
+    Attributes:
+        what: What it is.
+        place: The node or the tensor that it is at.
+        is_number: Whether it only keeps a number that is computed from a size which grows.
+    """
+
+    what: str
+    place: str
+    is_number: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.place!r}"
+
+
+class Rewriting:
+    """A graph on its way to other sizes.
+
+    Attributes:
+        analysis: What the graph was: its dims, and the numbers of its nodes.
+        graph: The graph of the analysis, which becomes the student's.
+        growth: Map of each dim that gets another size.
+        inserted: What was put in: nodes, and numbers that had to be kept.
+        untied: Matrices that became several versions for their uses.
+        axes: The teacher's axes of each tensor that is there by now.
+    """
+
+    def __init__(self, analysis: Analysis, growth: Growth) -> None:
+        self.analysis, self.growth = analysis, growth
+        self.graph: Graph = analysis.draft
+        self.nodes: list[Node] = list(analysis.nodes)
+        self.inserted: list[Inserted] = []
+        self.untied: list[str] = []
+        self.axes = dict(analysis.axes)
+        self._types: dict[str, onnx.TypeProto] = {}
+
+    def grown(self, axis: Axis) -> set[Dim]:
+        """Return the dims of an axis that grow."""
+        return {dim for dim in leaves(axis) if dim in self.growth}
+
+    def size(self, axis: Axis) -> int:
+        """Return the size of an axis in the student."""
+        return new_size(axis, self.growth)
+
+    def input_axes(self, number: int, index: int) -> Axes:
+        """Return the teacher's axes of what a node reads by now, none where they are not known."""
+        use = self.analysis.uses.get((number, index))
+        return use.axes if use else self.axes.get(self.nodes[number].inputs[index].name, ())
+
+    def note(self, what: str, node: Node, *, is_number: bool = False) -> None:
+        """Note what a node needed."""
+        self.inserted.append(Inserted(what, node.name or node.outputs[0].name, is_number))
+
+    # -- nodes that weigh units --------------------------------------------------------------------------------
+
+    def insert(self, kind: str, number: int, index: int, position: int, values: Array) -> None:
+        """Multiply an operand of a node by one value for each unit of an axis, or add to it."""
+        node = self.nodes[number]
+        tensor = node.inputs[index]
+        weighed = self._like(tensor, f"{tensor.name}_weighed")
+        self.axes[weighed.name] = self.input_axes(number, index)
+        self._combine(kind, node.name or tensor.name, tensor, position, values, weighed)
+        node.inputs[index] = weighed
+
+    def append(self, kind: str, number: int, position: int, values: Array) -> None:
+        """Multiply the result of a node by one value for each unit of an axis, or add to it."""
+        node = self.nodes[number]
+        result = node.outputs[0]
+        node.outputs[0] = inner = self._like(result, f"{result.name}_plain")
+        self._combine(kind, node.name or result.name, inner, position, values, result)
+
+    def _like(self, tensor: Tensor, name: str) -> Variable:
+        like = Variable(self.graph.unique_name(name), dtype=tensor.dtype)
+        self._types[like.name] = self._type(tensor)  # another axis may be weighed after this
+        return like
+
+    def _type(self, tensor: Tensor) -> onnx.TypeProto:
+        return self._types.get(tensor.name) or self.analysis.sizes.types[tensor.name]
+
+    def _combine(self, kind: str, name: str, tensor: Tensor, position: int, values: Array, result: Variable) -> None:
+        known = self._type(tensor).tensor_type
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type))
+        values = values.astype(dtype).reshape(-1, *(1,) * (len(known.shape.dim) - 1 - position))
+        weights = self.graph.constant(f"{tensor.name}_weights", values)
+        add_node(self.graph, kind, f"{name}_weigh", [tensor, weights], result)
+        self.inserted.append(Inserted(f"{kind} at", name))
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def clean_up(self) -> None:
+        """Bring the recorded shapes of activations up to date, and remove nodes that nobody reads any more."""
+        for name, tensor in self.graph.graph.tensors().items():
+            axes = self.axes.get(name)
+            stated = tensor.shape if isinstance(tensor, Variable) else None
+            constant = constant_of(tensor) if stated is not None else None
+            if constant is not None:
+                tensor.shape = list(constant.shape)
+            elif axes is not None and stated is not None and len(axes) == len(stated):
+                pairs = zip(axes, stated, strict=True)
+                tensor.shape = [self.size(axis) if self.grown(axis) else size for axis, size in pairs]
+        drop_unread(self.graph, self.analysis.kept)
