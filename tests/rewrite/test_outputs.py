@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from wide import contents, draw, new_sizes, run, widen_exactly
 
 from onnx_net2net import RefusedError, load, widen
-from onnx_net2net.rewrite.outputs import put_back, take_off
+from onnx_net2net.rewrite.outputs import cut_again, uncut
 
 HIDDEN_OUTPUT = """(float[N, 8] x) => (float[N, 4] y, float[N, 12] a) {
     a = MatMul(x, up) r = Relu(a) i = MatMul(r, mid) s = Relu(i) y = MatMul(s, down) }"""
@@ -87,17 +87,17 @@ def test_an_output_that_no_weight_reads_keeps_its_size():
     assert "is the model's output 'a'" in {group.reason for group in widening.fixed}
 
 
-def test_a_cut_is_taken_off_and_put_back():
+def test_a_cut_is_taken_off_and_cut_again():
     teacher = net(HIDDEN_OUTPUT, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4))
     student = widen_exactly(teacher, sizes={"up": 18}).student
-    whole, cuts = take_off(student)
+    whole, cuts = uncut(student)
     (cut,) = cuts
     assert (cut.output.name, cut.axis, cut.places.tolist()) == ("a", 1, list(range(12)))
     assert "Gather" not in {node.op_type for node in whole.proto.graph.node}
     (shown,) = [value for value in whole.proto.graph.output if value.name != "y"]
     assert shown.name == cut.node.input[0]
     assert not shown.type.tensor_type.shape.dim[1].HasField("dim_value"), "as many as there are"
-    again = contents(put_back(whole, cuts))
+    again = contents(cut_again(whole, cuts))
     onnx.checker.check_model(again, full_check=True)
     feeds = {"x": draw(3, 8)}
     assert list(again.graph.output) == list(student.proto.graph.output)
@@ -107,8 +107,8 @@ def test_a_cut_is_taken_off_and_put_back():
 
 def test_places_of_a_cut_may_change_while_it_is_off():
     teacher = net(HIDDEN_OUTPUT, up=draw(8, 12), mid=draw(12, 6), down=draw(6, 4))
-    whole, (cut,) = take_off(widen_exactly(teacher, sizes={"up": 18}).student)
-    student = put_back(whole, [dataclasses.replace(cut, places=cut.places[::-1].copy())])
+    whole, (cut,) = uncut(widen_exactly(teacher, sizes={"up": 18}).student)
+    student = cut_again(whole, [dataclasses.replace(cut, places=cut.places[::-1].copy())])
     backward, forward = (run(contents(model), {"x": draw(3, 8)})[1] for model in (student, load(teacher)))
     np.testing.assert_allclose(backward, forward[:, ::-1], rtol=1e-5)
 
@@ -117,13 +117,13 @@ def test_a_gather_that_somebody_else_reads_is_no_cut():
     text = """(float[N, 8] x) => (float[N, 4] y, float[N, 3] g) {
         h = MatMul(x, up) g = Gather<axis = 1>(h, places) y = MatMul(g, down) }"""
     model = load(net(text, up=draw(8, 12), down=draw(3, 4), places=np.array([0, 2, 4])))
-    assert take_off(model) == (model, [])
+    assert uncut(model) == (model, [])
 
 
 def test_nor_is_one_of_what_the_model_is_given():
     text = "(float[N, 8] x) => (float[N, 4] y, float[N, 3] g) { g = Gather<axis = 1>(x, places) y = MatMul(x, down) }"
     model = load(net(text, down=draw(8, 4), places=np.array([0, 2, 4])))
-    assert take_off(model) == (model, [])
+    assert uncut(model) == (model, [])
 
 
 def test_two_cuts_may_share_their_places():
@@ -133,8 +133,8 @@ def test_two_cuts_may_share_their_places():
     proto = contents(widen_exactly(teacher, sizes={"up": 18}).student)
     first, second = (node for node in proto.graph.node if node.op_type == "Gather")
     second.input[1] = first.input[1]
-    whole, cuts = take_off(load(proto))
+    whole, cuts = uncut(load(proto))
     assert len(cuts) == 2
     cuts[1] = dataclasses.replace(cuts[1], places=cuts[1].places[::-1].copy())
-    _, a, b = run(contents(put_back(whole, cuts)), {"x": draw(3, 8)})
+    _, a, b = run(contents(cut_again(whole, cuts)), {"x": draw(3, 8)})
     np.testing.assert_allclose(np.maximum(a, 0)[:, ::-1], b)

@@ -10,7 +10,8 @@ import pytest
 from graphs import assert_close, net, run, weighty
 
 from onnx_net2net import RefusedError, load
-from onnx_net2net.algebra.maps import Style, pad
+from onnx_net2net.algebra.maps import pad
+from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.padding import paddable
 from onnx_net2net.rewrite.rewrite import rewrite
@@ -39,7 +40,7 @@ def padded(proto: onnx.ModelProto, size: int = 11) -> tuple[onnx.ModelProto, Sca
     ((dim, held),) = [(dim, held) for dim, held in paddable(analysis).items() if dim.size == 8]
     growth = {dim: pad(8, size, held)}
     scaling = rescale(analysis, growth, {dim: held})
-    return weighty(rewrite(model, analysis, growth, Style(), {}, scaling)[0]), scaling
+    return weighty(rewrite(model, analysis, growth, Style(), {}, scaling).model), scaling
 
 
 LAYER = "LayerNormalization<epsilon = 0.1>"

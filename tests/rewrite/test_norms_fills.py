@@ -10,7 +10,7 @@ from onnx import helper
 
 from onnx_net2net import load, narrow, verify, widen
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.rewrite.fills import take_off
+from onnx_net2net.rewrite.norms import unfill
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_a_filled_norm_reads_and_makes_what_it_did_before(size: int) -> None:
     student = widen(teacher(), sizes={"up": size}, fill_norms=True).student
     assert "Concat" in kinds(student.proto)
     analysis = infer(student)
-    (fill,) = take_off(analysis)
+    (fill,) = unfill(analysis)
     plain = analysis.draft.finish(stale="all")
     assert kinds(plain.proto) == kinds(teacher())
     made = next(node for node in plain.proto.graph.node if node.op_type == "LayerNormalization")
@@ -60,7 +60,7 @@ def test_what_was_filled_up_is_undone_by_narrow() -> None:
 
 def test_whole_multiples_were_not_filled_up() -> None:
     analysis = infer(widen(teacher(), sizes={"up": 16}).student)
-    assert take_off(analysis) == []
+    assert unfill(analysis) == []
 
 
 @pytest.mark.parametrize("other", ["the result", "what was filled up"])
@@ -70,5 +70,5 @@ def test_what_others_read_is_no_fill(other: str) -> None:
     name = norm.output[0] if other == "the result" else norm.input[0]
     proto.graph.node.append(helper.make_node("ReduceMax", [name], ["z"]))
     proto.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, 1]))
-    assert take_off(infer(load(proto))) == []
+    assert unfill(infer(load(proto))) == []
     assert run(proto, {"x": draw(1, 6)})[1].shape == (1, 1)
