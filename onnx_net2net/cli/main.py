@@ -11,15 +11,12 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from onnx_net2net.cli import (
     checkpoint,
@@ -39,6 +36,7 @@ from onnx_net2net.cli.output import complain, say
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
 from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
+from onnx_net2net.model.signals import caught_signals
 from onnx_net2net.run.session import check_runs
 
 _MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan)
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _open_streams()
     staging.written.clear()
-    with _stopping() as came:
+    with caught_signals(_interrupt) as came:  # they all end the work as Ctrl-C does
         try:
             return _run(arguments)
         except MemoryError:
@@ -100,26 +98,8 @@ def _parser() -> Parser:
     return parser
 
 
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Let every signal that asks the process to end interrupt it as Ctrl-C does; yields those that came."""
-    came: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        raise KeyboardInterrupt
-
-    changed: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        changed = {number: signal.getsignal(number) for number in staging.SIGNALS}
-        changed = {number: old for number, old in changed.items() if old not in (signal.SIG_IGN, None)}  # nohup
-    try:
-        for number in changed:
-            signal.signal(number, stop)
-        yield came
-    finally:
-        for number, old in changed.items():
-            signal.signal(number, old)
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _open_streams() -> None:

@@ -5,9 +5,9 @@ long as it writes. A lock ends with its process, so the next writer beside it te
 and removes it. Files are moved under a lock of the folder that they go to, one writer after another, and no signal
 interrupts that.
 
-Before the first is moved, a *journal* in the work folder says which files are going to be moved and removed. From it
-`_settle` completes or undoes what a killed writer left halfway. Where the file system has no locks (Windows, some
-network folders), nothing of another writer is removed.
+Before the first is moved, a *journal* in the work folder says which files are going to be moved and removed. From
+it, `_Journal.settle` completes or undoes what a killed writer left halfway. Where the file system has no locks
+(Windows, some network folders), nothing of another writer is removed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import logging
 import os
 import re
 import shutil
-import signal
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.signals import deferred_signals
 
 try:
     import fcntl
@@ -37,9 +35,6 @@ except ImportError:  # Windows
 
 written: list[Path] = []
 """What this process has put in place, so that nobody says that nothing was written."""
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""What asks a process to end, and leaves it the time to clean up."""
 
 Identity = list[int]
 """What tells a file from others that have had its name: a moved file keeps it."""
@@ -55,17 +50,15 @@ _PATIENCE = 30.0
 _JOURNAL, _OLD = ".journal", ".old"
 
 
+@dataclass(frozen=True)
 class Stage:
-    """Files that are written but not yet in their places.
+    """Files that are written but not yet in their places, which are in the folder around.
 
     Attributes:
         folder: The work folder, where they are written.
-        parent: The folder of their places.
     """
 
-    def __init__(self, folder: Path, parent: Path) -> None:
-        self.folder = folder
-        self.parent = parent
+    folder: Path
 
     def commit(self, choose: Callable[[], tuple[Sequence[str], Sequence[str]]]) -> None:
         """Move files into their places: afterwards all are there, or everything is as before.
@@ -77,25 +70,26 @@ class Stage:
         Raises:
             OSError: If a file cannot take its place.
         """
-        with _moving_in(self.parent) as is_locked, deferred_signals():
+        parent = self.folder.parent
+        with _moving_in(parent) as is_locked, deferred_signals():
             if is_locked:  # first what others began, while it is as they left it
-                _sweep(self.parent)
+                _sweep(parent)
             new, gone = choose()
-            moves, removals = _identities(self.folder, new), _identities(self.parent, gone)
-            (self.folder / _JOURNAL).write_text(json.dumps([moves, removals]))
-            is_done = False
+            journal = _Journal(self.folder, _identities(self.folder, new), _identities(parent, gone))
+            journal.write()
+            placed: Sequence[str] = ()
             try:
                 for name in new:
                     self._place(name, is_last=name == new[-1])
-                is_done = True
+                placed = new
             finally:
-                placed = list(new) if is_done else _arrived(moves, self.parent)
-                _settle(placed, moves, removals, self.folder, self.parent)
-                if len(placed) == len(new) and not self.parent.name.endswith(_SUFFIX):
-                    written.extend(self.parent / name for name in new)
+                placed = placed or journal.arrived()
+                journal.settle(placed)
+                if len(placed) == len(new) and not parent.name.endswith(_SUFFIX):
+                    written.extend(parent / name for name in new)
 
     def _place(self, name: str, is_last: bool) -> None:
-        target = self.parent / name
+        target = self.folder.parent / name
         if not is_last and os.path.lexists(target):  # a later one may fail
             (self.folder / _OLD).mkdir(exist_ok=True)
             _link_or_copy(target, self.folder / _OLD / name)
@@ -115,7 +109,7 @@ def stage(target: Path) -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
         with writing(target):
             folder = stack.enter_context(work_folder(target.parent, target.name))
-        yield Stage(folder, target.parent)
+        yield Stage(folder)
 
 
 @contextlib.contextmanager
@@ -182,33 +176,6 @@ def same_file(first: Path, second: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Let what would end the process wait until the context is left.
-
-    Handlers run in the main thread; in another one nothing is interrupted by an exception anyway.
-    """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def remember(number: int, _: FrameType | None) -> None:
-        came.append(number)
-
-    changed = [number for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)]
-    try:
-        for number in changed:
-            signal.signal(number, remember)
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, handlers[number])
-        if came:
-            signal.raise_signal(came[0])
-
-
 def _sweep(parent: Path) -> None:
     """Settle and remove what is left of writers that were killed."""
     with contextlib.suppress(OSError):
@@ -217,34 +184,54 @@ def _sweep(parent: Path) -> None:
             with _locked(folder, wait=False) as is_left:
                 if is_left and folder.lstat().st_uid == os.geteuid():  # nobody else tells us what to remove
                     with contextlib.suppress(OSError, ValueError):  # killed before there was a whole journal
-                        moves, removals = json.loads((folder / _JOURNAL).read_text())
-                        _settle(_arrived(moves, parent), moves, removals, folder, parent)
+                        journal = _Journal.read(folder)
+                        journal.settle(journal.arrived())
                     _remove(folder)
 
 
-def _arrived(moves: Mapping[str, Identity], parent: Path) -> list[str]:
-    """Return which files are in their places."""
-    return [name for name, identity in moves.items() if _identity(parent / name) == identity]
+@dataclass(frozen=True)
+class _Journal:
+    """What a writer is going to do.
 
+    Attributes:
+        folder: Its work folder.
+        moves: The files that it moves from there to the folder around, by name.
+        removals: The files that it then removes from the folder around.
+    """
 
-def _settle(
-    placed: Sequence[str], moves: Mapping[str, Identity], removals: Mapping[str, Identity], folder: Path, parent: Path
-) -> None:
-    """Remove what is no longer needed if all files are placed, otherwise bring back what they replaced."""
-    if len(placed) < len(moves):
-        for name in placed:
-            with contextlib.suppress(OSError):
-                if (folder / _OLD / name).exists():
-                    os.replace(folder / _OLD / name, parent / name)
-                elif not _is_named(parent / name):
+    folder: Path
+    moves: Mapping[str, Identity]
+    removals: Mapping[str, Identity]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Journal:
+        moves, removals = json.loads((folder / _JOURNAL).read_text())
+        return cls(folder, moves, removals)
+
+    def write(self) -> None:
+        (self.folder / _JOURNAL).write_text(json.dumps([self.moves, self.removals]))
+
+    def arrived(self) -> list[str]:
+        """Return which files are in their places."""
+        return [name for name, identity in self.moves.items() if _identity(self.folder.parent / name) == identity]
+
+    def settle(self, placed: Sequence[str]) -> None:
+        """Remove what is no longer needed if all files are placed, otherwise bring back what they replaced."""
+        parent, old = self.folder.parent, self.folder / _OLD
+        if len(placed) < len(self.moves):
+            for name in placed:
+                with contextlib.suppress(OSError):
+                    if (old / name).exists():
+                        os.replace(old / name, parent / name)
+                    elif not _is_named(parent / name):
+                        os.unlink(parent / name)
+            return
+        for name, identity in self.removals.items():
+            try:
+                if _identity(parent / name) == identity and not _is_named(parent / name):
                     os.unlink(parent / name)
-        return
-    for name, identity in removals.items():
-        try:
-            if _identity(parent / name) == identity and not _is_named(parent / name):
-                os.unlink(parent / name)
-        except OSError as error:
-            _log.warning("%s is no longer needed, but cannot be removed: %s", parent / name, reason(error))
+            except OSError as error:
+                _log.warning("%s is no longer needed, but cannot be removed: %s", parent / name, reason(error))
 
 
 def _identities(folder: Path, names: Sequence[str]) -> dict[str, Identity]:

@@ -30,26 +30,15 @@ from onnx_net2net.proof.embedding import embedding
 from onnx_net2net.proof.interfaces import Run, check_interfaces, on_old_part
 from onnx_net2net.proof.movement import that_should_move
 from onnx_net2net.proof.verdict import Departure, Verification
+from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, input_specs, read_npz
 from onnx_net2net.run.session import Level, Runner, blaming, provider_name
 
 Vouch = Callable[[Model, Model], Departure | None]
 """Compares a student with what its record makes of its teacher; None where that says nothing."""
 
-_BOUNDED = {"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"}
-_MOVES = {
-    "Concat",
-    "ReduceMean",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-    "Slice",
-    "Identity",
-    "Split",
-    "Gather",
-}
+_BOUNDED_STILL = traits.MOVES | traits.JOINS | {"ReduceMean"}
+"""What a bounded input leaves bounded."""
 
 
 def compare_models(
@@ -216,12 +205,12 @@ def _units(graph: onnx.GraphProto, outer: Mapping[str, onnx.NodeProto] | None = 
     units = {}
     for value in graph.output:
         node = producers.get(value.name)
-        while node is not None and node.op_type in _MOVES:
+        while node is not None and node.op_type in _BOUNDED_STILL:
             node = producers.get(node.input[0])
         branches = (
             [units_of for body in bodies(node) if (units_of := _units(body, producers))] if node is not None else []
         )
-        if node is not None and (node.op_type in _BOUNDED or branches):
+        if node is not None and (node.op_type in traits.BOUNDED or branches):
             units[value.name] = 1.0
     return units
 

@@ -16,9 +16,10 @@ from onnx_net2net.algebra.floats import Array, epsilon
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.protos import captured, initializer_names
 from onnx_net2net.proof.divergence import differ
+from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, InputSpec, draw
 
-_SHAPE_ONLY = {"Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
+_SHAPE_ONLY = traits.SHAPES | {"EyeLike", "RandomNormalLike", "RandomUniformLike"}
 """Operators that read the shape of their first input, and no values."""
 
 _BOLD = (3.0, 10.0, 1e2, 1e3, 1e4, 1e5)

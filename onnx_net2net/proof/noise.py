@@ -13,16 +13,16 @@ from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import epsilon
 from onnx_net2net.model.protos import refill
+from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, InputSpec
 
-# Where the error of one unit in the last place is put.
-_LAYERS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Sub", "Mul", "Div"}
+_LAYERS = traits.LAYERS | traits.ARITHMETIC | {"Gather"}
+"""Where the error of one unit in the last place is put."""
 
-_SHIFTS = {"Add", "Sub"}
+_SHIFTS = traits.ARITHMETIC - traits.FACTORS
 """Where even a single number has an error: the digits that a large one takes from what it is added to."""
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
-_OF_SHAPES = {"Shape", "Size"}
 
 _DYNAMIC = "DynamicQuantizeLinear"
 
@@ -91,7 +91,7 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
     nodes = []
     values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in FLOATS}
     for node in proto.graph.node:
-        carries = node.op_type not in _OF_SHAPES and not values.isdisjoint(node.input)
+        carries = node.op_type not in traits.SHAPES and not values.isdisjoint(node.input)
         if node.op_type == "QuantizeLinear" and node.input[1] in floats:
             kind, step = floats[node.input[1]][0].data_type, floats[node.input[1]][1] * _BEFORE_ROUNDING
             factor = error(node.output[0], kind, [], step)
