@@ -89,15 +89,9 @@ def _table(checkpoint: Checkpoint, title: str) -> Table:
 def _to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "entries": [
-            {
-                "name": entry.name,
-                "relation": entry.relation,
-                "constants": list(entry.constants),
-                "before": list(entry.old),
-                "after": list(entry.new),
-                "note": entry.note or None,
-            }
+            {"name": entry.name, "relation": entry.relation, "constants": list(entry.constants),
+             "before": list(entry.old), "after": list(entry.new), "note": entry.note or None}
             for entry in checkpoint.entries
         ],
         "notes": list(checkpoint.notes),
-    }
+    }  # fmt: skip

@@ -51,15 +51,15 @@ COMMAND = Command(
         argument("--all", action="store_true", help="behind every layer that an identity can follow"),
         argument("--count", type=int, default=1, metavar="N", help="how many behind each"),
         argument("--pairs", type=int, default=0, metavar="N",
-                 help="instead N pairs of a horizontal and a vertical convolution behind each"),
+                 help="insert N pairs of a horizontal and a vertical convolution behind each instead"),
         argument("--with", dest="way", choices=_ALL_WAYS, metavar="KIND",
-                 help=f"instead of the best for each layer or block: {', '.join(_ALL_WAYS)}"),
+                 help=f"what to insert, instead of the best for each layer or block: {', '.join(_ALL_WAYS)}"),
         argument("--width", metavar="W", help="units of the new layers, like 96 or 2x, at least as many as before"),
         argument("--repeat", action="append", default=[], metavar="PATTERN=+N",
                  help="N copies of residual blocks of that name or group, like 'layer3=+4'"),
         argument("--depth", metavar="F", help="copies for every group of blocks, like 2x"),
         argument("--append", action="store_true",
-                 help="copies behind the last block of the group, not behind their originals"),
+                 help="put copies behind the last block of the group, not behind their originals"),
         argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on"),
         for_framework("only copies of blocks that a deeper class of the framework has"),
         REPORT,
@@ -112,16 +112,10 @@ def _blocks_table(blocks: Sequence[Block]) -> Table:
 
 def _blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     return [
-        {
-            "name": b.name,
-            "group": b.group,
-            "sums": b.parts,
-            "nodes": len(b.nodes),
-            "reason": b.reason or None,
-            "cancels": not b.obstacle,
-        }
+        {"name": b.name, "group": b.group, "sums": b.parts, "nodes": len(b.nodes), "reason": b.reason or None,
+         "cancels": not b.obstacle}
         for b in blocks
-    ]
+    ]  # fmt: skip
 
 
 def _table(deepening: Deepening, title: str) -> Table:

@@ -73,18 +73,9 @@ def _to_dict(inspection: Inspection) -> dict[str, Any]:
     return {
         "parameters": inspection.elements,
         "dims": [
-            {
-                "name": group.name,
-                "role": group.role,
-                "size": group.size,
-                "tensors": group.tensors,
-                "weights": group.elements,
-                "growable": group.reason is None,
-                "on_request": group.on_request,
-                "multiples_only": group.is_whole,
-                "fillable": group.fillable,
-                "reason": group.reason,
-            }
-            for group in inspection.groups
+            {"name": g.name, "role": g.role, "size": g.size, "tensors": g.tensors, "weights": g.elements,
+             "growable": g.reason is None, "on_request": g.on_request, "multiples_only": g.is_whole,
+             "fillable": g.fillable, "reason": g.reason}
+            for g in inspection.groups
         ],
-    }
+    }  # fmt: skip

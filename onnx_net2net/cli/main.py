@@ -7,14 +7,14 @@ written nothing, and one that is stopped says whether it has.
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import os
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run the command line, and say what it refuses."""
+    options = argparse.Namespace(debug=False)
     try:
         try:
             options = _parser().parse_args(arguments)
@@ -72,20 +73,28 @@ def _run(arguments: Sequence[str] | None) -> int:
             say("", end="")  # what argparse has printed
             raise
         options.started = time.perf_counter()
-        with warnings.catch_warnings(), _tracing(options.debug):
-            warnings.simplefilter("default" if options.debug else "ignore")  # of libraries, about their own insides
+        with warnings.catch_warnings():
+            warnings.simplefilter("default" if options.debug else "ignore")  # those of libraries are not for users
             return int(options.run(options))
-    except Net2NetError as error:
-        said = _first_said(getattr(options, "teacher", None), error) if isinstance(error, RefusedError) else error
-        complain(str(said))
-        return said.exit_code
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # of a file that nobody has thought of
-        given = (value if isinstance(value, list) else [value] for value in vars(options).values())
-        files = ", ".join(shown(path) for paths in given for path in paths if isinstance(path, Path))
-        complain(f"cannot work with {files}: {type(error).__name__}: {one_line(error)} (--debug shows where)")
-        return BadInputError.exit_code
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        if isinstance(error, MemoryError | OSError):
+            raise
+        return _refused(options, error)
+
+
+def _refused(options: argparse.Namespace, error: Exception) -> int:
+    """Say why a command was not carried out, and return the exit code."""
+    if isinstance(error, RefusedError):
+        error = _first_said(getattr(options, "teacher", None), error)
+    if isinstance(error, Net2NetError):
+        complain(str(error))
+        return error.exit_code
+    given = (value if isinstance(value, list) else [value] for value in vars(options).values())
+    files = ", ".join(shown(path) for paths in given for path in paths if isinstance(path, Path))
+    complain(f"cannot work with {files}: {type(error).__name__}: {one_line(error)} (--debug shows where)")
+    return BadInputError.exit_code  # a file that nobody has thought of
 
 
 def _parser() -> Parser:
@@ -103,7 +112,7 @@ def _interrupt() -> None:
 
 
 def _open_streams() -> None:
-    """Open closed standard streams on nothing, lest the next file takes the number of one and gets what is printed."""
+    """Open closed standard streams on the null device: the next file would take their place and get what is printed."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -114,19 +123,8 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
-@contextlib.contextmanager
-def _tracing(wanted: bool) -> Iterator[None]:
-    """Print where an error comes from, if that is wanted."""
-    try:
-        yield
-    except Exception:
-        if wanted:
-            traceback.print_exc()
-        raise
-
-
 def _first_said(teacher: Path | None, error: RefusedError) -> Net2NetError:
-    """Return that a teacher does not run, where one was refused for other reasons, which would be beside the point."""
+    """Return the error that the teacher does not run at all; if it runs, the reason why it was refused."""
     try:
         if teacher is not None:
             check_runs(load(teacher))

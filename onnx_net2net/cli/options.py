@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Adds the default where there is one to speak of."""
+    """Adds the default to a text that does not say it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

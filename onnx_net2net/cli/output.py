@@ -60,10 +60,10 @@ def tell(items: Iterable[object]) -> None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print, and go on with the work where whoever read the output has seen enough.
+    """Print; where nobody reads the output any more, go on with the work.
 
     Raises:
-        BadInputError: If what is printed is lost, and nothing has been written yet; afterwards that is a warning.
+        BadInputError: Printing fails and no file has been written yet; afterwards there is a warning instead.
     """
     try:
         print(text, end=end, flush=True)
@@ -94,7 +94,7 @@ def complain(text: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """Yield a function that moves a bar on a terminal's stderr, or None where nobody watches."""
+    """Yield a function that moves a bar on stderr; None where that is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -104,7 +104,7 @@ def progress_bar() -> Iterator[Progress | None]:
 
 
 def _text(value: str) -> Text:
-    """Return what a cell shows: no markup, and nothing that a terminal would obey."""
+    """Return the text of a cell, without markup and without control characters."""
     return Text(shown(value))
 
 

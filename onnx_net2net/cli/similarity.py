@@ -32,9 +32,9 @@ COMMAND = Command(
         argument("target", type=Path, metavar="TARGET"),
         argument("sources", type=Path, nargs="+", metavar="SOURCE"),
         argument("--measure", default="agreement", choices=MEASURES,
-                 help="rank by how the filled target answers like the source, for which the transfers are done and "
-                 "run, or at once by the share of the source's parameters that have a place in the target, the share "
-                 "of the target's filled, or DPIAT's similarity (default: %(default)s)"),
+                 help="what to rank by: how much the filled target answers like the source, for which it is filled and "
+                 "run; or, at once, the share of the source's parameters that have a place in the target, the share "
+                 "of the target's parameters that are filled, or DPIAT's similarity (default: %(default)s)"),
         JSON,
     ],
     run,

@@ -82,13 +82,13 @@ COMMAND = Command(
         argument("--method", default="net2net", choices=("net2net", "dpiat"),
                  help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with"),
         argument("--partial", action="store_true",
-                 help="write also what is not exact (default: only with --data or --method dpiat)"),
-        argument("--exact", action="store_true", help="refuse what is not exact, with these two, too"),
+                 help="write the student also if it is not exact (default: only with --data or --method dpiat)"),
+        argument("--exact", action="store_true", help="refuse what is not exact with --data or --method dpiat, too"),
         SPREAD,
         SEED,
         JSON,
         *checking_arguments(
-            "examples to choose units and fit layers by where the transfer is not exact, and to compare on"
+            "examples: they choose units and fit layers where the transfer is not exact, and both are compared on them"
         ),
     ],
     run,

@@ -58,7 +58,7 @@ COMMAND = Command(
         argument("--noise", type=float, default=0.0, metavar="S",
                  help="noise on the incoming weights of copies, as in the paper (not exact)"),
         argument("--fill-norms", action=argparse.BooleanOptionalAction,
-                 help="any width where norms admit multiples only, by filling up what they read (default: where "
+                 help="allow any width where norms admit multiples only, by filling up what they read (default: if "
                  "multiples would miss --factor by a tenth)"),
         argument("--prior", type=float, metavar="P",
                  help="probability at which new classes start (default: 0.01, under a softmax 0)"),

@@ -1,4 +1,4 @@
-"""Functions of a model: whether they can be opened, and opened."""
+"""Functions of a model: check them, and put their nodes in the place of their calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_functions(proto: onnx.ModelProto) -> None:
 
 
 def _size(node: onnx.NodeProto, functions: dict[_Key, Any], sizes: dict[_Key, int]) -> int:
-    """Return how many nodes one stands for; `sizes` are those of functions, None of one that is being looked at."""
+    """Return how many nodes a node stands for when functions are opened; `sizes` keeps those of the functions."""
     start = _called(node)
     pending = [start] if start in functions else []
     inside: set[_Key] = set()

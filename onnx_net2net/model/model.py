@@ -1,4 +1,4 @@
-"""Load, edit and save ONNX models: nothing is lost, and weights are read only when somebody asks.
+"""Load and save ONNX models: nothing is lost, and weights are read only when they are needed.
 
 A `Model` is a *weightless* `onnx.ModelProto` plus a table of weights: its larger tensors are stubs (see
 `model.tensors`). `graph.Graph` makes it editable, which stays fast and harmless without the weights; onnx-ir

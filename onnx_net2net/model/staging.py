@@ -34,10 +34,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 written: list[Path] = []
-"""What this process has put in place, so that nobody says that nothing was written."""
+"""The files that this process has put in place, for the message when it is interrupted."""
 
 Identity = list[int]
-"""What tells a file from others that have had its name: a moved file keeps it."""
+"""Inode, size and time of change: a moved file keeps them, another file of its name has others."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _SUFFIX = ".net2net"
 _WORK_FOLDER = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(_SUFFIX), re.DOTALL)
 _NAME_BYTES = 40  # of a work folder's name, of which file systems allow some 255
 _PATIENCE = 30.0
-"""Seconds after which a folder is written to although somebody has locked it, who is then no writer of ours."""
+"""Seconds to wait for the lock of a folder. Whoever holds it for longer is no writer of ours, and is ignored."""
 
 _JOURNAL, _OLD = ".journal", ".old"
 
@@ -164,7 +164,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """Return what the system says, without the names of files that nobody has heard of."""
+    """Return what the system says, without the names of files, which may be temporary ones."""
     return error.strerror or f"the disk takes no more ({error})"  # only numpy raises one without, when it writes
 
 
@@ -177,7 +177,7 @@ def same_file(first: Path, second: Path) -> bool:
 
 
 def _sweep(parent: Path) -> None:
-    """Settle and remove what is left of writers that were killed."""
+    """Settle and remove the work folders of writers that were killed."""
     with contextlib.suppress(OSError):
         for name in filter(_WORK_FOLDER.fullmatch, os.listdir(parent)):
             folder = parent / name
@@ -320,6 +320,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _kind(mode: int) -> str:
-    """Return what it is that is no regular file."""
+    """Say what something is that is no regular file."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

@@ -1,6 +1,6 @@
 """Where the bytes of a tensor are, and stubs: tensors of a proto whose bytes are in a table of weights instead.
 
-Small tensors stay in the proto. Of a **stub** there are the name, type, shape and documentation; its only
+Small tensors stay in the proto. A **stub** has the name, type, shape and documentation of a larger one; its only
 external-data entry is a key into the table. External-data files are checked here and read when somebody asks.
 """
 
@@ -43,7 +43,7 @@ _keys = itertools.count()
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that is read piece by piece, and must stay as it is until then.
+    """A file that is read when its data is needed, and must not change before.
 
     It is never mapped into memory: reading from a mapped file that somebody cuts off ends the process.
 
@@ -87,7 +87,7 @@ def _state(status: os.stat_result) -> tuple[int, int]:
 
 
 class FileTensor(ir.LazyTensor):  # type: ignore[misc]
-    """A tensor in a file, read each time that somebody asks."""
+    """A tensor in a file, which is read at each use."""
 
     def __init__(self, file: DataFile, offset: int, size: int, tensor: onnx.TensorProto) -> None:
         kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
@@ -162,7 +162,7 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
         The external-data files.
 
     Raises:
-        BadInputError: If a tensor has not the data that its type and shape ask for.
+        BadInputError: The data of a tensor does not fit its type and shape, or is missing.
     """
     files: dict[str, DataFile] = {}
     for tensor in all_tensors(proto):

@@ -1,4 +1,4 @@
-"""Compare one tensor of a student with what the teacher makes of it, by the yardstick of the teacher's noise."""
+"""Compare one tensor of a student with the teacher's; the yardstick is the teacher's float noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Judge = Callable[..., "OutputReport"]
 
 @dataclass(frozen=True)
 class Typical:
-    """What an output is like in most runs: in one of them its few elements may cancel, or be moved by nothing.
+    """The usual noise and size of an output. In a single run its few elements may cancel, or nothing may move them.
 
     Attributes:
         noise: The median of its noise, absolute.
@@ -37,7 +37,7 @@ class Typical:
 
     @property
     def slack(self) -> float:
-        """About what a student may be off by."""
+        """About how far a student may be off."""
         return min(NOISE_FACTOR * self.noise, MAX_TOLERANCE * self.size)
 
 
@@ -92,8 +92,7 @@ def compare(
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
         cap: The largest error that any noise excuses, as a part of the largest value.
-        units: For tensors whose values come from an operation on numbers of a given size, that size: a probability of
-            1e-6 is as noisy as one of 1.
+        units: The natural size of the values of some tensors, by name: a probability of 1e-6 is as noisy as one of 1.
     """
     first = teacher[0]
     if student is None or student.shape != first.shape:
@@ -145,14 +144,14 @@ def largest_of(values: Array) -> float:
 
 
 def noise_of(first: Array, others: Sequence[Array]) -> float:
-    """Return how far values are moved at most in other runs; 0 for what is no float."""
+    """Return how far values are at most from those of other runs; 0 if they are no floats."""
     if epsilon(first.dtype) is None:
         return 0.0
     return max((_largest(gap(first, one)) for one in others if one.shape == first.shape), default=0.0)
 
 
 def finite(values: Array) -> Array:
-    """Tell of each element whether it is finite; whatever is no float is."""
+    """Tell of each element whether it is finite; those of other types than floats are."""
     if epsilon(values.dtype) is None:
         return np.ones(values.shape, bool)
     return np.isfinite(values.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Compare tensors inside two models: find the first that differs, and what stands for an output that never moves."""
+"""Compare tensors inside two models: find the first that differs, and what to compare instead of unmoved outputs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Embed = Callable[[str], Sequence[Array | None] | None]
 the axis); None if the two cannot be compared."""
 
 _WITNESS = 1e-3
-"""What moves by less than this part of its largest value shows little more than an output that does not move."""
+"""A tensor that moves by less than this part of its largest value counts as one that does not move."""
 
 _CHUNK = 128  # intermediate tensors fetched in one run: what bounds the memory of the search
 
 
 @dataclass(frozen=True)
 class Stand:
-    """What stands for an output that is the same whatever the inputs are.
+    """The tensors that are compared instead of an output that is the same whatever the inputs are.
 
     Attributes:
-        tensors: The tensors that it is made from, which do move, and agree; none if there are none to compare.
-        differs: One that does not agree.
+        tensors: Those that the output is made from, that move, and that agree.
+        differs: One of those that does not agree.
     """
 
     tensors: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Insides:
         return next((name for name, agree in self._agreements(names, feeds) if not agree), None)
 
     def stand_for(self, output: str, feeds: tuple[Feeds, Feeds]) -> Stand:
-        """Compare what an output is made from, where that moves: going back, the first tensors that can be compared.
+        """Go back from an output, and compare the first tensors that move and that both models have.
 
         Args:
             output: The name of the output.

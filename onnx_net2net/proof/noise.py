@@ -20,17 +20,17 @@ _LAYERS = traits.LAYERS | traits.ARITHMETIC | {"Gather"}
 """Where the error of one unit in the last place is put."""
 
 _SHIFTS = traits.ARITHMETIC - traits.FACTORS
-"""Where even a single number has an error: the digits that a large one takes from what it is added to."""
+"""Where even a single number gets an error: a large one costs the other operand digits."""
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 _DYNAMIC = "DynamicQuantizeLinear"
 
 _BEFORE_ROUNDING = 64
-"""Units in the last place put before a quantizer: whatever the error, it moves a few values by a whole step of it."""
+"""The error before a quantizer, in units in the last place. Whatever it is, it moves a few values by a whole step."""
 
 _BEFORE_DYNAMIC_ROUNDING = 1024 * float(np.finfo(np.float32).eps)
-"""The same, as a part of the value, where each has an error of its own: what moves no step is rounded away."""
+"""The same for a quantizer that chooses its steps, as a part of the value. Each value gets an error of its own."""
 
 
 def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -> Feeds:
@@ -50,7 +50,7 @@ def is_rounded_dynamically(proto: onnx.ModelProto) -> bool:
 
 @dataclass(frozen=True)
 class Error:
-    """An input that `noisy_twin` added: by 1 plus or minus `step` the units of a layer are multiplied."""
+    """An input that `noisy_twin` added. The units of a layer are multiplied by it: by 1 plus or minus `step`."""
 
     name: str
     dtype: np.dtype[Any]
@@ -59,12 +59,12 @@ class Error:
 
 
 def drawn(errors: Sequence[Error], rng: np.random.Generator) -> Feeds:
-    """Draw what is fed to the inputs that `noisy_twin` added, other signs each time."""
+    """Draw values for the inputs that `noisy_twin` added, with other signs each time."""
     return {e.name: np.asarray(1 + rng.choice([-1, 1], e.shape) * e.step, e.dtype) for e in errors}
 
 
 def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
-    """Put such an error behind every layer of a model that has weights, in place.
+    """Put an error of one unit in the last place behind every layer that has weights. The model is changed.
 
     Moving the inputs alone would miss what gets lost later, where numbers are larger, and a language model takes
     nothing but whole numbers.

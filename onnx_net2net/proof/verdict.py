@@ -48,7 +48,7 @@ class Verification:
             None where all agree or none could be compared.
         unmoved: Outputs that were the same in all runs, though they are computed from the inputs, with the tensors
             inside that were compared instead. With none of these nothing is shown, and `equivalent` is False.
-        departure: What of a student with a record is not as the record says; `equivalent` is False then too.
+        departure: How the student differs from what its record says; `equivalent` is False then too.
     """
 
     equivalent: bool

@@ -123,13 +123,13 @@ def accepted(
 
     Args:
         specs: What `input_specs` returned.
-        run: Runs the model once and raises, whatever it likes, where the model refuses.
+        run: Runs the model once, and raises any exception where the model refuses.
         rng: Draws the values.
         wanted: How many bindings are enough.
         slow: Two are enough where a run takes longer than so many seconds.
 
     Raises:
-        BadInputError: The model refuses every candidate; the text has its last words.
+        BadInputError: The model refuses every candidate; the text ends with the last refusal.
     """
     found: list[dict[str, int]] = []
     refusal: Exception | None = None
