@@ -18,16 +18,15 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.model.checks import OPSETS, check, parse
+from onnx_net2net.model.checks import check, parse
 from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, stage, write
 from onnx_net2net.model.staging import work_folder, writing
-from onnx_net2net.model.tensors import INLINE_BYTES, Weights, data_of, detach
+from onnx_net2net.model.tensors import Weights, data_of, detach
 
-__all__ = ["INLINE_BYTES", "OPSETS", "SINGLE_FILE_LIMIT", "Array", "Model", "Progress", "Staged", "load"]
+__all__ = ["Model", "Progress", "load"]
 
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Larger models are saved with external data: a protobuf message ends at 2 GiB."""

@@ -80,6 +80,12 @@ def initializer_names(scope: Any) -> list[str]:
     return dense + [sparse.values.name for sparse in getattr(scope, "sparse_initializer", ())]
 
 
+def free_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that have to be fed: IR version 3 lists the initializers among the inputs."""
+    constants = set(initializer_names(graph))
+    return [value for value in graph.input if value.name not in constants]
+
+
 def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """Return the names that the bodies of nodes take from the enclosing graphs."""
     names: set[str] = set()

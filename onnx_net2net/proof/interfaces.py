@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import NotEquivalentError
+from onnx_net2net.model.protos import by_name, free_inputs
 from onnx_net2net.run.inputs import Feeds
 
 Run = Callable[[Feeds], dict[str, Array]]
@@ -26,8 +27,9 @@ def check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto, grown: 
     Raises:
         NotEquivalentError: Names, types or sizes differ.
     """
-    for what in ("input", "output"):
-        old, new = _values(teacher, what), _values(student, what)
+    inputs = by_name(free_inputs(teacher)), by_name(free_inputs(student))
+    outputs = by_name(teacher.output), by_name(student.output)
+    for what, (old, new) in (("input", inputs), ("output", outputs)):
         if old.keys() != new.keys():
             raise NotEquivalentError(f"the student's {what}s are {sorted(new)}, the teacher's {sorted(old)}")
         for name in old:
@@ -58,11 +60,6 @@ def on_old_part(run: Run, grown: Grown, rng: np.random.Generator) -> Run:
         return answer
 
     return run_old_part
-
-
-def _values(graph: onnx.GraphProto, what: str) -> dict[str, onnx.ValueInfoProto]:
-    constants = {tensor.name for tensor in graph.initializer}  # IR 3 lists them among the inputs
-    return {value.name: value for value in getattr(graph, what) if value.name not in constants or what == "output"}
 
 
 def _compatible(one: onnx.TypeProto, other: onnx.TypeProto, changed: Collection[int]) -> bool:

@@ -86,8 +86,8 @@ def compare_models(
         else:
             locate = cache(lambda: embed or embedding(old, new))
             insides = Insides(old_path, new_path, open_with, judge, lambda name: locate()(name))
-            is_vouched = vouch is not None and not new.is_fresh and rtol is None and atol is None
-            change = vouch(old, new) if vouch and is_vouched and failed is None else None
+            is_exact = failed is None and rtol is None and atol is None
+            change = vouch(old, new) if vouch and is_exact and not new.is_fresh else None
             found = _explained(insides, failed, gathered, change)
     return Verification(
         equivalent=failed is None and found.is_equivalent,

@@ -14,7 +14,7 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array, epsilon
 from onnx_net2net.model.functions import inlined
-from onnx_net2net.model.protos import captured, initializer_names
+from onnx_net2net.model.protos import captured, free_inputs
 from onnx_net2net.proof.divergence import differ
 from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, InputSpec, draw
@@ -33,7 +33,7 @@ _FOLDS: tuple[Callable[[Array], Array], ...] = (lambda x: x, np.abs, lambda x: -
 def that_should_move(proto: onnx.ModelProto) -> list[str]:
     """Return the outputs that are computed from values of inputs, and not from their sizes alone."""
     graph = inlined(proto).graph
-    moving = {value.name for value in graph.input} - set(initializer_names(graph))
+    moving = {value.name for value in free_inputs(graph)}
     for node in graph.node:
         if node.op_type not in _SHAPE_ONLY and not moving.isdisjoint((*node.input, *captured([node]))):
             moving.update(node.output)

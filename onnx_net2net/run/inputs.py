@@ -25,12 +25,8 @@ from onnx import TensorProto, helper
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.functions import inlined
+from onnx_net2net.model.protos import free_inputs
 from onnx_net2net.run.input_uses import LENGTHS, Flow, Size, declared_shape
-
-__all__ = [
-    *("SCALES", "Array", "Feeds", "InputSpec"),
-    *("accepted", "arrays_of", "bindings", "check_feeds", "draw", "input_specs", "one_line", "read_npz"),
-]
 
 Feeds = dict[str, Array]
 
@@ -84,9 +80,8 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
         BadInputError: An input is not a tensor, or does not say how many axes it has.
     """
     graph = inlined(proto).graph
-    constants = {tensor.name for tensor in graph.initializer}  # IR 3 lists them among the inputs
     flow = Flow(graph)
-    return [_spec(info, flow) for info in graph.input if info.name not in constants]
+    return [_spec(info, flow) for info in free_inputs(graph)]
 
 
 def bindings(specs: Sequence[InputSpec]) -> Iterator[dict[str, int]]:

@@ -12,7 +12,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, Progress
 from onnx_net2net.run.inputs import Feeds, InputSpec, accepted, check_feeds, draw, input_specs
-from onnx_net2net.run.session import LEVELS, Runner, blaming, provider_name
+from onnx_net2net.run.session import Runner, blaming
 
 ROWS = 16
 """Examples that are run at once; many tensors of each may be looked at."""
@@ -43,7 +43,7 @@ def watched(model: Model, tensors: Iterable[str], whose: str) -> Iterator[Watch]
         inner = [name for name in dict.fromkeys(tensors) if name not in known]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
         with blaming(BadInputError, failure):
-            run = Runner(proto.SerializeToString(), LEVELS[0], provider=provider_name("cpu"), file=path)
+            run = Runner(proto.SerializeToString(), file=path)
 
         def watch(feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
             given = {name: feeds[name] for name in names if name in feeds}
