@@ -31,17 +31,19 @@ class Staged:
     """A model that is written but not yet in its place.
 
     Attributes:
-        path: The temporary model file; onnxruntime can open it.
-        target: Where `commit` puts it.
+        path: The temporary model file, in a work folder; onnxruntime can open it.
         data: The temporary external-data file, if there is one.
         sources: Files that the model reads, which stay.
     """
 
     path: Path
-    target: Path
     data: Path | None
     sources: tuple[Path, ...]
-    stage: Stage
+
+    @property
+    def target(self) -> Path:
+        """Where `commit` puts it."""
+        return self.path.parent.parent / self.path.name
 
     def commit(self) -> None:
         """Move the files into place, the model last, and remove the replaced model's data file if it was ours.
@@ -50,7 +52,7 @@ class Staged:
             BadInputError: If a file cannot be moved there; nothing has changed, then.
         """
         with writing(self.target):
-            self.stage.commit(self._moves)
+            Stage(self.path.parent).commit(self._moves)
 
     def _moves(self) -> tuple[list[str], list[str]]:
         """Return the files to move and those to remove, when no other writer changes the folder."""
@@ -92,7 +94,7 @@ def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], 
         with writing(target):
             path = files.folder / place.name
             data = write(path, _free_data_name(place))
-        yield Staged(path, place, data, sources, files)
+        yield Staged(path, data, sources)
 
 
 def write(

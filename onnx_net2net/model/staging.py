@@ -191,13 +191,7 @@ def _sweep(parent: Path) -> None:
 
 @dataclass(frozen=True)
 class _Journal:
-    """What a writer is going to do.
-
-    Attributes:
-        folder: Its work folder.
-        moves: The files that it moves from there to the folder around, by name.
-        removals: The files that it then removes from the folder around.
-    """
+    """Which files a writer is going to move from its work folder to the folder around, and to remove there."""
 
     folder: Path
     moves: Mapping[str, Identity]

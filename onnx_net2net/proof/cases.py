@@ -117,17 +117,7 @@ def gather(
     seed: int,
     progress: Progress,
 ) -> Gathered:
-    """Run the teacher at each optimization level that it takes.
-
-    Args:
-        path: The teacher's file.
-        open_with: Opens a model for running.
-        specs: What the teacher takes.
-        moving: The outputs that should move.
-        given: Inputs to use; None to generate some.
-        samples: The least number of generated inputs.
-        seed: Of the generated inputs.
-        progress: Told what is running.
+    """Run the teacher at each optimization level that it takes, on given inputs or else on generated ones.
 
     Raises:
         BadInputError: The teacher does not run, or is random.
@@ -263,12 +253,7 @@ class _Gathering:
                     raise BadInputError("the teacher is random: two runs on the same inputs differ")
 
     def _moved(self, moving: Sequence[str], binding: Mapping[str, int] | None) -> Gathered:
-        """Look for inputs that move the outputs which none has moved so far; generated ones become cases.
-
-        Args:
-            moving: The outputs that should move.
-            binding: The sizes of the first case; None if it was given.
-        """
+        """Look for inputs that move the outputs which none has moved so far; generated ones become cases."""
         first = self._cases[0]
         usual = typical(self._cases, steady=False)
         slack = {name: usual[name].slack for name in moving if name in usual}

@@ -59,21 +59,12 @@ class Insides:
     embed: Embed
 
     def first_difference(self, feeds: Feeds) -> str | None:
-        """Return the first float tensor of the teacher, in topological order, that the student does not reproduce.
-
-        Args:
-            feeds: Inputs for which the two differ.
-        """
+        """Return the first float tensor of the teacher, in topological order, that the student does not reproduce."""
         names = [name for node in _read(self.teacher).graph.node for name in node.output if name]
         return next((name for name, agree in self._agreements(names, feeds) if not agree), None)
 
     def stand_for(self, output: str, feeds: tuple[Feeds, Feeds]) -> Stand:
-        """Go back from an output, and compare the first tensors that move and that both models have.
-
-        Args:
-            output: The name of the output.
-            feeds: Two sets of inputs of the same sizes.
-        """
+        """Go back from an output, and compare the first tensors that both models have and that two feeds tell apart."""
         old, new = _read(self.teacher).graph, _read(self.student).graph
         ours, theirs = by_name(old.initializer), by_name(new.initializer)
         producers = {name: node for node in old.node for name in node.output}

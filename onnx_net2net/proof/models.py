@@ -156,14 +156,7 @@ class _Findings:
 
 
 def _explained(insides: Insides, failed: Feeds | None, gathered: Gathered, change: Departure | None) -> _Findings:
-    """Look for the first tensor that differs, or for what shows that outputs agree which never move.
-
-    Args:
-        insides: Compares tensors inside the two models.
-        failed: Inputs for which outputs differ.
-        gathered: What the teacher was run for.
-        change: How the student departs from its record; None where that says nothing.
-    """
+    """Look for the first tensor that differs; where outputs agree but never move, for tensors inside that do."""
     if failed is not None:
         with contextlib.suppress(Exception):  # no probing may hide the finding
             return _Findings(insides.first_difference(failed))
