@@ -613,7 +613,7 @@ def test_what_nobody_has_foreseen_is_one_line_too(
         def fails(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("onnx_net2net.analysis.loadable.inspect_for", fails)
+        monkeypatch.setattr("onnx_net2net.cli.inspect.inspect_for", fails)
         assert cli.main(["inspect", str(tmp_path / "m.onnx")]) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
