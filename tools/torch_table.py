@@ -86,23 +86,20 @@ def _run(path: Path, steps: int, result: Result) -> None:
     import torch
 
     from onnx_net2net import load, to_torch, widen
-    from onnx_net2net.framework.parameters import trained_of
 
     torch.set_num_threads(1)
     model = load(read_model(path))
     result.floats = model.parameters
-    weights = [one for one in trained_of(model).trained if one.kind == "parameter"]
-    result.weights = sum(int(np.prod(one.shape)) for one in weights)
-    if not weights:
-        result.status = "no weights"
-        return
     if steps:
         model = widen(model, factor=2).student
     started = time.perf_counter()
     module = to_torch(model)
     result.seconds = time.perf_counter() - started
-    inputs = _inputs(model)
     result.weights = sum(value.numel() for value in module.parameters())
+    if not result.weights:
+        result.status = "no weights"
+        return
+    inputs = _inputs(model)
     result.learning = _learning(module, inputs)
     if steps:
         _train(module, inputs[0], steps, result)
