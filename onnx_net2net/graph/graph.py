@@ -29,6 +29,9 @@ Node, Tensor, Variable, Constant, Topology = gs.Node, gs.Tensor, gs.Variable, gs
 _ROW = 16
 """So many Identities in a row are read one after another."""
 
+Place = tuple[int, int]
+"""An input of a node: the number of the node, and which input."""
+
 
 def _shorten(graph: gs.Graph) -> None:
     """Let Identities in a long row read what the row names, so that nobody has to walk along all of it."""

@@ -19,9 +19,9 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, compose
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.inference import constant_of
-from onnx_net2net.graph.graph import Tensor
+from onnx_net2net.graph.graph import Place, Tensor
 from onnx_net2net.operations.transfer.align import Alignment
-from onnx_net2net.operations.transfer.modules import Module, Use
+from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.run.region import run_region
 
@@ -42,7 +42,7 @@ class Weighing:
         scaled: The teacher's nodes around them, whose numbers make no difference any more.
     """
 
-    factors: dict[Use, Array] = field(default_factory=dict)
+    factors: dict[Place, Array] = field(default_factory=dict)
     products: set[int] = field(default_factory=set)
     scaled: set[int] = field(default_factory=set)
 
@@ -108,7 +108,7 @@ def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weig
     return weighing
 
 
-def _weigh(teacher: Network, old: _Product, new: _Product, growth: Growth, factors: dict[Use, Array]) -> bool:
+def _weigh(teacher: Network, old: _Product, new: _Product, growth: Growth, factors: dict[Place, Array]) -> bool:
     """Find the factors of one of the layers in front of a product; tell whether it can have them."""
     (contraction,) = teacher.analysis.said[old.number].contractions
     index, position = contraction.sides[0]

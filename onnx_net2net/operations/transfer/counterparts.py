@@ -18,10 +18,9 @@ from functools import partial
 import numpy as np
 
 from onnx_net2net.analysis.inference import constant_of
-from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.graph import Constant, Place
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.convert import attributes
-from onnx_net2net.operations.transfer.modules import Use
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle
 from onnx_net2net.rules import traits
 
@@ -50,7 +49,7 @@ class Table:
         literal: Why the target's class may not hold the values, "" if it may: it stores them as it stores parameters.
     """
 
-    use: Use
+    use: Place
     read: Compute
     teacher: str
     is_number: bool = False
@@ -92,7 +91,7 @@ class Counterparts:
                     taken.add(other)
                     pending.append((one, other))
 
-    def _inputs(self) -> Iterator[tuple[Use, Use]]:
+    def _inputs(self) -> Iterator[tuple[Place, Place]]:
         """Yield the inputs of corresponding nodes."""
         for old, new in sorted(self.partner.items()):
             count = min(len(self._networks.teacher.nodes[old].inputs), len(self._networks.target.nodes[new].inputs))
@@ -170,7 +169,7 @@ def neighbours(network: Network, number: int) -> dict[tuple[object, ...], set[in
     return found
 
 
-def number_of(network: Network, use: Use) -> float | None:
+def number_of(network: Network, use: Place) -> float | None:
     """Return the one float that an input of a node is now, None if it is anything else."""
     constant = constant_of(network.nodes[use[0]].inputs[use[1]])
     if constant is None or math.prod(constant.shape) != 1 or not network.is_float(constant):
@@ -188,7 +187,7 @@ def are_sizes(one: float, other: float) -> bool:
     return False
 
 
-def _table(network: Network, use: Use) -> Constant | None:
+def _table(network: Network, use: Place) -> Constant | None:
     """Return the constant that an input of a node is, if it is data and neither floats, nor sizes, nor a literal."""
     node = network.nodes[use[0]]
     constant = constant_of(node.inputs[use[1]])
@@ -200,7 +199,7 @@ def _table(network: Network, use: Use) -> Constant | None:
     return constant if use[1] in _DATA.get(node.op, ()) and not is_literal and not is_size else None
 
 
-def _text(network: Network, use: Use) -> str | None:
+def _text(network: Network, use: Place) -> str | None:
     """Return the text of a single number or of constant integers, None for anything else."""
     value = number_of(network, use)
     if value is not None:

@@ -19,10 +19,11 @@ from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.loadable import frozen_constants, scalable, scalings, weighed_axes
 from onnx_net2net.analysis.padding import State
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.attention import weigh_products
 from onnx_net2net.operations.transfer.counterparts import Counterparts, are_sizes, number_of
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
+from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.ties import tie
 from onnx_net2net.operations.widen.plan import Plan, interface_axes
@@ -127,10 +128,10 @@ class Fit:
 
     sizes: TargetSizes
     growth: Growth
-    scaled: frozenset[Use]
-    factors: dict[Use, Array]
+    scaled: frozenset[Place]
+    factors: dict[Place, Array]
     weighed: set[int]
-    tied: dict[Use, Parameter]
+    tied: dict[Place, Parameter]
     interface: dict[str, Any]
 
     def sources(self, old: Module, new: Module) -> dict[str, Parameter]:
@@ -286,7 +287,7 @@ class _Fitting:
                 if new > dim.size and not dim.frozen:
                     self._plan.growth[dim] = in_turn(dim.size, new)
 
-    def _numbers(self, weighed: set[int]) -> Iterator[tuple[Use, float]]:
+    def _numbers(self, weighed: set[int]) -> Iterator[tuple[Place, float]]:
         """Yield weights and the factor for each, so that a number which the target computes from its sizes is right."""
         replaced = set(weighed)
         anew = {(constant.power, constant.axis.size) for constant in frozen_constants(self._networks.target.analysis)}
@@ -323,7 +324,7 @@ class _Fitting:
                 yield use, factor
                 yield from self._tied_to(use, factor)
 
-    def _tied_to(self, use: Use, factor: float) -> Iterator[tuple[Use, float]]:
+    def _tied_to(self, use: Place, factor: float) -> Iterator[tuple[Place, float]]:
         """Yield the other weights that are scaled with a tied one, and their factors."""
         tied = self._analysis.tied
         sums = weighed_axes(self._analysis)

@@ -21,11 +21,8 @@ from onnx_net2net.analysis.blocks import residual_depths
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
-from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.rules import traits
-
-Use = tuple[int, int]
-"""An input of a node: the number of the node, and which input."""
 
 _LEARNT = traits.NORMS | {"Conv", "ConvTranspose", "Gemm", "PRelu"}
 """Operators that learn each input but the first, even a single number."""
@@ -51,7 +48,7 @@ class Parameter:
         repeats: Whether the first axis only repeats the rest, as in a token that was expanded to the batch.
     """
 
-    use: Use
+    use: Place
     order: tuple[int, ...]
     flat: int
     channels: int = 9
@@ -126,7 +123,7 @@ class Module:
         return f"{self.kind} of {' x '.join(map(str, self.shape))}"
 
     @property
-    def uses(self) -> set[Use]:
+    def uses(self) -> set[Place]:
         """The inputs of nodes that its parameters are."""
         return {parameter.use for parameter in self.parameters.values()}
 
@@ -160,7 +157,7 @@ class _Finding:
         self._nodes, self._uses = analysis.nodes, analysis.uses
         self._network = Network(analysis)
         self._finder = Finder(self._network, proto)
-        self._taken: set[Use] = set()
+        self._taken: set[Place] = set()
 
     def find(self) -> list[Module]:
         """Return the modules, in an order that follows from the graph alone."""
@@ -207,7 +204,7 @@ class _Finding:
                 pending += [(number, True), *((maker, False) for maker in makers[::-1] if maker not in places)]
         return places
 
-    def _is_parameter(self, use: Use, least: int = 2) -> bool:
+    def _is_parameter(self, use: Place, least: int = 2) -> bool:
         """Tell whether an input holds parameters that no module has yet; a single number must be a learnt one."""
         found, op = self._uses.get(use), self._nodes[use[0]].op
         if found is None or use in self._taken or op in traits.SHAPES:
@@ -297,7 +294,7 @@ class _Finding:
         plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
         return Parameter((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
-    def _bias(self, number: int, tensor: Tensor, axis: int) -> Use | None:
+    def _bias(self, number: int, tensor: Tensor, axis: int) -> Place | None:
         """Return the constant input of an Add that adds one number to each unit of an axis; None for other nodes."""
         node = self._nodes[number]
         use = number, 1 if node.inputs[0] is tensor else 0
@@ -310,7 +307,7 @@ class _Finding:
                                                      enumerate(zip(shape, result, strict=True)))  # fmt: skip
         return use if is_along else None
 
-    def _take(self, use: Use) -> Parameter:
+    def _take(self, use: Place) -> Parameter:
         """Return a constant as a parameter; axes of one unit are left out of vectors."""
         self._taken.add(use)
         axes = self._uses[use].axes
@@ -358,7 +355,7 @@ class _Finding:
         values = self._analysis.draft.read(constant)
         return bool((values == values[:1]).all())
 
-    def _shift(self, scale: Use) -> Use | None:
+    def _shift(self, scale: Place) -> Place | None:
         """Return the constant that is added behind a scale, and along its axis; None if there is none."""
         result = self._nodes[scale[0]].outputs[0]
         while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):

@@ -15,9 +15,9 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of, infer
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.graph.graph import Constant, dtype_of
+from onnx_net2net.graph.graph import Constant, Place, dtype_of
 from onnx_net2net.model.model import Model
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Use, modules_of
+from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
 from onnx_net2net.operations.transfer.segments import Segment, grouped
 from onnx_net2net.rules import traits
 
@@ -75,7 +75,7 @@ class Network:
         return constant_of(self.nodes[parameter.use[0]].inputs[parameter.use[1]])
 
     @cached_property
-    def readings(self) -> dict[int, list[Use]]:
+    def readings(self) -> dict[int, list[Place]]:
         """The inputs of nodes that each constant was, by its id; those that read only its shape are left out."""
         found = {}
         for uses in self.analysis.readings():
@@ -93,7 +93,7 @@ class Network:
         """Return the type of a constant's elements."""
         return dtype_of(constant)
 
-    def original(self, use: Use) -> Constant:
+    def original(self, use: Place) -> Constant:
         """Return the constant that an input of a node was before anything changed."""
         return self.analysis.uses[use].constant
 

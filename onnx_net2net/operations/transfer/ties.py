@@ -9,15 +9,16 @@ import numpy as np
 from onnx_net2net.algebra import dims
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import rescale_instead, weighed_axes
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
-from onnx_net2net.operations.transfer.modules import Parameter, Use
+from onnx_net2net.operations.transfer.modules import Parameter
 from onnx_net2net.operations.transfer.networks import Network, Networks
 
 Pair = tuple[Parameter, Parameter]
 """A parameter of the teacher and the one of the target that corresponds to it."""
 
 
-def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
+def tie(networks: Networks, found: Alignment) -> dict[Place, Parameter]:
     """Let what is one tensor in the target have the same dims in the teacher, where it has the same values there.
 
     Units that one reader of a matrix makes and another one sums over would be copied for the one and shared for the
@@ -33,7 +34,7 @@ def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
     """
     analysis = networks.teacher.analysis
     weighed = weighed_axes(analysis)
-    shared: dict[Use, Parameter] = {}
+    shared: dict[Place, Parameter] = {}
     for pairs in _tied(networks.target, found):
         reads = [networks.teacher.reader(old) for old, _ in pairs]
         values = [read() for read in reads if read is not None]
@@ -50,7 +51,7 @@ def tie(networks: Networks, found: Alignment) -> dict[Use, Parameter]:
 
 
 def _share_or_keep(
-    analysis: Analysis, parameters: Sequence[Parameter], weighed: dict[Use, dict[int, int]], reason: str
+    analysis: Analysis, parameters: Sequence[Parameter], weighed: dict[Place, dict[int, int]], reason: str
 ) -> None:
     """Let a scale carry the division of copies that some readers of tied values sum over, or keep their number."""
     for place, axis in enumerate(parameters[0].axes(analysis)):

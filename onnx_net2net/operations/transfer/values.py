@@ -12,8 +12,8 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import clip
 from onnx_net2net.analysis.names import scope_of
-from onnx_net2net.graph.graph import Constant
-from onnx_net2net.operations.transfer.modules import Parameter, Use
+from onnx_net2net.graph.graph import Constant, Place
+from onnx_net2net.operations.transfer.modules import Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network
 
 
@@ -67,13 +67,13 @@ class Values:
         self._network = network
         draft = network.analysis.draft
         self._initial = {key: draft.reader(use.constant) for key, use in network.analysis.uses.items()}
-        self._values: dict[Use, _Value] = {}
+        self._values: dict[Place, _Value] = {}
 
     def initial(self, parameter: Parameter) -> Array:
         """Return the values that a parameter had, in the common order."""
         return parameter.common(self._initial[parameter.use]())
 
-    def set(self, use: Use, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = "") -> None:
+    def set(self, use: Place, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = "") -> None:
         """Give a use of a constant values of the constant's own shape and type."""
         self._values[use] = _Value(key, compute, origin, teacher)
 
@@ -85,7 +85,7 @@ class Values:
         origin: str,
         teacher: str = "",
         factors: Array | None = None,
-        uses: Sequence[Use] = (),
+        uses: Sequence[Place] = (),
     ) -> None:
         """Give a parameter values in the common order; of those of another shape it gets the middle.
 
@@ -115,13 +115,13 @@ class Values:
         for use in (parameter.use, *uses):
             self.set(use, (*key, id(factors)), values, origin, teacher)
 
-    def fill(self, use: Use, value: float, origin: str, teacher: str = "") -> None:
+    def fill(self, use: Place, value: float, origin: str, teacher: str = "") -> None:
         """Give all elements of a constant one value."""
         constant = self._network.original(use)
         shape, kind = tuple(constant.shape), self._network.dtype(constant)
         self.set(use, (origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
-    def has(self, use: Use) -> bool:
+    def has(self, use: Place) -> bool:
         """Tell whether a use of a constant gets new values."""
         return use in self._values
 
@@ -129,7 +129,7 @@ class Values:
         """Put all values into the network's draft; constants that several nodes read in different ways are parted."""
         for uses in self._network.readings.values():
             constant = self._network.original(uses[0])
-            parted: dict[object, list[Use]] = {}
+            parted: dict[object, list[Place]] = {}
             for use in uses:
                 parted.setdefault(self._values[use].key if use in self._values else None, []).append(use)
             is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1
@@ -142,7 +142,7 @@ class Values:
                 elif is_float:
                     yield Source(name, shape, "kept", "", name, self._scopes(readers))
 
-    def _replace(self, constant: Constant, name: str, compute: Compute, parted: Sequence[Use]) -> str:
+    def _replace(self, constant: Constant, name: str, compute: Compute, parted: Sequence[Place]) -> str:
         """Give a constant new values, or those of its readers that are to have other ones; return the name."""
         draft, shape = self._network.analysis.draft, tuple(constant.shape)
         if not parted:
@@ -154,7 +154,7 @@ class Values:
             self._network.nodes[node].inputs[index] = own
         return str(own.name)
 
-    def _scopes(self, readers: Sequence[Use]) -> tuple[str, ...]:
+    def _scopes(self, readers: Sequence[Place]) -> tuple[str, ...]:
         nodes = self._network.opened.model.proto.graph.node
         return tuple(scope_of(nodes[number]) for number, _ in readers)
 

@@ -19,8 +19,8 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.names import is_anonymous, module_of, scope_of
-from onnx_net2net.graph.graph import Constant
-from onnx_net2net.operations.transfer.modules import Module, Parameter, Use
+from onnx_net2net.graph.graph import Constant, Place
+from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.rules import traits
 
@@ -47,7 +47,7 @@ class Weight:
     shape: tuple[int, ...]
     groups: int = 0
     factor: float = 1.0
-    uses: Sequence[Use] = ()
+    uses: Sequence[Place] = ()
 
     def turned(self, values: Array) -> Array:
         """Return values in PyTorch's order, from those in a parameter's common order."""
@@ -149,7 +149,7 @@ class Scored:
     def __init__(self, network: Network) -> None:
         self._network, self._nodes = network, network.nodes
         self._proto = network.opened.model.proto
-        self._shared: dict[tuple[object, int], list[Use]] = {}
+        self._shared: dict[tuple[object, int], list[Place]] = {}
         firsts: dict[object, tuple[int, Layer]] = {}
         for number, owner, layer in sorted(self._found(), key=lambda found: found[0]):
             firsts.setdefault(owner, (number, layer))  # a layer that is run several times is one

@@ -31,7 +31,7 @@ from onnx_net2net.run.watch import watched
 _LEAST = 1e-9
 """A unit that varies less than this beyond what follows from others, by what it varies itself, follows from them."""
 
-Place = tuple[str, int]
+TensorAxis = tuple[str, int]
 """A tensor and one of its axes."""
 
 Weigh = Callable[[Mapping[tuple[str, int, Dim], Moments]], Array]
@@ -77,7 +77,7 @@ def choose(
     return {dim: np.sort(keep(found, sizes[dim])) for dim, found in terms.items()}
 
 
-Reading = tuple[Place, Axis, set[Dim], Callable[..., Array]]
+Reading = tuple[TensorAxis, Axis, set[Dim], Callable[..., Array]]
 """A tensor's axis that is read, its dims, those that are summed over, and the weights of their units."""
 
 
@@ -116,7 +116,7 @@ def _gram(network: Network, parameter: Parameter, dim: Dim, _: object) -> Array:
     return gram
 
 
-def _with(other: Place, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
+def _with(other: TensorAxis, dim: Dim, moments: Mapping[tuple[str, int, Dim], Moments]) -> Array:
     """Return the weights of units in a product with another tensor."""
     key = *other, dim
     if key not in moments or not moments[key].count:
