@@ -96,11 +96,8 @@ def _unrepeated(module: Module, other: Module) -> Module:
     """Return a module without the axis by which it repeats another one."""
     if _longer(module, other) is not module:
         return module
-    return replace(
-        module,
-        shape=module.shape[1:],
-        parameters={k: replace(parameter, repeats=True) for k, parameter in module.parameters.items()},
-    )
+    parameters = {what: replace(one, repeats=True) for what, one in module.parameters.items()}
+    return replace(module, shape=module.shape[1:], parameters=parameters)
 
 
 def _ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -267,10 +264,8 @@ def _left_out(found: Alignment) -> float:
 
 def _align_modules(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
     """Align modules, whatever blocks they are in; but where all of a block is in excess, it is left out as a whole."""
-    old, new = (
-        sorted((u for segment in network for u in segment.modules), key=lambda u: u.place)
-        for network in (teacher, target)
-    )
+    both = ([module for segment in side for module in segment.modules] for side in (teacher, target))
+    old, new = (sorted(modules, key=lambda module: module.place) for modules in both)
     places = {id(module): place for place, module in enumerate(new)}
     leaps: dict[int, int] = {}
     whole: set[int] = set()
@@ -312,9 +307,7 @@ def _postponed(found: Alignment, target: Sequence[Segment]) -> Alignment:
     pairs = []
     for old, new in found.pairs:
         first = last = place.get(id(new), len(target))
-        while _goes_on(target[last + 1 : last + 3]) and all(
-            id(segment) in added for segment in target[last + 1 : last + 3]
-        ):
+        while _goes_on(more := target[last + 1 : last + 3]) and all(id(segment) in added for segment in more):
             last += 2
         if last > first and new.normalises:
             run = target[first:last]

@@ -48,10 +48,9 @@ class Conversion:
     def convert(self) -> dict[str, Compute]:
         """Return the parameters in the target's form."""
         old, new, values = self.old, self.new, self.values
-        is_layer = old.is_layer
-        if old.norm is not None and is_layer and new.norm is None:
+        if old.norm is not None and old.is_layer and new.norm is None:
             return self._folded()
-        if new.norm is not None and is_layer and old.norm is None:
+        if new.norm is not None and old.is_layer and old.norm is None:
             self._add_norm(new.norm)
         if old.norm is not None and new.norm is not None:
             self._match_epsilons(old.norm, new.norm)
@@ -151,9 +150,8 @@ def attributes(networks: Networks, one: Node, other: Node) -> Iterator[tuple[str
     known = _defaults(networks.teacher, one), _defaults(networks.target, other)
     either = {**known[0], **known[1]}  # an older version of an operator does what the default of a newer one says
     for key in sorted({*one.attrs, *other.attrs} - _LAYOUT):
-        values = [
-            _plain({**either, **own, **node.attrs}.get(key)) for own, node in zip(known, (one, other), strict=True)
-        ]
+        both = zip(known, (one, other), strict=True)
+        values = [_plain({**either, **own, **node.attrs}.get(key)) for own, node in both]
         if values[0] != values[1]:
             yield key, values[0], values[1]
 
@@ -180,11 +178,8 @@ def _plain(value: object) -> object:
 
 def ring(networks: Networks, old: Parameter, new: Parameter) -> list[int] | None:
     """Return the zeros that a kernel needs on each side, by axis; None if it has the target's size or cannot get it."""
-    parameters = (old, networks.teacher), (new, networks.target)
-    kernels = [
-        [axis.size for axis in parameter.axes(network.analysis)[parameter.channels :]]
-        for parameter, network in parameters
-    ]
+    axes = [own.axes(network.analysis)[own.channels :] for own, network in zip((old, new), networks, strict=True)]
+    kernels = [[axis.size for axis in own] for own in axes]
     if kernels[0] == kernels[1]:
         return None
     rank = max(map(len, kernels))

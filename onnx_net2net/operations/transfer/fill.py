@@ -46,7 +46,7 @@ class Filling:
         self._networks, self._target = networks, networks.target
         self._fit = fit
         self._changes = changes
-        self.values = Values(networks.target)
+        self.values = Values(networks.target, fit.factors)
         self.kept: list[Module] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class Filling:
                 is_plain = values[what] is reads.get(what) and (self._changes is None or what == "weight")
                 self._put(new, what, values[what], source, () if is_plain else (what, new.node))
             elif what in values:
-                self._write(parameter, ("identity", parameter.use), values[what], "identity")
+                self.values.put(parameter, ("identity", parameter.use), values[what], "identity")
 
     def _changed(self, module: Module, what: str, read: Compute) -> Compute:
         """Return what reads a parameter and adds the correction that there is by then."""
@@ -114,7 +114,7 @@ class Filling:
         if grown and zeros is None and real(grown) != real(wanted):
             self._misfit(module, what, grown, wanted)
         key = "teacher", id(constant), parameter.order, converted
-        self._write(parameter, key, values, "teacher", constant.name if constant is not None else "")
+        self.values.put(parameter, key, values, "teacher", constant.name if constant is not None else "")
 
     def _is_same_kind(self, constant: Constant | None, parameter: Parameter) -> bool:
         """Tell whether both constants hold floats, or both integers of one type."""
@@ -152,11 +152,6 @@ class Filling:
             whole[(slice(None),) * axis + (places,)] = values
             values = whole
         return values
-
-    def _write(
-        self, parameter: Parameter, key: tuple[object, ...], compute: Compute, origin: str, teacher: str = ""
-    ) -> None:
-        self.values.put(parameter, key, compute, origin, teacher, self._fit.factors.get(parameter.use))
 
     def copy(self, table: Table) -> None:
         """Give a number or table the teacher's values, if the target stores it as it stores parameters."""
@@ -209,7 +204,7 @@ class Filling:
             for what in module.parameters.keys() & {"mean", "variance"}:
                 parameter = module.parameters[what]
                 read = self._changed(module, what, partial(self.values.initial, parameter))
-                self._write(parameter, ("kept", parameter.use), read, "kept")
+                self.values.put(parameter, ("kept", parameter.use), read, "kept")
 
     def _make_identity(self, module: Module) -> None:
         """Make a layer an identity, and let its normalisation undo itself."""
@@ -217,7 +212,7 @@ class Filling:
         group = int(self._target.nodes[module.node].attrs.get("group", 1))
         shape = tuple(axis.size for axis in parameter.axes(self._target.analysis))
         weights = partial(dirac(shape[0], group), shape, np.dtype(np.float32))
-        self._write(parameter, ("identity", parameter.use), weights, "identity")
+        self.values.put(parameter, ("identity", parameter.use), weights, "identity")
         self._undo(module)
 
     def _undo(self, module: Module) -> None:

@@ -16,6 +16,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad
 from onnx_net2net.algebra.weights import Style, window
 from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
+from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.loadable import frozen_constants, scalable, scalings, weighed_axes
 from onnx_net2net.analysis.padding import State
 from onnx_net2net.errors import RefusedError
@@ -71,9 +72,7 @@ class TargetSizes:
         Returns:
             The sizes of the parts, and whether the teacher has such a part. None also if that cannot be told.
         """
-        old, new = (
-            list(axis.parts) if isinstance(axis, Concat) else [axis] for axis in map(resolve, (teacher, target))
-        )
+        old, new = map(parts_of, (teacher, target))
         if len(new) <= len(old):
             return None
         known = [any(dim in self.partner for dim in leaves(part)) for part in new]
@@ -312,10 +311,8 @@ class _Fitting:
             number, operand = scaling.operand
             if operand < 0 or number not in partner or number in replaced:
                 continue
-            own, other = (
-                number_of(network, (node, 1 - operand))
-                for network, node in zip(self._networks, (number, partner[number]), strict=True)
-            )
+            nodes = zip(self._networks, (number, partner[number]), strict=True)
+            own, other = (number_of(network, (node, 1 - operand)) for network, node in nodes)
             if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
                 continue
             found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)

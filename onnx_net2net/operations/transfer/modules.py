@@ -226,10 +226,8 @@ class _Finding:
         if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
             parameters["bias"] = self._take((layer.number, 2))
         if _QUANTIZED.search(node.op):
-            uses = [(layer.number, index) for index in range(len(node.inputs))]
-            parameters |= {
-                f"input {index}": self._take((n, index)) for n, index in uses if self._is_parameter((n, index))
-            }
+            for use in [use for index in range(len(node.inputs)) if self._is_parameter(use := (layer.number, index))]:
+                parameters[f"input {use[1]}"] = self._take(use)
         tensor, norm = node.outputs[0], None
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._finder.only_reader(tensor)) is not None and norm is None:

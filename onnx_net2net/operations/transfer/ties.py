@@ -55,9 +55,7 @@ def _share_or_keep(
 ) -> None:
     """Let a scale carry the division of copies that some readers of tied values sum over, or keep their number."""
     for place, axis in enumerate(parameters[0].axes(analysis)):
-        found = [
-            weighed.get(parameter.use, {}).get(parameter.order[place + parameter.repeats]) for parameter in parameters
-        ]
+        found = [weighed.get(one.use, {}).get(one.order[place + one.repeats]) for one in parameters]
         sums = [number for number in found if number is not None]
         if 0 < len(sums) < len(parameters) and not rescale_instead(analysis, sums, axis, reason):
             dims.freeze(axis, reason)

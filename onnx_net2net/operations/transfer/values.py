@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,10 +61,11 @@ class Values:
 
     Args:
         network: The network; nothing of it changes before `write`.
+        factors: Multiply the units of some parameters: float64 [n] along the first axis in the common order.
     """
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, factors: Mapping[Place, Array] | None = None) -> None:
+        self._network, self._factors = network, factors or {}
         draft = network.analysis.draft
         self._initial = {key: draft.reader(use.constant) for key, use in network.analysis.uses.items()}
         self._values: dict[Place, _Value] = {}
@@ -84,7 +85,6 @@ class Values:
         compute: Compute,
         origin: str,
         teacher: str = "",
-        factors: Array | None = None,
         uses: Sequence[Place] = (),
     ) -> None:
         """Give a parameter values in the common order; of those of another shape it gets the middle.
@@ -96,9 +96,9 @@ class Values:
             origin: Where they come from, as in `Source`.
             teacher: The teacher's tensor.
             uses: Other inputs that are the same constant and get the same values.
-            factors: Multiply the units of the first axis: float64 [n].
         """
         constant = self._network.original(parameter.use)
+        factors = self._factors.get(parameter.use)
         shape, kind, wanted = tuple(constant.shape), self._network.dtype(constant), self._network.shape(parameter)
 
         def values() -> Array:
