@@ -205,9 +205,8 @@ class _Fitting:
             if not (inserted.is_number and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._networks.hinder(inserted.place, reason)
-        return Fit(
-            self._asked, growth, frozenset(scaling.factors), weighing.factors, weighing.scaled, self._tied, interface
-        )
+        scaled_uses = frozenset(scaling.factors)
+        return Fit(self._asked, growth, scaled_uses, weighing.factors, weighing.scaled, self._tied, interface)
 
     def _interface(self) -> dict[str, Any]:
         """Return the inputs and outputs that grow, for the record; outputs that are hidden units too are not cut."""
@@ -302,12 +301,9 @@ class _Fitting:
                 reason = f"{constant.node} has {constant.value:.6g} = {constant.text}, which the target computes anew"
                 self._networks.hinder(constant.node, reason)
             for use in places or ():
-                yield use, factor
-                yield from self._tied_to(use, factor)
+                yield from self._with_tied(use, factor)
         partner = Counterparts(self._networks, self._found).partner
-        for scaling in scalings(
-            self._analysis
-        ):  # other functions of a size, like sqrt(2 / n), are known by their values
+        for scaling in scalings(self._analysis):  # other functions of a size, like sqrt(2 / n)
             number, operand = scaling.operand
             if operand < 0 or number not in partner or number in replaced:
                 continue
@@ -318,11 +314,11 @@ class _Fitting:
             found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)
             factor = other / own if self._analysis.nodes[number].op == "Div" else own / other
             for use in next((places for places in found if places), ()):
-                yield use, factor
-                yield from self._tied_to(use, factor)
+                yield from self._with_tied(use, factor)
 
-    def _tied_to(self, use: Place, factor: float) -> Iterator[tuple[Place, float]]:
-        """Yield the other weights that are scaled with a tied one, and their factors."""
+    def _with_tied(self, use: Place, factor: float) -> Iterator[tuple[Place, float]]:
+        """Yield a weight and those that are scaled with it as they are tied to it, and their factors."""
+        yield use, factor
         tied = self._analysis.tied
         sums = weighed_axes(self._analysis)
         for other in [other for other, first in tied.items() if first == tied.get(use) and other != use]:
