@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -35,6 +36,21 @@ def history(model: Model) -> list[dict[str, Any]]:
                 check_values(step, f"step {number} in the metadata entry {HISTORY}")
             return steps
     return []
+
+
+def record(
+    model: Model, operation: str, options: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return the metadata of a student: what was done to the model before, and a step more.
+
+    Args:
+        model: The model that the operation was applied to.
+        operation: One of `OPERATIONS`.
+        options: What it was asked for, as a record or a recipe has it.
+        notes: What else the record says; no option.
+    """
+    step = {"operation": operation, **options, "version": version("onnx-net2net"), "teacher": fingerprint(model)}
+    return {HISTORY: json.dumps([*history(model), step | dict(notes or {})])}
 
 
 def _is_number(value: object) -> bool:

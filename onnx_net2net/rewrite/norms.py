@@ -221,7 +221,8 @@ def unfill(analysis: Analysis) -> list[Fill]:
         node.outputs = results
         source, axis, places = fills[0]
         found.append(Fill(results[0].name, source.name, axis, places))
-    drop_unread(analysis.draft, analysis.kept)
+    if found:
+        drop_unread(analysis.draft, analysis.kept)
     return found
 
 

@@ -8,12 +8,10 @@ section 2.4); see `analysis.activations` for what is done elsewhere. Residual bl
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Literal, TypeVar
 
 import onnx
@@ -28,7 +26,7 @@ from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.sizes import versions_of
-from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.deepen.insert import NORMED, Inserter
 from onnx_net2net.operations.widen.widen import widen
@@ -196,19 +194,15 @@ def _inserted(
             found = [_for_pairs(place) for place in found]
             way = "identity"
         chosen = _named(found, after, way) if after else _all(found, way)
-        record = {
-            "operation": "deepen", "after": [place.name for place, _ in chosen], "count": count, "pairs": pairs,
-            "way": way,
-            "seed": seed, "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
-        }  # fmt: skip
         measured = _calibrated(model, chosen, calibrate, seed, progress)
-        if measured:
-            record["calibrated on"] = "generated inputs" if calibrate is None else "data"
+        inputs = {"calibrated on": "generated inputs" if calibrate is None else "data"} if measured else {}
         inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
         for place, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))
-        metadata = {HISTORY: json.dumps([*history(model), record])}
+        names = [place.name for place, _ in chosen]
+        options = {"after": names, "count": count, "pairs": pairs, "way": way, "seed": seed}
+        metadata = record(model, "deepen", options, {**opened.notes(), **inputs})
         student = opened.close(analysis.draft.finish(metadata))
     layers = 2 * pairs or count
     insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
@@ -282,13 +276,10 @@ def _repeated(
             for name in itertools.islice(names, number):
                 constants = insert_copy(analysis, opened.model.proto, block, tensors[behind.exit], name, cancels)
                 made.append(Copy(block.name, behind.name, tuple(constants), block.group in alike))
-        options = {"repeat": dict(counts)} if factor is None else {"depth": factor}
-        record = {
-            "operation": "deepen", **options, "append": append, "way": "cancel" if cancels else None, "seed": seed,
-            **({"framework": framework} if framework else {}),
-            "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
-        }  # fmt: skip
-        student = opened.close(analysis.draft.finish({HISTORY: json.dumps([*history(model), record])}))
+        options: dict[str, object] = {"repeat": dict(counts)} if factor is None else {"depth": factor}
+        options |= {"append": append, "way": "cancel" if cancels else None, "seed": seed}
+        options |= {"framework": framework} if framework else {}
+        student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))
     way: Literal["block", "cancel"] = "cancel" if cancels else "block"
     insertions = tuple(Insertion(block.name, way, number) for block, number in copies.items())
     depths = {} if cancels else _depths(found, copies)

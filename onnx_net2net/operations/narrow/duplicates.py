@@ -115,7 +115,7 @@ def _merge_constant(rewriting: Rewriting, uses: list[Use], found: Duplicates) ->
         read_at = use.node, use.input
         summed = found.summed.get(read_at, {})
         labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
-        shares = [_count(own) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
+        shares = [class_count(own) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
         folding = _Folding(labels, math.prod(shares), read_at in found.squares)
         key = folding.share, folding.squares, *(own.tobytes() for own in labels)
         alike.setdefault(key, folding).readers.append((rewriting.nodes[use.node], use.input))
@@ -124,7 +124,7 @@ def _merge_constant(rewriting: Rewriting, uses: list[Use], found: Duplicates) ->
     for folding in alike.values():
         is_whole = all(np.array_equal(own, np.arange(len(own))) for own in folding.labels)
         compute = None if is_whole else partial(_fold_back, read, folding, dtype)
-        versions.append(Version(folding.readers, [_count(own) for own in folding.labels], compute))
+        versions.append(Version(folding.readers, [class_count(own) for own in folding.labels], compute))
     assign(rewriting.graph, uses[0].constant, versions)
 
 
@@ -141,12 +141,12 @@ def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
         own = classes.get(dim)
         if own is None:
             return np.arange(dim.size), dim.size
-        return own if dim in summed else np.where(_is_first(own), own, -1), _count(own)
+        return own if dim in summed else np.where(_is_first(own), own, -1), class_count(own)
 
     return table(axis, labels)[0]
 
 
-def _count(labels: np.ndarray) -> int:
+def class_count(labels: np.ndarray) -> int:
     """Return how many classes there are."""
     return int(labels.max()) + 1
 
@@ -213,7 +213,7 @@ class _Refinement:
         for dim, units in dead.items():
             kept = np.where(units[self._classes[dim]], -1, (np.cumsum(~units) - 1)[self._classes[dim]])
             self._classes[dim] = kept
-        classes = {dim: own for dim, own in self._classes.items() if _count(own) < dim.size}
+        classes = {dim: own for dim, own in self._classes.items() if class_count(own) < dim.size}
         summed = {key: axes for key, axes in self._summed.items() if key in self._analysis.uses}
         return Duplicates(classes, summed, frozenset(self._means), frozenset(self._squares))
 
@@ -347,7 +347,7 @@ class _Refinement:
     def _undecided(self, axis: Axis) -> set[Dim]:
         """Return the dims of an axis with units that are still taken for duplicates."""
         dims = leaf_set(axis) & self._classes.keys()
-        return {dim for dim in dims if _count(self._classes[dim]) < dim.size}
+        return {dim for dim in dims if class_count(self._classes[dim]) < dim.size}
 
     def _tell_apart(self, dim: Dim, rows: Array, miss: Array | None) -> bool:
         """Tell apart units whose rows differ by more than they may miss; return whether there were any."""
@@ -368,10 +368,10 @@ class _Refinement:
             if ratio is not None:
                 ratios.setdefault(ratio.root(), []).append(dim)
         for ratio, members in ratios.items():
-            factors = {dim.size // (_count(self._classes[dim])) for dim in members}
+            factors = {dim.size // (class_count(self._classes[dim])) for dim in members}
             if len(factors) > 1 or not uneven.isdisjoint(members) or len(members) < ratio.members:
                 uneven.update(members)
-        return {dim for dim in uneven if _count(self._classes[dim]) < dim.size}
+        return {dim for dim in uneven if class_count(self._classes[dim]) < dim.size}
 
     def _is_even(self, axis: Axis, places: np.ndarray) -> bool:
         """Tell whether a normaliser that reads these places of an axis reads each class equally often."""
@@ -380,7 +380,7 @@ class _Refinement:
 
     def _dead(self, dim: Dim, folded: dict[int, Folded]) -> np.ndarray:
         """Tell which classes of a dim all weights that read them weigh by 0; `folded` are those that were looked at."""
-        count = _count(self._classes[dim])
+        count = class_count(self._classes[dim])
         dead = np.full(count, not (dim.ratio or dim.copies or dim in self._even or dim in self._picked))
         for use, position in self._places[dim]:
             if not dead.any():
@@ -411,12 +411,12 @@ def _rows(
     """Return what a folded constant has for each unit of a dim (or each class, where it is folded)."""
     units = units_of(axis, dim)
     units = units if classes is None else np.where(units < 0, -1, classes[units])
-    folded = np.empty(_count(labels), np.intp)
+    folded = np.empty(class_count(labels), np.intp)
     folded[labels[labels >= 0]] = units[labels >= 0]
     order = np.argsort(folded, kind="stable")
     order = order[folded[order] >= 0]
     rows = np.moveaxis(np.take(values, order, axis=position), position, 0)
-    return np.ascontiguousarray(rows).reshape(_count(folded), -1)
+    return np.ascontiguousarray(rows).reshape(class_count(folded), -1)
 
 
 def _split(labels: np.ndarray, rows: Array) -> np.ndarray:

@@ -45,7 +45,8 @@ def remove_identities(analysis: Analysis, proto: onnx.ModelProto) -> list[str]:
     """
     search = _Search(analysis, proto)
     removed = [found.name for found in list(search.find()) if _bypass(analysis, found)]
-    drop_unread(analysis.draft, analysis.kept)
+    if removed:
+        drop_unread(analysis.draft, analysis.kept)
     return removed
 
 

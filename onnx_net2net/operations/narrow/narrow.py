@@ -6,10 +6,9 @@ Identity layers go, exact duplicates of units become one, and units that nobody 
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -19,12 +18,13 @@ from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.graph.graph import Graph
+from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, find_duplicates, merge
+from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates, merge
 from onnx_net2net.operations.narrow.identities import remove_identities
 from onnx_net2net.operations.narrow.padding import find_pads, shares_of
-from onnx_net2net.rewrite.norms import Fill, correct_norms, unfill
+from onnx_net2net.rewrite.norms import correct_norms, unfill
 from onnx_net2net.rewrite.outputs import Cut, cut_again, uncut
 
 
@@ -70,87 +70,88 @@ def narrow(teacher: str | os.PathLike[str] | onnx.ModelProto | Model) -> Narrowi
     model = load(teacher)
     with paused_gc():
         opened = open_bodies(model)
-        flat, removed, changes = opened.model, list[str](), dict[str, Reduction]()
+        state, removed, changes = _State(opened.model), list[str](), dict[str, Reduction]()
         while True:
-            without, gone = _without_layers(flat)
-            plain, unpadded = _without_pads(without)
-            flat, merged = _without_duplicates(plain)
+            state, gone = _without_layers(state)
+            state, unpadded = _without_pads(state)
+            state, merged = _without_duplicates(state)
             removed += gone
             for step in (*unpadded, *merged):
                 changes[step.name] = Reduction(step.name, changes.get(step.name, step).old, step.new)
-            if not gone and not unpadded and not merged:
+            if not (gone or unpadded or merged):
                 break
         if not removed and not changes:
             raise RefusedError("there is nothing to remove: no duplicate or unread units, and no identity layers")
-        record = {
-            "operation": "narrow", "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(),
-        }  # fmt: skip
-        metadata = {HISTORY: json.dumps([*history(model), record])}
-        student = opened.close(infer(flat).draft.finish(metadata))
+        student = opened.close(Graph(state.model).finish(record(model, "narrow", {}, opened.notes())))
     return Narrowing(model, student, tuple(removed), tuple(changes.values()))
 
 
-def _without_layers(model: Model) -> tuple[Model, list[str]]:
+class _State:
+    """What is left of a model by now, and its dims, which are inferred when they are first asked for.
+
+    Whoever edits the graph of the analysis makes a state of what comes out; the old one must be dropped.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        return infer(self.model)
+
+    def uncut(self) -> tuple[_State, list[Cut]]:
+        """Return the state without cuts of outputs, and the cuts."""
+        whole, cuts = uncut(self.model)
+        return (_State(whole) if cuts else self), cuts
+
+
+def _without_layers(state: _State) -> tuple[_State, list[str]]:
     """Remove identity layers; return what they were called."""
-    analysis = infer(model)
-    removed = remove_identities(analysis, model.proto)
-    return (analysis.draft.finish() if removed else model), removed
+    removed = remove_identities(state.analysis, state.model.proto)
+    return (_State(state.analysis.draft.finish()) if removed else state), removed
 
 
-def _without_pads(model: Model) -> tuple[Model, list[Reduction]]:
+def _without_pads(state: _State) -> tuple[_State, list[Reduction]]:
     """Remove units that only pad what normalisers read; return the dims that had some."""
-    whole, cuts = uncut(model)
-    analysis = infer(whole)
+    whole, cuts = state.uncut()
+    analysis = whole.analysis
     pads = find_pads(analysis, {cut.node.input[0]: (cut.axis, cut.places) for cut in cuts})
     if not pads:
-        return model, []
+        return state, []
     shares = shares_of(analysis, pads)
     classes = {dim: np.where(units, -1, np.cumsum(~units) - 1) for dim, units in pads.items()}
-    narrowed, changes = _reduced(whole, analysis, cuts, Duplicates(classes, {}))
-    analysis = infer(narrowed)
-    correct_norms(analysis, shares)
-    return analysis.draft.finish(), changes
+    narrowed, changes = _reduced(whole, cuts, Duplicates(classes, {}))
+    correct_norms(narrowed.analysis, shares)
+    return _State(narrowed.analysis.draft.finish()), changes
 
 
-def _without_duplicates(model: Model) -> tuple[Model, list[Reduction]]:
+def _without_duplicates(state: _State) -> tuple[_State, list[Reduction]]:
     """Remove duplicates of units and units that nobody reads; return the dims that had some.
 
     They are looked for without the cuts of outputs and the fills of normalisers first, then with them.
     """
-    whole, cuts = uncut(model)
-    plain, fills = _without_fills(whole)
-    attempts = [(plain, cuts, fills)] * bool(fills) + [(whole, cuts, [])] * bool(cuts) + [(model, [], [])]
-    for attempt in attempts:
-        narrowed, changes = _merged(*attempt)
-        if changes:
-            return narrowed, changes
-    return model, []
+    whole, cuts = state.uncut()
+    fills = unfill(whole.analysis)
+    attempts = [(whole, cuts, fills)]
+    if fills:  # the graph of the analysis has been edited
+        attempts = [(_State(whole.analysis.draft.finish()), cuts, fills), (_State(whole.model), cuts, [])]
+    if cuts:
+        attempts.append((state, [], []))
+    for one, own_cuts, own_fills in attempts:
+        found = find_duplicates(one.analysis, {cut.node.input[0]: cut.axis for cut in own_cuts}, own_fills)
+        if found is not None and found.classes:
+            return _reduced(one, own_cuts, found)
+    return (_State(state.model) if fills else state), []
 
 
-def _without_fills(model: Model) -> tuple[Model, list[Fill]]:
-    """Take off what normalisers were filled up with; return what that was."""
-    analysis = infer(model)
-    fills = unfill(analysis)
-    return (analysis.draft.finish() if fills else model), fills
-
-
-def _merged(model: Model, cuts: list[Cut], fills: list[Fill]) -> tuple[Model, list[Reduction]]:
-    """Remove duplicates from a model whose cuts and fills were taken off, and put the cuts back."""
-    analysis = infer(model)
-    found = find_duplicates(analysis, {cut.node.input[0]: cut.axis for cut in cuts}, fills)
-    if found is None or not found.classes:
-        return model, []
-    return _reduced(model, analysis, cuts, found)
-
-
-def _reduced(model: Model, analysis: Analysis, cuts: list[Cut], found: Duplicates) -> tuple[Model, list[Reduction]]:
+def _reduced(state: _State, cuts: list[Cut], found: Duplicates) -> tuple[_State, list[Reduction]]:
     """Remove units, put back the cuts, and tell which dims lost some."""
-    changes = []
-    for group in inspect_analysis(model, analysis).groups:
-        new = sum(int(found.classes[dim].max()) + 1 if dim in found.classes else dim.size for dim in group.dims)
+    changes, analysis = [], state.analysis
+    for group in inspect_analysis(state.model, analysis).groups:
+        new = sum(class_count(found.classes[dim]) if dim in found.classes else dim.size for dim in group.dims)
         if new != group.size:
             changes.append(Reduction(group.name, group.size, new))
     axes = [analysis.axes[cut.node.input[0]][cut.axis] for cut in cuts]
     labels = [axis_labels(axis, found.classes, leaf_set(axis)) for axis in axes]
     again = [replace(cut, places=own[cut.places]) for cut, own in zip(cuts, labels, strict=True)]
-    return cut_again(merge(model, analysis, found), again), changes
+    return _State(cut_again(merge(state.model, analysis, found), again)), changes

@@ -27,6 +27,7 @@ from onnx_net2net.operations.transfer.counterparts import Counterparts, are_size
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.ties import tie
+from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Plan, interface_axes
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
@@ -177,8 +178,7 @@ class _Fitting:
         self._asked = bind(networks, found)
         self._averaged = self._keep_means()
         self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
-        rng = np.random.default_rng(style.seed)
-        self._plan = Plan(self._analysis, self._inspection, 1, "replicate", rng, None, False)
+        self._plan = Plan(self._analysis, self._inspection, WidenOptions(seed=style.seed, fill_norms=False))
 
     def fit(self, choose: Choose | None) -> Fit:
         """Grow the teacher in place; obstacles are noted."""

@@ -14,13 +14,11 @@ No node of the target is added or changed, so that its class can load the weight
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -30,7 +28,7 @@ from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.groups import paused_gc
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
@@ -253,14 +251,13 @@ def _transfer(
         filling.silence(segment)
     sources = list(filling.values.write())
     doubts = tuple(counterparts.differences())
-    record = {"operation": "transfer", **asdict(options), "version": version("onnx-net2net"),
-              "teacher": fingerprint(teacher), "filled": fingerprint(target), **fitted.interface}  # fmt: skip
+    notes = {"filled": fingerprint(target), **fitted.interface}
     if reconstruction is not None and changes is not None and networks.obstacles:
         reconstruction.run(fitted, changes, filling.kept, examples, progress)
         origins = _origins(networks.target, [*found.pairs, *((None, module) for module in filling.kept)], changes)
         sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
-        record["calibrated on"] = "data"
-    metadata = {HISTORY: json.dumps([*history(teacher), record])}
+        notes["calibrated on"] = "data"
+    metadata = record(teacher, "transfer", asdict(options), notes)
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
     return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed, doubts=doubts)
 

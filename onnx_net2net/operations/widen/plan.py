@@ -29,6 +29,7 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.operations.widen.options import WidenOptions
 
 FAR = 0.1
 """Part of the wanted size by which multiples may miss it before norms are filled up."""
@@ -52,25 +53,17 @@ class Change:
 class Plan:
     """Sizes and maps chosen so far."""
 
-    def __init__(
-        self,
-        analysis: Analysis,
-        inspection: Inspection,
-        multiple_of: int,
-        kind: Kind,
-        rng: np.random.Generator,
-        prior: float | None,
-        fill_norms: bool | None,
-    ) -> None:
+    def __init__(self, analysis: Analysis, inspection: Inspection, options: WidenOptions) -> None:
         self.growth: dict[Dim, Map] = {}
-        self._prior, self._fill_norms = prior, fill_norms
         self.inspection = inspection
         self.chosen: list[Group] = []
+        self._options = options
         self._analysis, self._groups = analysis, list(inspection.groups)
-        self._multiple, self._kind, self._rng = multiple_of, kind, rng
+        self._multiple, self._kind = options.multiple_of, options.map
+        self._rng = np.random.default_rng(options.seed)
         self._wanted: dict[int, float] = {}
         self._rivals = _rivals(analysis)
-        self._unfit = _unfit(analysis, kind)
+        self._unfit = _unfit(analysis, options.map)
         self._by_ratio: dict[Ratio, list[Group]] = {}
         for group in self._groups:
             for ratio in {dim.ratio.root() for dim in group.dims if dim.ratio is not None}:
@@ -142,7 +135,7 @@ class Plan:
         if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
 
-    def share_by_units(self, spread: float, seed: int) -> None:
+    def share_by_units(self) -> None:
         """Give each copy one share for all that read it, so that the state of an optimizer can follow.
 
         Units that a tied weight reads keep equal shares: it cannot weigh copies, and the normalisation in front of it
@@ -150,10 +143,10 @@ class Plan:
         """
         said = self._analysis.said
         tied = leaf_set(*(c.axis for number in self._analysis.rescaled for c in said[number].contractions))
-        rng = np.random.default_rng([seed, len(self.growth)])
+        rng = np.random.default_rng([self._options.seed, len(self.growth)])
         for dim, map in self.growth.items():
             if dim not in tied and not dim.pinned:
-                self.growth[dim] = uneven(map, spread, rng)
+                self.growth[dim] = uneven(map, self._options.spread, rng)
 
     def odd(self) -> tuple[list[str], list[str]]:
         """Return the groups in front of norms whose sizes are no multiples, and those that stay for want of one."""
@@ -202,7 +195,7 @@ class Plan:
 
         size = nearest(self._step(group))
         is_far = abs(size - wanted) > FAR * wanted
-        fill = group.is_whole and group.fillable and self._fill_norms is not False
+        fill = group.is_whole and group.fillable and self._options.fill_norms is not False
         return nearest(self._multiple) if fill and is_far else size
 
     def grow_exactly(self, group: Group, size: int) -> None:
@@ -211,10 +204,9 @@ class Plan:
         Raises:
             RefusedError: If it cannot have that.
         """
+        self._check_size(group, size)
         step = self._step(group)
-        if size < group.size:
-            raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
-        if self._fill_norms and group.fillable:
+        if self._options.fill_norms and group.fillable:
             step = self._multiple
         if size != group.size and size % step:
             near = sorted({max(group.size, size // step * step), -(-size // step) * step})
@@ -233,16 +225,24 @@ class Plan:
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
 
-    def append(self, group: Group, size: int) -> None:
-        """Give a dim of the interface more units behind the old ones, which they do not touch."""
+    def _check_size(self, group: Group, size: int) -> None:
+        """Refuse sizes that no network of this one can have.
+
+        Raises:
+            BadInputError: If a size is too small or too large.
+        """
         if size < group.size:
             raise BadInputError(f"{group.name!r} has {group.size} units already; {size} would be narrower")
+        if size > MOST_UNITS and size != group.size:
+            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
+
+    def append(self, group: Group, size: int) -> None:
+        """Give a dim of the interface more units behind the old ones, which they do not touch."""
+        self._check_size(group, size)
         self._wanted[id(group)] = float(size)
         if size == group.size:
             return
-        if size > MOST_UNITS:
-            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
-        origin, reason = _appended(self._analysis, group, self._prior)
+        origin, reason = _appended(self._analysis, group, self._options.prior)
         if reason:
             raise RefusedError(f"{group.name!r} cannot have {size} units: {reason}")
         (dim,) = group.dims
@@ -263,10 +263,9 @@ class Plan:
         return next((dim.statistic for dim in group.dims if dim.statistic), "a statistic runs over it")
 
     def _grow(self, group: Group, size: int) -> None:
+        self._check_size(group, size)
         if size == group.size:
             return
-        if size > MOST_UNITS:
-            raise BadInputError(f"{group.name!r} would have {size} units; at most {MOST_UNITS} are possible")
         if len(group.dims) > 1:
             self._grow_units(group, size)
         elif group.is_uniform:
@@ -282,7 +281,7 @@ class Plan:
 
     def _grow_statistic(self, group: Group, size: int) -> None:
         """Copy all units equally often where that gives the size; else pad, or fill up what norms read."""
-        if size % group.size == 0 and not (self._fill_norms and group.fillable):
+        if size % group.size == 0 and not (self._options.fill_norms and group.fillable):
             self._grow_ratio(group, size // group.size)
             return
         (dim,) = group.dims

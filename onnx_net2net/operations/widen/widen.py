@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import leaves
-from onnx_net2net.algebra.maps import KINDS, Kind
-from onnx_net2net.algebra.weights import Style
+from onnx_net2net.algebra.maps import Kind
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.loadable import analyse, check_framework, numbers_beside
+from onnx_net2net.analysis.loadable import analyse, numbers_beside
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
-from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
@@ -109,71 +105,56 @@ def widen(
         BadInputError: If the model cannot be used, or an option makes no sense.
         RefusedError: If a size cannot be had exactly.
     """
-    _check_options(factor, sizes, multiple_of, map, spread, noise, seed, prior)
-    check_framework(framework)
-    if framework and fill_norms:
-        raise BadInputError(f"a class of {framework} has no nodes around its norms; leave out --fill-norms")
-    if keep_numbers and framework is None:
-        raise BadInputError("--keep-numbers is about the numbers of a class; give --for too")
+    options = WidenOptions(
+        factor, dict(sizes or {}), tuple(only), multiple_of, map, spread, noise, seed, prior, fill_norms, framework,
+        keep_numbers,
+    )  # fmt: skip
+    if factor is None and not sizes:
+        raise BadInputError("give a factor or sizes, or there is nothing to widen")
     model = load(teacher)
     with paused_gc():
-        return _widen(
-            model, factor, sizes or {}, only, multiple_of, map, Style(seed, spread, noise), prior, fill_norms,
-            framework, keep_numbers,
-        )  # fmt: skip
+        return _widen(model, options)
 
 
-def _widen(
-    model: Model,
-    factor: float | None,
-    sizes: Mapping[str, int | str],
-    only: Sequence[str],
-    multiple_of: int,
-    map: Kind,
-    style: Style,
-    prior: float | None,
-    fill_norms: bool | None,
-    framework: str | None,
-    keep_numbers: bool,
-) -> Widening:
-    opened, analysis, inspection = analyse(model, framework, keep_numbers=keep_numbers)
-    plan = Plan(analysis, inspection, multiple_of, map, np.random.default_rng(style.seed), prior, fill_norms)
-    style = style if prior is None else replace(style, prior=prior)
-    plan.set_sizes(sizes)
+def _widen(model: Model, options: WidenOptions) -> Widening:
+    framework, factor = options.framework, options.factor
+    opened, analysis, inspection = analyse(model, framework, keep_numbers=options.keep_numbers)
+    plan = Plan(analysis, inspection, options)
+    plan.set_sizes(options.sizes)
     if factor is not None:
-        plan.widen_all(factor, only)
-    record = {
-        "operation": "widen", "factor": factor, "sizes": dict(sizes), "only": list(only),
-        "multiple_of": multiple_of, "map": map, "spread": style.spread, "noise": style.noise, "seed": style.seed,
-        "prior": prior, "fill_norms": fill_norms, "framework": framework, "keep_numbers": keep_numbers,
-        "version": version("onnx-net2net"), "teacher": fingerprint(model), **opened.notes(), **plan.interface(),
-    }  # fmt: skip
+        plan.widen_all(factor, options.only)
+    metadata = record(model, "widen", asdict(options), {**opened.notes(), **plan.interface()})
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
     plan.check_map()
     if framework:
-        plan.share_by_units(style.spread, style.seed)
+        plan.share_by_units()
     share = covered(analysis, plan.growth)
-    metadata = {HISTORY: json.dumps([*history(model), record])}
     notes = list(_notes(opened, analysis, plan))
     numbers = numbers_beside(analysis, plan.growth)
     if framework and numbers:
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    grown = rewrite(opened.model, analysis, plan.growth, style, metadata)
-    student = opened.close(grown.model)
+    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata)
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
-    exact = map != "random_pad" and not style.noise
-    fixed = tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims))
     if grown.untied:
         notes.append(f"untied, as their uses grow differently: {', '.join(grown.untied)}")
     return Widening(
-        model, student, tuple(plan.changes()), exact, style.seed, share, fixed, tuple(notes), grown.constants,
-        tuple(str(inserted) for inserted in grown.inserted), tuple(numbers),
-    )  # fmt: skip
+        teacher=model,
+        student=opened.close(grown.model),
+        changes=tuple(plan.changes()),
+        exact=options.is_exact,
+        seed=options.seed,
+        covered=share,
+        fixed=tuple(g for g in inspection.groups if g.reason and not any(dim in plan.growth for dim in g.dims)),
+        notes=tuple(notes),
+        constants=grown.constants,
+        inserted=tuple(map(str, grown.inserted)),
+        numbers=tuple(numbers),
+    )
 
 
 def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
@@ -213,30 +194,3 @@ def _main_reason(plan: Plan, analysis: Analysis) -> str:
         return f"{nearest}; the next are {plan.next_sizes(largest)}"
     largest = max(chosen, key=lambda group: group.elements)
     return f"{largest.name!r}: {largest.reason}"
-
-
-def _check_options(
-    factor: float | None,
-    sizes: Mapping[str, int | str] | None,
-    multiple_of: int,
-    map: str,
-    spread: float,
-    noise: float,
-    seed: int,
-    prior: float | None,
-) -> None:
-    if factor is None and not sizes:
-        raise BadInputError("give a factor or sizes, or there is nothing to widen")
-    if factor is not None and not (math.isfinite(factor) and factor >= 1):
-        raise BadInputError(f"the factor must be a number of at least 1, not {factor}")
-    if seed < 0:
-        raise BadInputError(f"the seed must be at least 0, not {seed}")
-    if multiple_of < 1:
-        raise BadInputError(f"multiple_of must be at least 1, not {multiple_of}")
-    if map not in KINDS:
-        raise BadInputError(f"there is no map {map!r}; there are {', '.join(KINDS)}")
-    if prior is not None and not 0 <= prior < 1:
-        raise BadInputError(f"the prior must be a probability below 1, not {prior}")
-    for name, value in (("spread", spread), ("noise", noise)):
-        if not (math.isfinite(value) and value >= 0):
-            raise BadInputError(f"{name} must be a number of at least 0, not {value}")

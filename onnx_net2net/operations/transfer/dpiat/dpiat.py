@@ -8,12 +8,10 @@ says what its layers and blocks are in a graph).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +20,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import clip
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.model.history import HISTORY, fingerprint, history
+from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.dpiat.elements import (
     Element,
@@ -273,11 +271,7 @@ def transfer_dpiat(
         _copy(networks, values, copy)
     sources = tuple(values.write())
     opened = networks.target.opened
-    record = {
-        "operation": "transfer", "method": "dpiat", "version": version("onnx-net2net"), "teacher": fingerprint(old),
-        "filled": fingerprint(new), **opened.notes(),
-    }  # fmt: skip
-    metadata = {HISTORY: json.dumps([*history(old), record])}
+    metadata = record(old, "transfer", {"method": "dpiat"}, {"filled": fingerprint(new), **opened.notes()})
     student = opened.close(networks.target.analysis.draft.finish(metadata))
     alike = similarity(one, other)
     return DpiatTransfer(old, new, student, sources, (INEXACT,), 0, alike, tuple(pairs), tuple(copies))

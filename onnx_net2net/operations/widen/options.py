@@ -1,0 +1,66 @@
+"""The options of widening, checked, and written into records as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnx_net2net.algebra.maps import KINDS, Kind
+from onnx_net2net.algebra.weights import Style
+from onnx_net2net.analysis.loadable import check_framework
+from onnx_net2net.errors import BadInputError
+
+
+@dataclass(frozen=True)
+class WidenOptions:
+    """What `onnx_net2net.widen` is asked for; its arguments say what each option means.
+
+    Raises:
+        BadInputError: If an option makes no sense.
+    """
+
+    factor: float | None = None
+    sizes: Mapping[str, int | str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    multiple_of: int = 1
+    map: Kind = "replicate"
+    spread: float = 0.3
+    noise: float = 0.0
+    seed: int = 0
+    prior: float | None = None
+    fill_norms: bool | None = None
+    framework: str | None = None
+    keep_numbers: bool = False
+
+    def __post_init__(self) -> None:
+        spread, noise = (math.isfinite(value) and value >= 0 for value in (self.spread, self.noise))
+        checks = [
+            (self.factor is None or (math.isfinite(self.factor) and self.factor >= 1),
+             f"the factor must be a number of at least 1, not {self.factor}"),
+            (self.seed >= 0, f"the seed must be at least 0, not {self.seed}"),
+            (self.multiple_of >= 1, f"multiple_of must be at least 1, not {self.multiple_of}"),
+            (self.map in KINDS, f"there is no map {self.map!r}; there are {', '.join(KINDS)}"),
+            (self.prior is None or 0 <= self.prior < 1, f"the prior must be a probability below 1, not {self.prior}"),
+            (spread, f"spread must be a number of at least 0, not {self.spread}"),
+            (noise, f"noise must be a number of at least 0, not {self.noise}"),
+        ]  # fmt: skip
+        for fits, text in checks:
+            if not fits:
+                raise BadInputError(text)
+        check_framework(self.framework)
+        if self.framework and self.fill_norms:
+            raise BadInputError(f"a class of {self.framework} has no nodes around its norms; leave out --fill-norms")
+        if self.keep_numbers and self.framework is None:
+            raise BadInputError("--keep-numbers is about the numbers of a class; give --for too")
+
+    @property
+    def style(self) -> Style:
+        """How new values are drawn."""
+        prior = {} if self.prior is None else {"prior": self.prior}
+        return Style(self.seed, self.spread, self.noise, **prior)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the student computes the teacher's function."""
+        return self.map != "random_pad" and not self.noise
