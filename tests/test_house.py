@@ -13,21 +13,14 @@ TESTED_ROOMS = ("algebra", "graph", "rewrite", "analysis")
 MOST_LINES = 450
 
 LONG = {
-    "analysis/blocks.py": 652,
-    "analysis/inference.py": 513,
+    "analysis/blocks.py": 644,
+    "analysis/inference.py": 487,
     "analysis/linearity.py": 632,
     "analysis/loadable.py": 676,
     "graph/flatten.py": 494,
-    "operations/narrow/duplicates.py": 497,
-    "operations/transfer/modules.py": 479,
     "rules/op.py": 522,
 }
 """Modules that are too long yet, and how long they may be. Lines leave this list; none comes in."""
-
-UNTESTED = {
-    "rewrite/rewrite.py",
-}
-"""Modules that have no test file of their own yet. Lines leave this list; none comes in."""
 
 
 def has_test(module: str) -> bool:
@@ -37,12 +30,20 @@ def has_test(module: str) -> bool:
     return (folder / f"test_{path.stem}.py").exists() or any(folder.glob(f"test_{path.stem}_*.py"))
 
 
+def lines_of(module: str) -> int:
+    return len((PACKAGE / module).read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_is_too_long(module: str) -> None:
-    lines = len((PACKAGE / module).read_text(encoding="utf-8").splitlines())
-    assert lines <= LONG.get(module, MOST_LINES)
+    assert lines_of(module) <= LONG.get(module, MOST_LINES)
+
+
+def test_the_list_of_long_modules_only_shrinks() -> None:
+    kept = {module for module in LONG if module in MODULES and lines_of(module) > MOST_LINES}
+    assert set(LONG) == kept, "these are gone or short enough: take them off the list"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(TESTED_ROOMS) and "__" not in m])
 def test_every_module_has_its_test_file(module: str) -> None:
-    assert has_test(module) or module in UNTESTED, f"write tests/{Path(module).parent}/test_{Path(module).name}"
+    assert has_test(module), f"write tests/{Path(module).parent}/test_{Path(module).name}"
