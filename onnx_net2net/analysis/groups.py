@@ -81,7 +81,7 @@ class Inspection:
     """The dims of a model.
 
     Attributes:
-        groups: Every dim that a constant has, growable or not.
+        groups: Every dim of a weight or another constant, whether it can grow or not.
         elements: Number of elements of all floating-point constants.
     """
 

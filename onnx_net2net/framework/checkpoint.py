@@ -37,10 +37,11 @@ class Checkpoint:
     """The weights of a student under the framework's names; computed when they are asked for.
 
     Attributes:
-        entries: The entries, in the order of the teacher's state dict, and the new ones.
-        sources: The files that they are computed from.
-        notes: What else there is to say, for people.
-        versions: Of the modules' classes; see `onnx_net2net.framework.files.Entries`.
+        entries: The student's state dict: the teacher's entries in their order, and then new ones.
+        sources: The files from which the entries are computed.
+        notes: Warnings for people.
+        versions: The versions of the modules' classes that torch keeps in a state dict; see
+        `onnx_net2net.framework.files.Entries`.
     """
 
     entries: tuple[Entry, ...]
@@ -69,21 +70,21 @@ def checkpoint(
     *,
     untie: bool = False,
 ) -> Checkpoint:
-    """Carry the growth of a student over to the teacher's state dict.
+    """Grow the teacher's state dict as the student was grown: the result loads into the wider class.
 
     Args:
         teacher: The model that the student was grown from.
         student: The student, with its record.
         state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns. If None,
             names are those of the graph (see `onnx_net2net.framework.recover`).
-        untie: Whether entries that are tied may grow differently. The class must not tie them, then.
+        untie: Whether entries that are tied may grow differently. If they do, the class must not tie them.
 
     Returns:
         The student's state dict, which the same class takes at the student's sizes.
 
     Raises:
         BadInputError: If the student was not grown from the teacher, or a file cannot be used.
-        RefusedError: If it was narrowed, or an entry that must have grown cannot be derived.
+        RefusedError: If the student was narrowed, or an entry must have grown and nothing tells how.
     """
     model, grown = load(teacher), load(student)
     sources = [*model.sources, *grown.sources]

@@ -38,7 +38,7 @@ class Model:
 
     Attributes:
         proto: The model with stubs instead of all larger tensors.
-        weights: The bytes of each stub, by its key.
+        weights: For each stub the tensor that reads or computes its bytes, by the stub's key.
         path: The file that holds exactly this model, if there is one.
         external: Whether the weights live, or will be saved, in a separate file.
         sources: The files that `weights` may still read.

@@ -41,28 +41,28 @@ def verify(
     `NOISE_FACTOR` times the teacher's noise plus the distance between its two values, but by no more than
     `MAX_TOLERANCE` of its largest magnitude.
 
-    Where outputs agree, two more things are looked at. A student whose record says what was done to this teacher must
-    have the weights that it says, as one wrong weight seldom shows in outputs. And an output that is the same in all
-    runs proves nothing: larger inputs are tried, then what it is made from is compared inside the two.
+    If the outputs agree, two more things are checked. If the student has a record of what was done to this teacher, its
+    weights must be those that the record makes: one wrong weight seldom shows in outputs. And an output that is the
+    same in all runs proves nothing: larger inputs are tried, and then the tensors from which it is made are compared.
 
     Args:
         teacher: The reference: a file or a model in memory.
-        student: What is judged; it must have inputs and outputs of the same names, types and compatible shapes. Where
-            it was given more classes or input channels on request, the old ones, which come first, are compared.
+        student: The model to check. Its inputs and outputs must have the same names, types and compatible shapes. If
+            it got more classes or input channels on request, the old ones, which come first, are compared.
             What is no model may be a function from inputs to outputs, both by name (`pytorch.ModuleRunner`).
         provider: Where to run: ``cpu``, ``cuda``, ``tensorrt``, ``dml``, ``coreml``, ``openvino``, ``rocm`` or the
             full name of an onnxruntime execution provider.
         data: Inputs to use instead of generated ones: arrays by name, or an npz file of them.
-        samples: The least number of generated inputs; every accepted set of sizes of the dynamic axes has one. By
-            default 3, or 2 where a run takes long, and more where it takes next to no time.
+        samples: The least number of generated inputs; there is at least one for every set of sizes of the dynamic
+            axes. By default 3; 2 if a run takes long, and more if it is fast.
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
-        seed: Of the generated inputs.
-        progress: Told what is running, how many runs are done, and of how many.
-        embed: Tells where the units of a teacher's tensor are in the student's, to compare tensors that have grown
-            in the search for the first one that differs; by default found from the two graphs.
-        record: Whether a student's weights are compared with what its record makes again. One in memory that comes
-            straight from an operation is not, and none where `rtol` or `atol` say what may differ.
+        seed: Seed of the generated inputs.
+        progress: Called with what is running, how many runs are done, and of how many.
+        embed: Returns where the units of a teacher's tensor are in the student's. The search for the first tensor
+            that differs compares these. By default it is found from the two graphs.
+        record: Whether a student's weights are compared with those that its record makes. A student in memory that
+            comes straight from an operation is not compared, nor is any if `rtol` or `atol` is given.
 
     Returns:
         The comparison; a difference is no exception, see `Verification.raise_if_different`.

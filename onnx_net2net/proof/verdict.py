@@ -44,10 +44,11 @@ class Verification:
         runs: How many different inputs were run.
         bindings: The sizes given to the dynamic axes; one empty binding for a static model or given data.
         outputs: One report an output, in the teacher's order.
-        diverges_at: The first tensor of the teacher, in topological order, that the student does not reproduce;
-            None where all agree or none could be compared.
-        unmoved: Outputs that were the same in all runs, though they are computed from the inputs, with the tensors
-            inside that were compared instead. With none of these nothing is shown, and `equivalent` is False.
+        diverges_at: The first tensor of the teacher that the student does not reproduce, in the order of the graph.
+            None if all agree, or none could be compared.
+        unmoved: Outputs that were the same in all runs although they depend on the inputs, each with the tensors
+            inside that were compared instead. If there are no such tensors, nothing is shown and `equivalent` is
+            False.
         departure: How the student differs from what its record says; `equivalent` is False then too.
     """
 

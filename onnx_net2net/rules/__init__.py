@@ -45,10 +45,10 @@ def rule(
     Args:
         kinds: Operator types.
         domain: Operator domain; "" is ai.onnx.
-        since: First opset version of the domain that the rule speaks for; the newest that fits is used.
+        since: First opset version that the rule is for. Of several rules the newest that fits is used.
         pointwise: See `Op.pointwise`.
-        inert: Attributes, separated by spaces, that the rule does not read because no axis depends on them. A node
-            with another one that it does not read is frozen, unless the value is the schema's default.
+        inert: Attributes, separated by spaces, on which no axis depends, so that the rule need not read them. A node
+            with any other attribute that the rule does not read is frozen, unless it has the schema's default.
     """
 
     def register(function: Rule) -> Rule:

@@ -187,13 +187,13 @@ class Op:
     What is read is noted, so that a node with an attribute or an operand that its rule overlooks can be frozen.
 
     Attributes:
-        kind: Operator type, `domain` and `version` (the opset imported for it) say which.
+        kind: Operator type. `domain` and `version` (the opset that the model imports) belong to it.
         label: How messages call the node.
         attrs: Attribute values by name.
-        inputs: For each input its axes, or None where it is left out or is not a tensor of known shape.
+        inputs: For each input its axes, or None if it is left out or its shape is not known.
         outputs: The same for outputs.
-        values: For each input its value, where it is a small constant or follows from shapes, else None.
-        constant: For each input, whether its value is the same whatever the dynamic sizes.
+        values: For each input its value if it is a small constant or follows from shapes, else None.
+        constant: For each input, whether its value is the same for all sizes of the dynamic axes.
     """
 
     def __init__(
@@ -298,12 +298,12 @@ class Op:
             dims.freeze(axis, self.why(reason))
 
     def look_up(self, axis: Axis) -> None:
-        """State that numbers made at run time choose entries along an axis: it keeps its size, or grows at its end."""
+        """State that entries along an axis are chosen at run time: it keeps its size, or gets new ones at its end."""
         dims.pin(axis, self.why(LOOKED_UP))
         self.said.tables.append(axis)
 
     def normalise(self, axes: Iterable[Axis]) -> None:
-        """State that a softmax runs over axes: they keep their size, or get entries of probability 0."""
+        """State that a softmax runs over axes: they keep their size, or get new entries whose probability is 0."""
         for axis in axes:
             dims.pin(axis, self.why("normalises over this axis"))
             self.said.normalised.append(axis)
@@ -327,8 +327,8 @@ class Op:
     ) -> None:
         """State that a statistic runs over axes, so that all their units are copied equally often.
 
-        With a `law` the dim may also be padded to any width by units that the statistic does not notice, its scale
-        and the node's `epsilon` corrected; see `Statistic`.
+        With a `law` the dim may also have any width: it is padded by units that the statistic does not notice, and the
+        scale and the node's `epsilon` are corrected. See `Statistic`.
         """
         over = tuple(axes)
         for axis in over:
@@ -340,7 +340,7 @@ class Op:
         dims.only_copies(axis, self.why(reason))
 
     def shares(self, position: int) -> None:
-        """State that the node gives shares of a whole along an axis: e^x of each unit over the sum of all of them."""
+        """State that the node takes a softmax over hidden units: copies then share what their unit had."""
         self.said.normalised += (self.input(0) or ())[position : position + 1]
         self.said.shares.append(position)
 
@@ -366,7 +366,7 @@ class Op:
         self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
 
     def default(self, name: str, value: float, axis: Axis) -> None:
-        """State that an attribute that is left out is `value`, and would be another if the axis grew."""
+        """State that an attribute that is left out stands for `value`, which would change if the axis grew."""
         self.said.defaults.append((name, value, axis))
 
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
@@ -381,17 +381,17 @@ class Op:
         """State what the node does to each unit alone.
 
         Args:
-            kind: "linear" (any mixing of units commutes); "zero" keeps a unit of zeros; "relu" too, but stops its
-                gradient; "partial" may make an infinity or no number of a unit of random values; "any" else.
+            kind: "linear": f(a x + b y) = a f(x) + b f(y). "zero": zeros stay zeros. "relu": zeros stay zeros, but get
+                no gradient. "partial": random values may become infinite or NaN (log, sqrt). "any": none of these.
         """
         self.said.pointwise = kind
 
     def scales(self, *inputs: int) -> None:
-        """State that these inputs multiply or divide; growth by zeros copies them instead."""
+        """State that these inputs are factors or divisors: units of zeros get copies of them, not zeros."""
         self.said.scales.update(inputs)
 
     def ignores(self, *inputs: int) -> None:
-        """State that of these inputs only the type or shape is read, whatever the size; others of no axis stay."""
+        """State that only the type or the shape of these inputs is read: any size will do."""
         self.read.update(("input", index) for index in inputs)
         self.said.ignored.update(inputs)
 

@@ -59,9 +59,9 @@ class Deepening:
         student: The result; its weights are computed when it is saved or run.
         insertions: What was inserted, in the order of the layers.
         seed: Seed of every random choice.
-        notes: What else there is to say, for people.
-        copies: The copies of blocks, in the order of the graph; none of those that cancel.
-        depths: How many blocks each numbered group of them has, before and after.
+        notes: Remarks for people.
+        copies: The copies of blocks, in the order of the graph; copies that cancel are not listed.
+        depths: For each group of numbered blocks, how many it has before and after.
     """
 
     teacher: Model
@@ -121,26 +121,26 @@ def deepen(
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
         after: Names or patterns of the layers behind which something is inserted.
-        all: Behind every layer that has an identity of its own; with `way` behind every layer that admits it.
+        all: Insert behind every layer whose activation admits an identity; with `way`, behind every layer that admits
+            this.
         count: How many layers to insert behind each.
-        pairs: Instead so many pairs of a horizontal and a vertical convolution (paper, section 3.4).
-        way: What to insert, instead of the best for each place: "identity", "pair", "residual", "prelu" (a layer with
-            an activation of its own whose slopes start at 1) or "maxout" (the larger of two equal identities, which
-            part only by noise or dropout); for blocks "cancel": two copies with opposite signs instead of one that
-            ends in zero, possible also where nothing could be zero.
-        width: Units of the new layers (`96`), or a multiplier (`"2x"`): they are widened after they are inserted, so
-            that the width can be anything not below that of the layer in front.
-        repeat: Instead of layers, copies of residual blocks: how many, by names or patterns of blocks or of groups of
-            them ({"layer3": 4} or ["layer3=+4"]); they are spread evenly over the blocks that match.
-        depth: Copies for every group of blocks, so that it gets so many times as deep (2 or "2x").
+        pairs: How many pairs of a horizontal and a vertical convolution to insert instead (paper, section 3.4).
+        way: What to insert, instead of the best for each place. "identity" is a layer with the network's activation.
+            "pair" is a layer with two columns for each unit. "residual" is a branch that ends in zero. "prelu" is a
+            layer with an activation of its own whose slopes start at 1. "maxout" is the larger of two equal
+            identities, which only noise or dropout tells apart. For blocks there is "cancel": two copies with
+            opposite signs, also where a branch cannot end in zero.
+        width: Units of the new layers (`96`), or a multiplier (`"2x"`); not below the width of the layer in front.
+        repeat: How many copies of residual blocks to insert, by names or patterns of blocks or of their groups
+            ({"layer3": 4} or ["layer3=+4"]). They are spread evenly over the blocks that match.
+        depth: How many times as deep every group of blocks gets, by copies (2 or "2x").
         append: Put the copies behind the last block of the group, not behind the blocks that they are copies of.
         calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
-            BatchNormalizations are measured, so that they change little in training, too; generated ones if None.
+            BatchNormalizations are measured. By default they are generated. So the layers change little in training.
         seed: Seed of every random choice.
-        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made with
-            more layers: copies of numbered blocks only, none of which changes places with one that computes
-            something else.
-        progress: Told how many runs of the calibration are done, and of how many.
+        framework: ``"torch"`` for a student whose weights fit a class made with more layers. Then only numbered blocks
+            are copied, each among blocks that compute the same.
+        progress: Called with the runs of the calibration that are done, and their number.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.

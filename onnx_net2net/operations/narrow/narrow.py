@@ -39,7 +39,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """A model without what it had more than once.
+    """A narrowed model: without duplicates and layers that do nothing.
 
     Attributes:
         teacher: The model that was narrowed.

@@ -133,15 +133,15 @@ def transfer(
     """Fill a target from a teacher.
 
     Args:
-        teacher: A path, a model in memory or a loaded model: trained.
-        target: Likewise: of any weights. Neither is changed.
+        teacher: The trained model: a path, a model in memory or a loaded model.
+        target: The network to fill, likewise, with any weights. Neither model is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
-        data: Examples (an npz file, or arrays under the names of the teacher's inputs) that improve a transfer which
-            is not exact: they tell which units a narrower target keeps (`examples.select`), and its layers are fitted
-            to what the teacher's make of them (`examples.refit`). An exact transfer does not use them.
-        prove: Whether the two are run and compared if no obstacle is known. Leave it out if you call `proof` anyway.
-        progress: Told how many layers have been fitted to the examples, and of how many.
+        data: Examples (an npz file, or arrays under the names of the teacher's inputs). They improve a transfer that
+            is not exact: a narrower target keeps the best units (`examples.select`), and its layers are fitted to the
+            results of the teacher's layers (`examples.refit`). An exact transfer does not use them.
+        prove: Whether the two are run and compared if no obstacle is known. Pass False if you call `proof` anyway.
+        progress: Called with the number of layers that are fitted to the examples, and of all.
 
     Returns:
         The student. It computes what the teacher does if there are no obstacles; see `proof`.

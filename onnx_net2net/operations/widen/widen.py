@@ -37,9 +37,9 @@ class Widening:
         fixed: The dims that could not grow, with the reason.
         notes: What else was done to the graph, for people.
         constants: How each constant grew that did.
-        inserted: What a framework's class would need beside weights of other sizes: nodes, and numbers that were kept.
-        numbers: Single numbers that scale something beside a dim that grew: a class that computes them from its sizes
-            would have others.
+        inserted: What a framework's class would need besides weights of other sizes: nodes, and numbers that were kept.
+        numbers: Single numbers that scale something beside a dim that grew. A class that computes them from its sizes
+            would compute others.
     """
 
     teacher: Model
@@ -75,28 +75,27 @@ def widen(
 
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
-        factor: Width multiplier (>= 1) for every dim, or for those that `only` names; each dim goes to the nearest
-            size that it can have exactly. Of the factors of one axis (groups x channels) one grows: that which lets
-            most weights grow, and comes near the factor.
-        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`). What
-            matches nothing else may name a dim of the interface (classes, vocabulary, input channels): the old
-            inputs and outputs stay as they are and come first.
+        factor: Width multiplier (>= 1) for every hidden dim, or for those that `only` names. Each dim grows to the
+            nearest size that it can have exactly. If an axis is a product (groups x channels), one factor of it grows:
+            the one that comes near the multiplier and lets most weights grow.
+        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`). Dims of the
+            interface (classes, vocabulary, input channels) grow only if they are named here. Their old units stay as
+            they are, and new ones are appended.
         only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
         map: How new units come about (see `onnx_net2net.algebra.maps`); dims that do not admit it are replicated.
-        spread: How unevenly copies share their outgoing weights, as a part of each weight. Exact.
-        noise: The paper's noise on the incoming weights of copies, likewise. Not exact.
+        spread: How unevenly copies share their outgoing weights, relative to each weight. The student stays exact.
+        noise: Noise on the incoming weights of copies, as in the paper, relative to the weights. Not exact.
         seed: Seed of every random choice.
-        prior: Probability (0 <= prior < 1) at which new classes start, as a sigmoid sees it: 0.01 if not given. Under
-            a softmax it can only be 0, or the old outputs would change.
-        fill_norms: Whether dims in front of LayerNormalization and its kin may have any width, where these admit
-            multiples only: what the node reads is filled up to the next multiple by units that lack a copy, and its
-            result is cut (Slice, Concat, Slice). By default where multiples would miss `factor` by more than a
-            tenth, and not for `sizes`.
-        framework: ``"torch"`` for a student whose weights shall be loaded into a class of that framework, made at the
-            new sizes: dims whose growth a class could not follow are fixed (see `onnx_net2net.analysis.loadable`).
-        keep_numbers: Whether that class computes none of its numbers from sizes, so that dims may grow of whose size
-            a number in the file is a function (alpha / r of LoRA, width ** -0.5).
+        prior: Probability (0 <= prior < 1) at which new classes start; by default 0.01 under a sigmoid. Under a
+            softmax it can only be 0, because the old outputs would change otherwise.
+        fill_norms: Whether a dim whose norm admits only multiples of its size may have any width. If so, nodes (Slice,
+            Concat, Slice) fill the input of the norm up to the next multiple and cut its result. By default this is
+            done where multiples would miss `factor` by more than a tenth, and not for `sizes`.
+        framework: ``"torch"`` for a student whose weights fit a class made at the new sizes. Dims whose growth a class
+            could not follow keep their size (see `onnx_net2net.analysis.loadable`).
+        keep_numbers: Whether that class computes none of its numbers from its sizes (alpha / r of LoRA, width ** -0.5).
+            Then dims may grow although a number in the file is a function of their size.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
