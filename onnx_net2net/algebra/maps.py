@@ -6,7 +6,7 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
 
     replicate   Net2WiderNet (paper, section 2.3): old units in place, new ones copies of random old ones
     uniform     every unit copied equally often, for dims that a statistic reads
-    zero_out    new units of their own, which nobody reads yet: exact where no statistic reads the dim
+    zero_out    new units with values of their own that nobody reads yet: exact where no statistic reads the dim
     zero_in     new units that compute 0 = phi(0) and are read at random
     random_pad  the paper's baseline: new units of their own, read at random. Not exact.
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
@@ -43,7 +43,7 @@ class Map:
     Attributes:
         old: Number of units of the teacher.
         index: int64 [q], the teacher's unit that each unit of the student copies.
-        weight: float64 [q], by which readers of the copies weigh them.
+        weight: float64 [q], what readers of the copies multiply them by.
         kind: int8 [q], position in `ORIGINS` of the way a unit came about; 0 for old units and copies.
         first: bool [q], whether the unit is the teacher's own rather than a new one.
     """
@@ -223,7 +223,14 @@ def evaluate(
     product: Callable[[list[Value]], Value],
     concat: Callable[[list[Value]], Value],
 ) -> Value:
-    """Return what an axis has, from what its dims have, asked in layout order, and how its kinds put that together."""
+    """Compute something of an axis from the same of its dims.
+
+    Args:
+        axis: Any expression over dims.
+        leaf: Computes it for a dim; called in layout order.
+        product: Computes it for a product, from its factors.
+        concat: Computes it for a concatenation, from its parts.
+    """
     axis = resolve(axis)
     if isinstance(axis, Dim):
         return leaf(axis)

@@ -163,7 +163,7 @@ def grow(
         style: How new values are drawn.
         rng: Where they are drawn from.
         filler: What it has for units that are no copies.
-        factor: By which all of it is multiplied.
+        factor: What all of it is multiplied by.
         zero: What integers are counted from, in a shape that broadcasts with them, where copies share them.
 
     Returns:
@@ -310,7 +310,7 @@ def _share_unevenly(view: np.ndarray, weights: np.ndarray, spread: float, rng: n
 
 
 def _is_whole(view: np.ndarray) -> bool:
-    """Tell whether all weights are whole numbers, of which sums may have to be exact (in front of Sign)."""
+    """Tell whether all weights are whole numbers, whose sums may have to be exact (in front of Sign)."""
     return bool(np.all(view == np.rint(view)))
 
 
@@ -376,9 +376,15 @@ def _draw(shape: tuple[int, ...], deviation: float, rng: np.random.Generator, dt
 
 
 def fold(values: Array, labels: list[np.ndarray], squares: bool = False) -> Array:
-    """Sum units of one label on each axis, in the order of the labels, and leave out those labelled -1.
+    """Sum the units that have one label, on each axis.
 
-    With `squares` that is the root of the sum of their squares.
+    Args:
+        values: A weight.
+        labels: For each axis, the place of each unit in the result; -1 for units that are left out.
+        squares: Whether to take the root of the sum of squares instead.
+
+    Returns:
+        The folded weight; float64 where anything was summed.
     """
     if squares and any(own.max(initial=-1) + 1 < np.count_nonzero(own >= 0) for own in labels):
         return np.asarray(np.sqrt(fold(values.astype(np.float64) ** 2, labels)))

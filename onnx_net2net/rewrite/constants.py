@@ -44,7 +44,7 @@ class GrownConstant:
 
 
 Gain = tuple[int, Compute]
-"""An axis of a constant, and what computes by what its units in the student are multiplied."""
+"""An axis of a constant, and what computes the factors of its units in the student."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Demands:
         factors: What all values are multiplied by.
         fillers: What they have for units that are no copies, where that is not the usual.
         scales: For units that a later node scales: what reads the scale.
-        gains: What makes up for another norm of a weight.
+        gains: Factors that cancel the change of a weight's norm.
     """
 
     weighers: Weighers
@@ -213,7 +213,7 @@ def changed_norms(rewriting: Rewriting) -> dict[int, Norm]:
 
 
 def gains_for(rewriting: Rewriting, norms: Iterable[Norm], weighers: Weighers, style: Style) -> dict[Place, Gain]:
-    """Let gains make up for other norms of weights: g' = g |v| / |v'|."""
+    """Return the factors of gains that cancel the changes of norms: g' = g |v| / |v'|."""
     gains: dict[Place, Gain] = {}
     for norm in norms:
         use = rewriting.analysis.uses[norm.weight]
@@ -225,7 +225,7 @@ def gains_for(rewriting: Rewriting, norms: Iterable[Norm], weighers: Weighers, s
 
 
 def _factors(read: Compute, growth: WeightGrowth, salt: int, norm: Norm) -> Array:
-    """Return by what a gain makes up for the norms of weights that are other ones in the student."""
+    """Compute the factors of a gain whose weight has other norms in the student."""
     values, index = read(), growth.axes[norm.kept].map.index
     others = tuple(position for position in range(values.ndim) if position != norm.kept)
     old, new = (np.square(v, dtype=np.float64).sum(axis=others) for v in (values, growth.apply(values, salt)))

@@ -1,4 +1,4 @@
-"""Normalisers at widths that are no multiples: padding that they do not notice, or whole multiples for them alone.
+"""Normalisers at widths that are no multiples: they get padding that they do not notice, or whole multiples to read.
 
 A statistic over some units copied more often than others is another statistic. Where padding units stand beside whole
 copies, the scale and the epsilon of the node are corrected for their share (`adapt_norms`, `correct_norms` when the
@@ -91,11 +91,11 @@ def correct_norms(analysis: Analysis, shares: Mapping[str, float]) -> None:
             assign(analysis.draft, constant, [Version(()), version])  # other readers keep theirs
 
 
-# --- Whole multiples for the node alone ----------------------------------------------------------------------
+# --- Whole multiples -----------------------------------------------------------------------------------------
 
 
 def fill_norms(rewriting: Rewriting, opset: int) -> None:
-    """Fill up what normalisers of unequally many copies read, to the next whole multiple, and cut what they make."""
+    """Let normalisers of unequally many copies read the next whole multiple, and cut what they make."""
     for number, said in rewriting.analysis.said.items():
         times: Times = {}
         for axis in (axis for statistic in said.statistics for axis in statistic.axes):
@@ -227,7 +227,7 @@ def unfill(analysis: Analysis) -> list[Fill]:
 
 
 def _source_of(analysis: Analysis, tensor: Tensor) -> tuple[Tensor, int, np.ndarray] | None:
-    """Return of which tensor, along which axis, units are read more than once, and which."""
+    """Return the tensor and the axis whose units are read more than once, and the places that are read."""
     node = tensor.inputs[0] if tensor.inputs else None
     if node is None or len(tensor.outputs) != 1:
         return None

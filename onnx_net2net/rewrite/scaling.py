@@ -7,7 +7,7 @@ they were, which goes into the scale behind. Most networks admit that: between t
 lie only sums and layers of weights.
 
 Each tensor has an exponent e: the student has a ** e times the teacher's values in it. The nodes say how those of their
-inputs and outputs are related, and the constants make up for the rest. A decomposed normalisation is nothing special:
+inputs and outputs are related, and the constants take the rest. A decomposed normalisation is nothing special:
 x * x has twice the exponent of x, and a mean over padded units two less.
 """
 
@@ -50,7 +50,7 @@ class Scaling:
 
 
 def rescale(analysis: Analysis, growth: Growth, pads: dict[Dim, State]) -> Scaling:
-    """Find out by what the weights around padded dims have to be multiplied.
+    """Find the factors of the weights around padded dims.
 
     Args:
         analysis: The dims.
@@ -109,7 +109,7 @@ class _Stream:
         return {use: e for use, e in self._constants() if e}
 
     def _squares(self, number: int) -> None:
-        """A mean of squares over the dim, of which an epsilon is added to, is what it was: x has exponent 1."""
+        """Keep a mean of squares over the dim, as an epsilon is added to it: x has exponent 1."""
         node = self._analysis.nodes[number]
         if not self._is_centred(node.inputs[0]) and node.op == "ReduceMean":
             return
@@ -194,7 +194,7 @@ class _Stream:
         return float(self._analysis.draft.read(constant).reshape(-1)[0])
 
     def _relate_product(self, number: int, result: Tensor, sign: int) -> None:
-        """Exponents of factors add up; a vector with more than one number can make up for anything."""
+        """Add up the exponents of factors; a vector with more than one number can have any."""
         node = self._analysis.nodes[number]
         if self._vector(number) is not None:
             return
@@ -218,7 +218,7 @@ class _Stream:
         return None
 
     def _relate_sum(self, number: int, data: list[Tensor], result: Tensor) -> None:
-        """Weights can make up for anything; products of activations and means cannot."""
+        """Relate products of activations, and means; weights can have any exponent."""
         looked_up = self._looked_up(number)
         if looked_up:
             data = [*(tensor for tensor in data if not self._is_weight(number, tensor)), *looked_up]
@@ -278,7 +278,7 @@ class _Stream:
     # -- the rest ----------------------------------------------------------------------------------------------
 
     def _undecided(self) -> Tensor | None:
-        """Return a tensor that a product relates to ones that are scaled, and of which nothing is known."""
+        """Return a tensor of unknown exponent that a product relates to scaled ones."""
         for number, node in enumerate(self._analysis.nodes):
             if node.op in ("Mul", "Div") and self._vector(number) is None and node.outputs:
                 tensors = [t for t in (*self._data(number), node.outputs[0]) if t.name]

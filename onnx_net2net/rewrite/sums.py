@@ -77,7 +77,7 @@ def find_weighers(rewriting: Rewriting, states: States, unweighed: Collection[in
     weighers: Weighers = {}
     inserts: list[Insert] = []
     for number, contraction, way in ways:
-        if number in weighed_with:  # by what a later one is weighed by
+        if number in weighed_with:  # with a later sum
             continue
         if way is None:
             index, position = side = contraction.sides[-1]

@@ -9,28 +9,22 @@ nothing less finds them. Sums of shares are compared up to the rounding of the w
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaf_set, resolve
 from onnx_net2net.algebra.floats import Array, is_float, spacing
-from onnx_net2net.algebra.maps import Numbers, keep, table, units_of
+from onnx_net2net.algebra.maps import Numbers, table, units_of
 from onnx_net2net.algebra.ratios import Ratio
 from onnx_net2net.algebra.weights import fold
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import weighings
-from onnx_net2net.graph.edit import Version, assign
-from onnx_net2net.graph.graph import Node, dtype_of
-from onnx_net2net.model.model import Model
+from onnx_net2net.graph.graph import dtype_of
 from onnx_net2net.rewrite.norms import Fill
-from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sizes import resize
 from onnx_net2net.rules.op import Contraction
 
 Classes = Mapping[Dim, np.ndarray]
@@ -68,70 +62,13 @@ def find_duplicates(analysis: Analysis, cut: Mapping[str, int], fills: Sequence[
 
     Args:
         analysis: The dims of the network.
-        cut: Outputs of which units are picked along an axis, so that they can go there too, if one is left of a class.
+        cut: Outputs that pick units along an axis: duplicates can go there too, if one of each class is left.
         fills: Normalisers that were filled up, which must read each class equally often.
 
     Returns:
         The duplicates; None if some of the normalisers would not.
     """
     return _Refinement(analysis, cut, fills).run()
-
-
-def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
-    """Let one unit stand for each class.
-
-    Args:
-        teacher: The model that was analysed.
-        analysis: Its dims; the graph in it becomes the one without duplicates.
-        found: The duplicates in it.
-
-    Returns:
-        The model without them; its weights are computed when it is saved.
-    """
-    maps = {dim: keep(len(own), np.flatnonzero(_is_first(own))) for dim, own in found.classes.items()}
-    rewriting = Rewriting(analysis, maps)
-    for uses in analysis.readings():
-        if any(rewriting.grown(axis) for use in uses for axis in use.axes):
-            _merge_constant(rewriting, uses, found)
-    resize(teacher, rewriting)
-    rewriting.clean_up()
-    return analysis.draft.finish()
-
-
-@dataclass
-class _Folding:
-    """How uses of a constant are folded: the labels on each axis, and by what means are multiplied."""
-
-    labels: list[np.ndarray]
-    share: float
-    squares: bool
-    readers: list[tuple[Node, int]] = field(default_factory=list)
-
-
-def _merge_constant(rewriting: Rewriting, uses: list[Use], found: Duplicates) -> None:
-    """Fold a constant; uses that fold it alike share one tensor, as they did."""
-    alike: dict[tuple[object, ...], _Folding] = {}
-    for use in uses:
-        read_at = use.node, use.input
-        summed = found.summed.get(read_at, {})
-        labels = [axis_labels(axis, found.classes, summed.get(p, set())) for p, axis in enumerate(use.axes)]
-        shares = [class_count(own) / len(own) for p, own in enumerate(labels) if (*read_at, p) in found.means]
-        folding = _Folding(labels, math.prod(shares), read_at in found.squares)
-        key = folding.share, folding.squares, *(own.tobytes() for own in labels)
-        alike.setdefault(key, folding).readers.append((rewriting.nodes[use.node], use.input))
-    read, dtype = rewriting.graph.reader(uses[0].constant), dtype_of(uses[0].constant)
-    versions = []
-    for folding in alike.values():
-        is_whole = all(np.array_equal(own, np.arange(len(own))) for own in folding.labels)
-        compute = None if is_whole else partial(_fold_back, read, folding, dtype)
-        versions.append(Version(folding.readers, [class_count(own) for own in folding.labels], compute))
-    assign(rewriting.graph, uses[0].constant, versions)
-
-
-def _fold_back(read: Callable[[], Array], folding: _Folding, dtype: np.dtype[Any]) -> Array:
-    """Fold a constant and return it in its own type."""
-    folded = fold(read(), folding.labels, folding.squares)
-    return (folded if folding.share == 1 else folded * folding.share).astype(dtype, copy=False)
 
 
 def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
@@ -141,7 +78,7 @@ def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
         own = classes.get(dim)
         if own is None:
             return np.arange(dim.size), dim.size
-        return own if dim in summed else np.where(_is_first(own), own, -1), class_count(own)
+        return own if dim in summed else np.where(is_first(own), own, -1), class_count(own)
 
     return table(axis, labels)[0]
 
@@ -149,10 +86,6 @@ def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
 def class_count(labels: np.ndarray) -> int:
     """Return how many classes there are."""
     return int(labels.max()) + 1
-
-
-def _results(fills: Sequence[Fill]) -> set[str]:
-    return {fill.result for fill in fills}
 
 
 def _squared(axis: Axis) -> set[Dim]:
@@ -167,7 +100,7 @@ def _squared(axis: Axis) -> set[Dim]:
     return inside | {dim for dim in found if found.count(dim) > 1}
 
 
-def _is_first(labels: np.ndarray) -> np.ndarray:
+def is_first(labels: np.ndarray) -> np.ndarray:
     """Tell which units are the first of their class."""
     first = np.zeros(len(labels), bool)
     first[np.unique(labels, return_index=True)[1]] = True
@@ -181,7 +114,8 @@ class _Refinement:
         self._analysis, self._cut = analysis, cut
         self._fills = [(analysis.axes[fill.source][fill.axis], fill.places) for fill in fills]
         self._filled = leaf_set(*(axis for axis, _ in self._fills))
-        plain = {number for number in analysis.said if analysis.nodes[number].outputs[0].name not in _results(fills)}
+        results = {fill.result for fill in fills}
+        plain = {number for number in analysis.said if analysis.nodes[number].outputs[0].name not in results}
         read = [axis for number in plain for one in analysis.said[number].statistics for axis in one.axes]
         self._is_mixed = not self._filled.isdisjoint(leaf_set(*read))
         self._picked = leaf_set(*(analysis.axes[name][axis] for name, axis in cut.items()))
@@ -220,7 +154,7 @@ class _Refinement:
     # -- what can lose units -----------------------------------------------------------------------------------
 
     def _candidates(self) -> set[Dim]:
-        """Return the dims that can lose units, as far as anything but sums has a say."""
+        """Return the dims that can lose units, before sums are looked at."""
         analysis = self._analysis
         free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > (0 if dim.origin else 1)}
         free -= {dim for dim in free if dim.ratio is not None and dim.ratio.root().frozen}

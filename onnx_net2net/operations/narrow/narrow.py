@@ -21,8 +21,9 @@ from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates, merge
+from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates
 from onnx_net2net.operations.narrow.identities import remove_identities
+from onnx_net2net.operations.narrow.merge import merge
 from onnx_net2net.operations.narrow.padding import find_pads, shares_of
 from onnx_net2net.rewrite.norms import correct_norms, unfill
 from onnx_net2net.rewrite.outputs import Cut, cut_again, uncut

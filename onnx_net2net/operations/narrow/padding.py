@@ -28,7 +28,7 @@ def find_pads(analysis: Analysis, picked: Mapping[str, tuple[int, np.ndarray]]) 
 
     Args:
         analysis: The dims of the model.
-        picked: Outputs of which an axis and units on it are picked, which must be no padding.
+        picked: Outputs that pick units along an axis; these must be no padding.
     """
     pads: Pads = {}
     for dim, held in paddable(analysis).items():

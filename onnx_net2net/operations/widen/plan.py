@@ -32,7 +32,7 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.operations.widen.options import WidenOptions
 
 FAR = 0.1
-"""Part of the wanted size by which multiples may miss it before norms are filled up."""
+"""Norms are filled up where multiples would miss the wanted size by a larger part of it."""
 
 MOST_UNITS = 2**27
 """No network has wider axes, and the maps of wider ones would not fit into memory."""
@@ -111,7 +111,7 @@ class Plan:
                 self._follow(group, group.follows)
 
     def _follow(self, group: Group, leaders: Sequence[Group]) -> None:
-        """Grow a group by what those that it follows grew by."""
+        """Grow a group by the factor of the groups that it follows."""
         new = math.prod(sum(new_size(dim, self.growth) for dim in leader.dims) for leader in leaders)
         old = math.prod(leader.size for leader in leaders)
         taken = any(rival in self.growth for dim in group.dims for rival in (dim, *self._rivals.get(dim, ())))
