@@ -24,11 +24,11 @@ class Version:
     compute: Callable[[], Array] | None = None
 
 
-def assign(graph: Graph, constant: Constant, versions: Sequence[Version]) -> list[str]:
+def assign(graph: Graph, constant: Constant, versions: Sequence[Version], name: str | None = None) -> list[str]:
     """Give a constant the values that its readers need; readers of one version share one tensor.
 
     The constant itself becomes the first version, or stays as it is if one keeps its values; the others get constants
-    of their own.
+    of their own, which are called `name` (by default like the constant), made unique.
 
     Returns:
         The name of each version.
@@ -39,7 +39,7 @@ def assign(graph: Graph, constant: Constant, versions: Sequence[Version]) -> lis
         own = constant
         if version.compute is not None and is_taken:
             kind = graph.type_of(constant)
-            own = graph.lazy_constant(constant.name, kind, version.shape, version.compute, like=constant)
+            own = graph.lazy_constant(name or constant.name, kind, version.shape, version.compute, like=constant)
             for node, index in version.readers:
                 node.inputs[index] = own
         elif version.compute is not None:

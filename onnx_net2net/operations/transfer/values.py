@@ -12,7 +12,8 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import clip
 from onnx_net2net.analysis.names import scope_of
-from onnx_net2net.graph.graph import Constant, Place
+from onnx_net2net.graph.edit import Version, assign
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.modules import Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network
 
@@ -134,25 +135,19 @@ class Values:
                 parted.setdefault(self._values[use].key if use in self._values else None, []).append(use)
             is_float = self._network.is_float(constant) and math.prod(constant.shape) > 1
             shape, name = tuple(constant.shape), str(constant.name)
-            for position, (what, readers) in enumerate(sorted(parted.items(), key=lambda some: some[0] is not None)):
-                if what is not None:
-                    value = self._values[readers[0]]
-                    own = self._replace(constant, name, value.compute, readers if position else ())
+            shares = sorted(parted.items(), key=lambda share: share[0] is not None)  # those that keep theirs first
+            versions = [self._version(readers, shape) for _, readers in shares]
+            names = assign(self._network.analysis.draft, constant, versions, f"{name}_own")
+            for (_, readers), own in zip(shares, names, strict=True):
+                value = self._values.get(readers[0])
+                if value is not None:
                     yield Source(own, shape, value.origin, value.teacher, name, self._scopes(readers))
                 elif is_float:
                     yield Source(name, shape, "kept", "", name, self._scopes(readers))
 
-    def _replace(self, constant: Constant, name: str, compute: Compute, parted: Sequence[Place]) -> str:
-        """Give a constant new values, or those of its readers that are to have other ones; return the name."""
-        draft, shape = self._network.analysis.draft, tuple(constant.shape)
-        if not parted:
-            draft.replace(constant, shape, compute)
-            return name
-        kind = draft.type_of(constant)
-        own = draft.lazy_constant(f"{name}_own", kind, shape, compute, like=constant)
-        for node, index in parted:
-            self._network.nodes[node].inputs[index] = own
-        return str(own.name)
+    def _version(self, readers: Sequence[Place], shape: Sequence[int]) -> Version:
+        value, nodes = self._values.get(readers[0]), self._network.nodes
+        return Version([(nodes[node], index) for node, index in readers], shape, value.compute if value else None)
 
     def _scopes(self, readers: Sequence[Place]) -> tuple[str, ...]:
         nodes = self._network.opened.model.proto.graph.node
