@@ -95,10 +95,8 @@ class _Search:
                 yield from self._pair(layer, place) if makes == 2 * reads else ()
         for node in self._analysis.nodes:
             yield from self._repeated(node.outputs[0]) if node.outputs else ()
-            yield from self._zero_branch(node)
-            yield from self._ones(node)
+            yield from self._neutral(node)
             yield from self._same(node)
-            yield from self._cancelled(node)
             yield from self._all(node)
 
     def _plain(self, layer: Layer, place: Place) -> Iterator[Identity]:
@@ -157,29 +155,33 @@ class _Search:
         single = self._is_close(np.abs(up).sum(1), 1.0, node) and self._is_close(np.abs(up).max(1), 1.0, node)
         return single and self._is_close(up.sum(0), 0.0, node) and self._is_close(np.abs(up).sum(0), 2.0, node)
 
-    def _zero_branch(self, node: Node) -> Iterator[Identity]:
-        """Yield an Add one of whose operands is made by weights that are all zero."""
-        if node.op != "Add" or len(node.inputs) != 2:
-            return
-        for index, other in ((0, 1), (1, 0)):
-            same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
-            if same and constant_of(node.inputs[index]) is None and self._is_zero(node.inputs[other]):
-                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
+    def _neutral(self, node: Node) -> Iterator[Identity]:
+        """Yield a node with an operand that changes nothing: ones for products and slopes, zeros for sums."""
+        for index, other in _OPERANDS.get(node.op, ()):
+            source, operand = node.inputs[index], node.inputs[other]
+            if self._shape(source) != self._shape(node.outputs[0]):
+                continue
+            is_data = constant_of(source) is None
+            is_one = node.op != "Add" and self._are_ones(operand)
+            is_nothing = node.op == "Add" and self._is_zero(operand)
+            if (is_data and (is_one or is_nothing)) or (node.op == "Add" and self._cancels(operand)):
+                yield _single(node, index)
                 return
+
+    def _are_ones(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a constant of ones, which is left of shares when copies are gone."""
+        constant = constant_of(tensor)
+        return constant is not None and self._is(constant, 1)
+
+    def _cancels(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is the difference of two computations that are the same."""
+        node = tensor.inputs[0] if tensor.inputs else None
+        return node is not None and node.op == "Sub" and self._is_equal(*node.inputs)
 
     def _same(self, node: Node) -> Iterator[Identity]:
         """Yield a Max or Min of a tensor and itself, which is left of maxout."""
         if node.op in ("Max", "Min") and len({tensor.name for tensor in node.inputs}) == 1:
-            yield Identity(node.name or node.outputs[0].name, (node, 0), (node,))
-
-    def _cancelled(self, node: Node) -> Iterator[Identity]:
-        """Yield an Add of the difference of two computations that are the same."""
-        for index, other in ((0, 1), (1, 0)) if node.op == "Add" else ():
-            difference = node.inputs[other].inputs[0] if node.inputs[other].inputs else None
-            same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
-            if same and difference is not None and difference.op == "Sub" and self._is_equal(*difference.inputs):
-                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
-                return
+            yield _single(node, 0)
 
     def _is_equal(self, one: Tensor, other: Tensor) -> bool:
         """Tell whether two tensors are computed in the same way of the same tensors and equal constants."""
@@ -203,22 +205,13 @@ class _Search:
             pending += zip(makers[0].inputs, makers[1].inputs, strict=True)
         return True
 
-    def _ones(self, node: Node) -> Iterator[Identity]:
-        """Yield a Mul by ones, which is left of shares when copies are gone, or a PRelu of slope 1."""
-        for index, other in {"Mul": ((0, 1), (1, 0)), "PRelu": ((0, 1),)}.get(node.op, ()):
-            ones = constant_of(node.inputs[other])
-            same = self._shape(node.inputs[index]) == self._shape(node.outputs[0])
-            if same and ones is not None and constant_of(node.inputs[index]) is None and self._is(ones, 1):
-                yield Identity(node.name or node.outputs[0].name, (node, index), (node,))
-                return
-
     def _all(self, node: Node) -> Iterator[Identity]:
         """Yield a Gather of all units in their order, which is left of an output that was cut."""
         places = constant_of(node.inputs[1]) if node.op == "Gather" and constant_of(node.inputs[0]) is None else None
         if places is None or self._shape(node.inputs[0]) != self._shape(node.outputs[0]) or len(places.shape) != 1:
             return
         if np.array_equal(self._analysis.draft.read(places), np.arange(places.shape[0])):
-            yield Identity(node.name or node.outputs[0].name, (node, 0), (node,))
+            yield _single(node, 0)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -317,6 +310,14 @@ class _Search:
         assert constant is not None
         epsilon = spacing(self._analysis.draft.read(constant).dtype)
         return bool(np.allclose(values, wanted, rtol=0, atol=_ROUNDINGS * epsilon))
+
+
+_OPERANDS = {"Add": ((0, 1), (1, 0)), "Mul": ((0, 1), (1, 0)), "PRelu": ((0, 1),)}
+"""For operators that may have a neutral operand: which operand stays then, and which is neutral."""
+
+
+def _single(node: Node, index: int) -> Identity:
+    return Identity(node.name or node.outputs[0].name, (node, index), (node,))
 
 
 def _is_alike(one: Node, other: Node) -> bool:
