@@ -20,6 +20,7 @@ from onnx_net2net.analysis import inference
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.graph import Graph
+from onnx_net2net.graph.walk import is_alias
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.rewrite.rewrite import rewrite
 
@@ -177,7 +178,7 @@ def analyse_open(model: Model) -> Analysis:
     for tensor in analysis.draft.graph.inputs:
         inference._variable_axes(analysis, tensor.name)
     for number, node in enumerate(analysis.nodes):
-        if not inference._is_alias(node):
+        if not is_alias(node):
             inference._visit(analysis, number, node, sizes.versions_of(model.proto), matrices)
     return analysis
 

@@ -20,11 +20,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array, epsilon
-from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor, Topology
 from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
@@ -95,7 +96,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
 
 
 class Finder:
-    """What is needed to look behind layers."""
+    """Finds what follows a layer: its bias, its norm and its activation."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
@@ -153,7 +154,7 @@ class Finder:
     def behind_bias_and_norm(self, tensor: Tensor, layer: Layer) -> tuple[Tensor, int | None]:
         """Follow a tensor through scales, biases and a BatchNormalization that are its only readers, and other rows."""
         norm = None
-        while (reader := self.only_reader(tensor)) is not None:
+        while (reader := self._analysis.draft.only_reader(tensor)) is not None:
             number = self._analysis.numbers[id(reader)]
             others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
             is_bias = reader.op in ("Add", "Mul") and all(self._analysis.is_derived(number, i) for i in others)
@@ -165,12 +166,6 @@ class Finder:
             norm = number if is_norm else norm
             tensor = reader.outputs[0]
         return tensor, norm
-
-    def only_reader(self, tensor: Tensor) -> Node | None:
-        """Return the node that alone reads a tensor, if there is one."""
-        readers = {id(node): node for node in tensor.outputs}
-        alone = len(readers) == 1 and tensor.name not in self._analysis.kept
-        return next(iter(readers.values())) if alone else None
 
     def activation(self, tensor: Tensor) -> tuple[list[int], Tensor]:
         """Return the nodes that apply one function to every element of a tensor, and their result."""

@@ -13,25 +13,28 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
 from onnx_net2net.analysis.activations import Finder
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import LONGEST, Network
-from onnx_net2net.analysis.names import module_of, scope_of, told_apart
+from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.graph import Constant, Node, Tensor, Topology, Variable
-from onnx_net2net.graph.sizes import RANDOM
+from onnx_net2net.graph.graph import Node, Tensor, Topology
+from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import result as result_of
 from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
+
+LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+"""Element types of lists of sizes and of masks, which no weight has."""
 
 _MOST = 64
 """Sums that are taken as one sum of many terms."""
@@ -39,7 +42,6 @@ _MOST = 64
 _LONGEST_BRANCH = 100
 """Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
-_LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 _INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
 
@@ -58,7 +60,7 @@ class Block:
         reason: Why no copy that ends in zero can be inserted, "" if one can.
         obstacle: Why no copy of any kind can be, "" if two that cancel can.
         parts: How many sums it has.
-        normalised: Whether its sum is normalised (post-norm): with zeros, what follows normalises what it reads.
+        normalised: Whether its sum is normalised (post-norm): a zero branch would leave two norms in a row.
     """
 
     name: str
@@ -77,34 +79,6 @@ class Block:
         """The name that it shares with its siblings: layer3 of layer3.1."""
         match = _NUMBERED.match(self.name)
         return match.group(1) if match and match.group(1) else self.name
-
-
-@dataclass(frozen=True)
-class CopiedConstant:
-    """A weight of a copied block: the original's name, the copy's, the module of its reader, and if it became zero."""
-
-    old: str
-    new: str
-    scope: str
-    zeroed: bool
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A copy of a block.
-
-    Attributes:
-        block: The name of the block.
-        behind: The name of the block that it was put behind.
-        constants: Its weights, one for each use of a vector.
-        alike: Whether blocks of its group that have weights of the same shapes compute the same but for their values,
-            so that they can change places.
-    """
-
-    block: str
-    behind: str
-    constants: tuple[CopiedConstant, ...]
-    alike: bool
 
 
 def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -> list[Block]:
@@ -160,7 +134,7 @@ def _joined_siblings(blocks: Sequence[Block], finder: _Blocks) -> list[Block]:
 
 
 class _Blocks:
-    """What is needed to find blocks."""
+    """Finds the residual blocks of a network."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
@@ -302,7 +276,7 @@ class _Blocks:
             for index, value in enumerate(self._analysis.nodes[number].inputs):
                 producer = self._network.age(value)
                 derived = producer >= 0 and constant_of(value) is None and self._analysis.is_derived(number, index)
-                if derived and producer not in found and self._analysis.sizes.dtype(value.name) not in _LISTS:
+                if derived and producer not in found and self._analysis.sizes.dtype(value.name) not in LISTS:
                     found.add(producer)
                     pending.append(producer)
         return found
@@ -354,9 +328,7 @@ class _Blocks:
 
     def _is_read_by_norm(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
-        while len(tensor.outputs) == 1 and tensor.outputs[0].op in traits.REARRANGES:
-            (tensor,) = tensor.outputs[0].outputs
-        readers = {reader.op for reader in tensor.outputs}
+        readers = {reader.op for reader in result_of(tensor, traits.REARRANGES).outputs}
         decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
         return bool(readers) and (readers <= traits.UNIT_NORMS or decomposed)
 
@@ -470,175 +442,3 @@ def _numbered(path: Sequence[str]) -> str:
     """Return the longest part of a path that ends in a number, "" if there is none."""
     ends = [end for end in range(1, len(path) + 1) if _NUMBERED.match(path[end - 1])]
     return ".".join(path[: ends[-1]]) if ends else ""
-
-
-# --- Copies --------------------------------------------------------------------------------------------------
-
-
-def take_over(analysis: Analysis, tensor: Variable) -> Variable:
-    """Let the producer of a tensor make another one, so that a node that is inserted can make this one."""
-    inner = Variable(analysis.draft.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
-    analysis.sizes.types[inner.name] = analysis.sizes.types[tensor.name]
-    producer = tensor.inputs[0]
-    producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = inner
-    return inner
-
-
-def insert_copy(
-    analysis: Analysis, proto: onnx.ModelProto, block: Block, behind: Variable, name: str, cancels: bool = False
-) -> list[CopiedConstant]:
-    """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
-
-    Args:
-        analysis: The graph.
-        proto: The same, whose nodes tell modules.
-        block: What to copy.
-        behind: A tensor like the block's exit.
-        name: The name of the copy, in the place of the block's.
-        cancels: Put there the difference of two copies as they are instead.
-
-    Returns:
-        The weights that were copied, none of copies that cancel.
-    """
-    inner = take_over(analysis, behind)
-    if not cancels:
-        return _copy(analysis, proto, block, block.zeroed, inner, behind, name)
-    copies = [Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
-    for part, copy in enumerate(copies):
-        _copy(analysis, proto, block, frozenset(), inner, copy, f"{name}.{part}")
-    nothing = Variable(analysis.draft.unique_name(f"{name}.Sub_out"))
-    for kind, inputs, output in (("Sub", copies, nothing), ("Add", [inner, nothing], behind)):
-        node = Node(kind, analysis.draft.unique_name(f"{name}.{kind}"), {}, inputs, [output])
-        analysis.draft.graph.nodes.append(node)
-    return []
-
-
-def _copy(
-    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Use], inner: Variable,
-    behind: Variable, name: str,
-) -> list[CopiedConstant]:  # fmt: skip
-    """Write a copy of a block that reads one tensor and makes another.
-
-    A matrix that several nodes read is one in the copy, too. Vectors are not: exporters merge those of equal values.
-    """
-    draft = analysis.draft
-    made: dict[int, Tensor] = {}
-    copied: list[CopiedConstant] = []
-    for number in block.nodes:
-        node = analysis.nodes[number]
-        inputs = []
-        for index, value in enumerate(node.inputs):
-            constant = constant_of(value)
-            if value.name == block.entry:
-                inputs.append(inner)
-            elif constant is None:
-                inputs.append(made.get(id(value), value))
-            elif (number, index) in zeroed or _is_weight(analysis, constant):
-                zero = (number, index) in zeroed
-                copy = None if zero else made.get(id(constant))
-                if copy is None:
-                    copy = draft.copied(constant, _renamed(value.name, block.name, name), zero)
-                    scope = scope_of(proto.graph.node[number])
-                    copied.append(CopiedConstant(name_of(value), copy.name, scope, zero))
-                if not zero and sum(size > 1 for size in constant.shape) > 1:
-                    made[id(constant)] = copy
-                inputs.append(copy)
-            else:
-                inputs.append(value)
-        outputs = [behind] if number == block.last else [
-            Variable(draft.unique_name(_renamed(value.name, block.name, name))) if value.name else value
-            for value in node.outputs
-        ]  # fmt: skip
-        made.update(zip(map(id, node.outputs), outputs, strict=True))
-        label = draft.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
-        draft.graph.nodes.append(Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
-    return copied
-
-
-def name_of(tensor: Tensor) -> str:
-    """Return the name of a constant: of the initializer, or of what a Constant node makes."""
-    while not isinstance(tensor, Constant) and tensor.inputs[0].op == "Identity":
-        tensor = tensor.inputs[0].inputs[0]
-    return str(tensor.name)
-
-
-class Shape(tuple[int, ...]):
-    """The shape of a weight that a node reads."""
-
-
-Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
-"""A node: operator, domain, attributes, and of what it reads the shapes of weights, the values of other constants, the
-places of what the block itself makes, and the names of what comes from outside."""
-
-
-def value_numbers(analysis: Analysis) -> dict[str, int]:
-    """Number what nodes make, so that tensors which are computed alike from the same have the same number.
-
-    Exporters compute a mask anew for each layer. Weights count as the same only where they are one tensor.
-    """
-    numbers: dict[str, int] = {}
-    known: dict[object, int] = {}
-    for node in analysis.nodes:
-        reads: list[object] = []
-        for value in node.inputs:
-            told = _told(analysis, value)
-            reads.append(numbers.get(value.name, value.name) if told is None else told)
-        attributes = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
-        own = node.outputs[0].name if node.op in RANDOM else ""
-        for place, value in enumerate(node.outputs):
-            key = (node.op, node.domain or "", attributes, tuple(reads), place, own)
-            numbers[value.name] = known.setdefault(key, len(known))
-    return numbers
-
-
-def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tuple[Step, ...]:
-    """Return what a block computes but for the values of its weights: what blocks that can change places share.
-
-    Args:
-        analysis: The dims.
-        block: The block.
-        numbers: The `value_numbers` of the graph.
-    """
-    made: dict[str, object] = {block.entry: -1}
-    found: list[Step] = []
-    for number in block.nodes:
-        node = analysis.nodes[number]
-        reads: list[object] = []
-        for value in node.inputs:
-            constant, told = constant_of(value), _told(analysis, value)
-            if constant is not None and told is None:
-                reads.append(Shape(constant.shape))
-            elif value.name in made or told is None:
-                reads.append(made.get(value.name, numbers.get(value.name, value.name)))
-            else:
-                reads.append(told)
-        if node.op in traits.COPIES:
-            made[node.outputs[0].name] = reads[0]
-            continue
-        made.update((value.name, (len(found), place)) for place, value in enumerate(node.outputs))
-        attributes = sorted((key, str(value)) for key, value in node.attrs.items())
-        found.append((node.op, node.domain or "", tuple(attributes), tuple(reads)))
-    return tuple(found)
-
-
-def _told(analysis: Analysis, value: Tensor) -> bytes | None:
-    """Return the values of a constant that is no weight, and of sizes; None for all others."""
-    constant, size = constant_of(value), analysis.sizes.values.get(value.name)
-    if constant is not None:
-        return None if _is_weight(analysis, constant) else bytes(analysis.draft.read(constant).tobytes())
-    return None if size is None else np.asarray(size).tobytes()
-
-
-def _is_weight(analysis: Analysis, constant: Constant) -> bool:
-    """Tell whether a constant is no number, no list of sizes and no mask."""
-    return int(np.prod(constant.shape)) > 1 and analysis.draft.type_of(constant) not in _LISTS
-
-
-def _renamed(text: str, old: str, new: str) -> str:
-    """Return the name of a copy: that of the original with another module's name, or with an end of its own."""
-    parts = old.split(".")
-    for own in (old, old.replace(".", "/"), ".".join(parts[-2:]), parts[-1]):
-        found = re.search(rf"(?<!\w){re.escape(own)}(?!\w)", text)
-        if own and not own.isdigit() and found:
-            return f"{text[: found.end()]}{new[len(old) :]}{text[found.end() :]}"
-    return f"{text}{new[len(old) :]}"

@@ -14,9 +14,10 @@ import onnx
 from onnx_net2net.algebra.dims import Dim, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.layers import unit_of
 from onnx_net2net.analysis.names import name_dims
 from onnx_net2net.analysis.padding import State, fillable, paddable
-from onnx_net2net.analysis.roles import role_dims
+from onnx_net2net.analysis.roles import Role, role_dims
 from onnx_net2net.analysis.weights import weight_uses
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model, load
@@ -32,7 +33,7 @@ class Group:
         tensors: Number of constants that have it on an axis.
         elements: Number of their elements.
         reason: Why it cannot grow, or None.
-        role: What people call it (see `onnx_net2net.analysis.roles`), or "".
+        role: What people call it, a text too.
         padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
         fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
         on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
@@ -48,7 +49,7 @@ class Group:
     tensors: int = 0
     elements: int = 0
     reason: str | None = None
-    role: str = ""
+    role: Role = Role.NONE
     padding: State | None = None
     fillable: bool = False
     on_request: bool = False
@@ -121,42 +122,55 @@ def paused_gc() -> Iterator[None]:
 
 def inspect_analysis(model: Model, analysis: Analysis, names: Mapping[Dim, str] | None = None) -> Inspection:
     """Return the dims of a model that was analysed, under the names given or its own; see `inspect`."""
-    names = names or name_dims(analysis, model.proto)
+    of_dim = _grouped(analysis, names or name_dims(analysis, model.proto))
+    groups = list({id(group): group for group in of_dim.values()}.values())
+    _count(analysis, of_dim)
+    _freeze_incomplete_ratios(groups)
+    _judge(analysis, groups)
+    return Inspection(tuple(group for group in groups if group.size > 1 or group.reason is None), model.parameters)
+
+
+def _grouped(analysis: Analysis, names: Mapping[Dim, str]) -> dict[Dim, Group]:
+    """Return the group of each dim of a constant: the units of one dim are one group."""
     alive = {dim for use in analysis.uses.values() for axis in use.axes for dim in leaves(axis)}
+    members: dict[Dim, list[Dim]] = {}
+    for dim in names:
+        if dim.size and dim in alive:
+            members.setdefault(unit_of(dim), []).append(dim)
     roles = role_dims(analysis)
-    groups: dict[int, Group] = {}
     of_dim: dict[Dim, Group] = {}
-    for dim, name in names.items():
-        if dim.size == 0 or dim not in alive:
-            continue
-        key = id(dim.origin or dim)
-        group = groups.setdefault(key, Group(name, ()))
-        group.dims = (*group.dims, dim)
-        group.role = group.role or roles.get(dim.origin or dim, "")
-        of_dim[dim] = group
+    for whole, dims in members.items():
+        reasons = [dim.frozen for dim in dims]
+        reason = reasons[0] if all(reasons) else None
+        on_request = bool(reason) and not any(dim.fixed for dim in dims)
+        role = roles.get(whole, Role.NONE)
+        group = Group(names[dims[0]], tuple(dims), reason=reason, role=role, on_request=on_request)
+        of_dim.update(dict.fromkeys(dims, group))
     for dim, name in names.items():
         merged = resolve(dim)
         if isinstance(merged, Dim) and merged is not dim and merged in of_dim:
             of_dim[merged].aliases += (name,)
-    for group in groups.values():
-        reasons = [dim.frozen for dim in group.dims]
-        group.reason = next((reason for reason in reasons if reason), None) if all(reasons) else None
-        group.on_request = bool(group.reason) and not any(dim.fixed for dim in group.dims)
+    return of_dim
+
+
+def _count(analysis: Analysis, of_dim: Mapping[Dim, Group]) -> None:
+    """Count the constants that have each group on an axis, and their elements."""
     for use in {id(use.constant): use for use in analysis.uses.values()}.values():
         elements = math.prod(axis.size for axis in use.axes)
         for group in {id(g): g for axis in use.axes for d in leaves(axis) if (g := of_dim.get(d))}.values():
             group.tensors += 1
             group.elements += elements
-    _freeze_incomplete_ratios(groups.values())
+
+
+def _judge(analysis: Analysis, groups: Iterable[Group]) -> None:
+    """Tell which groups can have any width although a statistic runs over them, and which nothing would read."""
     summed = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
     pads, free = paddable(analysis), fillable(analysis)
-    for group in groups.values():
+    for group in groups:
         group.padding = next((pads[dim] for dim in group.dims if dim in pads), None)
         group.fillable = len(group.dims) == 1 and group.dims[0] in free
         if group.reason is None and not any(dim in summed and not dim.frozen for dim in group.dims):
             group.reason = "no weight sums over it, so that nothing would read new units"
-    shown = [group for group in groups.values() if group.size > 1 or group.reason is None]
-    return Inspection(tuple(shown), model.parameters)
 
 
 def _freeze_incomplete_ratios(groups: Iterable[Group]) -> None:

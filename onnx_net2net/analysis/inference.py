@@ -17,13 +17,15 @@ import onnx
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Dim
+from onnx_net2net.analysis.shuffles import Shuffle, find_shuffles
 from onnx_net2net.analysis.singles import Singles
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
+from onnx_net2net.graph.walk import constant_of, is_alias
 from onnx_net2net.model.model import Model
 from onnx_net2net.rules import lookup, traits
-from onnx_net2net.rules.movement import permute_units
-from onnx_net2net.rules.op import LISTED, UNREAD, Contraction, Op, Statements
+from onnx_net2net.rules.op import LISTED, UNREAD, Op
+from onnx_net2net.rules.statements import Contraction, Statements
 
 STRICT = False
 """Whether errors of rules are raised; else what a rule stumbles over is taken for a node that no operator has."""
@@ -54,16 +56,6 @@ class Use:
     input: int
     constant: Constant
     axes: Axes
-
-
-@dataclass
-class Shuffle:
-    """Reshape, Transpose, Reshape that together permute one axis, like the channel shuffle of ShuffleNet."""
-
-    first: int
-    last: int
-    axis: int
-    order: np.ndarray
 
 
 @dataclass
@@ -101,24 +93,22 @@ class Analysis:
     @property
     def nodes(self) -> list[Node]:
         """The nodes of the graph, in order."""
-        nodes: list[Node] = self.draft.graph.nodes
-        return nodes
+        return self.draft.nodes
 
     @cached_property
     def singles(self) -> Singles:
         """The axes of size 1 that are hidden channels, and do not broadcast."""
         return Singles(self.nodes, self.kept, self.sizes.shape, lambda tensor: constant_of(tensor) is not None)
 
-    @cached_property
+    @property
     def numbers(self) -> dict[int, int]:
         """The number of each node, by its id."""
-        return {id(node): number for number, node in enumerate(self.nodes)}
+        return self.draft.numbers
 
-    @cached_property
+    @property
     def kept(self) -> frozenset[str]:
         """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
-        outputs = frozenset(tensor.name for tensor in self.draft.graph.outputs)
-        return outputs.union(*map(self.draft.captured, self.nodes))
+        return self.draft.kept
 
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
@@ -187,7 +177,7 @@ def infer(model: Model, *, by_units: bool = True) -> Analysis:
     """
     known = sizes.infer(model.proto)
     analysis = _forward(model, known, unitwise=False)
-    if not by_units or not any(True for _ in _find_shuffles(analysis)):
+    if not by_units or not any(True for _ in find_shuffles(analysis.nodes, analysis.kept, known.shape)):
         return analysis
     other = _forward(model, known, unitwise=True)
     return max(analysis, other, key=_growable_elements)
@@ -208,12 +198,13 @@ def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
         for axis in _variable_axes(analysis, tensor.name) or ():
             dims.pin(axis, f"is the model's input {tensor.name!r}")
     if unitwise:
-        analysis.shuffles = {shuffle.last: shuffle for shuffle in _find_shuffles(analysis)}
+        shuffles = find_shuffles(analysis.nodes, analysis.kept, known.shape)
+        analysis.shuffles = {shuffle.last: shuffle for shuffle in shuffles}
     inside = {n for s in analysis.shuffles.values() for n in range(s.first, s.last)}
     versions = sizes.versions_of(model.proto)
     matrices: dict[int, Axes] = {}
     for number, node in enumerate(graph.nodes):
-        if number not in inside and not _is_alias(node):
+        if number not in inside and not is_alias(node):
             _visit(analysis, number, node, versions, matrices)
     _freeze_positions(analysis)
     _close_outputs(analysis)
@@ -241,29 +232,9 @@ def _close_outputs(analysis: Analysis) -> None:
                 dims.pin(axis, f"is the model's output {tensor.name!r}")
 
 
-def _is_alias(node: Node) -> bool:
-    """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
-    return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
-
-
 def is_fill(values: np.ndarray) -> bool:
     """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
     return values.size > 0 and bool((values == values.flat[0]).all())
-
-
-def constant_of(tensor: Tensor) -> Constant | None:
-    """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
-    while not isinstance(tensor, Constant):
-        producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.domain not in (None, "", "ai.onnx"):
-            return None
-        if producer.op == "Constant":
-            value = producer.attrs.get("value")
-            return value if isinstance(value, Constant) else None
-        if producer.op != "Identity":
-            return None
-        tensor = producer.inputs[0]
-    return tensor
 
 
 def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> None:
@@ -280,15 +251,14 @@ def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int]
     elif shuffle:
         source = analysis.input_axes(shuffle.first, 0)
         if source is not None and op.outputs[0] is not None:
-            permute_units(op, shuffle.axis, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
+            op.permute(shuffle.axis, source[shuffle.axis], op.outputs[0][shuffle.axis], shuffle.order)
             op.unify_all(_without(source, shuffle.axis), _without(op.outputs[0], shuffle.axis))
     elif rule is None:
         domain = f"{node.domain}::" if node.domain else ""
         op.freeze_all(f"has no growth rule ({domain}{node.op}, opset {op.version}; see onnx_net2net.rules.rule)")
     elif _is_partly_unknown(analysis, op, node):
-        own = [analysis.sizes.failures[t.name] for t in node.outputs if t.name in analysis.sizes.failures]
-        is_told = bool(own) and own[0].startswith("has branches")
-        op.freeze_all(own[0] if is_told else "has an operand whose shape could not be inferred")
+        told = (analysis.sizes.failures[t.name] for t in node.outputs if t.name in analysis.sizes.refused)
+        op.freeze_all(next(told, "has an operand whose shape could not be inferred"))
     else:
         try:
             rule(op)
@@ -446,42 +416,3 @@ def _is_partly_unknown(analysis: Analysis, op: Op, node: Node) -> bool:
 
 def _without(axes: Axes, position: int) -> Axes:
     return axes[:position] + axes[position + 1 :]
-
-
-def _find_shuffles(analysis: Analysis) -> Iterator[Shuffle]:
-    """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
-    for number, node in enumerate(analysis.nodes):
-        run = [node]
-        while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
-            (between,) = run[-1].outputs
-            readers = between.outputs
-            if between.name in analysis.kept or len(readers) != 1 or readers[0].inputs[0] is not between:
-                break
-            run.append(readers[0])
-        if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:
-            continue
-        found = _permutation(analysis, run)
-        if found is not None:
-            yield Shuffle(number, analysis.numbers[id(run[-1])], *found)
-
-
-def _permutation(analysis: Analysis, run: list[Node]) -> tuple[int, np.ndarray] | None:
-    """Return (axis, order) when the run permutes one axis: out[k] = in[order[k]]."""
-    shape, split, merged = (
-        analysis.sizes.shape(tensor.name) for tensor in (run[0].inputs[0], run[0].outputs[0], run[2].outputs[0])
-    )
-    perm = run[1].attrs.get("perm")
-    if shape is None or split is None or shape != merged or perm is None or len(split) <= len(shape):
-        return None
-    extra = len(split) - len(shape)
-    for axis in range(len(shape)):
-        inner = range(axis, axis + extra + 1)
-        outside = [p for p in range(len(split)) if p not in inner]
-        if all(perm[p] == p for p in outside) and split == (
-            *shape[:axis],
-            *split[axis : inner.stop],
-            *shape[axis + 1 :],
-        ):
-            order = np.arange(shape[axis]).reshape(split[axis : inner.stop])
-            return axis, order.transpose([perm[p] - axis for p in inner]).reshape(-1)
-    return None

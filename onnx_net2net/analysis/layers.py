@@ -9,8 +9,9 @@ from functools import cached_property
 from itertools import islice
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaves, resolve
-from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 
 LONGEST = 2000

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import DIVISIBLE, SHAREABLE, Analysis
 from onnx_net2net.graph.graph import Node, Tensor
-from onnx_net2net.rules.op import Contraction
+from onnx_net2net.rules.statements import Contraction
 
 DEEPEST = 64
 """Constants that are more nodes away than this are not looked for."""

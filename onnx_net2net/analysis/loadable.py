@@ -30,11 +30,12 @@ from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.linearity import find_norms, weighings
 from onnx_net2net.analysis.multipliers import computed_numbers, multipliers, number_of
 from onnx_net2net.analysis.names import name_dims, scope_of
+from onnx_net2net.analysis.roles import HEAD_COUNTS, HEAD_WIDTHS, Role
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import Opened, open_bodies
 from onnx_net2net.graph.graph import dtype_of
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.rules.op import Contraction
+from onnx_net2net.rules.statements import Contraction
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
@@ -561,8 +562,7 @@ def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, 
 
 # --- Widths that a class makes of others ---------------------------------------------------------------------
 
-_KEYS = ("query/key head_dim", "rotary pairs")
-_COUNTS = ("heads", "kv heads", "heads per kv head")
+_KEYS = (Role.KEY_HEAD_DIM, Role.ROTARY_PAIRS)
 
 
 def _factors(analysis: Analysis) -> set[Dim]:
@@ -581,22 +581,22 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
         group.fillable = False
         if group.role in _KEYS or multiplied.intersection(group.dims):
             group.follows = (group,)  # heads grow in number, and in width only if they are asked to
-        if group.role == "value head_dim":
+        if group.role is Role.VALUE_HEAD_DIM:
             group.follows = (keys.get(group.size, group),)  # where the keys keep their width, so do the values
     layers = list(Network(analysis).layers.values())
     squares = [(streams, made) for layer in layers for streams, made in _squares(layer, group_of)]
     for streams, made in squares:
-        heads = [group for group in made if "head" in group.role]
-        counts = [group for group in heads if group.role in _COUNTS]
-        is_whole = len(heads) > 1 or (not heads and streams[0].role == "residual stream")
+        heads = [group for group in made if group.role in HEAD_COUNTS | HEAD_WIDTHS]
+        counts = [group for group in heads if group.role in HEAD_COUNTS]
+        is_whole = len(heads) > 1 or (not heads and streams[0].role is Role.RESIDUAL_STREAM)
         for group in counts if heads else made if is_whole else ():
             if group not in streams and not group.follows:
                 group.follows = streams
     for layer in layers:  # heads that are not read of the stream that they make
         read = list(dict.fromkeys(group_of[dim] for dim in sorted(layer.reads, key=_serial) if dim in group_of))
         made = [group_of[dim] for term in layer.terms if len(term) == 1 for dim in term if dim in group_of]
-        counts = [group for group in read if group.role in _COUNTS]
-        if counts and len(made) == 1 and made[0].size == layer.width and made[0].role == "residual stream":
+        counts = [group for group in read if group.role in HEAD_COUNTS]
+        if counts and len(made) == 1 and made[0].size == layer.width and made[0].role is Role.RESIDUAL_STREAM:
             squares.append(((made[0],), read))
             for group in counts:
                 group.follows = group.follows or (made[0],)
@@ -605,14 +605,14 @@ def adapt(analysis: Analysis, inspection: Inspection) -> None:
     for layer in layers:  # heads that a layer mixes, and what that makes of them
         groups = {id(group_of[dim]): group_of[dim] for dim in (*layer.reads, *itertools.chain(*layer.terms))
                   if dim in group_of}  # fmt: skip
-        heads = [group for group in groups.values() if group.role in _COUNTS]
+        heads = [group for group in groups.values() if group.role in HEAD_COUNTS]
         if len(groups) == 2 and len(heads) == 1 and len({group.size for group in groups.values()}) == 1:
             (mixed,) = (group for group in groups.values() if group is not heads[0])
             mixed.follows = heads[0].follows or (heads[0],)
     for streams, made in squares:
-        if not any("head" in group.role for group in streams):
+        if not any(group.role in HEAD_COUNTS | HEAD_WIDTHS for group in streams):
             parts = [group for group in made if not group.role]
-            _hold_together(inspection, streams, [group for group in made if "head" in group.role])
+            _hold_together(inspection, streams, [group for group in made if group.role in HEAD_COUNTS | HEAD_WIDTHS])
             if len(parts) > 1 and len(parts) == len(made):
                 for group in (*streams, *parts):
                     _hold_group(inspection, group, f"which of the factors of {made[0].name!r} grows is not known")
@@ -637,7 +637,7 @@ def _squares(layer: Layer, group_of: Mapping[Dim, Group]) -> Iterator[tuple[tupl
     total = 0
     for size, term in zip(layer.sizes, layer.terms, strict=True):
         made = list(dict.fromkeys(group_of[dim] for dim in term if dim in group_of))
-        heads = [group for group in made if "head" in group.role]
+        heads = [group for group in made if group.role in HEAD_COUNTS | HEAD_WIDTHS]
         if math.prod(group.size for group in heads or made) == layer.width:  # perhaps several times: q, k and v
             yield streams, made
             continue

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.graph.graph import Tensor
+from onnx_net2net.graph.walk import constant_of
 
 _PASSES = ("Mul", "Div", "Add", "Sub", "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
            "Dropout")  # fmt: skip

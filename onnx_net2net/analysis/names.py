@@ -63,7 +63,7 @@ def _closeness(pattern: str, name: str) -> float:
 
 
 def told_apart(names: Iterable[str]) -> list[str]:
-    """Return names of which the second of its kind gets #2 behind it, and so on."""
+    """Return the names, made different: the second of a kind gets #2 behind it, and so on."""
     taken: Counter[str] = Counter()
     result = []
     for name in names:

@@ -22,7 +22,7 @@ from onnx_net2net.algebra.dims import Dim, leaves, resolve
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.rules import traits
-from onnx_net2net.rules.op import Statistic
+from onnx_net2net.rules.statements import Statistic
 
 State = Literal["mean", "zero", "other"]
 """What the padding units of a dim hold in a tensor."""
@@ -86,7 +86,7 @@ class Padding:
     Attributes:
         states: What they hold in each tensor.
         noticed: The dims whose normalisers would notice them.
-        scales: What turns into the mean what constants put into them.
+        scales: For each constant: the later scale that makes its padding the mean.
     """
 
     states: States
@@ -218,7 +218,7 @@ def _is_float(analysis: Analysis, number: int, index: int) -> bool:
 
 
 def _summands(analysis: Analysis, number: int) -> list[int]:
-    """Return the inputs of which a result of zeros takes zeros: a bias without the dim adds to all of its units.
+    """Return the inputs that must be zero for a result of zeros: a bias without the dim adds to all of its units.
 
     These are the data and whatever neither scales it nor is a number for the whole node.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from enum import Enum
 
 from onnx import TensorProto
 
@@ -16,10 +17,47 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit_of
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.op import ROUTINE
 
-Found = Iterator[tuple[Iterable[Dim], str]]
+
+class Role(str, Enum):
+    """What people call a dim; NONE where the structure says nothing."""
+
+    NONE = ""
+    HEADS = "heads"
+    KV_HEADS = "kv heads"
+    HEADS_PER_KV_HEAD = "heads per kv head"
+    HEAD_DIM = "head_dim"
+    KEY_HEAD_DIM = "query/key head_dim"
+    VALUE_HEAD_DIM = "value head_dim"
+    ROTARY_PAIRS = "rotary pairs"
+    POSITIONS = "positions"
+    EXPERTS = "experts"
+    STATE = "state"
+    VOCABULARY = "vocabulary"
+    GROUPS = "groups"
+    CHANNELS_PER_GROUP = "channels per group"
+    RESIDUAL_STREAM = "residual stream"
+    FFN = "ffn"
+    CLASSES = "classes"
+    OUTPUTS = "outputs"
+    INPUT_CHANNELS = "input channels"
+    INPUT_FEATURES = "input features"
+    KERNEL = "kernel"
+    CHANNELS = "channels"
+
+    __str__ = str.__str__
+
+
+HEAD_COUNTS = frozenset({Role.HEADS, Role.KV_HEADS, Role.HEADS_PER_KV_HEAD})
+"""Roles of dims that count heads."""
+
+HEAD_WIDTHS = frozenset({Role.HEAD_DIM, Role.KEY_HEAD_DIM, Role.VALUE_HEAD_DIM})
+"""Roles of dims that are the width of a head; the pairs of a rotation are a part of one."""
+
+Found = Iterator[tuple[Iterable[Dim], Role]]
 
 _STEPS = traits.CUTS | traits.PICKS | traits.JOINS | {"ScatterND", "ScatterElements", "CumSum", "ReduceSum"}
 
@@ -30,10 +68,10 @@ _GATES = 3
 """A recurrent cell that is told apart has at least so many blocks of rows for its state."""
 
 
-def role_dims(analysis: Analysis) -> dict[Dim, str]:
+def role_dims(analysis: Analysis) -> dict[Dim, Role]:
     """Tell what people call the dims; those that have no known role are left out."""
     network = Network(analysis)
-    roles: dict[Dim, str] = {}
+    roles: dict[Dim, Role] = {}
     for rule in _MOST_SPECIFIC_FIRST:
         for dims, role in rule(network):
             for dim in dims:
@@ -53,7 +91,7 @@ def _attention(net: Network) -> Found:
             if scores is not None:
                 weighed = net.result(number) & net.dims(number, 1 - index) - net.dims(number, index)
                 yield from _unfused(net, scores, weighed & net.made)
-                yield net.dims(number, index) & net.made, "heads"  # where a layer mixed them
+                yield net.dims(number, index) & net.made, Role.HEADS  # where a layer mixed them
     for number, said in net.analysis.said.items():
         axes = net.axes(number) if net.analysis.nodes[number].op in traits.ATTENTIONS else ()
         if axes and said.contractions:
@@ -84,9 +122,9 @@ def _scores(net: Network, tensor: Tensor) -> int | None:
 
 def _unfused(net: Network, scores: int, value: set[Dim]) -> Found:
     rows = dims_of(*net.axes(scores)[-2:])
-    yield rows & net.made, "head_dim"  # channels that attend to one another
+    yield rows & net.made, Role.HEAD_DIM  # channels that attend to one another
     yield from _heads(net, net.products[scores], net.result(scores) & net.made - rows, value)
-    yield rows, "positions"
+    yield rows, Role.POSITIONS
 
 
 def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Found:
@@ -96,15 +134,15 @@ def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Foun
     projections = [term for term in terms if key & term and heads & term]
     shared = {dim for dim in heads if all(dim in term for term in projections)}
     if shared and shared != heads:  # several heads of queries read one of keys and values
-        yield shared, "kv heads"
-        yield heads - shared, "heads per kv head"
-    yield heads, "heads"
+        yield shared, Role.KV_HEADS
+        yield heads - shared, Role.HEADS_PER_KV_HEAD
+    yield heads, Role.HEADS
     count = Counter(map(unit_of, leaves(summed)))
     is_paired = any(dim.size == 2 and dim.frozen for dim in count)
-    yield (dim for dim in key if is_paired or count[dim] == 2), "rotary pairs"
-    yield key & value, "head_dim"
-    yield key, "query/key head_dim"
-    yield value, "value head_dim"
+    yield (dim for dim in key if is_paired or count[dim] == 2), Role.ROTARY_PAIRS
+    yield key & value, Role.HEAD_DIM
+    yield key, Role.KEY_HEAD_DIM
+    yield value, Role.VALUE_HEAD_DIM
 
 
 # --- Mixtures of experts, recurrences, tables ----------------------------------------------------------------
@@ -114,13 +152,13 @@ def _experts(net: Network) -> Found:
     """A router makes the dim that matrices are stacked along, or chooses among its units the matrices to use."""
     for layer in net.layers.values():
         if not layer.convolves:
-            yield layer.shared & net.made, "experts"
+            yield layer.shared & net.made, Role.EXPERTS
         for pick in _picks(net, net.analysis.nodes[layer.number].inputs[layer.weights]):
             stack = net.analysis.input_axes(net.number(pick), 0) or ()
-            yield dims_of(stack[int(pick.attrs.get("axis", 0))]), "experts"
+            yield dims_of(stack[int(pick.attrs.get("axis", 0))]), Role.EXPERTS
             for node in net.behind(pick.inputs[1], stop=net.layers.keys()):
                 if node.op == "TopK":
-                    yield net.dims(net.number(node), 0) & net.made, "experts"
+                    yield net.dims(net.number(node), 0) & net.made, Role.EXPERTS
 
 
 def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
@@ -133,15 +171,15 @@ def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
 
 
 def _recurrences(net: Network) -> Found:
-    """The state is what all gates of a cell are made for, and what they read again."""
+    """A cell makes its state for each of its gates, and all gates read the state again."""
     for said in net.analysis.said.values():
         yield (
             dims_of(*(axis for size in said.size_attributes if size.name == "hidden_size" for axis in size.axes)),
-            "state",
+            Role.STATE,
         )
     for layer in net.layers.values():
         made = Counter(dim for term in layer.terms for dim in term)
-        yield (dim for dim in layer.reads if made[dim] >= _GATES), "state"
+        yield (dim for dim in layer.reads if made[dim] >= _GATES), Role.STATE
 
 
 def _tables(net: Network) -> Found:
@@ -152,15 +190,14 @@ def _tables(net: Network) -> Found:
             continue
         rows = dims_of(use.axes[int(node.attrs.get("axis", 0)) % len(use.axes)])
         if _is_given(net, node.inputs[1]):
-            yield rows, "vocabulary"
+            yield rows, Role.VOCABULARY
         elif _is_counted(net, node.inputs[1]):
-            yield rows, "positions"
+            yield rows, Role.POSITIONS
 
 
 def _is_given(net: Network, tensor: Tensor) -> bool:
     """Tell whether a tensor holds values that the model is given."""
-    while tensor.inputs and tensor.inputs[0].op in traits.MOVES | {"Clip"}:
-        tensor = tensor.inputs[0].inputs[0]
+    tensor = source(tensor, traits.MOVES | {"Clip"})
     return not tensor.inputs and tensor.name in net.told
 
 
@@ -187,8 +224,8 @@ def _groups(net: Network) -> Found:
         for axis in net.analysis.input_axes(layer.number, layer.weights) or ():
             for part in map(dims_of, parts_of(axis)):
                 if len(part) > 1 and part & groups and part <= net.made | groups:
-                    yield part & groups, "groups"
-                    yield part - groups, "channels per group"
+                    yield part & groups, Role.GROUPS
+                    yield part - groups, Role.CHANNELS_PER_GROUP
 
 
 def _is_depthwise(net: Network, number: int) -> bool:
@@ -200,7 +237,7 @@ def _is_depthwise(net: Network, number: int) -> bool:
 
 
 def _residuals(net: Network) -> Found:
-    """A residual stream is added to what layers make of it; what one of these makes for another is its ffn."""
+    """Layers read a residual stream and are added to it; a dim that one of them makes for another is its ffn."""
     branches: list[tuple[set[Dim], list[Layer]]] = []
     for number, node in enumerate(net.analysis.nodes):
         terms = sorted(net.activations(node), key=net.age) if node.op in traits.ADDITIONS else []
@@ -208,13 +245,13 @@ def _residuals(net: Network) -> Found:
             stream, branch = net.result(number) & net.made, net.between(*terms)
             if any(layer.makes & stream for layer in branch):
                 branches.append((stream, branch))
-                yield (dim for dim in stream if not _is_routine(dim)), "residual stream"
+                yield (dim for dim in stream if not _is_routine(dim)), Role.RESIDUAL_STREAM
     mixed = {dim for number in net.products for index in (0, 1) for dim in net.dims(number, index)}
     mixed |= _along_steps(net) | _convolved(net)
     for stream, branch in branches:
         made = {dim for layer in branch if layer.reads & stream for dim in layer.makes}
         read = {dim for layer in branch if layer.makes & stream for dim in layer.reads}
-        yield (made & read) - stream - mixed, "ffn"
+        yield (made & read) - stream - mixed, Role.FFN
 
 
 def _along_steps(net: Network) -> set[Dim]:
@@ -242,23 +279,23 @@ def _ends(net: Network) -> Found:
     for number, node in enumerate(net.analysis.nodes):
         axes = (net.analysis.input_axes(number, 0) or ()) if node.op in traits.CHOICES else ()
         if axes:
-            yield dims_of(axes[int(node.attrs.get("axis", -1)) % len(axes)]) & outputs, "classes"
-    yield outputs, "outputs"
+            yield dims_of(axes[int(node.attrs.get("axis", -1)) % len(axes)]) & outputs, Role.CLASSES
+    yield outputs, Role.OUTPUTS
     given = dims_of(*(axis for tensor in graph.inputs for axis in net.analysis.axes.get(tensor.name, ())))
     for layer in net.layers.values():
         if len(layer.reads) == 1:
-            yield layer.reads & given, "input channels" if layer.convolves else "input features"
+            yield layer.reads & given, Role.INPUT_CHANNELS if layer.convolves else Role.INPUT_FEATURES
 
 
 def _channels(net: Network) -> Found:
     """A convolution makes channels, and works along positions."""
     for layer in net.layers.values():
-        yield layer.kernel, "kernel"
+        yield layer.kernel, Role.KERNEL
         for term in layer.terms if layer.convolves else ():
-            yield term if len(term) == 1 else (), "channels"
+            yield term if len(term) == 1 else (), Role.CHANNELS
     for number, node in enumerate(net.analysis.nodes):
         if node.op in traits.CONVOLUTIONS | traits.POOLS:
-            yield dims_of(*(net.analysis.input_axes(number, 0) or ())[2:], *net.axes(number)[2:]), "positions"
+            yield dims_of(*(net.analysis.input_axes(number, 0) or ())[2:], *net.axes(number)[2:]), Role.POSITIONS
 
 
 def _is_routine(dim: Dim) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.blocks import Copy
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.deeper import deepened
@@ -28,6 +27,7 @@ from onnx_net2net.framework.recover import recover
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.model.staging import work_folder
+from onnx_net2net.operations.deepen.repeat import Copy
 from onnx_net2net.operations.replay import redo
 from onnx_net2net.rewrite.constants import GrownConstant
 

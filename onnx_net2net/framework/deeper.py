@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.blocks import CopiedConstant, Copy
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.derivation import Entry, nearness
 from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.match import Constant, Match, Matches
+from onnx_net2net.operations.deepen.repeat import CopiedConstant, Copy
 
 _ADVICE = "fill a deeper class by transfer"
 

@@ -17,12 +17,13 @@ from typing import Any
 from onnx_net2net.algebra.dims import Axis, Product, leaves, resolve
 from onnx_net2net.analysis.blocks import find_blocks
 from onnx_net2net.analysis.groups import Group, inspect_analysis
-from onnx_net2net.analysis.inference import Analysis, constant_of, infer
+from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.loadable import formula, frozen_constants, scalings
 from onnx_net2net.analysis.names import module_of, scope_of
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model
 

@@ -20,7 +20,7 @@ from onnx_net2net.model.tensors import inherit
 
 
 def portable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy for onnx-graphsurgeon (which shares memory with what it imports), without what it cannot carry."""
+    """Return a copy without the parts that onnx-graphsurgeon cannot carry; it would share memory with the original."""
     proto = copy.deepcopy(proto)
     del proto.functions[:]
     proto.ClearField("training_info")

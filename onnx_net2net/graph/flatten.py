@@ -21,18 +21,15 @@ from onnx import helper
 
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph import sizes
+from onnx_net2net.graph.decisions import DOMAIN, Decisions, key, reconsider
 from onnx_net2net.graph.sequences import without_sequences
 from onnx_net2net.model.checks import DEFAULT_DOMAIN, check_structure
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import bodies, initializer_names, refill, scopes, sorted_indices, unused, value_names
 
-DOMAIN = "onnx_net2net.body"
-"""Domain of the nodes that stand at the ends of opened bodies; they never reach a saved model."""
-
 _FRAME = "frame"
 _MAIN = -1
-_DYNAMIC = -1
 
 
 @dataclass
@@ -63,14 +60,6 @@ class _Frame:
     bodies: dict[str, int] = field(default_factory=dict)
     places: dict[int, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Decisions:
-    """What is to become of nodes with bodies, by the first output: kept as they are, or replaced by one branch."""
-
-    closed: set[str] = field(default_factory=set)
-    taken: dict[str, str] = field(default_factory=dict)
 
 
 class Opened:
@@ -111,10 +100,10 @@ def open_bodies(model: Model) -> Opened:
         return Opened(model if proto is model.proto else _like(model, proto), inlined=inlined)
     proto = copy.deepcopy(proto)
     names = _unique_names(proto)
-    decisions = _Decisions()
+    decisions = Decisions()
     while True:
         flat = _Flat(proto, decisions, names)
-        if not _reconsider(flat, decisions):
+        if not reconsider(flat.proto, decisions):
             return Opened(_like(model, flat.proto), flat, inlined)
 
 
@@ -202,7 +191,7 @@ class _Flat:
         home: The scope of every tensor: the number of its body, or `_MAIN`.
     """
 
-    def __init__(self, source: onnx.ModelProto, decisions: _Decisions, names: Mapping[str, str]) -> None:
+    def __init__(self, source: onnx.ModelProto, decisions: Decisions, names: Mapping[str, str]) -> None:
         self.decisions, self.names = decisions, dict(names)
         self.frames: list[_Frame] = []
         self.bodies: list[_Body] = []
@@ -221,7 +210,7 @@ class _Flat:
 
     def _open_nodes(self, graph: onnx.GraphProto, scope: int) -> None:
         for node in graph.node:
-            if node.op_type == "If" and _key(node) in self.decisions.taken:
+            if node.op_type == "If" and key(node) in self.decisions.taken:
                 self._fold(node, scope)
             elif self._can_open(node):
                 self._open(node, scope)
@@ -233,7 +222,7 @@ class _Flat:
         return (
             node.op_type in kinds
             and node.domain in DEFAULT_DOMAIN
-            and _key(node) not in {"", *self.decisions.closed}
+            and key(node) not in {"", *self.decisions.closed}
             and all(_is_plain(node, body) for body in bodies(node))
         )
 
@@ -247,7 +236,7 @@ class _Flat:
         refill(frame.node.attribute, plain)
         number = len(self.frames)
         self.frames.append(frame)
-        (first, *_), steps = _graphs(node).values(), unused(f"{_key(node)}_steps", self._known)
+        (first, *_), steps = _graphs(node).values(), unused(f"{key(node)}_steps", self._known)
         given = [value.name for value in first.input]
         if node.op_type != "If":
             self._add_end(f"{node.op_type}Start", frame, number, list(node.input), [*given, steps])
@@ -296,19 +285,14 @@ class _Flat:
 
     def _fold(self, node: onnx.NodeProto, scope: int) -> None:
         """Put the branch that an If always takes into its place."""
-        graph = _graphs(node)[self.decisions.taken[_key(node)]]
-        self.folded.append(node.name or _key(node))
+        graph = _graphs(node)[self.decisions.taken[key(node)]]
+        self.folded.append(node.name or key(node))
         self._moved_out.update(_defined(graph))  # what stands in an outer scope now may have no namesake
         self._move_in(graph, scope, ())
         self._open_nodes(graph, scope)
         for result, output in zip(value_names(graph.output), node.output, strict=False):
             if output:
                 self._add(helper.make_node("Identity", [result], [output]), scope)
-
-
-def _key(node: onnx.NodeProto) -> str:
-    """Return what identifies a node: the first of its outputs."""
-    return next(filter(None, node.output), "")
 
 
 def _graphs(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
@@ -334,63 +318,6 @@ def _frame(node: onnx.NodeProto) -> int:
     return next(int(attribute.i) for attribute in node.attribute if attribute.name == _FRAME)
 
 
-def _reconsider(flat: _Flat, decisions: _Decisions) -> bool:
-    """Look at the sizes: close loops that change their shapes, fold Ifs that cannot change; tell if any did."""
-    known = sizes.infer(flat.proto)
-    ends = [node for node in flat.proto.graph.node if node.domain == DOMAIN]
-    loops = [node for node in ends if node.op_type in ("Loop", "Scan")]
-    closed = {_key(node) for node in loops if any(name in known.failures for name in node.output)}
-    decisions.closed |= closed
-    conditions = [node.input[0] for node in ends if node.op_type == "If" and node.input[0] in known.values]
-    fixed = _fixed(flat.proto, known) if conditions else set()
-    taken = {}
-    for node in ends:
-        if node.op_type == "If" and node.input[0] in fixed and known.values[node.input[0]].size == 1:
-            taken[_key(node)] = "then_branch" if known.values[node.input[0]].item() else "else_branch"
-    decisions.taken.update(taken)
-    return bool(closed or taken)
-
-
-def _fixed(proto: onnx.ModelProto, known: sizes.Sizes) -> set[str]:
-    """Return the values that are the same whatever is fed: they follow from constants and sizes that are static."""
-    graph = proto.graph
-    overridable = set(initializer_names(graph)).intersection(value_names(graph.input))
-    if overridable and proto.ir_version >= 4:
-        return set()
-    static = _static_shapes(proto)
-    fixed = set(initializer_names(graph)) & set(known.values)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for node in graph.node:
-        if _key(node) not in known.values:
-            continue
-        if node.op_type == "Shape" and node.input[0] in static and not node.attribute:
-            shapes[node.output[0]] = static[node.input[0]]
-            follows = _DYNAMIC not in shapes[node.output[0]]
-        elif node.op_type == "Gather" and node.input[0] in shapes and node.input[1] in fixed:
-            places = known.values[node.input[1]].reshape(-1)
-            follows = all(shapes[node.input[0]][place] != _DYNAMIC for place in places)
-        else:
-            follows = node.domain in DEFAULT_DOMAIN and all(name in fixed for name in node.input if name)
-        if follows:
-            fixed.update(name for name in node.output if name in known.values)
-    return fixed
-
-
-def _static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Infer shapes without probing: sizes that the inputs leave open are `_DYNAMIC`."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
-    refill(bare.graph.value_info, [])  # may be stale
-    for output in bare.graph.output:
-        output.ClearField("type")
-    try:
-        graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    except Exception:  # the inference refuses models in which anything is amiss
-        return {}
-    typed = (value for value in (*graph.input, *graph.value_info) if value.type.tensor_type.HasField("shape"))
-    return {v.name: tuple(d.dim_value or _DYNAMIC for d in v.type.tensor_type.shape.dim) for v in typed}
-
-
 # --- Close ---------------------------------------------------------------------------------------------------
 
 
@@ -409,7 +336,7 @@ class _Closing:
         self._place_new_nodes()
         for node in self._graph.node:
             if node.domain != DOMAIN:
-                self._nodes.setdefault(self._home[_key(node)], []).append(node)
+                self._nodes.setdefault(self._home[key(node)], []).append(node)
             elif not node.op_type.endswith("Start"):
                 self._nodes.setdefault(self._flat.frames[_frame(node)].scope, []).append(self._end(node))
         types = {value.name: value.type for value in self._graph.value_info}
@@ -430,7 +357,7 @@ class _Closing:
         """Find the scope of nodes that were inserted: the innermost one around all that read them."""
         readers: dict[str, list[int]] = {}
         for node in reversed(self._graph.node):
-            if _key(node) not in self._home:
+            if key(node) not in self._home:
                 around = [scope for name in node.output for scope in readers.get(name, [])]
                 scope = functools.reduce(self._around, around) if around else _MAIN
                 self._home.update(dict.fromkeys(node.output, scope))
@@ -450,7 +377,7 @@ class _Closing:
     def _reading_scope(self, node: onnx.NodeProto, index: int) -> int:
         """Return where an input of a node is read; the ends read the outputs of bodies inside them."""
         if node.domain != DOMAIN:
-            return self._home[_key(node)]
+            return self._home[key(node)]
         frame = self._flat.frames[_frame(node)]
         if node.op_type.endswith("Start"):
             return frame.scope

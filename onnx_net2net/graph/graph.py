@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +78,28 @@ class Graph:
         _shorten(self.graph)
         self._names = dict.fromkeys(_all_names(model.proto), 0)
 
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """The nodes, in order."""
+        nodes: list[gs.Node] = self.graph.nodes
+        return nodes
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of each node, by its id; as long as the graph is not edited."""
+        return {id(node): number for number, node in enumerate(self.nodes)}
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
+        outputs = frozenset(tensor.name for tensor in self.graph.outputs)
+        return outputs.union(*map(self.captured, self.nodes))
+
+    def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the node that alone reads a tensor, if there is one."""
+        readers = {id(node): node for node in tensor.outputs}
+        return next(iter(readers.values())) if len(readers) == 1 and tensor.name not in self.kept else None
+
     def captured(self, node: gs.Node) -> frozenset[str]:
         """Return the names of the tensors of enclosing graphs that the node's bodies use (none for most nodes)."""
         index = self._origin.get(id(node))
@@ -94,7 +117,7 @@ class Graph:
         return self.reader(constant)()
 
     def reader(self, constant: gs.Constant) -> Callable[[], Array]:
-        """Return what `read` would call; it reads what the constant is now, whatever becomes of it."""
+        """Return a function that reads the values that the constant has now, even if it is replaced later."""
         values = constant._values  # `values` would try to load a stub
         if isinstance(values, SparseValues):
             raise BadInputError(f"tensor {constant.name} is sparse, which is not supported")

@@ -68,6 +68,10 @@ _TYPED = {
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
+class UntypableError(ValueError):
+    """An operator has outputs without a shape; the text says why, as it stands behind the node's name."""
+
+
 @dataclass
 class Sizes:
     """What is known of each tensor of a graph under one binding of its dynamic axes.
@@ -78,6 +82,7 @@ class Sizes:
         constant: Names of the values that follow from constants alone, whatever the dynamic sizes.
         binding: Probe size of each dynamic axis.
         failures: For each tensor that could not be typed, why.
+        refused: Those of them whose own operator says why, in words for people.
     """
 
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
@@ -85,6 +90,7 @@ class Sizes:
     constant: set[str] = field(default_factory=set)
     binding: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor, or None where it is not known or not a tensor."""
@@ -240,6 +246,8 @@ def walk(nodes: Iterable[onnx.NodeProto], sizes: Sizes, versions: dict[str, int]
         except Exception as error:  # any operator's inference may reject its inputs, each in its own way
             reason = str(error).strip().splitlines() or [type(error).__name__]
             sizes.failures.update(dict.fromkeys(filter(None, node.output), reason[0]))
+            if isinstance(error, UntypableError):
+                sizes.refused.update(filter(None, node.output))
 
 
 def _forget(node: onnx.NodeProto, sizes: Sizes) -> None:
@@ -255,21 +263,9 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
     if node.op_type == "Constant":
         return _constant(node, sizes)
     if node.op_type in ("Shape", "Size"):
-        shape = sizes.shape(node.input[0])
-        if shape is None:
-            return False
-        attrs = {a.name: a.i for a in node.attribute}
-        value = shape[attrs.get("start", 0) : attrs.get("end", len(shape))] if node.op_type == "Shape" else None
-        _set_value(sizes, node.output[0], np.array(np.prod(shape, initial=1) if value is None else value, np.int64))
-        return True
-    if not node.input or node.op_type in RANDOM or any(a.type == a.GRAPH for a in node.attribute):
-        return False
+        return _measure(node, sizes)
     inputs = [sizes.values.get(name) if name else None for name in node.input]
-    if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):
-        return False
-    if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
-        return False
-    if node.op_type in _TYPED or (node.op_type in _BLOWN_UP and _is_large(node, inputs)):
+    if not _is_computed(node, inputs):
         return False
     operator = _operator(node.op_type, versions[""])
     with np.errstate(all="ignore"):
@@ -286,6 +282,28 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
                 helper.np_dtype_to_tensor_dtype(result.dtype), result.shape
             )
     return True
+
+
+def _measure(node: onnx.NodeProto, sizes: Sizes) -> bool:
+    """Set the value of a Shape or Size of a tensor whose shape is known; tell whether that was done."""
+    shape = sizes.shape(node.input[0])
+    if shape is None:
+        return False
+    attrs = {a.name: a.i for a in node.attribute}
+    value = shape[attrs.get("start", 0) : attrs.get("end", len(shape))] if node.op_type == "Shape" else None
+    _set_value(sizes, node.output[0], np.array(np.prod(shape, initial=1) if value is None else value, np.int64))
+    return True
+
+
+def _is_computed(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
+    """Tell whether all that a node reads is known, and what it makes is a value of use, not too large."""
+    if not node.input or node.op_type in (*RANDOM, *_TYPED) or any(a.type == a.GRAPH for a in node.attribute):
+        return False
+    if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):
+        return False
+    if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
+        return False
+    return node.op_type not in _BLOWN_UP or not _is_large(node, inputs)
 
 
 def _silent(*_: Any) -> None:

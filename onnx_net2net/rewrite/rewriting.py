@@ -12,9 +12,10 @@ from onnx import helper
 from onnx_net2net.algebra.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, new_size
-from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.edit import add_node, drop_unread
 from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
+from onnx_net2net.graph.walk import constant_of
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 
 from onnx_net2net.algebra.dims import Dim, leaves
 from onnx_net2net.algebra.maps import Growth
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Tensor
+from onnx_net2net.graph.walk import constant_of
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""

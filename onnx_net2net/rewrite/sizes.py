@@ -20,7 +20,7 @@ from onnx_net2net.graph.edit import add_node
 from onnx_net2net.graph.graph import Tensor, Variable
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
-from onnx_net2net.rules.op import Selection
+from onnx_net2net.rules.statements import Selection
 
 
 def resize(teacher: Model, rewriting: Rewriting) -> None:

@@ -18,7 +18,7 @@ from onnx_net2net.analysis.inference import Use
 from onnx_net2net.analysis.linearity import Weighing, weighings
 from onnx_net2net.analysis.padding import States
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rules.op import Contraction
+from onnx_net2net.rules.statements import Contraction
 
 Place = tuple[int, int]
 """An input of a node: the number of the node, and which input."""

@@ -12,8 +12,8 @@ An operator without a rule freezes its dims. Rules for operators of your own are
     def my_norm(op):
         op.apply("*b c, c -> *b c", uniform="c")
 
-A rule has to look at all that its node has: an attribute that it neither reads nor calls inert, or an operand of which
-it does not speak, freezes the node.
+A rule has to look at all that its node has. An attribute that it neither reads nor calls inert freezes the node, and so
+does an operand that it does not read. `onnx_net2net.rules.traits` has the facts about operators that are no rules.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnx import defs, helper
 
 from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import inert as inert_attributes
-from onnx_net2net.rules.op import Op, align
+from onnx_net2net.rules.op import Op, UnknownShapeError, align
 from onnx_net2net.rules.signature import Signature, Term, parse
 
 Rule = Callable[[Op], None]
@@ -56,7 +56,10 @@ def rule(
             op.forget_readers()
             if pointwise:
                 op.pointwise(pointwise)
-            function(op)
+            try:
+                function(op)
+            except UnknownShapeError:
+                op.freeze_all("has operands of unknown shape")
             _freeze_if_overlooked(op, inert.split())
 
         speak.__doc__ = function.__doc__

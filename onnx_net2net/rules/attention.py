@@ -15,6 +15,7 @@ from typing import Any
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
+from onnx_net2net.rules.normalization import typed_as_input
 from onnx_net2net.rules.op import KERNEL, Op
 
 MICROSOFT = "com.microsoft"
@@ -24,10 +25,7 @@ PACKED = "reads queries, keys and values from one operand, where only some would
 @rule("Attention", since=23)
 def attention(op: Op) -> None:
     """Softmax(q k' * scale + mask) v, per head; inputs are (b s (h d)) with head counts, or (b h s d)."""
-    query, key, value = op.input(0), op.input(1), op.input(2)
-    if query is None or key is None or value is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    query, key, value = op.known(0), op.known(1), op.known(2)
     if len(query) == 3:
         groups, heads = int(op.attrs["kv_num_heads"]), int(op.attrs["q_num_heads"])
     else:
@@ -119,10 +117,7 @@ def group_query_attention(op: Op) -> None:
 @rule("Attention", domain=MICROSOFT)
 def self_attention(op: Op) -> None:
     """Attention of x W + b, where W makes the queries, keys and values of all heads, end to end."""
-    source, weights, result = op.input(0), op.input(1), op.output()
-    if source is None or weights is None or result is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    source, weights, result = op.known(0), op.known(1), op.result()
     heads = int(op.attrs["num_heads"])
     said = _Attention(op, (*source[:2], weights[1]), source, heads, heads, result[2].size // heads, 1)
     width = (weights[1].size - result[2].size) // (2 * heads)
@@ -253,12 +248,9 @@ def _end_to_end(heads: Axis, group: Axis, width: Axis, value: Axis) -> Axis:
 @rule("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding(op: Op) -> None:
     """Rotate pairs of units by the angle of their position: pairs grow whole, with their columns of the caches."""
-    source, result = op.input(0), op.output()
+    source, result = op.known(0), op.result()
     first = 2 if op.domain else 1  # com.microsoft has the positions before the caches
-    cos, sin = op.input(first), op.input(first + 1)
-    if source is None or result is None or cos is None or sin is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    cos, sin = op.known(first), op.known(first + 1)
     dim = int(op.attrs.get("rotary_embedding_dim", 0))
     given = int(op.attrs.get("num_heads", 0))
     count = given or source[2].size // (2 * cos[-1].size)
@@ -338,6 +330,4 @@ def _typed_self_attention(types: Types, attrs: Attrs, values: Values) -> list[Ty
     return [(dtype, (batch, rows, hidden)), (dtype, (2, batch, heads, total, hidden // heads))]
 
 
-@type_function("RotaryEmbedding", domain=MICROSOFT)
-def _typed_rotary(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
-    return [known for known in types[:1] if known]
+type_function("RotaryEmbedding", domain=MICROSOFT)(typed_as_input)

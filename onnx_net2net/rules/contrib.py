@@ -102,10 +102,7 @@ type_function("FusedGemm", domain=MICROSOFT)(like("Gemm"))
 @rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
 def fused_matmul(op: Op) -> None:
     """Alpha * A' B': transBatch takes the first axis behind the other leading ones, then trans swaps the last two."""
-    a, b, result = op.input(0), op.input(1), op.output()
-    if a is None or b is None or result is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    a, b, result = op.known(0), op.known(1), op.result()
     left, right = _orders(len(a), len(b), op.attrs)
     inner = right[-min(2, len(right))]
     op.unify(a[left[-1]], b[inner])
@@ -213,9 +210,7 @@ def _typed_expand_dims(types: Types, attrs: Attrs, values: Values) -> list[Typed
 @rule("SimplifiedLayerNormalization")
 def rms_normalization(op: Op) -> None:
     """Divide by the root of the mean square over the axes from `axis` on; InvStdVar keeps them as size 1."""
-    axes = op.input(0)
-    if axes is None:
-        return
+    axes = op.known(0)
     at = op.axis(len(axes), -1)
     op.unify_all(axes, op.output() or axes)
     op.broadcast([op.input(1)], axes)
@@ -236,9 +231,7 @@ def _typed_layer_norm(types: Types, attrs: Attrs, values: Values) -> list[Typed]
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_layer_normalization(op: Op) -> None:
     """Normalise input + skip + bias over the last axis; the sum is the last output."""
-    source = op.input(0)
-    if source is None:
-        return
+    source = op.known(0)
     op.broadcast(op.inputs[1:], source)
     law, bias, shift = ("layer", 4, 3) if op.kind == "SkipLayerNormalization" else ("rms", 3, None)
     op.uniform(source[-1:], law, inputs=(0, 1, bias), scale=2, shift=shift, total=3, epsilon=1e-12)

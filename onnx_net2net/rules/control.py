@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import Axes
-from onnx_net2net.graph.sizes import STEPS, Typed, type_function
+from onnx_net2net.graph.sizes import STEPS, Typed, UntypableError, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.movement import match_runs
 from onnx_net2net.rules.op import Op
@@ -48,7 +48,7 @@ def _typed_if(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
     if values[0] is not None:
         return [one if values[0].item() else other for one, other in pairs if one is not None and other is not None]
     if any(one != other for one, other in pairs):
-        raise ValueError("has branches that give other shapes")
+        raise UntypableError("has branches that give other shapes")
     return [one for one, _ in pairs if one is not None]
 
 

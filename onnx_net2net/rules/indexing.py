@@ -11,10 +11,10 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axes, Axis, Dim, Product, cut
 from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule, signature
+from onnx_net2net.rules.normalization import typed_as_input
 from onnx_net2net.rules.op import LISTED, LOOKED_UP, Op
 
 WRITTEN = "writes entries along this axis, where copies would be written twice"
-UNKNOWN = "has operands of unknown shape"
 
 
 # --- Entries by their place ---------------------------------------------------------------------------------------
@@ -23,10 +23,7 @@ UNKNOWN = "has operands of unknown shape"
 @rule("GatherElements", pointwise="zero")
 def gather_elements(op: Op) -> None:
     """y[i, j, k] = x[i, index[i, j, k], k]: the axes beside `axis` are those of the indices, unit by unit."""
-    data, indices, target = op.input(0), op.input(1), op.output()
-    if data is None or indices is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    data, indices, target = op.known(0), op.known(1), op.result()
     at = op.axis(len(data), 0)
     op.freeze(data[at], LOOKED_UP)
     for position, (a, b, c) in enumerate(zip(data, indices, target, strict=True)):
@@ -39,10 +36,7 @@ def gather_elements(op: Op) -> None:
 @rule("GatherND")
 def gather_nd(op: Op) -> None:
     """y[b, i, :] = x[b, *index[b, i], :]: batch axes and those of the indices pass, and what is not looked along."""
-    data, indices, target = op.input(0), op.input(1), op.output()
-    if data is None or indices is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    data, indices, target = op.known(0), op.known(1), op.result()
     batch = int(op.attrs.get("batch_dims", 0))
     depth = indices[-1].size
     op.unify_all(data[:batch], indices[:batch])
@@ -56,10 +50,7 @@ def gather_nd(op: Op) -> None:
 @rule("ScatterElements", "Scatter", pointwise="zero")
 def scatter_elements(op: Op) -> None:
     """Write y[i, index[i, j, k], k] = update[i, j, k] into a copy of x: the axes beside `axis` pass, unit by unit."""
-    data, indices, updates, target = op.input(0), op.input(1), op.input(2), op.output()
-    if data is None or indices is None or updates is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    data, indices, updates, target = op.known(0), op.known(1), op.known(2), op.result()
     at = op.axis(len(data), 0)
     op.unify_all(data, target)
     op.unify_all(indices, updates)
@@ -77,10 +68,7 @@ def scatter_nd(op: Op) -> None:
     axes: all of it (the channels of y[:, :, 2:] = x), or a range, at whose ends it is cut (the biases of the keys
     among those of queries, keys and values).
     """
-    data, indices, updates, target = op.input(0), op.input(1), op.input(2), op.output()
-    if data is None or indices is None or updates is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    data, indices, updates, target = op.known(0), op.known(1), op.known(2), op.result()
     depth, places = indices[-1].size, len(indices) - 1
     op.unify_all(data, target)
     op.unify_all(data[depth:], updates[places:])
@@ -125,10 +113,7 @@ def _write_run(op: Op, column: int, axis: Axis, run: tuple[int, np.ndarray], upd
 @rule("TensorScatter", pointwise="zero")
 def tensor_scatter(op: Op) -> None:
     """Write `update` into the cache from a place on, one for each entry of the batch; the other axes pass."""
-    cache, update, target = op.input(0), op.input(1), op.output()
-    if cache is None or update is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    cache, update, target = op.known(0), op.known(1), op.result()
     at = op.axis(len(cache), -2)
     op.unify_all(cache, target)
     op.freeze((cache[at], update[at]), WRITTEN)
@@ -140,10 +125,7 @@ def tensor_scatter(op: Op) -> None:
 @rule("OneHot", pointwise="any")
 def one_hot(op: Op) -> None:
     """y[i, :, j] = one of depth for index[i, j]: the new axis counts from 0, the others are those of the indices."""
-    indices, target = op.input(0), op.output()
-    if indices is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    indices, target = op.known(0), op.result()
     at = op.axis(len(target), -1)
     op.scalars(1)
     op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")
@@ -156,10 +138,7 @@ def one_hot(op: Op) -> None:
 @rule("TopK", pointwise="any")  # the places of equal entries are not all 0
 def top_k(op: Op) -> None:
     """Return the largest entries along `axis` and their places there; the other axes pass."""
-    source = op.input(0)
-    if source is None:
-        op.freeze_all(UNKNOWN)
-        return
+    source = op.known(0)
     at = op.axis(len(source), -1)
     for target in op.outputs:
         if target is not None:
@@ -184,11 +163,8 @@ def cumulate(op: Op) -> None:
 @rule("ReverseSequence", pointwise="zero")
 def reverse_sequence(op: Op) -> None:
     """Reverse the first entries along `time_axis`, in each entry of the batch as many as its length says."""
-    source, lengths = op.input(0), op.input(1)
+    source, lengths = op.known(0), op.known(1)
     op.apply("*x -> *x")
-    if source is None or lengths is None:
-        op.freeze_all(UNKNOWN)
-        return
     op.freeze(source[op.axis(len(source), 0, "time_axis")], "reverses this axis")
     op.unify(source[op.axis(len(source), 1, "batch_axis")], lengths[0])
     op.scales(1)
@@ -204,10 +180,7 @@ def trilu(op: Op) -> None:
 @rule("CenterCropPad", pointwise="linear")
 def center_crop_pad(op: Op) -> None:
     """Crop or pad the listed axes (all by default) around the centre; one that keeps its size passes."""
-    source, target = op.input(0), op.output()
-    if source is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    source, target = op.known(0), op.result()
     op.freeze(op.input(1), LISTED)
     listed = [a % len(source) for a in op.attrs.get("axes", range(len(source)))]
     for position, (a, b) in enumerate(zip(source, target, strict=True)):
@@ -240,10 +213,7 @@ def dft(op: Op) -> None:
 @rule("STFT", pointwise="linear")
 def stft(op: Op) -> None:
     """Transform windows of each signal; nothing but the batch passes."""
-    signal, target = op.input(0), op.output()
-    if signal is None or target is None:
-        op.freeze_all(UNKNOWN)
-        return
+    signal, target = op.known(0), op.result()
     op.unify(signal[0], target[0])
     op.scalars(1, 3)
     op.freeze((*signal[1:], *target[1:], *(op.input(2) or ())), "transforms windows along this axis")
@@ -318,9 +288,7 @@ signature("ImageScaler", "n c *x -> n c *x", fixed="c", pointwise="any")  # has 
 signature("Crop", "n c *x -> n c *y", fixed="x y", pointwise="linear")
 
 
-@type_function("Affine", "ParametricSoftplus", "Scale", "ScaledTanh", "ImageScaler", domain="")
-def _same_type(types: Sequence[Typed | None], attrs: Mapping[str, Any], values: Sequence[Any]) -> list[Typed]:
-    return [known for known in types[:1] if known]
+type_function("Affine", "ParametricSoftplus", "Scale", "ScaledTanh", "ImageScaler", domain="")(typed_as_input)
 
 
 @type_function("Crop", domain="")

@@ -15,10 +15,7 @@ def gemm(op: Op) -> None:
 @rule("MatMul")
 def matmul(op: Op) -> None:
     """numpy.matmul: the last axis of A meets the last but one of B; leading axes broadcast; vectors are rows."""
-    a, b, out = op.input(0), op.input(1), op.output()
-    if a is None or b is None or out is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    a, b, out = op.known(0), op.known(1), op.result()
     inner = len(b) - min(len(b), 2)
     op.unify(a[-1], b[inner])
     op.contract(a[-1], [(0, len(a) - 1), (1, inner)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import LIMIT, Axes, Axis, Concat, Dim, Product, cut, factor, leaves, units
+from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product, cut, factor
 from onnx_net2net.rules import rule
-from onnx_net2net.rules.op import LOOKED_UP, Op
+from onnx_net2net.rules.op import LOOKED_UP, Op, required
 
 
 @rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform")
@@ -28,12 +28,8 @@ def constant_of_shape(op: Op) -> None:
 @rule("Concat", pointwise="linear")
 def concat(op: Op) -> None:
     """Lay the inputs end to end along `axis`."""
-    target = op.output()
-    if target is None or any(axes is None for axes in op.inputs):
-        op.freeze_all("has operands of unknown shape")
-        return
+    target, parts = op.result(), [required(axes) for axes in op.inputs]
     at = op.axis(len(target), 1)
-    parts = [axes for axes in op.inputs if axes is not None]
     for axes in parts:
         op.unify_all((*axes[:at], *axes[at + 1 :]), (*target[:at], *target[at + 1 :]))
     op.unify(Concat(axes[at] for axes in parts), target[at])
@@ -42,12 +38,8 @@ def concat(op: Op) -> None:
 @rule("Split", pointwise="linear")
 def split(op: Op) -> None:
     """Cut an axis into the outputs; parts without sizes are equal, and get sizes when they grow apart."""
-    source = op.input(0)
-    if source is None or any(axes is None for axes in op.outputs):
-        op.freeze_all("has operands of unknown shape")
-        return
+    source, parts = op.known(0), [required(axes) for axes in op.outputs]
     at = op.axis(len(source), 0)
-    parts = [axes for axes in op.outputs if axes is not None]
     for axes in parts:
         op.unify_all((*axes[:at], *axes[at + 1 :]), (*source[:at], *source[at + 1 :]))
     op.unify(Concat(axes[at] for axes in parts), source[at])
@@ -61,10 +53,7 @@ def split(op: Op) -> None:
 @rule("Slice", pointwise="linear")
 def slice_(op: Op) -> None:
     """Take a range of each listed axis; with step 1 the axis is cut there."""
-    source, target = op.input(0), op.output()
-    if source is None or target is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    source, target = op.known(0), op.result()
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
     listed = op.ints("axes", 3) or list(range(len(starts or ())))
     steps = op.ints("steps", 4) or [1] * len(listed)
@@ -86,7 +75,7 @@ def slice_(op: Op) -> None:
         elif 0 <= first < step and b.size * step == a.size:
             taken = _take_every(op, element, a, b, first, step)
         else:
-            taken = len(ranges) == 1 and permute_units(op, position, a, b, np.arange(a.size)[start:end:step])
+            taken = len(ranges) == 1 and op.permute(position, a, b, np.arange(a.size)[start:end:step])
         if not taken:
             op.freeze((a, b), "takes a range of this axis that cuts through its factors or skips entries")
 
@@ -143,10 +132,7 @@ def refold(op: Op) -> None:
 
 def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
     """Unify the shortest runs of axes whose sizes have the same product."""
-    if source is None or target is None:
-        op.freeze_all("has operands of unknown shape")
-        return
-    left, right = [a for a in source if a.size != 1], [a for a in target if a.size != 1]
+    left, right = ([axis for axis in required(axes) if axis.size != 1] for axes in (source, target))
     while left and right:
         xs, ys = [left.pop(0)], [right.pop(0)]
         while (m := Product(xs).size) != (n := Product(ys).size) and (left if m < n else right):
@@ -158,10 +144,7 @@ def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
 @rule("Transpose", pointwise="linear")
 def transpose(op: Op) -> None:
     """Permute axes (reversed by default)."""
-    axes, target = op.input(0), op.output()
-    if axes is None or target is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    axes, target = op.known(0), op.result()
     op.unify_all([axes[a] for a in op.attrs.get("perm", range(len(axes))[::-1])], target)
 
 
@@ -195,16 +178,13 @@ def tile(op: Op) -> None:
 @rule("Gather", pointwise="linear")
 def gather(op: Op) -> None:
     """Take entries along an axis; a constant list of distinct places moves units, other indices fix the axis."""
-    data, indices, target = op.input(0), op.input(1), op.output()
-    if data is None or indices is None or target is None:
-        op.freeze_all("has operands of unknown shape")
-        return
+    data, indices, target = op.known(0), op.known(1), op.result()
     at = op.axis(len(data), 0)
     op.unify_all((*data[:at], *data[at + 1 :]), (*target[:at], *target[at + len(indices) :]))
     places = op.value(1)
     wide = [position for position, axis in enumerate(indices) if axis.size > 1]
     if op.constant[1] and places is not None and len(wide) == 1:
-        permute_units(op, at, data[at], target[at + wide[0]], places.reshape(-1) % data[at].size, 1)
+        op.permute(at, data[at], target[at + wide[0]], places.reshape(-1) % data[at].size, 1)
         return
     op.unify_all(indices, target[at : at + len(indices)])
     if op.constant[1]:
@@ -235,32 +215,3 @@ def pad(op: Op) -> None:
             op.unify(Concat((Dim(before, reason), a, Dim(after, reason))), b)
         else:
             op.freeze((a, b), "pads this axis with its own entries or cuts it")
-
-
-def permute_units(
-    op: Op, position: int, source: Axis, target: Axis, order: np.ndarray, index: int | None = None
-) -> bool:
-    """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own.
-
-    Args:
-        op: The node.
-        position: The axis of the source.
-        source: That axis.
-        target: The axis of the result.
-        order: Places in the source.
-        index: The input that lists them, if one does.
-    """
-    if all(dim.frozen for dim in (*leaves(source), *leaves(target))):
-        return True
-    if all(dim.frozen for dim in leaves(target)):
-        op.freeze(source, "looks fixed places up along this axis")
-        return True
-    if np.array_equal(order, np.arange(source.size)):
-        op.select(position, [source], np.array([0]), index)
-        return op.unify(source, target)
-    if max(source.size, target.size) > LIMIT:
-        op.freeze((source, target), "rearranges more units than are followed one by one")
-        return True
-    single = units(source)
-    op.select(position, single, order, index)
-    return op.unify(Concat(single[k] for k in order), target)

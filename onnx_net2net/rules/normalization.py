@@ -34,9 +34,7 @@ def typed_as_input(types: Sequence[Typed | None], *_: object) -> list[Typed]:
 @rule("LayerNormalization")
 def layer_normalization(op: Op) -> None:
     """Normalise over the axes from `axis` on; Mean and InvStdDev keep them as size 1."""
-    axes = op.input(0)
-    if axes is None:
-        return
+    axes = op.known(0)
     at = op.axis(len(axes), -1)
     op.unify_all(axes, op.output() or axes)
     op.broadcast([op.input(1), op.input(2)], axes)

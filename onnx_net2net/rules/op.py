@@ -1,4 +1,4 @@
-"""What a rule sees of one node, and what it may say about it.
+"""One node as its rule sees it, and the statements that a rule can make about it.
 
 A rule reads `inputs`, `outputs` (axes), `values` (integers that are known) and `attrs`, and makes statements:
 which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freeze`), which carry a statistic
@@ -8,7 +8,6 @@ which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freez
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -17,6 +16,16 @@ import numpy as np
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.rules.signature import Operand, Term, parse
+from onnx_net2net.rules.statements import (
+    Contraction,
+    Integers,
+    Run,
+    Selection,
+    SizeAttribute,
+    SizeInput,
+    Statements,
+    Statistic,
+)
 
 KERNEL = "works along this axis"
 LISTED = "is a list of sizes or places"
@@ -24,141 +33,6 @@ LOOKED_UP = "looks entries up along this axis"
 UNREAD = "reads this operand as it is"
 ROUTINE = (KERNEL, LISTED, UNREAD)
 """Reasons for which axes are fixed in every network: kernels and positions, not channels."""
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """The node sums over an axis: copies of a unit must together weigh what the unit weighed.
-
-    Attributes:
-        axis: What is summed over, as an expression over dims.
-        sides: (input, axis position) of each operand that has it; the weight is put on one of them.
-        law: "sum"; "mean" (the node divides by the size); "square" (it sums squares).
-    """
-
-    axis: Axis
-    sides: tuple[tuple[int, int], ...]
-    law: str = "sum"
-
-
-@dataclass(frozen=True)
-class Integers:
-    """An input holds integers to compute with, counted from a zero point.
-
-    Attributes:
-        zero_point: The input that holds it, where the node has that; 0 otherwise.
-        axis: The axis along which a zero point of one dimension lies.
-    """
-
-    zero_point: int
-    axis: int
-
-
-@dataclass(frozen=True)
-class SizeInput:
-    """Element `element` of integer input `input` is the total size of `axes`.
-
-    Where it is a place on an axis, `whole` is that axis: negative places count from its end, large ones mean it.
-    Numbers in `instead` are no sizes, but stand for that of an axis (0 of Reshape), or for whatever fits (None).
-    """
-
-    input: int
-    element: int
-    axes: tuple[Axis, ...]
-    whole: Axis | None = None
-    instead: Mapping[int, Axis | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SizeAttribute:
-    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`; see `SizeInput`."""
-
-    name: str
-    element: int | None
-    axes: tuple[Axis, ...]
-    whole: Axis | None = None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The node picks units along an axis: result[k] = units[order[k]].
-
-    Attributes:
-        axis: The axis.
-        units: The units of the source, in order.
-        order: int64, which of them the result has.
-        input: The input that lists the places; None where no input does, so that a grown node becomes a Gather.
-    """
-
-    axis: int
-    units: tuple[Axis, ...]
-    order: np.ndarray
-    input: int | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A list of places counts up along an axis of its own: all units of a run on an axis of the data, in order.
-
-    Attributes:
-        input: The input that is the list, whose last axis has the axes of the data.
-        column: The axis of the data.
-        along: The axis of the list along which the places count up.
-        before: What lies in front of the run.
-        units: The run.
-        rest: What lies behind it.
-    """
-
-    input: int
-    column: int
-    along: int
-    before: Axis
-    units: Axis
-    rest: Axis
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """The node normalises by a statistic over axes.
-
-    Attributes:
-        axes: What the statistic runs over.
-        law: "layer" (mean and variance) or "rms", which units that it does not notice can pad; None otherwise.
-        inputs: The inputs whose sum is normalised, as far as the node has them.
-        scale: The input that scales the result.
-        shift: The input that is added to it, if any.
-        total: The output that is the sum, if any.
-        epsilon: What the attribute is where it is left out.
-    """
-
-    axes: tuple[Axis, ...]
-    law: str | None = None
-    inputs: tuple[int, ...] = (0,)
-    scale: int | None = None
-    shift: int | None = None
-    total: int | None = None
-    epsilon: float = 1e-5
-
-
-@dataclass
-class Statements:
-    """What a rule said about its node, beyond the dims that it unified."""
-
-    contractions: list[Contraction] = field(default_factory=list)
-    size_inputs: list[SizeInput] = field(default_factory=list)
-    size_attributes: list[SizeAttribute] = field(default_factory=list)
-    selections: list[Selection] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    statistics: list[Statistic] = field(default_factory=list)
-    defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
-    shares: list[int] = field(default_factory=list)
-    pointwise: str | None = None
-    scales: set[int] = field(default_factory=set)
-    ignored: set[int] = field(default_factory=set)
-    integers: dict[int, Integers] = field(default_factory=dict)
-    tables: list[Axis] = field(default_factory=list)
-    normalised: list[Axis] = field(default_factory=list)
-    closed: bool = False
 
 
 class _Attributes(dict[str, Any]):
@@ -179,6 +53,17 @@ class _Attributes(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         self.asked.add(name)
         return super().get(name, default)
+
+
+class UnknownShapeError(Exception):
+    """A rule needs the axes of an operand that are not known."""
+
+
+def required(axes: Axes | None) -> Axes:
+    """Return axes; raise UnknownShapeError where they are not known."""
+    if axes is None:
+        raise UnknownShapeError
+    return axes
 
 
 class Op:
@@ -221,13 +106,13 @@ class Op:
 
     @property
     def inputs(self) -> list[Axes | None]:
-        """The axes of each input, all of which then count as read."""
+        """The axes of each input; asking for them marks every input as read."""
         self.read.update(("input", index) for index in range(len(self._inputs)))
         return self._inputs
 
     @property
     def outputs(self) -> list[Axes | None]:
-        """The axes of each output, all of which then count as read."""
+        """The axes of each output; asking for them marks every output as read."""
         self.read.update(("output", index) for index in range(len(self._outputs)))
         return self._outputs
 
@@ -240,6 +125,18 @@ class Op:
         """Return the axes of an output, or None where the node does not have it."""
         self.read.add(("output", index))
         return self._outputs[index] if index < len(self._outputs) else None
+
+    def known(self, index: int) -> Axes:
+        """Return the axes of an input that the operator cannot lack; without them the node is frozen.
+
+        Raises:
+            UnknownShapeError: If its shape is not known.
+        """
+        return required(self.input(index))
+
+    def result(self) -> Axes:
+        """Return the axes of the first output; see `known`."""
+        return required(self.output())
 
     def value(self, index: int) -> np.ndarray | None:
         """Return the known value of an input, or None."""
@@ -373,6 +270,31 @@ class Op:
         """State that the node picks units along an axis; see `Selection`."""
         self.said.selections.append(Selection(axis, tuple(units), order, index))
 
+    def permute(self, position: int, source: Axis, target: Axis, order: np.ndarray, index: int | None = None) -> bool:
+        """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own.
+
+        Args:
+            position: The axis of the source.
+            source: That axis.
+            target: The axis of the result.
+            order: Places in the source.
+            index: The input that lists them, if one does.
+        """
+        if all(dim.frozen for dim in (*dims.leaves(source), *dims.leaves(target))):
+            return True
+        if all(dim.frozen for dim in dims.leaves(target)):
+            self.freeze(source, "looks fixed places up along this axis")
+            return True
+        if np.array_equal(order, np.arange(source.size)):
+            self.select(position, [source], np.array([0]), index)
+            return self.unify(source, target)
+        if max(source.size, target.size) > dims.LIMIT:
+            self.freeze((source, target), "rearranges more units than are followed one by one")
+            return True
+        single = dims.units(source)
+        self.select(position, single, order, index)
+        return self.unify(Concat(single[k] for k in order), target)
+
     def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
         """State that an input lists a run of places; see `Run`."""
         self.said.runs.append(Run(index, column, along, before, units, rest))
@@ -441,22 +363,16 @@ class Op:
             for name, size in (sizes or {}).items()
         }
         places: dict[tuple[str, int], int] = {}
-        for operands, tensor, is_input in (
-            (signature.inputs, self.input, True),
-            (signature.outputs, self.output, False),
-        ):
-            for index, operand in enumerate(operands):
-                axes = tensor(index)
-                if axes is None:
-                    continue
-                matched = align(operand, axes)
-                if matched is None:
-                    self.freeze_all("has an operand of unexpected rank")
-                    return
-                for term, position, run in matched:
-                    if is_input:
-                        places.update({(name, index): position for name in term.names})
-                    self._bind(term, run, known, numbers)
+        operands = [(index, self.input(index), operand) for index, operand in enumerate(signature.inputs)]
+        operands += [(-1, self.output(index), operand) for index, operand in enumerate(signature.outputs)]
+        for index, axes, operand in operands:
+            matched = align(operand, axes) if axes is not None else []
+            if matched is None:
+                self.freeze_all("has an operand of unexpected rank")
+                return
+            for term, position, run in matched:
+                places.update({(name, index): position for name in term.names})
+                self._bind(term, run, known, numbers)
         for name in fixed.split():
             self.freeze(known.get(name), KERNEL)
         for name in uniform.split():

@@ -189,14 +189,11 @@ def unary(op: Op) -> None:
 @rule("QLinearConcat", domain=MICROSOFT, pointwise="any")
 def concat(op: Op) -> None:
     """Lay tensors end to end, each followed by its scale and zero point."""
-    parts, target = [op.input(index) for index in range(2, len(op.inputs), 3)], op.output()
-    if target is None or any(axes is None for axes in parts):
-        op.freeze_all("has operands of unknown shape")
-        return
+    parts, target = [op.known(index) for index in range(2, len(op.inputs), 3)], op.result()
     at = op.axis(len(target), 1)
     for axes in parts:
-        op.unify_all([*(axes or ())[:at], *(axes or ())[at + 1 :]], [*target[:at], *target[at + 1 :]])
-    op.unify(Concat(axes[at] for axes in parts if axes), target[at])
+        op.unify_all([*axes[:at], *axes[at + 1 :]], [*target[:at], *target[at + 1 :]])
+    op.unify(Concat(axes[at] for axes in parts), target[at])
 
 
 @rule("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT, pointwise="any")

@@ -18,9 +18,7 @@ LAWS = {
       "ReduceProd", "ReduceLogSumExp")  # fmt: skip
 def reduce(op: Op) -> None:
     """Reduce `axes` (all by default); the others pass."""
-    source, target = op.input(0), op.output()
-    if source is None or target is None:
-        return
+    source, target = op.known(0), op.result()
     axes = op.ints("axes", 1)
     if axes is None and op.has(1):
         op.freeze_all("reduces axes that are not known")
@@ -46,9 +44,7 @@ def reduce(op: Op) -> None:
 @rule("ArgMax", "ArgMin")
 def arg_extreme(op: Op) -> None:
     """Return positions along an axis, which has to keep its order."""
-    source, target = op.input(0), op.output()
-    if source is None or target is None:
-        return
+    source, target = op.known(0), op.result()
     at = op.axis(len(source), 0)
     op.freeze(source[at], "returns positions along this axis")
     kept = [axis for position, axis in enumerate(source) if position != at]

@@ -74,9 +74,7 @@ POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMax
                       "ReduceMin", "ReduceL1"})  # fmt: skip
 """f(a x) = a f(x) for positive numbers a only, where x is all inputs (the first of PRelu)."""
 
-HOMOGENEOUS = frozenset(
-    {*LINEAR, *POSITIVE, *JOINS, *SUMS, "Sub", "Mean", "Where", "Pad", "Resize", "ScatterND", "Roll"}
-)
+HOMOGENEOUS = frozenset({*LINEAR, *POSITIVE, *JOINS, *SUMS, "Sub", "Mean", "Where", "Pad", "Resize", "ScatterND"})
 """f(a x) = a f(x) for positive numbers a, where x is all inputs that hold data (zeros if the node pads)."""
 
 BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"})

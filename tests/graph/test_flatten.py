@@ -8,7 +8,8 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from onnx_net2net import inspect, load, verify, widen
-from onnx_net2net.graph.flatten import DOMAIN, open_bodies
+from onnx_net2net.graph.decisions import DOMAIN
+from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.protos import scopes

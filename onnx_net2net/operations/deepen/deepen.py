@@ -18,7 +18,7 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import BEST, WAYS, Place, Way, find_places
-from onnx_net2net.analysis.blocks import Block, Copy, Shape, find_blocks, insert_copy, program, value_numbers
+from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.groups import inspect, paused_gc
 from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.analysis.loadable import check_framework
@@ -29,6 +29,7 @@ from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.deepen.insert import NORMED, Inserter
+from onnx_net2net.operations.deepen.repeat import Copy, Shape, insert_copy, program, value_numbers
 from onnx_net2net.operations.widen.widen import widen
 from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.watch import measure

@@ -9,10 +9,10 @@ from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Place, Way
-from onnx_net2net.analysis.blocks import take_over
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.operations.deepen.repeat import take_over
 from onnx_net2net.run.session import implements
 
 NORMED = ("identity", "prelu")
@@ -68,7 +68,7 @@ class Inserter:
             made = activate(place, made, result if position == len(kernels) - 1 else None)
 
     def _pair(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
-        """Write two columns for each unit, v and -v, of which phi(v) - phi(-v) is taken."""
+        """Write two columns for each unit, v and -v, and take phi(v) - phi(-v)."""
         assert place.factor is not None
         units, group = place.channels, place.group
         there, back = _mirrored(units, group, 1.0), _mirrored(units, group, 1 / place.factor, across=True)
@@ -78,7 +78,7 @@ class Inserter:
         self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, group=group, output=result)
 
     def _maxout(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
-        """Write two identities of which the larger is taken."""
+        """Write two identities and take the larger."""
         identity = dirac(place.channels, place.group)
         pieces = [self._layer(place, f"{name}.{n}", kernel, inner, identity, group=place.group) for n in (0, 1)]
         self._node("Max", f"{name}.Max", pieces, result)
@@ -176,7 +176,7 @@ class Inserter:
         return result
 
     def _require(self, kind: str, name: str, inputs: int) -> None:
-        """Refuse an operator that onnxruntime lacks for units of which it has the layer."""
+        """Refuse an operator that onnxruntime lacks for a type that it has the layer for."""
         assert self._place is not None
         dtype = self._analysis.sizes.dtype(self._place.tensor)
         if implements(self._place.operator, self._version, dtype, 2) and not implements(

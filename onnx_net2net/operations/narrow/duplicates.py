@@ -25,7 +25,7 @@ from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import weighings
 from onnx_net2net.graph.graph import dtype_of
 from onnx_net2net.rewrite.norms import Fill
-from onnx_net2net.rules.op import Contraction
+from onnx_net2net.rules.statements import Contraction
 
 Classes = Mapping[Dim, np.ndarray]
 """For each dim the class of each unit, numbered in the order of their first units; -1 for units that are dropped."""

@@ -10,12 +10,13 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array, is_float, spacing
 from onnx_net2net.analysis.activations import Finder, Place
-from onnx_net2net.analysis.inference import Analysis, constant_of
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.graph.decisions import DOMAIN
 from onnx_net2net.graph.edit import drop_unread
-from onnx_net2net.graph.flatten import DOMAIN
 from onnx_net2net.graph.graph import Constant, Node, Tensor
 from onnx_net2net.graph.sizes import RANDOM
+from onnx_net2net.graph.walk import constant_of
 
 _ROUNDINGS = 16
 """By how many roundings an identity may miss 1 and 0: its normalisation and merged copies are rounded."""
@@ -111,7 +112,7 @@ class _Search:
 
     def _repeated(self, start: Tensor) -> Iterator[Identity]:
         """Yield the activation that repeats an idempotent one, which is applied to a tensor."""
-        first, tensor = self._finder.activation(start) if self._finder.only_reader(start) else ([], start)
+        first, tensor = self._finder.activation(start) if self._analysis.draft.only_reader(start) else ([], start)
         if not first or not self._finder.try_out(first, start)[0]:
             return
         region, result = self._finder.activation(tensor)
@@ -138,7 +139,7 @@ class _Search:
         if up is None or place.factor is None or not place.activation or up.shape[0] != 2 * up.shape[1]:
             return
         region = [self._analysis.nodes[number] for number in place.activation]
-        second = self._finder.only_reader(region[-1].outputs[0])
+        second = self._analysis.draft.only_reader(region[-1].outputs[0])
         known = self._network.layers.get(self._analysis.numbers[id(second)]) if second is not None else None
         if second is None or known is None or known.weights != 1:
             return
@@ -260,7 +261,7 @@ class _Search:
                 break
             if self._is_close(scale, 1.0, node) and self._is_close(bias, 0.0, node):
                 longest = len(run)
-            reader = self._finder.only_reader(run[-1].outputs[0])
+            reader = self._analysis.draft.only_reader(run[-1].outputs[0])
             if reader is None or self._shape(reader.outputs[0]) != self._shape(node.outputs[0]):
                 break
             if reader.op == "Add" and any(constant_of(value) is not None for value in reader.inputs):

@@ -18,8 +18,8 @@ from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, compose
 from onnx_net2net.analysis import layers
-from onnx_net2net.analysis.inference import constant_of
 from onnx_net2net.graph.graph import Place, Tensor
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks

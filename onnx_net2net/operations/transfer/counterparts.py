@@ -17,8 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.analysis.inference import constant_of
 from onnx_net2net.graph.graph import Constant, Place
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.convert import attributes
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle

@@ -18,10 +18,11 @@ from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Finder
 from onnx_net2net.analysis.blocks import residual_depths
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.graph.graph import Node, Place, Tensor
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 
 _LEARNT = traits.NORMS | {"Conv", "ConvTranspose", "Gemm", "PRelu"}
@@ -230,7 +231,7 @@ class _Finding:
                 parameters[f"input {use[1]}"] = self._take(use)
         tensor, norm = node.outputs[0], None
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
-        while (reader := self._finder.only_reader(tensor)) is not None and norm is None:
+        while (reader := self._analysis.draft.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
             if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
                 parameters |= self._vectors(number)
@@ -356,7 +357,7 @@ class _Finding:
     def _shift(self, scale: Place) -> Place | None:
         """Return the constant that is added behind a scale, and along its axis; None if there is none."""
         result = self._nodes[scale[0]].outputs[0]
-        while (reader := self._finder.only_reader(result)) is not None and self._does_nothing(reader, result):
+        while (reader := self._analysis.draft.only_reader(result)) is not None and self._does_nothing(reader, result):
             result = reader.outputs[0]
         if reader is None:
             return None

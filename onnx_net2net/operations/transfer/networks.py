@@ -12,10 +12,11 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, constant_of, infer
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, infer
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant, Place, dtype_of
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
 from onnx_net2net.operations.transfer.segments import Segment, grouped

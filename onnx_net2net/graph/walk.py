@@ -1,0 +1,48 @@
+"""Walk a graph: from a tensor to what it is a copy of, or to who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from onnx_net2net.graph.graph import Constant, Node, Tensor
+
+
+def constant_of(tensor: Tensor) -> Constant | None:
+    """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
+    while not isinstance(tensor, Constant):
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.domain not in (None, "", "ai.onnx"):
+            return None
+        if producer.op == "Constant":
+            value = producer.attrs.get("value")
+            return value if isinstance(value, Constant) else None
+        if producer.op != "Identity":
+            return None
+        tensor = producer.inputs[0]
+    return tensor
+
+
+def is_alias(node: Node) -> bool:
+    """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
+    return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+
+
+def makers(tensor: Tensor, kinds: Collection[str]) -> Iterator[Node]:
+    """Yield the nodes, all of these operators, that make a tensor one from the first input of the other, last first."""
+    while tensor.inputs and tensor.inputs[0].op in kinds:
+        yield tensor.inputs[0]
+        tensor = tensor.inputs[0].inputs[0]
+
+
+def source(tensor: Tensor, kinds: Collection[str]) -> Tensor:
+    """Return the tensor that nodes of these operators make a tensor from, by their first inputs."""
+    for node in makers(tensor, kinds):
+        tensor = node.inputs[0]
+    return tensor
+
+
+def result(tensor: Tensor, kinds: Collection[str]) -> Tensor:
+    """Return what nodes of these operators make of a tensor, as long as each is the only reader."""
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op in kinds:
+        tensor = tensor.outputs[0].outputs[0]
+    return tensor

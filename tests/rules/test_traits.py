@@ -1,0 +1,95 @@
+"""Traits name operators that exist, and what they claim holds in numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, defs, helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_net2net.rules import supported, traits
+
+X = np.array([[[[-2.5, -1.0, 0.0, 0.5], [1.0, 2.0, -4.0, 8.0]]]], np.float32)
+KNOWN = {schema.name for schema in defs.get_all_schemas()} | {kind for _, kind, _ in supported()}
+SETS = {name: kinds for name, kinds in vars(traits).items() if isinstance(kinds, frozenset)}
+ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "AveragePool": {"kernel_shape": [1, 2]},
+    "MaxPool": {"kernel_shape": [1, 2]},
+    "Cast": {"to": TensorProto.DOUBLE},
+    "SpaceToDepth": {"blocksize": 2},
+    "Softmax": {"axis": -1},
+}
+OPERANDS: dict[str, list[np.ndarray]] = {
+    "Reshape": [np.array([-1])],
+    "Squeeze": [np.array([0])],
+    "Unsqueeze": [np.array([0])],
+    "Slice": [np.array([1]), np.array([3]), np.array([3])],
+    "Gather": [np.array([0, 0])],
+    "GatherND": [np.array([[0, 0]])],
+    "GatherElements": [np.zeros((1, 1, 2, 4), np.int64)],
+    "Expand": [np.array([3, 1, 2, 4])],
+    "Tile": [np.array([2, 1, 1, 1])],
+    "Pad": [np.array([0, 0, 0, 1, 0, 0, 0, 1])],
+    "PRelu": [np.array([0.25], np.float32)],
+    "CastLike": [np.array([0.0])],
+}
+UNTRIED = {"Split", "DepthToSpace", "DequantizeLinear", "Resize", "ScatterND", "Where", "Concat"}
+"""Operators that take more to be run here than a tensor and a table entry."""
+
+
+def run(kind: str, x: np.ndarray) -> np.ndarray:
+    """Return what an operator makes of a tensor, of the same one at all operands if it adds or compares them."""
+    operands = OPERANDS.get(kind, [x] if kind in traits.BROADCASTING else [])
+    inputs = {"x": x, **{f"x{place}": value for place, value in enumerate(operands)}}
+    node = helper.make_node(kind, list(inputs), ["y"], **ATTRIBUTES.get(kind, {}))
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in inputs.items()
+    ]
+    graph = helper.make_graph([node], kind, values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    return np.asarray(ReferenceEvaluator(model).run(None, inputs)[0], np.float64)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_name_is_an_operator(name: str) -> None:
+    assert SETS[name] <= KNOWN
+
+
+@pytest.mark.parametrize("kind", sorted(traits.MOVES - UNTRIED))
+def test_what_moves_has_values_of_the_input_and_no_others(kind: str) -> None:
+    assert set(run(kind, X).reshape(-1)) <= set(X.reshape(-1).tolist())
+
+
+@pytest.mark.parametrize("kind", sorted(traits.LINEAR - UNTRIED))
+def test_linear_operators_commute_with_any_factor(kind: str) -> None:
+    for factor in (2.0, -3.0):
+        np.testing.assert_allclose(run(kind, X * np.float32(factor)), factor * run(kind, X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(traits.POSITIVE))
+def test_positive_operators_commute_with_positive_factors_only(kind: str) -> None:
+    np.testing.assert_allclose(run(kind, X * np.float32(2)), 2 * run(kind, X), rtol=1e-6)
+    if kind not in traits.EXTREMES:  # of one tensor with itself they are linear
+        assert not np.allclose(run(kind, -X), -run(kind, X))
+
+
+@pytest.mark.parametrize("kind", sorted(traits.HOMOGENEOUS - traits.LINEAR - traits.POSITIVE - UNTRIED))
+def test_homogeneous_operators_commute_with_positive_factors(kind: str) -> None:
+    np.testing.assert_allclose(run(kind, X * np.float32(2)), 2 * run(kind, X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(traits.BOUNDED))
+def test_bounded_operators_stay_within_one(kind: str) -> None:
+    assert np.abs(run(kind, X * np.float32(10))).max() <= 1 + 1e-6
+
+
+def test_a_rearranged_weight_is_moved_or_dequantized() -> None:
+    assert traits.REARRANGES - {"DequantizeLinear"} <= traits.MOVES
+
+
+def test_what_acts_on_units_alone_has_one_kind() -> None:
+    kinds = [kind for row in traits.UNARY.values() for kind in row]
+    assert len(kinds) == len(set(kinds))
