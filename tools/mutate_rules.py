@@ -261,8 +261,6 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          "Concat((Dim(after, reason), a, Dim(before, reason)))", grown("Pad")),
         ("Pad: reflections pass", "elif constant and before >= 0", "elif before >= 0", grown("Pad")),
         ("Pad: anything keeps zeros", 'else "any")\n    listed', 'else "linear")\n    listed', ("mutants", "pad")),
-        ("permuted units: not permuted", "op.unify(Concat(single[k] for k in order), target)",
-         "op.unify(Concat(single), target)", grown("Gather", "Slice")),
         ("ConstantOfShape: sizes stay", "op.size(0, element, axis)", "pass", grown("ConstantOfShape")),
     ],
     "rules/normalization.py": [
@@ -607,8 +605,8 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          quantized("QLinearSoftmax")),
         ("QLinearSoftmax: one axis before opset 13", "at + 1 if single else None", "at + 1",
          quantized("QLinearSoftmax")),
-        ("QLinearConcat: parts in the wrong order", "Concat(axes[at] for axes in parts if axes)",
-         "Concat(axes[at] for axes in parts[::-1] if axes)", quantized("QLinearConcat")),
+        ("QLinearConcat: parts in the wrong order", "Concat(axes[at] for axes in parts)",
+         "Concat(axes[at] for axes in parts[::-1])", quantized("QLinearConcat")),
         ("QLinearConcat: wrong axis", "at = op.axis(len(target), 1)", "at = 0", quantized("QLinearConcat")),
         ("QLinearGlobalAveragePool: layouts swapped", 'if op.attrs.get("channels_last", 0) else "n c *x -> n c *y"',
          'if not op.attrs.get("channels_last", 0) else "n c *x -> n c *y"', quantized("QLinearGlobalAveragePool")),
@@ -651,6 +649,9 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
         ("sequences: those that an output has are dropped", ".union(value_names(self._graph.output), *(",
          ".union(*(", sequences("stays")),
     ],
+    "analysis/shuffles.py": [
+        ("shuffles: one that an output sees", "between.name in kept or ", "", widened("shuffle")),
+    ],
     "analysis/inference.py": [
         ("inputs: missing pin", "dims.pin(axis, f\"is the model's input {tensor.name!r}\")", "pass",
          inferred("inputs_outputs")),
@@ -680,7 +681,6 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          quantized("DequantizeLinear", "QLinearMatMul")),
         ("integers: biases are sizes", "value.ndim <= 1 and node.op not in _BIASED", "value.ndim <= 1",
          quantized("QLinearConv", "QGemm")),
-        ("shuffles: one that an output sees", "between.name in analysis.kept or ", "", widened("shuffle")),
     ],
     "algebra/dims.py": [
         ("dims: pins are lost", "pin(axis, dim.pinned)", "pass", algebra("carried_over")),
@@ -828,6 +828,8 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          "style.logit if view.ndim == 1 else 0", interface("start_at_the_prior")),
     ],
     "rules/op.py": [
+        ("permuted units: not permuted", "self.unify(Concat(single[k] for k in order), target)",
+         "self.unify(Concat(single), target)", grown("Gather", "Slice")),
         ("signatures: missing contractions", "self.contract(axis, sides)", "pass", grown("Gemm")),
         ("signatures: letters are never fixed", "self.freeze(known.get(name), KERNEL)", "pass", grown("Conv")),
         ("signatures: attributes stay", "self.attribute(size, axis)", "pass", grown("Conv")),
@@ -874,8 +876,8 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          'pointwise in ("zero", "relu")', contrib("not_linear")),
     ],
     "analysis/groups.py": [
-        ("interface: what is fixed grows on request", "bool(group.reason) and not any(dim.fixed for dim in group.dims)",
-         "bool(group.reason)", interface("fixed")),
+        ("interface: what is fixed grows on request", "bool(reason) and not any(dim.fixed for dim in dims)",
+         "bool(reason)", interface("fixed")),
         ("ratios: a frozen part", "group.reason = dim.ratio.root().frozen", "pass", widened("beside_fixed_ones")),
     ],
     "operations/widen/plan.py": [
