@@ -138,7 +138,10 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
 def _learning(module: torch.nn.Module, inputs: list[list[torch.Tensor]]) -> int:
     """Return the elements of the parameters that have a gradient other than zero somewhere."""
     for given in inputs:
-        _loss(module(*given)).backward()
+        loss = _loss(module(*given))
+        if not loss.requires_grad:  # everything goes through a quantizer
+            return 0
+        loss.backward()
     found = [value for value in module.parameters() if value.grad is not None and bool((value.grad != 0).any())]
     module.zero_grad()
     return sum(value.numel() for value in found)

@@ -91,6 +91,20 @@ def _scan(builder: Any, node: onnx.NodeProto) -> Any:
     return _returned(builder, node, scan_op(builder, node))
 
 
+def _gather(data: Tensor, places: Tensor, axis: int) -> Tensor:
+    """Look entries up along an axis, negative places from its end."""
+    axis %= data.dim()
+    size = data.shape[axis]
+    places = places.long()
+    found = data.index_select(axis, torch.where(places < 0, places + size, places).reshape(-1))
+    return found.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
+
+
+@_handles("Gather")
+def _gather_from(builder: Any, node: onnx.NodeProto) -> Any:
+    return builder.call_function(_gather, _optional(builder, node, 2), _attributes(node, axis=0))
+
+
 # --- Operators of onnxruntime's own (com.microsoft) ----------------------------------------------------------
 
 
@@ -251,3 +265,55 @@ _EXPERT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 _function(_experts, "MoE", 6, k=1, activation_type="relu", normalize_routing_weights=0, swiglu_fusion=0,
           activation_alpha=1.0, activation_beta=0.0, swiglu_limit=None)  # fmt: skip
+
+
+# --- Quantized numbers ---------------------------------------------------------------------------------------
+
+
+def _dequantized(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block_size: int) -> Tensor:
+    """Return what integers stand for, with one scale for all, for each entry of an axis or for each block on it."""
+    scale, zero_point = (_spread(value, x, axis, block_size) for value in (scale, zero_point))
+    assert scale is not None
+    shifted = x if zero_point is None else x.to(scale.dtype) - zero_point.to(scale.dtype)
+    return shifted.to(scale.dtype) * scale
+
+
+def _spread(value: Tensor | None, x: Tensor, axis: int, block_size: int) -> Tensor | None:
+    """Lay a scale or zero point out beside the integers."""
+    if value is None or value.numel() == 1:
+        return None if value is None else value.reshape(())
+    if block_size:
+        return value.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
+    return value.reshape(-1, *(1,) * (x.dim() - 1 - axis % x.dim()))
+
+
+def _quantized(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block_size: int) -> Tensor:
+    """Return the integers that stand for numbers; see `_dequantized`."""
+    kind = torch.uint8 if zero_point is None else zero_point.dtype
+    scale, zero_point = (_spread(value, x, axis, block_size) for value in (scale, zero_point))
+    shifted = (x / scale).round() + (0 if zero_point is None else zero_point.to(x.dtype))
+    bounds = torch.iinfo(kind)
+    return shifted.clamp(bounds.min, bounds.max).to(kind)
+
+
+def _dynamically_quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero_point = (-low / scale).round().clamp(0, 255)
+    return ((x / scale).round() + zero_point).clamp(0, 255).to(torch.uint8), scale, zero_point.to(torch.uint8)
+
+
+@_handles("DequantizeLinear")
+def _dequantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
+    return builder.call_function(_dequantized, _optional(builder, node, 3), _attributes(node, axis=1, block_size=0))
+
+
+@_handles("QuantizeLinear")
+def _quantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
+    return builder.call_function(_quantized, _optional(builder, node, 3), _attributes(node, axis=1, block_size=0))
+
+
+@_handles("DynamicQuantizeLinear")
+def _dynamic_quantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
+    return builder.call_function(_dynamically_quantized, _optional(builder, node, 1))
