@@ -97,7 +97,7 @@ def _gather(data: Tensor, places: Tensor, axis: int) -> Tensor:
     size = data.shape[axis]
     places = places.long()
     found = data.index_select(axis, torch.where(places < 0, places + size, places).reshape(-1))
-    return found.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
+    return found.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
 
 
 @_handles("Gather")

@@ -31,9 +31,11 @@ Kind = Literal["parameter", "statistic"]
 STATISTICS = {("BatchNormalization", 3), ("BatchNormalization", 4)}
 """Inputs (operator, index) that are measured by training, not trained."""
 
-_LEARNT = {("PRelu", 1)} | {
-    (f"{kind}Normalization", k) for kind in ("Batch", "Layer", "Instance", "Group") for k in (1, 2)
+_NORMS = {
+    **dict.fromkeys(("Batch", "Layer", "Instance", "Group", "RMS", "SimplifiedLayer"), (1, 2)),
+    **dict.fromkeys(("SkipLayer", "SkipSimplifiedLayer"), (2, 3, 4)),
 }
+_LEARNT = {("PRelu", 1)} | {(f"{kind}Normalization", index) for kind, indices in _NORMS.items() for index in indices}
 """Inputs (operator, index) that are learnt even where no layer is near, and where one number is for all units."""
 
 _NO_WEIGHTS = {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Clip", 1), ("Clip", 2), ("Pad", 2), ("OneHot", 2)}
