@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class Net2NetError(Exception):
@@ -55,3 +56,8 @@ def one_line(error: object, limit: int = 300) -> str:
     """Return the text of an error, or else its type, in one line of at most `limit` characters."""
     text = shown(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first of many names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -15,7 +15,7 @@ from onnx_net2net.cli.output import say_json, shape_text, table, tell
 from onnx_net2net.cli.student import say_written, widths_of
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
-from onnx_net2net.framework.derivation import Entry
+from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.optimizer import grow_state, output_beside, read_state, with_note, write_state
 from onnx_net2net.model.model import load

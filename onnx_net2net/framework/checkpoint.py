@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.deeper import deepened
-from onnx_net2net.framework.derivation import Derivation, Entry, Made, new_match, some
-from onnx_net2net.framework.files import StateDict, Stored
-from onnx_net2net.framework.match import Constant, Matches, constants_of
+from onnx_net2net.framework.carry import Carrier, Step, match_all, versions_of
+from onnx_net2net.framework.deeper import Placed, deepened
+from onnx_net2net.framework.derivation import added, derive, untied
+from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.files import StateDict
+from onnx_net2net.framework.match import Matches, StoredConstant, constants_of
 from onnx_net2net.framework.recover import recover
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model, load
@@ -87,43 +89,50 @@ def checkpoint(
         RefusedError: If the student was narrowed, or an entry must have grown and nothing tells how.
     """
     model, grown = load(teacher), load(student)
-    sources = [*model.sources, *grown.sources]
     constants = constants_of(model)
     recovered = None
     if state_dict is None:
         recovered = recover(constants)
         entries: StateDict = recovered.entries
-    elif isinstance(state_dict, Mapping):
-        entries = statedict.from_torch(state_dict)
     else:
-        entries = statedict.read(state_dict)
-        sources.append(Path(state_dict))
+        entries = _read(state_dict)
     steps = _steps(model, grown)
     with work_folder() as folder:
         runs = _redo(model, grown, steps, folder)
-        result, untied = _grow(entries, constants, runs, recovered.matches if recovered else None)
+        matches = recovered.matches if recovered else match_all(entries, constants)
+        result, torn = _grow(entries, constants, runs, matches)
     is_free = any(step["operation"] == "widen" and not step.get("framework") for step in steps)
-    result = list(_called(result))
-    if untied and not untie:
+    if torn and not untie:
         remedy = "grow with --for torch" if is_free else "export with folding off"
         raise RefusedError(
-            f"tied weights grew differently: {some(untied)} ({remedy}, or give --untie and make the class without the "
+            f"tied weights grew differently: {some(torn)} ({remedy}, or give --untie and make the class without the "
             "tie)"
         )
-    notes = [f"no longer tied; make the class without the tie: {some(untied)}"] if untied else []
-    if is_free:
-        notes.append("not grown with --for torch: a class that computes constants from its sizes may differ from it")
+    result = list(_called(result))
     numbers = list(dict.fromkeys(number for run in runs for number in run.numbers))
-    if numbers:
-        notes.append(f"the class must not compute these numbers from its sizes: {some(numbers)}")
-    notes += _unseen(result)
-    notes += _invented([entry.name for entry in result if entry.relation == "new"])
+    notes = [*_notes(torn, is_free, numbers), *_unseen(result), *_invented(result)]
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
             f"that are guesses: {some(recovered.norms)} (--state-dict has the real ones)"
         )
-    return Checkpoint(tuple(_marked(result)), tuple(sources), tuple(notes), getattr(entries, "versions", None))
+    files = [Path(state_dict)] if isinstance(state_dict, str | os.PathLike) else []
+    sources = (*model.sources, *grown.sources, *files)
+    return Checkpoint(tuple(_marked(result)), sources, tuple(notes), getattr(entries, "versions", None))
+
+
+def _read(state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
+    return statedict.from_torch(state_dict) if isinstance(state_dict, Mapping) else statedict.read(state_dict)
+
+
+def _notes(torn: Sequence[str], is_free: bool, numbers: Sequence[str]) -> Iterator[str]:
+    """Say what the class must have or must not do, so that it computes what the student does."""
+    if torn:
+        yield f"no longer tied; make the class without the tie: {some(torn)}"
+    if is_free:
+        yield "not grown with --for torch: a class that computes constants from its sizes may differ from it"
+    if numbers:
+        yield f"the class must not compute these numbers from its sizes: {some(numbers)}"
 
 
 def _called(entries: Sequence[Entry]) -> Iterator[Entry]:
@@ -135,13 +144,14 @@ def _called(entries: Sequence[Entry]) -> Iterator[Entry]:
         yield replace(entry, name=f"{layers[before]}{mark}{rest}") if is_behind else entry
 
 
-def _invented(names: Sequence[str]) -> Iterator[str]:
+def _invented(entries: Sequence[Entry]) -> Iterator[str]:
     """Say which entries are of new layers, whose names are none of the class's as yet.
 
     Raises:
         RefusedError: If no class could have them.
     """
-    nameless = [name for name in names if not all(map(_is_attribute, name.split(".")))]
+    names = [entry.name for entry in entries if entry.relation == "new"]
+    nameless = [name for name in names if not all(s.isidentifier() or s.isdigit() for s in name.split("."))]
     if nameless:
         raise RefusedError(f"no class has layers of these names: {some(nameless)}; fill a deeper class by transfer")
     if names:
@@ -149,11 +159,6 @@ def _invented(names: Sequence[str]) -> Iterator[str]:
             f"warning: {len(names)} entries are of new layers, which a class has to have under these names (or fill a "
             f"deeper class by transfer): {some(names)}"
         )
-
-
-def _is_attribute(step: str) -> bool:
-    """Tell whether a step of a path may be a module or parameter of a class."""
-    return step.isidentifier() or step.isdigit()
 
 
 def _unseen(entries: Sequence[Entry]) -> Iterator[str]:
@@ -174,7 +179,7 @@ def _marked(entries: Sequence[Entry]) -> Iterator[Entry]:
     """Yield the entries; a matrix that is all of one that came before is called tied."""
     seen: set[tuple[str, ...]] = set()
     for entry in entries:
-        whole = entry.relation in ("same", "transposed", "reshaped") and sum(size > 1 for size in entry.old) > 1
+        whole = entry.relation in ("same", "transposed", "reshaped") and entry.is_matrix
         yield replace(entry, relation="tied") if whole and entry.constants in seen else entry
         seen.update([entry.constants] if whole else [])
 
@@ -194,34 +199,27 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Run:
-    """Steps in a row, and the copies of blocks that were put in behind them.
+    """Steps in a row, and the copies of blocks that were put in behind them."""
 
-    Attributes:
-        steps: How each constant grew in each step, by the name that it had before it.
-        final: The constants behind the last step.
-        copies: The copies.
-        deeper: The constants of the graph with these.
-        numbers: Numbers beside what grew in them.
-    """
-
-    steps: list[dict[str, list[GrownConstant]]]
-    final: Mapping[str, Constant]
-    copies: tuple[Copy, ...] = ()
-    deeper: Mapping[str, Constant] = field(default_factory=dict)
-    numbers: tuple[str, ...] = ()
+    steps: list[Step]  # how each constant grew in each step, by the name that it had before it
+    final: Mapping[str, StoredConstant]  # the constants behind the last step
+    copies: tuple[Copy, ...] = ()  # the copies
+    deeper: Mapping[str, StoredConstant] = field(default_factory=dict)  # the constants of the graph with these
+    numbers: tuple[str, ...] = ()  # numbers beside what grew in them
 
 
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folder: Path) -> list[_Run]:
     """Grow the teacher again, and return how each constant grew, up to each repetition of blocks and behind it."""
     runs: list[_Run] = []
-    grown: list[dict[str, list[GrownConstant]]] = []
+    grown: list[Step] = []
     numbers: tuple[str, ...] = ()
     for result in redo(teacher, steps, folder):
         numbers += getattr(result, "numbers", ())
         if getattr(result, "inserted", ()):
             raise RefusedError(f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)")
+        if any(insertion.way == "cancel" for insertion in getattr(result, "insertions", ())):
+            raise RefusedError("the student has copies of blocks that cancel, which no class has; fill one by transfer")
         weights = constants_of(result.teacher)
-        _refuse_invented(result)
         if getattr(result, "copies", ()):
             runs.append(_Run(grown, weights, result.copies, constants_of(result.student)))
             grown = []
@@ -241,54 +239,48 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folde
     return [*runs, _Run(grown, constants_of(student), numbers=numbers)]
 
 
-def _refuse_invented(result: Any) -> None:
-    """Refuse what a step of `deepen` put in that no class has."""
-    if any(insertion.way == "cancel" for insertion in getattr(result, "insertions", ())):
-        raise RefusedError("the student has copies of blocks that cancel, which no class has; fill one by transfer")
+_UNCLEAR = (
+    "other modules use it too, it grew in several ways, and the file does not say which is whose (export with the "
+    "names of modules, or folding off)"
+)
 
 
 def _grow(
-    entries: StateDict, constants: Mapping[str, Constant], runs: Sequence[_Run], matches: Matches | None
+    entries: StateDict, constants: Mapping[str, StoredConstant], runs: Sequence[_Run], matches: Matches
 ) -> tuple[list[Entry], list[str]]:
     """Return the entries of the student's state dict, and which are no longer tied."""
-    state = entries
-    origins: dict[str, tuple[Entry, bool]] = {}
+    deeper: dict[str, Placed] = {}
     called: dict[str, str] = {}
-    untied: list[str] = []
+    torn: list[str] = []
     for run in runs:
-        derivation = Derivation(state, constants, Made(run.steps, run.final), matches, called)
-        found = list(derivation.entries())
-        untied += derivation.untied(found)
-        found += derivation.added()
-        result = [_chained(entry, *origins[entry.name]) if entry.name in origins else entry for entry in found]
-        if not run.copies:
-            break
-        tensors = {entry.name: _stored(entry, state.get(entry.name)) for entry in found}
-        later = {entry.name: derivation.later(entry.name) or new_match(entry, run.final) for entry in found}
-        deeper = deepened(found, tensors, {name: one for name, one in later.items() if one}, run.copies, run.final)
-        whole = {entry.name: entry for entry in result}
-        origins = {name: (whole[entry.name], is_copy) for name, (entry, is_copy) in deeper.origins.items()}
-        called = {name: called.get(entry.name, entry.name) for name, (entry, _) in deeper.origins.items()}
-        state, matches, constants = deeper.entries, deeper.matches, run.deeper
-    return result, list(dict.fromkeys(untied))
+        versions = {name: versions_of(constant, run.steps) for name, constant in constants.items()}
+        carrier = Carrier(entries, constants, run.final, versions, matches, _UNCLEAR, called)
+        found = derive(carrier)
+        torn += untied(carrier, found)
+        result = [_chained(entry, deeper[entry.name]) if entry.name in deeper else entry for entry in found]
+        new = list(added(carrier))
+        if run.copies:
+            placed = [Placed(whole, entry.tensor(), carrier.later(entry.name))
+                      for whole, entry in zip(result, found, strict=True)]  # fmt: skip
+            placed += [Placed(entry, entry.tensor(), [match]) for entry, match in new]
+            deeper = deepened(placed, run.copies, run.final)
+            called = {name: called.get(one.entry.name, one.entry.name) for name, one in deeper.items()}
+            entries = {name: one.tensor for name, one in deeper.items()}
+            matches = {name: one.matches for name, one in deeper.items() if one.matches}
+            constants = run.deeper
+        result += [entry for entry, _ in new]
+    return result, list(dict.fromkeys(torn))
 
 
-def _chained(entry: Entry, before: Entry, is_copy: bool) -> Entry:
+def _chained(entry: Entry, placed: Placed) -> Entry:
     """Return an entry as it grew from what an earlier one had been."""
-    relation = "copied" if is_copy else before.relation
-    note = entry.note or before.note
-    return replace(entry, relation=relation, constants=before.constants, old=before.old, note=note,
-                   growths=(*before.growths, *entry.growths))  # fmt: skip
+    before = placed.entry
+    relation = "copied" if placed.is_copy else before.relation
+    growths = (*before.growths, *entry.growths)
+    return Entry(entry.name, relation, before.constants, before.stored, growths, entry.note or before.note, entry.value)
 
 
-def _stored(entry: Entry, before: Stored | None) -> Stored:
-    """Return an entry as a tensor of the state dict that later steps grow."""
-    if before is None:
-        return Stored(entry.new, entry.value().dtype, entry.value)
-    return replace(before, shape=entry.new, read=entry.value)
-
-
-def _compare(again: Model, student: Model, only: Mapping[str, Constant] | None) -> None:
+def _compare(again: Model, student: Model, only: Mapping[str, StoredConstant] | None) -> None:
     """Refuse a student that has other weights than its record makes; `only` limits that to some."""
     ours, theirs = constants_of(again), constants_of(student)
     for name, constant in ours.items():

@@ -9,61 +9,51 @@ they are; what ends the branches of the copy is zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.derivation import Entry, nearness
+from onnx_net2net.framework.carry import nearness
+from onnx_net2net.framework.entries import Entry, is_matrix
 from onnx_net2net.framework.files import Stored
-from onnx_net2net.framework.match import Constant, Match, Matches
-from onnx_net2net.operations.deepen.repeat import CopiedConstant, Copy
+from onnx_net2net.framework.match import Match, StoredConstant
+from onnx_net2net.operations.deepen.repeat import Copy
 
 _ADVICE = "fill a deeper class by transfer"
 
 
-@dataclass
-class Deeper:
-    """A state dict after blocks were repeated.
+@dataclass(frozen=True)
+class Placed:
+    """An entry in its place in a state dict."""
 
-    Attributes:
-        entries: What it holds, under the names of the deeper class, in its order.
-        matches: The constants of the deeper graph that these are.
-        origins: The entry that each was or is a copy of, and whether it is a copy.
-    """
-
-    entries: dict[str, Stored] = field(default_factory=dict)
-    matches: Matches = field(default_factory=dict)
-    origins: dict[str, tuple[Entry, bool]] = field(default_factory=dict)
-
-    def add(self, name: str, entry: Entry, stored: Stored, matches: list[Match], is_copy: bool = False) -> None:
-        """Add an entry, which is one of the shallower class under its new name, or a copy of it."""
-        self.entries[name] = stored
-        self.origins[name] = entry, is_copy
-        if matches:
-            self.matches[name] = matches
+    entry: Entry  # the entry, or that which it is a copy of
+    tensor: Stored  # its values
+    matches: list[Match]  # the constants of the graph that it may be, the best first
+    is_copy: bool = False  # whether it is a copy
 
 
 def deepened(
-    entries: Sequence[Entry], stored: Mapping[str, Stored], matches: Matches, copies: Sequence[Copy],
-    constants: Mapping[str, Constant],
-) -> Deeper:  # fmt: skip
+    entries: Sequence[Placed], copies: Sequence[Copy], constants: Mapping[str, StoredConstant]
+) -> dict[str, Placed]:
     """Repeat blocks in a state dict as they were repeated in a graph.
 
     Args:
         entries: The state dict.
-        stored: The same as tensors, by name.
-        matches: The constants of the graph that each entry may be, the best first.
         copies: The copies of blocks, in the order in which they were put in.
         constants: The constants of the graph in front of the step.
+
+    Returns:
+        The entries under the names of the deeper class, in its order, with the constants of the deeper graph.
 
     Raises:
         RefusedError: If a copy has no number in a class, or what is copied is no whole module.
     """
-    homes = {copy.block: _home(copy.block, copy.constants, matches, constants) for copy in copies}
-    lists = _Lists(entry.name for entry in entries)
+    homes = {copy.block: _home(copy, entries, constants) for copy in copies}
+    lists = _Lists(placed.entry.name for placed in entries)
     behind: dict[str, list[Copy]] = {}
     for copy in copies:
         own = _NUMBERED.match(copy.behind)
@@ -72,17 +62,16 @@ def deepened(
         home = f"{_parted(homes[copy.block])[0]}{own[2]}"
         behind.setdefault(home, []).append(copy)
         lists.insert(home, copy)
-    ends = {home: max(k for k, e in enumerate(entries) if e.name.startswith(f"{home}.")) for home in behind}
-    deeper = Deeper()
-    for place, entry in enumerate(entries):
-        deeper.add(lists.renamed(entry.name), entry, stored[entry.name], matches.get(entry.name, [])[:1])
+    ends = {home: max(k for k, p in enumerate(entries) if p.entry.name.startswith(f"{home}.")) for home in behind}
+    deeper: dict[str, Placed] = {}
+    for place, placed in enumerate(entries):
+        deeper[lists.renamed(placed.entry.name)] = replace(placed, matches=placed.matches[:1])
         for home in (home for home, end in ends.items() if end == place):
             for number, copy in enumerate(behind[home], 1):
                 original, module = f"{homes[copy.block]}.", f"{lists.renamed(home, number)}."
-                own_entries = [entry for entry in entries if entry.name.startswith(original)]
-                copied = _copied(copy, own_entries, stored, matches, constants)
-                for (tensor, found), old in zip(copied, own_entries, strict=True):
-                    deeper.add(module + old.name[len(original) :], old, tensor, found, is_copy=True)
+                own_entries = [placed for placed in entries if placed.entry.name.startswith(original)]
+                for copied in _copied(copy, own_entries, constants):
+                    deeper[module + copied.entry.name[len(original) :]] = copied
     return deeper
 
 
@@ -138,18 +127,16 @@ class _Lists:
         return ".".join(new)
 
 
-def _home(block: str, copied: Sequence[CopiedConstant], matches: Matches, constants: Mapping[str, Constant]) -> str:
-    """Return the numbered module of the state dict that a block of the graph is."""
-    olds = {constant.old for constant in copied}
+def _home(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, StoredConstant]) -> str:
+    """Return the numbered module of the state dict that the original of a copy is."""
+    block, olds = copy.block, {constant.old for constant in copy.constants}
     paths = [
-        name.split(".")[:-1]
-        for name, found in matches.items()
-        if any(p.constant in olds and _is_matrix(constants[p.constant]) for p in found[0].pieces)
+        placed.entry.name.split(".")[:-1]
+        for placed in entries
+        for piece in (placed.matches[0].pieces if placed.matches else ())
+        if piece.constant in olds and is_matrix(constants[piece.constant].shape)
     ]
-    common = paths[0] if paths else []
-    for path in paths:
-        same = [own == other for own, other in zip(common, path, strict=False)]
-        common = common[: same.index(False) if False in same else len(same)]
+    common = [steps[0] for steps in takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))]
     homes = [".".join(common[:end]) for end in range(len(common), 0, -1) if common[end - 1][-1:].isdigit()]
     named = [home for home in homes if f".{block}".endswith(f".{home}") or f".{home}".endswith(f".{block}")]
     if not homes:
@@ -157,49 +144,37 @@ def _home(block: str, copied: Sequence[CopiedConstant], matches: Matches, consta
     return (named or homes)[0]
 
 
-def _is_matrix(constant: Constant) -> bool:
-    return sum(size > 1 for size in constant.shape) > 1
-
-
 # --- Copies --------------------------------------------------------------------------------------------------
 
 
-def _copied(
-    copy: Copy, entries: Sequence[Entry], stored: Mapping[str, Stored], matches: Matches,
-    constants: Mapping[str, Constant],
-) -> list[tuple[Stored, list[Match]]]:  # fmt: skip
-    """Return the copies of a block's entries, as tensors and with the constants that they are.
+def _copied(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, StoredConstant]) -> list[Placed]:
+    """Return the copies of a block's entries, with the constants that they are.
 
     Raises:
         RefusedError: If the block is not all of them, or ends in weights that no entry is.
     """
     zeroed = {constant.new for constant in copy.constants if constant.zeroed}
     left = set(zeroed)
-    result: list[tuple[Stored, list[Match]]] = []
-    for entry in entries:
-        options = matches.get(entry.name, [])
-        found = next((one for match in options if (one := _of_copy(entry.name, match, copy, constants))), None)
-        if options and found is None:
-            raise RefusedError(f"{copy.block} was copied without {entry.name}, which a class has in it; {_ADVICE}")
-        tensor = replace(stored[entry.name], shared=None)
+    result: list[Placed] = []
+    for placed in entries:
+        name, tensor = placed.entry.name, replace(placed.tensor, shared=None)
+        found = next((one for match in placed.matches if (one := _of_copy(name, match, copy, constants))), None)
+        if placed.matches and found is None:
+            raise RefusedError(f"{copy.block} was copied without {name}, which a class has in it; {_ADVICE}")
         if found is not None and found.axes is not None and found.pieces[0].constant in zeroed:
-            if found.scales and not entry.name.endswith("running_var"):
+            if found.scales and not name.endswith("running_var"):
                 left -= {piece.constant for piece in found.pieces}
-            if len(entry.new) == 1 and not entry.name.endswith(("running_mean", "running_var")):
-                tensor = replace(tensor, read=_zeros(tensor))
+            if len(tensor.shape) == 1 and not name.endswith(("running_mean", "running_var")):
+                tensor = replace(tensor, read=partial(np.zeros, tensor.shape, tensor.dtype))
         elif found is not None:
             left -= {piece.constant for piece in found.pieces}
-        result.append((tensor, [found] if found else []))
+        result.append(Placed(placed.entry, tensor, [found] if found else [], is_copy=True))
     if left:
         raise RefusedError(f"{copy.block} ends in {sorted(left)[0]}, which no entry of the state dict is; {_ADVICE}")
     return result
 
 
-def _zeros(tensor: Stored) -> Callable[[], Array]:
-    return lambda: np.zeros(tensor.shape, tensor.dtype)
-
-
-def _of_copy(entry: str, match: Match, copy: Copy, constants: Mapping[str, Constant]) -> Match | None:
+def _of_copy(entry: str, match: Match, copy: Copy, constants: Mapping[str, StoredConstant]) -> Match | None:
     """Return what an entry's copy is in the graph; None where the block does not have all that the entry is."""
     pieces = []
     for piece in match.pieces:

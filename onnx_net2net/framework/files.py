@@ -27,6 +27,11 @@ TORCH = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts put the state dict beside other things."""
 
+_NO_NUMPY: dict[str, Any] = {
+    "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
+}  # fmt: skip
+"""Types of torch that numpy lacks, by the name that both give them."""
+
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -179,21 +184,15 @@ def _of_torch(name: str, tensor: Any) -> Stored:
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or tensor.is_complex():
         raise BadInputError(f"{name} is no plain tensor on the CPU, which is not supported")
-    own: dict[Any, Any] = {
-        torch.bfloat16: ml_dtypes.bfloat16,
-        torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
-        torch.float8_e5m2: ml_dtypes.float8_e5m2,
-    }
-    kind = own.get(tensor.dtype)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    dtype = np.dtype(_NO_NUMPY.get(kind, kind))
 
     def read() -> Array:
-        if kind is None:
+        if kind not in _NO_NUMPY:
             return np.asarray(tensor.numpy())
         bits = torch.uint8 if tensor.element_size() == 1 else torch.int16
-        return np.asarray(tensor.contiguous().view(bits).numpy()).view(kind)
+        return np.asarray(tensor.contiguous().view(bits).numpy()).view(dtype)
 
-    empty = torch.empty(0, dtype=tensor.dtype)
-    dtype = np.dtype(kind if kind is not None else empty.numpy().dtype)
     shared = (tensor.data_ptr(), tensor.stride()) if tensor.numel() else None
     return Stored(tuple(tensor.shape), dtype, read, shared)
 
@@ -294,9 +293,7 @@ def to_torch(array: Array) -> Any:
     """Return a torch tensor of the same type and values."""
     import torch
 
-    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-    kind = kinds.get(array.dtype.name)
-    if kind is None:
+    if array.dtype.name not in _NO_NUMPY:
         return torch.from_numpy(np.array(array))
     bits = np.array(array).view(np.uint8 if array.dtype.itemsize == 1 else np.int16)
-    return torch.from_numpy(bits).view(kind)
+    return torch.from_numpy(bits).view(getattr(torch, array.dtype.name))

@@ -9,7 +9,6 @@ name.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.framework.files import StateDict
-from onnx_net2net.framework.match import LAYERS, Constant, Match, Matches, Piece, biases_of, single
+from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, single
+from onnx_net2net.rules import traits
 
 EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 1e-2, 0.0)
 """Epsilons of BatchNormalizations, the usual ones first."""
@@ -41,7 +41,7 @@ class _Norm:
     place: int
 
 
-def match_folded(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+def match_folded(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
     """Add to the matches the layers with their normalisations, and the looked-up tables, that were folded.
 
     Args:
@@ -57,7 +57,7 @@ def match_folded(entries: StateDict, constants: Mapping[str, Constant], matches:
             matches[name] = found
 
 
-def _left(constants: Mapping[str, Constant], matches: Matches) -> list[Constant]:
+def _left(constants: Mapping[str, StoredConstant], matches: Matches) -> list[StoredConstant]:
     """Return the constants that no entry is."""
     known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
     return [constant for constant in constants.values() if constant.name not in known]
@@ -68,10 +68,10 @@ def _lost(entries: StateDict, matches: Matches) -> list[str]:
     return [name for name, entry in entries.items() if name not in matches and len(entry.shape) > 1]
 
 
-def _match_norms(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+def _match_norms(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
     norms, biases, weights = list(_norms(entries)), biases_of(constants), _lost(entries, matches)
     for constant in _left(constants, matches):
-        layer = next((read for read in constant.reads if read.operator in LAYERS and read.input == 1), None)
+        layer = next((read for read in constant.reads if read.operator in traits.LAYERS and read.input == 1), None)
         if layer is None or len(constant.shape) < 2:
             continue
         bias = biases.get(layer.node)
@@ -82,7 +82,7 @@ def _match_norms(entries: StateDict, constants: Mapping[str, Constant], matches:
                 weights.remove(name)
                 matches[name] = [match]
                 assert match.axes is not None
-                out = match.axes[_out_axis(layer.operator, len(match.axes))]
+                out = match.axes[out_axis(layer.operator, len(match.axes))]
                 pieces = (match.pieces[0], *([Piece(bias.name, ())] if bias else []))
                 for what, entry in norm.names.items():
                     matches[entry] = [Match("folded", pieces, axes=(out,), scales=what in ("weight", "running_var"))]
@@ -111,13 +111,13 @@ def _norms(entries: StateDict) -> Iterator[_Norm]:
             yield _Norm(names, values["running_mean"], values["running_var"], scale, shift, place)
 
 
-def _out_axis(operator: str, rank: int) -> int:
+def out_axis(operator: str, rank: int) -> int:
     """Return the axis of a framework's weight that makes the outputs."""
     return 1 if operator == "ConvTranspose" and rank > 2 else 0
 
 
 def _parallel(
-    constant: Constant, operator: str, entries: StateDict, names: Collection[str]
+    constant: StoredConstant, operator: str, entries: StateDict, names: Collection[str]
 ) -> Iterator[tuple[str, Match, Array]]:
     """Yield the entries whose outputs are multiples of the constant's, with the factors."""
     values = constant.read()
@@ -127,11 +127,9 @@ def _parallel(
         for order in orders:
             if tuple(constant.shape[k] for k in order) != entries[name].shape:
                 continue
-            out = _out_axis(operator, len(order))
-            mine, its = (
-                np.moveaxis(array, out, 0).reshape(array.shape[out], -1)
-                for array in (single(np.transpose(values, order)), single(entries[name].read()))
-            )
+            out = out_axis(operator, len(order))
+            mine = rows(single(np.transpose(values, order)), out)
+            its = rows(single(entries[name].read()), out)
             scale = _factors(mine, its)
             if scale is not None:
                 yield name, Match("folded", (Piece(constant.name, ()),), axes=order), scale
@@ -139,13 +137,19 @@ def _parallel(
 
 def _factors(folded: Array, plain: Array) -> Array | None:
     """Return by what each row of an array was multiplied to give that of another one, None if it was not."""
-    rows = np.linspace(0, len(plain) - 1, min(len(plain), 8)).astype(int)
-    if not _are_parallel(folded[rows, :_SAMPLE], plain[rows, :_SAMPLE]) or not _are_parallel(folded, plain):
+    some = np.linspace(0, len(plain) - 1, min(len(plain), 8)).astype(int)
+    if not _are_parallel(folded[some, :_SAMPLE], plain[some, :_SAMPLE]) or not _are_parallel(folded, plain):
         return None
-    return _along(folded, plain)
+    return row_factors(folded, plain)
 
 
-def _along(folded: Array, plain: Array) -> Array:
+def rows(array: Array, axis: int) -> Array:
+    """Return an array as a matrix with a row for each unit of an axis."""
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def row_factors(folded: Array, plain: Array) -> Array:
+    """Return by what each row of a matrix is multiplied to come nearest to that of another one."""
     sizes = np.einsum("ij,ij->i", plain, plain, dtype=np.float64)
     products = np.einsum("ij,ij->i", folded, plain, dtype=np.float64)
     factors: Array = products / np.where(sizes == 0, 1, sizes)
@@ -153,12 +157,12 @@ def _along(folded: Array, plain: Array) -> Array:
 
 
 def _are_parallel(folded: Array, plain: Array) -> bool:
-    rest = folded - _along(folded, plain)[:, None].astype(np.float32) * plain
+    rest = folded - row_factors(folded, plain)[:, None].astype(np.float32) * plain
     return float(np.abs(rest).max(initial=0)) <= TOLERANCE * float(np.abs(folded).max(initial=0))
 
 
 def _norm_of(
-    name: str, entries: StateDict, norms: Collection[_Norm], scale: Array, bias: Constant | None
+    name: str, entries: StateDict, norms: Collection[_Norm], scale: Array, bias: StoredConstant | None
 ) -> _Norm | None:
     """Return the normalisation that multiplies by `scale`; of several that whose name is nearest to the layer's."""
     place = list(entries).index(name)
@@ -174,13 +178,13 @@ def _norm_of(
 def _distance(layer: str, norm: str) -> tuple[int, int]:
     """Return how far apart names are: steps of the path that differ, and numbers (conv2 and bn2, 0 and 1 in a row)."""
     one, other = (name.split(".")[:-1] for name in (layer, norm))
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    apart = len(one) + len(other) - 2 * in_common(one, other)
     numbers = [re.findall(r"\d+", path[-1]) if path else [] for path in (one, other)]
     if not all(numbers):
-        return len(one) + len(other) - 2 * same, 0
+        return apart, 0
     behind = int(numbers[1][-1]) - int(numbers[0][-1])
     in_a_row = one[-1].isdigit() and other[-1].isdigit()
-    return len(one) + len(other) - 2 * same, abs(behind - in_a_row)
+    return apart, abs(behind - in_a_row)
 
 
 def _fits(norm: _Norm, scale: Array, before: Array | float, after: Array | None) -> bool:
@@ -193,7 +197,7 @@ def _fits(norm: _Norm, scale: Array, before: Array | float, after: Array | None)
     return False
 
 
-def _looked_up(table: Array, constant: Constant) -> Match | None:
+def _looked_up(table: Array, constant: StoredConstant) -> Match | None:
     """Return how a table was looked up along an axis, its other axes being those of the constant."""
     if len(constant.shape) < 2 or table.size < 4:
         return None

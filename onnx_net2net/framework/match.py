@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
+from onnx_net2net.rules import traits
 
 Relation = Literal[
     "same", "transposed", "reshaped", "gate order", "concatenated", "repeated", "folded", "gathered", "recovered"
@@ -38,22 +39,19 @@ class Read:
 
 
 @dataclass
-class Constant:
-    """A float constant of a graph, an initializer or the output of a Constant node.
+class StoredConstant:
+    """A float constant of a graph, an initializer or the output of a Constant node."""
 
-    Attributes:
-        name: Its name.
-        shape: Its shape.
-        dtype: Its type.
-        read: Returns its values.
-        reads: The nodes that read it.
-    """
+    name: str  # its name
+    shape: tuple[int, ...]  # its shape
+    dtype: np.dtype[Any]  # its type
+    read: Callable[[], Array]  # returns its values
+    reads: list[Read] = field(default_factory=list)  # the nodes that read it
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[], Array]
-    reads: list[Read] = field(default_factory=list)
+
+def in_common(one: Iterable[str], other: Iterable[str]) -> int:
+    """Return how many steps two paths have in common, from their start on."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @dataclass(frozen=True)
@@ -66,31 +64,29 @@ class Piece:
 
 @dataclass(frozen=True)
 class Match:
-    """What an entry is in the graph.
+    """What an entry is in the graph."""
 
-    Attributes:
-        relation: How its values are laid out there.
-        pieces: The constants that it is made of, laid end to end along `axis` if there are several.
-        axis: That axis.
-        axes: Where the entry is not made of the constant, but the constant of it and others: for each axis of the
-            entry the axis of the constant that grows like it, None if it does not grow.
-        scales: Likewise: whether the entry multiplies or divides units, so that growth by zeros copies it.
-    """
-
-    relation: Relation
-    pieces: tuple[Piece, ...]
-    axis: int = 0
+    relation: Relation  # how its values are laid out there
+    pieces: tuple[Piece, ...]  # the constants that it is made of, laid end to end along `axis` if there are several
+    axis: int = 0  # that axis
+    # Where the entry is not made of the constant, but the constant of it and others: for each axis of the entry the
+    # axis of the constant that grows like it, None if it does not grow.
     axes: tuple[int | None, ...] | None = None
-    scales: bool = False
+    scales: bool = False  # likewise: whether the entry multiplies or divides units, so that growth by zeros copies it
+
+    def read(self, constants: Mapping[str, StoredConstant]) -> Array:
+        """Return what it shows of the constants."""
+        parts = [apply(piece.view, constants[piece.constant].read()) for piece in self.pieces]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
 
 
 Matches = dict[str, list[Match]]
 """For each entry what it may be in the graph; several where values are equal."""
 
 
-def constants_of(model: Model, *, floats: bool = True) -> dict[str, Constant]:
+def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConstant]:
     """Return the float constants of a model by their names, or the others."""
-    found: dict[str, Constant] = {}
+    found: dict[str, StoredConstant] = {}
     alias: dict[str, str] = {}
     for scope in scopes(model.proto):
         tensors = [(tensor.name, tensor) for tensor in getattr(scope, "initializer", ())]
@@ -101,7 +97,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, Constant]:
             kind = ir.DataType(tensor.data_type)
             dtype = np.dtype(kind.numpy()) if kind != ir.DataType.STRING and kind.bitwidth >= 8 else None
             if dtype is not None and (kind.is_floating_point() and is_float(dtype)) == floats:
-                found[name] = Constant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
+                found[name] = StoredConstant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
     numbers = itertools.count()
     for scope in scopes(model.proto):
         for node in scope.node:
@@ -115,16 +111,12 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, Constant]:
     return found
 
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators whose second input is a weight, and the third one a bias."""
-
-
-def biases_of(constants: Mapping[str, Constant]) -> dict[int, Constant]:
+def biases_of(constants: Mapping[str, StoredConstant]) -> dict[int, StoredConstant]:
     """Return the biases of layers by the numbers of the nodes that read them."""
-    return {r.node: c for c in constants.values() for r in c.reads if r.operator in LAYERS and r.input == 2}
+    return {r.node: c for c in constants.values() for r in c.reads if r.operator in traits.LAYERS and r.input == 2}
 
 
-def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
+def match(entries: StateDict, constants: Mapping[str, StoredConstant]) -> Matches:
     """Find each float entry of a state dict among the constants of a graph.
 
     Values are compared in single precision, so that casts do not matter. Tensors are hashed first, whatever the
@@ -155,7 +147,7 @@ def match(entries: StateDict, constants: Mapping[str, Constant]) -> Matches:
     return found
 
 
-def match_parts(entries: StateDict, constants: Mapping[str, Constant], matches: Matches) -> None:
+def match_parts(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
     """Add to the matches the entries that lie end to end in one constant, and those that were cut into several.
 
     Args:
@@ -194,34 +186,33 @@ def _turned(values: Array) -> Iterator[tuple[View, Array]]:
         yield (Transpose((1, 0)),), values.T
 
 
-def _run(
-    whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False
-) -> list[tuple[str, View, int, int]]:
-    """Find the parts that an array consists of along an axis: names, views, and from where to where they lie.
+_Run = list[tuple[str, View, int, int]]
+"""Parts of an array in order: their names, the views that show them so, and from where to where they lie."""
+
+
+def _run(whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False) -> _Run:
+    """Find the parts that an array consists of along an axis; none if something is left over, or one is all of it.
 
     Args:
         whole: The array.
         axis: The axis.
         parts: What may be part of it, by name.
         has_gaps: Whether zeros may lie between them, as where a class joins biases and keys have none.
-
-    Returns:
-        The parts in order; none if something is left over, or a single one is all of it.
     """
-    found: list[tuple[str, View, int, int]] = []
+    found: _Run = []
     start, size = 0, whole.shape[axis]
     is_zero = ~np.any(whole, axis=tuple(k for k in range(whole.ndim) if k != axis)) & has_gaps
     while start < size:
-        part = next(
-            _beginning(whole, axis, start, {n: v for n, v in parts.items() if n not in [f[0] for f in found]}), None
-        )
-        if part is None and is_zero[start]:
+        taken = {name for name, *_ in found}
+        rest = {name: values for name, values in parts.items() if name not in taken}
+        part = next(_beginning(whole, axis, start, rest), None)
+        if part is not None:
+            found.append(part)
+            start = part[3]
+        elif is_zero[start]:
             start += 1
-            continue
-        if part is None:
+        else:
             return []
-        found.append(part)
-        start = part[3]
     return found
 
 
@@ -238,7 +229,7 @@ def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) 
                     yield name, view, start, stop
 
 
-def _views(constant: Constant, values: Array) -> Iterator[View]:
+def _views(constant: StoredConstant, values: Array) -> Iterator[View]:
     """Yield the parts of a constant that entries may be: all, one of many equal, directions and halves of recurrent."""
     yield ()
     if values.ndim > 1 and values.size > 1:
@@ -279,25 +270,18 @@ def single(values: Array) -> Array:
 def _layout(values: Array, wanted: Array) -> View | None:
     """Return the steps that turn an array into another one, None if there are none."""
     values, wanted = single(values), single(wanted)
-    real = [size for size in values.shape if size > 1]
-    if len(real) > _MOST_AXES:
-        return () if np.array_equal(values, wanted) else None
-    same_shape = values.shape == wanted.shape
-    if same_shape and np.array_equal(values, wanted):
+    if np.array_equal(values, wanted):
         return ()
-    core = values.reshape(real)
-    targets = [size for size in wanted.shape if size > 1]
-    for order in itertools.permutations(range(len(real))):
-        moved = np.transpose(core, order)
-        if list(moved.shape) == targets and np.array_equal(moved.reshape(-1), wanted.reshape(-1)):
-            if tuple(real) == values.shape and tuple(targets) == wanted.shape:
-                return (Transpose(order),)
-            turn: View = (Transpose(order),) if list(order) != sorted(order) else ()
-            return (Reshape(tuple(real)), *turn, Reshape(wanted.shape)) if turn else (Reshape(wanted.shape),)
-    for order in itertools.permutations(range(len(real))):
-        if np.array_equal(np.transpose(core, order).reshape(-1), wanted.reshape(-1)):
-            turn = (Reshape(tuple(real)), Transpose(order)) if list(order) != sorted(order) else ()
-            return (*turn, Reshape(wanted.shape))
+    real, targets = ([size for size in array.shape if size > 1] for array in (values, wanted))
+    orders = list(itertools.permutations(range(len(real)))) if len(real) <= _MOST_AXES else []
+    same = [order for order in orders if [real[k] for k in order] == targets]  # all axes are where they should be
+    for order in (*same, *(order for order in orders if order not in same)):
+        if not np.array_equal(np.transpose(values.reshape(real), order).reshape(-1), wanted.reshape(-1)):
+            continue
+        if order in same and tuple(real) == values.shape and tuple(targets) == wanted.shape:
+            return (Transpose(order),)
+        turn = (Reshape(tuple(real)), Transpose(order)) if list(order) != sorted(order) else ()
+        return (*turn, Reshape(wanted.shape))
     return None
 
 

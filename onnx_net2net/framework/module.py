@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line
+from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line, some
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import Feeds, input_specs
 
 if TYPE_CHECKING:
     import torch
-
-_SHOWN = 3
-"""How many names a message has."""
 
 
 class ModuleRunner:
@@ -112,18 +109,13 @@ def load_strictly(module: torch.nn.Module, state_dict: str | os.PathLike[str]) -
         "with the unknown": [name for name in state if name not in wanted],
         "where": shapes,
     }
-    found = [f"{what} {_some(names)}" for what, names in problems.items() if names]
+    found = [f"{what} {some(names)}" for what, names in problems.items() if names]
     if found:
         raise NotEquivalentError(f"{Path(state_dict).name} does not fit the class: it is {'; '.join(found)}")
     try:
         module.load_state_dict({name: statedict.to_torch(stored.read()) for name, stored in state.items()})
     except RuntimeError as error:  # a class may have rules of its own
         raise NotEquivalentError(f"{Path(state_dict).name} does not fit the class: {one_line(error)}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _torch() -> Any:

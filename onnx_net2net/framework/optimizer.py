@@ -1,16 +1,15 @@
 """The state of an optimizer, grown with the weights: Adam, AdamW and SGD with momentum.
 
-The law is growth-math.md, section 3.2. Of a weight W' = E W D the gradient is G' = D~^T G E^T, where D~ is what the
-readers of its result weigh copies by: what a weight makes c copies of has its gradient divided by c, what it reads c
-copies of has it copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the gradient, means of squares
-(`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the unit. Units that are no copies start
-with no state.
+A weight that makes c copies of a channel has its gradient divided among them, by the shares that their readers give
+them. A weight that reads c copies has its gradient copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the
+gradient, and means of squares (`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the channel.
+Channels that are no copies start with no state. The law is in growth-math.md, section 3.2.
 
-A copy's share must be the same for all that read it, or its gradient does not follow from the unit's: so it is in
-students that were grown for a class (`algebra.maps.uneven`). What is carried is then the gradient itself, but that
-the part of it that goes through the statistic of a normalisation, or through a tied weight, is shared evenly: some
-hundredths of the largest gradient. Where shares differ from reader to reader, half of what they differ by is lost;
-`with_note` names these entries.
+All readers of a copy must give it the same share, or its gradient does not follow from the channel's. They do in
+students that were grown for a class (`algebra.maps.uneven`). The gradient is then exact, except for the part that goes
+through the statistic of a normalisation or through a tied weight: that is shared evenly, and misses some hundredths of
+the largest gradient. Where shares differ from reader to reader, half of the difference is lost; `with_note` names these
+entries.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.algebra.weights import AxisGrowth, Held
-from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.derivation import Entry, some
+from onnx_net2net.framework.entries import Entry
 from onnx_net2net.model.staging import destination, stage, writing
 
 KINDS: dict[str, Held] = {
@@ -141,7 +140,7 @@ def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, E
 
 
 def _aligned(values: Sequence[Mapping[str, Any]], entries: Sequence[Entry], is_last: bool) -> list[Entry]:
-    """Find the parameters among entries of which some are buffers, by shapes and order; none if they do not fit.
+    """Find the parameters among entries, where some are buffers, by shapes and order; none if they do not fit.
 
     A module lists its parameters in front of its buffers, so that none comes behind a buffer of the same module.
 
@@ -182,8 +181,7 @@ def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:
     plain = [entry for entry in entries if entry.name.rpartition(".")[2] not in _BUFFERS]
     once: dict[object, Entry] = {}
     for entry in plain:
-        is_matrix = sum(size > 1 for size in entry.old) > 1
-        key = entry.shared or (entry.constants if is_matrix else ())
+        key = entry.stored.shared or (entry.constants if entry.is_matrix else ())
         once.setdefault((key, entry.old) if key else entry.name, entry)
     return [plain, list(once.values())]
 

@@ -17,7 +17,8 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.views import Transpose, View, apply
 from onnx_net2net.analysis.names import is_anonymous
 from onnx_net2net.framework.files import Stored
-from onnx_net2net.framework.match import LAYERS, Constant, Match, Matches, Piece, Read, biases_of
+from onnx_net2net.framework.match import Match, Matches, Piece, Read, StoredConstant, biases_of
+from onnx_net2net.rules import traits
 
 EPSILON = 1e-5
 """Of torch's BatchNormalization, if not said otherwise."""
@@ -25,20 +26,15 @@ EPSILON = 1e-5
 
 @dataclass
 class Recovered:
-    """What a graph tells of a state dict.
+    """What a graph tells of a state dict."""
 
-    Attributes:
-        entries: The entries.
-        matches: The constant that each is.
-        norms: The normalisations that were folded, by the names that they may have.
-    """
-
-    entries: dict[str, Stored] = field(default_factory=dict)
-    matches: Matches = field(default_factory=dict)
+    entries: dict[str, Stored] = field(default_factory=dict)  # the entries
+    matches: Matches = field(default_factory=dict)  # the constant that each is
+    # The normalisations that were folded, by the names that they may have.
     norms: list[str] = field(default_factory=list)
 
 
-def recover(constants: Mapping[str, Constant]) -> Recovered:
+def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
     """Name the parameters of a graph as the framework names them.
 
     Args:
@@ -53,7 +49,7 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
         if read.operator.startswith("Conv") and read.input == 1 and _is_folded(constant, biases.get(read.node))
     }
     for constant in constants.values():
-        read = next((read for read in constant.reads if read.operator in LAYERS and read.input > 0), None)
+        read = next((read for read in constant.reads if read.operator in traits.LAYERS and read.input > 0), None)
         own = not is_anonymous(constant.name)
         if not constant.shape or not (own or (read and read.scope)):
             continue
@@ -70,17 +66,17 @@ def recover(constants: Mapping[str, Constant]) -> Recovered:
     return found
 
 
-def _is_folded(weight: Constant, bias: Constant | None) -> bool:
+def _is_folded(weight: StoredConstant, bias: StoredConstant | None) -> bool:
     """Tell whether the bias of a convolution is none of its own parameters."""
     return bias is not None and (is_anonymous(bias.name) or bias.name == f"{weight.name}_bias")
 
 
-def _layer_of(bias: Constant, read: Read, constants: Mapping[str, Constant]) -> str:
+def _layer_of(bias: StoredConstant, read: Read, constants: Mapping[str, StoredConstant]) -> str:
     weight = next(c for c in constants.values() if any(r.node == read.node and r.input == 1 for r in c.reads))
     return read.scope if is_anonymous(weight.name) else weight.name.rpartition(".")[0]
 
 
-def _add(found: Recovered, name: str, constant: Constant, view: View) -> None:
+def _add(found: Recovered, name: str, constant: StoredConstant, view: View) -> None:
     shape = constant.shape[::-1] if view else constant.shape
 
     def read() -> Array:
@@ -90,7 +86,7 @@ def _add(found: Recovered, name: str, constant: Constant, view: View) -> None:
     found.matches[name] = [Match("transposed" if view else "same", (Piece(constant.name, view),))]
 
 
-def _add_norm(found: Recovered, bias: Constant, layer: str) -> None:
+def _add_norm(found: Recovered, bias: StoredConstant, layer: str) -> None:
     """Add a BatchNormalization that does nothing but add the bias."""
     parent, _, last = layer.rpartition(".")
     own = str(int(last) + 1) if last.isdigit() else last.replace("conv", "bn") if "conv" in last else f"{last}_bn"

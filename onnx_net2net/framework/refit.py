@@ -13,9 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, some
 from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.derivation import some
 from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.framework.parameters import Trained, trained_of
 from onnx_net2net.framework.returned import returned

@@ -1,6 +1,6 @@
 """What the constants of a model become when a class of the user's own was trained that it was exported from.
 
-`onnx_net2net.framework.derivation` finds which constant an entry is, and in what layout, by the values from before
+`onnx_net2net.framework.carry` finds which constant an entry is, and in what layout, by the values from before
 training. Here the values from after it go the other way: into the place of the entry in the constant. A convolution
 into which a BatchNormalization was folded is folded again, and a table that was looked up is looked up again.
 """
@@ -15,11 +15,11 @@ import onnx
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.views import Once, apply
 from onnx_net2net.analysis.inference import is_fill
-from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.framework.derivation import Derivation, Made, some
+from onnx_net2net.errors import BadInputError, RefusedError, some
+from onnx_net2net.framework.carry import Carrier, match_all, versions_of
 from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.folded import EPSILONS
-from onnx_net2net.framework.match import Constant, Match, constants_of, single
+from onnx_net2net.framework.match import Match, StoredConstant, constants_of, single
 from onnx_net2net.framework.parameters import Trained
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
@@ -46,8 +46,9 @@ def returned(
     """
     _check_same(before, after)
     constants = constants_of(model)
-    derivation = Derivation(before, constants, Made([], constants), None)
-    matches = {name: derivation.later(name) for name in before}
+    versions = {name: versions_of(constant, ()) for name, constant in constants.items()}
+    carrier = Carrier(before, constants, constants, versions, match_all(before, constants), "")
+    matches = {name: carrier.later(name) for name in before}
     news = _News(constants, before, after)
     for name, found in matches.items():
         if found and found[0].axes is None:
@@ -107,7 +108,7 @@ def _tensor_names(proto: onnx.ModelProto) -> Iterator[str]:
             yield from [""] * (attribute.HasField("t") + len(attribute.tensors))
         for node in scope.node:
             for attribute in node.attribute:
-                is_value = node.op_type == "Constant" and attribute.name == "value"
+                is_value = node.op_type == "StoredConstant" and attribute.name == "value"
                 if attribute.HasField("t"):
                     yield node.output[0] if is_value else ""
                 yield from [""] * len(attribute.tensors)
@@ -120,7 +121,7 @@ class _News:
         values: By the names of the constants.
     """
 
-    def __init__(self, constants: Mapping[str, Constant], before: StateDict, after: StateDict) -> None:
+    def __init__(self, constants: Mapping[str, StoredConstant], before: StateDict, after: StateDict) -> None:
         self._constants, self._before, self._after = constants, before, after
         self._writers: dict[str, list[str]] = {}
         self._places: dict[str, Array] = {}
@@ -146,7 +147,7 @@ class _News:
                 if isinstance(step, Once):
                     whole[:] = whole.take([0], step.axis)
 
-    def _put(self, name: str, constant: Constant, places: Array, values: Array) -> None:
+    def _put(self, name: str, constant: StoredConstant, places: Array, values: Array) -> None:
         whole = self.values.setdefault(constant.name, np.array(constant.read()))
         known = self._places.setdefault(constant.name, np.zeros(whole.size, bool))
         flat, values = whole.reshape(-1), values.astype(constant.dtype)

@@ -8,26 +8,20 @@ takes the one size that all axes of its size got, unless an export may have fold
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
 
+from onnx_net2net.algebra.floats import is_float
 from onnx_net2net.algebra.maps import identity
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
-
-if TYPE_CHECKING:
-    from onnx_net2net.framework.derivation import Entry
+from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.files import Stored
+from onnx_net2net.framework.match import in_common
 
 _NUMBER = re.compile(r"\d+")
 
-
-class Guess(NamedTuple):
-    """How an entry may grow that is not in the graph: step by step, and what that is taken from ("" if unknown)."""
-
-    growths: tuple[WeightGrowth, ...]
-    like: str
+_Growths = list[WeightGrowth]
 
 
 class Unseen:
@@ -41,26 +35,40 @@ class Unseen:
             for axis, size in enumerate(entry.old):
                 self._axes.setdefault(size, []).append((entry, axis))
 
-    def guess(self, name: str, shape: tuple[int, ...]) -> Guess | None:
-        """Return how an entry may grow; None where nothing of its sizes grew."""
-        if all(entry.new[axis] == size for size in shape for entry, axis in self._axes.get(size, ())):
-            return None
-        same = [entry for entry in self._seen if entry.old == shape]
-        for siblings in _siblings(name, same):
+    def entry(self, name: str, stored: Stored) -> Entry:
+        """Return an entry that is not in the graph, grown like others where some of its sizes grew."""
+        kept = Entry(name, "passed through", (), stored)
+        around = (entry.new[axis] != size for size in stored.shape for entry, axis in self._axes.get(size, ()))
+        if not is_float(stored.dtype) or not any(around):
+            return kept
+        like, growths = self._like_sibling(name, stored.shape) or self._like_sizes(stored.shape) or ("", [])
+        if not like:
+            return replace(kept, note="is not in the graph, and nothing there tells how it grows")
+        note = f"is not in the graph, and grew like {like}"
+        return Entry(name, "not in the graph", (), stored, tuple(growths), note)
+
+    def _like_sibling(self, name: str, shape: tuple[int, ...]) -> tuple[str, _Growths] | None:
+        """Return the nearest sibling of an entry, and its growths; None where there is none or they differ."""
+        for siblings in _siblings(name, [entry for entry in self._seen if entry.old == shape]):
             if len({entry.new for entry in siblings}) == 1:
-                growths = [_plain(growth, growth.axes) for growth in siblings[0].growths]
-                return Guess(tuple(growths), siblings[0].name)
-        if self._folded:
-            return Guess((), "")
+                return siblings[0].name, [_plain(growth, growth.axes) for growth in siblings[0].growths]
+        return None
+
+    def _like_sizes(self, shape: tuple[int, ...]) -> tuple[str, _Growths] | None:
+        """Return how an entry grows whose axes each grow like all of their size; None where these differ."""
         donors = [self._donor(len(shape), axis, size) for axis, size in enumerate(shape)]
+        known = all(donor or size not in self._axes for donor, size in zip(donors, shape, strict=True))
+        if self._folded or not known:
+            return None
         steps = max((entry.growths for entry in self._seen), key=len, default=())
         growths = []
         for number, step in enumerate(steps):
-            chosen = [donor and donor[0].growths[number].axes[donor[1]] for donor in donors]
-            axes = [axis or AxisGrowth(identity(size)) for axis, size in zip(chosen, shape, strict=True)]
+            axes = [
+                donor[0].growths[number].axes[donor[1]] if donor else AxisGrowth(identity(size))
+                for donor, size in zip(donors, shape, strict=True)
+            ]
             growths.append(_plain(step, axes))
-        known = all(donor or size not in self._axes for donor, size in zip(donors, shape, strict=True))
-        return Guess(tuple(growths), "all of its sizes") if known else Guess((), "")
+        return "all of its sizes", growths
 
     def _donor(self, rank: int, axis: int, size: int) -> tuple[Entry, int] | None:
         """Return an axis that one of a size may grow like, one in its place first; None where they grew differently."""
@@ -85,8 +93,7 @@ def _distance(one: str, other: str) -> list[int]:
 
 def _common(one: str, other: str) -> int:
     """Return how many steps two names have in common at their ends, up to numbers."""
-    paths = zip(*(reversed(_NUMBER.sub("#", name).split(".")) for name in (one, other)), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], paths))
+    return in_common(*(reversed(_NUMBER.sub("#", name).split(".")) for name in (one, other)))
 
 
 def _plain(growth: WeightGrowth, axes: Sequence[AxisGrowth]) -> WeightGrowth:
