@@ -70,12 +70,6 @@ class Analysis:
         said: Statements of each node, by its number.
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
-        rescaled: For nodes that sum over a tied weight, which must stay as it is: the constants (node, input) that are
-            multiplied instead by what the weight of copies is.
-        tables: For sums (node, and the sides of the sum) over what a tied weight made: the read (node, input) of it
-            that is weighed instead of theirs, so that it is divided for both of its readers.
-        copies: Names of constants that are copies of others and must stay so, with the names of these.
-        tied: Reads of constants that must keep equal values, with the first of them.
     """
 
     draft: Graph
@@ -85,10 +79,6 @@ class Analysis:
     said: dict[int, Statements] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
-    rescaled: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    tables: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[int, int]] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
-    tied: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[Node]:

@@ -1,25 +1,170 @@
-"""Single numbers that scale what stands between dims, and those of them that a class may compute from its sizes.
+"""Single numbers that scale what stands between dims, and those of them that a class computes from its sizes.
 
-The file of a LoRA layer has alpha / r as a number, that of a muP network base / width, and an equalized learning rate
-multiplies weights by gain / sqrt(inputs). A class that is made at other sizes computes another number. Nothing in a
-file tells such a number from one that the class has fixed, so it is compared with simple functions of the sizes that it
-can be of: of what the layer in front or the layer behind sums over, and of what it scales itself.
+A class has `head_dim ** -0.5` in its attention and `sqrt(hidden)` behind an embedding; a file has the number alone. So
+has it alpha / r of a LoRA layer, base / width of a muP network, and the gain / sqrt(inputs) by which an equalized
+learning rate multiplies weights. A class that is made at other sizes computes another number. Nothing in a file tells
+such a number from one that the class has fixed. So it is compared with powers of the widths that it scales or comes
+from, and with simple functions of the sizes that it can be of: of what the layer in front or behind sums over.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
+from onnx_net2net.analysis.layers import Network
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.rules import traits
 
-_PASSES = ("Mul", "Div", "Add", "Sub", "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
-           "Dropout")  # fmt: skip
+_ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider class"
+"""What to do about a number that may be a function of a size."""
+
+
+def held_numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis of whose size a class may compute a number, with the reason."""
+    known = set()
+    for constant in frozen_constants(analysis):
+        is_free = any(not dim.frozen for dim in leaves(constant.axis))
+        if constant.power != -1.0 or is_free:  # 1 / 3 may be 4 / 12 as well
+            known.add(f"{constant.value:.5g}")
+        yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
+    for one, size, text in computed_numbers(analysis):
+        if f"{abs(one.value):.5g}" not in known:
+            for dim in size.dims:
+                yield dim, f"{one.node} has {one.value:.6g} = {text}, which a class may compute anew ({_ADVICE})"
+
+
+def numbers_beside(analysis: Analysis, growth: Collection[Dim]) -> list[str]:
+    """Return the single numbers that scale something beside dims that grow, once each, for people.
+
+    Those of activations, and those that are a power of a size that stays, are none.
+    """
+    explained = {c.node for c in frozen_constants(analysis) if not leaf_set(c.axis).intersection(growth)}
+    found: dict[float, list[str]] = {}
+    for multiplier in multipliers(analysis):
+        beside = any(size.dims.intersection(growth) for size in multiplier.sizes)
+        if beside and multiplier.is_told and multiplier.node not in explained:
+            found.setdefault(multiplier.value, []).append(str(multiplier))
+    return [first + (f" and {len(more)} more" if more else "") for first, *more in found.values()]
+
+
+def label_of(analysis: Analysis, number: int) -> str:
+    """Return how messages call a node."""
+    node = analysis.nodes[number]
+    return f"{node.op} {node.name or node.outputs[0].name!r}"
+
+
+def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
+    """Return the one float that a constant is, or that follows from sizes; else None."""
+    known = analysis.sizes.values.get(tensor.name)
+    if known is not None:
+        return float(known.reshape(-1)[0]) if known.size == 1 and known.dtype.kind == "f" else None
+    constant = constant_of(tensor)
+    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
+        return None
+    return float(analysis.draft.reader(constant)().reshape(-1)[0])
+
+
+def _factors(analysis: Analysis, number: int) -> Iterator[tuple[int, float]]:
+    """Yield the inputs of a node that are one number, by which it multiplies or divides, with that as a factor."""
+    node = analysis.nodes[number]
+    for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
+        value = number_of(analysis, node.inputs[index])
+        if value:
+            yield index, value if node.op == "Mul" else 1 / value
+
+
+# --- Powers of a width that a number scales ------------------------------------------------------------------
+
+_POWERS = (0.5, -0.5, -1.0)
+"""Powers of a size that classes compute: sqrt(hidden), head_dim ** -0.5, 1 / channels."""
+
+_SHARED_POWERS = (*_POWERS, -0.25)
+"""The same where two factors of a product share one: the queries and the keys of an attention."""
+
+_BEHIND_SCORES = traits.FACTORS | traits.SUMS | traits.CASTS | traits.COPIES
+"""Operators between scores and the number that scales them."""
+
+
+@dataclass(frozen=True)
+class ScaledNode:
+    """A node that scales activations by one number."""
+
+    node: str  # how messages call the node
+    value: float  # the magnitude of the number, as a factor
+    axes: tuple[Axis, ...]  # the widths that it may be for
+    operand: tuple[int, int]  # the node's number and the input that is scaled, -1 where the node itself makes it
+
+
+@dataclass(frozen=True)
+class FrozenConstant(ScaledNode):
+    """A number in the file that a class computes from one of its sizes."""
+
+    place: int  # which of the axes has that size
+    power: float  # the power of the size that it is
+
+    @property
+    def axis(self) -> Axis:
+        """The axis of that size."""
+        return self.axes[self.place]
+
+    @property
+    def text(self) -> str:
+        """The formula."""
+        return formula(self.axis.size, self.power)
+
+
+def formula(size: int, power: float) -> str:
+    """Return the text of a power of a size."""
+    return f"sqrt({size})" if power == 0.5 else f"{size} ** {power:g}"
+
+
+def frozen_constants(analysis: Analysis) -> Iterator[FrozenConstant]:
+    """Find the numbers by which activations are scaled that are powers of the width that they scale or come from."""
+    mixed = leaf_set(*Network(analysis).products.values())
+    for scaled in scalings(analysis):
+        for place, axis in enumerate(scaled.axes):
+            powers = _SHARED_POWERS if leaf_set(axis) & mixed else _POWERS
+            power = next((p for p in powers if math.isclose(scaled.value, axis.size**p, rel_tol=1e-3)), None)
+            if axis.size > 1 and power is not None:
+                yield FrozenConstant(scaled.node, scaled.value, scaled.axes, scaled.operand, place, power)
+                break
+
+
+def scalings(analysis: Analysis) -> Iterator[ScaledNode]:
+    """Yield the nodes that scale activations by one number, which they have as an operand or as an attribute."""
+    products = Network(analysis).products
+    for number, said in analysis.said.items():
+        label = label_of(analysis, number)
+        for index, factor in _factors(analysis, number):
+            axes = tuple(_scaled(analysis, number, 1 - index, products))
+            yield ScaledNode(label, abs(factor), axes, (number, 1 - index))
+        scale = analysis.nodes[number].attrs.get("scale")
+        if isinstance(scale, float) and scale > 0 and said.contractions:
+            yield ScaledNode(label, scale, tuple(c.axis for c in said.contractions), (number, -1))
+
+
+def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, Axis]) -> Iterator[Axis]:
+    """Yield the widths that the scale of an operand may be for: that of the product it is, its last axis and parts."""
+    tensor = analysis.nodes[number].inputs[index]
+    while tensor.inputs and tensor.inputs[0].op in _BEHIND_SCORES:
+        tensor = tensor.inputs[0].inputs[0]
+    if tensor.inputs and analysis.numbers[id(tensor.inputs[0])] in products:
+        yield products[analysis.numbers[id(tensor.inputs[0])]]
+    axes = analysis.input_axes(number, index)
+    if axes:
+        yield axes[-1]
+        yield from reversed(list(leaves(axes[-1])))
+
+
+# --- Simple functions of a size near a number ----------------------------------------------------------------
+
+_PASSES = traits.ARITHMETIC | traits.CASTS | traits.COPIES | traits.REFOLDS | {"Transpose"}
 """Operators between a layer and the number that scales what it makes or reads."""
 
 _FURTHEST = 4
@@ -40,36 +185,22 @@ of the operand; the inputs of weights that are multiplied themselves."""
 
 @dataclass(frozen=True)
 class Size:
-    """A size that a number may be a function of.
+    """A size that a number may be a function of."""
 
-    Attributes:
-        size: Units.
-        dims: Its dims.
-        where: Whose size it is.
-    """
-
-    size: int
-    dims: frozenset[Dim]
-    where: Where
+    size: int  # units
+    dims: frozenset[Dim]  # its dims
+    where: Where  # whose size it is
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """A node that multiplies or divides by one number.
+    """A node that multiplies or divides by one number."""
 
-    Attributes:
-        node: How messages call the node.
-        name: The name of the number.
-        value: The number, as a factor.
-        in_residual: Whether it scales what is added to something else that others read too.
-        sizes: The sizes that it may be a function of, the likely ones first.
-    """
-
-    node: str
-    name: str
-    value: float
-    in_residual: bool
-    sizes: tuple[Size, ...]
+    node: str  # how messages call the node
+    name: str  # the name of the number
+    value: float  # the number, as a factor
+    in_residual: bool  # whether it scales what is added to something else that others read too
+    sizes: tuple[Size, ...]  # the sizes that it may be a function of, the likely ones first
 
     @property
     def is_told(self) -> bool:
@@ -82,47 +213,33 @@ class Multiplier:
         return f"{self.node} by {self.value:.6g} ({self.name})"
 
 
-@dataclass(frozen=True)
-class Computed:
-    """A number that is a simple function of a size.
-
-    Attributes:
-        multiplier: The number.
-        dims: The dims of the size.
-        text: The function.
-    """
-
-    multiplier: Multiplier
-    dims: frozenset[Dim]
-    text: str
-
-
-def computed_numbers(analysis: Analysis) -> Iterator[Computed]:
-    """Find the numbers that a class may compute from a size near them."""
+def computed_numbers(analysis: Analysis) -> Iterator[tuple[Multiplier, Size, str]]:
+    """Yield the numbers that a class may compute from a size near them, with that size and the function."""
     found = list(multipliers(analysis))
     gains = _gains(found)
-    for multiplier in found:
-        texts = [(function_of(multiplier.value, size.size, size.where, multiplier.in_residual, plain=plain), size)
-                 for plain in (True, False) for size in multiplier.sizes]  # fmt: skip
-        texts += [(f"{_gain(multiplier, size):.4g} / sqrt({size.size})", size) for size in multiplier.sizes
-                  if size.where == "weights" and _gain(multiplier, size) in gains]  # fmt: skip
+    for one in found:
+        texts = [(function_of(one.value, size.size, size.where, one.in_residual, plain=plain), size)
+                 for plain in (True, False) for size in one.sizes]  # fmt: skip
+        texts += [(f"{gain:.4g} / sqrt({size.size})", size) for size, gain in _gains_of(one) if gain in gains]
         text, size = next(((text, size) for text, size in texts if text), ("", None))
         if size is not None:
-            yield Computed(multiplier, size.dims, text)
+            yield one, size, text
 
 
 def _gains(found: list[Multiplier]) -> set[float]:
     """Return the numbers that stand over the square roots of several sizes: one gain for all layers."""
     sizes: dict[float, set[int]] = {}
     for multiplier in found:
-        for size in multiplier.sizes:
-            if size.where == "weights":
-                sizes.setdefault(_gain(multiplier, size), set()).add(size.size)
+        for size, gain in _gains_of(multiplier):
+            sizes.setdefault(gain, set()).add(size.size)
     return {gain for gain, known in sizes.items() if len(known) > 1}
 
 
-def _gain(multiplier: Multiplier, size: Size) -> float:
-    return float(f"{abs(multiplier.value) * size.size**0.5:.5g}")
+def _gains_of(multiplier: Multiplier) -> Iterator[tuple[Size, float]]:
+    """Yield the sizes of weights over whose square roots a gain would be a number, with the gain."""
+    for size in multiplier.sizes:
+        if size.where == "weights":
+            yield size, float(f"{abs(multiplier.value) * size.size**0.5:.5g}")
 
 
 def function_of(value: float, size: int, where: Where, in_residual: bool = False, *, plain: bool | None = None) -> str:
@@ -172,15 +289,11 @@ def _is_usual(value: float) -> bool:
 def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
     """Yield the nodes that multiply or divide activations or weights by one number."""
     for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        label = f"{node.op} {node.name or node.outputs[0].name!r}"
-        for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
-            value = number_of(analysis, node.inputs[index])
-            axes = analysis.input_axes(number, 1 - index)
-            if not value or not axes or math.prod(axis.size for axis in axes) < 2:
-                continue
-            if analysis.sizes.dtype(node.outputs[0].name) in DIVISIBLE:
-                factor = value if node.op == "Mul" else 1 / value
+        node, label = analysis.nodes[number], label_of(analysis, number)
+        for index, factor in _factors(analysis, number):
+            axes = analysis.input_axes(number, 1 - index) or ()
+            is_whole = math.prod(axis.size for axis in axes) > 1
+            if is_whole and analysis.sizes.dtype(node.outputs[0].name) in DIVISIBLE:
                 sizes = tuple(_sizes(analysis, number, 1 - index, axes))
                 yield Multiplier(label, node.inputs[index].name, factor, _in_residual(node.outputs[0]), sizes)
         alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
@@ -226,7 +339,7 @@ def _is_activated(analysis: Analysis, tensor: Tensor) -> bool:
 
 
 def _behind(analysis: Analysis, tensor: Tensor) -> Iterator[tuple[Axis, Where]]:
-    """Yield what the layer that makes an operand, or something of which it is a part, sums over."""
+    """Yield the axes that the layer sums over which makes an operand, or something that it is a part of."""
     where: Where = "behind"
     for _ in range(_FURTHEST):
         if not tensor.inputs:
@@ -238,12 +351,12 @@ def _behind(analysis: Analysis, tensor: Tensor) -> Iterator[tuple[Axis, Where]]:
         if said.contractions:
             yield from ((contraction.axis, where) for contraction in said.contractions)
             return
-        if node.op in ("Slice", "Split", "Gather"):
+        if node.op in traits.CUTS | traits.PICKS:
             where = "own"
         elif node.op not in _PASSES:
             return
         sources = [t for t in node.inputs if constant_of(t) is None and t.inputs]
-        if node.op in ("Mul", "Div", "Add", "Sub") and len(sources) != 1:
+        if node.op in traits.ARITHMETIC and len(sources) != 1:
             return
         tensor = sources[0] if sources else node.inputs[0]
 
@@ -267,14 +380,3 @@ def _ahead(analysis: Analysis, tensor: Tensor) -> Iterator[Axis]:
         if readers[0].op not in _PASSES or others:
             return
         tensor = readers[0].outputs[0]
-
-
-def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
-    """Return the one float that a constant is, or that follows from sizes; else None."""
-    known = analysis.sizes.values.get(tensor.name)
-    if known is not None:
-        return float(known.reshape(-1)[0]) if known.size == 1 and known.dtype.kind == "f" else None
-    constant = constant_of(tensor)
-    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
-        return None
-    return float(analysis.draft.reader(constant)().reshape(-1)[0])

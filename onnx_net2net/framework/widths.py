@@ -19,13 +19,14 @@ from onnx_net2net.analysis.blocks import find_blocks
 from onnx_net2net.analysis.groups import Group, inspect_analysis
 from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.analysis.layers import parts_of
-from onnx_net2net.analysis.loadable import formula, frozen_constants, scalings
+from onnx_net2net.analysis.multipliers import formula, frozen_constants, scalings
 from onnx_net2net.analysis.names import module_of, scope_of
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model
+from onnx_net2net.rules import traits
 
 Sizes = dict[str, int | tuple[int, ...]]
 """Sizes of a module by the names of its constructor's parameters."""
@@ -36,51 +37,32 @@ Pair = tuple[Any, Any]
 
 @dataclass
 class Module:
-    """A module as a constructor makes it.
+    """A module as a constructor makes it."""
 
-    Attributes:
-        kind: Its class in PyTorch.
-        sizes: The sizes that it is made with.
-        products: For sizes that are products or sums of them, the factors: (3 x heads x head_dim).
-    """
-
-    kind: str
-    sizes: Sizes
+    kind: str  # its class in PyTorch
+    sizes: Sizes  # the sizes that it is made with
+    # For sizes that are products or sums of them, the factors: (3 x heads x head_dim).
     products: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Widths:
-    """The widths of one model.
+    """The widths of one model."""
 
-    Attributes:
-        modules: The modules by path.
-        config: Sizes that all layers have in common, by the names that configs give them.
-        epsilons: The epsilon of each normalisation, by path.
-        rotary: How many pairs rotary embeddings turn.
-    """
-
-    modules: dict[str, Module]
-    config: dict[str, int | float]
-    epsilons: dict[str, float]
-    rotary: tuple[int, ...]
+    modules: dict[str, Module]  # the modules by path
+    config: dict[str, int | float]  # sizes that all layers have in common, by the names that configs give them
+    epsilons: dict[str, float]  # the epsilon of each normalisation, by path
+    rotary: tuple[int, ...]  # how many pairs rotary embeddings turn
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """A number that a class computes, where the file has a constant.
+    """A number that a class computes, where the file has a constant."""
 
-    Attributes:
-        what: What it is, with its node.
-        value: The constant in both files, None for a whole table.
-        formula: What the class computes, in the teacher and in the student.
-        holds: Whether the class made at the student's sizes computes what the file has.
-    """
-
-    what: str
-    value: float | None
-    formula: Pair
-    holds: bool
+    what: str  # what it is, with its node
+    value: float | None  # the constant in both files, None for a whole table
+    formula: Pair  # what the class computes, in the teacher and in the student
+    holds: bool  # whether the class made at the student's sizes computes what the file has
 
 
 @dataclass(frozen=True)
@@ -150,7 +132,7 @@ def _text(size: Any) -> str:
 
 
 def compare_widths(teacher: Model, student: Model) -> WidthReport:
-    """Compare the widths of two models, of which one was grown from the other; no weight is read.
+    """Compare the widths of a student with those of its teacher; no weight is read.
 
     Modules are paired by their paths. A module that the student does not have (it was deepened, or its nodes have
     lost their names) is left out.
@@ -225,7 +207,6 @@ def widths(model: Model, analysis: Analysis) -> Widths:
 
 
 _WEIGHTS = {"Gather": 0, "Attention": 1, "PRelu": 1}
-_REARRANGES = ("Identity", "Transpose", "Cast", "DequantizeLinear")
 
 
 def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
@@ -235,7 +216,9 @@ def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
         if index >= len(node.inputs):
             continue
         tensor = node.inputs[index]
-        while constant_of(tensor) is None and tensor.inputs and tensor.inputs[0].op in _REARRANGES:
+        while (
+            constant_of(tensor) is None and tensor.inputs and tensor.inputs[0].op in traits.REARRANGES - traits.REFOLDS
+        ):
             tensor = tensor.inputs[0].inputs[0]
         constant = constant_of(tensor)
         if constant is not None:
@@ -271,14 +254,14 @@ def _module(analysis: Analysis, number: int, index: int) -> Module | None:
     if node.op == "BatchNormalization":
         rank = len(analysis.input_axes(number, 0) or ()) - 2
         return Module(f"BatchNorm{max(rank, 1)}d", {"num_features": shape[0]})
-    if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
+    if node.op in traits.ROW_NORMS:
         return Module("LayerNorm" if node.op[0] == "L" else "RMSNorm", {"normalized_shape": tuple(shape)})
     if node.op == "GroupNormalization":
         channels = (analysis.input_axes(number, 0) or ())[1].size
         return Module("GroupNorm", {"num_groups": int(attrs["num_groups"]), "num_channels": channels})
     if node.op == "InstanceNormalization":
         return _group_norm(analysis, number)
-    if node.op in ("LSTM", "GRU", "RNN"):
+    if node.op in traits.RECURRENT:
         return Module(node.op, {"input_size": shape[2], "hidden_size": int(attrs["hidden_size"])})
     if node.op == "PRelu":
         return Module("PReLU", {"num_parameters": math.prod(shape)})

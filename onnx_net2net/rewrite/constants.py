@@ -16,9 +16,9 @@ from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import Filler, Style, WeightGrowth
 from onnx_net2net.analysis.inference import SHAREABLE, Use, is_fill
-from onnx_net2net.analysis.linearity import Norm, find_norms
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.analysis.padding import Scales
+from onnx_net2net.analysis.weight_norms import Norm, find_norms
 from onnx_net2net.graph.edit import Version, assign
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.model.model import Model
@@ -156,7 +156,7 @@ def _compute(read: Compute, growth: WeightGrowth, salt: int, zero: Compute | Non
 
 def _salt(rewriting: Rewriting, name: str) -> int:
     """Return what tells the draws of a constant apart; copies stay copies."""
-    return zlib.crc32(rewriting.analysis.copies.get(name, name).encode())
+    return zlib.crc32(rewriting.ties.copies.get(name, name).encode())
 
 
 def scales_units(rewriting: Rewriting, place: Place) -> bool:

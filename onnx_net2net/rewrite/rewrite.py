@@ -9,6 +9,7 @@ from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.classes import add_priors, find_biases, silence_classes
@@ -52,6 +53,7 @@ def rewrite(
     style: Style,
     metadata: dict[str, str],
     scaling: Scaling | None = None,
+    ties: Ties | None = None,
 ) -> Rewritten:
     """Grow a model.
 
@@ -63,6 +65,7 @@ def rewrite(
         metadata: Entries for the student's metadata.
         scaling: What weights around padded dims are multiplied by, so that normalisers keep their epsilon. By default
             these get another one, or nodes around them, and outputs that are hidden units too are cut.
+        ties: What else changes for tied weights.
 
     Returns:
         The student, how each constant grew, and what else it took.
@@ -70,7 +73,7 @@ def rewrite(
     Raises:
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
-    rewriting = Rewriting(analysis, growth)
+    rewriting = Rewriting(analysis, growth, ties)
     padding = follow(analysis, _pads(growth))
     norms = changed_norms(rewriting)
     unweighed = norms.keys() | (scaling.unweighed if scaling else set())

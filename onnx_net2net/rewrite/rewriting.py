@@ -13,6 +13,7 @@ from onnx_net2net.algebra.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, new_size
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.edit import add_node, drop_unread
 from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of
@@ -43,13 +44,14 @@ class Rewriting:
         analysis: What the graph was: its dims, and the numbers of its nodes.
         graph: The graph of the analysis, which becomes the student's.
         growth: Map of each dim that gets another size.
+        ties: What else changes for tied weights.
         inserted: What was put in: nodes, and numbers that had to be kept.
         untied: Matrices that became several versions for their uses.
         axes: The teacher's axes of each tensor that is there by now.
     """
 
-    def __init__(self, analysis: Analysis, growth: Growth) -> None:
-        self.analysis, self.growth = analysis, growth
+    def __init__(self, analysis: Analysis, growth: Growth, ties: Ties | None = None) -> None:
+        self.analysis, self.growth, self.ties = analysis, growth, ties or Ties()
         self.graph: Graph = analysis.draft
         self.nodes: list[Node] = list(analysis.nodes)
         self.inserted: list[Inserted] = []

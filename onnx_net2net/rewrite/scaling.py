@@ -21,6 +21,7 @@ from onnx_net2net.algebra.dims import Dim, leaves
 from onnx_net2net.algebra.maps import Growth
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.walk import constant_of
@@ -50,13 +51,14 @@ class Scaling:
     unweighed: set[int] = field(default_factory=set)
 
 
-def rescale(analysis: Analysis, growth: Growth, pads: dict[Dim, State]) -> Scaling:
+def rescale(analysis: Analysis, growth: Growth, pads: dict[Dim, State], ties: Ties | None = None) -> Scaling:
     """Find the factors of the weights around padded dims.
 
     Args:
         analysis: The dims.
         growth: How they grow.
         pads: Those that are padded, with what their padding units hold.
+        ties: What else changes for tied weights.
 
     Raises:
         RefusedError: If something between two normalisations cannot be scaled; says what.
@@ -64,7 +66,7 @@ def rescale(analysis: Analysis, growth: Growth, pads: dict[Dim, State]) -> Scali
     scaling = Scaling()
     for dim, held in pads.items():
         scale = float((growth[dim].kind == 0).mean()) ** -0.5
-        stream = _Stream(analysis, dim, held)
+        stream = _Stream(analysis, dim, held, ties or Ties())
         for use, exponent in stream.solve().items():
             scaling.factors[use] = scaling.factors.get(use, 1.0) * scale**exponent
         scaling.unweighed |= stream.means
@@ -74,7 +76,8 @@ def rescale(analysis: Analysis, growth: Growth, pads: dict[Dim, State]) -> Scali
 class _Stream:
     """The exponents that one dim asks for."""
 
-    def __init__(self, analysis: Analysis, dim: Dim, held: State) -> None:
+    def __init__(self, analysis: Analysis, dim: Dim, held: State, ties: Ties) -> None:
+        self._ties = ties
         self._analysis, self._dim, self._held = analysis, dim, held
         self._known: dict[str, float] = {}
         self._sizes = {name for name, value in analysis.sizes.values.items() if value.size == 1}
@@ -247,10 +250,10 @@ class _Stream:
 
     def _looked_up(self, number: int) -> list[Tensor]:
         """Return what is looked up in the table that a layer's weights are tied to, and has the exponent of these."""
-        if number not in self._analysis.rescaled or (index := self._weights(number)) is None:
+        if number not in self._ties.rescaled or (index := self._weights(number)) is None:
             return []
         source = self._source(number, index)
-        table = self._analysis.tied.get(source) if source is not None else None
+        table = self._ties.tied.get(source) if source is not None else None
         node = self._analysis.nodes[table[0]] if table is not None and table != source else None
         return list(node.outputs) if node is not None and node.op == "Gather" else []
 

@@ -66,12 +66,12 @@ def find_weighers(rewriting: Rewriting, states: States, unweighed: Collection[in
     weighed_with: set[int] = set()
     ways: list[tuple[int, Contraction, Weighing | None]] = []
     for number, contraction in _contractions(rewriting):
-        if number in unweighed or number in analysis.rescaled or number in weighed_with:
+        if number in unweighed or number in rewriting.ties.rescaled or number in weighed_with:
             continue
         maps = [_map_of(rewriting, number, contraction, side, growth) for side in contraction.sides]
         if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
             continue  # a mean over equally many copies is the mean
-        way = next(weighings(analysis, number, contraction, growth.__contains__), None)
+        way = next(weighings(analysis, number, contraction, growth.__contains__, rewriting.ties.tables), None)
         weighed_with |= way.together if way else frozenset()
         ways.append((number, contraction, way))
     weighers: Weighers = {}
@@ -104,7 +104,7 @@ def factors_of_all(rewriting: Rewriting) -> dict[Place, float]:
     """Return what constants are multiplied by, all of each, in place of a tied weight that cannot weigh copies."""
     factors: dict[Place, float] = {}
     for number, contraction in _contractions(rewriting):
-        for place in rewriting.analysis.rescaled.get(number, ()):
+        for place in rewriting.ties.rescaled.get(number, ()):
             map = _map_of(rewriting, number, contraction, contraction.sides[0], rewriting.growth)
             factors[place] = float(map.weight[0])
     return factors

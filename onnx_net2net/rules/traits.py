@@ -6,11 +6,13 @@ trait that belongs here. A place that needs more or less than a trait says so wh
 
     values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, JOINS, SHAPES
     arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
-                BOUNDED, UNARY, BROADCASTING
+                LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING
     layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, POOLS, CHOICES
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 # --- Values that are moved ----------------------------------------------------------------------------------------
 
@@ -74,8 +76,31 @@ POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMax
                       "ReduceMin", "ReduceL1"})  # fmt: skip
 """f(a x) = a f(x) for positive numbers a only, where x is all inputs (the first of PRelu)."""
 
+EVERY = range(256)
+"""All inputs."""
+
+LINEAR_IN_EACH: dict[str, Sequence[int]] = {
+    "Mul": (0, 1), "Div": (0,), "MatMul": (1, 0), "Gemm": (1, 0), "Conv": (1, 0), "ConvTranspose": (1, 0),
+    "Einsum": EVERY, "DequantizeLinear": (0,), "LeakyRelu": (0,), "Relu": (0,), "Abs": (0,), "PRelu": (0,),
+    "MaxPool": (0,), "GlobalMaxPool": (0,), "ReduceMax": (0,), "ReduceMin": (0,),
+}  # fmt: skip
+"""Inputs that can be multiplied instead of the result, each alone, the likely ones first."""
+
+LINEAR_IN_ALL: dict[str, Sequence[int]] = {
+    "Add": EVERY, "Sub": EVERY, "Sum": EVERY, "Mean": EVERY, "Max": EVERY, "Min": EVERY, "Concat": EVERY,
+    "Where": (1, 2), "Gemm": (2,), "Conv": (2,), "ConvTranspose": (2,), "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,),
+}  # fmt: skip
+"""Inputs that have to be multiplied together instead of the result, as far as the node has them."""
+
 HOMOGENEOUS = frozenset({*LINEAR, *POSITIVE, *JOINS, *SUMS, "Sub", "Mean", "Where", "Pad", "Resize", "ScatterND"})
 """f(a x) = a f(x) for positive numbers a, where x is all inputs that hold data (zeros if the node pads)."""
+
+IN_PLACE = frozenset({*COPIES, *CASTS, *CUTS, *JOINS, "DequantizeLinear", "Neg", "Pad", "AveragePool", "MaxPool",
+                      "GlobalAveragePool", "GlobalMaxPool", "Resize", "Relu", "LeakyRelu", "Abs", "Tile",
+                      "Trilu"})  # fmt: skip
+"""The first input has the axes of the result, in the same places."""
 
 BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"})
 """The result lies between -1 and 1 whatever the input."""

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from classes import attention
 from graphs import net, weights
 from grown import draw, grown, reasons
 
 from onnx_net2net import BadInputError, RefusedError, load, widen
-from onnx_net2net.analysis.multipliers import function_of
+from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.multipliers import frozen_constants, function_of
 from onnx_net2net.cli.main import main
 from onnx_net2net.operations.replay import replay, steps_of
 
@@ -94,3 +96,9 @@ def test_the_record_says_that_numbers_were_kept(tmp_path):
     assert weights(load(tmp_path / "again.onnx"))["lora_a"].shape == (6, 6)
     with pytest.raises(BadInputError, match="--keep-numbers is about"):
         widen(files[0], factor=1.5, keep_numbers=True)
+
+
+def test_a_scale_that_a_class_computes_is_found():
+    found = list(frozen_constants(infer(load(attention(width=9)))))
+    assert [(constant.axis.size, constant.power) for constant in found] == [(9, -0.5)]
+    assert not list(frozen_constants(infer(load(attention(scale=0.3)))))

@@ -17,8 +17,9 @@ from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, n
 from onnx_net2net.algebra.weights import Style, window
 from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.layers import parts_of
-from onnx_net2net.analysis.loadable import frozen_constants, scalable, scalings, weighed_axes
+from onnx_net2net.analysis.multipliers import frozen_constants, scalings
 from onnx_net2net.analysis.padding import State
+from onnx_net2net.analysis.weighing import scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
@@ -174,7 +175,7 @@ class _Fitting:
     def __init__(self, networks: Networks, found: Alignment, style: Style) -> None:
         self._networks, self._found, self._style = networks, found, style
         self._analysis = networks.teacher.analysis
-        self._tied = tie(networks, found)
+        self._tied, self._ties = tie(networks, found)
         self._asked = bind(networks, found)
         self._averaged = self._keep_means()
         self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
@@ -198,7 +199,7 @@ class _Fitting:
         scaling.unweighed |= weighing.products
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
-        grown = rewrite(model, self._analysis, growth, self._style, {}, scaling)
+        grown = rewrite(model, self._analysis, growth, self._style, {}, scaling, self._ties)
         nodes = [self._networks.teacher.nodes[number] for number in weighing.scaled]
         scaled = {node.name or node.outputs[0].name for node in nodes}
         for inserted in grown.inserted:
@@ -262,7 +263,7 @@ class _Fitting:
             return False
         for held in ("zero", "mean"):
             with contextlib.suppress(RefusedError):
-                rescale(self._analysis, {dim: (map := pad(dim.size, size, held))}, {dim: held})
+                rescale(self._analysis, {dim: (map := pad(dim.size, size, held))}, {dim: held}, self._ties)
                 self._plan.growth[dim] = map
                 return True
         return False
@@ -319,12 +320,12 @@ class _Fitting:
     def _with_tied(self, use: Place, factor: float) -> Iterator[tuple[Place, float]]:
         """Yield a weight and those that are scaled with it as they are tied to it, and their factors."""
         yield use, factor
-        tied = self._analysis.tied
+        tied = self._ties.tied
         sums = weighed_axes(self._analysis)
         for other in [other for other, first in tied.items() if first == tied.get(use) and other != use]:
             yield other, factor
             for number in sums.get(other, {}).values():
-                for place in self._analysis.rescaled.get(number, ()):
+                for place in self._ties.rescaled.get(number, ()):
                     yield place, 1 / factor
 
     def _scaling(self) -> Scaling:
@@ -334,7 +335,7 @@ class _Fitting:
             pads = {dim: _HELD[kind] for dim in group.dims
                     if dim in growth and (kind := int(growth[dim].kind.max())) in _HELD}  # fmt: skip
             try:
-                found = rescale(self._analysis, growth, pads)
+                found = rescale(self._analysis, growth, pads, self._ties)
             except RefusedError as error:
                 self._networks.hinder(group.name, str(error))
                 continue

@@ -8,7 +8,8 @@ import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.loadable import rescale_instead, weighed_axes
+from onnx_net2net.analysis.ties import Ties, rescale_instead
+from onnx_net2net.analysis.weighing import weighed_axes
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Parameter
@@ -18,7 +19,7 @@ Pair = tuple[Parameter, Parameter]
 """A parameter of the teacher and the one of the target that corresponds to it."""
 
 
-def tie(networks: Networks, found: Alignment) -> dict[Place, Parameter]:
+def tie(networks: Networks, found: Alignment) -> tuple[dict[Place, Parameter], Ties]:
     """Let what is one tensor in the target have the same dims in the teacher, where it has the same values there.
 
     Units that one reader of a matrix makes and another one sums over would be copied for the one and shared for the
@@ -30,11 +31,13 @@ def tie(networks: Networks, found: Alignment) -> dict[Place, Parameter]:
         found: Which of their modules correspond.
 
     Returns:
-        For uses of tied constants of the target, whose values in the teacher they all get.
+        For uses of tied constants of the target, whose values in the teacher they all get; and what else changes for
+        them.
     """
     analysis = networks.teacher.analysis
     weighed = weighed_axes(analysis)
     shared: dict[Place, Parameter] = {}
+    ties = Ties()
     for pairs in _tied(networks.target, found):
         reads = [networks.teacher.reader(old) for old, _ in pairs]
         values = [read() for read in reads if read is not None]
@@ -44,21 +47,27 @@ def tie(networks: Networks, found: Alignment) -> dict[Place, Parameter]:
         for old, _ in pairs[1:]:
             for axis, same in zip(first.axes(analysis), old.axes(analysis), strict=True):
                 dims.unify(axis, same, f"{name!r} is one tensor in the target")
-        _share_or_keep(analysis, [old for old, _ in pairs], weighed, f"is made and summed over by {name!r}")
+        reason = f"is made and summed over by {name!r}"
+        ties.rescaled |= _share_or_keep(analysis, [old for old, _ in pairs], weighed, reason)
         shared |= {new.use: first for _, new in pairs}
-        analysis.tied |= {old.use: first.use for old, _ in pairs}
-    return shared
+        ties.tied |= {old.use: first.use for old, _ in pairs}
+    return shared, ties
 
 
 def _share_or_keep(
     analysis: Analysis, parameters: Sequence[Parameter], weighed: dict[Place, dict[int, int]], reason: str
-) -> None:
+) -> dict[int, list[Place]]:
     """Let a scale carry the division of copies that some readers of tied values sum over, or keep their number."""
+    rescaled: dict[int, list[Place]] = {}
     for place, axis in enumerate(parameters[0].axes(analysis)):
         found = [weighed.get(one.use, {}).get(one.order[place + one.repeats]) for one in parameters]
         sums = [number for number in found if number is not None]
-        if 0 < len(sums) < len(parameters) and not rescale_instead(analysis, sums, axis, reason):
-            dims.freeze(axis, reason)
+        if 0 < len(sums) < len(parameters):
+            scaled = rescale_instead(analysis, sums, axis, reason)
+            rescaled |= scaled or {}
+            if scaled is None:
+                dims.freeze(axis, reason)
+    return rescaled
 
 
 def _tied(target: Network, found: Alignment) -> Iterator[list[Pair]]:

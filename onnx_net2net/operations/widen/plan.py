@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,14 +135,14 @@ class Plan:
         if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
 
-    def share_by_units(self) -> None:
+    def share_by_units(self, summing: Collection[int]) -> None:
         """Give each copy one share for all that read it, so that the state of an optimizer can follow.
 
         Units that a tied weight reads keep equal shares: it cannot weigh copies, and the normalisation in front of it
         divides all of them by one number.
         """
         said = self._analysis.said
-        tied = leaf_set(*(c.axis for number in self._analysis.rescaled for c in said[number].contractions))
+        tied = leaf_set(*(c.axis for number in summing for c in said[number].contractions))
         rng = np.random.default_rng([self._options.seed, len(self.growth)])
         for dim, map in self.growth.items():
             if dim not in tied and not dim.pinned:

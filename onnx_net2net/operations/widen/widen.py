@@ -12,7 +12,8 @@ from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.maps import Kind
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.loadable import analyse, numbers_beside
+from onnx_net2net.analysis.loadable import analyse
+from onnx_net2net.analysis.multipliers import numbers_beside
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import record
@@ -117,7 +118,7 @@ def widen(
 
 def _widen(model: Model, options: WidenOptions) -> Widening:
     framework, factor = options.framework, options.factor
-    opened, analysis, inspection = analyse(model, framework, keep_numbers=options.keep_numbers)
+    opened, analysis, inspection, ties = analyse(model, framework, keep_numbers=options.keep_numbers)
     plan = Plan(analysis, inspection, options)
     plan.set_sizes(options.sizes)
     if factor is not None:
@@ -127,7 +128,7 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
         raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
     plan.check_map()
     if framework:
-        plan.share_by_units()
+        plan.share_by_units(ties.rescaled)
     share = covered(analysis, plan.growth)
     notes = list(_notes(opened, analysis, plan))
     numbers = numbers_beside(analysis, plan.growth)
@@ -135,7 +136,7 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata)
+    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties)
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")
