@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.algebra.views import Transpose, View
 from onnx_net2net.errors import RefusedError, some
 from onnx_net2net.framework.carry import Carrier
 from onnx_net2net.framework.entries import Entry, is_matrix
-from onnx_net2net.framework.files import Stored
-from onnx_net2net.framework.match import Match, Piece
+from onnx_net2net.framework.match import Match, Piece, as_parameter
 from onnx_net2net.framework.unseen import Unseen
 
 
@@ -58,10 +55,8 @@ def added(carrier: Carrier) -> Iterator[tuple[Entry, Match]]:
     for name, constant in carrier.new.items():
         if name not in old and constant.shape:
             reads = any(read.operator == "MatMul" and read.input == 1 for read in constant.reads)
-            view: View = (Transpose((1, 0)),) if reads and len(constant.shape) == 2 else ()
-            match = Match("same", (Piece(name, view),))
-            shape = constant.shape[::-1] if view else constant.shape
-            yield Entry(name, "new", (), Stored(shape, constant.dtype, partial(match.read, carrier.new))), match
+            stored, match = as_parameter(constant, reads and len(constant.shape) == 2)
+            yield Entry(name, "new", (), stored), match
 
 
 def _refuse_unexplained(carrier: Carrier) -> None:

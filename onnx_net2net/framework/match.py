@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -114,6 +115,13 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
 def biases_of(constants: Mapping[str, StoredConstant]) -> dict[int, StoredConstant]:
     """Return the biases of layers by the numbers of the nodes that read them."""
     return {r.node: c for c in constants.values() for r in c.reads if r.operator in traits.LAYERS and r.input == 2}
+
+
+def as_parameter(constant: StoredConstant, turned: bool) -> tuple[Stored, Match]:
+    """Return a constant as an entry of a state dict, transposed if it is turned, and what that is in the graph."""
+    shape, view = (constant.shape[::-1], (Transpose((1, 0)),)) if turned else (constant.shape, ())
+    match = Match("transposed" if turned else "same", (Piece(constant.name, view),))
+    return Stored(shape, constant.dtype, partial(match.read, {constant.name: constant})), match
 
 
 def match(entries: StateDict, constants: Mapping[str, StoredConstant]) -> Matches:

@@ -63,12 +63,14 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
         raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
-    copied = [entry.name for entry in checkpoint.entries if entry.relation == "copied"]
-    if copied:
-        raise RefusedError(f"blocks were repeated ({copied[0]}), and copies have no past; make a new optimizer")
-    new = [entry.name for entry in checkpoint.entries if entry.relation == "new"]
-    if new:
-        raise RefusedError(f"the student has new layers ({new[0]}), and where a class has them is not known")
+    refusals = {
+        "copied": "blocks were repeated ({}), and copies have no past; make a new optimizer",
+        "new": "the student has new layers ({}), and where a class has them is not known",
+    }
+    for relation, text in refusals.items():
+        name = next((entry.name for entry in checkpoint.entries if entry.relation == relation), None)
+        if name is not None:
+            raise RefusedError(text.format(name))
     entries = _parameters(inner, checkpoint)
     grown = {key: _grow_parameter(values, entries[key]) for key, values in inner["state"].items()}
     return {**inner, "state": grown}

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.views import Transpose, View, apply
 from onnx_net2net.analysis.names import is_anonymous
 from onnx_net2net.framework.files import Stored
-from onnx_net2net.framework.match import Match, Matches, Piece, Read, StoredConstant, biases_of
+from onnx_net2net.framework.match import Match, Matches, Piece, Read, StoredConstant, as_parameter, biases_of
 from onnx_net2net.rules import traits
 
 EPSILON = 1e-5
@@ -59,7 +57,8 @@ def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
         kind = "weight" if read and read.input == 1 else "bias"
         name = constant.name if own or read is None else f"{read.scope}.{kind}"
         turned = not own and read is not None and read.operator == "MatMul" and len(constant.shape) == 2
-        _add(found, name, constant, (Transpose((1, 0)),) if turned else ())
+        found.entries[name], match = as_parameter(constant, turned)
+        found.matches[name] = [match]
     for name in [name for name in found.entries if name.endswith("running_mean")]:
         steps = np.zeros((), np.int64)  # no graph holds it, and a strict load asks for it
         found.entries[name.replace("running_mean", "num_batches_tracked")] = Stored((), steps.dtype, steps.copy)
@@ -76,16 +75,6 @@ def _layer_of(bias: StoredConstant, read: Read, constants: Mapping[str, StoredCo
     return read.scope if is_anonymous(weight.name) else weight.name.rpartition(".")[0]
 
 
-def _add(found: Recovered, name: str, constant: StoredConstant, view: View) -> None:
-    shape = constant.shape[::-1] if view else constant.shape
-
-    def read() -> Array:
-        return apply(view, constant.read())
-
-    found.entries[name] = Stored(shape, constant.dtype, read)
-    found.matches[name] = [Match("transposed" if view else "same", (Piece(constant.name, view),))]
-
-
 def _add_norm(found: Recovered, bias: StoredConstant, layer: str) -> None:
     """Add a BatchNormalization that does nothing but add the bias."""
     parent, _, last = layer.rpartition(".")
@@ -95,7 +84,7 @@ def _add_norm(found: Recovered, bias: StoredConstant, layer: str) -> None:
     values = {"weight": np.sqrt(1 + EPSILON), "running_mean": 0.0, "running_var": 1.0}
     for what, value in values.items():
         array = np.full(bias.shape, value, bias.dtype)
-        found.entries[f"{prefix}.{what}"] = Stored(array.shape, array.dtype, lambda array=array: array)  # type: ignore[misc]
+        found.entries[f"{prefix}.{what}"] = Stored(array.shape, array.dtype, array.copy)
         found.matches[f"{prefix}.{what}"] = [Match("recovered", (Piece(bias.name, ()),), axes=(0,), scales=True)]
     found.entries[f"{prefix}.bias"] = Stored(bias.shape, bias.dtype, bias.read)
     found.matches[f"{prefix}.bias"] = [Match("recovered", (Piece(bias.name, ()),))]
