@@ -139,39 +139,34 @@ def compare_widths(teacher: Model, student: Model) -> WidthReport:
     """
     models = [_open(model) for model in (teacher, student)]
     old, new = (widths(*model) for model in models)
-    modules: dict[str, tuple[str, dict[str, Pair]]] = {}
-    for name, module in old.modules.items():
-        other = new.modules.get(name)
-        if other is not None and other.kind == module.kind:
-            pairs = {size: (value, other.sizes[size]) for size, value in module.sizes.items() if size in other.sizes}
-            modules[name] = module.kind, pairs
-    recomputed = list(_recomputed(*(analysis for _, analysis in models)))
-    deepened = any(step["operation"] == "deepen" for step in history(student)[len(history(teacher)) :])
-    counts = [_depths(*model) if deepened else Counter[str]() for model in models]
+    modules = {
+        name: (module.kind, _pairs(module.sizes, new.modules[name].sizes))
+        for name, module in old.modules.items()
+        if name in new.modules and new.modules[name].kind == module.kind
+    }
+    is_deeper = any(step["operation"] == "deepen" for step in history(student)[len(history(teacher)) :])
+    counts = [Counter(block.group for block in find_blocks(analysis, flat.proto)) if is_deeper else Counter[str]()
+              for flat, analysis in models]  # fmt: skip
     depths = {group: (number, counts[1].get(group, 0)) for group, number in counts[0].items()}
     if len(depths) == 1 and "num_attention_heads" in old.config:
         old.config["num_hidden_layers"], new.config["num_hidden_layers"] = next(iter(depths.values()))
+    recomputed = list(_recomputed(*(analysis for _, analysis in models)))
     if old.rotary or new.rotary:
         texts = [f"{', '.join(map(str, found))} pairs" for found in (old.rotary, new.rotary)]
         same = old.rotary == new.rotary
         recomputed.append(Recomputed("the table of the rotary embedding", None, (texts[0], texts[1]), same))
+    epsilons = _pairs(old.epsilons, new.epsilons)
     return WidthReport(
-        modules,
-        {name: (value, new.config[name]) for name, value in old.config.items() if name in new.config},
-        {name: module.products for name, module in new.modules.items() if module.products},
-        tuple(recomputed),
-        {
-            name: (value, new.epsilons[name])
-            for name, value in old.epsilons.items()
-            if not math.isclose(new.epsilons.get(name, value), value, rel_tol=1e-6)
-        },
+        modules, _pairs(old.config, new.config),
+        {name: module.products for name, module in new.modules.items() if module.products}, tuple(recomputed),
+        {name: pair for name, pair in epsilons.items() if not math.isclose(*pair, rel_tol=1e-6)},
         {group: pair for group, pair in depths.items() if pair[0] != pair[1]},
-    )
+    )  # fmt: skip
 
 
-def _depths(model: Model, analysis: Analysis) -> Counter[str]:
-    """Return how many blocks each group of them has."""
-    return Counter(block.group for block in find_blocks(analysis, model.proto))
+def _pairs(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Pair]:
+    """Return what both have by the same name."""
+    return {name: (value, new[name]) for name, value in old.items() if name in new}
 
 
 def _open(model: Model) -> tuple[Model, Analysis]:
