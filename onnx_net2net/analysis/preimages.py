@@ -55,7 +55,7 @@ def place_before(
         before = _unpicked(picks[node.outputs.index(result)], own, place)
         is_alone = len(node.inputs[0].outputs) == 1 or (number, index) in analysis.uses  # each read has its own version
         nobody_reads_the_rest = place.mask.all() and len(picks) == 1 and is_alone
-        return replace(before, mask=np.ones_like(before.mask)) if nobody_reads_the_rest else before
+        return replace(before, mask=whole(analysis, number, index)) if nobody_reads_the_rest else before
     if node.op == "Concat":
         return _part(analysis, dims, number, index, place)
     if node.op in traits.IN_PLACE and own == tuple(shape):
