@@ -24,7 +24,7 @@ from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, stage, write
 from onnx_net2net.model.staging import work_folder, writing
-from onnx_net2net.model.tensors import Weights, data_of, detach
+from onnx_net2net.model.tensors import FileTensor, Weights, data_of, detach
 
 __all__ = ["Model", "Progress", "load"]
 
@@ -69,7 +69,9 @@ class Model:
     @property
     def is_fresh(self) -> bool:
         """Whether it comes straight from an operation: its weights are computed when they are asked for."""
-        return any(isinstance(weight, ir.LazyTensor) for weight in self.weights.values())
+        return any(
+            isinstance(weight, ir.LazyTensor) and not isinstance(weight, FileTensor) for weight in self.weights.values()
+        )
 
     def tensor(self, tensor: onnx.TensorProto) -> ir.TensorProtocol:
         """Return the tensor behind a `TensorProto` of `proto`, stub or not; nothing is read yet."""

@@ -80,6 +80,19 @@ def test_teachers_may_be_in_memory_or_in_another_file(tmp_path):
     assert not load(tmp_path / "student.onnx").is_fresh
 
 
+def test_a_student_with_its_weights_in_another_file_is_compared_too(tmp_path):
+    path = tmp_path / "student.onnx"
+    widen(MLP, factor=1.5).student.save(path)
+    outside = {"save_as_external_data": True, "size_threshold": 0}
+    onnx.save_model(onnx.load(path), tmp_path / "sound.onnx", location="sound.data", **outside)
+    onnx.save_model(spoiled(path, off_by(1e-4)), tmp_path / "spoiled.onnx", location="spoiled.data", **outside)
+    assert not load(tmp_path / "sound.onnx").is_fresh
+    assert verify(MLP, tmp_path / "sound.onnx", samples=1).equivalent
+    found = verify(MLP, tmp_path / "spoiled.onnx", samples=1).departure
+    assert found is not None
+    assert found.elements == 1
+
+
 def test_what_the_user_allows_is_no_departure(tmp_path):
     path = tmp_path / "student.onnx"
     widen(MLP, factor=1.5).student.save(path)
