@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from onnx_net2net import BadInputError, RefusedError, load, narrow, verify, widen
 from onnx_net2net.analysis.activations import WAYS
-from onnx_net2net.cli import main as cli
+from onnx_net2net.cli import deepen as command
 from onnx_net2net.cli.main import main
 from onnx_net2net.model.history import history
 from onnx_net2net.operations.deepen.deepen import deepen, places
@@ -372,4 +372,4 @@ def test_the_command_line(tmp_path, capsys):
     assert record["parameters"]["after"] > record["parameters"]["before"]
     assert main(["deepen", str(teacher), "--all"]) == 2
     assert main(["deepen", str(teacher), "-o", str(student), "--after", "inception3a.*", "--width", "2x"]) == 0
-    assert set(cli.WAYS) == {*WAYS, "cancel"}
+    assert set(command._ALL_WAYS) == {*WAYS, "cancel"}
