@@ -11,13 +11,14 @@ from typing import Any
 from rich.table import Table
 
 from onnx_net2net.cli.options import JSON, REPORT, TEACHER, Command, argument
-from onnx_net2net.cli.output import say_json, shape_text, table, tell
+from onnx_net2net.cli.output import say, say_json, shape_text, table, tell
 from onnx_net2net.cli.student import say_written, widths_of
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.optimizer import grow_state, output_beside, read_state, with_note, write_state
+from onnx_net2net.framework.recipe import next_steps, recipe_of_entries
 from onnx_net2net.model.model import load
 
 
@@ -39,11 +40,13 @@ def run(options: argparse.Namespace) -> int:
     result.save(options.output, beside)
     if beside:
         result = with_note(result)
+    advice = recipe_of_entries(result.entries, carried=state is not None)
     if options.json:
-        say_json({**_to_dict(result), **widths, "output": str(options.output)})
+        say_json({**_to_dict(result), **widths, "output": str(options.output), "recipe": advice.as_dict()})
         return 0
     title = f"{(options.state_dict or options.teacher).name} -> {options.output.name}"
     tell([_table(result, title), *result.notes, *widths.get("widths", ())])
+    say(next_steps(advice))
     say_written(options, *outputs)
     return 0
 

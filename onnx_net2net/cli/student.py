@@ -12,6 +12,7 @@ from typing import Any
 from onnx_net2net.cli.options import checking
 from onnx_net2net.cli.output import progress_bar, say, say_json, tell
 from onnx_net2net.errors import Net2NetError, NotEquivalentError
+from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.saving import check_target
@@ -63,12 +64,14 @@ def deliver(
             if not inexact and not verification.equivalent:
                 raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
+    advice = None if isinstance(result, Narrowing) else recipe_of(result)
     if options.json:
         checked = verification.to_dict() if verification else None
-        say_json({**record, **widths, "verification": checked, "output": str(options.output)})
+        then = {"recipe": advice.as_dict()} if advice else {}
+        say_json({**record, **widths, "verification": checked, "output": str(options.output), **then})
         return 0
-    tell([*lines, *widths.get("widths", ()), *([f"not exact, as asked ({inexact})"] if inexact else [])])
-    tell([verification or "not verified (--no-verify)"])
+    tell([*lines, *widths.get("widths", ()), *([next_steps(advice)] if advice else [])])
+    tell([*([f"not exact, as asked ({inexact})"] if inexact else []), verification or "not verified (--no-verify)"])
     say_written(options, options.output)
     return 0
 

@@ -5,9 +5,15 @@ The advice is one table, `ADVICE`, each line with its evidence. Numbers follow f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from onnx_net2net.algebra.weights import WeightGrowth
+from onnx_net2net.framework.entries import Entry
+from onnx_net2net.operations.deepen.deepen import Deepening
+from onnx_net2net.operations.widen.widen import Widening
 
 WARMUP = 0.05
 """Part of the student's steps in which the rate rises to its peak."""
@@ -136,6 +142,33 @@ def recipe(weights: Iterable[GrownWeight], depth: float = 1.0, *, carried: bool 
     most = max(elements, key=lambda scale: (elements[scale], -scale), default=round(1 / depth, 4))
     others = {name: scale for name, scale in scales.items() if scale != 1.0}
     return Recipe(most, 1.0, others, 0.0 if carried else WARMUP)
+
+
+def recipe_of(result: Widening | Deepening) -> Recipe:
+    """Say how to train on what was widened or deepened; weights have the names of the student's constants."""
+    if isinstance(result, Deepening):
+        counts = result.depths.values()
+        return recipe((), max((after / before for before, after in counts), default=1.0))
+    grown = {constant.student: constant.growth for constant in result.constants}
+    return recipe(_grown(name, [growth]) for name, growth in grown.items())
+
+
+def recipe_of_entries(entries: Iterable[Entry], *, carried: bool = False) -> Recipe:
+    """Say how to train on a class that takes these entries.
+
+    Args:
+        entries: Of the student's state dict.
+        carried: Whether the optimizer's state was carried over.
+    """
+    return recipe((_grown(entry.name, entry.growths) for entry in entries if entry.growths), carried=carried)
+
+
+def _grown(name: str, growths: Sequence[WeightGrowth]) -> GrownWeight:
+    """Describe a weight by its growths, step by step."""
+    shape = growths[-1].shape
+    read = [axis.map for growth in growths for axis in growth.axes if axis.reads]
+    reads = math.prod(map.new / map.old for map in read if map.old)
+    return GrownWeight(name, len(shape), math.prod(shape), reads)
 
 
 def next_steps(recipe: Recipe) -> str:

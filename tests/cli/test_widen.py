@@ -33,7 +33,9 @@ def test_widen_as_json(cli, teacher):
     )
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert set(record) == {"exact", "seed", "covered", "parameters", "dims", "fixed", "notes", "verification", "output"}
+    told = {"exact", "seed", "covered", "parameters", "dims", "fixed", "notes", "verification", "output", "recipe"}
+    assert set(record) == told
+    assert record["recipe"]["peak_rate"]["adam"] == pytest.approx(128 / 176, abs=0.01)
     assert (record["exact"], record["seed"], record["output"]) == (True, 5, str(path))
     assert record["parameters"]["before"] == 17226 < record["parameters"]["after"]
     assert record["dims"][0] == {"name": "fc1", "before": 128, "after": 176, "wanted": 128 * 1.37, "map": "replicate"}
