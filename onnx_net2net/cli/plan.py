@@ -39,7 +39,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _without_probe(small: Log, options: argparse.Namespace) -> int:
     """Say what follows from the small network alone."""
-    ratio = options.ratio or 1 / options.factor**2
+    if options.ratio is None and not options.factor > 0:
+        raise BadInputError(f"--factor must be above 0, not {options.factor:g}")
+    ratio = 1 / options.factor**2 if options.ratio is None else options.ratio
     said = expected(small, ratio, _budget(options.budget, None))
     if options.json:
         say_json({"ratio": ratio, "pays": None, "grow_at": list(said)})

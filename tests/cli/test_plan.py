@@ -60,3 +60,9 @@ def test_a_picture_is_drawn(logs, tmp_path, capsys):
 def test_a_budget_that_is_none_is_refused(logs, capsys, budget):
     assert main(["plan", logs[0], f"--budget={budget}"]) == 2
     assert "--budget" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("factor", "0"), ("factor", "-2"), ("factor", "nan"), ("ratio", "0")])
+def test_a_cost_that_is_none_is_refused(logs, capsys, option, value):
+    assert main(["plan", logs[0], "--budget", "1000", f"--{option}={value}"]) == 2
+    assert "must be above 0" in capsys.readouterr().err
