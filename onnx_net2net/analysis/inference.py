@@ -24,7 +24,8 @@ from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
 from onnx_net2net.graph.walk import constant_of, is_alias
 from onnx_net2net.model.model import Model
 from onnx_net2net.rules import lookup, traits
-from onnx_net2net.rules.op import LISTED, UNREAD, Op
+from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.reasons import LISTED, UNREAD, UNTYPED
 from onnx_net2net.rules.statements import Contraction, Statements
 
 STRICT = False
@@ -248,7 +249,7 @@ def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int]
         op.freeze_all(f"has no growth rule ({domain}{node.op}, opset {op.version}; see onnx_net2net.rules.rule)")
     elif _is_partly_unknown(analysis, op, node):
         told = (analysis.sizes.failures[t.name] for t in node.outputs if t.name in analysis.sizes.refused)
-        op.freeze_all(next(told, "has an operand whose shape could not be inferred"))
+        op.freeze_all(next(told, UNTYPED))
     else:
         try:
             rule(op)

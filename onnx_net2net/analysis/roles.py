@@ -19,7 +19,7 @@ from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
-from onnx_net2net.rules.op import ROUTINE
+from onnx_net2net.rules.reasons import Kind, kind_of
 
 
 class Role(str, Enum):
@@ -300,7 +300,7 @@ def _channels(net: Network) -> Found:
 
 def _is_routine(dim: Dim) -> bool:
     """Tell whether a dim is fixed as positions, kernels and directions are."""
-    return dim.frozen is not None and dim.frozen.endswith(ROUTINE)
+    return kind_of(dim.frozen) is Kind.ROUTINE
 
 
 _MOST_SPECIFIC_FIRST = (_attention, _experts, _recurrences, _tables, _groups, _residuals, _ends, _channels)

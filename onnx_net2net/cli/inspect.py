@@ -13,7 +13,7 @@ from onnx_net2net.analysis.loadable import inspect_for
 from onnx_net2net.cli.options import Command, argument, for_framework
 from onnx_net2net.cli.output import say, say_json, table, tell
 from onnx_net2net.model.model import load
-from onnx_net2net.rules.op import ROUTINE
+from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
 
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the dims."""
     model = load(options.model)
     inspection = inspect_for(options.framework, model)
-    if any("could not be inferred" in (group.reason or "") for group in inspection.groups):
+    if any(kind_of(group.reason) is Kind.UNTYPED for group in inspection.groups):
         check_runs(model, "the model")
     if options.json:
         say_json(_to_dict(inspection))
@@ -46,7 +46,7 @@ COMMAND = Command(
 
 def is_routine(group: Group) -> bool:
     """Tell whether a dim is fixed for a reason that every network has: kernels, positions, lists of sizes."""
-    return group.reason is not None and group.reason.endswith(ROUTINE)
+    return kind_of(group.reason) is Kind.ROUTINE
 
 
 def _table(inspection: Inspection, title: str) -> Table:

@@ -23,9 +23,6 @@ Relation = Literal[
     "same", "transposed", "reshaped", "gate order", "concatenated", "repeated", "folded", "gathered", "recovered"
 ]
 
-_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Where torch's gates (ifgo, rzn) are among ONNX's (iofc, zrh)."""
-
 _MOST_AXES = 5
 
 
@@ -244,10 +241,10 @@ def _views(constant: StoredConstant, values: Array) -> Iterator[View]:
         once = tuple(Once(axis) for axis, size in enumerate(values.shape) if size > 1 and _is_repeated(values, axis))
         if once and len(once) < sum(size > 1 for size in values.shape):
             yield once
-    read = next((read for read in constant.reads if read.operator in _GATES and read.input in (1, 2, 3)), None)
+    read = next((read for read in constant.reads if read.operator in traits.GATES and read.input in (1, 2, 3)), None)
     if read is None:
         return
-    order, width = _GATES[read.operator], constant.shape[1]
+    order, width = traits.GATES[read.operator], constant.shape[1]
     gates: View = (Blocks(0, order),) if len(order) > 1 else ()
     for direction in range(constant.shape[0]):
         one: View = (Slice(0, direction, direction + 1), Reshape(constant.shape[1:]))

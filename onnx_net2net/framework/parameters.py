@@ -25,21 +25,9 @@ from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, bodies, initializer_names, refill, scopes, unused, value_names
+from onnx_net2net.rules import traits
 
 Kind = Literal["parameter", "statistic"]
-
-STATISTICS = {("BatchNormalization", 3), ("BatchNormalization", 4)}
-"""Inputs (operator, index) that are measured by training, not trained."""
-
-_NORMS = {
-    **dict.fromkeys(("Batch", "Layer", "Instance", "Group", "RMS", "SimplifiedLayer"), (1, 2)),
-    **dict.fromkeys(("SkipLayer", "SkipSimplifiedLayer"), (2, 3, 4)),
-}
-_LEARNT = {("PRelu", 1)} | {(f"{kind}Normalization", index) for kind, indices in _NORMS.items() for index in indices}
-"""Inputs (operator, index) that are learnt even where no layer is near, and where one number is for all units."""
-
-_NO_WEIGHTS = {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Clip", 1), ("Clip", 2), ("Pad", 2), ("OneHot", 2)}
-"""Inputs (operator, index) that are sizes and limits."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +116,9 @@ def _kinds(plain: Model) -> dict[str, Kind]:
         for node in scope.node:
             for index, name in enumerate(node.input):
                 reads.setdefault(name, set()).add((node.op_type, index))
-    weights |= {name for name, places in reads.items() if places & _LEARNT}
-    measured = {name for name, places in reads.items() if places <= STATISTICS}
-    limits = {name for name, places in reads.items() if places & _NO_WEIGHTS}
+    weights |= {name for name, places in reads.items() if places & traits.LEARNT}
+    measured = {name for name, places in reads.items() if places <= traits.STATISTICS}
+    limits = {name for name, places in reads.items() if places & traits.LIMITS}
     kinds: dict[str, Kind] = dict.fromkeys(floats & (weights - limits), "parameter")
     return kinds | dict.fromkeys(floats & measured, "statistic")
 

@@ -8,7 +8,7 @@ its outputs and what follows from them alone stay unknown, which freezes them la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -19,8 +19,8 @@ import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference.ops import load_op
 
-SMALL = 2048
-"""Elements up to which a tensor is evaluated; sizes and bounds are far below, lists of the units of a dim just so."""
+from onnx_net2net.rules import traits
+from onnx_net2net.rules.typing import SMALL, STEPS, TypeFunction, UntypableError, is_large, type_functions
 
 PROBES = (
     (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41),  # coprime: no product of two dynamic axes looks like another
@@ -30,46 +30,11 @@ PROBES = (
 )
 """Sizes tried for the dynamic axes, in order; the first set that the whole graph accepts is used."""
 
-STEPS = 43
-"""How often a loop runs for the sake of sizes, unless the most that it may is known."""
-
 _LONGEST = 1 << 28
 """Units that an axis may have; where one has more the shape is taken as not known."""
 
-_LARGE = SMALL**2
-"""Elements that two small inputs make at most; no node is evaluated that makes more."""
-
 _EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
 """Types on which the reference operators keep to the specification."""
-
-_BLOWN_UP = {
-    *("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad"),
-    *("Sum", "Max", "Min", "Mean", "Where", "Einsum"),
-}
-"""Operators that may make something large of small inputs, and are evaluated where they do not."""
-
-_TYPED = {
-    *("OneHot", "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT"),
-    *(
-        "Conv",
-        "ConvInteger",
-        "ConvTranspose",
-        "DeformConv",
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "MaxUnpool",
-        "MaxRoiPool",
-    ),
-    *("Col2Im", "CenterCropPad", "AffineGrid", "GridSample", "RoiAlign", "MaxRoiPool", "ImageDecoder"),
-}
-"""Operators whose attributes or inputs say how large a result is: no list of sizes is made by these."""
-
-RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
-
-
-class UntypableError(ValueError):
-    """An operator has outputs without a shape; the text says why, as it stands behind the node's name."""
 
 
 @dataclass
@@ -104,25 +69,6 @@ class Sizes:
         """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
         proto = self.types.get(name)
         return int(proto.tensor_type.elem_type) if proto is not None else 0
-
-
-Typed = tuple[int, tuple[int, ...]]
-"""An element type (onnx.TensorProto.DataType) and a shape."""
-
-TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
-"""Types the outputs of an operator from the types of its inputs, its attributes and the known input values."""
-
-_type_functions: dict[tuple[str, str], TypeFunction] = {}
-
-
-def type_function(*kinds: str, domain: str) -> Callable[[TypeFunction], TypeFunction]:
-    """Register how to type the outputs of operators that have no schema in `onnx`."""
-
-    def register(function: TypeFunction) -> TypeFunction:
-        _type_functions.update({(domain, kind): function for kind in kinds})
-        return function
-
-    return register
 
 
 def infer(model: onnx.ModelProto) -> Sizes:
@@ -297,13 +243,13 @@ def _measure(node: onnx.NodeProto, sizes: Sizes) -> bool:
 
 def _is_computed(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
     """Tell whether all that a node reads is known, and what it makes is a value of use, not too large."""
-    if not node.input or node.op_type in (*RANDOM, *_TYPED) or any(a.type == a.GRAPH for a in node.attribute):
+    if not node.input or node.op_type in traits.RANDOM | traits.SIZED or any(a.type == a.GRAPH for a in node.attribute):
         return False
     if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):
         return False
     if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
         return False
-    return node.op_type not in _BLOWN_UP or not _is_large(node, inputs)
+    return not is_large(node.op_type, inputs)
 
 
 def _silent(*_: Any) -> None:
@@ -313,27 +259,12 @@ def _silent(*_: Any) -> None:
 def _is_known(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
     """Tell whether the outputs of a node can be typed without what the file says of them."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    return (domain, node.op_type) in _type_functions or defs.has(node.op_type, versions.get(domain, 1), domain)
+    return (domain, node.op_type) in type_functions or defs.has(node.op_type, versions.get(domain, 1), domain)
 
 
 @cache
 def _operator(kind: str, version: int) -> Any:
     return load_op("", kind, version)
-
-
-def _is_large(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
-    """Tell whether a node would blow small inputs up, so that it is better typed than computed."""
-    if node.op_type in ("Sum", "Max", "Min", "Mean", "Where"):
-        return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
-    if node.op_type == "Einsum":
-        return prod(value.size for value in inputs if value is not None) > _LARGE
-    if node.op_type in ("ConstantOfShape", "Expand"):
-        shape = inputs[-1]
-        return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
-    if node.op_type == "Range":
-        start, limit, delta = (float(np.asarray(value)) for value in inputs)
-        return delta == 0 or (limit - start) / delta > SMALL
-    return node.op_type != "Tile" or prod(map(int, inputs[1].reshape(-1))) * inputs[0].size > SMALL  # type: ignore[union-attr, arg-type]
 
 
 def _set_value(sizes: Sizes, name: str, value: np.ndarray) -> None:
@@ -363,8 +294,8 @@ def _type(
 ) -> None:
     """Type the outputs of a node by the schema of its operator."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if (domain, node.op_type) in _type_functions:
-        _type_by_function(node, sizes, _type_functions[domain, node.op_type])
+    if (domain, node.op_type) in type_functions:
+        _type_by_function(node, sizes, type_functions[domain, node.op_type])
         return
     schema = defs.get_schema(node.op_type, versions.get(domain, 1), domain)
     known = {name: sizes.types[name] for name in node.input if name in sizes.types}

@@ -25,17 +25,10 @@ from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
-
-_MOVES = ("Gather", "Slice", "Split", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
-          "Expand", "Tile", "Cast", "CastLike", "Add", "Sub", "Sum", "Neg", "Pad", "AveragePool", "GlobalAveragePool",
-          "MaxPool", "Relu", "LeakyRelu", "DepthToSpace", "SpaceToDepth", "Dropout", "Abs", "Max", "Min", "ScatterND",
-          "Resize", "Where", "Roll", "PRelu")  # fmt: skip
-"""Operators f with f(a x) = a f(x) in all their data inputs together."""
-
-_SIZES = ("Shape", "Size")
 
 
 @dataclass
@@ -153,7 +146,7 @@ class _Stream:
 
     def _relate(self, number: int) -> None:
         node, said = self._analysis.nodes[number], self._analysis.said.get(number)
-        if node.op in _SIZES or said is None or not node.outputs:
+        if node.op in traits.SHAPES or said is None or not node.outputs:
             return
         data, result = self._data(number), node.outputs[0]
         if any(self._dim in leaves(axis) for statistic in said.statistics for axis in statistic.axes):
@@ -169,7 +162,7 @@ class _Stream:
             self._scale(data[0], result, power, number)
         elif node.op in ("Sqrt", "Reciprocal"):
             self._scale(data[0], result, 0.5 if node.op == "Sqrt" else -1.0, number)
-        elif node.op in _MOVES or said.pointwise in ("linear", "relu"):
+        elif node.op in traits.HOMOGENEOUS or said.pointwise in ("linear", "relu"):
             for output in node.outputs:
                 self._equal(data, output, number)
         elif any(self._exponent(t) for t in (*data, *node.outputs)):
@@ -313,7 +306,7 @@ class _Stream:
                     yield (number, index), after - before
                 elif node.op == "Div" and index == self._vector(number):
                     yield (number, index), before - after
-                elif after and (said.contractions or node.op in _MOVES) and self._is_value(number, index):
+                elif after and (said.contractions or node.op in traits.HOMOGENEOUS) and self._is_value(number, index):
                     if math.prod(constant.shape) == 1:
                         raise RefusedError(f"{node.op} {node.name!r} adds a number to what would have to be scaled")
                     yield (number, index), after

@@ -26,10 +26,10 @@ from typing import Any
 
 from onnx import defs, helper
 
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import inert as inert_attributes
 from onnx_net2net.rules.op import Op, UnknownShapeError, align
 from onnx_net2net.rules.signature import Signature, Term, parse
+from onnx_net2net.rules.typing import Typed, type_function
 
 Rule = Callable[[Op], None]
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.normalization import typed_as_input
-from onnx_net2net.rules.op import KERNEL, Op
+from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.reasons import KERNEL
+from onnx_net2net.rules.typing import Typed, type_function
 
 MICROSOFT = "com.microsoft"
 PACKED = "reads queries, keys and values from one operand, where only some would carry the weights of copies"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.normalization import typed_as_input
 from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.typing import Typed, type_function
 
 DOMAIN = "ai.onnx.ml"
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
-from onnx_net2net.graph.sizes import Typed, TypeFunction, type_function
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.attention import MICROSOFT
 from onnx_net2net.rules.convolution import max_pool
@@ -19,6 +18,7 @@ from onnx_net2net.rules.linear import gemm
 from onnx_net2net.rules.movement import match_runs, pad
 from onnx_net2net.rules.op import Op
 from onnx_net2net.rules.traits import UNARY
+from onnx_net2net.rules.typing import Typed, TypeFunction, type_function
 
 Types = Sequence["Typed | None"]
 Attrs = Mapping[str, Any]

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import Axes
-from onnx_net2net.graph.sizes import STEPS, Typed, UntypableError, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.movement import match_runs
 from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.typing import STEPS, Typed, UntypableError, type_function
 
 BODY = "onnx_net2net.body"
 MOST_STEPS = 1_000_000  # a larger limit says only that there is none

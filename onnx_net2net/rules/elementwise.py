@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.op import Op
 from onnx_net2net.rules.traits import BROADCASTING, UNARY
+from onnx_net2net.rules.typing import Typed, type_function
 
 
 def _unary(kind: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axes, Axis, Dim, Product, cut
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.normalization import typed_as_input
-from onnx_net2net.rules.op import LISTED, LOOKED_UP, Op
+from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.reasons import LISTED, LOOKED_UP
+from onnx_net2net.rules.typing import Typed, type_function
 
 WRITTEN = "writes entries along this axis, where copies would be written twice"
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product, cut, factor
 from onnx_net2net.rules import rule
-from onnx_net2net.rules.op import LOOKED_UP, Op, required
+from onnx_net2net.rules.op import Op, required
+from onnx_net2net.rules.reasons import LOOKED_UP
 
 
 @rule("Constant", "Shape", "Size", "Range", "RandomNormal", "RandomUniform")

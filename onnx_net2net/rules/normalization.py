@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.typing import Typed, type_function
 
 
 @rule("BatchNormalization")

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
+from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, UNREAD, Reason
 from onnx_net2net.rules.signature import Operand, Term, parse
 from onnx_net2net.rules.statements import (
     Contraction,
@@ -26,13 +27,6 @@ from onnx_net2net.rules.statements import (
     Statements,
     Statistic,
 )
-
-KERNEL = "works along this axis"
-LISTED = "is a list of sizes or places"
-LOOKED_UP = "looks entries up along this axis"
-UNREAD = "reads this operand as it is"
-ROUTINE = (KERNEL, LISTED, UNREAD)
-"""Reasons for which axes are fixed in every network: kernels and positions, not channels."""
 
 
 class _Attributes(dict[str, Any]):
@@ -178,7 +172,8 @@ class Op:
 
     def why(self, reason: str) -> str:
         """Phrase a reason with the node in front."""
-        return f"{self.kind} {self.label!r} {reason}"
+        text = f"{self.kind} {self.label!r} {reason}"
+        return Reason(text, reason.kind) if isinstance(reason, Reason) else text
 
     def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
         """State that two axes are the same units in the same order."""

@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 
 from onnx_net2net.algebra.dims import Axes, Concat, Dim, Product
-from onnx_net2net.graph.sizes import Typed, type_function
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.attention import MICROSOFT
 from onnx_net2net.rules.contrib import like
 from onnx_net2net.rules.linear import matmul
 from onnx_net2net.rules.op import Op
+from onnx_net2net.rules.typing import Typed, type_function
 
 
 def _per_unit(op: Op, index: int, data: Axes | None, axis: int, block: int = 0) -> None:

@@ -4,15 +4,20 @@ Each trait is a set of operator names; ask with `node.op in traits.MOVES`. A rul
 axes of its operands; a trait says what kind of operator it is. A list of operators anywhere else in the package is a
 trait that belongs here. A place that needs more or less than a trait says so where it asks (`MOVES | {"Clip"}`).
 
-    values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, JOINS, SHAPES
+    values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, HANDED_ON, JOINS, SHAPES
+    numbers     LOOKUPS, LENGTHS, COUNTS, LIMITS, DOMAINS, MASKING, RANDOM, SIZED
     arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
                 LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING
-    layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, POOLS, CHOICES
+    layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, GATES, STATISTICS,
+                LEARNT, POOLS, CHOICES
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+EVERY = range(1000)
+"""All inputs."""
 
 # --- Values that are moved ----------------------------------------------------------------------------------------
 
@@ -40,11 +45,55 @@ REPEATS = frozenset({"Expand", "Tile"})
 MOVES = frozenset({*COPIES, *CASTS, *REFOLDS, "Transpose", *CUTS, *PICKS, *REPEATS, "DepthToSpace", "SpaceToDepth"})
 """The results have values of the first input, in another place or type, and no others."""
 
+HANDED_ON: dict[str, Sequence[int]] = {
+    **dict.fromkeys((*MOVES - {"DepthToSpace", "SpaceToDepth"}, "Pad", "Clip", "ReduceMax", "ReduceMin",
+                     "ReverseSequence", "Floor", "Ceil", "Round", "Abs", "Trilu"), (0,)),
+    **dict.fromkeys(("Concat", "Max", "Min"), EVERY), "Where": (1, 2), "ScatterND": (0, 2), "ScatterElements": (0, 2),
+}  # fmt: skip
+"""Inputs whose values reach the result, perhaps rounded, clipped or with harmless ones beside them."""
+
 JOINS = frozenset({"Concat"})
 """The result has the values of all inputs, end to end."""
 
 SHAPES = frozenset({"Shape", "Size"})
 """The result depends on the shape of the input, not on its values."""
+
+# --- Numbers that are not data ---------------------------------------------------------------------------------------
+
+LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
+    "Gather": ({1: 0}, "axis"), "GatherElements": ({1: 0}, "axis"), "ScatterElements": ({1: 0}, "axis"),
+    "GatherBlockQuantized": ({1: 0}, "gather_axis"), "GatherND": ({1: 0}, "batch_dims"), "ScatterND": ({1: 0}, ""),
+    "EmbedLayerNormalization": ({0: 2, 1: 4, 8: 3}, ""), "RotaryEmbedding": ({1: 2, 3: 1}, ""),
+    "ArrayFeatureExtractor": ({1: 0}, "-1"),
+}  # fmt: skip
+"""For each input that holds indices the table that it indexes, and the attribute (or number) of the table's axis."""
+
+LENGTHS = {("LSTM", 4): "", ("GRU", 4): "", ("RNN", 4): "", ("ReverseSequence", 1): "time_axis"}
+"""Inputs (operator, index) that are lengths of sequences, and the attribute of the axis of input 0 that they bound."""
+
+COUNTS = frozenset({("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 1), ("Loop", 0),
+                    ("TopK", 1), ("Resize", 3), ("Slice", 2)})  # fmt: skip
+"""Inputs (operator, index) that are sizes and counts."""
+
+LIMITS = frozenset({("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Clip", 1), ("Clip", 2), ("Pad", 2), ("OneHot", 2)})
+"""Inputs (operator, index) that are scales and limits: floats that nobody trains."""
+
+DOMAINS = frozenset({("Sqrt", 0), ("Log", 0), ("BatchNormalization", 4)})
+"""Inputs (operator, index) that have to be positive."""
+
+MASKING = frozenset({"Equal", "Not", "And", "Or", "Sub", "Mul", "ReduceSum", "CumSum", "Greater", "Less", "Where"})
+"""Operators that read a mask of whole numbers."""
+
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+                    "Multinomial"})  # fmt: skip
+"""Operators whose results differ from run to run."""
+
+SIZED = frozenset({
+    "OneHot", "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT", "Conv",
+    "ConvInteger", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "MaxUnpool", "MaxRoiPool",
+    "Col2Im", "CenterCropPad", "AffineGrid", "GridSample", "RoiAlign", "ImageDecoder",
+})  # fmt: skip
+"""Operators whose attributes or inputs say how large a result is; nobody makes lists of sizes with them."""
 
 # --- Arithmetic ---------------------------------------------------------------------------------------------------
 
@@ -75,9 +124,6 @@ LINEAR = frozenset({*MOVES, *MEANS, "Neg"})
 POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "Max", "Min", "ReduceMax",
                       "ReduceMin", "ReduceL1"})  # fmt: skip
 """f(a x) = a f(x) for positive numbers a only, where x is all inputs (the first of PRelu)."""
-
-EVERY = range(256)
-"""All inputs."""
 
 LINEAR_IN_EACH: dict[str, Sequence[int]] = {
     "Mul": (0, 1), "Div": (0,), "MatMul": (1, 0), "Gemm": (1, 0), "Conv": (1, 0), "ConvTranspose": (1, 0),
@@ -153,6 +199,18 @@ UNIT_NORMS = frozenset({*ROW_NORMS, "InstanceNormalization", "GroupNormalization
 
 NORMS = frozenset({*UNIT_NORMS, "BatchNormalization"})
 """Normalisers with a scale (input 1) and perhaps a shift (input 2)."""
+
+GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""Where PyTorch's gates (ifgo, rzn) of recurrent layers are among those of ONNX (iofc, zrh)."""
+
+STATISTICS = frozenset({("BatchNormalization", 3), ("BatchNormalization", 4)})
+"""Inputs (operator, index) that are measured by training, not trained."""
+
+LEARNT = frozenset({("PRelu", 1), ("SkipLayerNormalization", 4), ("SkipSimplifiedLayerNormalization", 4)}).union(
+    ((norm, index) for norm in NORMS for index in (1, 2)),
+    ((f"Skip{norm}", index) for norm in ROW_NORMS - {"RMSNormalization"} for index in (2, 3)),
+)
+"""Inputs (operator, index) that are learnt even where no layer is near, and where one number is for all units."""
 
 POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"})
 """Poolings of each channel along positions."""

@@ -10,33 +10,10 @@ from onnx import TensorProto, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.model.protos import bodies
+from onnx_net2net.rules import traits
 
 Size = int | str
 """A number, the name of a dynamic axis, or arithmetic over such names."""
-
-# Operators that hand on the values of some inputs: all other values of their outputs are harmless.
-_MOVES = """Cast CastLike Identity Reshape Flatten Squeeze Unsqueeze Slice Transpose Expand Tile Split Pad Clip Gather
-    GatherElements GatherND ReduceMax ReduceMin ReverseSequence Floor Ceil Round Abs Dropout Trilu"""
-_ONWARD: dict[str, Sequence[int]] = {
-    **dict.fromkeys(_MOVES.split(), (0,)),
-    **dict.fromkeys(("Concat", "Max", "Min"), range(1000)),
-    "Where": (1, 2),
-    "ScatterND": (0, 2),
-    "ScatterElements": (0, 2),
-}
-# Operators that look values up: {index input: table input}, and the attribute that names the table's axis.
-_LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
-    "Gather": ({1: 0}, "axis"),
-    "GatherElements": ({1: 0}, "axis"),
-    "ScatterElements": ({1: 0}, "axis"),
-    "GatherBlockQuantized": ({1: 0}, "gather_axis"),
-    "GatherND": ({1: 0}, "batch_dims"),
-    "ScatterND": ({1: 0}, ""),
-    "EmbedLayerNormalization": ({0: 2, 1: 4, 8: 3}, ""),
-    "RotaryEmbedding": ({1: 2, 3: 1}, ""),
-    "ArrayFeatureExtractor": ({1: 0}, "-1"),
-}
-LENGTHS = {("LSTM", 4): "", ("GRU", 4): "", ("RNN", 4): "", ("ReverseSequence", 1): "time_axis"}
 
 
 def declared_shape(info: onnx.ValueInfoProto) -> tuple[Size, ...]:
@@ -121,7 +98,7 @@ class Flow:
             return 0 if node.op_type == "Add" and self._switched(node.input[1 - index]) else None
         if node.op_type == "Mul" and self._switched(node.output[0]):
             return 0
-        return 0 if index in _ONWARD.get(node.op_type, ()) else None
+        return 0 if index in traits.HANDED_ON.get(node.op_type, ()) else None
 
     def _switched(self, name: str) -> bool:
         """Tell whether a tensor is one side of ``a * switch + b * (1 - switch)``, which is Where in arithmetic."""
@@ -134,10 +111,10 @@ class Flow:
         if node.op_type == "OneHot" and index == 0:
             depth = self._whole(node.input[1])
             return [] if depth is None else [(int(depth.max()), 0)]
-        if (node.op_type, index) in LENGTHS:  # from one to the whole length
-            axis = _attribute(node, LENGTHS[node.op_type, index])
+        if (node.op_type, index) in traits.LENGTHS:  # from one to the whole length
+            axis = _attribute(node, traits.LENGTHS[node.op_type, index])
             return [(size, -1) for size in self._sizes(node.input[0])[axis:][:1]] or [(1, -1)]
-        tables, axis_name = _LOOKUPS.get(node.op_type, ({}, ""))
+        tables, axis_name = traits.LOOKUPS.get(node.op_type, ({}, ""))
         if index not in tables or tables[index] >= len(node.input):
             return []
         sizes = self._sizes(node.input[tables[index]])

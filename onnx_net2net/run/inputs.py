@@ -26,7 +26,8 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.protos import free_inputs
-from onnx_net2net.run.input_uses import LENGTHS, Flow, Size, declared_shape
+from onnx_net2net.rules import traits
+from onnx_net2net.run.input_uses import Flow, Size, declared_shape
 
 Feeds = dict[str, Array]
 
@@ -42,12 +43,6 @@ _SIZES = (
 _LARGE_SIZES = ((128,), (224,), (256,), (384,), (512,))
 _BATCHES = (2, 1, 3)
 _RARE_BATCHES = (4, 8, 16, 32, 64)
-
-# What a whole number or a float is for, by the (operator, input) pairs or the operators that it reaches.
-_COUNTS = {("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 1), ("Loop", 0)}
-_COUNTS |= {("TopK", 1), ("Resize", 3), ("Slice", 2)}
-_POSITIVE = {("Sqrt", 0), ("Log", 0), ("BatchNormalization", 4)}
-_MASKING = {"Equal", "Not", "And", "Or", "Sub", "Mul", "ReduceSum", "CumSum", "Greater", "Less", "Where"}
 
 
 @dataclass(frozen=True)
@@ -295,15 +290,15 @@ def _spec(info: onnx.ValueInfoProto, flow: Flow) -> InputSpec:
     if "mask" in info.name.lower() and "id" not in info.name.lower():
         return spec("mask")
     if bounds:
-        return spec("whole", low=int(any(use in LENGTHS for use in uses)), bounds=tuple(bounds))
+        return spec("whole", low=int(any(use in traits.LENGTHS for use in uses)), bounds=tuple(bounds))
     if dtype.kind not in "iub":  # numpy does not count bfloat16 among its floats
-        return spec("positive" if uses & _POSITIVE else "real")
-    if uses & _COUNTS and dtype.kind != "b":
+        return spec("positive" if uses & traits.DOMAINS else "real")
+    if uses & traits.COUNTS and dtype.kind != "b":
         return spec("whole", low=1, bounds=((4, 0),))
     if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) > 2:  # pixels
         return spec("whole", low=int(np.iinfo(dtype).min), bounds=((int(np.iinfo(dtype).max) + 1, 0),))
     choices = flow.compared(info.name) if shape in ((), (1,)) else []
     if choices:  # a mode, like a sampling rate; where one is asked for, there is another
         return spec("choice", choices=tuple(choices) if len(choices) > 1 else (choices[0], choices[0] + 1))
-    masking = len(shape) > 1 and dtype.kind != "b" and any(op in _MASKING for op, _ in uses)
+    masking = len(shape) > 1 and dtype.kind != "b" and any(op in traits.MASKING for op, _ in uses)
     return spec("mask" if masking else "flag")

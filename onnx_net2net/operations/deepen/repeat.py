@@ -13,7 +13,6 @@ from onnx_net2net.analysis.blocks import LISTS, Block, Use
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.graph import Constant, Node, Tensor, Variable
-from onnx_net2net.graph.sizes import RANDOM
 from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.rules import traits
 
@@ -153,7 +152,7 @@ def value_numbers(analysis: Analysis) -> dict[str, int]:
             told = _told(analysis, value)
             reads.append(numbers.get(value.name, value.name) if told is None else told)
         attributes = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
-        own = node.outputs[0].name if node.op in RANDOM else ""
+        own = node.outputs[0].name if node.op in traits.RANDOM else ""
         for place, value in enumerate(node.outputs):
             key = (node.op, node.domain or "", attributes, tuple(reads), place, own)
             numbers[value.name] = known.setdefault(key, len(known))

@@ -15,8 +15,8 @@ from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.graph.decisions import DOMAIN
 from onnx_net2net.graph.edit import drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor
-from onnx_net2net.graph.sizes import RANDOM
 from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.rules import traits
 
 _ROUNDINGS = 16
 """By how many roundings an identity may miss 1 and 0: its normalisation and merged copies are rounded."""
@@ -325,7 +325,7 @@ def _is_alike(one: Node, other: Node) -> bool:
     """Tell whether two nodes compute the same of the same inputs."""
     same = (one.op, one.domain, len(one.inputs)) == (other.op, other.domain, len(other.inputs))
     plain = all(isinstance(value, int | float | str | bytes | list) for value in one.attrs.values())
-    return same and plain and one.op not in {*RANDOM, "Dropout"} and one.attrs == other.attrs
+    return same and plain and one.op not in {*traits.RANDOM, "Dropout"} and one.attrs == other.attrs
 
 
 def _at_middle(node: Node, values: Array) -> Array | None:

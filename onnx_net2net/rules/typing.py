@@ -1,0 +1,59 @@
+"""Shapes of operators that have no schema in `onnx`: a rule's module registers how to type their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Typed = tuple[int, tuple[int, ...]]
+"""An element type (onnx.TensorProto.DataType) and a shape."""
+
+TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
+"""Types the outputs of an operator from the types of its inputs, its attributes and the known input values."""
+
+SMALL = 2048
+"""Elements up to which a tensor is evaluated; sizes and bounds are far below, lists of the units of a dim just so."""
+
+_LARGE = SMALL**2
+"""Elements that two small inputs make at most; no node is evaluated that makes more."""
+
+STEPS = 43
+"""How often a loop runs for the sake of sizes, unless the most that it may is known."""
+
+type_functions: dict[tuple[str, str], TypeFunction] = {}
+"""The type functions, by domain and operator."""
+
+
+class UntypableError(ValueError):
+    """An operator has outputs without a shape; the text says why, as it stands behind the node's name."""
+
+
+def type_function(*kinds: str, domain: str) -> Callable[[TypeFunction], TypeFunction]:
+    """Register how to type the outputs of operators that have no schema in `onnx`."""
+
+    def register(function: TypeFunction) -> TypeFunction:
+        type_functions.update({(domain, kind): function for kind in kinds})
+        return function
+
+    return register
+
+
+def is_large(kind: str, inputs: Sequence[np.ndarray | None]) -> bool:
+    """Tell whether an operator makes so much of small inputs that it is better typed than computed."""
+    if kind in ("Sum", "Max", "Min", "Mean", "Where"):
+        return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
+    if kind == "Einsum":
+        return prod(value.size for value in inputs if value is not None) > _LARGE
+    if kind in ("ConstantOfShape", "Expand"):
+        shape = inputs[-1]
+        return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
+    if kind == "Range":
+        start, limit, delta = (float(np.asarray(value)) for value in inputs)
+        return delta == 0 or (limit - start) / delta > SMALL
+    if kind == "Tile":
+        tiled, repeats = inputs
+        return tiled is None or repeats is None or prod(map(int, repeats.reshape(-1))) * tiled.size > SMALL
+    return kind in ("Resize", "Upsample", "Pad")
