@@ -15,14 +15,19 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntimes write 
 from onnx_net2net.analysis.groups import Inspection, inspect
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError, RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
+from onnx_net2net.framework.module import ModuleRunner
 from onnx_net2net.framework.refit import refit
 from onnx_net2net.framework.trainable import to_torch
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, deepen
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
+from onnx_net2net.operations.replay import replay, steps_of
+from onnx_net2net.operations.transfer.similarity import Similarity
+from onnx_net2net.operations.transfer.similarity import similarities as similarity
 from onnx_net2net.operations.transfer.transfer import Transfer, transfer
 from onnx_net2net.operations.verify import Verification, verify
 from onnx_net2net.operations.widen.widen import Widening, widen
+from onnx_net2net.run.session import session
 
 __all__ = [
     "BadInputError",
@@ -30,10 +35,12 @@ __all__ = [
     "Deepening",
     "Inspection",
     "Model",
+    "ModuleRunner",
     "Narrowing",
     "Net2NetError",
     "NotEquivalentError",
     "RefusedError",
+    "Similarity",
     "Transfer",
     "Verification",
     "Widening",
@@ -43,6 +50,10 @@ __all__ = [
     "load",
     "narrow",
     "refit",
+    "replay",
+    "session",
+    "similarity",
+    "steps_of",
     "to_torch",
     "transfer",
     "verify",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-import onnx
+from fnmatch import fnmatchcase
 
 from onnx_net2net.algebra.dims import Dim, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import Map
@@ -20,7 +18,11 @@ from onnx_net2net.analysis.padding import State, fillable, paddable
 from onnx_net2net.analysis.roles import Role, role_dims
 from onnx_net2net.analysis.weights import weight_uses
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
+from onnx_net2net.notebook import table_html
+
+_SHOWN = 60
+"""Dims that the text of an inspection lists."""
 
 
 @dataclass(eq=False)
@@ -72,9 +74,13 @@ class Group:
         """Whether it grows by whole factors only."""
         return self.is_uniform and self.padding is None
 
+    @property
+    def state(self) -> str:
+        """Whether it can grow, in words."""
+        return f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
+
     def __repr__(self) -> str:
-        state = f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
-        return f"{self.name} ({self.size}, {self.tensors} tensors, {state})"
+        return f"{self.name} ({self.size}, {self.tensors} tensors, {self.state})"
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,38 @@ class Inspection:
     elements: int
 
     def __repr__(self) -> str:
-        return "\n".join(map(repr, self.groups))
+        lines = [repr(group) for group in self.groups[:_SHOWN]]
+        more = len(self.groups) - _SHOWN
+        return "\n".join([*lines, *([f"... and {more} more dims"] if more > 0 else [])])
+
+    def _repr_html_(self) -> str:
+        columns = ("dim", "role", "size", "tensors", "weights", "can it grow?")
+        rows = ((g.name, g.role, g.size, g.tensors, g.elements, g.state) for g in self.groups)
+        return table_html(columns, rows, f"{self.elements:,} parameters")
+
+    def __iter__(self) -> Iterator[Group]:
+        """Iterate over the dims."""
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        """Return how many dims there are."""
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        """Return the dim of a name, or of the only name that a pattern like ``layer1.*`` fits.
+
+        Raises:
+            KeyError: There is none, or there are several.
+        """
+        found = [group for group in self.groups if name in (group.name, *group.aliases)]
+        found = found or [group for group in self.groups if fnmatchcase(group.name, name)]
+        if len(found) != 1:
+            several = ", ".join(group.name for group in found[:5])
+            raise KeyError(f"{name!r} fits {several}" if found else f"there is no dim {name!r}")
+        return found[0]
 
 
-def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
+def inspect(model: ModelLike) -> Inspection:
     """Find the dims of a model; no weight is read.
 
     Args:

@@ -13,7 +13,6 @@ grows by what the stream grows by.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_u
 from onnx_net2net.analysis.weight_norms import find_norms
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import Opened, open_bodies
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -85,7 +84,7 @@ def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False) 
     return Loadable(opened, analysis, inspection, ties)
 
 
-def inspect_for(framework: str | None, model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Inspection:
+def inspect_for(framework: str | None, model: ModelLike) -> Inspection:
     """Return what `inspect` does, as growth for a class of a framework sees it.
 
     Args:

@@ -8,6 +8,7 @@ written nothing, and one that is stopped says whether it has.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -31,9 +32,10 @@ from onnx_net2net.cli import (
     verify,
     widen,
 )
-from onnx_net2net.cli.options import Parser
-from onnx_net2net.cli.output import complain, say
+from onnx_net2net.cli.options import Completion, Parser
+from onnx_net2net.cli.output import complain, log, say, voice
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
+from onnx_net2net.framework.files import is_made
 from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
 from onnx_net2net.model.signals import caught_signals
@@ -73,6 +75,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             say("", end="")  # what argparse has printed
             raise
         options.started = time.perf_counter()
+        _open_log(options)
+        _check_replaced(options)
         with warnings.catch_warnings():
             warnings.simplefilter("default" if options.debug else "ignore")  # those of libraries are not for users
             return int(options.run(options))
@@ -97,10 +101,42 @@ def _refused(options: argparse.Namespace, error: Exception) -> int:
     return BadInputError.exit_code  # a file that nobody has thought of
 
 
+def _open_log(options: argparse.Namespace) -> None:
+    """Set how much is said, and where it is kept."""
+    voice.quiet, voice.verbose = options.quiet, options.verbose
+    package = logging.getLogger("onnx_net2net")
+    for handler in package.handlers[:]:
+        handler.close()
+        package.removeHandler(handler)
+    if options.log_file is not None:
+        kept = logging.FileHandler(options.log_file, encoding="utf-8", errors="backslashreplace")
+        kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package.addHandler(kept)
+        package.setLevel(logging.INFO)
+        log.info("%s", " ".join(sys.argv))
+
+
+def _check_replaced(options: argparse.Namespace) -> None:
+    """Name a file that is going to be replaced; refuse to replace a model that no operation has made.
+
+    Raises:
+        BadInputError: It is not ours.
+    """
+    path = getattr(options, "output", None)
+    if path is None or not path.is_file():
+        return
+    if not options.force and not is_made(path):
+        raise BadInputError(f"{path} exists and was not made by this tool; --force replaces it")
+    if not options.quiet:
+        complain(f"replaces {path}")
+
+
 def _parser() -> Parser:
     parser = Parser(prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes.")
     parser.add_argument("--version", action="version", version=version("onnx-net2net"))
     parser.add_argument("--debug", action="store_true", help="show where an error comes from, and warnings")
+    parser.add_argument("--print-completion", choices=("bash", "zsh", "tcsh"), action=Completion,
+                        help="print what completes the command line in a shell")  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)

@@ -39,24 +39,30 @@ class Command:
 
     def add_to(self, commands: Any) -> None:
         """Add a parser of it to those of the other commands."""
+        examples = "\n".join(f"  onnx-net2net {self.name} {line}" for line in self.example.splitlines())
         parser = commands.add_parser(self.name, help=self.help, description=self.help, formatter_class=_Help,
-                                     epilog=f"example: onnx-net2net {self.name} {self.example}")  # fmt: skip
-        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+                                     epilog=f"for example:\n{examples}")  # fmt: skip
         for names, settings in self.arguments:
+            parser.add_argument(*names, **settings)
+        output = [FORCE] if any("--output" in names for names, _ in self.arguments) else []
+        for names, settings in (*output, *COMMON):
             parser.add_argument(*names, **settings)
         parser.set_defaults(run=self.run, report=None)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and takes no option by the beginning of its name."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         self.exit(BadInputError.exit_code, f"onnx-net2net: {shown(message)} (see {self.prog} --help)\n")
 
 
-class _Help(argparse.HelpFormatter):
-    """Adds the default to a text that does not say it."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to a text that does not say it, and leaves examples on lines of their own."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -79,6 +85,39 @@ def checking_arguments(data: str = "inputs to compare on, instead of generated o
         argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)"),
     ]
 
+
+class Completion(argparse.Action):
+    """Prints what completes the command line in a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, shell: Any, _option: Any = None) -> NoReturn:
+        """Print it, and end."""
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion needs shtab: pip install 'onnx-net2net[completion]'")
+        _complete_files(parser, shtab.FILE)
+        print(shtab.complete(parser, shell=shell))
+        parser.exit()
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: dict[str, Any]) -> None:
+    """Say to shtab which arguments are files."""
+    for action in parser._actions:  # argparse has no public list of them
+        if action.type is Path:
+            action.complete = files  # type: ignore[attr-defined]
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_files(command, files)
+
+
+FORCE = argument("--force", action="store_true", help="replace an existing file that this tool has not made")
+COMMON = (
+    argument("-q", "--quiet", action="store_true", help="print nothing but errors (and JSON)"),
+    argument("-v", "--verbose", action="store_true", help="print each step to stderr"),
+    argument("--log-file", type=Path, metavar="FILE", help="also append all messages there, with their time"),
+    argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS),
+)
+"""What every command takes."""
 
 TEACHER = argument("teacher", type=Path, metavar="TEACHER")
 OUTPUT = argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")

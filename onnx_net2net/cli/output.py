@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -23,6 +25,27 @@ from onnx_net2net.model.saving import Progress
 
 Row = tuple[Iterable[str], bool]
 """The cells of a row, and whether it is pale."""
+
+
+@dataclass
+class Voice:
+    """Who hears what is said.
+
+    Attributes:
+        quiet: Whether only errors and JSON are printed.
+        verbose: Whether each step is printed to stderr.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+voice = Voice()
+"""Of this process: each command sets it when it begins."""
+
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # what is said is printed already
+"""What is said goes there, too."""
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Row], totals: Iterable[Sequence[str]] = ()) -> Table:
@@ -65,6 +88,12 @@ def say(text: str, end: str = "\n") -> None:
     Raises:
         BadInputError: Printing fails and no file has been written yet; afterwards there is a warning instead.
     """
+    log.info("%s", text.rstrip())
+    if not voice.quiet:
+        _print(text, end)
+
+
+def _print(text: str, end: str = "\n") -> None:
     try:
         print(text, end=end, flush=True)
     except UnicodeEncodeError:  # a terminal, or a file, that has not all letters
@@ -81,11 +110,12 @@ def say(text: str, end: str = "\n") -> None:
 
 def say_json(value: Any) -> None:
     """Print JSON."""
-    say(json.dumps(value, indent=2))
+    _print(json.dumps(value, indent=2))
 
 
 def complain(text: str) -> None:
     """Print a line to stderr, if that takes it."""
+    log.error("%s", text)
     try:
         print(f"onnx-net2net: {text}", file=sys.stderr, flush=True)
     except OSError:
@@ -94,13 +124,21 @@ def complain(text: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """Yield a function that moves a bar on stderr; None where that is no terminal."""
-    if not sys.stderr.isatty():
+    """Yield a function that moves a bar on stderr, or prints each step; None where neither is asked for."""
+    if voice.verbose:
+        yield _step
+        return
+    if voice.quiet or not sys.stderr.isatty():
         yield None
         return
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=escape(shown(what)), completed=done, total=total)
+
+
+def _step(what: str, done: int, total: int) -> None:
+    log.info("%s (%d of %d)", shown(what), done, total)
+    print(f"{shown(what)} ({done:,} of {total:,})", file=sys.stderr, flush=True)
 
 
 def _text(value: str) -> Text:

@@ -13,7 +13,7 @@ from rich.table import Table
 from onnx_net2net.cli.options import JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
 from onnx_net2net.cli.output import progress_bar, say_json, shape_text, table, tell
 from onnx_net2net.cli.student import say_written
-from onnx_net2net.errors import RefusedError
+from onnx_net2net.errors import NotEquivalentError, RefusedError
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.filled import fill_state_dict
 from onnx_net2net.model.model import load
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
                               progress=progress)  # fmt: skip
     with progress_bar() as progress:
         verification, obstacles = proof(result, progress=progress, **checked)
-    _refuse_unasked(options, obstacles)
+    _refuse_unasked(options, obstacles, expected=bool(result.obstacles))
     if options.state_dict is None:
         result.student.save(options.output)
     else:
@@ -95,15 +95,16 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _refuse_unasked(options: argparse.Namespace, obstacles: Sequence[Obstacle]) -> None:
-    """Refuse a student that is not exact, unless it is asked for."""
+def _refuse_unasked(options: argparse.Namespace, obstacles: Sequence[Obstacle], *, expected: bool) -> None:
+    """Refuse a student that is not exact, unless it is asked for; it failed the check if that was not expected."""
     is_asked = options.partial or options.data is not None or options.method == "dpiat"
     if not obstacles or (is_asked and not options.exact):
         return
     tell(_inexact(obstacles[1:]) if not options.json else [])
     more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
     remedy = "" if options.exact else "; --partial writes it as it is"
-    raise RefusedError(f"not exact: {obstacles[0]}{more}{remedy}")
+    kind = RefusedError if expected else NotEquivalentError
+    raise kind(f"not exact: {obstacles[0]}{more}{remedy}")
 
 
 def _inexact(obstacles: Sequence[Obstacle]) -> list[str]:

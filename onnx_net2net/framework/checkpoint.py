@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from onnx_net2net.model.staging import work_folder
 from onnx_net2net.operations.deepen.repeat import Copy
 from onnx_net2net.operations.replay import redo
 from onnx_net2net.rewrite.constants import GrownConstant
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Checkpoint:
     def arrays(self) -> dict[str, Array]:
         """Return the values of all entries."""
         return {entry.name: entry.value() for entry in self.entries}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the values as tensors, for `module.load_state_dict`; this needs PyTorch."""
+        return {name: statedict.to_torch(values) for name, values in self.arrays().items()}
 
     def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
         """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `framework.files.write`."""

@@ -17,12 +17,17 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.model.checks import parse
+from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.model.staging import stage, writing
 from onnx_net2net.model.tensors import DataFile
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 """What the names of torch's files end in."""
+
+_MADE = "onnx_net2net"
+"""In the metadata of .safetensors files that this package made."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts put the state dict beside other things."""
@@ -95,6 +100,21 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     if path.suffix in TORCH:
         return from_torch(load_torch(path), str(path))
     raise BadInputError(f"{path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
+
+
+def is_made(path: Path) -> bool:
+    """Tell whether a file says that this package made it: a model with a record, or a .safetensors file.
+
+    Files of torch say nothing.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with open(path, "rb") as opened:
+                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+            return _MADE in header.get("__metadata__", {})
+        return any(entry.key == HISTORY for entry in parse(path).metadata_props)
+    except (OSError, ValueError, MemoryError, OverflowError, AttributeError, BadInputError):
+        return False
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -278,7 +298,7 @@ def _write(path: Path, kind: str, arrays: Mapping[str, Array], versions: Any) ->
         name: TensorSpec(dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
         for name, array in arrays.items()
     }
-    serialize_file(specs, path, metadata={"format": "pt"})
+    serialize_file(specs, path, metadata={"format": "pt", _MADE: "1"})
 
 
 def save_torch(value: Any, path: Path) -> None:

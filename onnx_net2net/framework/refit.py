@@ -18,7 +18,7 @@ from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.framework.parameters import Trained, trained_of
 from onnx_net2net.framework.returned import returned
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.tensors import make_stub, set_inline, stub_key
 
@@ -26,9 +26,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 """A state dict: a file, or what `state_dict()` returns."""
 
 
-def refit(
-    model: str | os.PathLike[str] | onnx.ModelProto | Model, state_dict: Source, *, before: Source | None = None
-) -> Model:
+def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None) -> Model:
     """Put trained weights into a model in the place of its own.
 
     Args:

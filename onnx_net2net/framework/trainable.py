@@ -8,13 +8,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import onnx
-
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.framework.module import ModuleRunner
 from onnx_net2net.framework.parameters import trained_of
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.proof.models import compare_models
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def to_torch(
-    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    model: ModelLike,
     *,
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,

@@ -36,6 +36,14 @@ def parse(path: Path) -> onnx.ModelProto:
         raise BadInputError(f"{path} is no ONNX model, or a truncated one") from error
 
 
+def parse_bytes(data: bytes) -> onnx.ModelProto:
+    """Read a serialized model."""
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise BadInputError("these bytes are no ONNX model, or a truncated one") from error
+
+
 def check(proto: onnx.ModelProto) -> None:
     """Refuse a model that cannot be used.
 

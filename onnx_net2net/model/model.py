@@ -14,19 +14,31 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnx
 import onnx_ir as ir
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.model.checks import check, parse
+from onnx_net2net.model.checks import check, parse, parse_bytes
 from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, stage, write
 from onnx_net2net.model.staging import work_folder, writing
 from onnx_net2net.model.tensors import FileTensor, Weights, data_of, detach
 
-__all__ = ["Model", "Progress", "load"]
+__all__ = ["Model", "ModelLike", "Progress", "load"]
+
+
+@runtime_checkable
+class HasProto(Protocol):
+    """An exported program, like the ONNXProgram of `torch.onnx.export`."""
+
+    @property
+    def model_proto(self) -> onnx.ModelProto:
+        """The whole model."""
+        ...
+
 
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Larger models are saved with external data: a protobuf message ends at 2 GiB."""
@@ -37,7 +49,7 @@ class Model:
     """An ONNX model, not to be changed: `graph.Graph(model)` is an editable copy.
 
     Attributes:
-        proto: The model with stubs instead of all larger tensors.
+        proto: The model with stubs instead of all larger tensors; not to be saved (see `to_proto`).
         weights: For each stub the tensor that reads or computes its bytes, by the stub's key.
         path: The file that holds exactly this model, if there is one.
         external: Whether the weights live, or will be saved, in a separate file.
@@ -115,6 +127,22 @@ class Model:
         with self.stage(path, progress=progress) as staged:
             staged.commit()
 
+    def to_bytes(self) -> bytes:
+        """Return the model as one serialized message; computed weights are computed now.
+
+        Raises:
+            BadInputError: If it is 2 GB or larger: such a model needs a file (`save`).
+        """
+        if self.nbytes > SINGLE_FILE_LIMIT:
+            raise BadInputError(f"a model of {self.nbytes / 1e9:.1f} GB does not fit into one message: save it")
+        with work_folder() as folder, writing(folder):
+            write(self.proto, self.weights, folder / "model.onnx", None)
+            return (folder / "model.onnx").read_bytes()
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Return the whole model, weights included; `proto` has no weights. Raises like `to_bytes`."""
+        return onnx.load_model_from_string(self.to_bytes())
+
     def _write(self, path: Path, data_name: str, progress: Progress | None) -> Path | None:
         """Write the model file and, if the layout wants one, the data file beside it; return the latter."""
         external = self.weights and (self.external or self.nbytes > SINGLE_FILE_LIMIT)
@@ -123,11 +151,16 @@ class Model:
         return data
 
 
-def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
+ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | HasProto | Model
+"""A file, a serialized model, a model of `onnx` or `onnx_ir`, what `torch.onnx.export` returns, or a loaded model."""
+
+
+def load(source: ModelLike) -> Model:
     """Load a model without reading its external data.
 
     Args:
-        source: A file, or a model in memory (copied, so that later changes to it do not matter).
+        source: A file, or a model in memory: bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, or the `ONNXProgram` that
+            `torch.onnx.export` returns. It is copied, so that later changes to it do not matter.
 
     Raises:
         BadInputError: If there is no sound model that this package and onnxruntime can work with; the text is one
@@ -135,8 +168,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     """
     if isinstance(source, Model):
         return source
-    path = None if isinstance(source, onnx.ModelProto) else Path(source)
-    proto = copy.deepcopy(source) if path is None else parse(path)
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    proto = parse(path) if path is not None else _proto(source)
     weights: Weights = {}
     try:
         check(proto)
@@ -147,3 +180,19 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     # A fresh copy, because protobuf frees the memory of the removed data only with the message as a whole.
     sources = () if path is None else (path, *files)
     return Model(copy.deepcopy(proto), weights, path, bool(files), sources)
+
+
+def _proto(source: object) -> onnx.ModelProto:
+    """Return a message of its own that holds a model in memory."""
+    if isinstance(source, onnx.ModelProto):
+        return copy.deepcopy(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return parse_bytes(bytes(source))
+    if isinstance(source, ir.Model):
+        return ir.to_proto(source)
+    if isinstance(source, HasProto):
+        return copy.deepcopy(source.model_proto)
+    raise BadInputError(
+        f"{type(source).__name__} is no ONNX model: give a file, bytes, an onnx.ModelProto, an onnx_ir.Model, or what "
+        "torch.onnx.export(..., dynamo=True) returns"
+    )

@@ -214,6 +214,8 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
         raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
     info = {entry.key: entry.value for entry in tensor.external_data}
     location = info.get("location", "")
+    if _STUB in info:
+        raise BadInputError("it has no weights: it is the `proto` of a Model, which `save` or `to_proto` completes")
     try:
         offset, length = int(info.get("offset", 0)), int(info.get("length", size))
     except ValueError as error:

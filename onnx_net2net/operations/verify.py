@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import onnx
-
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.model.model import Model, Progress
+from onnx_net2net.model.model import ModelLike, Progress
 from onnx_net2net.operations.lineage import departure
 from onnx_net2net.proof.compare import MAX_TOLERANCE, NOISE_FACTOR
 from onnx_net2net.proof.divergence import Embed
@@ -20,8 +18,8 @@ __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Verification", "verify"]
 
 
 def verify(
-    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
-    student: str | os.PathLike[str] | onnx.ModelProto | Model | Run,
+    teacher: ModelLike,
+    student: ModelLike | Run,
     *,
     provider: str = "cpu",
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,

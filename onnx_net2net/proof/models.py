@@ -21,7 +21,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.model.history import grown_interface
-from onnx_net2net.model.model import Model, Progress, load
+from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.model.protos import bodies
 from onnx_net2net.proof.cases import Case, Gathered, gather, run_all, typical
 from onnx_net2net.proof.compare import MAX_TOLERANCE, QUANTIZED_TOLERANCE, Judge, OutputReport, compare
@@ -42,8 +42,8 @@ _BOUNDED_STILL = traits.MOVES | traits.JOINS | {"ReduceMean"}
 
 
 def compare_models(
-    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
-    student: str | os.PathLike[str] | onnx.ModelProto | Model | Run,
+    teacher: ModelLike,
+    student: ModelLike | Run,
     *,
     provider: str = "cpu",
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,

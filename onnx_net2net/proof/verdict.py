@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnx_net2net.errors import NotEquivalentError
+from onnx_net2net.notebook import table_html
 from onnx_net2net.proof.compare import OutputReport
 
 
@@ -68,6 +69,10 @@ class Verification:
             report.update({k: None for k, v in report.items() if isinstance(v, float) and not math.isfinite(v)})
         lists = {name: list(record[name]) for name in ("bindings", "outputs")}
         return {**record, **lists, "unmoved": {name: list(inside) for name, inside in self.unmoved.items()}}
+
+    def _repr_html_(self) -> str:
+        rows = ((o.name, f"{o.max_abs:.2g}", f"{o.ratio:.2g}", f"{o.tolerance:.2g}") for o in self.outputs)
+        return table_html(("output", "off by", "x the teacher's noise", "tolerance"), rows, str(self))
 
     def raise_if_different(self) -> None:
         """Do nothing if the models are equivalent.

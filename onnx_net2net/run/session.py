@@ -18,7 +18,7 @@ from onnx import ValueInfoProto, helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, Net2NetError, one_line
-from onnx_net2net.model.model import Model
+from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.run.inputs import Feeds
 
@@ -90,6 +90,21 @@ class Runner:
         else:
             values = self._session.run(outputs, feeds, options)
         return dict(itertools.chain.from_iterable(map(_tensors, outputs or self._names, values)))
+
+
+def session(model: ModelLike, *, provider: str = "cpu") -> ort.InferenceSession:
+    """Open a model in onnxruntime, with the optimizations that onnxruntime has by default.
+
+    Args:
+        model: A path, a model in memory or a loaded model, also one that was not saved yet.
+        provider: Where to run: ``cpu``, ``cuda``, ... or the full name of an execution provider.
+
+    Raises:
+        BadInputError: If the model cannot be used, or there is no such provider.
+    """
+    name = provider_name(provider)
+    with load(model).on_disk() as path, blaming(BadInputError, "the model does not run"):
+        return ort.InferenceSession(str(path), providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0)
 
 
 def _beside(model: bytes, file: Path) -> tuple[bytes, Path]:

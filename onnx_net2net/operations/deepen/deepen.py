@@ -27,7 +27,7 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import record
-from onnx_net2net.model.model import Model, Progress, load
+from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.operations.deepen.insert import NORMED, Inserter
 from onnx_net2net.operations.deepen.repeat import Copy, Shape, insert_copy, program, value_numbers
 from onnx_net2net.operations.widen.widen import widen
@@ -74,7 +74,7 @@ class Deepening:
     depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Place]:
+def places(model: ModelLike) -> list[Place]:
     """List the layers of a model and what can be inserted behind each.
 
     Raises:
@@ -83,7 +83,7 @@ def places(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Plac
     return _found(model, find_places)
 
 
-def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Block]:
+def blocks(model: ModelLike) -> list[Block]:
     """List the residual blocks of a model, and why some cannot be repeated.
 
     Raises:
@@ -92,16 +92,14 @@ def blocks(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> list[Bloc
     return _found(model, find_blocks)
 
 
-def _found(
-    model: str | os.PathLike[str] | onnx.ModelProto | Model, find: Callable[[Analysis, onnx.ModelProto], list[T]]
-) -> list[T]:
+def _found(model: ModelLike, find: Callable[[Analysis, onnx.ModelProto], list[T]]) -> list[T]:
     with paused_gc():
         flat = open_bodies(load(model)).model
         return find(infer(flat), flat.proto)
 
 
 def deepen(
-    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    teacher: ModelLike,
     *,
     after: Sequence[str] = (),
     all: bool = False,

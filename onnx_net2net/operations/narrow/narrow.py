@@ -6,12 +6,10 @@ Identity layers go, exact duplicates of units become one, and units that nobody 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import onnx
 
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
@@ -20,7 +18,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model.history import record
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates
 from onnx_net2net.operations.narrow.identities import remove_identities
 from onnx_net2net.operations.narrow.merge import merge
@@ -55,7 +53,7 @@ class Narrowing:
     changes: tuple[Reduction, ...]
 
 
-def narrow(teacher: str | os.PathLike[str] | onnx.ModelProto | Model) -> Narrowing:
+def narrow(teacher: ModelLike) -> Narrowing:
     """Remove identity layers, exact duplicates of units and units that nobody reads.
 
     Args:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-
-import onnx
 
 from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.maps import Kind
@@ -17,7 +14,8 @@ from onnx_net2net.analysis.multipliers import numbers_beside
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import record
-from onnx_net2net.model.model import Model, load
+from onnx_net2net.model.model import Model, ModelLike, load
+from onnx_net2net.notebook import table_html
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.rewrite.constants import GrownConstant
@@ -55,9 +53,14 @@ class Widening:
     inserted: tuple[str, ...] = field(default=(), repr=False)
     numbers: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        rows = ((change.name, change.old, change.new, change.map, change.tensors) for change in self.changes)
+        sizes = f"{self.teacher.parameters:,} -> {self.student.parameters:,} parameters"
+        return table_html(("dim", "before", "after", "map", "tensors"), rows, sizes)
+
 
 def widen(
-    teacher: str | os.PathLike[str] | onnx.ModelProto | Model,
+    teacher: ModelLike,
     *,
     factor: float | None = None,
     sizes: Mapping[str, int | str] | None = None,
