@@ -39,7 +39,8 @@ from onnx_net2net.framework.files import is_made
 from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
 from onnx_net2net.model.signals import caught_signals
-from onnx_net2net.run.session import check_runs
+from onnx_net2net.rules import load_rules
+from onnx_net2net.run.session import check_runs, use_library
 
 _MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan)
 _COMMANDS = [module.COMMAND for module in _MODULES]
@@ -77,6 +78,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         options.started = time.perf_counter()
         _open_log(options)
         _check_replaced(options)
+        for path in options.rules:
+            load_rules(path)
+        for path in options.custom_op_library:
+            use_library(path)
         with warnings.catch_warnings():
             warnings.simplefilter("default" if options.debug else "ignore")  # those of libraries are not for users
             return int(options.run(options))
@@ -128,7 +133,7 @@ def _check_replaced(options: argparse.Namespace) -> None:
     if not options.force and not is_made(path):
         raise BadInputError(f"{path} exists and was not made by this tool; --force replaces it")
     if not options.quiet:
-        complain(f"replaces {path}")
+        complain(f"{path} exists and is going to be replaced")
 
 
 def _parser() -> Parser:

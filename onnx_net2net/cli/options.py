@@ -115,6 +115,22 @@ COMMON = (
     argument("-q", "--quiet", action="store_true", help="print nothing but errors (and JSON)"),
     argument("-v", "--verbose", action="store_true", help="print each step to stderr"),
     argument("--log-file", type=Path, metavar="FILE", help="also append all messages there, with their time"),
+    argument(
+        "--rules",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="Python file with growth rules for operators of your own",
+    ),
+    argument(
+        "--custom-op-library",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="shared library with which onnxruntime runs them",
+    ),
     argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS),
 )
 """What every command takes."""

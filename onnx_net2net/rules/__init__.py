@@ -12,20 +12,27 @@ An operator without a rule freezes its dims. Rules for operators of your own are
     def my_norm(op):
         op.apply("*b c, c -> *b c", uniform="c")
 
+On the command line `--rules FILE` runs such a file first; a package offers its rules by an entry point of the group
+`onnx_net2net.rules`, which names the module that registers them.
+
 A rule has to look at all that its node has. An attribute that it neither reads nor calls inert freezes the node, and so
 does an operand that it does not read. `onnx_net2net.rules.traits` has the facts about operators that are no rules.
 """
 
 from __future__ import annotations
 
+import os
+import runpy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import entry_points
 from math import prod
 from typing import Any
 
 from onnx import defs, helper
 
+from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.rules import inert as inert_attributes
 from onnx_net2net.rules.op import Op, UnknownShapeError, align
 from onnx_net2net.rules.signature import Signature, Term, parse
@@ -148,8 +155,39 @@ def _size(term: Term, sizes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return (prod(prod(sizes[name]) for name in term.names),)
 
 
+def load_rules(path: str | os.PathLike[str]) -> None:
+    """Run a Python file that registers rules.
+
+    Raises:
+        BadInputError: It cannot be read, or it raises.
+    """
+    try:
+        runpy.run_path(os.fspath(path), run_name="onnx_net2net_rules")
+    except Exception as error:  # whatever the file does
+        raise BadInputError(
+            f"the rules of {path} cannot be loaded: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+@cache
+def _load_installed() -> None:
+    """Load the rules that installed packages offer, once.
+
+    Raises:
+        BadInputError: They cannot be loaded.
+    """
+    for entry in entry_points(group="onnx_net2net.rules"):
+        try:
+            entry.load()
+        except Exception as error:  # whatever the package does
+            raise BadInputError(
+                f"the rules of the installed {entry.value} cannot be loaded: {one_line(error)}"
+            ) from error
+
+
 def lookup(domain: str, kind: str, version: int) -> Rule | None:
     """Return the rule of an operator at an opset version, or None."""
+    _load_installed()
     versions = _registry.get(("" if domain == "ai.onnx" else domain, kind), [])
     return next((function for since, function in reversed(versions) if since <= version), None)
 
@@ -182,4 +220,4 @@ FAMILIES = (
 for _family in FAMILIES:
     import_module(f"{__name__}.{_family}")
 
-__all__ = ["FAMILIES", "Op", "lookup", "rule", "signature", "supported"]
+__all__ = ["FAMILIES", "Op", "load_rules", "lookup", "rule", "signature", "supported"]

@@ -38,6 +38,22 @@ _PROVIDERS = {
 _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of float32's 23
 
 
+_libraries: list[Path] = []
+"""Shared libraries with operators of the user's own."""
+
+
+def use_library(path: Path) -> None:
+    """Run all further models with the operators of a shared library (`onnxruntime` calls it a custom op library).
+
+    Raises:
+        BadInputError: It cannot be loaded.
+    """
+    with blaming(BadInputError, f"the library {path} cannot be loaded"):
+        ort.SessionOptions().register_custom_ops_library(str(path))
+    if path not in _libraries:
+        _libraries.append(path)
+
+
 class Runner:
     """A model opened in onnxruntime; a call runs it."""
 
@@ -62,6 +78,8 @@ class Runner:
         """
         options = ort.SessionOptions()
         options.graph_optimization_level = level
+        for library in _libraries:
+            options.register_custom_ops_library(str(library))
         options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
         source = str(model) if isinstance(model, Path) else model
         if isinstance(model, Path) and model.is_symlink():
@@ -104,7 +122,10 @@ def session(model: ModelLike, *, provider: str = "cpu") -> ort.InferenceSession:
     """
     name = provider_name(provider)
     with load(model).on_disk() as path, blaming(BadInputError, "the model does not run"):
-        return ort.InferenceSession(str(path), providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0)
+        options = ort.SessionOptions()
+        for library in _libraries:
+            options.register_custom_ops_library(str(library))
+        return ort.InferenceSession(str(path), options, providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0)
 
 
 def _beside(model: bytes, file: Path) -> tuple[bytes, Path]:
@@ -189,7 +210,7 @@ def check_runs(model: Model, what: str = "the teacher") -> None:
         BadInputError: It does not; the text says why.
     """
     domains = {node.domain for node in model.proto.graph.node if node.domain}
-    if any(not domain.startswith(("ai.onnx", "com.microsoft")) for domain in domains):
+    if not _libraries and any(not domain.startswith(("ai.onnx", "com.microsoft")) for domain in domains):
         return
     with model.on_disk() as path, blaming(BadInputError, f"{what} does not run"):
         Runner(path)

@@ -9,6 +9,8 @@ from commands import MLP, assert_refused
 
 from onnx_net2net import load
 
+REPLACED = "onnx-net2net: {} exists and is going to be replaced\n"
+
 
 def test_no_option_is_taken_by_its_beginning(cli, tmp_path):
     result = cli("widen", MLP, "-o", tmp_path / "s.onnx", "--fact", "2")
@@ -52,7 +54,10 @@ def test_a_log_file_that_cannot_be_written_is_one_line(cli, tmp_path):
 def test_what_is_replaced_is_named_and_what_is_not_ours_is_kept(cli, tmp_path):
     student = tmp_path / "student.onnx"
     assert cli("widen", MLP, "-o", student, "--factor", "1.5").err == ""
-    assert cli("widen", MLP, "-o", student, "--factor", "2").err == f"onnx-net2net: replaces {student}\n"
+    assert (
+        cli("widen", MLP, "-o", student, "--factor", "2").err
+        == f"onnx-net2net: {student} exists and is going to be replaced\n"
+    )
     assert cli("widen", MLP, "-o", student, "--factor", "2", "-q").err == ""
     shutil.copy(MLP, student)
     assert_refused(cli("widen", MLP, "-o", student, "--factor", "2"), 2, "was not made by this tool; --force replaces")
@@ -64,7 +69,10 @@ def test_state_dicts_are_kept_too(cli, tmp_path):
     student, weights = tmp_path / "student.onnx", tmp_path / "weights.safetensors"
     cli("widen", MLP, "-o", student, "--factor", "1.5", "--for", "torch")
     assert cli("checkpoint", MLP, student, "-o", weights).code == 0
-    assert cli("checkpoint", MLP, student, "-o", weights).err == f"onnx-net2net: replaces {weights}\n"
+    assert (
+        cli("checkpoint", MLP, student, "-o", weights).err
+        == f"onnx-net2net: {weights} exists and is going to be replaced\n"
+    )
     for content in (b"", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0{}"):
         weights.write_bytes(content)
         assert_refused(cli("checkpoint", MLP, student, "-o", weights), 2, "was not made by this tool")
