@@ -10,8 +10,10 @@ from rich.table import Table
 
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.loadable import inspect_for
+from onnx_net2net.cli.folding import fold_names
 from onnx_net2net.cli.options import Command, argument, for_framework
 from onnx_net2net.cli.output import say, say_json, table, tell
+from onnx_net2net.errors import some
 from onnx_net2net.model.model import load
 from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
@@ -26,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         say_json(_to_dict(inspection))
         return 0
-    tell([_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters")])
+    tell([_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"), *_remarks(inspection)])
     routine = sum(map(is_routine, inspection.groups))
     if routine:
         say(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
@@ -55,18 +57,38 @@ def _table(inspection: Inspection, title: str) -> Table:
         for g in inspection.groups
         if not is_routine(g)
     )
-    return table(title, ["dim", "what", ">size", ">tensors", ">weights", "can it grow?"], rows)
+    return table(title, ["dim", "what", ">size", ">tensors", ">weights", "grows"], rows)
 
 
 def _state(group: Group) -> str:
-    """Say whether a dim can grow, and how."""
+    """Say in a word whether a dim can grow."""
+    if group.reason:
+        return "by --set" if group.on_request else "no"
+    if any(leader is group for leader in group.follows):
+        return "by --set"
+    if group.follows:
+        return "follows"
+    return "in multiples" if group.is_whole else "yes"
+
+
+def _remarks(inspection: Inspection) -> list[str]:
+    """Say what the words of the table mean for these dims: why, and how."""
+    names: dict[str, list[str]] = {}
+    for group in inspection.groups:
+        if not is_routine(group) and (remark := _remark(group)):
+            names.setdefault(remark, []).append(group.name)
+    return fold_names([f"{some(fold_names(found))}: {remark}" for remark, found in names.items()])
+
+
+def _remark(group: Group) -> str:
     if group.reason:
         return f"{'only by --set' if group.on_request else 'no'}: {group.reason}"
-    more = " (any with --fill-norms)" if group.fillable else ""
-    text = f"yes, in multiples of {group.size}{more}" if group.is_whole else "yes"
+    more = f"in multiples of {group.size}{' (any with --fill-norms)' if group.fillable else ''}"
     if any(leader is group for leader in group.follows):
-        return f"{text}, but only by --set"
-    return f"{text}, by what {group.follows[0].name} grows" if group.follows else text
+        return "only by --set: a class makes it of other widths"
+    if group.follows:
+        return f"grows by what {group.follows[0].name} grows{f', {more}' if group.is_whole else ''}"
+    return more if group.is_whole else ""
 
 
 def _to_dict(inspection: Inspection) -> dict[str, Any]:

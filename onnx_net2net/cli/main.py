@@ -108,7 +108,7 @@ def _refused(options: argparse.Namespace, error: Exception) -> int:
 
 def _open_log(options: argparse.Namespace) -> None:
     """Set how much is said, and where it is kept."""
-    voice.quiet, voice.verbose = options.quiet, options.verbose
+    voice.quiet, voice.verbose, voice.all_rows = options.quiet, options.verbose, options.all_rows
     package = logging.getLogger("onnx_net2net")
     for handler in package.handlers[:]:
         handler.close()

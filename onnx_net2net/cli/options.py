@@ -114,6 +114,7 @@ FORCE = argument("--force", action="store_true", help="replace an existing file 
 COMMON = (
     argument("-q", "--quiet", action="store_true", help="print nothing but errors (and JSON)"),
     argument("-v", "--verbose", action="store_true", help="print each step to stderr"),
+    argument("--all-rows", action="store_true", help="tables: a row for each of the layers that repeat"),
     argument("--log-file", type=Path, metavar="FILE", help="also append all messages there, with their time"),
     argument(
         "--rules",

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from onnx_net2net.cli.folding import fold_rows, shorten
 from onnx_net2net.errors import BadInputError, shown
 from onnx_net2net.model import staging
 from onnx_net2net.model.saving import Progress
@@ -34,10 +36,12 @@ class Voice:
     Attributes:
         quiet: Whether only errors and JSON are printed.
         verbose: Whether each step is printed to stderr.
+        all_rows: Whether tables have a row for each of many layers of one kind.
     """
 
     quiet: bool = False
     verbose: bool = False
+    all_rows: bool = False
 
 
 voice = Voice()
@@ -48,20 +52,38 @@ log.addHandler(logging.NullHandler())  # what is said is printed already
 """What is said goes there, too."""
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Row], totals: Iterable[Sequence[str]] = ()) -> Table:
+_PROSE = 24
+"""Letters of a cell of the last column above which its words may stand on several lines."""
+
+_NAME = 16
+"""Letters that are left of a name at least."""
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Row], totals: Sequence[Sequence[str]] = ()) -> Table:
     """Return a table.
 
     Args:
         title: What stands above it.
         columns: The names of the columns; one that begins with ``>`` is flush right.
-        rows: The rows, from above.
+        rows: The rows, from above. The first cell is a name. Rows of repeated layers are folded, unless all are asked
+            for.
         totals: Further rows, below a line.
     """
-    made = Table(title=_text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for name in columns:
-        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for cells, is_pale in rows:
-        made.add_row(*map(_text, cells), style="dim" if is_pale else None)
+    made = Table(title=_text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+                 padding=(0, 1, 0, 0))  # fmt: skip
+    lines = list(rows) if voice.all_rows else fold_rows(rows)
+    names = [name.lstrip(">") for name in columns]
+    bodies = [names, *(list(cells) for cells, _ in lines), *map(list, totals)]
+    widths = [max((len(body[place]) for body in bodies if len(body) > place), default=0) for place in range(len(names))]
+    prose = names[-1] if widths[-1] > _PROSE else ""  # its words may stand on several lines; nothing else breaks
+    rest = sum(widths[1:-1]) + min(widths[-1], _PROSE) + 2 * len(names) + 1
+    first = max(_width() - rest, _NAME)
+    for place, name in enumerate(names):
+        is_right = columns[place].startswith(">")
+        made.add_column(name, justify="right" if is_right else "left", no_wrap=name != prose, overflow="fold")
+    for cells, is_pale in lines:
+        name, *others = cells
+        made.add_row(*map(_text, (shorten(name, first), *others)), style="dim" if is_pale else None)
     made.add_section()
     for cells in totals:
         made.add_row(*map(_text, cells))
@@ -146,9 +168,13 @@ def _text(value: str) -> Text:
     return Text(shown(value))
 
 
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+
+
 def _print_table(made: Table) -> None:
     is_terminal = sys.stdout.isatty()
     text = io.StringIO()  # only `say` knows what to do where stdout takes no more
-    width = None if is_terminal else 160
+    width = _width()
     Console(file=text, force_terminal=is_terminal or None, markup=False, highlight=False, width=width).print(made)
     say(text.getvalue(), end="")

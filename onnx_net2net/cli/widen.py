@@ -11,12 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from onnx_net2net.algebra.maps import KINDS
-from onnx_net2net.analysis.groups import Group
+from onnx_net2net.cli.folding import fold_names
 from onnx_net2net.cli.inspect import is_routine
 from onnx_net2net.cli.options import OUTPUT, PROOF, REPORT, SEED, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, some
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.widen import Widening, widen
 
@@ -24,8 +24,8 @@ _AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", 
              "keep_numbers")  # fmt: skip
 """The options that the operation has, too."""
 
-_REASONS = 5
-"""How many reasons why dims are fixed are told."""
+_REASONS = 8
+"""How many reasons why dims stay are told."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": _sizes(options.sizes)}
     widening = widen(teacher, **arguments)
-    lines = [_table(widening, title(options)), *_fixed_lines(widening.fixed), *widening.notes]
+    lines = [_table(widening, title(options)), *_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
     others = _other_ways(teacher, arguments)
     return deliver(options, widening, _to_dict(widening), lines, checking, inexact=inexact, others=others)
@@ -106,20 +106,22 @@ def _table(widening: Widening, title: str) -> Table:
     return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals)
 
 
-def _fixed_lines(groups: Sequence[Group]) -> list[str]:
-    """Return the main reasons for which dims stay fixed, the one that holds most weights first."""
+def _kept_lines(widening: Widening, framework: str | None) -> list[str]:
+    """Return why dims keep their size, the reason that holds most weights first."""
     weights: Counter[str] = Counter()
     names: dict[str, list[str]] = {}
-    for group in groups:
-        if group.reason and not is_routine(group):
-            weights[group.reason] += group.elements
-            names.setdefault(group.reason, []).append(group.name)
-    lines = []
-    for reason, _ in weights.most_common(_REASONS):
-        more = f" and {len(names[reason]) - 3} more" if len(names[reason]) > 3 else ""
-        lines.append(f"fixed: {', '.join(names[reason][:3])}{more}: {reason}")
-    if len(weights) > _REASONS:
-        lines.append(f"fixed: {len(weights) - _REASONS} more reasons, see inspect")
+    fixed = [(g.name, g.reason, g.elements) for g in widening.fixed if g.reason and not is_routine(g)]
+    kept = [(change.name, change.why, 0) for change in widening.changes if change.why]
+    for name, reason, elements in (*kept, *fixed):
+        weights[reason] += elements
+        names.setdefault(reason, []).append(name)
+    reasons = [reason for reason, _ in weights.most_common()]
+    lines = fold_names([f"{some(fold_names(names[reason]))}: {reason}" for reason in reasons])
+    lines = [f"stays: {line}" for line in lines]
+    if len(lines) > _REASONS:
+        lines[_REASONS:] = [f"stays: {len(lines) - _REASONS} more reasons, see inspect"]
+    if kept and framework:
+        lines.append("to grow these too: --set, or `transfer` into a class of your own at the sizes that you want")
     return lines
 
 
@@ -145,7 +147,7 @@ def _to_dict(widening: Widening) -> dict[str, Any]:
         "covered": widening.covered,
         "parameters": {"before": widening.teacher.parameters, "after": widening.student.parameters},
         "dims": [
-            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map}
+            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map, "why": c.why or None}
             for c in widening.changes
         ],
         "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],

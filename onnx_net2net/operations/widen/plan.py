@@ -40,7 +40,7 @@ MOST_UNITS = 2**27
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one group: its size before and after, and the size that was asked for."""
+    """What became of one group: its size before and after, and the size that was asked for; why it stayed, if so."""
 
     name: str
     old: int
@@ -48,6 +48,7 @@ class Change:
     wanted: float
     map: str
     tensors: int
+    why: str = ""
 
 
 class Plan:
@@ -108,6 +109,7 @@ class Plan:
             taken.update(self.growth)
         for group in candidates:
             if not only and group.follows:
+                self._wanted.setdefault(id(group), group.size * factor)
                 self._follow(group, group.follows)
 
     def _follow(self, group: Group, leaders: Sequence[Group]) -> None:
@@ -161,13 +163,24 @@ class Plan:
     def changes(self) -> Iterable[Change]:
         """Yield what became of every dim that was to grow."""
         for group in self._groups:
-            if id(group) not in self._wanted and not any(dim in self.growth for dim in group.dims):
+            is_grown = any(dim in self.growth for dim in group.dims)
+            if id(group) not in self._wanted and not is_grown:
                 continue
             maps = [self.growth[dim] for dim in group.dims if dim in self.growth]
             new = sum(self.growth[dim].new if dim in self.growth else dim.size for dim in group.dims)
             kind = next((_map_name(map, group) for map in maps), "")
             wanted = self._wanted.get(id(group), float(new))
-            yield Change(group.name, group.size, new, wanted, kind, group.tensors)
+            why = "" if is_grown or wanted == group.size else self._why_kept(group)
+            yield Change(group.name, group.size, new, wanted, kind, group.tensors, why)
+
+    def _why_kept(self, group: Group) -> str:
+        """Say why a group that could grow did not, and what would work."""
+        rivals = {rival for dim in group.dims for rival in self._rivals.get(dim, ()) if rival in self.growth}
+        if instead := next((other.name for other in self._groups if rivals.intersection(other.dims)), ""):
+            return f"{instead!r}, which is a factor of the same axis, grew instead"
+        if group.follows:
+            return "a class makes it of other widths, so that it grows only by --set"
+        return f"the nearest size is its own; possible are {self.next_sizes(group)}"
 
     def _match(self, pattern: str) -> list[Group]:
         return matching(pattern, self._groups, lambda group: (group.name, group.role, *group.aliases), "dim")
