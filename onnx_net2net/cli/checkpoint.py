@@ -12,7 +12,7 @@ from rich.table import Table
 
 from onnx_net2net.cli.options import JSON, REPORT, TEACHER, Command, argument
 from onnx_net2net.cli.output import say, say_json, shape_text, table, tell
-from onnx_net2net.cli.student import say_written, widths_of
+from onnx_net2net.cli.student import check_replaced, say_written, widths_of
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.entries import Entry
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadInputError("--optimizer needs --state-dict, whose names its parameters have")
     files = [path for path in (options.teacher, options.student, options.state_dict, options.optimizer) if path]
     check_output(options.output, files)
+    check_replaced(options)
     outputs = [options.output]
     if options.optimizer:
         outputs.append(output_beside(options.output))

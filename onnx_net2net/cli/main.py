@@ -35,7 +35,6 @@ from onnx_net2net.cli import (
 from onnx_net2net.cli.options import Completion, Parser
 from onnx_net2net.cli.output import complain, log, say, voice
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
-from onnx_net2net.framework.files import is_made
 from onnx_net2net.model import staging
 from onnx_net2net.model.model import load
 from onnx_net2net.model.signals import caught_signals
@@ -77,7 +76,6 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         options.started = time.perf_counter()
         _open_log(options)
-        _check_replaced(options)
         for path in options.rules:
             load_rules(path)
         for path in options.custom_op_library:
@@ -119,21 +117,6 @@ def _open_log(options: argparse.Namespace) -> None:
         package.addHandler(kept)
         package.setLevel(logging.INFO)
         log.info("%s", " ".join(sys.argv))
-
-
-def _check_replaced(options: argparse.Namespace) -> None:
-    """Name a file that is going to be replaced; refuse to replace a model that no operation has made.
-
-    Raises:
-        BadInputError: It is not ours.
-    """
-    path = getattr(options, "output", None)
-    if path is None or not path.is_file():
-        return
-    if not options.force and not is_made(path):
-        raise BadInputError(f"{path} exists and was not made by this tool; --force replaces it")
-    if not options.quiet:
-        complain(f"{path} exists and is going to be replaced")
 
 
 def _parser() -> Parser:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from onnx_net2net.cli.options import Command, argument
 from onnx_net2net.cli.output import progress_bar
-from onnx_net2net.cli.student import say_written
+from onnx_net2net.cli.student import check_replaced, say_written
 from onnx_net2net.framework.refit import refit
+from onnx_net2net.model.model import load
+from onnx_net2net.model.saving import check_target
 
 
 def run(options: argparse.Namespace) -> int:
     """Put trained weights back into a model."""
+    check_target(options.output, load(options.model).sources)
+    check_replaced(options)
     trained = refit(options.model, options.state_dict, before=options.before)
     with progress_bar() as progress:
         trained.save(options.output, progress=progress)

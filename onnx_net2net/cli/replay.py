@@ -9,8 +9,10 @@ from typing import Any
 
 from onnx_net2net.cli.options import TEACHER, Command, argument
 from onnx_net2net.cli.output import progress_bar, say, tell
+from onnx_net2net.cli.student import check_replaced, say_written
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import load
+from onnx_net2net.model.saving import check_target
 from onnx_net2net.model.staging import work_folder
 from onnx_net2net.operations.replay import redo, replay, steps_of
 from onnx_net2net.operations.verify import verify
@@ -34,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
 def _write(options: argparse.Namespace, steps: Sequence[Mapping[str, Any]]) -> int:
     """Write what the steps make, if it is equivalent or not meant to be."""
     teacher = load(options.teacher)
+    check_target(options.output, teacher.sources)
+    check_replaced(options)
     with work_folder() as folder, progress_bar() as progress:
         results = list(redo(teacher, steps, folder))
         with results[-1].student.stage(options.output, progress=progress) as staged:
@@ -43,7 +47,7 @@ def _write(options: argparse.Namespace, steps: Sequence[Mapping[str, Any]]) -> i
                 verification.raise_if_different()
             staged.commit()
     tell([verification or "not exact, as a step asks for"])
-    say(f"wrote {options.output} after {len(steps)} steps")
+    say_written(options, options.output)
     return 0
 
 

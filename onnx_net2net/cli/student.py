@@ -11,7 +11,8 @@ from typing import Any
 
 from onnx_net2net.cli.options import checking
 from onnx_net2net.cli.output import progress_bar, say, say_json, tell
-from onnx_net2net.errors import Net2NetError, NotEquivalentError
+from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError
+from onnx_net2net.framework.files import is_made
 from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.model import Model
@@ -32,6 +33,7 @@ def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
     """Return the options of the comparison; refuse them, or the destination, before anything costs time."""
     found = checking(options, teacher)
     check_target(options.output, teacher.sources)
+    check_replaced(options)
     return found
 
 
@@ -76,6 +78,17 @@ def deliver(
     return 0
 
 
+def check_replaced(options: argparse.Namespace) -> None:
+    """Note whether a file is going to be replaced, so that the last line says so.
+
+    Raises:
+        BadInputError: No operation has made that file, and --force is not given.
+    """
+    options.replaces = options.output.is_file()
+    if options.replaces and not options.force and not is_made(options.output):
+        raise BadInputError(f"{options.output} exists and was not made by this tool; --force replaces it")
+
+
 def title(options: argparse.Namespace) -> str:
     """Return what the table of a student is called."""
     return f"{options.teacher.name} -> {options.output.name}"
@@ -83,7 +96,8 @@ def title(options: argparse.Namespace) -> str:
 
 def say_written(options: argparse.Namespace, *paths: os.PathLike[str]) -> None:
     """Say what was written, and in what time."""
-    say(f"wrote {' and '.join(map(str, paths))} in {time.perf_counter() - options.started:.1f} s")
+    verb = "replaced" if options.replaces else "wrote"
+    say(f"{verb} {' and '.join(map(str, paths))} in {time.perf_counter() - options.started:.1f} s")
 
 
 def widths_of(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from onnx_net2net.cli.options import JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
 from onnx_net2net.cli.output import progress_bar, say_json, shape_text, table, tell
-from onnx_net2net.cli.student import say_written
+from onnx_net2net.cli.student import check_replaced, say_written
 from onnx_net2net.errors import NotEquivalentError, RefusedError
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.filled import fill_state_dict
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
         check_target(options.output, sources)
     else:
         check_output(options.output, [*sources, options.state_dict])
+    check_replaced(options)
     if options.method == "dpiat":
         result: Transfer = transfer_dpiat(teacher, target)
     else:

@@ -147,7 +147,14 @@ def _to_dict(widening: Widening) -> dict[str, Any]:
         "covered": widening.covered,
         "parameters": {"before": widening.teacher.parameters, "after": widening.student.parameters},
         "dims": [
-            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map, "why": c.why or None}
+            {
+                "name": c.name,
+                "before": c.old,
+                "after": c.new,
+                "wanted": c.wanted,
+                "map": c.map,
+                **({"why": c.why} if c.why else {}),
+            }
             for c in widening.changes
         ],
         "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],

@@ -9,8 +9,6 @@ from commands import MLP, assert_refused
 
 from onnx_net2net import load
 
-REPLACED = "onnx-net2net: {} exists and is going to be replaced\n"
-
 
 def test_no_option_is_taken_by_its_beginning(cli, tmp_path):
     result = cli("widen", MLP, "-o", tmp_path / "s.onnx", "--fact", "2")

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 def test_widen_prints_before_and_after_and_writes_the_student(cli, teacher):
     path = teacher.parent / "student.onnx"
-    code, out, err = cli("widen", teacher, "-o", path, "--factor", "1.37")
+    code, out, err = cli("widen", teacher, "-o", path, "--force", "--factor", "1.37")
     assert (code, err) == (0, "")
     rows = {row.split()[0]: row.split()[1:] for row in out.splitlines() if row.strip()}
     assert rows["fc1"][:2] == ["128", "175"]
@@ -29,7 +29,7 @@ def test_widen_prints_before_and_after_and_writes_the_student(cli, teacher):
 def test_widen_as_json(cli, teacher):
     path = teacher.parent / "student.onnx"
     code, out, err = cli(
-        "widen", teacher, "-o", path, "--factor", "1.37", "--multiple-of", "8", "--seed", "5", "--json"
+        "widen", teacher, "-o", path, "--force", "--factor", "1.37", "--multiple-of", "8", "--seed", "5", "--json"
     )
     assert (code, err) == (0, "")
     record = json.loads(out)
@@ -60,14 +60,14 @@ def test_widen_as_json(cli, teacher):
 )
 def test_sizes_that_are_asked_for(cli, teacher, options, sizes):
     path = teacher.parent / "student.onnx"
-    assert cli("widen", teacher, "-o", path, *options).code == 0
+    assert cli("widen", teacher, "-o", path, "--force", *options).code == 0
     widths = {t.name: t.dims[0] for t in onnx.load(path).graph.initializer if t.name.endswith(".bias")}
     assert (widths["fc1.bias"], widths["fc2.bias"]) == sizes
 
 
 def test_the_table_says_where_a_size_is_not_the_one_wanted(cli, teacher):
     path = teacher.parent / "student.onnx"
-    out = cli("widen", teacher, "-o", path, "--factor", "1.5", "--multiple-of", "80").out
+    out = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--multiple-of", "80").out
     rows = {row.split()[0]: row.split()[1:5] for row in out.splitlines() if row.split()[:1] in (["fc1"], ["fc2"])}
     assert rows["fc1"] == ["128", "160", "192", "replicate"]
     assert rows["fc2"] == ["64", "80", "96", "replicate"]
@@ -77,7 +77,7 @@ def test_the_seed_makes_a_student_repeatable(cli, teacher):
     files = []
     for seed in ("1", "1", "2"):
         path = teacher.parent / "student.onnx"
-        assert cli("widen", teacher, "-o", path, "--factor", "1.5", "--seed", seed).code == 0
+        assert cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--seed", seed).code == 0
         files.append(path.read_bytes())
     assert files[0] == files[1] != files[2]
 
@@ -85,7 +85,7 @@ def test_the_seed_makes_a_student_repeatable(cli, teacher):
 def test_an_existing_file_is_replaced(cli, teacher):
     path = teacher.parent / "student.onnx"
     path.write_text("something else")
-    assert cli("widen", teacher, "-o", path, "--factor", "1.5").code == 0
+    assert cli("widen", teacher, "-o", path, "--force", "--factor", "1.5").code == 0
     onnx.checker.check_model(path)
 
 
@@ -106,30 +106,30 @@ def test_external_data_stays_external(cli, tmp_path):
 
 def test_without_verification(cli, teacher):
     path = teacher.parent / "student.onnx"
-    code, out, _ = cli("widen", teacher, "-o", path, "--factor", "1.5", "--no-verify")
+    code, out, _ = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--no-verify")
     assert code == 0
     assert "not verified" in out
     assert path.exists()
-    code, out, _ = cli("widen", teacher, "-o", path, "--factor", "1.5", "--no-verify", "--json")
+    code, out, _ = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--no-verify", "--json")
     assert json.loads(out)["verification"] is None
 
 
 @pytest.mark.parametrize("options", [["--noise", "0.1"], ["--map", "random_pad"]], ids=" ".join)
 def test_what_is_not_exact_says_so_and_is_written(cli, teacher, options):
     path = teacher.parent / "student.onnx"
-    code, out, err = cli("widen", teacher, "-o", path, "--factor", "1.5", *options)
+    code, out, err = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", *options)
     assert (code, err) == (0, "")
     assert "not exact" in out
     assert "not equivalent" in out
     assert path.exists()
-    record = json.loads(cli("widen", teacher, "-o", path, "--factor", "1.5", *options, "--json").out)
+    record = json.loads(cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", *options, "--json").out)
     assert record["exact"] is record["verification"]["equivalent"] is False
 
 
 @pytest.mark.parametrize("map", ["replicate", "zero_out"])
 def test_maps(cli, teacher, map):
     path = teacher.parent / "student.onnx"
-    code, out, _ = cli("widen", teacher, "-o", path, "--factor", "1.5", "--map", map, "--spread", "0")
+    code, out, _ = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--map", map, "--spread", "0")
     assert code == 0
     assert map in out
 
@@ -173,7 +173,7 @@ def test_bad_options_of_widen(cli, teacher, options, words):
     path = teacher.parent / "student.onnx"
     path.write_text("precious")
     before = contents(teacher.parent)
-    result = cli("widen", teacher, "-o", path, *options)
+    result = cli("widen", teacher, "-o", path, "--force", *options)
     assert_refused(result, 2, words)
     assert result.out == ""
     assert contents(teacher.parent) == before
@@ -192,7 +192,7 @@ def test_requests_that_cannot_be_fulfilled_exactly_are_refused(cli, teacher, opt
     path = teacher.parent / "student.onnx"
     path.write_text("precious")
     before = contents(teacher.parent)
-    result = cli("widen", teacher, "-o", path, *options)
+    result = cli("widen", teacher, "-o", path, "--force", *options)
     assert_refused(result, 3, words)
     assert result.out == ""
     assert contents(teacher.parent) == before
@@ -211,11 +211,11 @@ def test_a_student_that_is_found_to_differ_is_not_written(cli, teacher):
     path = teacher.parent / "student.onnx"
     path.write_text("precious")
     before = contents(teacher.parent)
-    result = cli("widen", teacher, "-o", path, "--factor", "1.5", "--atol", "0", "--rtol", "0")
+    result = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--atol", "0", "--rtol", "0")
     assert_refused(result, 1, r"not equivalent in \d+ runs")
     assert contents(teacher.parent) == before
     assert "wrote" not in result.out
-    result = cli("widen", teacher, "-o", path, "--factor", "1.5", "--atol", "0", "--json")
+    result = cli("widen", teacher, "-o", path, "--force", "--factor", "1.5", "--atol", "0", "--json")
     assert_refused(result, 1, r"not equivalent in \d+ runs")
     assert result.out == ""
     assert contents(teacher.parent) == before
