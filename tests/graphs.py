@@ -12,7 +12,7 @@ import pytest
 from onnx import defs, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from onnx_net2net.algebra.dims import Axis, Dim
+from onnx_net2net.algebra.dims import Axis, Dim, leaves
 from onnx_net2net.algebra.maps import Growth, Map, compose, from_index
 from onnx_net2net.algebra.ratios import Ratio
 from onnx_net2net.algebra.weights import Style
@@ -167,7 +167,8 @@ def subsets(dims: Sequence[Dim], rng: np.random.Generator, more: int = 2) -> Ite
 def copied(array: Array, axes: Sequence[Axis], growth: Growth) -> Array:
     """E·x: the array with the units of each axis copied as the maps of its dims say."""
     for position, axis in enumerate(axes):
-        array = np.take(array, compose(axis, growth).index, axis=position)
+        if any(dim in growth for dim in leaves(axis)):  # a length that data decide is none that the analysis knows
+            array = np.take(array, compose(axis, growth).index, axis=position)
     return array
 
 

@@ -11,6 +11,7 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
     random_pad  the paper's baseline: new units of their own, read at random. Not exact.
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
     zero_pad    the same with units that hold zero, for RMSNormalization
+    split       copies of experts side by side, of which masks let a router choose one at a time
     prior       new classes: no weights yet, and a bias that gives each a chosen probability
     never       new classes under a softmax: no weights yet, and so much is taken off that their probability is 0
 """
@@ -138,6 +139,12 @@ def from_index(old: int, index: np.ndarray) -> Map:
     first = np.zeros(len(index), bool)
     first[np.unique(index, return_index=True)[1]] = True
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
+
+
+def split(counts: np.ndarray) -> Map:
+    """Return the map of units that get so many copies each, side by side, of which one alone is in use at a time."""
+    map = from_index(len(counts), np.repeat(np.arange(len(counts)), counts))
+    return replace(map, weight=np.ones(map.new))
 
 
 def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:

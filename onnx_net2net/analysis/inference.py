@@ -71,6 +71,7 @@ class Analysis:
         said: Statements of each node, by its number.
         shuffles: Node runs that are treated as one permutation, by the number of the last node.
         cut: Outputs that are hidden units too: what they have more in the student is cut off.
+        places: For tensors that hold places that a node chose along an axis, that axis.
     """
 
     draft: Graph
@@ -80,6 +81,7 @@ class Analysis:
     said: dict[int, Statements] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    places: dict[str, Axis] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[Node]:
@@ -263,10 +265,27 @@ def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int]
             op.freeze(contraction.axis, "sums integers, which cannot be divided among copies")
     _freeze_unspoken(analysis, number, op)
     analysis.said[number] = op.said
+    _note_places(analysis, node, op)
+
+
+def _note_places(analysis: Analysis, node: Node, op: Op) -> None:
+    """Note which results hold places along an axis: those that the node chose, or moves."""
+    listed = op.listed.get(0)
+    if listed is not None and node.op in traits.MOVES | traits.JOINS and not node.domain:
+        others = [op.listed.get(index) for index in range(1, len(node.inputs))] if node.op in traits.JOINS else []
+        if all(other is not None and dims.resolve(other) is dims.resolve(listed) for other in others):
+            analysis.places.update({tensor.name: listed for tensor in node.outputs})
+    for index, axis in op.said.places.items():
+        if index < len(node.outputs):
+            analysis.places[node.outputs[index].name] = axis
 
 
 def _freeze_positions(analysis: Analysis) -> None:
-    """Fix what a Softmax normalises over where no weight reads it: positions that attention looks at, not units."""
+    """Fix what a Softmax normalises over where no weight reads it: positions that attention looks at, not units.
+
+    Units that a layer makes, as a router makes experts, are no positions: they get others on request.
+    """
+    made = _made_by_layers(analysis)
     shared: dict[int, str] = {}
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
@@ -279,7 +298,17 @@ def _freeze_positions(analysis: Analysis) -> None:
             if not any((number, index) in analysis.uses for index, _ in contraction.sides):
                 for dim in dims.leaves(contraction.axis):
                     if id(dim) in shared:
-                        dims.freeze(dim, shared[id(dim)])
+                        (dims.pin if dim in made else dims.freeze)(dim, shared[id(dim)])
+
+
+def _made_by_layers(analysis: Analysis) -> set[Dim]:
+    """Return the dims that a constant matrix brings into the result of a sum."""
+    found: set[Dim] = set()
+    for number, index, contraction in analysis.weighings():
+        use = analysis.uses.get((number, index))
+        if use is not None and len(use.axes) > 1:
+            found |= dims.leaf_set(*use.axes) - dims.leaf_set(contraction.axis)
+    return found
 
 
 def _is_divisible(analysis: Analysis, node: Node, said: Statements, contraction: Contraction) -> bool:
@@ -302,7 +331,8 @@ def _is_shareable(analysis: Analysis, node: Node, said: Statements, index: int) 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
-    spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables]
+    chosen = [op.known(index)[position] for index, position in op.said.choices]
+    spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables, *chosen]
     around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
     operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
     holders = Counter(id(dim) for operand in operands for dim in operand)
@@ -317,6 +347,7 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
     constants: list[bool] = []
+    listed = {index: analysis.places[t.name] for index, t in enumerate(node.inputs) if t.name in analysis.places}
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
@@ -333,7 +364,8 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
             key = (number, index, position) if constant is not None else (tensor.name, position)
             if axis.size == 1 and key in (analysis.singles.reads if constant is not None else analysis.singles.tensors):
                 continue
-            if axis.size == 1 or (value is not None and _is_list(node, value)):
+            is_list = value is not None and _is_list(node, value) and not (node.op == "Equal" and listed)
+            if axis.size == 1 or is_list:
                 dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
         inputs.append(axes)
         values.append(value)
@@ -344,7 +376,7 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     return Op(
         node.op, label, inputs, outputs, domain=domain, version=version, attrs=node.attrs, values=values,
-        constant=constants,
+        constant=constants, listed=listed,
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Role(str, Enum):
     ROTARY_PAIRS = "rotary pairs"
     POSITIONS = "positions"
     EXPERTS = "experts"
+    COPIES = "copies of experts"
     STATE = "state"
     VOCABULARY = "vocabulary"
     GROUPS = "groups"
@@ -150,6 +151,7 @@ def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Foun
 
 def _experts(net: Network) -> Found:
     """A router makes the dim that matrices are stacked along, or chooses among its units the matrices to use."""
+    yield from _routed(net)
     for layer in net.layers.values():
         if not layer.convolves:
             yield layer.shared & net.made, Role.EXPERTS
@@ -159,6 +161,31 @@ def _experts(net: Network) -> Found:
             for node in net.behind(pick.inputs[1], stop=net.layers.keys()):
                 if node.op == "TopK":
                     yield net.dims(net.number(node), 0) & net.made, Role.EXPERTS
+
+
+def _routed(net: Network) -> Found:
+    """A node chooses among experts that have a matrix each, or each a module of its own; others among groups of these.
+
+    Masks of copies choose among those of each expert, as many as there are beside them.
+    """
+    analysis = net.analysis
+    stacked = {dim for use in analysis.uses.values() if net.is_stack(use.constant) for dim in dims_of(*use.axes)}
+    apart: set[Dim] = set()
+    for node in analysis.nodes:
+        axes = [analysis.places[tensor.name] for tensor in node.inputs if tensor.name in analysis.places]
+        if axes and node.op == "Equal" and min(map(net.elements, node.inputs)) == 1:
+            apart |= dims_of(*axes)
+    chosen = [(dims_of((analysis.input_axes(number, index) or ())[position]), net.dims(number, index))
+              for number, said in analysis.said.items() for index, position in said.choices]  # fmt: skip
+    for whole, _ in chosen:
+        inner = [(part, beside) for part, beside in chosen if part < whole]
+        groups = set().union(*(part for part, beside in inner if not (whole - part) & beside))
+        copies = set().union(*(part for part, beside in inner if (whole - part) & beside and whole - part - groups))
+        if whole & net.made & (stacked | apart):
+            yield groups, Role.GROUPS
+            yield copies, Role.COPIES
+            if not any(whole < more for more, _ in chosen):
+                yield whole, Role.EXPERTS
 
 
 def _picks(net: Network, weights: Tensor) -> Iterator[Node]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from math import prod
+from itertools import count, islice
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -305,12 +306,39 @@ def _type(
     inferred = shape_inference.infer_node_outputs(
         schema, node, known, data, opset_imports=imports, ir_version=ir_version
     )
-    for name in node.output:
+    for place, name in enumerate(node.output):
         if name in inferred:
             sizes.types[name] = inferred[name]
+            if node.op_type in traits.BY_DATA and not domain:
+                _bind_lengths(node, place, sizes)
     for name in node.output:
         if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
             raise ValueError("has an output whose shape depends on data, or is beyond all bounds")
+
+
+def _bind_lengths(node: onnx.NodeProto, place: int, sizes: Sizes) -> None:
+    """Give the axes of an output whose lengths depend on data a size of their own, the same for the same inputs."""
+    parts = (str(place),) if node.op_type == "Split" else ()  # the outputs of the others are equally long
+    shape = sizes.shape(node.input[0])
+    if (
+        node.op_type == "Split"
+        and shape is not None
+        and not sizes.types[node.output[place]].tensor_type.HasField("shape")
+    ):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(shape)
+        parts_ = [None if position == axis else size for position, size in enumerate(shape)]
+        sizes.types[node.output[place]] = helper.make_tensor_type_proto(sizes.dtype(node.input[0]), parts_)
+    key = " ".join((f"length of {node.op_type}", *node.input, *parts))
+    for dim in sizes.types[node.output[place]].tensor_type.shape.dim:
+        if not dim.HasField("dim_value"):
+            dim.dim_value = sizes.binding.setdefault(
+                key, _length(sum(k.startswith("length of ") for k in sizes.binding))
+            )
+
+
+def _length(number: int) -> int:
+    """Return a prime for a length that depends on data: it looks like no dynamic axis, and like no product of some."""
+    return next(islice((n for n in count(47, 2) if all(n % k for k in range(3, isqrt(n) + 1, 2))), number, None))
 
 
 def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_net2net.algebra.dims import Dim
@@ -9,6 +10,7 @@ from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.model import Model
@@ -21,6 +23,7 @@ from onnx_net2net.rewrite.constants import (
     grow_constants,
     read_scales,
 )
+from onnx_net2net.rewrite.masks import mask_copies, read_rows
 from onnx_net2net.rewrite.norms import adapt_norms, fill_norms
 from onnx_net2net.rewrite.outputs import cut_outputs
 from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
@@ -54,6 +57,7 @@ def rewrite(
     metadata: dict[str, str],
     scaling: Scaling | None = None,
     ties: Ties | None = None,
+    masks: Sequence[Mask] = (),
 ) -> Rewritten:
     """Grow a model.
 
@@ -66,6 +70,7 @@ def rewrite(
         scaling: What weights around padded dims are multiplied by, so that normalisers keep their epsilon. By default
             these get another one, or nodes around them, and outputs that are hidden units too are cut.
         ties: What else changes for tied weights.
+        masks: Where copies of experts are masked.
 
     Returns:
         The student, how each constant grew, and what else it took.
@@ -74,6 +79,7 @@ def rewrite(
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
     rewriting = Rewriting(analysis, growth, ties)
+    rows = read_rows(rewriting, masks)
     padding = follow(analysis, _pads(growth))
     norms = changed_norms(rewriting)
     unweighed = norms.keys() | (scaling.unweighed if scaling else set())
@@ -96,6 +102,7 @@ def rewrite(
     keep_shares(rewriting)
     silence_classes(rewriting)
     resize(teacher, rewriting)
+    mask_copies(rewriting, masks, rows, style.seed)
     if scaling is None:
         fill_norms(rewriting, versions_of(teacher.proto)[""])
     add_priors(rewriting, style.logit, biases)

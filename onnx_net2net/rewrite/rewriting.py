@@ -90,14 +90,23 @@ class Rewriting:
     def append(self, kind: str, number: int, position: int, values: Array) -> None:
         """Multiply the result of a node by one value for each unit of an axis, or add to it."""
         node = self.nodes[number]
-        result = node.outputs[0]
-        node.outputs[0] = inner = self._like(result, f"{result.name}_plain")
+        inner, result = self.intercept(node, 0)
         self._combine(kind, node.name or result.name, inner, position, values, result)
+
+    def intercept(self, node: Node, output: int) -> tuple[Variable, Variable]:
+        """Let a node make a new tensor instead of one; return the new one, and the old one, which nobody makes yet."""
+        result = node.outputs[output]
+        node.outputs[output] = inner = self._like(result, f"{result.name}_plain")
+        return inner, result
 
     def _like(self, tensor: Tensor, name: str) -> Variable:
         like = Variable(self.graph.unique_name(name), dtype=tensor.dtype)
         self._types[like.name] = self._type(tensor)  # another axis may be weighed after this
         return like
+
+    def type_of(self, tensor: Tensor) -> int:
+        """Return the element type of a tensor (onnx.TensorProto.DataType)."""
+        return int(self._type(tensor).tensor_type.elem_type)
 
     def _type(self, tensor: Tensor) -> onnx.TypeProto:
         return self._types.get(tensor.name) or self.analysis.sizes.types[tensor.name]

@@ -35,6 +35,8 @@ def resize(teacher: Model, rewriting: Rewriting) -> None:
     for number, said in rewriting.analysis.said.items():
         for selection in said.selections:
             _select(rewriting, number, selection)
+        for index, position in said.counts:
+            _count(rewriting, number, index, position)
         _list_runs(rewriting, number)
 
 
@@ -201,6 +203,16 @@ def _select(rewriting: Rewriting, number: int, selection: Selection) -> None:
     label = node.name or output.name
     add_node(graph, "Gather", f"{label}_Gather", [source, index], output, axis=selection.axis)
     rewriting.inserted.append(Inserted(f"Gather instead of {node.op}", label))
+
+
+def _count(rewriting: Rewriting, number: int, index: int, position: int) -> None:
+    """Let a list of all places along an axis that grows count on."""
+    axes = rewriting.analysis.input_axes(number, index) or ()
+    if rewriting.grown(axes[position]):
+        node, size = rewriting.nodes[number], rewriting.size(axes[position])
+        kind = helper.tensor_dtype_to_np_dtype(rewriting.analysis.sizes.dtype(node.inputs[index].name))
+        places = np.arange(size, dtype=kind).reshape([size if p == position else 1 for p in range(len(axes))])
+        node.inputs[index] = rewriting.graph.constant(f"{node.outputs[0].name}_places", places)
 
 
 def _list_runs(rewriting: Rewriting, number: int) -> None:

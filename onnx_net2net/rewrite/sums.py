@@ -183,7 +183,8 @@ def keep_shares(rewriting: Rewriting) -> None:
         for position in said.shares:
             map = compose(rewriting.input_axes(number, 0)[position], rewriting.growth)
             old = map.kind == 0  # new classes are no copies
-            copies = np.where(old, np.bincount(map.index[old])[map.index], 1)
+            shared = old & (map.weight < 1)  # of copies of experts one alone is in use
+            copies = np.where(shared, np.bincount(map.index[old])[map.index], 1)
             if (copies != 1).any():
                 rewriting.insert("Add", number, 0, position, -np.log(copies))
                 rewriting.append("Mul", number, position, copies)

@@ -34,8 +34,8 @@ from onnx import defs, helper
 
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.rules import inert as inert_attributes
-from onnx_net2net.rules.op import Op, UnknownShapeError, align
-from onnx_net2net.rules.signature import Signature, Term, parse
+from onnx_net2net.rules.op import Op, UnknownShapeError
+from onnx_net2net.rules.signature import Signature, Term, align, parse
 from onnx_net2net.rules.typing import Typed, type_function
 
 Rule = Callable[[Op], None]
@@ -206,6 +206,7 @@ FAMILIES = (
     "control",
     "convolution",
     "elementwise",
+    "experts",
     "fixed",
     "indexing",
     "linear",

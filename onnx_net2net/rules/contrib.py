@@ -296,13 +296,11 @@ def _typed_group_norm(types: Types, attrs: Attrs, values: Values) -> list[Typed]
 
 BLOCKED = "holds channels in blocks of the width of a register"
 INTEGERS = "multiplies integers, which cannot be divided among copies"
-EXPERTS = "chooses among experts, whose weights lie in one tensor"
 FIXED = {
     BLOCKED: ("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Upsample", "ReorderInput",
               "ReorderOutput"),
     INTEGERS: ("QAttention", "QEmbedLayerNormalization", "DynamicQuantizeLSTM", "MatMulInteger16", "MatMulBnb4",
                "MatMulFpQ4", "GatherBlockQuantized"),
-    EXPERTS: ("MoE", "QMoE"),
 }  # fmt: skip
 
 

@@ -64,9 +64,22 @@ def broadcasting(op: Op) -> None:
         op.freeze_all("has operands of unknown shape")
         return
     op.broadcast(op.inputs, result)
+    if op.kind == "Equal" and op.listed:
+        _count(op)
     if op.kind in ("Mul", "Div", "PRelu", "Pow", "Mod"):
         op.scales(*range(len(op.inputs)))
     zero = op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu")
     # What new units are divided by is one number, by which the old ones are divided, too.
     zero |= op.kind == "Div" and all(axis.size == 1 for axis in op.input(1) or ())
     op.pointwise("zero" if zero else "partial" if op.kind in ("Div", "Pow", "Mod") else "any")
+
+
+def _count(op: Op) -> None:
+    """State that places which a node chose are compared with all places there are: 0, 1, 2, ... along one axis."""
+    for index, source in op.listed.items():
+        axes, value = op.input(1 - index) or (), op.value(1 - index)
+        wide = [position for position, axis in enumerate(axes) if axis.size > 1]
+        is_list = op.constant[1 - index] and len(wide) == 1
+        if value is not None and is_list and np.array_equal(value.reshape(-1), np.arange(source.size)):
+            op.look_up(axes[wide[0]], index)
+            op.said.counts.append((1 - index, wide[0]))

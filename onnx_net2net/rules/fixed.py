@@ -14,7 +14,6 @@ FIXED: dict[str, str] = {
     "AffineGrid": "it makes a grid of positions, whose number is part of the function",
     "Bernoulli": _RANDOM,
     "BlackmanWindow": _TABLE,
-    "Compress": _FOLLOWS_VALUES,
     "ConcatFromSequence": _SEQUENCE,
     "DynamicSlice": "its bounds are computed while it runs",
     "EyeLike": "it makes a matrix of ones on a diagonal, which ties its rows to its columns one by one",

@@ -26,7 +26,7 @@ def gather_elements(op: Op) -> None:
     """y[i, j, k] = x[i, index[i, j, k], k]: the axes beside `axis` are those of the indices, unit by unit."""
     data, indices, target = op.known(0), op.known(1), op.result()
     at = op.axis(len(data), 0)
-    op.freeze(data[at], LOOKED_UP)
+    op.look_up(data[at], 1)
     for position, (a, b, c) in enumerate(zip(data, indices, target, strict=True)):
         op.unify(b, c)
         if position != at and (a.size != b.size or not op.unify(a, b)):
@@ -41,7 +41,10 @@ def gather_nd(op: Op) -> None:
     batch = int(op.attrs.get("batch_dims", 0))
     depth = indices[-1].size
     op.unify_all(data[:batch], indices[:batch])
-    op.freeze(data[batch : batch + depth], LOOKED_UP)
+    if depth == 1:
+        op.look_up(data[batch], 1)
+    else:
+        op.freeze(data[batch : batch + depth], LOOKED_UP)
     op.freeze(indices[-1], LOOKED_UP)
     op.unify_all((*indices[:-1], *data[batch + depth :]), target)
     op.scales(1)
@@ -56,7 +59,10 @@ def scatter_elements(op: Op) -> None:
     op.unify_all(data, target)
     op.unify_all(indices, updates)
     for position, (a, b) in enumerate(zip(data, indices, strict=True)):
-        if position == at or a.size != b.size or not op.unify(a, b):
+        if position == at and 1 in op.listed:
+            op.look_up(a, 1)
+            op.freeze(b, WRITTEN)
+        elif position == at or a.size != b.size or not op.unify(a, b):
             op.freeze((a, b), WRITTEN)
     op.scales(1)
 
@@ -67,7 +73,7 @@ def scatter_nd(op: Op) -> None:
 
     An axis that they count along passes too where constant places name a run of it in order, independent of the other
     axes: all of it (the channels of y[:, :, 2:] = x), or a range, at whose ends it is cut (the biases of the keys
-    among those of queries, keys and values).
+    among those of queries, keys and values). Where updates are added up, those of copies are summed.
     """
     data, indices, updates, target = op.known(0), op.known(1), op.known(2), op.result()
     depth, places = indices[-1].size, len(indices) - 1
@@ -78,10 +84,14 @@ def scatter_nd(op: Op) -> None:
     for column, axis in enumerate(data[:depth]):
         if column not in runs or not _write_run(op, column, axis, runs[column], updates):
             op.freeze(axis, WRITTEN)
-    op.freeze(
-        (axis for along, axis in enumerate(updates[:places]) if along not in [a for a, _ in runs.values()]), WRITTEN
-    )
-    op.freeze(indices, LISTED)
+    for along, axis in enumerate(updates[:places]):
+        if along in [a for a, _ in runs.values()]:
+            continue
+        if op.attrs.get("reduction", "none") == "add" and not op.constant[1] and op.unify(indices[along], axis):
+            op.contract(axis, [(2, along)])
+        else:
+            op.freeze((indices[along], axis), WRITTEN)
+    op.freeze(indices[-1] if not op.constant[1] else indices, LISTED)
     op.pointwise("linear" if op.attrs.get("reduction", "none") in ("none", "add") else "zero")
 
 
@@ -128,8 +138,12 @@ def one_hot(op: Op) -> None:
     """y[i, :, j] = one of depth for index[i, j]: the new axis counts from 0, the others are those of the indices."""
     indices, target = op.known(0), op.result()
     at = op.axis(len(target), -1)
-    op.scalars(1)
-    op.freeze((target[at], *(op.input(2) or ())), "counts along this axis")
+    op.freeze((*(op.input(1) or ()), *(op.input(2) or ())), "counts along this axis")
+    if 0 in op.listed:
+        op.look_up(target[at], 0)
+        op.size(1, 0, target[at])
+    else:
+        op.freeze(target[at], "counts along this axis")
     op.unify_all(indices, (*target[:at], *target[at + 1 :]))
 
 
@@ -145,7 +159,10 @@ def top_k(op: Op) -> None:
         if target is not None:
             op.unify_all((*source[:at], *source[at + 1 :]), (*target[:at], *target[at + 1 :]))
             op.freeze(target[at], "ranks the entries along this axis")
-    op.freeze(source[at], "ranks the entries along this axis")
+    if op.attrs.get("largest", 1) and op.version > 1:
+        op.choose(0, at, 1)
+    else:
+        op.freeze(source[at], "ranks the entries along this axis")
     op.scalars(1)
 
 

@@ -43,12 +43,28 @@ def split(op: Op) -> None:
     at = op.axis(len(source), 0)
     for axes in parts:
         op.unify_all((*axes[:at], *axes[at + 1 :]), (*source[:at], *source[at + 1 :]))
+    if op.has(1) and op.value(1) is None:
+        op.freeze((source[at], *(axes[at] for axes in parts)), "cuts this axis into parts whose sizes depend on data")
+        return
     op.unify(Concat(axes[at] for axes in parts), source[at])
     for element, axes in enumerate(parts):
         if op.version >= 13:
             op.size(1, element, axes[at])
         else:
             op.attribute("split", axes[at], element=element)
+
+
+@rule("Compress", pointwise="linear")
+def compress(op: Op) -> None:
+    """Take the entries along `axis` for which a condition holds, however many; without an axis, those of all."""
+    source, target = op.known(0), op.result()
+    op.scalars(1)
+    if "axis" not in op.attrs:
+        op.freeze((*source, *target), "takes entries of all axes by a condition")
+        return
+    at = op.axis(len(source), 0)
+    op.freeze((source[at], target[at]), "takes entries along this axis by a condition")
+    op.unify_all((*source[:at], *source[at + 1 :]), (*target[:at], *target[at + 1 :]))
 
 
 @rule("Slice", pointwise="linear")
@@ -191,7 +207,7 @@ def gather(op: Op) -> None:
     if op.constant[1]:
         op.freeze(data[at], LOOKED_UP)
     else:
-        op.look_up(data[at])
+        op.look_up(data[at], 1)
 
 
 @rule("Pad")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, UNREAD, Reason
-from onnx_net2net.rules.signature import Operand, Term, parse
+from onnx_net2net.rules.signature import Term, align, parse
 from onnx_net2net.rules.statements import (
     Contraction,
     Integers,
@@ -73,6 +73,7 @@ class Op:
         outputs: The same for outputs.
         values: For each input its value if it is a small constant or follows from shapes, else None.
         constant: For each input, whether its value is the same for all sizes of the dynamic axes.
+        listed: For each input that holds places along an axis, as a node chose them, that axis.
     """
 
     def __init__(
@@ -87,12 +88,14 @@ class Op:
         attrs: Mapping[str, Any] | None = None,
         values: Sequence[np.ndarray | None] = (),
         constant: Sequence[bool] = (),
+        listed: Mapping[int, Axis] = MappingProxyType({}),
     ) -> None:
         self.kind, self.label, self.domain, self.version = kind, label, domain, version
         self.attrs = _Attributes(attrs or {})
         self._inputs, self._outputs = list(inputs), list(outputs)
         self.values = list(values) or [None] * len(self._inputs)
         self.constant = list(constant) or [False] * len(self._inputs)
+        self.listed = listed
         self.said = Statements()
         self.read: set[tuple[str, int]] = set()  # ("input", index) and ("output", index)
 
@@ -189,10 +192,30 @@ class Op:
         for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
             dims.freeze(axis, self.why(reason))
 
-    def look_up(self, axis: Axis) -> None:
-        """State that entries along an axis are chosen at run time: it keeps its size, or gets new ones at its end."""
+    def look_up(self, axis: Axis, index: int | None = None) -> None:
+        """State that entries along an axis are chosen at run time: it keeps its size, or gets new ones at its end.
+
+        Args:
+            axis: The axis.
+            index: The input that holds their places; where a node chose these along an axis, that is the same one.
+        """
         dims.pin(axis, self.why(LOOKED_UP))
         self.said.tables.append(axis)
+        source = self.listed.get(index) if index is not None else None
+        if source is not None and source.size == axis.size:
+            self.unify(source, axis, "looks up what was chosen along another axis")
+
+    def choose(
+        self, index: int, position: int, *outputs: int, reason: str = "ranks the entries along this axis"
+    ) -> None:
+        """State that the largest entries along an axis of an input are chosen; these outputs hold their places.
+
+        The axis keeps its size, or gets copies of which one alone can be chosen (see `analysis.routers`).
+        """
+        axis = self.known(index)[position]
+        dims.pin(axis, self.why(reason))
+        self.said.choices.append((index, position))
+        self.said.places.update(dict.fromkeys(outputs, axis))
 
     def normalise(self, axes: Iterable[Axis]) -> None:
         """State that a softmax runs over axes: they keep their size, or get new entries whose probability is 0."""
@@ -411,23 +434,3 @@ class Op:
                 own = covered == 1 and name not in numbers  # the factor is the axis, also where its size is 1
                 known[name] = axis if own else Dim(numbers[name] if name in numbers else axis.size // covered)
         self.unify(Product([known[name] for name in term.names]), axis)  # type: ignore[misc]
-
-
-T = TypeVar("T")
-
-
-def align(operand: Operand, axes: Sequence[T]) -> list[tuple[Term, int, tuple[T, ...]]] | None:
-    """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
-    terms = list(operand)
-    stars = [i for i, term in enumerate(terms) if term.star]
-    while not stars and len(terms) > len(axes) and terms[0].broadcast:
-        terms.pop(0)
-    spare = len(axes) - len(terms) + (1 if stars else 0)
-    if spare < 0 or (not stars and spare):
-        return None
-    matched, position = [], 0
-    for term in terms:
-        width = spare if term.star else 1
-        matched.append((term, position, tuple(axes[position : position + width])))
-        position += width
-    return matched

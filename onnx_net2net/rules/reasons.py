@@ -35,3 +35,4 @@ LISTED = Reason("is a list of sizes or places", Kind.ROUTINE)
 UNREAD = Reason("reads this operand as it is", Kind.ROUTINE)
 UNTYPED = Reason("has an operand whose shape could not be inferred", Kind.UNTYPED)
 LOOKED_UP = "looks entries up along this axis"
+RANKED = "ranks the entries along this axis"

@@ -46,6 +46,9 @@ def arg_extreme(op: Op) -> None:
     """Return positions along an axis, which has to keep its order."""
     source, target = op.known(0), op.result()
     at = op.axis(len(source), 0)
-    op.freeze(source[at], "returns positions along this axis")
+    if op.kind == "ArgMax" and not op.attrs.get("select_last_index", 0):
+        op.choose(0, at, 0, reason="returns positions along this axis")
+    else:
+        op.freeze(source[at], "returns positions along this axis")
     kept = [axis for position, axis in enumerate(source) if position != at]
     op.unify_all(kept, [t for p, t in enumerate(target) if p != at] if op.attrs.get("keepdims", 1) else target)

@@ -10,8 +10,10 @@ contracted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,23 @@ def _name(word: str) -> str:
     if not word.isidentifier():
         raise ValueError(f"{word!r} is not a name")
     return word
+
+
+T = TypeVar("T")
+
+
+def align(operand: Operand, axes: Sequence[T]) -> list[tuple[Term, int, tuple[T, ...]]] | None:
+    """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
+    terms = list(operand)
+    stars = [i for i, term in enumerate(terms) if term.star]
+    while not stars and len(terms) > len(axes) and terms[0].broadcast:
+        terms.pop(0)
+    spare = len(axes) - len(terms) + (1 if stars else 0)
+    if spare < 0 or (not stars and spare):
+        return None
+    matched, position = [], 0
+    for term in terms:
+        width = spare if term.star else 1
+        matched.append((term, position, tuple(axes[position : position + width])))
+        position += width
+    return matched

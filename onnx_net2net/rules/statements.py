@@ -141,5 +141,8 @@ class Statements:
     ignored: set[int] = field(default_factory=set)
     integers: dict[int, Integers] = field(default_factory=dict)
     tables: list[Axis] = field(default_factory=list)
+    choices: list[tuple[int, int]] = field(default_factory=list)
+    places: dict[int, Axis] = field(default_factory=dict)
+    counts: list[tuple[int, int]] = field(default_factory=list)
     normalised: list[Axis] = field(default_factory=list)
     closed: bool = False

@@ -5,9 +5,9 @@ axes of its operands; a trait says what kind of operator it is. A list of operat
 trait that belongs here. A place that needs more or less than a trait says so where it asks (`MOVES | {"Clip"}`).
 
     values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, HANDED_ON, JOINS, SHAPES
-    numbers     LOOKUPS, LENGTHS, COUNTS, LIMITS, DOMAINS, MASKING, RANDOM, SIZED
+    numbers     LOOKUPS, LENGTHS, COUNTS, LIMITS, DOMAINS, MASKING, RANDOM, BY_DATA, SIZED
     arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
-                LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING
+                LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING, FADING, STRICT
     layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, GATES, STATISTICS,
                 LEARNT, POOLS, CHOICES
 """
@@ -88,8 +88,11 @@ RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Random
                     "Multinomial"})  # fmt: skip
 """Operators whose results differ from run to run."""
 
+BY_DATA = frozenset({"NonZero", "Compress", "Unique", "Split", "NonMaxSuppression"})
+"""Operators that may count how many entries come out while they run."""
+
 SIZED = frozenset({
-    "OneHot", "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT", "Conv",
+    "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT", "Conv",
     "ConvInteger", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "MaxUnpool", "MaxRoiPool",
     "Col2Im", "CenterCropPad", "AffineGrid", "GridSample", "RoiAlign", "ImageDecoder",
 })  # fmt: skip
@@ -173,6 +176,12 @@ BROADCASTING = frozenset({
     "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
 })  # fmt: skip
 """Operators on operands that are broadcast to the result, unit by unit."""
+
+FADING = frozenset({"Sigmoid", "Exp", "Softplus", "Relu", "HardSigmoid"})
+"""f(x) = 0 where x is far below 0, and f(x) >= 0 elsewhere."""
+
+STRICT = frozenset({"Sigmoid", "Exp", "Softplus"})
+"""Those of them whose results are above 0 elsewhere."""
 
 # --- Layers -------------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,9 @@ def is_large(kind: str, inputs: Sequence[np.ndarray | None]) -> bool:
     """Tell whether an operator makes so much of small inputs that it is better typed than computed."""
     if kind in ("Sum", "Max", "Min", "Mean", "Where"):
         return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
+    if kind == "OneHot":
+        indices, depth = inputs[:2]
+        return indices is None or depth is None or abs(float(np.max(depth))) * max(indices.size, 1) > SMALL
     if kind == "Einsum":
         return prod(value.size for value in inputs if value is not None) > _LARGE
     if kind in ("ConstantOfShape", "Expand"):

@@ -255,19 +255,28 @@ def test_inputs_outputs_and_kernels_are_fixed():
 
 
 def test_what_has_no_known_shape_is_fixed_with_all_that_meets_it():
-    text = """(float[2, 8] x, bool[2] mask) => (float[K, 4] y) {
-        c = Compress<axis=0>(x, mask) h = MatMul(c, up) y = MatMul(h, down) }"""
+    text = """(float[2, 8] x, int64[2] sizes) => (float[K, 4] y) {
+        c = Reshape(x, sizes) h = MatMul(c, up) y = MatMul(h, down) }"""
     found = reasons(net(text, up=(8, 16), down=(16, 4)))
     assert found["up"] == "MatMul 'h' has an operand whose shape could not be inferred"
     assert all(found.values())
 
 
 def test_unknown_shapes_fix_no_more_than_what_they_meet():
-    text = """(float[2, 8] x, bool[2] mask) => (float[K, 4] y) {
-        h = MatMul(x, up) r = Relu(h) i = MatMul(r, mid) c = Compress<axis=0>(i, mask) y = MatMul(c, down) }"""
+    text = """(float[2, 8] x, int64[2] sizes) => (float[K, 4] y) {
+        h = MatMul(x, up) r = Relu(h) i = MatMul(r, mid) c = Reshape(i, sizes) y = MatMul(c, down) }"""
     found = reasons(net(text, up=(8, 16), mid=(16, 6), down=(6, 4)))
     assert found["up"] is None
-    assert "Compress 'c'" in found["mid"]
+    assert "Reshape 'c'" in found["mid"]
+
+
+@pytest.mark.parametrize("node", ["z = Compress<axis=0>(c, mask)", "z, rest = Split<axis=0>(c, sizes)"])
+def test_a_length_that_data_decide_fixes_no_other_axis(node):
+    text = f"""(float[6, 8] x, bool[6] mask, int64[2] sizes) => (float[K, 4] y) {{
+        h = MatMul(x, up) r = Relu(h) c = MatMul(r, mid) {node} y = MatMul(z, down) }}"""
+    found = reasons(net(text, up=(8, 16), mid=(16, 6), down=(6, 4)))
+    assert found["up"] is None
+    assert found["mid"] is None
 
 
 def test_an_operator_without_a_rule_says_how_to_add_one():

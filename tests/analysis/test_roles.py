@@ -185,8 +185,6 @@ def test_experts_that_a_router_chooses():
         "stem": "residual stream",
         "up": "ffn",
         "router": "experts",
-        "up#2": "experts",
-        "down": "experts",
         "head": "outputs",
         "stem#2": "input features",
     }

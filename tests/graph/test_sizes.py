@@ -77,12 +77,21 @@ def test_what_the_file_says_counts_for_operators_without_a_schema_only() -> None
 
 
 def test_results_that_depend_on_data_have_no_shape_whatever_the_file_says() -> None:
-    proto = net("(float[3, 4] x) => (int64[2, K] y) { z = NonZero(x) y = Abs(z) }")
-    proto.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.INT64, [2, 7]) for name in "zy")
+    proto = net("(float[3, 4] x, int64[2] sizes) => (float[K, L] y) { z = Reshape(x, sizes) y = Abs(z) }")
+    proto.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 7]) for name in "zy")
     found = infer(proto)
     assert found.shape("z") is None
     assert found.shape("y") is None
     assert "depends on data" in found.failures["z"]
+
+
+def test_lengths_that_data_decide_are_bound_each_to_a_size_of_its_own() -> None:
+    text = """(float[3, 4] x, float[3, 4] z) => (int64[2, K] y) { a = NonZero(x) b = NonZero(x) c = NonZero(z)
+        y = Add(a, b) }"""
+    found = infer(net(text))
+    shapes = [found.shape(name) for name in "abcy"]
+    assert shapes == [(2, 47), (2, 47), (2, 53), (2, 47)]
+    assert sorted(found.binding.values()) == [47, 53]
 
 
 LARGE = np.int64(1 << 24)

@@ -28,8 +28,9 @@ from onnx_net2net.operations.transfer.counterparts import Counterparts, are_size
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.ties import tie
+from onnx_net2net.operations.widen.new_units import interface_axes
 from onnx_net2net.operations.widen.options import WidenOptions
-from onnx_net2net.operations.widen.plan import Plan, interface_axes
+from onnx_net2net.operations.widen.plan import Plan
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
 

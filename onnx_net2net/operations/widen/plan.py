@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axis, Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import (
     ORIGINS,
-    Kind,
     Map,
     compose,
     from_index,
@@ -20,15 +19,18 @@ from onnx_net2net.algebra.maps import (
     pad,
     padded,
     replicate,
+    split,
     uneven,
     uniform,
 )
 from onnx_net2net.algebra.ratios import Ratio
 from onnx_net2net.analysis.groups import Group, Inspection
-from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.names import matching
-from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.roles import Role
+from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.operations.widen.new_units import UNFITTING, appended_as, interface_axes, unfit_dims
 from onnx_net2net.operations.widen.options import WidenOptions
 
 FAR = 0.1
@@ -58,13 +60,15 @@ class Plan:
         self.growth: dict[Dim, Map] = {}
         self.inspection = inspection
         self.chosen: list[Group] = []
+        self.routed: set[Dim] = set()
+        self._chosen = chosen_dims(analysis)
         self._options = options
         self._analysis, self._groups = analysis, list(inspection.groups)
         self._multiple, self._kind = options.multiple_of, options.map
         self._rng = np.random.default_rng(options.seed)
         self._wanted: dict[int, float] = {}
         self._rivals = _rivals(analysis)
-        self._unfit = _unfit(analysis, options.map)
+        self._unfit = unfit_dims(analysis, options.map)
         self._by_ratio: dict[Ratio, list[Group]] = {}
         for group in self._groups:
             for ratio in {dim.ratio.root() for dim in group.dims if dim.ratio is not None}:
@@ -80,7 +84,7 @@ class Plan:
             if not growable and not on_request:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
             for group in growable or on_request:
-                grow = self.grow_exactly if growable else self.append
+                grow = self.grow_exactly if growable else self.multiply if self._is_routed(group) else self.append
                 grow(group, _target(pattern, text, group.size))
 
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
@@ -134,7 +138,7 @@ class Plan:
             RefusedError: If every dim that grows had to be replicated instead.
         """
         unfit = [dim for dim in self.growth if dim in self._unfit]
-        if self._kind in _UNFITTING and unfit and len(unfit) == len(self.growth):
+        if self._kind in UNFITTING and unfit and len(unfit) == len(self.growth):
             raise RefusedError(f"no dim admits the map {self._kind}: {self._unfit[unfit[0]]}; replicate does")
 
     def share_by_units(self, summing: Collection[int]) -> None:
@@ -169,6 +173,7 @@ class Plan:
             maps = [self.growth[dim] for dim in group.dims if dim in self.growth]
             new = sum(self.growth[dim].new if dim in self.growth else dim.size for dim in group.dims)
             kind = next((_map_name(map, group) for map in maps), "")
+            kind = "split" if not self.routed.isdisjoint(group.dims) else kind
             wanted = self._wanted.get(id(group), float(new))
             why = "" if is_grown or wanted == group.size else self._why_kept(group)
             yield Change(group.name, group.size, new, wanted, kind, group.tensors, why)
@@ -233,7 +238,7 @@ class Plan:
                 + (" (any with fill_norms)" if group.is_whole and group.fillable else "")
             )
         unfit = next((self._unfit[dim] for dim in group.dims if dim in self._unfit), None)
-        if unfit and self._kind in _UNFITTING:
+        if unfit and self._kind in UNFITTING:
             raise RefusedError(f"{group.name!r} does not admit the map {self._kind}: {unfit}; replicate does")
         self._wanted[id(group)] = float(size)
         self._grow(group, size)
@@ -255,7 +260,7 @@ class Plan:
         self._wanted[id(group)] = float(size)
         if size == group.size:
             return
-        origin, reason = _appended(self._analysis, group, self._options.prior)
+        origin, reason = appended_as(self._analysis, group, self._options.prior)
         if reason:
             raise RefusedError(f"{group.name!r} cannot have {size} units: {reason}")
         (dim,) = group.dims
@@ -264,6 +269,33 @@ class Plan:
         for name, _, axis in interface_axes(self._analysis, {dim}):
             if not compose(axis, shown).first[: axis.size].all():
                 raise RefusedError(f"{group.name!r} cannot have {size} units: those of {name!r} would be shifted")
+
+    def _is_routed(self, group: Group) -> bool:
+        return group.role is Role.EXPERTS or not self._chosen.isdisjoint(group.dims)
+
+    def multiply(self, group: Group, size: int) -> None:
+        """Give experts copies: of a router that chooses some of them, copies of which one at a time is in use.
+
+        Raises:
+            RefusedError: If they cannot have copies.
+        """
+        self._check_size(group, size)
+        self._wanted[id(group)] = float(size)
+        if size == group.size:
+            return
+        if len(group.dims) > 1:
+            raise RefusedError(f"{group.name!r} cannot have {size} units: its units are taken one by one")
+        (dim,) = group.dims
+        listed = leaf_set(*(axis for said in self._analysis.said.values() for axis in said.tables))
+        if dim in self._chosen:
+            if self._options.framework:
+                raise RefusedError(f"a class of {self._options.framework} has no masks of copies of {group.name!r}")
+            self.growth[dim] = split(_copies(dim.size, size))
+            self.routed.add(dim)
+        elif dim in listed:
+            raise RefusedError(f"{group.name!r} cannot have {size} units: nothing is known of who chooses among them")
+        else:
+            self._grow(group, size)
 
     def interface(self) -> dict[str, list[tuple[str, int, int, int]]]:
         """Return where inputs and outputs grow, from which size to which, for the record."""
@@ -320,6 +352,11 @@ class Plan:
                 self.growth[dim] = from_index(1, np.zeros(copies, np.int64))
 
 
+def _copies(old: int, new: int) -> np.ndarray:
+    """Return how often each of the old units is there: as often as the others, the first ones once more."""
+    return np.full(old, new // old) + (np.arange(old) < new % old)
+
+
 def _map_name(map: Map, group: Group) -> str:
     origin = ORIGINS[int(map.kind.max())]
     if group.is_uniform and not (group.is_whole and map.new % map.old):
@@ -328,8 +365,10 @@ def _map_name(map: Map, group: Group) -> str:
 
 
 def _target(pattern: str, text: int | str, size: int) -> int:
-    """Read a size: units (96) or a multiplier (2x)."""
+    """Read a size: units (96), how many more (+4) or a multiplier (2x)."""
     try:
+        if isinstance(text, str) and text.strip().startswith("+"):
+            return size + int(text.strip()[1:])
         if isinstance(text, str) and text.strip().endswith("x"):
             wanted = float(text.strip()[:-1]) * size
             if not math.isfinite(wanted):
@@ -338,42 +377,6 @@ def _target(pattern: str, text: int | str, size: int) -> int:
         return int(text)
     except (ValueError, OverflowError):
         raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None
-
-
-def _appended(analysis: Analysis, group: Group, prior: float | None) -> tuple[str, str | None]:
-    """Return how new units of a dim of the interface come about, and why they cannot.
-
-    Units that a weight reads, and entries of tables, are of their own and weighed by 0; the others are classes.
-    """
-    dims = set(group.dims)
-    read = {dim for said in analysis.said.values() for c in said.contractions for dim in leaves(c.axis)}
-    listed = {dim for said in analysis.said.values() for axis in said.tables for dim in leaves(axis)}
-    normalised = [number for number, said in analysis.said.items() if dims & leaf_set(*said.normalised)]
-    breaking = ((dim, why) for number, dim, why in _breaking(analysis, "zero_out") if number < max(normalised))
-    unfit = dict(breaking) if normalised else _unfit(analysis, "zero_out")
-    reason = next((unfit.get(dim) or dim.statistic or dim.copies for dim in group.dims), None)
-    if len(dims) > 1:
-        reason = "its units are rearranged one by one"
-    if dims & (read | listed):
-        return "zero_out", "a softmax over it would notice them" if normalised else reason
-    integers = {use.constant.name for use in analysis.uses.values() if any(dims & set(leaves(a)) for a in use.axes)}
-    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in integers):
-        reason = "its weights are integers, which cannot express a prior"
-    if normalised and prior:
-        reason = "under a softmax new classes change the old ones, unless they start at a prior of 0"
-    logits = {analysis.nodes[number].inputs[0].name for number in normalised}
-    if any(analysis.sizes.dtype(name) not in DIVISIBLE for name in logits):
-        reason = "it is normalised in integers, which cannot express a probability of 0"
-    return "never" if normalised else "prior", reason
-
-
-def interface_axes(analysis: Analysis, dims: set[Dim]) -> Iterator[tuple[str, int, Axis]]:
-    """Yield where inputs and outputs have one of the dims: their name, the position and the axis."""
-    graph = analysis.draft.graph
-    for tensor in (*graph.inputs, *graph.outputs):
-        for position, axis in enumerate(analysis.axes.get(tensor.name, ())):
-            if dims & set(leaves(axis)):
-                yield tensor.name, position, axis
 
 
 def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:
@@ -397,56 +400,3 @@ def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:
         for axis in axes:
             note(axis)
     return rivals
-
-
-def _unfit(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
-    """Return the dims that do not admit a kind of new units, with the reason.
-
-    Units that start at zero (`zero_in`) need phi(0) = 0 all the way, and learn nothing behind a ReLU; units of random
-    values that are weighed by 0 (`zero_out`) must stay finite. Neither may change a statistic or an extreme.
-    """
-    if kind not in _UNFITTING:
-        return {}
-    unfit = {dim: dim.statistic or dim.copies or "" for dim in analysis.dims() if dim.statistic or dim.copies}
-    for number, said in analysis.said.items():
-        for dim in (dim for axis in said.normalised for dim in leaves(axis)):
-            node = analysis.nodes[number]
-            unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis")
-    for _, dim, reason in _breaking(analysis, kind):
-        unfit.setdefault(dim, reason)
-    if kind == "zero_in":
-        _note_lost_zeros(analysis, unfit)
-    return unfit
-
-
-def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
-    """Yield each node whose function rules out a kind of new units, with a dim of its results and the reason."""
-    for number, said in analysis.said.items():
-        reason = _UNFITTING[kind].get(said.pointwise or "")
-        node = analysis.nodes[number]
-        made = [axis for tensor in node.outputs for axis in analysis.axes.get(tensor.name, ())]
-        broken = analysis.input_axes(number, 1) or () if node.op == "Div" else made  # by zero, not of zero
-        for dim in leaf_set(*broken) if reason else ():
-            yield number, dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}"
-
-
-def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
-    """Add the dims whose new units do not reach their readers as zeros."""
-    zeros: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if not dim.frozen and dim not in unfit}
-    states = follow(analysis, zeros).states
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
-        for contraction in said.contractions:
-            for index, _ in contraction.sides:
-                held = states.get(node.inputs[index].name, {})
-                for dim in leaves(contraction.axis):
-                    if held.get(dim, "zero") != "zero":
-                        reason = "reads its units after an operation that does not keep zeros"
-                        unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}")
-
-
-_UNFITTING: dict[str, dict[str, str]] = {
-    "zero_in": {"relu": "lets no gradient through at zero, so that the new units would never learn"},
-    "zero_out": {"partial": "may make an infinity of random values"},
-}
-"""For each map, what of a node between the units and their readers rules it out."""

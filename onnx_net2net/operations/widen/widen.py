@@ -11,6 +11,7 @@ from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse
 from onnx_net2net.analysis.multipliers import numbers_beside
+from onnx_net2net.analysis.routers import find_masks
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import record
@@ -139,7 +140,8 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties)
+    masks = find_masks(analysis, plan.routed) if plan.routed else ()
+    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties, masks=masks)
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")

@@ -1,0 +1,150 @@
+"""Masks of copies of experts: for each token one copy alone of each expert keeps its score.
+
+Which one it is, hyperplanes of what the router reads tell: for expert e and copy j the number n_ej x + o_ej, of which
+the largest wins. The planes are orthogonal to the router's row of the expert, so that they part its tokens in about
+equal halves whatever its scores are; with `offsets` they do so on data. They are constants, and do not learn.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import NEVER, Map, compose
+from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.routers import Mask
+from onnx_net2net.graph.edit import add_node
+from onnx_net2net.graph.graph import Tensor, Variable
+from onnx_net2net.rewrite.rewriting import Rewriting
+from onnx_net2net.rewrite.sums import Compute
+
+_SMALL = 1e-3
+"""Offsets of planes without data: where equal inputs lie on all planes, some copy has to win."""
+
+Offsets = Mapping[int, Array]
+"""For layers that make logits: float64 [units of the axis x most copies], what is added in front of the choice."""
+
+
+Rows = Mapping[int, Compute]
+"""For layers that make logits: what computes the router's rows."""
+
+
+def mask_copies(
+    rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: int, offsets: Offsets | None = None
+) -> None:
+    """Add a penalty to the scores of all copies of experts but one, for each token another one.
+
+    Args:
+        rewriting: The graph, whose experts have their copies already.
+        masks: Where the penalty is added.
+        rows: The router's rows.
+        seed: Seed of the planes.
+        offsets: Offsets of planes that were measured on data.
+    """
+    made: dict[int, Tensor] = {}
+    for mask in masks:
+        if mask.layer not in made:
+            made[mask.layer] = _penalty(
+                rewriting, mask.layer, rows.get(mask.layer), seed, (offsets or {}).get(mask.layer)
+            )
+        node = rewriting.nodes[mask.node]
+        rewriting.note("a mask of copies at", node)
+        plain, result = rewriting.intercept(node, mask.output)
+        penalty, label = made[mask.layer], node.name or result.name
+        kind, own = rewriting.type_of(result), rewriting.analysis.sizes.dtype(_logits(rewriting, mask.layer))
+        if kind != own:
+            penalty = add_node(rewriting.graph, "Cast", f"{label}_mask_cast", [penalty], to=kind)
+        if mask.folded:
+            shape = add_node(rewriting.graph, "Shape", f"{label}_mask_shape", [plain])
+            penalty = add_node(rewriting.graph, "Reshape", f"{label}_mask_folded", [penalty, shape])
+        add_node(rewriting.graph, "Add", f"{label}_mask", [plain, penalty], result)
+
+
+def _logits(rewriting: Rewriting, layer: int) -> str:
+    return str(rewriting.analysis.nodes[layer].outputs[0].name)
+
+
+def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int, offsets: Array | None) -> Tensor:
+    """Return the penalties of copies, in the shape of the logits that a layer makes."""
+    graph, node, analysis = rewriting.graph, rewriting.nodes[layer], rewriting.analysis
+    label = node.name or node.outputs[0].name
+    network = Network(analysis)
+    data, weights = node.inputs[1 - network.layers[layer].weights], network.layers[layer].weights
+    axis, read = network.axes(layer)[-1], (analysis.input_axes(layer, 1 - weights) or ())[-1]
+    index = compose(axis, rewriting.growth).index
+    rank = _ranks(index)
+    most, lead = int(rank.max()) + 1, [0] * (len(network.axes(layer)) - 1)
+    exists = np.zeros((axis.size, most), bool)
+    exists[index, rank] = True
+    kind = analysis.sizes.dtype(_logits(rewriting, layer))
+    lowest = np.finfo(np.float16 if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else np.float32).min
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    inputs = compose(read, rewriting.growth)
+    draw = partial(_planes, exists, inputs, rows, dtype, [seed, zlib.crc32(label.encode())])
+    tiny = np.random.default_rng([seed, 1]).uniform(-_SMALL, _SMALL, exists.size) if offsets is None else offsets
+    start = np.where(exists.reshape(-1), tiny, float(lowest)).astype(dtype)
+
+    def add(what: str, inputs: Sequence[Tensor], kind: str = "", **attrs: object) -> Variable:
+        return add_node(graph, kind or what, f"{label}_copies_{what}", inputs, **attrs)
+
+    def numbers(what: str, values: Array) -> Tensor:
+        return graph.constant(f"{label}_copies_{what}", values)
+
+    planes = graph.lazy_constant(f"{label}_planes", kind, (inputs.new, exists.size), draw)
+    sides = add("Add", [add("MatMul", [data, planes]), numbers("offsets", start)])
+    apart = add("Apart", [sides, numbers("shape", np.array([*lead, axis.size, most]))], "Reshape")
+    winner = add("ArgMax", [apart], axis=-1, keepdims=0)
+    marks = numbers("marks", np.array([NEVER, 0.0]).astype(dtype))
+    losers = add("OneHot", [winner, numbers("depth", np.array(most)), marks])
+    penalty = add("Together", [losers, numbers("units", np.array([*lead, axis.size * most]))], "Reshape")
+    places = index * most + rank
+    if not np.array_equal(places, np.arange(exists.size)):
+        penalty = add("Gather", [penalty, numbers("places", places)], axis=-1)
+    return penalty
+
+
+def _ranks(index: Array) -> Array:
+    """Return which copy of its unit each unit is: 0, 1, ..."""
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+    rank = np.empty(len(index), np.int64)
+    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(np.append(starts, len(index))))
+    return rank
+
+
+def read_rows(rewriting: Rewriting, masks: Sequence[Mask]) -> Rows:
+    """Return for each layer that makes logits what reads the router's rows [units, inputs] of the teacher.
+
+    A layer whose weight follows from several constants is left out. It has to be called before constants grow.
+    """
+    analysis, rows = rewriting.analysis, {}
+    for layer in {mask.layer for mask in masks}:
+        weights = Network(analysis).layers[layer].weights
+        use = analysis.uses.get((layer, weights))
+        if use is not None and len(use.axes) == 2:
+            position = dict(analysis.said[layer].contractions[0].sides)[weights]
+            rows[layer] = partial(_turned, rewriting.graph.reader(use.constant), position)
+    return rows
+
+
+def _turned(read: Compute, position: int) -> Array:
+    return np.moveaxis(read(), position, 1).astype(np.float64)
+
+
+def _planes(exists: Array, inputs: Map, rows: Compute | None, dtype: np.dtype[Any], seed: Sequence[int]) -> Array:
+    """Draw planes [inputs, units x copies], orthogonal to the rows of their units."""
+    planes = np.random.default_rng(seed).normal(size=(*exists.shape, inputs.old))
+    if rows is not None:
+        row = rows()
+        sizes = np.square(row).sum(1)
+        along = np.einsum("ujd,ud->uj", planes, row) / np.where(sizes > 0, sizes, 1)[:, None]
+        planes -= along[:, :, None] * row[:, None]
+    planes[~exists] = 0
+    whole = planes.reshape(-1, inputs.old).T
+    return np.asarray(whole[inputs.index] * inputs.weight[:, None], dtype)

@@ -1,0 +1,162 @@
+"""Experts get copies of which masks let a router choose one: the student is exact, and every copy is in use."""
+
+import numpy as np
+import pytest
+from graphs import assert_close, net, run, weighty
+from moe import ALL, BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, C, D, E, H, T, constants, feeds, moe
+
+from onnx_net2net import inspect, verify, widen
+from onnx_net2net.errors import BadInputError, RefusedError
+
+FORMS = {f"{router}; {dispatch}": (ROUTERS[router], DISPATCHES[dispatch])
+         for router in ROUTERS for dispatch in DISPATCHES
+         if dispatch == "looked up" or router == "softmax, top-k, normed"}  # fmt: skip
+
+
+def grown(proto, size, **options):
+    return widen(proto, sizes={"experts": size}, **options)
+
+
+@pytest.mark.parametrize("size", ["2x", "3x", "+1", 6])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_router_and_dispatch_computes_the_same_with_copies(form, size):
+    proto = moe(*FORMS[form])
+    widening = grown(proto, size)
+    (change,) = widening.changes
+    before = E // 2 if "groups" in form else E  # of these each group has copies
+    wanted = {"2x": 2 * before, "3x": 3 * before, "+1": before + 1, 6: 6}[size]
+    assert (change.old, change.new, change.map) == (before, wanted, "split")
+    assert widening.exact
+    for seed in range(3):
+        assert_close(run(weighty(widening.student), feeds(seed))[0], run(proto, feeds(seed))[0], form, 1e-5)
+
+
+def test_one_of_one_expert_is_chosen_too():
+    proto = moe(TOP_1, LOOKED_UP, 1)
+    assert_close(run(weighty(grown(proto, "3x").student), feeds())[0], run(proto, feeds())[0], "top-1", 1e-5)
+
+
+def test_the_fused_operator_gets_masks_in_front_of_it():
+    pytest.importorskip("onnxruntime", "1.23")
+    text = (
+        f"(float[{T}, {D}] x) => (float[{T}, {C}] y) {{ l = Gemm<transB=1>(x, router, bias) "
+        'm = com.microsoft.MoE<k=2, activation_type="relu", normalize_routing_weights=1>(x, l, fc1, fc1_bias, fc2) '
+        "y = MatMul(m, head) }"
+    )
+    known, rng = constants(), np.random.default_rng(1)
+    stacks = {"fc1": (E, H, D), "fc1_bias": (E, H), "fc2": (E, D, H)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in stacks.items()}
+    proto = net(text, imports=', "com.microsoft" : 1', **weights, **{n: known[n] for n in ("router", "bias", "head")})
+    given = {"x": rng.normal(size=(T, D)).astype(np.float32)}
+    widening = widen(proto, sizes={"experts": "2x"}, factor=1.5)
+    assert_close(run(weighty(widening.student), given)[0], run(proto, given)[0], "MoE", 1e-4)
+    assert {(change.old, change.new) for change in widening.changes} == {(E, 2 * E), (H, 18)}
+
+
+def test_experts_and_widths_grow_together():
+    proto = moe(*FORMS["groups; looked up"])
+    widening = widen(proto, factor=1.5, sizes={"experts": "2x"})
+    assert_close(run(weighty(widening.student), feeds())[0], run(proto, feeds())[0], "all", 1e-4)
+    assert len(widening.changes) > 2
+
+
+def test_a_grown_router_grows_again():
+    proto = moe(*FORMS["softmax, top-k, normed; scattered"])
+    once = weighty(grown(proto, "2x").student)
+    twice = weighty(grown(once, "2x").student)
+    assert_close(run(twice, feeds())[0], run(proto, feeds())[0], "twice", 1e-5)
+
+
+def test_the_record_makes_the_student_again(tmp_path):
+    proto = moe(*FORMS["softmax, top-k; looked up"])
+    grown(proto, "2x").student.save(tmp_path / "student.onnx")
+    assert verify(proto, tmp_path / "student.onnx").equivalent
+
+
+def test_every_copy_gets_tokens():
+    """Of the tokens of an expert each copy gets a good part, not only a few."""
+    proto = moe(*FORMS["softmax, top-k; looked up"])
+    student = weighty(grown(proto, "2x").student)
+    del student.graph.output[:]
+    student.graph.output.extend(net("() => (int64[24, 2] i) { i = Identity(k) }", k=np.zeros(1)).graph.output)
+    places = np.concatenate([run(student, feeds(seed))[0] for seed in range(40)])
+    counts = np.bincount(places.reshape(-1), minlength=2 * E).reshape(E, 2)
+    assert (counts.min(1) > 0.15 * counts.sum(1)).all()
+
+
+# --- Refusals ------------------------------------------------------------------------------------------------
+
+CAPACITY = f"""iu = Unsqueeze(i, last) same = Equal(iu, counted) marks = Cast<to=1>(same)
+    each = ReduceSum<keepdims=0>(marks, one) queue = CumSum(each, zero) late = Greater(queue, most)
+    kept = Where(late, nothing, each) {ALL} m = Einsum<equation="ted,te->td">(f, kept) """
+
+
+def test_capacity_is_refused_as_copies_have_queues_of_their_own():
+    proto = moe(ROUTERS["softmax, top-k"], CAPACITY, zero=np.array(0), most=np.float32(5), nothing=np.float32(0))
+    with pytest.raises(RefusedError, match=r"CumSum 'queue' counts or sums along the tokens"):
+        grown(proto, "2x")
+
+
+def test_places_that_are_returned_are_refused():
+    proto = moe(ROUTERS["softmax, top-k"], LOOKED_UP)
+    proto.graph.output.extend(net("() => (int64[24, 2] i) { i = Identity(k) }", k=np.zeros(1)).graph.output)
+    with pytest.raises(RefusedError, match="output 'i' tells them apart"):
+        grown(proto, "2x")
+
+
+def test_experts_that_no_router_is_known_of_never_get_dead_copies():
+    router = f"{LINEAR} v, j = TopK<axis=-1>(l, k) i = Mod(j, five) g = Softmax<axis=-1>(v) "
+    proto = moe(router, LOOKED_UP, five=np.array(5))
+    with pytest.raises(RefusedError, match="nothing is known of who chooses"):
+        grown(proto, "2x")
+
+
+def test_scores_of_no_linear_layer_are_refused():
+    router = "l = Slice(x, start, end, last) v, i = TopK<axis=-1>(l, k) g = Softmax<axis=-1>(v) "
+    proto = moe(router, LOOKED_UP, start=np.array([0]), end=np.array([E]))
+    with pytest.raises(RefusedError):
+        widen(proto, sizes={next(g.name for g in inspect(proto).groups if g.size == E): "2x"})
+
+
+def test_sums_over_all_experts_that_no_mask_reaches_are_refused():
+    router = f"{BIASED} v, i = TopK<axis=-1>(l, k) all = ReduceSum<keepdims=1>(l, last) g = Div(v, all) "
+    with pytest.raises(RefusedError, match="'all' sums over all experts, chosen or not"):
+        grown(moe(router, LOOKED_UP), "2x")
+
+
+def test_a_class_has_no_masks():
+    with pytest.raises(RefusedError, match="class"):
+        grown(moe(ROUTERS["softmax, top-k"], LOOKED_UP), "2x", framework="torch")
+
+
+def test_fewer_experts_are_no_growth():
+    with pytest.raises(BadInputError, match="has 4 units already"):
+        grown(moe(ROUTERS["softmax, top-k"], LOOKED_UP), 3)
+
+
+# --- Soft routers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gates", ["Softmax<axis=-1>(l)", "Sigmoid(l)", "Relu(l)"])
+def test_soft_mixtures_get_copies_that_share(gates):
+    proto = moe(f"{BIASED} g = {gates} ", f'{ALL} m = Einsum<equation="ted,te->td">(f, g) ')
+    for size in ("2x", "+3"):
+        student = weighty(grown(proto, size).student)
+        assert_close(run(student, feeds())[0], run(proto, feeds())[0], gates, 1e-4)
+
+
+def test_experts_that_choose_tokens_choose_the_same_with_copies():
+    chosen = f"""{LINEAR} p = Softmax<axis=-1>(l) t = Transpose<perm=[1, 0]>(p) v, i = TopK<axis=-1>(t, k)
+        taken = Gather<axis=0>(x, i) hidden = MatMul(taken, up) a = Tanh(hidden) e0 = MatMul(a, down)
+        gu = Unsqueeze(v, last) w8 = Mul(e0, gu) rows = Reshape(w8, by) j0 = Reshape(i, last) j = Unsqueeze(j0, last)
+        none = ConstantOfShape(whole) m = ScatterND<reduction="add">(none, j, rows) """
+    proto = moe(chosen, "", 5, by=np.array([-1, D]), whole=np.array([T, D]))
+    for size in ("2x", "+3"):
+        student = weighty(grown(proto, size).student)
+        assert_close(run(student, feeds())[0], run(proto, feeds())[0], "expert choice", 1e-4)
+
+
+def test_each_layer_has_one_dim_of_experts():
+    for form in FORMS:
+        roles = [group.role for group in inspect(moe(*FORMS[form])).groups]
+        assert roles.count("experts") == 1, form
