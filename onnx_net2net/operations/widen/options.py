@@ -64,3 +64,18 @@ class WidenOptions:
     def is_exact(self) -> bool:
         """Whether the student computes the teacher's function."""
         return self.map != "random_pad" and not self.noise
+
+
+def target_size(pattern: str, text: int | str, size: int) -> int:
+    """Read a size: units (96), how many more (+4) or a multiplier (2x)."""
+    try:
+        if isinstance(text, str) and text.strip().startswith("+"):
+            return size + int(text.strip()[1:])
+        if isinstance(text, str) and text.strip().endswith("x"):
+            wanted = float(text.strip()[:-1]) * size
+            if not math.isfinite(wanted):
+                raise ValueError
+            return round(wanted)
+        return int(text)
+    except (ValueError, OverflowError):
+        raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None

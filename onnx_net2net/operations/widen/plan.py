@@ -31,7 +31,7 @@ from onnx_net2net.analysis.roles import Role
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.operations.widen.new_units import UNFITTING, appended_as, interface_axes, unfit_dims
-from onnx_net2net.operations.widen.options import WidenOptions
+from onnx_net2net.operations.widen.options import WidenOptions, target_size
 
 FAR = 0.1
 """Norms are filled up where multiples would miss the wanted size by a larger part of it."""
@@ -85,7 +85,7 @@ class Plan:
                 raise RefusedError(f"{groups[0].name!r} cannot grow: {groups[0].reason}")
             for group in growable or on_request:
                 grow = self.grow_exactly if growable else self.multiply if self._is_routed(group) else self.append
-                grow(group, _target(pattern, text, group.size))
+                grow(group, target_size(pattern, text, group.size))
 
     def widen_all(self, factor: float, only: Sequence[str]) -> None:
         """Grow all dims (or those named) by a factor, one of the factors of each product."""
@@ -362,21 +362,6 @@ def _map_name(map: Map, group: Group) -> str:
     if group.is_uniform and not (group.is_whole and map.new % map.old):
         return {"replicate": "uniform", "mean": "mean_pad", "zero_in": "zero_pad"}[origin]
     return origin
-
-
-def _target(pattern: str, text: int | str, size: int) -> int:
-    """Read a size: units (96), how many more (+4) or a multiplier (2x)."""
-    try:
-        if isinstance(text, str) and text.strip().startswith("+"):
-            return size + int(text.strip()[1:])
-        if isinstance(text, str) and text.strip().endswith("x"):
-            wanted = float(text.strip()[:-1]) * size
-            if not math.isfinite(wanted):
-                raise ValueError
-            return round(wanted)
-        return int(text)
-    except (ValueError, OverflowError):
-        raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None
 
 
 def _rivals(analysis: Analysis) -> dict[Dim, set[Dim]]:
