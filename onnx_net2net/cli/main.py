@@ -1,4 +1,4 @@
-"""The command line: inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan.
+"""The command line: one command a module, see `_MODULES`.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused, 128 + N stopped by signal N; a command that exits with 1, 2 or 3 has
@@ -22,6 +22,7 @@ from pathlib import Path
 from onnx_net2net.cli import (
     checkpoint,
     deepen,
+    draw,
     inspect,
     narrow,
     plan,
@@ -41,7 +42,7 @@ from onnx_net2net.model.signals import caught_signals
 from onnx_net2net.rules import load_rules
 from onnx_net2net.run.session import check_runs, use_library
 
-_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan)
+_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan, draw)
 _COMMANDS = [module.COMMAND for module in _MODULES]
 
 

@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> StateDict:
 
 
 def is_made(path: Path) -> bool:
-    """Tell whether a file says that this package made it: a model with a record, or a .safetensors file.
+    """Tell whether a file says that this package made it: a model with a record, a .safetensors file, or a picture.
 
     Files of torch say nothing.
     """
@@ -112,6 +112,8 @@ def is_made(path: Path) -> bool:
             with open(path, "rb") as opened:
                 header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
             return _MADE in header.get("__metadata__", {})
+        if path.suffix in (".svg", ".html"):
+            return _MADE in path.read_text(encoding="utf-8")
         return any(entry.key == HISTORY for entry in parse(path).metadata_props)
     except (OSError, ValueError, MemoryError, OverflowError, AttributeError, BadInputError):
         return False
