@@ -1,0 +1,139 @@
+"""What growth does to a module: how its tensors grow, and which of its numbers change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from onnx_net2net.framework.checkpoint import Checkpoint
+from onnx_net2net.framework.live.attributes import Number, slots_of
+from onnx_net2net.framework.live.example import Example
+from onnx_net2net.framework.live.tensors import grow_tensors
+
+TOLERANCE = 1e-9
+"""How far outputs may be apart in double precision, relative to the largest."""
+
+NOISES = 100
+"""How many times the teacher's own noise outputs may be apart, where it is larger (a class that computes in float32)."""
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A number that a module keeps, before and after."""
+
+    path: str
+    keys: tuple[object, ...]
+    old: Number
+    new: Number
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, (self.path, *self.keys) if self.path else self.keys))} {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A growth that can be done to a module, and to copies of it (averages, a teacher of a distillation)."""
+
+    checkpoint: Checkpoint = field(repr=False)
+    numbers: tuple[Renumbered, ...]
+
+    def apply(self, module: nn.Module) -> None:
+        """Grow a module in place: parameters stay the same objects, so that those who hold them see it."""
+        grow_tensors(module, self.checkpoint)
+        modules = dict(module.named_modules())
+        for number in self.numbers:
+            for slot in slots_of(modules[number.path], number.path, floats=True):
+                if slot.keys == number.keys:
+                    slot.set(number.new)
+
+
+def renumbered(teacher: nn.Module, student: nn.Module) -> Iterator[Renumbered]:
+    """Yield the numbers that differ between two modules of the same structure."""
+    others = dict(student.named_modules())
+    for path, module in teacher.named_modules():
+        new = {slot.keys: slot.value for slot in slots_of(others[path], path, floats=True)}
+        for slot in slots_of(module, path, floats=True):
+            if slot.keys in new and new[slot.keys] != slot.value and not _are_nan(new[slot.keys], slot.value):
+                yield Renumbered(path, slot.keys, slot.value, new[slot.keys])
+
+
+def _are_nan(*values: Number) -> bool:
+    return all(isinstance(value, float) and math.isnan(value) for value in values)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the outputs of two modules are apart, relative to the largest, and how far they may be."""
+
+    error: float
+    tolerance: float
+
+    @property
+    def is_none(self) -> bool:
+        """Whether they compute the same."""
+        return self.error <= self.tolerance
+
+
+class Yardstick:
+    """What a teacher returns for some examples, and how far that moves by rounding."""
+
+    def __init__(self, teacher: nn.Module, examples: Sequence[Example]) -> None:
+        """Run a teacher; examples that it does not take are left out, but for the first."""
+        self._runs: list[tuple[Example, list[torch.Tensor]]] = []
+        for example in examples:
+            try:
+                self._runs.append((example, [tensor.clone() for tensor in example(teacher)]))
+            except Exception:  # of the user's own code
+                if not self._runs:
+                    raise
+        kept = {parameter: parameter.detach().clone() for parameter in teacher.parameters()}
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in kept:
+                if parameter.is_floating_point():
+                    sign = torch.randint(-1, 2, parameter.shape, generator=generator)
+                    parameter.mul_(1 + sign * torch.finfo(parameter.dtype).eps)
+        self._tolerances = [0.0] * len(self._runs[0][1])
+        noise = self._errors(teacher)
+        self._tolerances = [max(TOLERANCE, NOISES * one) if math.isfinite(one) else TOLERANCE for one in noise]
+        with torch.no_grad():
+            for parameter, values in kept.items():
+                parameter.copy_(values)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that the teacher returns for the first example is a number."""
+        return all(bool(torch.isfinite(one).all()) for one in self._runs[0][1] if one.is_floating_point())
+
+    def difference(self, student: nn.Module) -> Difference:
+        """Compare a student with the teacher; whatever it raises is raised."""
+        found = zip(self._errors(student), self._tolerances, strict=True)
+        return max((Difference(*pair) for pair in found), key=lambda one: one.error / one.tolerance)
+
+    def _errors(self, student: nn.Module) -> list[float]:
+        errors = [0.0] * len(self._tolerances)
+        for example, wanted in self._runs:
+            results = example(student)
+            if len(results) != len(wanted):
+                return [math.inf] * len(errors)
+            for place, (one, other) in enumerate(zip(wanted, results, strict=True)):
+                errors[place] = max(errors[place], _error(one, other))
+        return errors
+
+
+def _error(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest number wanted; what is no number has to be that in both."""
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return math.inf
+    if not wanted.is_floating_point() and not wanted.is_complex():
+        return 0.0 if torch.equal(wanted, found) else math.inf
+    numbers = torch.isfinite(wanted)
+    if not torch.equal(numbers, torch.isfinite(found)) or not numbers.any():
+        return 0.0 if torch.equal(numbers, torch.isfinite(found)) else math.inf
+    wanted, found = wanted[numbers], found[numbers]
+    largest = float(wanted.abs().max())
+    return float((wanted - found).abs().max()) / (largest or 1.0)

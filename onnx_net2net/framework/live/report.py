@@ -1,0 +1,62 @@
+"""What a growth did to a module, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from onnx_net2net.framework.live.growth import Difference, Growth, Renumbered
+from onnx_net2net.operations.widen.plan import Change
+from onnx_net2net.operations.widen.widen import Widening
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a growth did to a module.
+
+    Attributes:
+        changes: The dims that grew: names, sizes before and after.
+        fixed: The dims that could not grow, with the reason.
+        numbers: The numbers that its modules keep, which changed.
+        parameters: How many parameters it has, before and after.
+        difference: How far the outputs of both are apart in double precision, relative to the largest.
+        covered: Share of the weights that grew.
+        notes: What else there is to say.
+    """
+
+    changes: tuple[Change, ...]
+    fixed: tuple[tuple[str, str], ...] = field(repr=False)
+    numbers: tuple[Renumbered, ...]
+    parameters: tuple[int, int]
+    difference: float
+    covered: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for people."""
+        grew = [change for change in self.changes if change.new != change.old]
+        width = max((len(change.name) for change in grew), default=0)
+        for change in grew:
+            yield f"{change.name:<{width}}  {change.old:>6} -> {change.new}"
+        yield f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}"
+        if self.fixed:
+            yield f"fixed: {'; '.join(f'{name}: {why}' for name, why in self.fixed[:3])}"
+        yield from self.notes
+        yield f"computes the same: off by {self.difference:.1e} (relative) in double precision"
+
+
+def report_of(
+    teacher: nn.Module, student: nn.Module, growth: Growth, widening: Widening, difference: Difference
+) -> Report:
+    """Write the report of a growth."""
+    counts = tuple(sum(one.numel() for one in module.parameters()) for module in (teacher, student))
+    fixed = tuple((group.name, str(group.reason)) for group in widening.fixed)
+    return Report(
+        widening.changes, fixed, growth.numbers, (counts[0], counts[1]), difference.error, widening.covered,
+        tuple(growth.checkpoint.notes),
+    )  # fmt: skip
