@@ -9,6 +9,7 @@ result.student.save("student.onnx")
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntimes write files into ~/.cache when imported
 
@@ -29,10 +30,14 @@ from onnx_net2net.operations.verify import Verification, verify
 from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.run.session import session
 
+if TYPE_CHECKING:
+    from onnx_net2net.framework.live.grow import Grown, grow
+
 __all__ = [
     "BadInputError",
     "Checkpoint",
     "Deepening",
+    "Grown",
     "Inspection",
     "Model",
     "ModuleRunner",
@@ -46,6 +51,7 @@ __all__ = [
     "Widening",
     "checkpoint",
     "deepen",
+    "grow",
     "inspect",
     "load",
     "narrow",
@@ -59,3 +65,18 @@ __all__ = [
     "verify",
     "widen",
 ]
+
+_LIVE = {"Grown": "grow", "grow": "grow"}
+"""What needs torch, by the module of `framework.live` that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for."""
+    if name not in _LIVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"onnx_net2net.framework.live.{_LIVE[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise BadInputError(f"{name} needs {error.name}: pip install 'onnx-net2net[torch]'") from error

@@ -1,4 +1,4 @@
-"""The state of an optimizer, grown with the weights: Adam, AdamW and SGD with momentum.
+"""The state of an optimizer, grown with the weights: Adam, AdamW, SGD with momentum, Lion, Muon and Adafactor.
 
 A weight that makes c copies of a channel has its gradient divided among them, by the shares that their readers give
 them. A weight that reads c copies has its gradient copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the
@@ -20,6 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import AxisGrowth, Held
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework import files as statedict
@@ -28,12 +31,16 @@ from onnx_net2net.framework.entries import Entry
 from onnx_net2net.model.staging import destination, stage, writing
 
 KINDS: dict[str, Held] = {
-    "exp_avg": "gradient",
-    "momentum_buffer": "gradient",
+    "exp_avg": "gradient",  # Adam, AdamW, Lion
+    "momentum_buffer": "gradient",  # SGD, Muon
     "exp_avg_sq": "square",
     "max_exp_avg_sq": "square",
+    "variance": "square",  # torch's Adafactor, of vectors
 }
 """What the tensors of a parameter's state are; numbers like `step` are kept."""
+
+FACTORED = {"row_var": "col_var", "exp_avg_sq_row": "exp_avg_sq_col"}
+"""Means of squares along rows and along columns, by Adafactor of torch (which keeps the axis) and of transformers."""
 
 WRAPPERS = ("optimizer", "optimizer_state_dict", "optimizer_state")
 """Where training scripts put the optimizer's state beside other things."""
@@ -76,6 +83,28 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     return {**inner, "state": grown}
 
 
+def grow_optimizer(optimizer: Any, entries: Mapping[int, Entry]) -> None:
+    """Grow the state of an optimizer in memory, whose parameters are grown already.
+
+    Args:
+        optimizer: The optimizer, of torch.
+        entries: How its parameters grew, by the `id` of each.
+
+    Raises:
+        BadInputError: It has parameters that are none of these.
+        RefusedError: It is not known how its state grows.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(id(parameter) not in entries for parameter in parameters):
+        raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
+    grown = {parameter: _grow_parameter(optimizer.state[parameter], entries[id(parameter)])
+             for parameter in parameters if parameter in optimizer.state}  # fmt: skip
+    for parameter, values in grown.items():
+        moved = {name: value.to(optimizer.state[parameter][name].device) if hasattr(value, "layout") else value
+                 for name, value in values.items()}  # fmt: skip
+        optimizer.state[parameter].update(moved)
+
+
 def with_note(checkpoint: Checkpoint) -> Checkpoint:
     """Note which entries weigh copies by other shares for each of their readers.
 
@@ -100,16 +129,37 @@ def with_note(checkpoint: Checkpoint) -> Checkpoint:
 
 def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
     """Grow the state of one parameter."""
-    tensors = statedict.from_torch(values) if any(hasattr(value, "layout") for value in values.values()) else {}
     result = dict(values)
-    for name, stored in tensors.items():
-        if name == "step" or (stored.shape == () and entry.old != ()):
-            result[name] = values[name].clone()  # optimizers count in place
+    for name, value in values.items():
+        if not hasattr(value, "layout"):
             continue
-        if name not in KINDS:
-            raise RefusedError(f"how {name!r} grows is not known; known are {', '.join(KINDS)} (Adam, AdamW, SGD)")
-        result[name] = statedict.to_torch(entry.grow(stored.read(), KINDS[name]))
+        if name == "step" or (value.shape == () and entry.old != ()):
+            result[name] = value.clone()  # optimizers count in place
+        elif name in FACTORED:
+            other = FACTORED[name]
+            result[name], result[other] = _factored(_read(value), _read(values[other]), entry)
+        elif name in KINDS:
+            result[name] = statedict.to_torch(entry.grow(_read(value), KINDS[name]))
+        elif name not in FACTORED.values():
+            raise RefusedError(
+                f"how {name!r} grows is not known; known are {', '.join((*KINDS, *FACTORED))} (Adam, AdamW, SGD, Lion, "
+                "Muon, Adafactor)"
+            )
     return result
+
+
+def _read(tensor: Any) -> Array:
+    return statedict.from_torch({"": tensor.cpu()})[""].read()
+
+
+def _factored(rows: Array, columns: Array, entry: Entry) -> tuple[Any, Any]:
+    """Grow the means of squares along the last two axes: those of the matrix that they are the factors of."""
+    is_flat = rows.ndim < len(entry.old)
+    r, c = (rows[..., None], columns[..., None, :]) if is_flat else (rows, columns)
+    mean = r.mean(axis=-2, keepdims=True)
+    squares = entry.grow(r * c / np.where(mean > 0, mean, 1).astype(r.dtype), "square")
+    found = squares.mean(axis=-1, keepdims=not is_flat), squares.mean(axis=-2, keepdims=not is_flat)
+    return statedict.to_torch(found[0]), statedict.to_torch(found[1])
 
 
 def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, Entry]:

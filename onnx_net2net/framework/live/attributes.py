@@ -60,6 +60,11 @@ def slots_of(module: nn.Module, path: str, floats: bool = False) -> list[Slot]:
     return list(_slots(path, (), own, vars(module), kinds, set()))
 
 
+def slots_in(value: Any, path: str) -> list[Slot]:
+    """Return where an object, such as the config of a module, keeps whole numbers."""
+    return list(_slots(path, (), vars(value), vars(value), (int,), set()))
+
+
 def _slots(
     path: str, keys: tuple[Any, ...], items: Mapping[Any, Any], holder: Any, kinds: tuple[type, ...], seen: set[int]
 ) -> Iterator[Slot]:
@@ -83,7 +88,9 @@ def _inside(value: Any) -> tuple[Mapping[Any, Any], Any] | None:
         return value, value
     if type(value) is list:
         return dict(enumerate(value)), value
-    is_plain = hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type) and not callable(value)
+    is_plain = (
+        hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type) and not callable(value)
+    )
     return (vars(value), vars(value)) if is_plain else None
 
 
@@ -97,7 +104,10 @@ class Sizes:
     """What the sizes of a teacher became in its student."""
 
     def __init__(
-        self, old: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]], dims: Iterable[tuple[str, int, int]]
+        self,
+        old: Mapping[str, tuple[int, ...]],
+        new: Mapping[str, tuple[int, ...]],
+        dims: Iterable[tuple[str, int, int]],
     ) -> None:
         """Compare shapes of tensors by name; `dims` are names of dims, and their sizes in both."""
         self._pairs = [(name, a, b) for name in old for a, b in zip(old[name], new[name], strict=True)]
@@ -143,8 +153,9 @@ def _became(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
 def likely(slot: Slot, near: Became) -> Number | None:
     """Return what a number becomes if it is a width by its name, and all sizes like it became one; else None."""
     values = (slot.value,) if isinstance(slot.value, int) else slot.value
-    if NO_WIDTHS.search(str(slot.keys[0])) or not all(value > SMALL and len(near.get(value, ())) == 1 for value in values):
+    if NO_WIDTHS.search(str(slot.keys[0])) or not all(
+        value > SMALL and len(near.get(value, ())) == 1 for value in values
+    ):
         return None
     new = tuple(near[value][0] for value in values)
     return None if new == values else new[0] if isinstance(slot.value, int) else new
-

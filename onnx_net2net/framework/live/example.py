@@ -64,7 +64,7 @@ class Example:
         return self.with_tensors([tensor.double() if tensor.is_floating_point() else tensor for tensor in moved])
 
     def variations(self) -> Iterator[Example]:
-        """Yield calls with other values: floats of the same mean and spread, integers of the example in another order."""
+        """Yield calls with other values: floats of the same mean and spread, integers in another order."""
         generator = torch.Generator().manual_seed(0)
         for _ in range(VARIATIONS):
             yield self.with_tensors([_varied(tensor, generator) for tensor in self.tensors])

@@ -13,7 +13,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,21 +28,27 @@ MOVED = 0.1
 
 
 def duplicate(module: nn.Module) -> nn.Module:
-    """Copy a module; weights that are computed before each call (weight norm) are let go of first."""
-    computed = {(one, name) for one in module.modules() for name, value in vars(one).items()
-                if isinstance(value, torch.Tensor) and not value.is_leaf}  # fmt: skip
-    kept = {(one, name): vars(one)[name] for one, name in computed}
+    """Copy a module."""
+    return duplicate_both(module, None)[0]
+
+
+def duplicate_both(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+    """Copy a module and the optimizer of its parameters; weights that are computed before each call have no history."""
+    computed = [(vars(one), name, value) for one in module.modules() for name, value in vars(one).items()
+                if isinstance(value, torch.Tensor) and not value.is_leaf]  # fmt: skip
     try:
-        for (one, name), value in kept.items():
-            vars(one)[name] = value.detach()
-        return copy.deepcopy(module)
+        for held, name, value in computed:
+            held[name] = value.detach()
+        return copy.deepcopy((module, optimizer))
     finally:
-        for (one, name), value in kept.items():
-            vars(one)[name] = value
+        for held, name, value in computed:
+            held[name] = value
 
 
 def in_double(module: nn.Module) -> nn.Module:
-    """Return a copy in double precision and eval mode on the CPU, also of tensors that are neither parameters nor buffers."""
+    """Return a copy in double precision and eval mode on the CPU; all tensors of it, registered or not."""
     twin = duplicate(module).cpu().double().eval()
     for one in twin.modules():
         for name, value in vars(one).items():

@@ -2,33 +2,41 @@
 
 The module is exported without folding and widened as a class can follow; the maps of this growth are done to its own
 tensors (`framework.checkpoint`), and to the moments of its optimizer. The numbers that its layers keep are set; those
-that its own classes keep are searched (`search`). At the end the grown module has computed the same in double precision,
-or it is refused.
+that its own classes keep are searched (`search`). At the end the grown module has computed the same in double
+precision, or it is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, RefusedError, one_line
 from onnx_net2net.framework.checkpoint import checkpoint
-from onnx_net2net.framework.live.attributes import Sizes, likely, slots_of
+from onnx_net2net.framework.live.attributes import SMALL, Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
+from onnx_net2net.framework.live.configs import ConfigSearch, configured
 from onnx_net2net.framework.live.example import Example, Inputs
-from onnx_net2net.framework.live.exported import duplicate, export, in_double, move_apart
-from onnx_net2net.framework.live.growth import Difference, Growth, Yardstick, renumbered
+from onnx_net2net.framework.live.exported import duplicate, duplicate_both, export, in_double, move_apart
+from onnx_net2net.framework.live.growth import Difference, Found, Growth, Yardstick, renumbered
 from onnx_net2net.framework.live.layers import resize_layer
 from onnx_net2net.framework.live.report import Report, report_of
 from onnx_net2net.framework.live.search import Search
-from onnx_net2net.framework.live.tensors import grow_tensors, tensors_of
+from onnx_net2net.framework.live.tensors import computed_values, grow_tensors, tensors_of
 from onnx_net2net.framework.live.trace import events_of
-from onnx_net2net.framework.widths import WidthReport, compare_widths
+from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.model import Model
-from onnx_net2net.operations.widen.widen import Widening, widen
+from onnx_net2net.operations.widen.widen import widen
+
+_ROUNDS = 4
+"""How often sizes are made equal."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,12 @@ def grow(
     """
     options = {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed}
     growth, report = find_growth(module, Example(example_inputs), options)
-    grown = duplicate(module)
-    growth.apply(grown)
-    return Grown(grown, None, report, growth)
+    grown, its_optimizer = duplicate_both(module, optimizer)
+    growth.apply(grown, its_optimizer)
+    return Grown(grown, its_optimizer, report, growth)
 
 
-def find_growth(module: nn.Module, example: Example, options: Mapping[str, object]) -> tuple[Growth, Report]:
+def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
     """Find out how a module grows, and prove it; the module is not changed."""
     example = example.double()
     own = in_double(module)
@@ -101,74 +109,129 @@ def find_growth(module: nn.Module, example: Example, options: Mapping[str, objec
     model = export(teacher, example)
     attempt = _Attempt(teacher, moved, example, model, options)
     refusal_: RefusedError | None = None
-    for keep_numbers in (True, False):
+    for keep_numbers in (False,) if any(True for _ in configured(own)) else (True, False):
         try:
-            growth, difference, widening, widths = attempt.run(keep_numbers)
+            found = attempt.run(keep_numbers)
             break
         except RefusedError as error:
             refusal_ = refusal_ or error
     else:
         raise refusal_ or RefusedError("nothing grows")
+    growth = found.growth
+    if growth.values:
+        values = _values_of(own, example, found.options)
+        growth = replace(growth, values={name: values[name] for name in growth.values})
     student = duplicate(own)
     growth.apply(student)
     again = real.difference(student)
     if not again.is_none:
         raise RefusedError(f"the grown module differs by {again.error:.1e} (relative) with its own weights")
-    return growth, report_of(module, student, growth, widening, max(difference, again, key=lambda one: one.error))
+    return growth, report_of(module, student, found, again)
+
+
+def _values_of(module: nn.Module, example: Example, options: Mapping[str, Any]) -> Mapping[str, Array]:
+    """Return the tensors of a module, grown by options of `widen`."""
+    model = export(module, example)
+    return checkpoint(model, widen(model, **options).student, tensors_of(module)).arrays()
 
 
 class _Attempt:
     """Grows a teacher whose weights are all different."""
 
     def __init__(
-        self, teacher: nn.Module, yardstick: Yardstick, example: Example, model: Model, options: Mapping[str, object]
+        self, teacher: nn.Module, yardstick: Yardstick, example: Example, model: Model, options: Mapping[str, Any]
     ) -> None:
         self._teacher, self._yardstick, self._example = teacher, yardstick, example
         self._model, self._options = model, options
+        self._originals = {(path, slot.keys): slot.value for path, module in teacher.named_modules()
+                           for slot in slots_of(module, path)}  # fmt: skip
 
-    def run(self, keep_numbers: bool) -> tuple[Growth, Difference, Widening, WidthReport]:
+    def run(self, keep_numbers: bool) -> Found:
         """Grow it once.
 
         Raises:
             RefusedError: It cannot be grown so.
         """
+        options = {**self._options, "framework": "torch", "keep_numbers": keep_numbers}
+        found = self._grown(options)
+        if found.loads is False:
+            with contextlib.suppress(RefusedError):
+                alike = self._grown(self._uniform(options))
+                found = alike if alike.loads else found
+        return found
+
+    def _uniform(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return options by which all dims of one size get one size, as a field of a config gives it to all of them."""
+        sizes: dict[str, int | str] = dict(options["sizes"])
+        for _ in range(_ROUNDS):
+            widening = widen(self._model, **{**options, "sizes": sizes})
+            became: dict[int, set[int]] = {group.size: {group.size} for group in widening.fixed if group.size > SMALL}
+            for change in widening.changes:
+                became.setdefault(change.old, set()).add(change.new)
+            differing = [c for c in widening.changes if c.new != min(became[c.old]) and c.old > SMALL]
+            if not differing:
+                break
+            sizes.update({change.name: min(became[change.old]) for change in differing})
+        return {**options, "sizes": sizes}
+
+    def _grown(self, options: Mapping[str, Any]) -> Found:
+        """Grow the teacher by options of `widen`."""
         teacher = self._teacher
-        widening = widen(self._model, **self._options, framework="torch", keep_numbers=keep_numbers)  # type: ignore[arg-type]
+        widening = widen(self._model, **options)
         entries = checkpoint(self._model, widening.student, tensors_of(teacher))
-        widths = compare_widths(self._model, widening.student)
         student = duplicate(teacher)
-        grow_tensors(student, entries)
+        values = computed_values(entries)
+        grow_tensors(student, entries, values)
+        widths = compare_widths(self._model, widening.student)
         for path, module in student.named_modules():
             resize_layer(module, path, widths)
         old, new = ({name: tuple(one.shape) for name, one in tensors_of(m).items()} for m in (teacher, student))
-        dims = [(change.name, change.old, change.new) for change in widening.changes]
-        sizes = Sizes(old, new, dims)
-        for path, module in student.named_modules():
-            if not type(module).__module__.startswith("torch.nn"):
-                near = sizes.near(path, 2)
-                for slot in slots_of(module, path):
-                    value = likely(slot, near) if len(slot.keys) == 1 else None
-                    if value is not None:
-                        slot.set(value)
+        sizes = Sizes(old, new, [(change.name, change.old, change.new) for change in widening.changes])
+        _guess(student, sizes)
+        loads = [ConfigSearch(module, path, sizes).fit(partial(self._is_exact, student, path))
+                 for path, module in list(configured(student))]  # fmt: skip
         difference = self._settle(student, sizes)
-        return Growth(entries, tuple(renumbered(teacher, student))), difference, widening, widths
+        growth = Growth(entries, tuple(renumbered(teacher, student)), values)
+        return Found(growth, widening, options, difference, all(loads) if loads else None)
 
     def _settle(self, student: nn.Module, sizes: Sizes) -> Difference:
         """Search the numbers that are still wrong."""
         found = self._difference(student)
         if found is not None and found.is_none:
             return found
-        originals = {(path, slot.keys): slot.value for path, module in self._teacher.named_modules()
-                     for slot in slots_of(module, path)}  # fmt: skip
-        search = Search(student, originals, sizes, self._example, events_of(self._teacher, self._example))
+        events = events_of(self._teacher, self._example)
+        search = Search(student, self._originals, sizes, self._example, events)
         search.settle()
         found = self._difference(student)
         if found is None or not found.is_none:
             raise refusal(student, search.blamed, found)
         return found
 
+    def _is_exact(self, student: nn.Module, path: str, instead: nn.Module) -> bool:
+        """Tell whether a student with another module in one place is exact."""
+        if not path:
+            found = self._difference(instead)
+        else:
+            own = student.get_submodule(path)
+            student.set_submodule(path, instead)
+            found = self._difference(student)
+            student.set_submodule(path, own)
+        return found is not None and found.is_none
+
     def _difference(self, student: nn.Module) -> Difference | None:
         try:
             return self._yardstick.difference(student)
         except Exception:  # of the user's own code, which keeps numbers that are no longer right
             return None
+
+
+def _guess(student: nn.Module, sizes: Sizes) -> None:
+    """Set the numbers of the user's own modules that are widths by their names."""
+    for path, module in student.named_modules():
+        if type(module).__module__.startswith("torch.nn"):
+            continue
+        near = sizes.near(path, 2)
+        for slot in slots_of(module, path):
+            value = likely(slot, near) if len(slot.keys) == 1 else None
+            if value is not None:
+                slot.set(value)

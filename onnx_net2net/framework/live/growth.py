@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.live.attributes import Number, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.tensors import grow_tensors
+from onnx_net2net.framework.optimizer import grow_optimizer
+from onnx_net2net.operations.widen.widen import Widening
 
 TOLERANCE = 1e-9
 """How far outputs may be apart in double precision, relative to the largest."""
 
 NOISES = 100
-"""How many times the teacher's own noise outputs may be apart, where it is larger (a class that computes in float32)."""
+"""How many times the teacher's own noise they may be apart, where that is larger (a class that computes in float32)."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,35 @@ class Renumbered:
 
 @dataclass(frozen=True)
 class Growth:
-    """A growth that can be done to a module, and to copies of it (averages, a teacher of a distillation)."""
+    """A growth that can be done to a module, and to copies of it (averages, a teacher of a distillation).
+
+    Attributes:
+        checkpoint: How each tensor grows.
+        numbers: The numbers that modules keep otherwise.
+        values: What tensors become that do not follow from their own values by maps (gains of weight norm); these are
+            the module's, and no copy's of other weights.
+    """
 
     checkpoint: Checkpoint = field(repr=False)
     numbers: tuple[Renumbered, ...]
+    values: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
-    def apply(self, module: nn.Module) -> None:
-        """Grow a module in place: parameters stay the same objects, so that those who hold them see it."""
-        grow_tensors(module, self.checkpoint)
+    def apply(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Grow a module and its optimizer in place; parameters stay the same objects, and those who hold them see it.
+
+        Args:
+            module: One of the class and sizes that the growth was found for.
+            optimizer: An optimizer of its parameters.
+
+        Raises:
+            BadInputError: The optimizer has parameters that the module has not.
+            RefusedError: It is not known how the optimizer's state grows. The module is as it was.
+        """
+        if optimizer is not None:
+            entries = {entry.name: entry for entry in self.checkpoint.entries}
+            named = module.named_parameters(remove_duplicate=False)
+            grow_optimizer(optimizer, {id(one): entries[name] for name, one in named if name in entries})
+        grow_tensors(module, self.checkpoint, self.values)
         modules = dict(module.named_modules())
         for number in self.numbers:
             for slot in slots_of(modules[number.path], number.path, floats=True):
@@ -76,6 +101,17 @@ class Difference:
     def is_none(self) -> bool:
         """Whether they compute the same."""
         return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Found:
+    """A growth that was found, and what is known of it."""
+
+    growth: Growth
+    widening: Widening  # how the graph grew
+    options: Mapping[str, Any]  # the options of `widen`
+    difference: Difference  # how far the outputs are apart where all weights are different
+    loads: bool | None  # whether the module's config makes the grown one, None if it has no config
 
 
 class Yardstick:
@@ -126,7 +162,7 @@ class Yardstick:
 
 
 def _error(wanted: torch.Tensor, found: torch.Tensor) -> float:
-    """Return the largest difference, relative to the largest number wanted; what is no number has to be that in both."""
+    """Return the largest difference, relative to the largest number wanted; what is not finite has to be so in both."""
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return math.inf
     if not wanted.is_floating_point() and not wanted.is_complex():

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from onnx_net2net.framework.live.growth import Difference, Growth, Renumbered
+from onnx_net2net.framework.live.growth import Difference, Found, Renumbered
 from onnx_net2net.operations.widen.plan import Change
-from onnx_net2net.operations.widen.widen import Widening
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Report:
         difference: How far the outputs of both are apart in double precision, relative to the largest.
         covered: Share of the weights that grew.
         notes: What else there is to say.
+        loads: Whether the module's config makes the grown one, so that it can be saved and loaded; None without config.
     """
 
     changes: tuple[Change, ...]
@@ -33,6 +33,7 @@ class Report:
     difference: float
     covered: float
     notes: tuple[str, ...] = ()
+    loads: bool | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -50,13 +51,14 @@ class Report:
         yield f"computes the same: off by {self.difference:.1e} (relative) in double precision"
 
 
-def report_of(
-    teacher: nn.Module, student: nn.Module, growth: Growth, widening: Widening, difference: Difference
-) -> Report:
-    """Write the report of a growth."""
+def report_of(teacher: nn.Module, student: nn.Module, found: Found, difference: Difference) -> Report:
+    """Write the report of a growth; the difference is that of the module's own weights."""
     counts = tuple(sum(one.numel() for one in module.parameters()) for module in (teacher, student))
-    fixed = tuple((group.name, str(group.reason)) for group in widening.fixed)
+    fixed = tuple((group.name, str(group.reason)) for group in found.widening.fixed)
+    notes = list(found.growth.checkpoint.notes)
+    if found.loads is False:
+        notes.append("no config makes these sizes: the module trains on, and save_pretrained cannot make it again")
     return Report(
-        widening.changes, fixed, growth.numbers, (counts[0], counts[1]), difference.error, widening.covered,
-        tuple(growth.checkpoint.notes),
+        found.widening.changes, fixed, found.growth.numbers, (counts[0], counts[1]),
+        max(difference.error, found.difference.error), found.widening.covered, tuple(notes), found.loads,
     )  # fmt: skip

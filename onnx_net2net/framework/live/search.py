@@ -81,7 +81,9 @@ class Search:
         own = self._options(culprit)
         yield ({slot: value} for slot, values in own for value in values)
         yield self._several(own)
-        inner = [path for path in self._modules if path.startswith(f"{culprit}." if culprit else "") and path != culprit]
+        inner = [
+            path for path in self._modules if path.startswith(f"{culprit}." if culprit else "") and path != culprit
+        ]
         outer = [path for path in self._modules if culprit.startswith(f"{path}.") or not path]
         for paths in (inner, outer[::-1]):
             options = [option for path in paths for option in self._options(path)]

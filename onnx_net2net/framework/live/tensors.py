@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
-from onnx_net2net.framework import files as statedict
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
 
@@ -30,8 +30,18 @@ def grown(entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
     """Return what a tensor of the teacher becomes in the student, of the same type and on the same device."""
     wide = tensor.detach().cpu()
     wide = wide.double() if wide.is_floating_point() else wide
-    values = entry.grow(wide.numpy())
-    return torch.from_numpy(values).to(device=tensor.device, dtype=tensor.dtype)
+    return torch.from_numpy(entry.grow(wide.numpy())).to(device=tensor.device, dtype=tensor.dtype)
+
+
+def computed_values(checkpoint: Checkpoint) -> dict[str, Array]:
+    """Return the entries whose values do not follow from their own by maps: gains that make up for other norms."""
+    found = {}
+    for entry in checkpoint.entries:
+        if entry.carried is not None and entry.growths:
+            values = entry.value()
+            if not np.allclose(values, entry.grow(entry.stored.read()), rtol=1e-12, atol=0):
+                found[entry.name] = values
+    return found
 
 
 def put(tensor: torch.Tensor, values: torch.Tensor) -> None:
@@ -45,8 +55,14 @@ def put(tensor: torch.Tensor, values: torch.Tensor) -> None:
     tensor.data = values
 
 
-def grow_tensors(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Grow all tensors of a module in place; what is tied stays tied."""
+def grow_tensors(module: nn.Module, checkpoint: Checkpoint, values: Mapping[str, Array]) -> None:
+    """Grow all tensors of a module in place; what is tied stays tied.
+
+    Args:
+        module: The module.
+        checkpoint: How each grows.
+        values: What some become instead.
+    """
     entries = {entry.name: entry for entry in checkpoint.entries}
     done: set[int] = set()
     for name, tensor in tensors_of(module).items():
@@ -54,4 +70,7 @@ def grow_tensors(module: nn.Module, checkpoint: Checkpoint) -> None:
         if entry is None or not entry.growths or id(tensor) in done:
             continue
         done.add(id(tensor))
-        put(tensor, grown(entry, tensor))
+        if name in values:
+            put(tensor, torch.from_numpy(values[name]).to(device=tensor.device, dtype=tensor.dtype))
+        else:
+            put(tensor, grown(entry, tensor))

@@ -51,7 +51,9 @@ class Run:
 
 
 @contextmanager
-def _watched(module: nn.Module, note: list[Event], compare: Sequence[Event] | None, ignored: set[int]) -> Iterator[list[str]]:
+def _watched(
+    module: nn.Module, note: list[Event], compare: Sequence[Event] | None, ignored: set[int]
+) -> Iterator[list[str]]:
     """Note what every module takes and returns; with a teacher's events to compare, stop at the first that differs."""
     stack = [""]
 
@@ -140,7 +142,9 @@ def agrees(teacher: torch.Tensor, student: torch.Tensor) -> bool:
         return bool(axes) or torch.equal(teacher, student)
     if not axes:
         scale = teacher.abs().amax() if teacher.numel() else teacher.new_zeros(())
-        return bool(((teacher - student).abs() <= CLOSE * scale + 1e-300).all()) or _units_agree(teacher, student, -1, ())
+        return bool(((teacher - student).abs() <= CLOSE * scale + 1e-300).all()) or _units_agree(
+            teacher, student, -1, ()
+        )
     return all(_units_agree(teacher, student, axis, axes) for axis in axes)
 
 
