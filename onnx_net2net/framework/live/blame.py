@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
+import os
+import sys
 import traceback
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import RefusedError, one_line, some
 from onnx_net2net.framework.live.attributes import slots_of
+from onnx_net2net.framework.live.example import Example, tensors_in
 from onnx_net2net.framework.live.growth import Difference
-from onnx_net2net.framework.live.trace import Run
+from onnx_net2net.framework.live.trace import Run, agrees, slow_attention
+
+_TORCH = os.path.dirname(torch.__file__)
 
 
 class GrowthRefusedError(RefusedError):
@@ -27,8 +36,18 @@ class GrowthRefusedError(RefusedError):
         self.module, self.line = module, line
 
 
-def refusal(student: nn.Module, run: Run | None, difference: Difference | None) -> GrowthRefusedError:
-    """Say what is in the way of a student that does not compute what its teacher does."""
+def refusal(
+    teacher: nn.Module, student: nn.Module, example: Example, run: Run | None, difference: Difference | None
+) -> GrowthRefusedError:
+    """Say what is in the way of a student that does not compute what its teacher does.
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        example: What both are called with.
+        run: Where the student's modules stop to agree with the teacher's, if that was found.
+        difference: How far the outputs are apart, if the student can be run.
+    """
     if run is None or run.culprit is None:
         off = f"by {difference.error:.1e} (relative)" if difference else "and fails"
         return GrowthRefusedError(f"the grown module computes something else, {off}, and no module of it tells where")
@@ -37,17 +56,18 @@ def refusal(student: nn.Module, run: Run | None, difference: Difference | None) 
     kept = [f"{slot.keys[0] if len(slot.keys) == 1 else '.'.join(map(str, slot.keys))}={slot.value}"
             for slot in slots_of(module, run.culprit)]  # fmt: skip
     numbers = f"its numbers are {some(kept, 6)}" if kept else "it keeps no number"
+    line, code = _place(run.error, module) if run.error else _first_line(teacher, student, example)
+    where = f" in line {line}: {code}" if line else ""
     if run.error is None:
         return GrowthRefusedError(
-            f"{name} computes something else when its layers grow, and no other value of its numbers changes that "
-            f"({numbers}); its forward may have a number in it that depends on a width",
+            f"{name} computes something else when its layers grow{where}; no other value of its numbers changes that "
+            f"({numbers}), so that a number in its code depends on a width",
             run.culprit,
+            line,
         )
-    line, code = _place(run.error, module)
-    where = f", line {line}: {code}" if line else ""
     return GrowthRefusedError(
-        f"{name} fails when its layers grow{where}: {type(run.error).__name__}: {one_line(run.error, 160)} ({numbers}, "
-        "and no other value of them helps)",
+        f"{name} fails when its layers grow{where} ({type(run.error).__name__}: {one_line(run.error, 160)}); "
+        f"{numbers}, and no other value of them helps",
         run.culprit,
         line,
     )
@@ -62,6 +82,40 @@ def _place(error: Exception, module: nn.Module) -> tuple[str | None, str]:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     if not frames:
         return None, ""
-    last = frames[-1]
-    code = last.line or linecache.getline(last.filename, last.lineno or 0)
-    return f"{last.filename.rpartition('/')[2]}:{last.lineno}", code.strip()
+    return _shown(frames[-1].filename, frames[-1].lineno or 0)
+
+
+def _shown(file: str, number: int) -> tuple[str, str]:
+    return f"{os.path.basename(file)}:{number}", linecache.getline(file, number).strip()
+
+
+class _Calls(TorchFunctionMode):
+    """Notes what each function of torch returns, and the line of other code that called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, int, list[torch.Tensor]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _TORCH in frame.f_code.co_filename:
+            frame = frame.f_back
+        tensors = [one.detach().clone() for one in tensors_in(result)]
+        self.found.append((frame.f_code.co_filename, frame.f_lineno, tensors))
+        return result
+
+
+def _first_line(teacher: nn.Module, student: nn.Module, example: Example) -> tuple[str | None, str]:
+    """Return the first line of code whose results are no longer the teacher's."""
+    both = []
+    for module in (teacher, student):
+        with slow_attention(), _Calls() as calls:
+            with contextlib.suppress(Exception):  # of the user's own code, which ends the run
+                example(module)
+            both.append(calls.found)
+    for (file, number, wanted), (other, line, results) in zip(*both, strict=False):
+        same = (file, number, len(wanted)) == (other, line, len(results))
+        if not same or not all(map(agrees, wanted, results)):
+            return _shown(other, line)
+    return None, ""

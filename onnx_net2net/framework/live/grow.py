@@ -204,7 +204,7 @@ class _Attempt:
         search.settle()
         found = self._difference(student)
         if found is None or not found.is_none:
-            raise refusal(student, search.blamed, found)
+            raise refusal(self._teacher, student, self._example, search.blamed, found)
         return found
 
     def _is_exact(self, student: nn.Module, path: str, instead: nn.Module) -> bool:
