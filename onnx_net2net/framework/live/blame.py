@@ -89,7 +89,7 @@ def _shown(file: str, number: int) -> tuple[str, str]:
     return f"{os.path.basename(file)}:{number}", linecache.getline(file, number).strip()
 
 
-class _Calls(TorchFunctionMode):
+class _Calls(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
     """Notes what each function of torch returns, and the line of other code that called it."""
 
     def __init__(self) -> None:
