@@ -7,8 +7,10 @@ each: the weight on a copy cannot be divided behind a quantizer of weights, so `
 A package offers its rules to everybody who installs it by an entry point of the group `onnx_net2net.rules`.
 """
 
+from collections.abc import Sequence
+
 from onnx_net2net.rules import Op, rule
-from onnx_net2net.rules.typing import type_function
+from onnx_net2net.rules.typing import Typed, type_function
 
 DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 
@@ -23,6 +25,10 @@ def quant(op: Op) -> None:
     op.scales(1, *range(3, len(op.inputs)))
 
 
+def _typed(types: Sequence[Typed | None], *_: object) -> list[Typed]:
+    return [types[0]] if types[0] is not None else []
+
+
 for domain in DOMAINS:
     rule("Quant", "BipolarQuant", "Trunc", domain=domain, pointwise="any", inert="signed narrow rounding_mode")(quant)
-    type_function("Quant", "BipolarQuant", "Trunc", domain=domain)(lambda types, _attrs, _values: [types[0]])
+    type_function("Quant", "BipolarQuant", "Trunc", domain=domain)(_typed)

@@ -115,7 +115,7 @@ def test_architecture_names_every_room_once_in_its_picture() -> None:
 def test_options_that_pages_name_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    asked = {"--help", "--debug", "--version"}
+    asked = {"--help", "--debug", "--version", "--print-completion"}
     for command in re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M):
         with pytest.raises(SystemExit):
             main([command, "--help"])
