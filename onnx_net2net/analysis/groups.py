@@ -19,7 +19,7 @@ from onnx_net2net.analysis.roles import Role, role_dims
 from onnx_net2net.analysis.weights import weight_uses
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model, ModelLike, load
-from onnx_net2net.notebook import table_html
+from onnx_net2net.texts import table_html
 
 _SHOWN = 60
 """Dims that the text of an inspection lists."""

@@ -8,9 +8,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.outline import Section, Stage, sections
-from onnx_net2net.cli.folding import shorten
 from onnx_net2net.cli.output import shape_text
 from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.texts import shorten
 
 if TYPE_CHECKING:
     import drawsvg

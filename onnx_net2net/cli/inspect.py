@@ -10,13 +10,12 @@ from rich.table import Table
 
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.loadable import inspect_for
-from onnx_net2net.cli.folding import fold_names
 from onnx_net2net.cli.options import Command, argument, for_framework
 from onnx_net2net.cli.output import say, say_json, table, tell
-from onnx_net2net.errors import some
 from onnx_net2net.model.model import load
 from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
+from onnx_net2net.texts import lines_by_reason
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,11 +72,8 @@ def _state(group: Group) -> str:
 
 def _remarks(inspection: Inspection) -> list[str]:
     """Say what the words of the table mean for these dims: why, and how."""
-    names: dict[str, list[str]] = {}
-    for group in inspection.groups:
-        if not is_routine(group) and (remark := _remark(group)):
-            names.setdefault(remark, []).append(group.name)
-    return fold_names([f"{some(fold_names(found))}: {remark}" for remark, found in names.items()])
+    groups = [group for group in inspection.groups if not is_routine(group)]
+    return lines_by_reason((group.name, remark) for group in groups if (remark := _remark(group)))
 
 
 def _remark(group: Group) -> str:

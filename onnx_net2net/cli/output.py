@@ -20,10 +20,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from onnx_net2net.cli.folding import fold_rows, shorten
 from onnx_net2net.errors import BadInputError, shown
 from onnx_net2net.model import staging
 from onnx_net2net.model.saving import Progress
+from onnx_net2net.texts import fold_rows, shorten
 
 Row = tuple[Iterable[str], bool]
 """The cells of a row, and whether it is pale."""

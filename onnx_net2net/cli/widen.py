@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from onnx_net2net.algebra.maps import KINDS
-from onnx_net2net.cli.folding import fold_names
 from onnx_net2net.cli.inspect import is_routine
 from onnx_net2net.cli.options import OUTPUT, PROOF, REPORT, SEED, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
-from onnx_net2net.errors import BadInputError, some
+from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.widen import Widening, widen
+from onnx_net2net.texts import lines_by_reason
 
 _AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", "prior", "fill_norms", "framework",
              "keep_numbers")  # fmt: skip
@@ -107,20 +106,11 @@ def _table(widening: Widening, title: str) -> Table:
 
 
 def _kept_lines(widening: Widening, framework: str | None) -> list[str]:
-    """Return why dims keep their size, the reason that holds most weights first."""
-    weights: Counter[str] = Counter()
-    names: dict[str, list[str]] = {}
-    fixed = [(g.name, g.reason, g.elements) for g in widening.fixed if g.reason and not is_routine(g)]
-    kept = [(change.name, change.why, 0) for change in widening.changes if change.why]
-    for name, reason, elements in (*kept, *fixed):
-        weights[reason] += elements
-        names.setdefault(reason, []).append(name)
-    reasons = [reason for reason, _ in weights.most_common()]
-    lines = fold_names([f"{some(fold_names(names[reason]))}: {reason}" for reason in reasons])
-    lines = [f"stays: {line}" for line in lines]
+    """Return why dims keep their size."""
+    lines = [f"stays: {line}" for line in lines_by_reason(widening.kept)]
     if len(lines) > _REASONS:
         lines[_REASONS:] = [f"stays: {len(lines) - _REASONS} more reasons, see inspect"]
-    if kept and framework:
+    if framework and any(change.why for change in widening.changes):
         lines.append("to grow these too: --set, or `transfer` into a class of your own at the sizes that you want")
     return lines
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnx_net2net.errors import NotEquivalentError
-from onnx_net2net.notebook import table_html
 from onnx_net2net.proof.compare import OutputReport
+from onnx_net2net.texts import table_html
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from onnx_net2net.framework.live.growth import Difference, Found, Renumbered
 from onnx_net2net.operations.widen.plan import Change
+from onnx_net2net.texts import fold_rows, lines_by_reason
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Report:
 
     Attributes:
         changes: The dims that grew: names, sizes before and after.
-        fixed: The dims that could not grow, with the reason.
+        fixed: The dims that kept their size, with the reason.
         numbers: The numbers that its modules keep, which changed.
         parameters: How many parameters it has, before and after.
         difference: How far the outputs of both are apart in double precision, relative to the largest.
@@ -41,12 +42,13 @@ class Report:
     def lines(self) -> Iterator[str]:
         """Yield the report for people."""
         grew = [change for change in self.changes if change.new != change.old]
-        width = max((len(change.name) for change in grew), default=0)
-        for change in grew:
-            yield f"{change.name:<{width}}  {change.old:>6} -> {change.new}"
+        rows = [([change.name, f"{change.old:,} -> {change.new:,}"], False) for change in grew]
+        folded = [cells for cells, _ in fold_rows(rows)]
+        width = max((len(name) for name, _ in folded), default=0)
+        for name, sizes in folded:
+            yield f"{name:<{width}}  {sizes}"
         yield f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}"
-        if self.fixed:
-            yield f"fixed: {'; '.join(f'{name}: {why}' for name, why in self.fixed[:3])}"
+        yield from (f"stays: {line}" for line in lines_by_reason(self.fixed))
         yield from self.notes
         yield f"computes the same: off by {self.difference:.1e} (relative) in double precision"
 
@@ -54,11 +56,10 @@ class Report:
 def report_of(teacher: nn.Module, student: nn.Module, found: Found, difference: Difference) -> Report:
     """Write the report of a growth; the difference is that of the module's own weights."""
     counts = tuple(sum(one.numel() for one in module.parameters()) for module in (teacher, student))
-    fixed = tuple((group.name, str(group.reason)) for group in found.widening.fixed)
     notes = list(found.growth.checkpoint.notes)
     if found.loads is False:
         notes.append("no config makes these sizes: the module trains on, and save_pretrained cannot make it again")
     return Report(
-        found.widening.changes, fixed, found.growth.numbers, (counts[0], counts[1]),
+        found.widening.changes, found.widening.kept, found.growth.numbers, (counts[0], counts[1]),
         max(difference.error, found.difference.error), found.widening.covered, tuple(notes), found.loads,
     )  # fmt: skip

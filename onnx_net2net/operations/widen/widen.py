@@ -16,11 +16,13 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
-from onnx_net2net.notebook import table_html
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
+from onnx_net2net.rules.reasons import Kind as ReasonKind
+from onnx_net2net.rules.reasons import kind_of
+from onnx_net2net.texts import table_html
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Widening:
     constants: tuple[GrownConstant, ...] = field(default=(), repr=False)
     inserted: tuple[str, ...] = field(default=(), repr=False)
     numbers: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[tuple[str, str], ...]:
+        """The dims that kept their size and the reasons, those on most weights first, without kernels and positions."""
+        fixed = [
+            (g.elements, g.name, g.reason)
+            for g in self.fixed
+            if g.reason and kind_of(g.reason) is not ReasonKind.ROUTINE
+        ]
+        kept = [(change.name, change.why) for change in self.changes if change.why]
+        return (*((name, why) for _, name, why in sorted(fixed, key=lambda one: -one[0])), *kept)
 
     def _repr_html_(self) -> str:
         rows = ((change.name, change.old, change.new, change.map, change.tensors) for change in self.changes)

@@ -1,9 +1,6 @@
 """Repeated layers are one row."""
 
-from commands import MODELS
-
-from onnx_net2net.cli import output
-from onnx_net2net.cli.folding import fold_names, fold_rows, shorten
+from onnx_net2net.texts import fold_names, fold_rows, shorten
 
 
 def test_names_that_differ_by_numbers_are_one():
@@ -30,18 +27,3 @@ def test_multipliers_are_no_names():
 def test_long_names_lose_their_middle():
     assert shorten("transformer.h.0.attn.c_attn", 12) == "transf…_attn"
     assert shorten("short", 12) == "short"
-
-
-def test_all_rows_are_there_on_request(cli):
-    folded = cli("inspect", MODELS / "digits_resnet.onnx").out
-    every = cli("inspect", MODELS / "digits_resnet.onnx", "--all-rows").out
-    assert "layer1.*.conv1 x2" in folded
-    assert "layer1.1.conv1" in every
-    assert len(every.splitlines()) > len(folded.splitlines())
-
-
-def test_nothing_breaks_inside_a_name_on_a_narrow_terminal(monkeypatch, cli):
-    monkeypatch.setattr(output, "_width", lambda: 80)
-    lines = cli("inspect", MODELS / "digits_inception_bn.onnx").out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert sum("conv" in line for line in lines) > 5

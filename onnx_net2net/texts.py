@@ -1,9 +1,12 @@
-"""Repeated layers as one row: names that differ by their numbers alone are one name with a star."""
+"""Names of repeated layers as one, and tables as notebooks show them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
+
+from onnx_net2net.errors import shown, some
 
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]{3}")
@@ -58,3 +61,22 @@ def _starred(texts: Sequence[str]) -> str:
     differ = [len(set(numbers)) > 1 for numbers in zip(*map(_NUMBER.findall, texts), strict=True)]
     stars = iter(differ)
     return _NUMBER.sub(lambda number: "*" if next(stars) else number[0], texts[0])
+
+
+def lines_by_reason(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with the names that it is given for; reasons that name repeated layers are one."""
+    names: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        names.setdefault(reason, []).append(name)
+    return fold_names([f"{some(fold_names(found))}: {reason}" for reason, found in names.items()])
+
+
+def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """Return a table in HTML; all texts are escaped."""
+    head = "".join(f"<th>{_cell(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f"<table><caption>{_cell(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    return escape(f"{value:,}" if isinstance(value, int) else shown(value))
