@@ -20,9 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnx_net2net.cli import (
+    chain,
     checkpoint,
     deepen,
     draw,
+    explore,
     inspect,
     narrow,
     plan,
@@ -42,7 +44,8 @@ from onnx_net2net.model.signals import caught_signals
 from onnx_net2net.rules import load_rules
 from onnx_net2net.run.session import check_runs, use_library
 
-_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan, draw)
+_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan, draw,
+            chain, explore)  # fmt: skip
 _COMMANDS = [module.COMMAND for module in _MODULES]
 
 

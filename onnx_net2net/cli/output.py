@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress as Bar
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -161,6 +162,18 @@ def progress_bar() -> Iterator[Progress | None]:
 def _step(what: str, done: int, total: int) -> None:
     log.info("%s (%d of %d)", shown(what), done, total)
     print(f"{shown(what)} ({done:,} of {total:,})", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Callable[[str, float, float], None]]:
+    """Yield a function that shows how a training goes (name, step, metric) on stderr, if that is a terminal."""
+    if voice.quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    with Bar(TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn(),
+             console=Console(stderr=True), transient=True) as bar:  # fmt: skip
+        task = bar.add_task("", total=None)
+        yield lambda name, step, value: bar.update(task, description=escape(f"{name}: step {step:g}, {value:.4g}"))
 
 
 def _text(value: str) -> Text:

@@ -185,6 +185,31 @@ class Carrier:
         return Piece(version.final, view), growths
 
 
+def one_each(matches: Mapping[str, list[Match]], constants: Mapping[str, StoredConstant]) -> dict[str, list[Match]]:
+    """Let each of several entries of equal values be a constant of its own, as copies of blocks are.
+
+    Names tell most of them apart. Where they do not, entries and constants are in the order in which they run.
+
+    Args:
+        matches: What each entry may be, the best first.
+        constants: The constants of the graph.
+
+    Returns:
+        The same with other matches first.
+    """
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, found in matches.items():
+        groups.setdefault(frozenset(match.pieces[0].constant for match in found), []).append(name)
+    result = dict(matches)
+    for choices, names in groups.items():
+        best = {matches[name][0].pieces[0].constant for name in names if choices}
+        if len(best) < len(names) == len(choices):
+            order = sorted(choices, key=lambda name: min((read.node for read in constants[name].reads), default=-1))
+            for name, choice in zip(names, order, strict=True):
+                result[name] = sorted(matches[name], key=lambda match: match.pieces[0].constant != choice)
+    return result
+
+
 def _still(shape: Sequence[int]) -> WeightGrowth:
     return WeightGrowth(tuple(AxisGrowth(identity(size)) for size in shape))
 

@@ -16,7 +16,7 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.views import Once, apply
 from onnx_net2net.analysis.inference import is_fill
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework.carry import Carrier, match_all, versions_of
+from onnx_net2net.framework.carry import Carrier, match_all, one_each, versions_of
 from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.folded import EPSILONS
 from onnx_net2net.framework.match import Match, StoredConstant, constants_of, single
@@ -48,7 +48,7 @@ def returned(
     constants = constants_of(model)
     versions = {name: versions_of(constant, ()) for name, constant in constants.items()}
     carrier = Carrier(before, constants, constants, versions, match_all(before, constants), "")
-    matches = {name: carrier.later(name) for name in before}
+    matches = one_each({name: carrier.later(name) for name in before}, constants)
     news = _News(constants, before, after)
     for name, found in matches.items():
         if found and found[0].axes is None:

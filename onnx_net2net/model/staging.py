@@ -127,7 +127,7 @@ def work_folder(parent: Path | None = None, name: str = "onnx_net2net") -> Itera
             if is_locked:
                 _sweep(parent)
             folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{short}.", suffix=_SUFFIX))
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
             stack.callback(_remove, folder)
         yield folder
 
@@ -181,7 +181,7 @@ def _sweep(parent: Path) -> None:
     with contextlib.suppress(OSError):
         for name in filter(_WORK_FOLDER.fullmatch, os.listdir(parent)):
             folder = parent / name
-            with _locked(folder, wait=False) as is_left:
+            with locked(folder, wait=False) as is_left:
                 if is_left and folder.lstat().st_uid == os.geteuid():  # nobody else tells us what to remove
                     with contextlib.suppress(OSError, ValueError):  # killed before there was a whole journal
                         journal = _Journal.read(folder)
@@ -271,11 +271,11 @@ def _matches(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 def _moving_in(parent: Path) -> contextlib.AbstractContextManager[bool]:
     """Keep other writers from moving files in a folder; a work folder, which is locked already, has none."""
-    return contextlib.nullcontext(False) if parent.name.endswith(_SUFFIX) else _locked(parent)
+    return contextlib.nullcontext(False) if parent.name.endswith(_SUFFIX) else locked(parent)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a folder; yields whether it could be had. It ends with the process."""
     descriptor = None
     is_locked = False

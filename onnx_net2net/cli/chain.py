@@ -1,0 +1,102 @@
+"""The command `chain`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.cli.options import JSON, Command, argument
+from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.search.chain import Row, Saving, plan_chain, run_chain, saving
+from onnx_net2net.search.stages import Chain, read_chain
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a chain, or say what would be done."""
+    chain = read_chain(options.chain)
+    if options.dry_run:
+        return _say_plan(options, chain)
+    with following() as follow:
+        rows = run_chain(chain, options.since, follow)
+    saved = saving(rows, chain.stages[-1].stop)
+    if options.json:
+        say_json({"stages": [_to_dict(row) for row in rows], "saving": asdict(saved) if saved else None})
+        return 0
+    tell([_table(rows, chain), *_notes(rows), *_saving_lines(saved, chain)])
+    return 0
+
+
+COMMAND = Command(
+    "chain", "train networks in ascending size, each grown from the last one",
+    "chain.yaml --from large",
+    [
+        argument("chain", type=Path, metavar="CHAIN", help="the networks and how they are trained (.yaml)"),
+        argument("--from", dest="since", metavar="STAGE", help="do this stage and those behind it again"),
+        argument("--dry-run", action="store_true", help="say what would be done, and why"),
+        JSON,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _say_plan(options: argparse.Namespace, chain: Chain) -> int:
+    planned = plan_chain(chain, options.since)
+    if options.json:
+        say_json({"stages": [{"name": p.stage.name, "to do": bool(p.reason), "reason": p.reason} for p in planned]})
+        return 0
+    rows = [([p.stage.name, "yes" if p.reason else "", p.reason or "complete"], not p.reason) for p in planned]
+    tell([table(str(options.chain), ["stage", "to do", "why"], rows)])
+    return 0
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _table(rows: Sequence[Row], chain: Chain) -> Table:
+    unit = rows[-1].cost.macs
+    metric = chain.stages[-1].stop.metric
+    columns = ["stage", ">parameters", ">size", ">steps", ">seconds", ">compute", ">teacher's last", ">at step 0",
+               f">{metric}", ">best", "ended"]  # fmt: skip
+    cells = []
+    for row, stage in zip(rows, chain.stages, strict=True):
+        done = row.outcome
+        best = stage.stop.best([value for _, value in done.curve]) if done else None
+        cells.append(([
+            row.name, f"{row.cost.parameters:,}", f"{row.cost.macs / rows[0].cost.macs:.3g}x",
+            f"{done.steps:g}" if done else "", f"{done.duration:.0f}" if done else "", _number(row.compute / unit),
+            _number(row.expected), _number(done.first if done else None), _number(done.last if done else None),
+            _number(best), done.ended if done else "not trained",
+        ], row.kind == "alone"))  # fmt: skip
+    return table("size: multiplications by the first network's; compute: in steps of the last network", columns, cells)
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    inexact = [f"{row.name}: does not compute what its teacher does, as asked" for row in rows
+               if row.kind == "grown" and not row.exact]  # fmt: skip
+    return [*inexact, *(f"{row.name}: {note}" for row in rows for note in row.notes)]
+
+
+def _saving_lines(saved: Saving | None, chain: Chain) -> list[str]:
+    if saved is None:
+        return []
+    where = f"{chain.stages[-1].stop.metric} {saved.metric:.4g}"
+    if saved.alone is None:
+        return [f"the last network alone never came to {where}; the chain did after {saved.chain:,.0f} of its steps"]
+    part = 1 - saved.chain / saved.alone
+    word = "saved" if part >= 0 else "cost"
+    took = f"the chain took {saved.chain:,.0f} steps of the last network, and this alone {saved.alone:,.0f}"
+    return [f"to {where} {took}: the chain {word} {abs(part):.0%}"]
+
+
+def _to_dict(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name, "kind": row.kind, **asdict(row.cost), "exact": row.exact, "notes": list(row.notes),
+        "training": asdict(row.outcome) if row.outcome else None, "expected": row.expected, "compute": row.compute,
+        "model": str(row.network.model), "state_dict": str(row.network.state),
+    }  # fmt: skip

@@ -1,0 +1,173 @@
+"""The command `explore`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnx_net2net.cli.options import JSON, TEACHER, Command, argument
+from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.staging import destination, stage
+from onnx_net2net.search.engines import ENGINES, engine_of
+from onnx_net2net.search.explore import COSTS, Exploration, Options, Trial, front
+from onnx_net2net.search.growing import Network
+from onnx_net2net.search.promote import promote
+from onnx_net2net.search.space import Space, read_space
+from onnx_net2net.search.studies import SAMPLERS
+from onnx_net2net.search.training import Stop, Template
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explore, and tell what was found."""
+    space = read_space(options.space)
+    asked = _options(options, space)
+    teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
+                      options.optimizer and options.optimizer.absolute(), options.state_dict is not None)  # fmt: skip
+    engine = engine_of(options.engine, options.jobs, options.work)
+    exploration = Exploration(teacher, space, asked, engine, options.work.absolute())
+    with following() as follow:
+        trials = exploration.run(follow)
+    if options.csv:
+        _write_csv(options.csv, trials, space)
+    if options.promote:
+        promote(trials, options.promote)
+    if options.json:
+        say_json({"trials": [_to_dict(trial) for trial in trials]})
+        return 0
+    tell([_table(trials, space, asked), *_reasons(trials)])
+    tell([f"the winner is in {options.promote}"] if options.promote else [])
+    return 0
+
+
+COMMAND = Command(
+    "explore", "search among networks grown from a teacher, each trained a little",
+    "teacher.onnx --space space.yaml --train 'python train.py --init {init} --out {out} --steps {steps}' "
+    "--metric val_loss --rungs 100,300 --budget 16",
+    [
+        TEACHER,
+        argument("--space", type=Path, required=True, metavar="YAML", help="what may vary, and the limits"),
+        argument("--train", required=True, metavar="COMMAND", help="the training command"),
+        argument("--metric", required=True, metavar="NAME", help="what its metrics.jsonl calls the figure to rank by"),
+        argument("--mode", choices=("min", "max"), default="min", help="whether small or large is good"),
+        argument("--objective", action="append", default=[], choices=COSTS,
+                 help="a cost that is to be small beside the metric"),
+        argument("--rungs", default="100,300", metavar="N,N,...", help="steps at which candidates are compared"),
+        argument("--keep", type=float, default=1 / 3, metavar="P", help="part that goes on to the next rung"),
+        argument("--budget", type=int, default=16, metavar="N", help="how many candidates"),
+        argument("--batch", type=int, default=8, metavar="N", help="how many are chosen before the first are judged"),
+        argument("--state-dict", type=Path, metavar="FILE", help="the teacher's, if a class of yours is trained"),
+        argument("--optimizer", type=Path, metavar="FILE", help="the state of the teacher's optimizer"),
+        argument("--work", type=Path, default=Path("explore"), metavar="DIR", help="the folder of the search"),
+        argument("--study", metavar="URL", help="where Optuna keeps it (default: study.db in that folder)"),
+        argument("--sampler", choices=SAMPLERS, default="auto", help="how candidates are chosen"),
+        argument("--engine", choices=ENGINES, default="local", help="where trainings run"),
+        argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
+                 help="how many trainings run at once (default: one for each core)"),
+        argument("--silence", type=float, default=600.0, metavar="SECONDS",
+                 help="after so long without a line a training counts as hung"),
+        argument("--promote", type=Path, metavar="DIR", help="write the winner here, as the next teacher"),
+        argument("--csv", type=Path, metavar="FILE", help="write the table here, too"),
+        argument("--seed", type=int, default=0, help="seed of every random choice"),
+        JSON,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _options(options: argparse.Namespace, space: Space) -> Options:
+    """Return the options of the search.
+
+    Raises:
+        BadInputError: If one of them makes no sense.
+    """
+    try:
+        rungs = tuple(int(text) for text in options.rungs.split(","))
+    except ValueError:
+        rungs = ()
+    if not rungs or rungs[0] < 1 or list(rungs) != sorted(set(rungs)):
+        raise BadInputError(f"--rungs {options.rungs}: write ascending numbers of steps, like 100,300")
+    for name in ("budget", "batch", "jobs"):
+        if getattr(options, name) < 1:
+            raise BadInputError(f"--{name} has to be at least 1")
+    if not 0 < options.keep <= 1:
+        raise BadInputError("--keep has to be above 0, and at most 1")
+    template = Template.of(options.train, Path.cwd(), space.numbers)
+    if not template.names("steps"):
+        raise BadInputError("the training command needs {steps}: all candidates are compared after the same number")
+    stop = Stop(options.metric, options.mode, silence=options.silence)
+    return Options(template, stop, rungs, options.keep, options.budget, options.batch, tuple(options.objective),
+                   options.sampler, options.seed, options.study)  # fmt: skip
+
+
+def _columns(space: Space) -> list[str]:
+    return [variable.name for variable in space.variables]
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cells(trial: Trial, space: Space, names: Sequence[str]) -> list[str]:
+    cost, outcomes = trial.cost, trial.outcomes
+    return [
+        str(trial.number), *(_figure(trial.candidate.get(name)) for name in names),
+        f"{cost.parameters:,}" if cost else "", _figure(cost.latency if cost else None),
+        f"{outcomes[-1].steps:g}" if outcomes else "", _figure(outcomes[0].first if outcomes else None),
+        _figure(trial.value), _figure(trial.slope),
+    ]  # fmt: skip
+
+
+def _table(trials: Sequence[Trial], space: Space, asked: Options) -> Table:
+    names = _columns(space)
+    points = {t.number: _point(t, asked) for t in trials if t.cost and t.value is not None and t.state == "complete"}
+    on_front = front(points)
+    columns = [">trial", *(f">{name}" for name in names), ">parameters", ">ms", ">steps", ">at step 0",
+               f">{asked.stop.metric}", ">per 100 steps", "", "what became of it"]  # fmt: skip
+    rows = []
+    for trial in trials:
+        what = {"complete": "trained to the end", "pruned": "dropped", "fail": "failed"}[trial.state]
+        rows.append(([*_cells(trial, space, names), "front" if trial.number in on_front else "", what],
+                     trial.state != "complete"))  # fmt: skip
+    return table("candidates, the best first; front: no other one is better and smaller", columns, rows)
+
+
+def _point(trial: Trial, asked: Options) -> tuple[float, ...]:
+    assert trial.cost is not None
+    assert trial.value is not None
+    value = trial.value if asked.stop.mode == "min" else -trial.value
+    others = asked.objectives or ("parameters",)
+    return (value, *(float(getattr(trial.cost, name)) for name in others))
+
+
+def _reasons(trials: Sequence[Trial]) -> list[str]:
+    return [f"trial {trial.number}: {trial.reason}" for trial in trials if trial.reason and not trial.outcomes]
+
+
+def _write_csv(path: Path, trials: Sequence[Trial], space: Space) -> None:
+    names = _columns(space)
+    target = destination(path)
+    with stage(target) as staged:
+        with open(staged.folder / target.name, "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["trial", *names, "parameters", "ms", "steps", "first", "metric", "slope", "state", "reason"])
+            for trial in trials:
+                cells = [cell.replace(",", "") for cell in _cells(trial, space, names)]
+                rows.writerow([*cells, trial.state, trial.reason])
+        staged.commit(lambda: ([target.name], []))
+
+
+def _to_dict(trial: Trial) -> dict[str, Any]:
+    return {
+        "number": trial.number, "candidate": dict(trial.candidate), "state": trial.state,
+        "reason": trial.reason or None, "cost": asdict(trial.cost) if trial.cost else None,
+        "rungs": [asdict(outcome) for outcome in trial.outcomes], "compute": trial.compute,
+        "model": str(trial.network.model) if trial.network else None,
+    }  # fmt: skip

@@ -1,0 +1,176 @@
+"""Where trainings run: in a pool of this machine, or on a cluster by Ray Tune."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.search.training import Outcome, Stop, Template, TrainingError, Watch, completed, failure_of, train
+
+ENGINES = ("local", "ray")
+
+_DEATHS = 3
+"""How often a training may lose its worker before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training.
+
+    Attributes:
+        name: What it is called.
+        template: The command.
+        values: What its places stand for.
+        out: The folder that it leaves.
+        stop: When it ends.
+    """
+
+    name: str
+    template: Template
+    values: dict[str, Any]
+    out: Path
+    stop: Stop
+
+    def run(self, watch: Watch | None = None, halt: threading.Event | None = None) -> Outcome | TrainingError:
+        """Do it, or return what was done before; a training that fails is a result, too."""
+        before = completed(self.out) or failure_of(self.out)
+        if before is not None:
+            return before
+        try:
+            return train(self.template, self.values, self.out, self.stop, watch, halt)
+        except TrainingError as error:
+            return error
+
+
+Report = Callable[[str, float, float], None]
+"""Called with the name of a job, a step and the metric there."""
+
+
+class Engine(Protocol):
+    """Runs trainings side by side."""
+
+    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+        """Return what each job came to, in their order."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """A pool of this machine.
+
+    Attributes:
+        workers: How many trainings run at once.
+    """
+
+    workers: int
+
+    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+        """Run the jobs; what interrupts this process ends them."""
+        halt = threading.Event()
+
+        def do(job: Job) -> Outcome | TrainingError:
+            return job.run(lambda step, value: report(job.name, step, value), halt)
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                return list(pool.map(do, jobs))
+            except BaseException:
+                halt.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ray Tune: on the cluster of RAY_ADDRESS, or on a Ray that is started here.
+
+    Attributes:
+        workers: How many trainings run at once.
+        folder: Where Ray Tune keeps its notes. It and the folder of the search must be there on all machines.
+    """
+
+    workers: int
+    folder: Path
+
+    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+        """Run the jobs; one whose worker dies is done again."""
+        ray, tune = _ray()
+        found: list[Outcome | TrainingError | None] = [completed(job.out) or failure_of(job.out) for job in jobs]
+        left = [number for number, outcome in enumerate(found) if outcome is None]
+        if not left:
+            return [outcome for outcome in found if outcome is not None]
+        with _connected(ray, self.workers):
+            tuner = tune.Tuner(
+                tune.with_parameters(_trainable, jobs=list(jobs)),
+                param_space={"number": tune.grid_search(left)},
+                tune_config=tune.TuneConfig(max_concurrent_trials=self.workers),
+                run_config=tune.RunConfig(
+                    name="trainings", storage_path=str(self.folder), verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=_DEATHS),
+                ),
+            )  # fmt: skip
+            results = tuner.fit()
+        for number, result in zip(left, results, strict=True):
+            found[number] = _result(result)
+            outcome = found[number]
+            for step, value in outcome.curve if isinstance(outcome, Outcome) else ():
+                report(jobs[number].name, step, value)
+        return [outcome for outcome in found if outcome is not None]
+
+
+def _trainable(config: dict[str, Any], jobs: Sequence[Job]) -> dict[str, str]:
+    """Run a job in a worker of Ray; what it came to is text, as results have to be."""
+    outcome = jobs[config["number"]].run()
+    if isinstance(outcome, TrainingError):
+        return {"error": str(outcome), "cause": outcome.cause}
+    return {"outcome": json.dumps(asdict(outcome))}
+
+
+def _result(result: Any) -> Outcome | TrainingError:
+    found = result.metrics or {}
+    if "outcome" in found:
+        read = json.loads(found["outcome"])
+        return Outcome(read["ended"], read["duration"], [(s, v) for s, v in read["curve"]], read["extras"])
+    if "error" in found:
+        return TrainingError(found["cause"], found["error"])
+    return TrainingError("crash", f"its worker died {_DEATHS + 1} times")
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, workers: int) -> Iterator[None]:
+    """Connect to Ray; one that is started here ends with the context."""
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        address = os.environ.get("RAY_ADDRESS")
+        size = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **size)
+    try:
+        yield
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _ray() -> tuple[Any, Any]:
+    """Import Ray, which neither sends statistics nor writes a token unless the environment says so."""
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled"),
+                        ("RAY_AIR_NEW_OUTPUT", "0"), ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")):  # fmt: skip
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        from ray import tune
+    except ImportError as error:
+        raise BadInputError("--engine ray needs Ray Tune: pip install 'onnx-net2net[ray]'") from error
+    return ray, tune
+
+
+def engine_of(name: str, workers: int, work: Path) -> Engine:
+    """Return an engine of `ENGINES`."""
+    return Local(workers) if name == "local" else Cluster(workers, work.absolute() / "ray")

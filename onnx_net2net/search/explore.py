@@ -1,0 +1,321 @@
+"""Exploring: many candidates grown from one teacher, each trained a little, the better ones more, and ranked.
+
+Candidates come in batches. All of a batch are made and measured first, and those that cannot be exact or break a
+constraint are dropped before any training. The rest train to the first rung; the best part of all that ever reached a
+rung goes on to the next one, each from its own weights and optimizer (successive halving). What happens depends on
+the seed and on the results alone, not on which training ended first; so every engine comes to the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnx_net2net.errors import Net2NetError, RefusedError, one_line
+from onnx_net2net.model.model import load
+from onnx_net2net.search import folders
+from onnx_net2net.search.cost import Cost, cost_of
+from onnx_net2net.search.engines import Engine, Job, Report
+from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
+from onnx_net2net.search.growing import Network, begin, grow, network_json, network_of, trained
+from onnx_net2net.search.space import Candidate, Space
+from onnx_net2net.search.studies import Study
+from onnx_net2net.search.training import Outcome, Stop, Template
+
+_MADE = "made.json"
+
+COSTS = ("parameters", "macs", "latency")
+"""Costs that may be objectives beside the metric."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a teacher is explored.
+
+    Attributes:
+        template: The training command.
+        stop: The metric, and when a training counts as hung.
+        rungs: The steps at which candidates are compared, in ascending order.
+        keep: The part that goes on to the next rung.
+        budget: How many candidates there are.
+        batch: How many are made before results of the first are known.
+        objectives: Which of `COSTS` matter beside the metric.
+        sampler: How candidates are proposed, one of `studies.SAMPLERS`.
+        seed: Of every random choice.
+        storage: Where the study is kept; by default in the folder of the search.
+    """
+
+    template: Template
+    stop: Stop
+    rungs: tuple[int, ...]
+    keep: float = 1 / 3
+    budget: int = 16
+    batch: int = 8
+    objectives: tuple[str, ...] = ()
+    sampler: str = "auto"
+    seed: int = 0
+    storage: str | None = None
+
+
+@dataclass
+class Trial:
+    """A candidate and what became of it.
+
+    Attributes:
+        number: Its number.
+        candidate: What was chosen.
+        state: "running", "complete", "pruned" or "fail".
+        reason: Why it was dropped; empty if it was not.
+        cost: What it costs; None where it could not be made.
+        outcomes: What its training came to at each rung that it reached.
+        network: The network as it is now.
+    """
+
+    number: int
+    candidate: Candidate
+    state: str = "running"
+    reason: str = ""
+    cost: Cost | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    network: Network | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The metric at the last rung that it reached."""
+        return self.outcomes[-1].last if self.outcomes else None
+
+    @property
+    def compute(self) -> float:
+        """Steps times multiplications."""
+        return self.outcomes[-1].steps * self.cost.macs if self.outcomes and self.cost else 0.0
+
+    @property
+    def curve(self) -> list[tuple[float, float]]:
+        """The steps and the metric there, over all rungs."""
+        whole = dict(point for outcome in self.outcomes for point in outcome.curve)
+        return sorted(whole.items())
+
+    @property
+    def slope(self) -> float | None:
+        """By how much the metric changed in a hundred steps of the last rung."""
+        last = self.outcomes[-1] if self.outcomes else None
+        if last is None or last.steps == last.curve[0][0]:
+            return None
+        return 100 * (last.last - last.first) / (last.steps - last.curve[0][0])
+
+
+class Exploration:
+    """A search in a folder."""
+
+    def __init__(self, teacher: Network, space: Space, options: Options, engine: Engine, work: Path) -> None:
+        """Describe it; nothing is written yet.
+
+        Args:
+            teacher: The trained network.
+            space: What varies.
+            options: How it is explored.
+            engine: Where the trainings run.
+            work: The folder, which one runner has for itself.
+        """
+        self._given, self._space, self._options, self._engine, self._work = teacher, space, options, engine, work
+
+    def run(self, report: Report = lambda *_: None) -> list[Trial]:
+        """Explore, or go on where it was interrupted; return the trials, the best first.
+
+        Raises:
+            BadInputError: If files cannot be used, another runner works in the folder, or the study is of another
+                search.
+            RefusedError: If no candidate could be trained at all.
+        """
+        options = self._options
+        with folders.alone_in(self._work):
+            teacher = begin(self._given.model, self._given.state if self._given.own else None,
+                            self._given.optimizer, self._work)  # fmt: skip
+            base = cost_of(load(teacher.model), self._is_timed)
+            modes = [options.stop.mode, *("min" for _ in options.objectives)]
+            storage = options.storage or f"sqlite:///{(self._work / 'study.db').absolute()}"
+            study = Study(storage, "explore", self._space, modes, options.sampler, options.seed, options.batch)
+            study.agree(self._settings())
+            trials: list[Trial] = []
+            for batch in self._batches(study):
+                trials += [Trial(number, candidate) for number, candidate in batch]
+                self._explore(teacher, base, study, trials, len(batch), report)
+        if not any(trial.outcomes for trial in trials) and trials:
+            raise RefusedError(f"no candidate was trained; the first one was dropped: {trials[0].reason}")
+        return ranked(trials, options.stop)
+
+    @property
+    def _is_timed(self) -> bool:
+        return self._space.is_timed or "latency" in self._options.objectives
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what must stay as it is when the search goes on; the budget may grow."""
+        options = self._options
+        training = [options.template.words, digest(options.template.files), asdict(options.stop)]
+        return {
+            "teacher": digest(self._given.files), "space": digest_of(asdict(self._space)),
+            "training command": digest_of(training), "rungs": list(options.rungs), "keep": options.keep,
+            "batch": options.batch, "objective": list(options.objectives), "sampler": options.sampler,
+            "seed": options.seed, "work": str(self._work.absolute()),
+        }  # fmt: skip
+
+    def _batches(self, study: Study) -> Any:
+        """Yield the batches of candidates, those that are known first; each is asked for when the last is done."""
+        start = 0
+        while start < self._options.budget:
+            known = [trial for trial in study.trials() if trial.number >= start]
+            size = known[0].user_attrs["batch"] if known else min(self._options.batch, self._options.budget - start)
+            for _ in range(size - len(known)):
+                if study.propose({"batch": size}) is None:
+                    break
+            batch = [(t.number, t.params) for t in study.trials()[start : start + size]]
+            if not batch:
+                return
+            yield batch
+            start += size
+
+    def _explore(
+        self, teacher: Network, base: Cost, study: Study, trials: list[Trial], size: int, report: Report
+    ) -> None:
+        """Make, train and judge a batch, which is the end of all trials so far."""
+        batch = trials[-size:]
+        for trial in batch:
+            self._make(trial, teacher, base)
+            if trial.state != "running":
+                self._finish(study, trial)
+        for rung, steps in enumerate(self._options.rungs):
+            alive = [trial for trial in batch if trial.state == "running"]
+            self._train(alive, teacher, rung, report)
+            for trial in alive:
+                if trial.value is not None and not self._options.objectives:
+                    study.report(trial.number, steps, trial.value)
+            is_last = rung + 1 == len(self._options.rungs)
+            stays = {t.number for t in alive if is_last} or self._best_at(rung, trials)
+            for trial in alive:
+                if trial.state == "running" and (is_last or trial.number not in stays):
+                    trial.state = "complete" if is_last else "pruned"
+                    trial.reason = "" if is_last else f"not among the best at step {steps}"
+                if trial.state != "running":
+                    self._finish(study, trial)
+
+    def _folder(self, trial: Trial) -> Path:
+        return self._work / "trials" / f"{trial.number:04}"
+
+    def _make(self, trial: Trial, teacher: Network, base: Cost) -> None:
+        """Grow a candidate and measure it; what was made before is taken as it is."""
+        folder = self._folder(trial)
+        made = read_json(folder / _MADE)
+        if made is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = self._made(trial, teacher, folder)
+            write_json(folder / _MADE, made)
+        if "refused" in made:
+            trial.state, trial.reason = "pruned", made["refused"]
+            return
+        trial.cost, trial.network = Cost(**made["cost"]), network_of(made["network"])
+        if excess := self._space.excess(trial.cost, base):
+            trial.state, trial.reason = "pruned", excess
+
+    def _made(self, trial: Trial, teacher: Network, folder: Path) -> dict[str, Any]:
+        steps = self._space.steps(trial.candidate)
+        default = {"framework": "torch"} if teacher.own else {}
+        recipe = [{**step, **default} for step in steps]
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        try:
+            grown = grow(teacher, steps, folder)
+        except Net2NetError as error:
+            return {"refused": one_line(error)}
+        cost = cost_of(load(grown.network.model), self._is_timed)
+        return {"network": network_json(grown.network), "cost": asdict(cost), "notes": list(grown.notes)}
+
+    def _train(self, alive: Sequence[Trial], teacher: Network, rung: int, report: Report) -> None:
+        """Train candidates to a rung, each from where it is."""
+        options = self._options
+        rungs = (0, *options.rungs)
+        jobs = []
+        for trial in alive:
+            assert trial.network is not None
+            values = {
+                **{key: trial.candidate[key] for key in self._space.numbers},
+                "init": trial.network.state, "optimizer": trial.network.optimizer or "",
+                "student": trial.network.model, "teacher": teacher.model, "name": f"trial-{trial.number}",
+                "seed": options.seed * 10_007 + trial.number, "start": rungs[rung],
+            }  # fmt: skip
+            out = self._folder(trial) / f"rung-{rung + 1}"
+            stop = replace(options.stop, steps=rungs[rung + 1])
+            jobs.append(Job(f"trial {trial.number}", options.template, values, out, stop))
+        for trial, job, outcome in zip(alive, jobs, self._engine.run(jobs, report), strict=True):
+            if isinstance(outcome, Outcome):
+                trial.outcomes.append(outcome)
+                folder = self._folder(trial) / f"after-{rung + 1}"
+                trial.network = _settled(trial.network, job.out, folder)
+            else:
+                trial.state, trial.reason = "fail", str(outcome)
+
+    def _best_at(self, rung: int, trials: Sequence[Trial]) -> set[int]:
+        """Return the best part of all trials that reached a rung, and with several objectives those on the front."""
+        reached = [trial for trial in trials if len(trial.outcomes) > rung]
+        if not reached:
+            return set()
+        stop = self._options.stop
+        values = {trial.number: trial.outcomes[rung].last for trial in reached}
+        order = sorted(values, key=lambda number: (values[number] if stop.mode == "min" else -values[number], number))
+        best = set(order[: max(1, math.ceil(self._options.keep * len(order)))])
+        if self._options.objectives:
+            points = {t.number: self._point(t, values[t.number]) for t in reached}
+            best |= front(points)
+        return best
+
+    def _point(self, trial: Trial, value: float) -> tuple[float, ...]:
+        """Return the objectives of a trial, all of them to be small."""
+        first = value if self._options.stop.mode == "min" else -value
+        return (first, *(float(getattr(trial.cost, name)) for name in self._options.objectives))
+
+    def _finish(self, study: Study, trial: Trial) -> None:
+        """Write into the study what became of a trial."""
+        notes: dict[str, Any] = {"reason": trial.reason, "folder": str(self._folder(trial))}
+        if trial.cost:
+            notes |= asdict(trial.cost)
+        study.note(trial.number, **notes)
+        values = None
+        if trial.state == "complete":
+            assert trial.value is not None
+            values = [trial.value, *(float(getattr(trial.cost, name)) for name in self._options.objectives)]
+        study.tell(trial.number, trial.state, values)
+
+
+def _settled(before: Network | None, out: Path, folder: Path) -> Network:
+    """Return a network as a training left it, with its file, which is written once."""
+    assert before is not None
+    record = read_json(folder / _MADE)
+    if record is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = network_json(trained(before, out, folder))
+        write_json(folder / _MADE, record)
+    return network_of(record)
+
+
+def front(points: dict[int, tuple[float, ...]]) -> set[int]:
+    """Return the numbers of the points that no other one is at least as good as everywhere; small is good."""
+    return {
+        number for number, point in points.items()
+        if not any(
+            other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values()
+        )
+    }  # fmt: skip
+
+
+def ranked(trials: Sequence[Trial], stop: Stop) -> list[Trial]:
+    """Return trials in order: the longer they stayed the better, and then by the metric."""
+
+    def place(trial: Trial) -> tuple[int, float, int]:
+        value = trial.value
+        signed = math.inf if value is None else value if stop.mode == "min" else -value
+        return -len(trial.outcomes) if trial.state != "fail" else 1, signed, trial.number
+
+    return sorted(trials, key=place)
