@@ -12,10 +12,37 @@ import onnx
 
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.model.protos import all_tensors, refill, scopes
 
 HISTORY = "onnx_net2net.history"
 """Metadata entry that lists what was done to a model, as JSON."""
+
+
+GROWN = "net2net.grown"
+"""Metadata entry of a tensor that grew, and of the nodes that read it: viewers like Netron show it."""
+
+
+def mark_grown(proto: onnx.ModelProto, notes: Mapping[str, str]) -> None:
+    """Write beside tensors, and beside the nodes that read them, how they grew; by the tensors' names."""
+    for scope in scopes(proto):
+        for tensor in getattr(scope, "initializer", ()):
+            _mark(tensor, notes.get(tensor.name))
+        for node in scope.node:
+            read = [f"{name} {notes[name]}" for name in dict.fromkeys(node.input) if name in notes]
+            _mark(node, "; ".join(read) or None)
+
+
+def unmark_grown(proto: onnx.ModelProto) -> None:
+    """Remove what `mark_grown` wrote."""
+    for scope in scopes(proto):
+        for part in (*getattr(scope, "initializer", ()), *scope.node):
+            refill(part.metadata_props, [entry for entry in part.metadata_props if entry.key != GROWN])
+
+
+def _mark(part: onnx.TensorProto | onnx.NodeProto, note: str | None) -> None:
+    if note is not None:
+        kept = [entry for entry in part.metadata_props if entry.key != GROWN]
+        refill(part.metadata_props, [*kept, onnx.StringStringEntryProto(key=GROWN, value=note)])
 
 
 def history(model: Model) -> list[dict[str, Any]]:

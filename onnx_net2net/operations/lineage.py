@@ -15,7 +15,7 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import Net2NetError
-from onnx_net2net.model.history import history
+from onnx_net2net.model.history import history, unmark_grown
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.staging import work_folder
@@ -119,6 +119,7 @@ def _structure(proto: onnx.ModelProto) -> bytes:
     bare = onnx.ModelProto(opset_import=proto.opset_import, functions=proto.functions, graph=proto.graph)
     for tensor in all_tensors(bare):
         clear_data(tensor)
+    unmark_grown(bare)
     bare.graph.doc_string = ""
     del bare.graph.metadata_props[:], bare.graph.value_info[:]
     return bytes(bare.SerializeToString(deterministic=True))

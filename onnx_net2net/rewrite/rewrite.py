@@ -13,6 +13,7 @@ from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.model.history import mark_grown
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.classes import add_priors, find_biases, silence_classes
 from onnx_net2net.rewrite.constants import (
@@ -110,7 +111,16 @@ def rewrite(
         cut_outputs(rewriting)
     rewriting.clean_up()
     model = rewriting.graph.finish(metadata)
+    mark_grown(model.proto, {constant.student: _note(constant) for constant in constants})
     return Rewritten(model, constants, tuple(rewriting.inserted), tuple(rewriting.untied))
+
+
+def _note(constant: GrownConstant) -> str:
+    """Say how a constant grew: its shapes, and how the new units of each axis came about."""
+    axes = constant.growth.axes
+    old, new = " x ".join(str(axis.map.old) for axis in axes), " x ".join(str(axis.map.new) for axis in axes)
+    kinds = {place: ORIGINS[int(axis.map.kind.max())] for place, axis in enumerate(axes) if not axis.map.is_identity}
+    return ", ".join([f"{old} -> {new}", *(f"axis {place} {kind}" for place, kind in kinds.items())])
 
 
 def _pads(growth: Growth) -> dict[Dim, State]:

@@ -17,7 +17,7 @@ from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.model.history import record
+from onnx_net2net.model.history import record, unmark_grown
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates
 from onnx_net2net.operations.narrow.identities import remove_identities
@@ -81,7 +81,9 @@ def narrow(teacher: ModelLike) -> Narrowing:
                 break
         if not removed and not changes:
             raise RefusedError("there is nothing to remove: no duplicate or unread units, and no identity layers")
-        student = opened.close(Graph(state.model).finish(record(model, "narrow", {}, opened.notes())))
+        narrowed = Graph(state.model).finish(record(model, "narrow", {}, opened.notes()))
+        unmark_grown(narrowed.proto)
+        student = opened.close(narrowed)
     return Narrowing(model, student, tuple(removed), tuple(changes.values()))
 
 
