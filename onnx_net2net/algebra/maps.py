@@ -12,6 +12,7 @@ of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies o
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
     zero_pad    the same with units that hold zero, for RMSNormalization
     split       copies of experts side by side, of which masks let a router choose one at a time
+    lift        copies of experts whose bias is so low that a router chooses them only when a balancer raises it
     prior       new classes: no weights yet, and a bias that gives each a chosen probability
     never       new classes under a softmax: no weights yet, and so much is taken off that their probability is 0
 """
@@ -30,8 +31,9 @@ from onnx_net2net.algebra.dims import Axis, Dim, Product, resolve
 Value = TypeVar("Value")
 Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
 KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
-ORIGINS = (*KINDS, "mean", "prior", "never")
-"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads, the last two are new classes."""
+ORIGINS = (*KINDS, "mean", "prior", "never", "lifted")
+"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads, the next two are new classes, and the
+last are copies of experts that no router chooses yet."""
 
 NEVER = -1e4
 """A logit whose exponential is 0 in every format, half precision included."""
@@ -145,6 +147,16 @@ def split(counts: np.ndarray) -> Map:
     """Return the map of units that get so many copies each, side by side, of which one alone is in use at a time."""
     map = from_index(len(counts), np.repeat(np.arange(len(counts)), counts))
     return replace(map, weight=np.ones(map.new))
+
+
+def lifted(counts: np.ndarray) -> Map:
+    """Return the map of units behind which stand copies that nothing chooses: so many in all of each unit."""
+    old = len(counts)
+    more = np.repeat(np.arange(old), counts - 1)
+    map = split(np.ones(old, np.int64))
+    index = np.concatenate([map.index, more])
+    kind = np.where(np.arange(len(index)) < old, 0, ORIGINS.index("lifted")).astype(np.int8)
+    return Map(old, index, np.ones(len(index)), kind, np.arange(len(index)) < old)
 
 
 def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:

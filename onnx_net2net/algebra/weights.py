@@ -33,6 +33,7 @@ class AxisGrowth:
         scale: Reads what a later node multiplies the units by, so that padding holds the mean of the products.
         shares: float64 [q], what gradients of the units are multiplied by, where that does not follow from `reads`:
             the axis also has copies that another weight weighs.
+        parted: Whether copies that the weight makes differ, by parts of it that add up to nothing.
     """
 
     map: Map
@@ -41,6 +42,7 @@ class AxisGrowth:
     silent: bool = False
     scale: Callable[[], np.ndarray] | None = None
     shares: np.ndarray | None = None
+    parted: bool = False
 
     @property
     def learned(self) -> np.ndarray:
@@ -54,7 +56,7 @@ class AxisGrowth:
         """Equal for axes that grow a weight in the same way."""
         arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
         spread = self.spread and self.map.is_even  # other shares are what they are
-        return self.reads, spread, self.silent, id(self.scale), *(array.tobytes() for array in arrays)
+        return self.reads, spread, self.silent, self.parted, id(self.scale), *(array.tobytes() for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,14 @@ class Style:
         return float(np.log(self.prior / (1 - self.prior))) if self.prior else NEVER
 
 
-Filler = Literal["own", "copy", "zero", "size", "bias"]
+Filler = Literal["own", "copy", "zero", "size", "bias", "never", "below"]
 """What a weight has for units that are no copies: values of their own, those of a copy (where it scales units one by
 one), zero (the shift of a normaliser), its root mean square (where `AxisGrowth.scale` reads it), or the logit of the
-prior (where it is the bias of new classes)."""
+prior (where it is the bias of new classes). Copies of experts have a bias that rules them out: a logit that is never
+chosen, or what lies by more than 1 below all others (where it is added to probabilities)."""
+
+_CLEAR = 1e-3
+"""By how much more than 1 a bias lies below all others."""
 
 Held = Literal["weight", "gradient", "square"]
 """What an array holds for each element of a weight: its value, its gradient (or a mean of these), or their square."""
@@ -326,6 +332,10 @@ def _make(
         view[own] = _draw((len(own), *view.shape[1:]), deviation(), rng, view.dtype)
     view[_made_as(map, "zero_in")] = 0
     view[_made_as(map, "prior", "never")] = style.logit if filler == "bias" else 0
+    if filler in ("never", "below"):
+        view[_made_as(map, "lifted")] = NEVER if filler == "never" else view[map.first].min() - 1 - _CLEAR
+    if axis.parted and style.spread:
+        _part(view, map, style.spread, rng)
     mean = _made_as(map, "mean")
     if len(mean):
         units = view[map.first]
@@ -333,6 +343,17 @@ def _make(
     if style.noise and view.ndim > 1:
         copies = np.flatnonzero(~map.first & (map.kind == 0))
         view[copies] += _draw((len(copies), *view.shape[1:]), style.noise * deviation(), rng, view.dtype)
+
+
+def _part(view: np.ndarray, map: Map, spread: float, rng: np.random.Generator) -> None:
+    """Make copies differ by parts of each weight, in place, that add up to nothing over the copies of a unit."""
+    parts = _draw(view.shape, spread, rng, np.dtype(np.float32))
+    order = np.argsort(map.index, kind="stable")
+    starts = np.flatnonzero(np.diff(map.index[order], prepend=-1))
+    counts = np.diff(np.append(starts, len(order)))
+    means = np.add.reduceat(parts[order], starts, axis=0) / _column(counts.astype(np.float32), parts[: len(starts)])
+    parts -= means[map.index]
+    view *= (1 + parts).astype(view.dtype)
 
 
 def _mean(units: np.ndarray, scale: Callable[[], np.ndarray] | None) -> np.ndarray:

@@ -285,7 +285,7 @@ def _freeze_positions(analysis: Analysis) -> None:
 
     Units that a layer makes, as a router makes experts, are no positions: they get others on request.
     """
-    made = _made_by_layers(analysis)
+    made = _made_by_layers(analysis) | dims.leaf_set(*(axis for said in analysis.said.values() for axis in said.chosen))
     shared: dict[int, str] = {}
     for number, said in analysis.said.items():
         node = analysis.nodes[number]

@@ -26,6 +26,7 @@ from onnx_net2net.analysis.groups import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, Use, infer
 from onnx_net2net.analysis.multipliers import held_numbers, label_of
 from onnx_net2net.analysis.names import name_dims, scope_of
+from onnx_net2net.analysis.routers import routed_dims
 from onnx_net2net.analysis.ties import Ties, find_ties
 from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_unweighed, weighed_axes
 from onnx_net2net.analysis.weight_norms import find_norms
@@ -151,6 +152,8 @@ def _places(analysis: Analysis, number: int) -> Iterator[tuple[Axis, str]]:
     said, label = analysis.said[number], label_of(analysis, number)
     for position in said.shares:
         axes = analysis.input_axes(number, 0) or ()
+        if leaf_set(axes[position]) <= routed_dims(analysis):
+            continue  # experts, which get copies on request only, in ways that a class can follow
         yield axes[position], f"{label} divides a whole among its units, which a class would not correct"
     for name, _, axis in said.defaults:
         yield axis, f"{label} takes its {name} from this size, as a class would again"
@@ -165,6 +168,8 @@ def _lists_and_outputs(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     """Yield the axes of lists of places, and of outputs that would be cut, with the reason."""
     for use in analysis.uses.values():
         if analysis.sizes.dtype(analysis.nodes[use.node].inputs[use.input].name) in LISTS:
+            if any(index == use.input for index, _ in analysis.said[use.node].counts):
+                continue  # as long as there are experts
             for axis in use.axes:
                 yield axis, f"{label_of(analysis, use.node)} looks its units up by a list, which a class does not grow"
     for name in analysis.cut:

@@ -33,6 +33,9 @@ _WAYS = traits.REFOLDS | traits.CASTS | traits.COPIES | {"Expand", "Transpose"}
 """Operators that a mask may be put in front of instead of behind."""
 
 
+_PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
+"""Operators whose results lie between 0 and 1."""
+
 _MIXES = "counts or sums along the tokens that chose an expert (its capacity): a copy gets a part of these only"
 
 _BY_PLACE = traits.MOVES | traits.JOINS | traits.SHAPES | {"ScatterElements", "Scatter", "OneHot"}
@@ -66,6 +69,11 @@ def chosen_dims(analysis: Analysis) -> set[Dim]:
     }
 
 
+def routed_dims(analysis: Analysis) -> set[Dim]:
+    """Return these dims, and those that count what is chosen."""
+    return chosen_dims(analysis) | leaf_set(*(axis for said in analysis.said.values() for axis in said.chosen))
+
+
 def find_masks(analysis: Analysis, grown: Collection[Dim]) -> list[Mask]:
     """Return where copies of experts are masked.
 
@@ -79,6 +87,22 @@ def find_masks(analysis: Analysis, grown: Collection[Dim]) -> list[Mask]:
     walk = _Walk(analysis, grown)
     walk.run()
     return [walk.mask(name) for name in walk.masked]
+
+
+Lift = Literal["never", "below"]
+"""What a bias holds for copies that nothing chooses: a logit far below all others, or what lies below all others by
+more than a probability."""
+
+
+def find_lifts(analysis: Analysis, grown: Collection[Dim]) -> dict[tuple[int, int], Lift]:
+    """Return the biases that keep copies of experts from being chosen, as reads of constants (node, input).
+
+    Raises:
+        RefusedError: If there is none where it would take one; says which node and why.
+    """
+    walk = _Walk(analysis, grown)
+    walk.run()
+    return dict(walk.bias(name) for name in walk.masked)
 
 
 class _Walk:
@@ -274,7 +298,6 @@ class _Walk:
         if tensor.name in self.masked or not tensor.inputs:
             raise self._refuse(number, "chooses among experts by scores that cannot be masked")
         self._positions |= {dim for dim in leaf_set(*self._analysis.axes[tensor.name]) - self._grown if dim.size > 1}
-        self.mask(tensor.name)
         return str(tensor.name)
 
     def _ask_for_zero(self, number: int, sides: Collection[int]) -> str:
@@ -310,6 +333,23 @@ class _Walk:
             if self._is_plain(layer) and _units(made) == _units(axes) and self._has(made[-1]):
                 return Mask(number, output, layer, len(made) != len(axes) or made[-1].size != axes[-1].size)
         raise self._refuse(number, "makes scores of experts by other than a linear layer")
+
+    def bias(self, name: str) -> tuple[tuple[int, int], Lift]:
+        """Return the constant that is added to scores along experts, and what it holds for copies to rule them out.
+
+        Raises:
+            RefusedError: If nothing is added.
+        """
+        number = next(n for n in self._analysis.said if name in self._made(n))
+        node = self._analysis.nodes[number]
+        indices = (2,) if node.op == "Gemm" else range(len(node.inputs)) if node.op in traits.SUMS else ()
+        for index in indices:
+            use = self._analysis.uses.get((number, index))
+            if use is not None and self._has(*use.axes):
+                others = [source(t, _WAYS) for k, t in enumerate(node.inputs) if k != index]
+                is_probability = all(t.inputs and t.inputs[0].op in _PROBABILITIES for t in others)
+                return (number, index), "below" if node.op != "Gemm" and is_probability else "never"
+        raise self._refuse(number, "has no bias that could keep copies from being chosen (--how topk)")
 
     def _is_plain(self, layer: int) -> bool:
         """Tell whether a layer multiplies the last axis of what it reads."""

@@ -16,11 +16,12 @@ from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.widen.options import HOWS
 from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.texts import lines_by_reason
 
 _AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", "prior", "fill_norms", "framework",
-             "keep_numbers")  # fmt: skip
+             "keep_numbers", "how")  # fmt: skip
 """The options that the operation has, too."""
 
 _REASONS = 8
@@ -64,6 +65,9 @@ COMMAND = Command(
         for_framework("only growth that a class of the framework can follow"),
         argument("--keep-numbers", action="store_true",
                  help="with --for: the class computes no number (like alpha / r) from its sizes"),
+        argument("--how", default="split", choices=HOWS,
+                 help="how a router treats copies of experts: it sees one at a time (split, by masks), chooses all of "
+                 "them together (topk), or none until a balancer raises their bias (lift)"),
         REPORT,
         SEED,
         *PROOF,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_net2net.algebra.dims import Dim
@@ -10,7 +9,6 @@ from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.padding import State, follow
-from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import mark_grown
@@ -27,7 +25,7 @@ from onnx_net2net.rewrite.constants import (
 from onnx_net2net.rewrite.masks import mask_copies, read_rows
 from onnx_net2net.rewrite.norms import adapt_norms, fill_norms
 from onnx_net2net.rewrite.outputs import cut_outputs
-from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
+from onnx_net2net.rewrite.rewriting import Copies, Inserted, Rewriting
 from onnx_net2net.rewrite.scaling import Scaling
 from onnx_net2net.rewrite.sizes import resize
 from onnx_net2net.rewrite.sums import factors_of_all, find_weighers, keep_shares
@@ -58,7 +56,7 @@ def rewrite(
     metadata: dict[str, str],
     scaling: Scaling | None = None,
     ties: Ties | None = None,
-    masks: Sequence[Mask] = (),
+    copies: Copies | None = None,
 ) -> Rewritten:
     """Grow a model.
 
@@ -71,7 +69,7 @@ def rewrite(
         scaling: What weights around padded dims are multiplied by, so that normalisers keep their epsilon. By default
             these get another one, or nodes around them, and outputs that are hidden units too are cut.
         ties: What else changes for tied weights.
-        masks: Where copies of experts are masked.
+        copies: How copies of experts are kept from counting twice.
 
     Returns:
         The student, how each constant grew, and what else it took.
@@ -79,7 +77,8 @@ def rewrite(
     Raises:
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
-    rewriting = Rewriting(analysis, growth, ties)
+    rewriting = Rewriting(analysis, growth, ties, copies)
+    masks = rewriting.copies.masks
     rows = read_rows(rewriting, masks)
     padding = follow(analysis, _pads(growth))
     norms = changed_norms(rewriting)
@@ -90,11 +89,13 @@ def rewrite(
     demands = Demands(weighers, *adapt_norms(rewriting, keep_epsilon=scaling is not None))
     biases = find_biases(rewriting)
     demands.fillers.update(dict.fromkeys(biases.values(), "bias"))
+    demands.fillers.update(rewriting.copies.lifts)
     demands.fillers.update((scale, "size") for made in padding.scales.values() for scale in made.values())
     factors = factors_of_all(rewriting)
     demands.fillers = {**dict.fromkeys(factors, "copy"), **demands.fillers}
     demands.multiply(factors)
     demands.multiply(scaling.factors if scaling else {})
+    demands.multiply(rewriting.copies.factors)
     demands.scales = read_scales(rewriting, padding.scales)
     demands.gains = gains_for(rewriting, norms.values(), weighers, style)
     constants = tuple(grow_constants(teacher, rewriting, demands, style))

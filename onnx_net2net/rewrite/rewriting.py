@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from onnx import helper
 from onnx_net2net.algebra.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, new_size
+from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.edit import add_node, drop_unread
 from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
@@ -37,6 +40,23 @@ class Inserted:
         return f"{self.what} {self.place!r}"
 
 
+@dataclass(frozen=True)
+class Copies:
+    """How copies of experts are kept from counting twice.
+
+    Attributes:
+        masks: Where all copies of an expert but one are masked, for each token another one.
+        lifts: The biases that rule copies out, with what they are filled by.
+        parted: The weights in which copies that are chosen together differ.
+        factors: What constants are multiplied by.
+    """
+
+    masks: tuple[Mask, ...] = ()
+    lifts: Mapping[tuple[int, int], Filler] = field(default_factory=dict)
+    parted: frozenset[tuple[int, int]] = frozenset()
+    factors: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+
 class Rewriting:
     """A graph on its way to other sizes.
 
@@ -45,13 +65,17 @@ class Rewriting:
         graph: The graph of the analysis, which becomes the student's.
         growth: Map of each dim that gets another size.
         ties: What else changes for tied weights.
+        copies: How copies of experts are kept from counting twice.
         inserted: What was put in: nodes, and numbers that had to be kept.
         untied: Matrices that became several versions for their uses.
         axes: The teacher's axes of each tensor that is there by now.
     """
 
-    def __init__(self, analysis: Analysis, growth: Growth, ties: Ties | None = None) -> None:
+    def __init__(
+        self, analysis: Analysis, growth: Growth, ties: Ties | None = None, copies: Copies | None = None
+    ) -> None:
         self.analysis, self.growth, self.ties = analysis, growth, ties or Ties()
+        self.copies = copies or Copies()
         self.graph: Graph = analysis.draft
         self.nodes: list[Node] = list(analysis.nodes)
         self.inserted: list[Inserted] = []
@@ -62,6 +86,14 @@ class Rewriting:
     def grown(self, axis: Axis) -> set[Dim]:
         """Return the dims of an axis that grow."""
         return {dim for dim in leaves(axis) if dim in self.growth}
+
+    def split_axes(self, axes: Axes) -> set[int]:
+        """Return the positions of the axes that have copies which all count whole, as experts do."""
+        return {
+            position
+            for position, axis in enumerate(axes)
+            if any((self.growth[dim].weight == 1).all() for dim in self.grown(axis))
+        }
 
     def size(self, axis: Axis) -> int:
         """Return the size of an axis in the student."""

@@ -153,7 +153,8 @@ def axis_growths(
             growths.append(_weighed(rewriting, use.axes, position, weigher))
             continue
         scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None) if scales else None
-        growths.append(AxisGrowth(compose(axis, rewriting.growth), scale=scale))
+        parted = (use.node, use.input) in rewriting.copies.parted and position in rewriting.split_axes(use.axes)
+        growths.append(AxisGrowth(compose(axis, rewriting.growth), scale=scale, parted=parted))
     return tuple(growths)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axes, Axis, Dim, Product, cut
+from onnx_net2net.algebra.dims import Axes, Axis, Dim, Product, cut, leaves
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.normalization import typed_as_input
 from onnx_net2net.rules.op import Op
-from onnx_net2net.rules.reasons import LISTED, LOOKED_UP
+from onnx_net2net.rules.reasons import LISTED, LOOKED_UP, RANKED
 from onnx_net2net.rules.typing import Typed, type_function
 
 WRITTEN = "writes entries along this axis, where copies would be written twice"
@@ -61,7 +61,7 @@ def scatter_elements(op: Op) -> None:
     for position, (a, b) in enumerate(zip(data, indices, strict=True)):
         if position == at and 1 in op.listed:
             op.look_up(a, 1)
-            op.freeze(b, WRITTEN)
+            op.freeze([dim for dim in leaves(b) if not dim.frozen], WRITTEN)
         elif position == at or a.size != b.size or not op.unify(a, b):
             op.freeze((a, b), WRITTEN)
     op.scales(1)
@@ -158,11 +158,16 @@ def top_k(op: Op) -> None:
     for target in op.outputs:
         if target is not None:
             op.unify_all((*source[:at], *source[at + 1 :]), (*target[:at], *target[at + 1 :]))
-            op.freeze(target[at], "ranks the entries along this axis")
+    chosen = [target[at] for target in op.outputs if target is not None]
     if op.attrs.get("largest", 1) and op.version > 1:
         op.choose(0, at, 1)
+        op.chosen(chosen)
+        if "k" in op.attrs:
+            op.attribute("k", chosen[0])
+        else:
+            op.size(1, 0, chosen[0])
     else:
-        op.freeze(source[at], "ranks the entries along this axis")
+        op.freeze((source[at], *chosen), RANKED)
     op.scalars(1)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
-from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, UNREAD, Reason
+from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, RANKED, UNREAD, Reason
 from onnx_net2net.rules.signature import Term, align, parse
 from onnx_net2net.rules.statements import (
     Contraction,
@@ -216,6 +216,13 @@ class Op:
         dims.pin(axis, self.why(reason))
         self.said.choices.append((index, position))
         self.said.places.update(dict.fromkeys(outputs, axis))
+
+    def chosen(self, axes: Sequence[Axis]) -> None:
+        """State that these axes of results, which are the same, count what was chosen; see `choose`."""
+        for axis in axes:
+            self.unify(axes[0], axis)
+            dims.pin(axis, self.why(RANKED))
+        self.said.chosen += axes[:1]
 
     def normalise(self, axes: Iterable[Axis]) -> None:
         """State that a softmax runs over axes: they keep their size, or get new entries whose probability is 0."""

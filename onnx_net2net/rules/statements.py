@@ -144,5 +144,6 @@ class Statements:
     choices: list[tuple[int, int]] = field(default_factory=list)
     places: dict[int, Axis] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
+    chosen: list[Axis] = field(default_factory=list)
     normalised: list[Axis] = field(default_factory=list)
     closed: bool = False

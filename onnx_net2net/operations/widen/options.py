@@ -11,6 +11,9 @@ from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.loadable import check_framework
 from onnx_net2net.errors import BadInputError
 
+HOWS = ("split", "topk", "lift")
+"""How a router treats copies of experts: it sees one at a time, or all together, or none until a balancer raises it."""
+
 
 @dataclass(frozen=True)
 class WidenOptions:
@@ -32,6 +35,7 @@ class WidenOptions:
     fill_norms: bool | None = None
     framework: str | None = None
     keep_numbers: bool = False
+    how: str = "split"
 
     def __post_init__(self) -> None:
         spread, noise = (math.isfinite(value) and value >= 0 for value in (self.spread, self.noise))
@@ -42,6 +46,7 @@ class WidenOptions:
             (self.multiple_of >= 1, f"multiple_of must be at least 1, not {self.multiple_of}"),
             (self.map in KINDS, f"there is no map {self.map!r}; there are {', '.join(KINDS)}"),
             (self.prior is None or 0 <= self.prior < 1, f"the prior must be a probability below 1, not {self.prior}"),
+            (self.how in HOWS, f"there is no way {self.how!r} for experts; there are {', '.join(HOWS)}"),
             (spread, f"spread must be a number of at least 0, not {self.spread}"),
             (noise, f"noise must be a number of at least 0, not {self.noise}"),
         ]  # fmt: skip

@@ -19,7 +19,6 @@ from onnx_net2net.algebra.maps import (
     pad,
     padded,
     replicate,
-    split,
     uneven,
     uniform,
 )
@@ -30,6 +29,7 @@ from onnx_net2net.analysis.names import matching
 from onnx_net2net.analysis.roles import Role
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.operations.widen.experts import copied
 from onnx_net2net.operations.widen.new_units import UNFITTING, appended_as, interface_axes, unfit_dims
 from onnx_net2net.operations.widen.options import WidenOptions, target_size
 
@@ -173,7 +173,7 @@ class Plan:
             maps = [self.growth[dim] for dim in group.dims if dim in self.growth]
             new = sum(self.growth[dim].new if dim in self.growth else dim.size for dim in group.dims)
             kind = next((_map_name(map, group) for map in maps), "")
-            kind = "split" if not self.routed.isdisjoint(group.dims) else kind
+            kind = self._options.how if not self.routed.isdisjoint(group.dims) else kind
             wanted = self._wanted.get(id(group), float(new))
             why = "" if is_grown or wanted == group.size else self._why_kept(group)
             yield Change(group.name, group.size, new, wanted, kind, group.tensors, why)
@@ -288,9 +288,7 @@ class Plan:
         (dim,) = group.dims
         listed = leaf_set(*(axis for said in self._analysis.said.values() for axis in said.tables))
         if dim in self._chosen:
-            if self._options.framework:
-                raise RefusedError(f"a class of {self._options.framework} has no masks of copies of {group.name!r}")
-            self.growth[dim] = split(_copies(dim.size, size))
+            self.growth[dim] = copied(group.name, dim.size, size, self._options)
             self.routed.add(dim)
         elif dim in listed:
             raise RefusedError(f"{group.name!r} cannot have {size} units: nothing is known of who chooses among them")
@@ -350,11 +348,6 @@ class Plan:
         for dim, copies in zip(free, np.diff(bounds).astype(int), strict=True):
             if copies > 1:
                 self.growth[dim] = from_index(1, np.zeros(copies, np.int64))
-
-
-def _copies(old: int, new: int) -> np.ndarray:
-    """Return how often each of the old units is there: as often as the others, the first ones once more."""
-    return np.full(old, new // old) + (np.arange(old) < new % old)
 
 
 def _map_name(map: Map, group: Group) -> str:

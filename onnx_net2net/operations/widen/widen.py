@@ -11,11 +11,11 @@ from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse
 from onnx_net2net.analysis.multipliers import numbers_beside
-from onnx_net2net.analysis.routers import find_masks
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.flatten import Opened
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
+from onnx_net2net.operations.widen.experts import route
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.rewrite.constants import GrownConstant
@@ -88,6 +88,7 @@ def widen(
     fill_norms: bool | None = None,
     framework: str | None = None,
     keep_numbers: bool = False,
+    how: str = "split",
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -114,6 +115,10 @@ def widen(
             could not follow keep their size (see `onnx_net2net.analysis.loadable`).
         keep_numbers: Whether that class computes none of its numbers from its sizes (alpha / r of LoRA, width ** -0.5).
             Then dims may grow although a number in the file is a function of their size.
+        how: How a router treats the copies that experts get. ``"split"``: masks let it see one of each expert, for each
+            token another one. ``"topk"``: it chooses all copies of an expert together, and so as many times more.
+            ``"lift"``: a bias rules them out until a balancer raises it. The last two need no nodes, as a class of a
+            framework has none.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
@@ -124,7 +129,7 @@ def widen(
     """
     options = WidenOptions(
         factor, dict(sizes or {}), tuple(only), multiple_of, map, spread, noise, seed, prior, fill_norms, framework,
-        keep_numbers,
+        keep_numbers, how,
     )  # fmt: skip
     if factor is None and not sizes:
         raise BadInputError("give a factor or sizes, or there is nothing to widen")
@@ -140,7 +145,9 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
     plan.set_sizes(options.sizes)
     if factor is not None:
         plan.widen_all(factor, options.only)
-    metadata = record(model, "widen", asdict(options), {**opened.notes(), **plan.interface()})
+    copies = route(analysis, plan.routed, plan.growth, options)
+    asked = {name: value for name, value in asdict(options).items() if name != "how" or value != "split"}
+    metadata = record(model, "widen", asked, {**opened.notes(), **plan.interface()})
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
     plan.check_map()
@@ -153,8 +160,7 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    masks = find_masks(analysis, plan.routed) if plan.routed else ()
-    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties, masks=masks)
+    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties, copies=copies)
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")

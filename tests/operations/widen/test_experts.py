@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from graphs import assert_close, net, run, weighty
+from graphs import assert_close, net, run, weights, weighty
 from moe import ALL, BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, C, D, E, H, T, constants, feeds, moe
+from onnx import numpy_helper
 
 from onnx_net2net import inspect, verify, widen
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -82,6 +83,64 @@ def test_every_copy_gets_tokens():
     places = np.concatenate([run(student, feeds(seed))[0] for seed in range(40)])
     counts = np.bincount(places.reshape(-1), minlength=2 * E).reshape(E, 2)
     assert (counts.min(1) > 0.15 * counts.sum(1)).all()
+
+
+# --- Without masks -------------------------------------------------------------------------------------------
+
+TOGETHER = {form: texts for form, texts in FORMS.items() if "sparse mixer" not in form}
+
+
+@pytest.mark.parametrize("size", ["2x", "3x"])
+@pytest.mark.parametrize("form", TOGETHER)
+def test_copies_that_are_chosen_together_compute_the_same_without_a_node(form, size):
+    proto = moe(*TOGETHER[form])
+    widening = grown(proto, size, how="topk")
+    assert not widening.inserted
+    assert {node.op_type for node in weighty(widening.student).graph.node} == {n.op_type for n in proto.graph.node}
+    assert_close(run(weighty(widening.student), feeds())[0], run(proto, feeds())[0], form, 1e-5)
+
+
+def test_copies_that_are_chosen_together_differ():
+    proto = moe(*FORMS["softmax, top-k; looked up"])
+    down = weights(grown(proto, "2x", how="topk").student)["down"].reshape(E, 2, H, D)
+    assert (np.abs(down[:, 0] - down[:, 1]) > 0).mean() > 0.99
+    np.testing.assert_allclose(down.mean(1), constants()["down"], rtol=1e-5)
+    same = weights(grown(proto, "2x", how="topk", spread=0.0).student)["down"].reshape(E, 2, H, D)
+    np.testing.assert_array_equal(same[:, 0], same[:, 1])
+
+
+def test_gates_that_nothing_divides_halve_what_experts_make():
+    proto = moe(f"{LINEAR} p = Sigmoid(l) g, i = TopK<axis=-1>(p, k) ", LOOKED_UP)
+    student = weighty(grown(proto, "2x", how="topk").student)
+    assert_close(run(student, feeds())[0], run(proto, feeds())[0], "raw", 1e-5)
+
+
+@pytest.mark.parametrize("size", ["2x", "3x", "+1"])
+@pytest.mark.parametrize("router", ["top-k, softmax", "half precision", "sigmoid, bias", "groups"])
+def test_lifted_copies_are_never_chosen_until_their_bias_rises(router, size):
+    proto = moe(ROUTERS[router], LOOKED_UP)
+    student = weighty(grown(proto, size, how="lift").student)
+    assert_close(run(student, feeds())[0], run(proto, feeds())[0], router, 0)
+    bias = next(t for t in student.graph.initializer if t.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * 0, "bias"))
+    assert np.abs(run(student, feeds())[0] - run(proto, feeds())[0]).max() > 1e-3
+
+
+def test_a_router_without_a_bias_cannot_lift():
+    with pytest.raises(RefusedError, match=r"has no bias that could keep copies from being chosen"):
+        grown(moe(ROUTERS["softmax, top-k"], LOOKED_UP), "2x", how="lift")
+
+
+def test_experts_that_are_chosen_together_need_as_many_copies_each():
+    with pytest.raises(RefusedError, match="all have to be chosen as often"):
+        grown(moe(ROUTERS["softmax, top-k"], LOOKED_UP), "+1", how="topk")
+
+
+@pytest.mark.parametrize(("router", "how"), [("softmax, top-k", "topk"), ("sigmoid, bias", "lift")])
+def test_a_class_can_follow_both(router, how):
+    proto = moe(ROUTERS[router], LOOKED_UP)
+    widening = grown(proto, "2x", how=how, framework="torch")
+    assert_close(run(weighty(widening.student), feeds())[0], run(proto, feeds())[0], how, 1e-5)
 
 
 # --- Refusals ------------------------------------------------------------------------------------------------
