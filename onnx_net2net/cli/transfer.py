@@ -16,6 +16,7 @@ from onnx_net2net.cli.student import check_replaced, say_written
 from onnx_net2net.errors import NotEquivalentError, RefusedError
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.filled import fill_state_dict
+from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.model.model import load
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.operations.transfer.dpiat.dpiat import transfer_dpiat
@@ -59,13 +60,14 @@ def run(options: argparse.Namespace) -> int:
         result.student.save(options.output)
     else:
         fill_state_dict(result, options.state_dict).save(options.output)
+    advice = recipe_of(result)
     if options.json:
-        say_json({**_to_dict(result, obstacles), "output": str(options.output),
+        say_json({**_to_dict(result, obstacles), "output": str(options.output), "recipe": advice.as_dict(),
                   "verification": verification.to_dict() if verification else None})  # fmt: skip
         return 0
     exact = "exact: the student computes what the teacher computes"
     tell([_table(result, f"{options.teacher.name} -> {options.target.name}"), *_inexact(obstacles)])
-    tell([*([] if obstacles else [exact]), verification or "not compared"])
+    tell([next_steps(advice), *([] if obstacles else [exact]), verification or "not compared"])
     say_written(options, options.output)
     return 0
 

@@ -93,16 +93,17 @@ class Carrier:
         """Return the match that the names speak for, where several constants have the values of an entry.
 
         Raises:
-            RefusedError: If they speak for several that grew differently.
+            RefusedError: If they speak for several that grew differently, or were filled with different values.
         """
         matches = self.matches[name]
         ranks = [self._rank(name, match) for match in matches]
         best = [match for match, rank in zip(matches, ranks, strict=True) if rank == max(ranks)]
         constants = list(dict.fromkeys(match.pieces[0].constant for match in best))
         versions = [version for constant in constants for version in self._near(name, constant)]
-        if len(constants) > 1 and len({version.key for version in versions}) > 1:
+        if len(constants) > 1 and not all(self._are_alike(versions[0], other) for other in versions[1:]):
+            became = "grew differently" if versions[0].chain else "got different values"
             raise RefusedError(
-                f"{name} is equal to {some(constants)}, which grew differently: the export made one for each use "
+                f"{name} is equal to {some(constants)}, which {became}: the export made one for each use "
                 "(export with folding off)"
             )
         self.used.update(version.final for version in versions if len(constants) > 1)

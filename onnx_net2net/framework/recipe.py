@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.operations.deepen.deepen import Deepening
+from onnx_net2net.operations.transfer.transfer import Transfer
 from onnx_net2net.operations.widen.widen import Widening
 
 WARMUP = 0.05
@@ -144,8 +145,16 @@ def recipe(weights: Iterable[GrownWeight], depth: float = 1.0, *, carried: bool 
     return Recipe(most, 1.0, others, 0.0 if carried else WARMUP)
 
 
-def recipe_of(result: Widening | Deepening) -> Recipe:
-    """Say how to train on what was widened or deepened; weights have the names of the student's constants."""
+def recipe_of(result: Widening | Deepening | Transfer) -> Recipe:
+    """Say how to train on what grew or was filled; weights have the names of the student's constants.
+
+    What is narrower than its teacher keeps the rate: nothing was measured of it.
+    """
+    if isinstance(result, Transfer):
+        shapes = {source.name: source.shape for source in result.sources}
+        reads = {name: max(1.0, factor) for name, factor in result.reads.items() if name in shapes}
+        weights = (GrownWeight(name, len(shapes[name]), math.prod(shapes[name]), reads[name]) for name in reads)
+        return recipe(weights, result.depth)
     if isinstance(result, Deepening):
         counts = result.depths.values()
         return recipe((), max((after / before for before, after in counts), default=1.0))

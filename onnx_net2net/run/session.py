@@ -78,6 +78,8 @@ class Runner:
         """
         options = ort.SessionOptions()
         options.graph_optimization_level = level
+        # On x64 processors without VNNI, sums of unsigned by signed bytes overflow otherwise. It is an optimization.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         for library in _libraries:
             options.register_custom_ops_library(str(library))
         options.log_severity_level = 4  # errors come as exceptions; they need not be printed too

@@ -1,10 +1,25 @@
 """The recipe: rates follow from how much each weight grew, and torch's optimizers take the groups."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
+from graphs import net
 
-from onnx_net2net.framework.recipe import ADVICE, WARMUP, GrownWeight, next_steps, recipe
+from onnx_net2net.framework.recipe import ADVICE, WARMUP, GrownWeight, next_steps, recipe, recipe_of
+from onnx_net2net.operations.transfer.transfer import transfer
+
+
+def perceptron(widths, seed):
+    rng = np.random.default_rng(seed)
+    sizes = list(itertools.pairwise(widths))
+    lines = [f"h{n} = MatMul (r{n}, w{n})\n    r{n + 1} = Relu (h{n})" for n in range(len(sizes))]
+    text = (
+        f"(float[B, {widths[0]}] r0) => (float[B, {widths[-1]}] r{len(sizes)}) {{\n    " + "\n    ".join(lines) + "\n}"
+    )
+    return net(text, **{f"w{n}": rng.normal(size=size).astype(np.float32) for n, size in enumerate(sizes)})
+
 
 WEIGHTS = [
     GrownWeight("embed", 2, 100, 1.0),
@@ -55,3 +70,14 @@ def test_json_has_all_of_it():
     assert {"rate": 0.25, "parameters": ["head.weight"]} in made["groups"]
     assert len(made["advice"]) == len(ADVICE)
     assert all(line["evidence"] for line in made["advice"])
+
+
+def test_a_filled_target_learns_by_how_much_it_is_wider_and_deeper():
+    """A perceptron of twice the hidden units and one more layer, and back."""
+    teacher, wide = perceptron([8, 16, 16, 4], 0), perceptron([8, 32, 32, 32, 4], 1)
+    found = recipe_of(transfer(teacher, wide, prove=False))
+    matrices = found.scales
+    layers = 4 / 3
+    assert sorted(matrices.values()) == pytest.approx(sorted([1 / layers, *[0.5 / layers] * 2]), abs=1e-3)
+    assert found.adam == pytest.approx(0.5 / layers, abs=1e-3)
+    assert recipe_of(transfer(wide, teacher, prove=False)).adam == 1.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -82,6 +82,8 @@ class Transfer:
         seed: Seed of every random choice.
         doubts: Other differences between corresponding nodes. Most make no difference to the results; they are named
             as reasons if the student turns out to compute something else.
+        reads: How many times as many units each weight of a layer sums over as the teacher's, by its name.
+        depth: How many times as many layers the target has as those that the teacher fills.
     """
 
     teacher: Model
@@ -91,6 +93,8 @@ class Transfer:
     obstacles: tuple[Obstacle, ...]
     seed: int
     doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
+    reads: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    depth: float = field(default=1.0, kw_only=True)
 
     @property
     def filled(self) -> float:
@@ -258,8 +262,20 @@ def _transfer(
         sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
         notes["calibrated on"] = "data"
     metadata = record(teacher, "transfer", asdict(options), notes)
+    layers = [(old, new) for old, new in found.pairs if new.is_layer]
+    depth = sum(module.is_layer for module in networks.target.modules) / max(len(layers), 1)
+    reads = dict(_reads(networks.target, layers))
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed, doubts=doubts)
+    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed,
+                    doubts=doubts, reads=reads, depth=depth)  # fmt: skip
+
+
+def _reads(target: Network, layers: Iterable[tuple[Module, Module]]) -> Iterator[tuple[str, float]]:
+    """Yield how many times as many units each weight of matched layers sums over, with its name."""
+    for old, new in layers:
+        constant = target.constant(new.parameters["weight"])
+        if constant is not None and len(old.shape) > 1 and old.shape[1]:
+            yield constant.name, new.shape[1] / old.shape[1]
 
 
 def _aligned(networks: Networks) -> Alignment:

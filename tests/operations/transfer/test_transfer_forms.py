@@ -289,3 +289,22 @@ def test_defaults_of_attributes_may_be_written_out():
             node.attribute.append(helper.make_attribute("auto_pad", "NOTSET"))
             node.attribute.append(helper.make_attribute("dilations", [1, 1]))
     assert fill(teacher, target)[2] == []
+
+
+def test_equal_tensors_that_got_different_values_are_told_apart_by_names_or_refused(tmp_path):
+    """Biases of a fresh class are all zero: only their names say which is which."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    biases = ("a.bias", "b.bias")
+    teacher, fresh = Net(0, (4, 5)).linear("a", 5).linear("b", 5), Net(1, (4, 5)).linear("a", 5).linear("b", 5)
+    fresh.constants |= dict.fromkeys(biases, np.zeros(5, np.float32))
+    target = fresh.build("y")
+    values = {name: constant.read() for name, constant in constants_of(load(target)).items()}
+    result = transfer(teacher.build("y"), target)
+    safetensors.save_file(values, tmp_path / "named.safetensors")
+    filled, student = fill_state_dict(result, tmp_path / "named.safetensors").values, constants_of(result.student)
+    for name in biases:
+        np.testing.assert_array_equal(filled[name](), student[name].read())
+    other = {f"entry{number}": value for number, value in enumerate(values.values())}
+    safetensors.save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(RefusedError, match="got different values"):
+        fill_state_dict(result, tmp_path / "other.safetensors")
