@@ -98,6 +98,11 @@ class Map:
         return f"Map({self.old} -> {self.new})"
 
 
+def is_never(map: Map | None) -> bool:
+    """Tell whether a map adds classes that start at a probability of 0."""
+    return map is not None and bool((map.kind == ORIGINS.index("never")).any())
+
+
 Growth = Mapping[Dim, Map]
 
 _BESIDES = ("weight", "kind", "first")

@@ -19,13 +19,14 @@ from typing import NamedTuple
 import onnx
 
 from onnx_net2net.algebra import dims
-from onnx_net2net.algebra.dims import Axis, leaf_set, leaves
+from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.computed import computed
 from onnx_net2net.analysis.equal_widths import follow_widths
 from onnx_net2net.analysis.groups import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, Use, infer
 from onnx_net2net.analysis.multipliers import held_numbers, label_of
 from onnx_net2net.analysis.names import name_dims, scope_of
+from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.routers import routed_dims
 from onnx_net2net.analysis.ties import Ties, find_ties
 from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_unweighed, weighed_axes
@@ -61,13 +62,14 @@ class Loadable(NamedTuple):
     ties: Ties  # what else changes for tied weights
 
 
-def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False) -> Loadable:
+def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False, with_zeros: bool = False) -> Loadable:
     """Find the dims of a model, and hold those that a class of a framework could not follow.
 
     Args:
         model: A loaded model.
         framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
         keep_numbers: Whether the class is known to compute none of its numbers from sizes.
+        with_zeros: Whether new units hold zeros where they can, of which a norm gets nothing.
 
     Raises:
         BadInputError: If there is no such framework.
@@ -76,7 +78,7 @@ def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False) 
     opened = open_bodies(model)
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
-    ties = hold(analysis, opened.model.proto, keep_numbers) if framework else Ties()
+    ties = hold(analysis, opened.model.proto, keep_numbers, with_zeros) if framework else Ties()
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         for group in inspection.groups:
@@ -103,7 +105,7 @@ def inspect_for(framework: str | None, model: ModelLike) -> Inspection:
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool) -> Ties:
+def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool, with_zeros: bool = False) -> Ties:
     """Keep the dims whose growth a class could not follow; called before anything is planned.
 
     Returns:
@@ -117,9 +119,10 @@ def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool) -> Ties
         doubtful.update(id(use.constant) for use in analysis.uses.values())
     ways, norms = find_ways(analysis), find_norms(analysis)
     held = [*numbers, *_computed(known, weighed_axes(analysis, ways))]
+    zeros = _held_as_zeros(analysis) if with_zeros else {}
     for number in analysis.said:
         if number not in norms:
-            held += _sums(analysis, number, ways, doubtful)
+            held += _sums(analysis, number, ways, doubtful, zeros)
         held += _places(analysis, number)
     held += _lists_and_outputs(analysis)
     ties, tied = find_ties(analysis, ways, {use for norm in norms.values() for use in norm.uses})
@@ -132,14 +135,29 @@ def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool) -> Ties
     return ties
 
 
-def _sums(analysis: Analysis, number: int, ways: Ways, doubtful: Collection[int]) -> Iterator[tuple[Axis, str]]:
+def _held_as_zeros(analysis: Analysis) -> Mapping[str, Collection[Dim]]:
+    """Return the dims whose new units, if they start as zeros, hold zeros, for each tensor."""
+    free: dict[Dim, State] = {dim: "zero" for dim in analysis.dims() if is_free(dim) and not dim.statistic}
+    states = follow(analysis, free).states
+    return {name: [dim for dim, state in held.items() if state == "zero"] for name, held in states.items()}
+
+
+def _sums(
+    analysis: Analysis,
+    number: int,
+    ways: Ways,
+    doubtful: Collection[int],
+    zeros: Mapping[str, Collection[Dim]],
+) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that a node sums over and a class could not grow, with the reason."""
     label = label_of(analysis, number)
     for contraction in analysis.said[number].contractions:
         axis, indices = contraction.axis, [index for index, _ in contraction.sides]
         if contraction.law == "square" and analysis.is_derived(number, 0) and _is_read_elsewhere(analysis, number):
             yield axis, f"{label} takes a norm of weights over it, which no gain could make up for"
-        if contraction.law != "mean" and any(map(is_free, leaves(axis))) and ways[number, contraction.sides] is None:
+        held = zeros.get(analysis.nodes[number].inputs[indices[0]].name, ()) if len(indices) == 1 else ()
+        growing = [dim for dim in leaves(axis) if is_free(dim) and dim not in held]
+        if contraction.law != "mean" and growing and ways[number, contraction.sides] is None:
             yield axis, f"{label} sums over it, and no weight of the class could weigh copies there"
         is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
         is_constant = is_constant and not _is_norm(analysis, number)

@@ -71,6 +71,8 @@ def find_weighers(rewriting: Rewriting, states: States, unweighed: Collection[in
         maps = [_map_of(rewriting, number, contraction, side, growth) for side in contraction.sides]
         if all(np.allclose(map.weight, 1, rtol=0, atol=1e-12) for map in maps):
             continue  # a mean over equally many copies is the mean
+        if _is_of_zeros(rewriting, number, contraction, maps[0], states):
+            continue
         way = next(weighings(analysis, number, contraction, growth.__contains__, rewriting.ties.tables), None)
         weighed_with |= way.together if way else frozenset()
         ways.append((number, contraction, way))
@@ -90,6 +92,14 @@ def find_weighers(rewriting: Rewriting, states: States, unweighed: Collection[in
             weigher = Weigher(contraction, silent, carrier.units, carrier.even)
             weighers.setdefault((carrier.node, carrier.input), {})[carrier.position] = weigher
     return weighers, inserts
+
+
+def _is_of_zeros(rewriting: Rewriting, number: int, contraction: Contraction, map: Map, states: States) -> bool:
+    """Tell whether a sum over one operand gets nothing from new units: they hold zero, and no old one has copies."""
+    if len(contraction.sides) > 1 or contraction.law == "mean" or not np.isin(map.weight, (0, 1)).all():
+        return False
+    held = states.get(rewriting.nodes[number].inputs[contraction.sides[0][0]].name, {})
+    return all(held.get(dim) == "zero" for dim in rewriting.grown(contraction.axis))
 
 
 def _contractions(rewriting: Rewriting) -> Iterator[tuple[int, Contraction]]:

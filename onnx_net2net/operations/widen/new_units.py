@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.algebra.maps import Kind
 from onnx_net2net.analysis.groups import Group
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.graph.walk import source
+from onnx_net2net.rules import traits
 
 
 def appended_as(analysis: Analysis, group: Group, prior: float | None) -> tuple[str, str | None]:
@@ -45,6 +47,33 @@ def interface_axes(analysis: Analysis, dims: set[Dim]) -> Iterator[tuple[str, in
         for position, axis in enumerate(analysis.axes.get(tensor.name, ())):
             if dims & set(leaves(axis)):
                 yield tensor.name, position, axis
+
+
+def interface_names(analysis: Analysis, groups: Sequence[Group]) -> dict[int, tuple[str, ...]]:
+    """Return what people call groups of the interface, by id: inputs.NAME and outputs.NAME.
+
+    Where an input or output has several, each has its axis behind the name: inputs.NAME[1]. The rows of a table belong
+    to the input that they are looked up by.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    of_dim = {dim: group for group in groups if group.on_request for dim in group.dims}
+    graph = analysis.draft.graph
+    for kind, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        for tensor in tensors:
+            axes = analysis.axes.get(tensor.name, ())
+            found = [(p, of_dim[dim]) for p, axis in enumerate(axes) for dim in leaf_set(axis) if dim in of_dim]
+            for position, group in found:
+                plain = (f"{kind}.{tensor.name}",) if len(found) == 1 else ()
+                names[id(group)] = (*names.get(id(group), ()), *plain, f"{kind}.{tensor.name}[{position}]")
+    for number, said in analysis.said.items():
+        node = analysis.nodes[number]
+        for axis in said.tables if node.op in traits.LOOKUPS else ():
+            index = min(traits.LOOKUPS[node.op][0])
+            asked = source(node.inputs[index], traits.MOVES | {"Clip"})
+            for group in {of_dim[dim] for dim in leaf_set(axis) if dim in of_dim}:
+                if any(asked is tensor for tensor in graph.inputs):
+                    names[id(group)] = (*names.get(id(group), ()), f"inputs.{asked.name}")
+    return names
 
 
 def unfit_dims(analysis: Analysis, kind: Kind) -> dict[Dim, str]:

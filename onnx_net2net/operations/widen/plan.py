@@ -30,7 +30,7 @@ from onnx_net2net.analysis.roles import Role
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.operations.widen.experts import copied
-from onnx_net2net.operations.widen.new_units import UNFITTING, appended_as, interface_axes, unfit_dims
+from onnx_net2net.operations.widen.new_units import UNFITTING, appended_as, interface_axes, interface_names, unfit_dims
 from onnx_net2net.operations.widen.options import WidenOptions, target_size
 
 FAR = 0.1
@@ -188,7 +188,12 @@ class Plan:
         return f"the nearest size is its own; possible are {self.next_sizes(group)}"
 
     def _match(self, pattern: str) -> list[Group]:
-        return matching(pattern, self._groups, lambda group: (group.name, group.role, *group.aliases), "dim")
+        interface = interface_names(self._analysis, self._groups) if pattern.startswith(("inputs.", "outputs.")) else {}
+
+        def names(group: Group) -> tuple[str, ...]:
+            return (*interface.get(id(group), ()), group.name, group.role, *group.aliases)
+
+        return matching(pattern, self._groups, names, "dim")
 
     def _step(self, group: Group) -> int:
         """Return what the sizes of a group are multiples of."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from onnx_net2net.algebra.dims import leaves
-from onnx_net2net.algebra.maps import Kind
+from onnx_net2net.algebra.maps import NEVER, Kind, is_never
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse
@@ -140,7 +140,9 @@ def widen(
 
 def _widen(model: Model, options: WidenOptions) -> Widening:
     framework, factor = options.framework, options.factor
-    opened, analysis, inspection, ties = analyse(model, framework, keep_numbers=options.keep_numbers)
+    opened, analysis, inspection, ties = analyse(
+        model, framework, keep_numbers=options.keep_numbers, with_zeros=options.map == "zero_in"
+    )
     plan = Plan(analysis, inspection, options)
     plan.set_sizes(options.sizes)
     if factor is not None:
@@ -189,6 +191,14 @@ def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
     cut = sorted(name for name in analysis.cut if any(hidden & set(leaves(axis)) for axis in analysis.axes[name]))
     if cut:
         yield f"outputs cut to the teacher's units (a Gather): {', '.join(cut)}"
+    new = [group.name for group in plan.inspection.groups if any(is_never(plan.growth.get(dim)) for dim in group.dims)]
+    if new:
+        yield (
+            f"new entries of {_some(new)} have probability 0: a node adds {NEVER:g} to their logits; to let them "
+            "in, raise that over the training to log(p / (1 - p)), with p from near 0 to the probability that is wanted"
+        )
+    if not plan.routed and any(dim.pinned for dim in plan.growth):
+        yield "new inputs and outputs have no moments: let the learning rate rise from 0 while the optimizer settles"
     filled, held = plan.odd()
     if filled:
         yield f"filled up to multiples for norms (--no-fill-norms leaves these as they are): {_some(filled)}"

@@ -347,3 +347,46 @@ def test_the_command_line_grows_classes(tmp_path, capsys):
     assert [(d["before"], d["after"], d["map"]) for d in record["dims"]] == [(4, 6, "prior")]
     assert record["verification"]["equivalent"]
     assert main(["verify", str(teacher), str(student)]) == 0
+
+
+# --- Names of inputs and outputs -----------------------------------------------------------------------------
+
+POLICY = """(float[2, 7] glob, int64[2] hero, bool[2, 6] allowed) => (float[2, 6] action, float[2, 3] aim) {
+    g = MatMul(glob, see) h = Gather(heroes, hero) s = Add(g, h) r = Relu(s) l = MatMul(r, act)
+    m = Where(allowed, l, low) action = Softmax<axis=-1>(m) aim = MatMul(r, where) }"""
+
+
+def policy():
+    rng = np.random.default_rng(0)
+    shapes = {"see": (7, 10), "heroes": (5, 10), "act": (10, 6), "where": (10, 3)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return net(POLICY, low=np.float32(-1e9), **weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("inputs.glob", 7, 9),
+        ("inputs.glob[1]", 7, 9),
+        ("inputs.hero", 5, 8),
+        ("outputs.action", 6, 8),
+        ("outputs.aim", 3, 4),
+    ],
+)
+def test_people_name_what_they_call_inputs_and_outputs(name, before, after):
+    widening = widen(policy(), sizes={name: after})
+    assert [(change.old, change.new) for change in widening.changes] == [(before, after)]
+    assert verify(policy(), widening.student).equivalent
+
+
+def test_the_report_says_how_new_actions_come_in():
+    notes = " ".join(widen(policy(), sizes={"outputs.action": 8}).notes)
+    assert "probability 0" in notes
+    assert "log(p / (1 - p))" in notes
+    assert "learning rate" in notes
+    assert "probability 0" not in " ".join(widen(policy(), sizes={"inputs.glob": 9}).notes)
+
+
+def test_an_unknown_input_is_told_which_there_are():
+    with pytest.raises(BadInputError, match=r"inputs\.glob"):
+        widen(policy(), sizes={"inputs.globe": 9})

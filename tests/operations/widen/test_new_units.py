@@ -189,3 +189,39 @@ def test_the_mask_of_a_dropout_is_true_for_units_of_zeros_too(map, reader):
     teacher = net(text, **{name: w.astype(np.float32) for name, w in drawn.items()}, **extra)
     with contextlib.suppress(RefusedError):
         verify(teacher, widen(teacher, factor=1.5, map=map).student).raise_if_different()
+
+
+# --- Norms that notice no zeros ------------------------------------------------------------------------------
+
+NEXUS = """(float[9, 6] x) => (float[9, 5] y) {
+    h = MatMul(x, m) n = ReduceL2<keepdims=1>(h, last) s = Add(n, small) d = Div(h, s) t = Tanh(d)
+    i = MatMul(t, a) o = ReduceL2<keepdims=1>(i, last) p = Add(o, small) q = Div(i, p) u = Tanh(q) y = MatMul(u, e) }"""
+
+
+def nexus():
+    shapes = {"m": (6, 8), "a": (8, 12), "e": (12, 5)}
+    numbers = {"last": np.array([-1]), "small": np.float32(1e-5)}
+    return net(NEXUS, **{name: draw(*shape) for name, shape in shapes.items()}, **numbers)
+
+
+@pytest.mark.parametrize("framework", [None, "torch"])
+def test_zeros_leave_an_l2_norm_alone_so_that_no_node_is_needed(framework):
+    teacher = nexus()
+    widening = widen(teacher, factor=1.5, map="zero_in", framework=framework)
+    assert [(change.old, change.new, change.map) for change in widening.changes] == [
+        (8, 12, "zero_in"),
+        (12, 18, "zero_in"),
+    ]
+    assert not widening.inserted
+    assert verify(teacher, widening.student).equivalent
+    found = weights(widening.student)
+    assert not found["m"][:, 8:].any()
+    assert not found["a"][:8, 12:].any()
+    assert found["a"][8:, :12].all()
+    assert found["e"][12:].all()
+
+
+def test_copies_under_an_l2_norm_need_one():
+    assert widen(nexus(), factor=1.5).inserted
+    with pytest.raises(RefusedError):
+        widen(nexus(), factor=1.5, framework="torch")
