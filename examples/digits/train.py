@@ -80,10 +80,11 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     state = torch.load(options.init, weights_only=True)
     net = net_of(state)  # (1) the network has the sizes of {init} ...
-    if not options.fresh:
+    is_fresh = options.fresh and not options.start
+    if not is_fresh:
         net.load_state_dict(state)  # ... and its weights
     optimizer = torch.optim.AdamW(net.named_parameters(), lr=options.rate, weight_decay=1e-2)
-    if options.optimizer and not options.fresh:
+    if options.optimizer and not is_fresh:
         optimizer.load_state_dict(torch.load(options.optimizer, weights_only=True))  # (2) {optimizer} may be empty
         for group in optimizer.param_groups:
             group["lr"] = options.rate
@@ -123,7 +124,7 @@ def train(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write a small network with random weights, as a file and as a state dict."""
     torch.manual_seed(options.seed)
-    net = Net(options.width, [options.hidden] * options.blocks)
+    net = Net(options.width, [options.hidden] * options.blocks).eval()
     torch.save(net.state_dict(), options.state)
     image = torch.zeros(2, 1, 8, 8)  # two: the exporter would take a batch of one for a constant
     sizes = {"image": {0: torch.export.Dim("batch")}}

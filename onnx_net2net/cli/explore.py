@@ -16,7 +16,8 @@ from onnx_net2net.cli.options import JSON, TEACHER, Command, argument
 from onnx_net2net.cli.output import following, say_json, table, tell
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.staging import destination, stage
-from onnx_net2net.search.engines import ENGINES, engine_of
+from onnx_net2net.search import population
+from onnx_net2net.search.engines import ENGINES, Engine, engine_of
 from onnx_net2net.search.explore import COSTS, Exploration, Options, Trial, front
 from onnx_net2net.search.growing import Network
 from onnx_net2net.search.promote import promote
@@ -32,13 +33,15 @@ def run(options: argparse.Namespace) -> int:
     teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
                       options.optimizer and options.optimizer.absolute(), options.state_dict is not None)  # fmt: skip
     engine = engine_of(options.engine, options.jobs, options.work)
+    if options.population is not None:
+        return _run_population(options, teacher, space, asked, engine)
     exploration = Exploration(teacher, space, asked, engine, options.work.absolute())
     with following() as follow:
         trials = exploration.run(follow)
     if options.csv:
         _write_csv(options.csv, trials, space)
     if options.promote:
-        promote(trials, options.promote)
+        promote(next((trial.network for trial in trials if trial.outcomes), None), options.promote)
     if options.json:
         say_json({"trials": [_to_dict(trial) for trial in trials]})
         return 0
@@ -65,6 +68,9 @@ COMMAND = Command(
         argument("--batch", type=int, default=8, metavar="N", help="how many are chosen before the first are judged"),
         argument("--state-dict", type=Path, metavar="FILE", help="the teacher's, if a class of yours is trained"),
         argument("--optimizer", type=Path, metavar="FILE", help="the state of the teacher's optimizer"),
+        argument("--population", type=int, metavar="N",
+                 help="train N members side by side instead; after each rung the weakest take over what the strongest "
+                 "have learnt, grown to their own size"),
         argument("--work", type=Path, default=Path("explore"), metavar="DIR", help="the folder of the search"),
         argument("--study", metavar="URL", help="where Optuna keeps it (default: study.db in that folder)"),
         argument("--sampler", choices=SAMPLERS, default="auto", help="how candidates are chosen"),
@@ -80,6 +86,41 @@ COMMAND = Command(
     ],
     run,
 )  # fmt: skip
+
+
+def _run_population(options: argparse.Namespace, teacher: Network, space: Space, asked: Options, engine: Engine) -> int:
+    """Train a population, and tell how it went."""
+    if options.population < 2:
+        raise BadInputError("--population has to be at least 2")
+    how = population.Options(asked.template, asked.stop, options.population, asked.rungs, asked.seed)
+    with following() as follow:
+        rounds = population.Population(teacher, space, how, engine, options.work.absolute()).run(follow)
+    best = population.best_of(rounds[-1], asked.stop)
+    if options.promote:
+        promote(best.network, options.promote)
+    if options.json:
+        say_json({"rounds": [[population.to_json(member) for member in members] for members in rounds]})
+        return 0
+    tell([_population_table(rounds, space, asked)])
+    tell([f"round {number}, member {member.number}: {member.note}" for number, members in enumerate(rounds, 1)
+          for member in members if member.note])  # fmt: skip
+    tell([f"the winner is in {options.promote}"] if options.promote else [])
+    return 0
+
+
+def _population_table(rounds: Sequence[Sequence[population.Member]], space: Space, asked: Options) -> Table:
+    columns = [">round", ">member", *(f">{name}" for name in _columns(space)), ">parameters", f">{asked.stop.metric}",
+               "what it started from"]  # fmt: skip
+    rows = []
+    for number, members in enumerate(rounds, 1):
+        for member in members:
+            begun = "the teacher" if number == 1 else "itself"
+            begun = begun if member.source is None else f"member {member.source}, grown to its size"
+            rows.append(([
+                str(number), str(member.number), *(_figure(member.candidate[name]) for name in _columns(space)),
+                f"{member.cost.parameters:,}", _figure(member.value) or "failed", begun,
+            ], member.source is None))  # fmt: skip
+    return table("the population after each rung", columns, rows)
 
 
 def _options(options: argparse.Namespace, space: Space) -> Options:

@@ -70,14 +70,11 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
         raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
-    refusals = {
-        "copied": "blocks were repeated ({}), and copies have no past; make a new optimizer",
-        "new": "the student has new layers ({}), and where a class has them is not known",
-    }
-    for relation, text in refusals.items():
-        name = next((entry.name for entry in checkpoint.entries if entry.relation == relation), None)
-        if name is not None:
-            raise RefusedError(text.format(name))
+    by_relation = {entry.relation: entry.name for entry in reversed(checkpoint.entries)}
+    if new := by_relation.get("new"):
+        raise RefusedError(f"the student has new layers ({new}), and where a class has them is not known")
+    if copied := by_relation.get("copied"):
+        return _with_copies(inner, checkpoint, copied)
     entries = _parameters(inner, checkpoint)
     grown = {key: _grow_parameter(values, entries[key]) for key, values in inner["state"].items()}
     return {**inner, "state": grown}
@@ -103,6 +100,27 @@ def grow_optimizer(optimizer: Any, entries: Mapping[int, Entry]) -> None:
         moved = {name: value.to(optimizer.state[parameter][name].device) if hasattr(value, "layout") else value
                  for name, value in values.items()}  # fmt: skip
         optimizer.state[parameter].update(moved)
+
+
+def _with_copies(state: Mapping[str, Any], checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Grow the state where blocks were repeated: copies have none, and optimizers begin theirs at their first step.
+
+    Raises:
+        RefusedError: If it is not clear which parameters the copies are among.
+    """
+    groups = state["param_groups"]
+    parameters = [entry for entry in checkpoint.entries if entry.name.rpartition(".")[2] not in _BUFFERS]
+    places = [place for place, entry in enumerate(parameters) if entry.relation != "copied"]
+    numbers = groups[0]["params"]
+    values = [state["state"].get(number, {}) for number in numbers]
+    fits = len(groups) == 1 and len(numbers) == len(places)
+    if not fits or not all(_fits(value, parameters[place]) for value, place in zip(values, places, strict=True)):
+        raise RefusedError(f"blocks were repeated ({name}), and which parameters the copies are is not clear")
+    names = {"param_names": [entry.name for entry in parameters]} if "param_names" in groups[0] else {}
+    group = {**groups[0], "params": list(range(len(parameters))), **names}
+    grown = {place: _grow_parameter(value, parameters[place]) for place, value in zip(places, values, strict=True)
+             if value}  # fmt: skip
+    return {**state, "state": grown, "param_groups": [group]}
 
 
 def with_note(checkpoint: Checkpoint) -> Checkpoint:

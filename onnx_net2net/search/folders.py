@@ -95,6 +95,21 @@ def take(given: Any, where: str, **kinds: Any) -> dict[str, Any]:
     return found
 
 
+def agree(path: Path, settings: Mapping[str, Any]) -> None:
+    """Note what a search is made with, or refuse to go on with something else.
+
+    Raises:
+        BadInputError: If it was made with something else; the text says with what.
+    """
+    known = read_json(path)
+    if known is None:
+        write_json(path, settings)
+        return
+    other = [name for name in settings if known.get(name) != settings[name]]
+    if other:
+        raise BadInputError(f"this search was made with another {other[0]}; give the same again, or another --work")
+
+
 def digest(files: Iterable[Path]) -> str:
     """Return the SHA-256 of the contents of files.
 

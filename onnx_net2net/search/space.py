@@ -112,15 +112,17 @@ class Space:
 
     def varied(self, candidate: Candidate, draw: random.Random) -> dict[str, Any]:
         """Return a candidate with other numbers near its own, and maybe one size or number of copies higher."""
-        found = dict(candidate)
+        found = self.numbered(candidate, draw)
         larger = [v for v in self.variables if v.kind != "train" and found[v.name] != v.choices[-1]]
-        for variable in self.variables:
-            if variable.kind == "train":
-                found[variable.name] = _near(variable, found[variable.name], draw)
         if larger and draw.random() < 0.5:
             chosen = draw.choice(larger)
             found[chosen.name] = chosen.choices[chosen.choices.index(found[chosen.name]) + 1]
         return found
+
+    def numbered(self, candidate: Candidate, draw: random.Random) -> dict[str, Any]:
+        """Return a candidate with other numbers near its own."""
+        return {v.name: _near(v, candidate[v.name], draw) if v.kind == "train" else candidate[v.name]
+                for v in self.variables}  # fmt: skip
 
     def drawn(self, draw: random.Random) -> dict[str, Any]:
         """Return a candidate, each equally likely."""

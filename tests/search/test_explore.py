@@ -165,7 +165,7 @@ def test_the_study_is_kept_where_optuna_reads_it(tmp_path):
 
 def test_the_winner_becomes_a_teacher(tmp_path):
     trials = explore(tmp_path)
-    promote(trials, tmp_path / "best")
+    promote(trials[0].network, tmp_path / "best")
     assert verify(trials[0].network.model, tmp_path / "best" / "teacher.onnx").equivalent
     assert (tmp_path / "best" / "teacher.safetensors").exists()
 

@@ -1,0 +1,238 @@
+"""Training a population whose members differ in architecture, too (after Jaderberg et al., arXiv:1711.09846).
+
+All members train for a while, each at its own size and with numbers of its own. Then the weakest take over the weights
+and the optimizer of the strongest, and go on with numbers near theirs. Where plain population based training needs one
+architecture, here a weak member stays as large as it is: what it takes over is grown to the smallest size that both
+fit into, maybe one step more, and computes the same there.
+
+A round depends on the seed, on its number and on the results before it, so that a runner that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnx_net2net.errors import Net2NetError, RefusedError, one_line
+from onnx_net2net.model.model import load
+from onnx_net2net.search import folders
+from onnx_net2net.search.cost import Cost, cost_of
+from onnx_net2net.search.engines import Engine, Job, Report
+from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
+from onnx_net2net.search.growing import Network, begin, grow, network_json, network_of, trained
+from onnx_net2net.search.space import Candidate, Space
+from onnx_net2net.search.training import Outcome, Stop, Template
+
+_ROUND = "round.json"
+
+_REPLACED = 0.25
+"""The part of the members that take over from as many others."""
+
+_TRIES = 20
+"""So many candidates are drawn for a member before the one that is there stays."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a population is trained.
+
+    Attributes:
+        template: The training command.
+        stop: The metric, and when a training counts as hung.
+        members: How many there are.
+        rounds: The steps at which members are compared, in ascending order.
+        seed: Of every random choice.
+    """
+
+    template: Template
+    stop: Stop
+    members: int
+    rounds: tuple[int, ...]
+    seed: int = 0
+
+
+@dataclass
+class Member:
+    """A member at the end of a round.
+
+    Attributes:
+        number: Its number.
+        candidate: Its architecture and its numbers in this round.
+        network: Its network.
+        cost: What that costs.
+        value: The metric at the end; None where its training failed.
+        compute: Steps times multiplications, over all rounds.
+        source: The member that it took over from before the round, if it did.
+        note: What went wrong, if anything did.
+        curve: The steps of the round and the metric there.
+    """
+
+    number: int
+    candidate: Candidate
+    network: Network
+    cost: Cost
+    value: float | None = None
+    compute: float = 0.0
+    source: int | None = None
+    note: str = ""
+    curve: list[tuple[float, float]] = field(default_factory=list)
+
+
+class Population:
+    """A population in a folder."""
+
+    def __init__(self, teacher: Network, space: Space, options: Options, engine: Engine, work: Path) -> None:
+        """Describe it; nothing is written yet.
+
+        Args:
+            teacher: The trained network that all members are grown from.
+            space: What varies.
+            options: How it is trained.
+            engine: Where the trainings run.
+            work: The folder, which one runner has for itself.
+        """
+        self._given, self._space, self._options, self._engine, self._work = teacher, space, options, engine, work
+
+    def run(self, report: Report = lambda *_: None) -> list[list[Member]]:
+        """Train, or go on where it was interrupted; return the members at the end of each round.
+
+        Raises:
+            BadInputError: If files cannot be used, or another runner works in the folder, or it is of another search.
+            RefusedError: If no member could be made or trained.
+        """
+        with folders.alone_in(self._work):
+            self._agree()
+            state = self._given.state if self._given.own else None
+            teacher = begin(self._given.model, state, self._given.optimizer, self._work)
+            base = cost_of(load(teacher.model), self._space.is_timed)
+            rounds: list[list[Member]] = []
+            for number in range(len(self._options.rounds)):
+                path = self._work / f"round-{number + 1}" / _ROUND
+                if read_json(path) is None:
+                    members = self._round(number, rounds[-1] if rounds else None, teacher, base, report)
+                    write_json(path, [to_json(member) for member in members])
+                rounds.append([_of_json(value) for value in read_json(path)])
+            return rounds
+
+    def _agree(self) -> None:
+        options = self._options
+        training = [options.template.words, digest(options.template.files), asdict(options.stop)]
+        settings = {
+            "teacher": digest(self._given.files), "space": digest_of(asdict(self._space)), "seed": options.seed,
+            "training command": digest_of(training), "population": options.members,
+        }  # fmt: skip
+        folders.agree(self._work / "settings.json", settings)
+
+    def _round(
+        self, number: int, before: Sequence[Member] | None, teacher: Network, base: Cost, report: Report
+    ) -> list[Member]:
+        folder = self._work / f"round-{number + 1}"
+        draw = random.Random(self._options.seed * 1_000_003 + number)
+        if before is None:
+            members = list(self._first(teacher, base, folder, draw))
+        else:
+            members = list(self._successors(before, base, folder, draw))
+        if not members:
+            raise RefusedError("no member could be grown within the limits")
+        self._train(members, number, folder, report)
+        if all(member.value is None for member in members):
+            raise RefusedError(f"all members failed in round {number + 1}; the first: {members[0].note}")
+        return members
+
+    def _first(self, teacher: Network, base: Cost, folder: Path, draw: random.Random) -> Iterator[Member]:
+        """Yield the members of the first round, each grown from the teacher."""
+        for number in range(self._options.members):
+            for _ in range(_TRIES):
+                candidate = self._space.drawn(draw)
+                made = self._grown(number, teacher, candidate, None, base, folder)
+                if isinstance(made, Member):
+                    yield made
+                    break
+
+    def _successors(self, before: Sequence[Member], base: Cost, folder: Path, draw: random.Random) -> Iterator[Member]:
+        """Yield the members of the next round: most as they are, the weakest with what the strongest have learnt."""
+        order = sorted(before, key=self._place)
+        count = max(1, math.floor(_REPLACED * len(order))) if len(order) > 1 else 0
+        strong = [member for member in order[:count] if member.value is not None]
+        weak = {member.number for member in order[len(order) - count :]} | {m.number for m in before if m.value is None}
+        for member in before:
+            if member.number not in weak or not strong:
+                yield replace(member, source=None, note="", curve=[])
+                continue
+            source = draw.choice(strong)
+            yield self._successor(member, source, base, folder, draw)
+
+    def _successor(self, member: Member, source: Member, base: Cost, folder: Path, draw: random.Random) -> Member:
+        """Return a member with the weights and the optimizer of another one, at a size that both fit into."""
+        joined = self._space.joined(member.candidate, source.candidate)
+        note = ""
+        for candidate in (self._space.varied(joined, draw), self._space.numbered(joined, draw),
+                          self._space.numbered(dict(source.candidate), draw)):  # fmt: skip
+            made = self._grown(member.number, source.network, candidate, source.candidate, base, folder)
+            if isinstance(made, Member):
+                return replace(made, source=source.number, compute=member.compute, note=note)
+            note = made
+        return replace(member, source=None, note=note, curve=[])
+
+    def _grown(
+        self, number: int, network: Network, candidate: Candidate, since: Candidate | None, base: Cost, folder: Path
+    ) -> Member | str:
+        """Return a member that is grown from a network, or why there is none."""
+        own = folder / f"member-{number}"
+        own.mkdir(parents=True, exist_ok=True)
+        try:
+            grown = grow(network, self._space.steps(candidate, since), own)
+        except Net2NetError as error:
+            return one_line(error)
+        cost = cost_of(load(grown.network.model), self._space.is_timed)
+        excess = self._space.excess(cost, base)
+        return excess or Member(number, candidate, grown.network, cost)
+
+    def _train(self, members: Sequence[Member], number: int, folder: Path, report: Report) -> None:
+        """Train all members for a round."""
+        options = self._options
+        steps = (0, *options.rounds)
+        jobs = []
+        for member in members:
+            values = {
+                **{key: member.candidate[key] for key in self._space.numbers},
+                "init": member.network.state, "optimizer": member.network.optimizer or "",
+                "student": member.network.model, "teacher": self._given.model, "name": f"member-{member.number}",
+                "seed": options.seed * 10_007 + member.number, "start": steps[number],
+            }  # fmt: skip
+            out = folder / f"member-{member.number}" / "train"
+            stop = replace(options.stop, steps=steps[number + 1])
+            jobs.append(Job(f"member {member.number}", options.template, values, out, stop))
+        for member, job, outcome in zip(members, jobs, self._engine.run(jobs, report), strict=True):
+            if not isinstance(outcome, Outcome):
+                member.value, member.note = None, str(outcome)
+                continue
+            member.value, member.curve = outcome.last, outcome.curve
+            member.compute += (steps[number + 1] - steps[number]) * member.cost.macs
+            member.network = trained(member.network, job.out, job.out.parent)
+
+    def _place(self, member: Member) -> tuple[float, int]:
+        value = member.value
+        signed = math.inf if value is None else value if self._options.stop.mode == "min" else -value
+        return signed, member.number
+
+
+def best_of(members: Sequence[Member], stop: Stop) -> Member:
+    """Return the best member of a round; at least one was trained."""
+    values = {member.number: member.value for member in members if member.value is not None}
+    best = stop.best(list(values.values()))
+    return next(member for member in members if member.value == best)
+
+
+def to_json(member: Member) -> dict[str, Any]:
+    """Return a member as JSON has it."""
+    return {**vars(member), "network": network_json(member.network), "cost": asdict(member.cost)}
+
+
+def _of_json(value: dict[str, Any]) -> Member:
+    curve = [(step, figure) for step, figure in value["curve"]]
+    return Member(**{**value, "network": network_of(value["network"]), "cost": Cost(**value["cost"]), "curve": curve})
