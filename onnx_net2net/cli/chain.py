@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-from onnx_net2net.cli.options import JSON, Command, argument
+from onnx_net2net.cli.options import HTML, JSON, Command, argument
 from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.cli.page import Figure, Points, check_page, curves, picture, write_page
+from onnx_net2net.model.model import load
 from onnx_net2net.search.chain import Row, Saving, plan_chain, run_chain, saving
 from onnx_net2net.search.stages import Chain, read_chain
 
@@ -21,13 +23,17 @@ def run(options: argparse.Namespace) -> int:
     chain = read_chain(options.chain)
     if options.dry_run:
         return _say_plan(options, chain)
+    check_page(options.html)
     with following() as follow:
         rows = run_chain(chain, options.since, follow)
     saved = saving(rows, chain.stages[-1].stop)
+    told = [_table(rows, chain), *_notes(rows), *_saving_lines(saved, chain)]
+    if options.html:
+        write_page(options.html, options.chain.name, [*told, *_figures(rows, chain)])
     if options.json:
         say_json({"stages": [_to_dict(row) for row in rows], "saving": asdict(saved) if saved else None})
         return 0
-    tell([_table(rows, chain), *_notes(rows), *_saving_lines(saved, chain)])
+    tell(told)
     return 0
 
 
@@ -38,6 +44,7 @@ COMMAND = Command(
         argument("chain", type=Path, metavar="CHAIN", help="the networks and how they are trained (.yaml)"),
         argument("--from", dest="since", metavar="STAGE", help="do this stage and those behind it again"),
         argument("--dry-run", action="store_true", help="say what would be done, and why"),
+        HTML,
         JSON,
     ],
     run,
@@ -74,6 +81,21 @@ def _table(rows: Sequence[Row], chain: Chain) -> Table:
             _number(best), done.ended if done else "not trained",
         ], row.kind == "alone"))  # fmt: skip
     return table("size: multiplications by the first network's; compute: in steps of the last network", columns, cells)
+
+
+def _figures(rows: Sequence[Row], chain: Chain) -> list[Figure]:
+    """Return the metric against compute, and what grew from the first network to the last."""
+    unit, spent = rows[-1].cost.macs, 0.0
+    lines: dict[str, Points] = {}
+    for row in rows:
+        start = 0.0 if row.kind == "alone" else spent
+        if row.outcome:
+            lines[row.name] = [(start + step * row.cost.macs / unit, value) for step, value in row.outcome.curve]
+            spent += row.compute / unit if row.kind != "alone" else 0.0
+    metric = chain.stages[-1].stop.metric
+    grown = [row for row in rows if row.kind != "alone"]
+    first, last = load(grown[0].network.model), load(grown[-1].network.model)
+    return [*curves("trainings", "compute, in steps of the last network", metric, lines), *picture(first, last)]
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.cli.options import PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import progress_bar, say_json, table, tell
 from onnx_net2net.cli.student import deliver, prepare, title
 from onnx_net2net.errors import BadInputError
@@ -64,6 +64,7 @@ COMMAND = Command(
         for_framework("only copies of blocks that a deeper class of the framework has"),
         REPORT,
         SEED,
+        HTML,
         *PROOF,
     ],
     run,

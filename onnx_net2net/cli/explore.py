@@ -12,9 +12,11 @@ from typing import Any
 
 from rich.table import Table
 
-from onnx_net2net.cli.options import JSON, TEACHER, Command, argument
+from onnx_net2net.cli.options import HTML, JSON, SEED, TEACHER, Command, argument
 from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.cli.page import Figure, check_page, curves, picture, write_page
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.model import load
 from onnx_net2net.model.staging import destination, stage
 from onnx_net2net.search import population
 from onnx_net2net.search.engines import ENGINES, Engine, engine_of
@@ -28,6 +30,7 @@ from onnx_net2net.search.training import Stop, Template
 
 def run(options: argparse.Namespace) -> int:
     """Explore, and tell what was found."""
+    check_page(options.html)
     space = read_space(options.space)
     asked = _options(options, space)
     teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
@@ -42,10 +45,13 @@ def run(options: argparse.Namespace) -> int:
         _write_csv(options.csv, trials, space)
     if options.promote:
         promote(next((trial.network for trial in trials if trial.outcomes), None), options.promote)
+    told = [_table(trials, space, asked), *_reasons(trials)]
+    if options.html:
+        write_page(options.html, f"exploring {options.teacher.name}", [*told, *_figures(trials, asked, teacher)])
     if options.json:
         say_json({"trials": [_to_dict(trial) for trial in trials]})
         return 0
-    tell([_table(trials, space, asked), *_reasons(trials)])
+    tell(told)
     tell([f"the winner is in {options.promote}"] if options.promote else [])
     return 0
 
@@ -81,7 +87,8 @@ COMMAND = Command(
                  help="after so long without a line a training counts as hung"),
         argument("--promote", type=Path, metavar="DIR", help="write the winner here, as the next teacher"),
         argument("--csv", type=Path, metavar="FILE", help="write the table here, too"),
-        argument("--seed", type=int, default=0, help="seed of every random choice"),
+        SEED,
+        HTML,
         JSON,
     ],
     run,
@@ -98,14 +105,41 @@ def _run_population(options: argparse.Namespace, teacher: Network, space: Space,
     best = population.best_of(rounds[-1], asked.stop)
     if options.promote:
         promote(best.network, options.promote)
+    told = [_population_table(rounds, space, asked), *_failures(rounds)]
+    if options.html:
+        figures = [*_population_figures(rounds, asked), *picture(load(teacher.model), load(best.network.model))]
+        write_page(options.html, f"a population of {options.teacher.name}", [*told, *figures])
     if options.json:
         say_json({"rounds": [[population.to_json(member) for member in members] for members in rounds]})
         return 0
-    tell([_population_table(rounds, space, asked)])
-    tell([f"round {number}, member {member.number}: {member.note}" for number, members in enumerate(rounds, 1)
-          for member in members if member.note])  # fmt: skip
+    tell(told)
     tell([f"the winner is in {options.promote}"] if options.promote else [])
     return 0
+
+
+def _failures(rounds: Sequence[Sequence[population.Member]]) -> list[str]:
+    noted = ((number, member) for number, members in enumerate(rounds, 1) for member in members if member.note)
+    return [f"round {number}, member {member.number}: {member.note}" for number, member in noted]
+
+
+def _population_figures(rounds: Sequence[Sequence[population.Member]], asked: Options) -> list[Figure]:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for members in rounds:
+        for member in members:
+            lines.setdefault(f"member {member.number}", []).extend(member.curve)
+    return curves("members", "step", asked.stop.metric, lines)
+
+
+def _figures(trials: Sequence[Trial], asked: Options, teacher: Network) -> list[Figure]:
+    """Return the curves as they ran, the metric against size, and what grew to the winner."""
+    lines = {f"trial {trial.number}": trial.curve for trial in trials if trial.outcomes}
+    points = {str(t.number): [(float(t.cost.parameters), t.value)] for t in trials if t.cost and t.value is not None}
+    best = next((trial.network for trial in trials if trial.outcomes and trial.network), None)
+    return [
+        *curves("trainings", "step", asked.stop.metric, lines),
+        *curves("candidates", "parameters", asked.stop.metric, points, scatter=True),
+        *(picture(load(teacher.model), load(best.model)) if best else []),
+    ]
 
 
 def _population_table(rounds: Sequence[Sequence[population.Member]], space: Space, asked: Options) -> Table:

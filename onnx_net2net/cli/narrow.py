@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from onnx_net2net.cli.options import PROOF, SEED_OF_INPUTS, Command, argument
+from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import deliver, prepare, title
 from onnx_net2net.model.model import load
@@ -30,6 +30,7 @@ COMMAND = Command(
         argument("teacher", type=Path, metavar="MODEL"),
         argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
         SEED_OF_INPUTS,
+        HTML,
         *PROOF,
     ],
     run,

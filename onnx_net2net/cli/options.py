@@ -144,6 +144,7 @@ REPORT = argument("--report", choices=("text", "json"),
                   help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
 SEED = argument("--seed", type=int, default=0, help="seed of every random choice")
 SEED_OF_INPUTS = argument("--seed", type=int, default=0, help="seed of the generated inputs")
+HTML = argument("--html", type=Path, metavar="FILE", help="write a report here, too (.html)")
 JSON = argument("--json", action="store_true", help="print JSON")
 PROOF = (
     argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),

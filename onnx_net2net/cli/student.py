@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx_net2net.cli.options import checking
 from onnx_net2net.cli.output import progress_bar, say, say_json, tell
+from onnx_net2net.cli.page import check_page, picture, write_page
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError
 from onnx_net2net.framework.files import is_made
 from onnx_net2net.framework.recipe import next_steps, recipe_of
@@ -34,6 +35,7 @@ def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
     found = checking(options, teacher)
     check_target(options.output, teacher.sources)
     check_replaced(options)
+    check_page(options.html)
     return found
 
 
@@ -67,13 +69,17 @@ def deliver(
                 raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
     advice = None if isinstance(result, Narrowing) else recipe_of(result)
+    told = [*lines, *widths.get("widths", ()), *([next_steps(advice)] if advice else [])]
+    told += [f"not exact, as asked ({inexact})"] if inexact else []
+    told.append(verification or "not verified (--no-verify)")
+    if options.html:
+        write_page(options.html, title(options), [*told, *picture(result.teacher, result.student)])
     if options.json:
         checked = verification.to_dict() if verification else None
         then = {"recipe": advice.as_dict()} if advice else {}
         say_json({**record, **widths, "verification": checked, "output": str(options.output), **then})
         return 0
-    tell([*lines, *widths.get("widths", ()), *([next_steps(advice)] if advice else [])])
-    tell([*([f"not exact, as asked ({inexact})"] if inexact else []), verification or "not verified (--no-verify)"])
+    tell(told)
     say_written(options, options.output)
     return 0
 

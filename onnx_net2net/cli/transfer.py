@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from onnx_net2net.cli.options import JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
+from onnx_net2net.cli.options import HTML, JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
 from onnx_net2net.cli.output import progress_bar, say_json, shape_text, table, tell
+from onnx_net2net.cli.page import check_page, picture, write_page
 from onnx_net2net.cli.student import check_replaced, say_written
 from onnx_net2net.errors import NotEquivalentError, RefusedError
 from onnx_net2net.framework.files import check_output
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     teacher, target = load(options.teacher), load(options.target)
     data = arrays_of(options.data) if options.data else None
     checked = checking(options, teacher, in_batches(data, input_specs(teacher.proto))[0] if data else None)
+    check_page(options.html)
     sources = [*teacher.sources, *target.sources]
     if options.state_dict is None:
         check_target(options.output, sources)
@@ -61,13 +63,17 @@ def run(options: argparse.Namespace) -> int:
     else:
         fill_state_dict(result, options.state_dict).save(options.output)
     advice = recipe_of(result)
+    exact = "exact: the student computes what the teacher computes"
+    told = [_table(result, f"{options.teacher.name} -> {options.target.name}"), *_inexact(obstacles),
+            next_steps(advice), *([] if obstacles else [exact]), verification or "not compared"]  # fmt: skip
+    if options.html:
+        write_page(options.html, f"{options.teacher.name} -> {options.target.name}",
+                   [*told, *picture(result.teacher, result.student)])  # fmt: skip
     if options.json:
         say_json({**_to_dict(result, obstacles), "output": str(options.output), "recipe": advice.as_dict(),
                   "verification": verification.to_dict() if verification else None})  # fmt: skip
         return 0
-    exact = "exact: the student computes what the teacher computes"
-    tell([_table(result, f"{options.teacher.name} -> {options.target.name}"), *_inexact(obstacles)])
-    tell([next_steps(advice), *([] if obstacles else [exact]), verification or "not compared"])
+    tell(told)
     say_written(options, options.output)
     return 0
 
@@ -89,6 +95,7 @@ COMMAND = Command(
         argument("--exact", action="store_true", help="refuse what is not exact with --data or --method dpiat, too"),
         SPREAD,
         SEED,
+        HTML,
         JSON,
         *checking_arguments(
             "examples: they choose units and fit layers where the transfer is not exact, and both are compared on them"

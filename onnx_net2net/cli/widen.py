@@ -11,7 +11,18 @@ from rich.table import Table
 
 from onnx_net2net.algebra.maps import KINDS
 from onnx_net2net.cli.inspect import is_routine
-from onnx_net2net.cli.options import OUTPUT, PROOF, REPORT, SEED, SPREAD, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import (
+    HTML,
+    OUTPUT,
+    PROOF,
+    REPORT,
+    SEED,
+    SPREAD,
+    TEACHER,
+    Command,
+    argument,
+    for_framework,
+)
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
 from onnx_net2net.errors import BadInputError
@@ -70,6 +81,7 @@ COMMAND = Command(
                  "them together (topk), or none until a balancer raises their bias (lift)"),
         REPORT,
         SEED,
+        HTML,
         *PROOF,
     ],
     run,
