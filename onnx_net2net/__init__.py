@@ -31,12 +31,14 @@ from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.run.session import session
 
 if TYPE_CHECKING:
+    from onnx_net2net.framework.live.fill import Filled, fill
     from onnx_net2net.framework.live.grow import Grown, grow
 
 __all__ = [
     "BadInputError",
     "Checkpoint",
     "Deepening",
+    "Filled",
     "Grown",
     "Inspection",
     "Model",
@@ -51,6 +53,7 @@ __all__ = [
     "Widening",
     "checkpoint",
     "deepen",
+    "fill",
     "grow",
     "inspect",
     "load",
@@ -66,7 +69,7 @@ __all__ = [
     "widen",
 ]
 
-_LIVE = {"Grown": "grow", "grow": "grow"}
+_LIVE = {"Filled": "fill", "Grown": "grow", "fill": "fill", "grow": "grow"}
 """What needs torch, by the module of `framework.live` that has it."""
 
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transfer_classes
 from checkpoint_table import EXPORTS, PICTURES, Case, image, import_torchvision, note, randomise, run_worker
+from transfer_classes import FAMILIES, INPUTS
 
 Spec = tuple[str, dict[str, Any]]
 
@@ -34,6 +36,10 @@ EAGER = {"attn_implementation": "eager"}
 LLAMA = {**WORDS, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False, "pad_token_id": 0}
 OPT = {"vocab_size": 120, "hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 96, "num_hidden_layers": 2,
        "num_attention_heads": 4, "max_position_embeddings": 40, "attn_implementation": "eager"}  # fmt: skip
+FALCON = {"vocab_size": 120, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True,
+          "parallel_attn": True, "bias": False, "alibi": False, "attn_implementation": "eager"}  # fmt: skip
+MAMBA = {"vocab_size": 120, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "conv_kernel": 3, "expand": 2,
+         "time_step_rank": 4, "tie_word_embeddings": False}  # fmt: skip
 VIT = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
 SWIN = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4],
         "stochastic_depth_prob": 0.0}  # fmt: skip
@@ -136,6 +142,15 @@ PAIRS: dict[str, tuple[str, Spec, Spec, str]] = {
     "qwen3 -> wider (x1.5)": ("Qwen3Config Qwen3ForCausalLM", ("", LLAMA), ("", WIDER_LLAMA), "exact"),
     "vit (transformers) -> wider (x1.5)": ("ViTConfig ViTForImageClassification", ("", PICTURES), ("", {
         **PICTURES, "hidden_size": 72, "intermediate_size": 132, "num_attention_heads": 6}), "exact"),
+    "llama -> more shared heads": ("LlamaConfig LlamaForCausalLM", ("", LLAMA), ("", {
+        **LLAMA, "num_key_value_heads": 4}), "exact"),
+    "llama, one shared head -> two, wider (x1.5)": ("LlamaConfig LlamaForCausalLM", (
+        "", {**LLAMA, "num_key_value_heads": 1}), ("", WIDER_LLAMA), "exact"),
+    "falcon -> wider (x1.5)": ("FalconConfig FalconForCausalLM", ("", FALCON), ("", {
+        **FALCON, "hidden_size": 72, "num_attention_heads": 6}), "exact"),
+    "mamba -> wider (x2)": ("MambaConfig MambaForCausalLM", ("", MAMBA), ("", {**MAMBA, "hidden_size": 32}), "exact"),
+    "mamba -> larger state": ("MambaConfig MambaForCausalLM", ("", MAMBA), ("", {**MAMBA, "state_size": 6}), "exact"),
+    **{name: ("classes", (kind, old), (kind, new), "exact") for name, (kind, old, new) in FAMILIES.items()},
 }  # fmt: skip
 """Pairs: where the classes are, teacher, target, and what is to be expected."""
 
@@ -166,6 +181,8 @@ def make(library: str, spec: Spec) -> Case:
         if "image_size" in options:
             return model, {"pixel_values": image(32)}
         return model, {"input_ids": torch.randint(3, 100, (2, 9))}
+    if library == "classes":
+        return getattr(transfer_classes, name)(**options), INPUTS[name]()
     models = import_torchvision().models
     if library == "timm":
         import timm
@@ -224,7 +241,7 @@ def export_to(folder: Path, pair: str, export: str) -> None:
 
 
 def class_error(pair: str, teacher: Path, student: Path) -> float:
-    """Load both state dicts into their classes, strictly, and return the largest difference of the logits."""
+    """Load both state dicts into their classes, strictly, and return the largest difference of the outputs."""
     library, *specs, _ = PAIRS[pair]
     results = []
     _, inputs = make(library, specs[0])
@@ -234,8 +251,9 @@ def class_error(pair: str, teacher: Path, student: Path) -> float:
         model.load_state_dict(torch.load(file, weights_only=True), strict=True)
         with torch.no_grad():
             model = model.double().eval()
-            results.append(model(*feeds.values()) if "x" in feeds else model(**feeds))
-    return float((results[0] - results[1]).abs().max() / results[0].abs().max())
+            made = model(*feeds.values()) if "x" in feeds else model(**feeds)
+            results.append(made if isinstance(made, tuple) else (made,))
+    return max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(*results, strict=True))
 
 
 def attempt(pair: str, export: str, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ sizes never mean equal dims.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ import onnx
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Dim
 from onnx_net2net.analysis.shuffles import Shuffle, find_shuffles
-from onnx_net2net.analysis.singles import Singles
+from onnx_net2net.analysis.singles import Position, Singles
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
 from onnx_net2net.graph.walk import constant_of, is_alias
@@ -158,7 +158,7 @@ class Analysis:
         return list(found.values())
 
 
-def infer(model: Model, *, by_units: bool = True) -> Analysis:
+def infer(model: Model, *, by_units: bool = True, heads: Callable[[Analysis], set[Position]] | None = None) -> Analysis:
     """Infer the dims of every tensor of a model; no weight is read.
 
     A graph with channel shuffles is looked at in two ways, as products of axes and unit by unit, and the one
@@ -167,9 +167,10 @@ def infer(model: Model, *, by_units: bool = True) -> Analysis:
     Args:
         model: The model.
         by_units: Whether the latter is allowed; a grown shuffle then becomes a Gather.
+        heads: Finds axes of size 1 that are dims, like `analysis.heads`.
     """
     known = sizes.infer(model.proto)
-    analysis = _forward(model, known, unitwise=False)
+    analysis = _forward(model, known, unitwise=False, heads=heads)
     if not by_units or not any(True for _ in find_shuffles(analysis.nodes, analysis.kept, known.shape)):
         return analysis
     other = _forward(model, known, unitwise=True)
@@ -184,8 +185,12 @@ def _growable_elements(analysis: Analysis) -> int:
     return total
 
 
-def _forward(model: Model, known: sizes.Sizes, unitwise: bool) -> Analysis:
+def _forward(
+    model: Model, known: sizes.Sizes, unitwise: bool, heads: Callable[[Analysis], set[Position]] | None = None
+) -> Analysis:
     analysis = Analysis(Graph(model), known)
+    if heads is not None:
+        analysis.singles.tensors |= heads(analysis)
     graph = analysis.draft.graph
     for tensor in graph.inputs:
         for axis in _variable_axes(analysis, tensor.name) or ():

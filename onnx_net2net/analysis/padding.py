@@ -245,6 +245,8 @@ def _scaled(number: int, kind: str, operands: dict[int, Held]) -> Held:
     """Return what a product or quotient holds: an operand without the dim scales all units alike."""
     if kind == "Mul" and "zero" in operands.values():
         return "zero"
+    if kind == "Div" and operands.get(0) == "zero" and operands.get(1) == "other":
+        return "zero"  # by what is computed of all units, like their norm
     if any(state == Scale(number, 1 - index) for index, state in operands.items()):
         return "mean"
     if len(operands) > 1:

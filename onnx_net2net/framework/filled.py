@@ -8,7 +8,6 @@ them.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,20 +54,21 @@ class FilledState:
         statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.versions)
 
 
-def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str]) -> FilledState:
+def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str] | StateDict) -> FilledState:
     """Return the student's weights under the names of the target's state dict.
 
     Args:
         result: The transfer.
-        state_dict: The target's state dict (.safetensors, .pt), as it was when the target was exported.
+        state_dict: The target's state dict (.safetensors, .pt, or its entries), as it was when the target was exported.
 
     Raises:
         BadInputError: If it cannot be read.
         RefusedError: If tensors that were filled are no entry of it.
     """
-    entries = statedict.read(state_dict)
+    entries = state_dict if isinstance(state_dict, Mapping) else statedict.read(state_dict)
     filling = _Filling(result, entries)
-    sources = (*result.teacher.sources, *result.target.sources, Path(state_dict))
+    files = [] if isinstance(state_dict, Mapping) else [Path(state_dict)]
+    sources = (*result.teacher.sources, *result.target.sources, *files)
     values = {name: filling.value(name) for name in entries}
     for one, other in _tied(entries):
         if not np.array_equal(values[one](), values[other]()):
@@ -123,15 +123,19 @@ class _Filling:
         self._refuse_lost(lost, lost_tables)
 
     def _refuse_lost(self, lost: list[str], tables: list[str]) -> None:
-        """Refuse what was filled and is no entry: tables and single numbers, and others if there may be an entry."""
-        old = self._carrier.old
-        surely = [name for name in lost if math.prod(old[name].shape) == 1] + tables
+        """Refuse what was filled and is no entry: what has other values now, and others if there may be an entry."""
+        surely = [name for name in lost if self._differs(name)] + tables
         unknown = any(e.shape and is_float(e.dtype) for n, e in self._entries.items() if n not in self._carrier.matches)
         if surely or (lost and unknown):
             raise RefusedError(
                 f"{(surely or lost)[0]} was filled and no entry of the state dict has its values (export the target "
                 "with the weights that the state dict has, and with folding off: dynamo=True, optimize=False)"
             )
+
+    def _differs(self, name: str) -> bool:
+        """Tell whether a constant that is no entry has other values now: its class makes the old ones again."""
+        new = self._carrier.new.get(name)
+        return new is None or not np.array_equal(self._carrier.old[name].read(), new.read())
 
     def value(self, name: str) -> Callable[[], Array]:
         """Return what computes an entry; one that is nowhere in the file stays as it is.

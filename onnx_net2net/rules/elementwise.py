@@ -71,6 +71,8 @@ def broadcasting(op: Op) -> None:
     zero = op.kind in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Mul", "PRelu")
     # What new units are divided by is one number, by which the old ones are divided, too.
     zero |= op.kind == "Div" and all(axis.size == 1 for axis in op.input(1) or ())
+    if op.kind == "Pow" and (power := op.value(1)) is not None:
+        zero |= power.size == 1 and float(power.reshape(-1)[0]) in (1.0, 2.0, 3.0)
     op.pointwise("zero" if zero else "partial" if op.kind in ("Div", "Pow", "Mod") else "any")
 
 

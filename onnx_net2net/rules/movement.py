@@ -6,7 +6,7 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product, cut, factor
 from onnx_net2net.rules import rule
-from onnx_net2net.rules.op import Op, required
+from onnx_net2net.rules.op import Op, is_one, required
 from onnx_net2net.rules.reasons import LOOKED_UP
 
 
@@ -149,7 +149,7 @@ def refold(op: Op) -> None:
 
 def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
     """Unify the shortest runs of axes whose sizes have the same product."""
-    left, right = ([axis for axis in required(axes) if axis.size != 1] for axes in (source, target))
+    left, right = ([axis for axis in required(axes) if not is_one(axis)] for axes in (source, target))
     while left and right:
         xs, ys = [left.pop(0)], [right.pop(0)]
         while (m := Product(xs).size) != (n := Product(ys).size) and (left if m < n else right):

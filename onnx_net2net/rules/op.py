@@ -60,6 +60,11 @@ def required(axes: Axes | None) -> Axes:
     return axes
 
 
+def is_one(axis: Axis) -> bool:
+    """Tell whether an axis is of size 1 and stays so: it stretches along others."""
+    return axis.size == 1 and all(dim.frozen for dim in dims.leaves(axis))
+
+
 class Op:
     """One node as its rule sees it.
 
@@ -362,9 +367,9 @@ class Op:
         """State the multidirectional broadcasting of the ONNX specification: aligned at the right, 1 stretches."""
         for axes in operands:
             for a, b in zip(reversed(axes or ()), reversed(result), strict=False):
-                if a.size == b.size:
+                if a.size == b.size and not (a.size == 1 and is_one(a) and not is_one(b)):
                     self.unify(a, b)
-                elif a.size != 1:
+                elif a.size not in (1, b.size):
                     self.freeze((a, b), "has axes that do not broadcast")
 
     # -- signatures ------------------------------------------------------------------------------------

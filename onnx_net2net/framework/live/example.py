@@ -60,8 +60,12 @@ class Example:
 
     def double(self) -> Example:
         """Return the call on the CPU, with floats in double precision."""
+        return self.on_cpu(torch.float64)
+
+    def on_cpu(self, dtype: torch.dtype) -> Example:
+        """Return the call on the CPU, with floats of a type."""
         moved = [tensor.detach().cpu() for tensor in self.tensors]
-        return self.with_tensors([tensor.double() if tensor.is_floating_point() else tensor for tensor in moved])
+        return self.with_tensors([tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in moved])
 
     def variations(self) -> Iterator[Example]:
         """Yield calls with other values: floats of the same mean and spread, integers in another order."""

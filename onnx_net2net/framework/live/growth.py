@@ -117,8 +117,14 @@ class Found:
 class Yardstick:
     """What a teacher returns for some examples, and how far that moves by rounding."""
 
-    def __init__(self, teacher: nn.Module, examples: Sequence[Example]) -> None:
-        """Run a teacher; examples that it does not take are left out, but for the first."""
+    def __init__(self, teacher: nn.Module, examples: Sequence[Example], rounding: float = 0.0) -> None:
+        """Run a teacher; examples that it does not take are left out, but for the first.
+
+        Args:
+            teacher: The teacher.
+            examples: What it is called with.
+            rounding: By how much weights may be rounded, relative; at least in double precision.
+        """
         self._runs: list[tuple[Example, list[torch.Tensor]]] = []
         for example in examples:
             try:
@@ -132,7 +138,7 @@ class Yardstick:
             for parameter in kept:
                 if parameter.is_floating_point():
                     sign = torch.randint(-1, 2, parameter.shape, generator=generator)
-                    parameter.mul_(1 + sign * torch.finfo(parameter.dtype).eps)
+                    parameter.mul_(1 + sign * max(rounding, torch.finfo(parameter.dtype).eps))
         self._tolerances = [0.0] * len(self._runs[0][1])
         noise = self._errors(teacher)
         self._tolerances = [max(TOLERANCE, NOISES * one) if math.isfinite(one) else TOLERANCE for one in noise]

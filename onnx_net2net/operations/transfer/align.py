@@ -259,7 +259,8 @@ def align(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
 
 def _left_out(found: Alignment) -> float:
     """Return the cost of the modules without a counterpart."""
-    return _LOST * len(found.lost) + _KEPT * sum(len(segment.modules) for segment in found.added if not segment.neutral)
+    kept = [module for segment in found.added if not segment.neutral for module in segment.modules]
+    return _LOST * len(found.lost) + sum(map(_excess, kept))
 
 
 def _align_modules(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
@@ -277,9 +278,7 @@ def _align_modules(teacher: Sequence[Segment], target: Sequence[Segment]) -> Ali
                 leaps[start] = end
 
     def excess(module: Module) -> float:
-        if not module.neutral:
-            return _KEPT
-        return _TORN if id(module) in whole else _FREE
+        return _TORN if module.neutral and id(module) in whole else _excess(module)
 
     path = _best(old, new, _gain, lambda _: _LOST, excess, leaps, known=_KNOWN)
     added = tuple(Segment((module,)) for module in path.added)
@@ -348,7 +347,12 @@ def _align(teacher: Sequence[Segment], target: Sequence[Segment]) -> Alignment:
 
 def _inside(old: Sequence[Module], new: Sequence[Module]) -> _Path[Module]:
     """Align modules that are matched one by one."""
-    return _best(old, new, _gain, lambda module: _LOST, lambda module: _FREE if module.neutral else _KEPT)
+    return _best(old, new, _gain, lambda module: _LOST, _excess)
+
+
+def _excess(module: Module) -> float:
+    """Return the cost of leaving out a module of the target."""
+    return _FREE if module.neutral else _TORN if module.spare else _KEPT
 
 
 def _gain(teacher: Module, target: Module) -> float:

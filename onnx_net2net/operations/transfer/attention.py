@@ -136,7 +136,7 @@ class _Products:
     def __init__(self, network: Network) -> None:
         self._network, self._analysis = network, network.analysis
         self._layers = layers.Network(network.analysis)
-        self._modules = {_end(module): module for module in network.modules if module.is_layer}
+        self._modules = {module.end: module for module in network.modules if module.is_layer}
 
     def find(self) -> Iterator[_Product]:
         """Yield the products of two layers' results that a Softmax reads."""
@@ -233,8 +233,3 @@ class _Products:
 
 def _is_one_number(values: Array) -> bool:
     return bool(np.ptp(values) <= 1e-5 * np.abs(values).max(initial=0))
-
-
-def _end(module: Module) -> int:
-    """Return the last node of a layer with its bias and normalisation."""
-    return max(module.node, *(parameter.use[0] for parameter in module.parameters.values()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
 from onnx_net2net.operations.transfer.counterparts import Table
@@ -17,7 +18,7 @@ from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Networks
 from onnx_net2net.operations.transfer.segments import Segment
-from onnx_net2net.operations.transfer.values import Values, real
+from onnx_net2net.operations.transfer.values import Source, Values, real
 
 _NOTHING = 1e-8
 """An epsilon beside which a variance of 1 is 1 in single precision."""
@@ -53,6 +54,8 @@ class Filling:
 
     def fill(self, old: Module, new: Module) -> None:
         """Give the parameters of a module of the target those of one of the teacher."""
+        if old.uses <= self._networks.teacher.identities and new.uses <= self._target.identities:
+            return
         compare(self._networks, old, new)
         parameters = self._fit.sources(old, new)
         reads = self._networks.teacher.readers(parameters)
@@ -163,6 +166,21 @@ class Filling:
         elif not self.values.has(table.use):
             self.values.set(table.use, ("table", table.teacher, table.use), table.read, "teacher", table.teacher)
 
+    def fill_outputs(self) -> Iterator[Source]:
+        """Give outputs that are parameters the teacher's values, unless they are filled where nodes read them."""
+        teacher, target = (network.analysis.draft for network in self._networks)
+        read = {id(use.constant) for use in self._target.analysis.uses.values()}
+        for old, new in zip(teacher.graph.outputs, target.graph.outputs, strict=True):
+            one, other = constant_of(old), constant_of(new)
+            if other is None or id(other) in read:
+                continue
+            if one is None or tuple(one.shape) != tuple(other.shape):
+                what = "computes this output" if one is None else f"has it with the shape {list(one.shape)}"
+                self._networks.hinder(str(new.name), f"it is a constant of the target, and the teacher {what}")
+                continue
+            target.replace(other, tuple(other.shape), teacher.reader(one))
+            yield Source(str(other.name), tuple(other.shape), "teacher", str(one.name), str(other.name))
+
     # -- modules that only the target has ----------------------------------------------------------------------
 
     def silence(self, segment: Segment) -> None:
@@ -173,8 +191,8 @@ class Filling:
                 self._networks.hinder(segment.name, reason)
                 self._keep(segment.modules)
                 return
-            for use in segment.block.zeroed:
-                self.values.fill(use, 0.0, "zero")
+            for use, value in segment.values.items():
+                self.values.fill(use, value, "identity" if value else "zero")
             return
         (module,) = segment.modules
         if module.neutral:

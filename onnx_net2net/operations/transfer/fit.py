@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Concat, Dim, keep_uniform, leaves, resolve
+from onnx_net2net.algebra.dims import Axis, Concat, Dim, keep_uniform, leaf_set, leaves, resolve
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad
+from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad, padded
 from onnx_net2net.algebra.weights import Style, window
+from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.multipliers import frozen_constants, scalings
-from onnx_net2net.analysis.padding import State
-from onnx_net2net.analysis.weighing import scalable, weighed_axes
+from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.weighing import find_ways, scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
@@ -97,6 +98,7 @@ class TargetSizes:
     def _solve(self, axis: Axis, size: int, weight: int) -> bool:
         """Find the size of the only dim of an axis that has none yet."""
         unknown = {dim for dim in leaves(axis) if dim not in self.wanted and not dim.frozen}
+        unknown = {dim for dim in unknown if dim.size > 1} or unknown
         if len(unknown) > 1:
             return False
         for dim in unknown:
@@ -179,12 +181,15 @@ class _Fitting:
         self._tied, self._ties = tie(networks, found)
         self._asked = bind(networks, found)
         self._averaged = self._keep_means()
+        self._products: dict[Dim, list[int]] = {}
+        self._silent: set[int] = set()
         self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
         self._plan = Plan(self._analysis, self._inspection, WidenOptions(seed=style.seed, fill_norms=False))
 
     def fit(self, choose: Choose | None) -> Fit:
         """Grow the teacher in place; obstacles are noted."""
         wanted = self._asked.solve()
+        self._products = self._unweighed({dim for dim, size in wanted.items() if size > dim.size})
         for group in self._inspection.groups:
             self._note_conflicts(group)
         for group in self._inspection.groups:
@@ -197,14 +202,15 @@ class _Fitting:
         model = self._networks.teacher.opened.model
         weighing = weigh_products(self._networks, self._found, growth)
         scaling = self._scaling()
-        scaling.unweighed |= weighing.products
+        scaling.unweighed |= weighing.products | self._silent
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
+        self._note_products(growth)
         grown = rewrite(model, self._analysis, growth, self._style, {}, scaling, self._ties)
-        nodes = [self._networks.teacher.nodes[number] for number in weighing.scaled]
-        scaled = {node.name or node.outputs[0].name for node in nodes}
+        scaled = {self._label(number) for number in weighing.scaled}
+        known = {self._label(number) for numbers in self._products.values() for number in numbers}
         for inserted in grown.inserted:
-            if not (inserted.is_number and inserted.place in scaled):
+            if inserted.place not in known and not (inserted.is_number and inserted.place in scaled):
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._networks.hinder(inserted.place, reason)
         scaled_uses = frozenset(scaling.factors)
@@ -248,7 +254,7 @@ class _Fitting:
             return
         if size < group.size:
             self._crop(group, asked)
-        elif not self._pad(group, size):
+        elif not self._pad(group, size) and not self._add_zeros(group, size):
             self._grow(group, size, asked)
 
     def _crop(self, group: Group, asked: dict[Dim, int]) -> None:
@@ -268,6 +274,69 @@ class _Fitting:
                 self._plan.growth[dim] = map
                 return True
         return False
+
+    def _unweighed(self, dims: Collection[Dim]) -> dict[Dim, list[int]]:
+        """Return the nodes that multiply activations and sum over a dim, where copies of its units would be wrong.
+
+        No weight could weigh them, or the class adds an identity matrix, in which copies would need other ones.
+        """
+        found: dict[Dim, list[int]] = {}
+        ways = find_ways(self._analysis)
+        for number, said in self._analysis.said.items():
+            for contraction in said.contractions:
+                if ways[number, contraction.sides] is None:
+                    for dim in leaf_set(contraction.axis) & set(dims):
+                        found.setdefault(dim, []).append(number)
+        uses, identities = self._analysis.uses, self._networks.teacher.identities
+        made = set(dims) & {dim for place in identities for dim in leaf_set(*uses[place].axes)}
+        found |= {dim: [*found.get(dim, ())] for dim in made}
+        for number, axis in layers.Network(self._analysis).products.items() if made else ():
+            for dim in leaf_set(axis) & made:
+                found.setdefault(dim, []).append(number)
+        return found
+
+    def _add_zeros(self, group: Group, size: int) -> bool:
+        """Give a dim units that are zero, where products of activations sum over it and would notice copies."""
+        (dim, *rest) = group.dims
+        products = self._products.get(dim, [])
+        if dim not in self._products or rest or group.reason is not None or dim.statistic or dim.copies:
+            return False
+        states, nodes = follow(self._analysis, {dim: "zero"}).states, self._analysis.nodes
+        for number in products:
+            if not any(states.get(tensor.name, {}).get(dim) == "zero" for tensor in nodes[number].inputs):
+                return False
+        self._silent |= set(products)
+        self._plan.growth[dim] = padded(dim.size, size, "zero_in")
+        return True
+
+    def _note_products(self, growth: Growth) -> None:
+        """Say of the dims that products of activations sum over and that have copies now why that is not exact."""
+        for group in self._inspection.groups:
+            for dim in [dim for dim in group.dims if dim in growth and self._products.get(dim)]:
+                number = next((n for n in self._products[dim] if n not in self._silent), None)
+                if number is None:
+                    continue
+                lost = self._lost(dim)
+                why = f", and units of zero do not stay zero behind {lost}" if lost else ""
+                self._networks.hinder(
+                    group.name,
+                    f"{self._label(number)} sums products of activations over its {dim.size} units, which are "
+                    f"{growth[dim].new} in the target: no weight in front could divide copies{why}; "
+                    f"{dim.size} units there would be exact",
+                )
+
+    def _lost(self, dim: Dim) -> str:
+        """Return the node behind which new units of a dim are not zero, "" if there is none."""
+        states = follow(self._analysis, {dim: "zero"}).states
+        for number, node in enumerate(self._networks.teacher.nodes):
+            held = [states.get(tensor.name, {}).get(dim) for tensor in (*node.inputs, *node.outputs)]
+            if "zero" in held[: len(node.inputs)] and "other" in held[len(node.inputs) :]:
+                return f"{node.op} {self._label(number)!r}"
+        return ""
+
+    def _label(self, number: int) -> str:
+        node = self._networks.teacher.nodes[number]
+        return str(node.name or node.outputs[0].name)
 
     def _grow(self, group: Group, size: int, asked: dict[Dim, int]) -> None:
         try:

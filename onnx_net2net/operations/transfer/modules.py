@@ -93,6 +93,7 @@ class Module:
         parameters: Its parameters by their role: weight, bias, scale, shift, mean, variance, ...
         norm: The BatchNormalization behind a layer, or None.
         neutral: Whether it can compute the identity, so that the target may have it in excess.
+        spare: Whether it is in a part that can do nothing.
         normalises: Whether it is a normalisation that changes no more than its epsilon when it is done twice.
         repeats: Whether the first axis of a constant may only repeat the rest.
         depth: The number of residual blocks around it, nested ones counted.
@@ -108,6 +109,7 @@ class Module:
     parameters: Mapping[str, Parameter] = field(compare=False)
     norm: int | None = None
     neutral: bool = False
+    spare: bool = False
     normalises: bool = False
     repeats: bool = False
     depth: int = 0
@@ -117,6 +119,11 @@ class Module:
     def is_layer(self) -> bool:
         """Whether it has a weight that activations are multiplied by."""
         return "weight" in self.parameters
+
+    @property
+    def end(self) -> int:
+        """The last node of a layer with its bias and normalisation."""
+        return max(self.node, *(parameter.use[0] for parameter in self.parameters.values()))
 
     @property
     def text(self) -> str:

@@ -9,9 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis import layers
+from onnx_net2net.analysis.heads import find_heads
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, infer
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
@@ -20,6 +23,7 @@ from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
 from onnx_net2net.operations.transfer.segments import Segment, grouped
+from onnx_net2net.operations.transfer.spares import Spare, find_spares
 from onnx_net2net.rules import traits
 
 Compute = Callable[[], Array]
@@ -47,7 +51,7 @@ class Network:
 
     def __init__(self, model: Model) -> None:
         self.opened = open_bodies(model)
-        self.analysis: Analysis = infer(self.opened.model, by_units=False)
+        self.analysis: Analysis = infer(self.opened.model, by_units=False, heads=find_heads)
         self.nodes = list(self.analysis.nodes)  # growing inserts others between them
         self.numbers = self.analysis.numbers
 
@@ -59,7 +63,12 @@ class Network:
     @cached_property
     def segments(self) -> list[Segment]:
         """Its modules, those of a block together."""
-        return grouped(self.modules, self.analysis, self.opened.model.proto)
+        return grouped(self.modules, self.analysis, self.opened.model.proto, self.spares)
+
+    @cached_property
+    def spares(self) -> list[Spare]:
+        """The parts of it that can do nothing, and those that cannot."""
+        return find_spares(layers.Network(self.analysis), {module.node for module in self.modules})
 
     def runnable(self, *, filled: bool = False) -> Model:
         """Return the network with its bodies, as it was given or, if `filled`, as it is by now."""
@@ -115,6 +124,18 @@ class Network:
         reads = {what: self.reader(parameter) for what, parameter in parameters.items()}
         return {what: read for what, read in reads.items() if read is not None}
 
+    @cached_property
+    def identities(self) -> frozenset[Place]:
+        """The identity matrices that sums add, which a class makes of its size; asked for before anything grows."""
+        found = set()
+        for place, use in self.analysis.uses.items():
+            shape = [size for size in use.constant.shape if size > 1]
+            is_square = len(shape) == 2 and shape[0] == shape[1] and self.nodes[place[0]].op in traits.SUMS
+            if is_square and self.is_float(use.constant):
+                values = np.asarray(self.analysis.draft.read(use.constant))
+                found.update([place] if np.array_equal(values.reshape(shape), np.eye(shape[0])) else [])
+        return frozenset(found)
+
     def epsilon(self, norm: int) -> float:
         """Return the epsilon of a normalisation."""
         return float(self.nodes[norm].attrs.get("epsilon", 1e-5))
@@ -145,27 +166,60 @@ class Networks:
 
 
 def reshaped(model: Model) -> Model:
-    """Return a model in which a Gather that only gives a tensor another shape is a Reshape, which lets dims grow.
+    """Return a model in whose Reshapes more dims can be seen, so that they can grow.
 
-    PyTorch's exporter writes `as_strided` so: it looks up 0, 1, 2, ... in a flat tensor.
+    A Gather that only gives a tensor another shape is a Reshape: PyTorch's exporter writes `as_strided` so, and looks
+    up 0, 1, 2, ... in a flat tensor. And the 1 of a single head is made where the units are that a head has.
     """
     tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
     constants = (node for node in model.proto.graph.node if node.op_type == "Constant" and not node.domain)
     tensors |= {node.output[0]: a.t for node in constants for a in node.attribute if a.name == "value"}
-    found = {}
-    for number, node in enumerate(model.proto.graph.node):
+    makers = {name: node for node in model.proto.graph.node for name in node.output}
+    shapes = sizes.infer(model.proto).shape
+    nodes, shape_of = [], {}
+    for node in model.proto.graph.node:
+        new = [node]
         if node.op_type == "Gather" and not node.domain and node.input[1] in tensors and node.input[0] not in tensors:
             places = np.asarray(model.tensor(tensors[node.input[1]]).numpy())
-            if places.size > 1 and np.array_equal(places.reshape(-1), np.arange(places.size)):
-                found[number] = places
-    if not found:
+            is_whole = places.size > 1 and np.array_equal(places.reshape(-1), np.arange(places.size))
+            if is_whole and shapes(node.input[0]) == (places.size,):
+                name = f"{node.output[0]}_shape"
+                shape_of[name] = list(places.shape)
+                new = [helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name)]
+        elif node.op_type == "Reshape" and (turned := makers.get(node.input[0])) and turned.op_type == "Transpose":
+            order = _with_head(turned, shapes(node.input[0]) or (), shapes(node.output[0]) or ())
+            if order:
+                name = f"{node.output[0]}_head"
+                shape_of[name] = [0] * (len(order) - 2) + [1, -1]
+                apart = helper.make_node("Reshape", [turned.input[0], name], [f"{name}s"], name)
+                new = [apart, helper.make_node("Transpose", [f"{name}s"], list(node.output), node.name, perm=order)]
+        nodes += new
+    if not shape_of:
         return model
-    shapes = sizes.infer(model.proto).shape
     proto = copy.deepcopy(model.proto)
-    for number, places in found.items():
-        node = proto.graph.node[number]
-        if shapes(node.input[0]) == (places.size,):
-            name = f"{node.output[0]}_shape"
-            proto.graph.initializer.append(numpy_helper.from_array(np.array(places.shape, np.int64), name))
-            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    for name, values in shape_of.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
     return replace(model, proto=proto, path=None)
+
+
+def _with_head(turned: onnx.NodeProto, source: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    """Return the order of axes if a 1 that a Reshape puts between turned axes is put in front of the last one before.
+
+    Args:
+        turned: The Transpose in front of the Reshape.
+        source: The shape that it makes.
+        shape: The shape that the Reshape makes.
+
+    Returns:
+        The order in which they have to be turned then, nothing if the Reshape does something else.
+    """
+    last = len(source) - 1
+    for place in range(1, last) if (len(source), len(shape)) == (3, 4) else ():  # of more axes one is that of heads
+        is_put_between = shape[place] == 1 and (*shape[:place], *shape[place + 1 :]) == source
+        if is_put_between and 1 not in source[place - 1 : place + 1]:
+            perm = next((list(a.ints) for a in turned.attribute if a.name == "perm"), list(range(last, -1, -1)))
+            order = [axis + (axis == last) for axis in perm]
+            return [*order[:place], last, *order[place:]]
+    return []

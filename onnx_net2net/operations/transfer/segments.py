@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import onnx
@@ -13,6 +13,8 @@ from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.operations.transfer.modules import Module, modules_of
+from onnx_net2net.operations.transfer.settling import Settled
+from onnx_net2net.operations.transfer.spares import Spare, find_spares
 from onnx_net2net.rules import traits
 
 
@@ -24,11 +26,13 @@ class Segment:
         modules: Its modules.
         block: The block.
         repeats: Whether it only has to pass on, or normalise again, what has been normalised.
+        values: What its weights hold if the block does nothing.
     """
 
     modules: tuple[Module, ...]
     block: Block | None = None
     repeats: bool = False
+    values: Settled = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -50,28 +54,60 @@ class Segment:
 
 def segments_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Segment]:
     """Return the modules of a network in order, those of a residual block as one segment; see `modules_of`."""
-    return grouped(modules_of(analysis, proto), analysis, proto)
+    modules = modules_of(analysis, proto)
+    return grouped(modules, analysis, proto, find_spares(Network(analysis), {module.node for module in modules}))
 
 
-def grouped(modules: Sequence[Module], analysis: Analysis, proto: onnx.ModelProto) -> list[Segment]:
-    """Return modules in order, those of a residual block as one segment."""
-    block_of: dict[int, Block] = {}
-    for block in find_blocks(analysis, proto, join=False):  # which may share what makes their weights
-        block_of = dict.fromkeys(block.nodes, block) | block_of
-    for block in _features(analysis):
-        if block_of.keys().isdisjoint(block.nodes):
-            block_of.update(dict.fromkeys(block.nodes, block))
-    blocks: dict[str, list[Module]] = {}
-    order: list[Module | Block] = []
-    for module in modules:
-        found = block_of.get(module.node)
-        if found is None:
-            order.append(module)
-            continue
-        if found.name not in blocks:
-            order.append(found)
-        blocks.setdefault(found.name, []).append(module)
-    return [Segment((x,)) if isinstance(x, Module) else Segment(tuple(blocks[x.name]), x) for x in order]
+def grouped(
+    modules: Sequence[Module], analysis: Analysis, proto: onnx.ModelProto, spares: Sequence[Spare]
+) -> list[Segment]:
+    """Return modules in order, those of a residual block, or of another part that can do nothing, as one segment."""
+    idle = frozenset().union(*(spare.nodes for spare in spares if not spare.reason))
+    modules = [replace(module, spare=module.node in idle) for module in modules]
+    segment_of: dict[int, Segment] = {}
+    for block, values in _parts(analysis, proto, spares):
+        inside = tuple(module for module in modules if module.node in block.nodes and module.node not in segment_of)
+        segment_of |= {module.node: Segment(inside, block, values=values) for module in inside}
+    order = [segment_of.get(module.node, Segment((module,))) for module in modules]
+    return list({id(segment.modules[0]): segment for segment in order}.values())
+
+
+def _parts(analysis: Analysis, proto: onnx.ModelProto, spares: Sequence[Spare]) -> Iterator[tuple[Block, Settled]]:
+    """Yield the blocks, the best first, with what their weights hold if they do nothing."""
+    blocks = list(find_blocks(analysis, proto, join=False))  # which may share what makes their weights
+    known = {node for block in blocks for node in block.nodes}
+    blocks += [block for block in _features(analysis) if known.isdisjoint(block.nodes)]
+    taken = {node for block in blocks if block.normalised or not block.reason for node in block.nodes}
+    found = []
+    for spare in sorted(spares, key=lambda spare: (spare.rank, -len(spare.exits))):  # they come smallest first
+        if spare.rank < 2 and not spare.reason and taken.isdisjoint(spare.nodes):
+            taken |= spare.nodes
+            name = analysis.nodes[max(spare.nodes)].outputs[0].name
+            found.append((Block(name, nodes=tuple(sorted(spare.nodes))), spare.values))
+    for block in blocks:
+        if block.normalised or not block.reason:
+            yield block, dict.fromkeys(block.zeroed, 0.0)
+    yield from found
+    yield from ((block, {}) for block in blocks if block.reason and not block.normalised and
+                not any(set(block.nodes) & set(spare.nodes) for spare, _ in found))  # fmt: skip
+
+
+def put_together(added: Sequence[Segment], spares: Sequence[Spare]) -> tuple[Segment, ...]:
+    """Return what a target has in excess, modules that can only do nothing together as one segment.
+
+    Args:
+        added: The excess.
+        spares: The parts of the target that can do nothing, or why they cannot.
+    """
+    idle = [segment for segment in added if segment.neutral]
+    left = {module.node: module for segment in added if not segment.neutral for module in segment.modules}
+    whole = left.keys() | {module.node for segment in idle for module in segment.modules}
+    for spare in sorted(spares, key=lambda spare: len(spare.nodes) if spare.reason else -len(spare.nodes)):
+        inside = tuple(module for node, module in left.items() if node in spare.nodes)
+        if inside and spare.holders <= whole:
+            idle.append(Segment(inside, Block(inside[0].name, reason=spare.reason), values=spare.values))
+            left = {node: module for node, module in left.items() if module not in inside}
+    return (*idle, *(Segment((module,)) for module in left.values()))
 
 
 def _features(analysis: Analysis) -> Iterator[Block]:

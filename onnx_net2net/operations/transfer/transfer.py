@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,17 +33,23 @@ from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
 from onnx_net2net.operations.transfer.counterparts import Counterparts
+from onnx_net2net.operations.transfer.divergence import explained, stages_of
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
 from onnx_net2net.operations.transfer.fit import fit
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
+from onnx_net2net.operations.transfer.segments import put_together
+from onnx_net2net.operations.transfer.sharing import shared_less
 from onnx_net2net.operations.transfer.values import Source
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
+
+Explain = Callable[[], tuple[Obstacle, frozenset[str]]]
+"""Finds a place, with the reason, and the tensors around it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Transfer:
             as reasons if the student turns out to compute something else.
         reads: How many times as many units each weight of a layer sums over as the teacher's, by its name.
         depth: How many times as many layers the target has as those that the teacher fills.
+        explain: Finds the place at which a student leaves its teacher, and the tensors of the teacher around it.
     """
 
     teacher: Model
@@ -95,6 +102,9 @@ class Transfer:
     doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
     reads: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     depth: float = field(default=1.0, kw_only=True)
+    explain: Explain = field(
+        default=lambda: (Obstacle("the outputs", "they differ"), frozenset()), kw_only=True, repr=False
+    )
 
     @property
     def filled(self) -> float:
@@ -213,11 +223,8 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         return verification, ()
     if result.obstacles:
         return verification, result.obstacles
-    where = verification.diverges_at or "the outputs"
-    here = [doubt for doubt in result.doubts if doubt.place == where]
-    rest = [doubt for doubt in result.doubts if doubt.place != where]
-    why = "for a reason that is not known" if not result.doubts else "and some nodes are not the same"
-    return verification, (*here, Obstacle(where, f"the student differs from here on, {why}"), *rest)
+    first, around = result.explain()
+    return verification, (first, *(doubt for doubt in result.doubts if doubt.place in around))
 
 
 def _at_sizes_of(teacher: Model, student: Model) -> Model:
@@ -237,13 +244,15 @@ def _transfer(
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
     found = _aligned(networks)
-    if (grouped := regrouped(networks, found)) is not None:
-        networks = Networks(Network(grouped), networks.target)
-        found = _aligned(networks)
+    for adapt in (regrouped, shared_less):
+        if (adapted := adapt(networks, found)) is not None:
+            networks = Networks(Network(adapted), networks.target)
+            found = _aligned(networks)
     examples = [] if data is None else _examples(teacher, target, data)
     changes: Changes | None = {} if examples else None
     choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
     reconstruction = Reconstruction(networks, found.pairs) if examples else None
+    stages = stages_of(networks, found)
     fitted = fit(networks, found, Style(options.seed, options.spread), choice if examples else None)
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
@@ -253,7 +262,7 @@ def _transfer(
         filling.copy(table)
     for segment in found.added:
         filling.silence(segment)
-    sources = list(filling.values.write())
+    sources = [*filling.values.write(), *filling.fill_outputs()]
     doubts = tuple(counterparts.differences())
     notes = {"filled": fingerprint(target), **fitted.interface}
     if reconstruction is not None and changes is not None and networks.obstacles:
@@ -267,7 +276,8 @@ def _transfer(
     reads = dict(_reads(networks.target, layers))
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
     return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed,
-                    doubts=doubts, reads=reads, depth=depth)  # fmt: skip
+                    doubts=doubts, reads=reads, depth=depth,
+                    explain=lambda: explained(teacher, student, stages, fitted))  # fmt: skip
 
 
 def _reads(target: Network, layers: Iterable[tuple[Module, Module]]) -> Iterator[tuple[str, float]]:
@@ -285,6 +295,7 @@ def _aligned(networks: Networks) -> Alignment:
         RefusedError: If no layer of the two does.
     """
     found = align(networks.teacher.segments, networks.target.segments)
+    found = replace(found, added=put_together(found.added, networks.target.spares))
     has_layers = any(module.is_layer for network in networks for module in network.modules)
     if not found.pairs or (has_layers and not any(old.is_layer for old, _ in found.pairs)):
         kinds = [sorted({module.kind for module in network.modules}) for network in networks]

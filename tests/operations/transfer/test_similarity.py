@@ -85,7 +85,7 @@ def test_command_ranks_sources(capsys):
     names = ("digits_mlp", "digits_resnet", "digits_inception_bn")
     paths = [str(MODELS / f"{name}.onnx") for name in names]
     assert main(["similarity", paths[1], *paths]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  digits")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("digits")]
     assert lines[0][0] == "digits_resnet.onnx"
     assert lines[0][1:] == ["1.0000"] * 4
     assert main(["similarity", paths[1], *paths, "--json", "--measure", "dpiat"]) == 0

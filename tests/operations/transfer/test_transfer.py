@@ -339,7 +339,8 @@ IN_THE_WAY = {
     "shallower": (resnet(0, depth=2), resnet(1), "the target has nothing for this Conv of 6 x 6 x 3 x 3"),
     "fewer classes": (resnet(0), resnet(1, classes=2), "3 units do not fit into 2"),
     "padding in front of another activation": (
-        transformer(0, norm="rms"), transformer(1, norm="rms", activation="Sigmoid"), "the student differs from"),
+        transformer(0, norm="rms"), transformer(1, norm="rms", activation="Sigmoid"),
+        "the teacher has Relu and the target has Sigmoid"),
 }  # fmt: skip
 
 

@@ -1,0 +1,152 @@
+"""Where a student leaves its teacher: the first of the matched layers that makes something else.
+
+Names say nothing of this, as the two were exported apart. So the results of matched layers are compared, in order, by
+the maps by which their axes have grown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from onnx_net2net.algebra.dims import Axes
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.maps import Map, compose
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.graph.graph import Node
+from onnx_net2net.model.model import Model
+from onnx_net2net.operations.transfer.align import Alignment
+from onnx_net2net.operations.transfer.fit import Fit
+from onnx_net2net.operations.transfer.modules import Module
+from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle
+from onnx_net2net.rules import traits
+from onnx_net2net.run.inputs import Feeds, accepted, draw, input_specs
+from onnx_net2net.run.watch import Watch, watched
+
+_NEAR = 1e-3
+"""How far results that are the same may be apart, relative to the largest; those of other functions are further."""
+
+_UNTOLD = traits.REFOLDS | traits.COPIES | traits.CASTS | traits.SHAPES | {"Transpose", "Constant", "Expand"}
+"""Operators that make no other numbers."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Two layers that correspond.
+
+    Attributes:
+        layers: The teacher's and the target's.
+        tensors: What the two make: a tensor of the teacher, and one of the target.
+        operators: What the teacher and the target have between the layers in front of it and it, with their numbers.
+        nodes: The tensors that the teacher's nodes there make.
+        axes: The axes of the teacher's tensor.
+    """
+
+    layers: tuple[Module, Module]
+    tensors: tuple[str, str]
+    operators: tuple[Counter[str], Counter[str]]
+    nodes: frozenset[str]
+    axes: Axes
+
+
+def stages_of(networks: Networks, found: Alignment) -> list[Stage]:
+    """Return the layers that correspond, in the order of the teacher; called before the teacher grows."""
+    pairs = sorted(
+        (pair for pair in found.pairs if pair[0].is_layer and pair[1].is_layer), key=lambda pair: pair[0].end
+    )
+    ends = [{module.end for module in modules} for modules in zip(*pairs, strict=True)]
+    stages = []
+    for pair in pairs:
+        sides = list(zip(networks, pair, ends, strict=True))
+        tensors = [str(network.nodes[module.end].outputs[0].name) for network, module, _ in sides]
+        between = [list(_between(network, module, stop)) for network, module, stop in sides]
+        operators = [Counter(node.op for node in nodes if node.op not in _UNTOLD) for nodes in between]
+        names = frozenset(str(node.outputs[0].name) for node in between[0])
+        axes = networks.teacher.analysis.axes.get(tensors[0], ())
+        stages.append(Stage(pair, (tensors[0], tensors[1]), (operators[0], operators[1]), names, axes))
+    return stages
+
+
+def _between(network: Network, module: Module, ends: Collection[int]) -> Iterator[Node]:
+    """Yield the nodes from which a layer reads, back to other matched layers."""
+    pending, seen = [network.nodes[module.node]], set()
+    while pending:
+        for tensor in pending.pop().inputs:
+            for node in tensor.inputs:
+                number = network.numbers[id(node)]
+                if number not in seen and number not in ends:
+                    seen.add(number)
+                    yield node
+                    pending.append(node)
+
+
+def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit) -> tuple[Obstacle, frozenset[str]]:
+    """Return where and why a student leaves its teacher, and what the teacher's nodes around that place make.
+
+    Args:
+        teacher: The teacher.
+        student: The filled target.
+        stages: The layers that correspond.
+        fit: How the teacher has grown.
+    """
+    seen = [stage for stage in stages if stage.axes and not any(
+        one.uses & uses for one, uses in zip(stage.layers, (fit.scaled, fit.factors.keys()), strict=True))]  # fmt: skip
+    last = ""
+    with contextlib.suppress(BadInputError):
+        for stage, before, after in zip(seen, *_results(teacher, student, seen), strict=True):
+            if not _is_same(before, after, [compose(axis, fit.growth) for axis in stage.axes]):
+                return _obstacle(stage, last), stage.nodes
+            last = stage.layers[1].name
+    where = f"behind {last}, up to which all matched layers agree," if last else "somewhere"
+    return Obstacle("the outputs", f"{where} the student computes something else"), frozenset()
+
+
+def _obstacle(stage: Stage, last: str) -> Obstacle:
+    more = [one - other for one, other in (stage.operators, stage.operators[::-1])]
+    told = [f"the {whose} has {', '.join(sorted(own.elements()))}"
+            for whose, own in zip(("teacher", "target"), more, strict=True) if own]  # fmt: skip
+    why = " and ".join(told) if told else "sizes or numbers there are not the same"
+    where = f"behind {last}, where both agree," if last else "from the inputs on"
+    return Obstacle(stage.layers[1].name, f"{where} it gets something else than in the teacher: {why}")
+
+
+def _results(teacher: Model, student: Model, stages: Sequence[Stage]) -> Iterator[list[Array]]:
+    """Yield what the layers of a teacher and of a student make of the same inputs.
+
+    Raises:
+        BadInputError: If one of the two does not run.
+    """
+    given: list[Array] = []
+    for model, side in ((teacher, 0), (student, 1)):
+        names = [stage.tensors[side] for stage in stages]
+        specs, outputs = input_specs(model.proto), [value.name for value in model.proto.graph.output]
+        with watched(model, names, ("teacher", "student")[side]) as watch:
+            if not given:
+                rng = np.random.default_rng(0)
+                (binding,) = accepted(specs, partial(_run, watch, outputs), rng, wanted=1)
+                given = list(draw(specs, binding, rng).values())
+            found = watch(dict(zip([spec.name for spec in specs], given, strict=True)), names)
+        yield [found[name] for name in names]
+
+
+def _run(watch: Watch, names: Sequence[str], feeds: Feeds) -> object:
+    return watch(feeds, names)
+
+
+def _is_same(one: Array, other: Array, maps: Sequence[Map]) -> bool:
+    """Tell whether a tensor of the student holds what the teacher's does; units that are no copies do not count."""
+    wanted, found = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    if not wanted.ndim == found.ndim == len(maps):
+        return True  # laid out in another way, which says nothing
+    for axis, map in enumerate(maps):
+        if (map.old, map.new) == (wanted.shape[axis], found.shape[axis]):
+            copies = np.flatnonzero(map.kind == 0)
+            wanted, found = np.take(wanted, map.index[copies], axis), np.take(found, copies, axis)
+    if wanted.shape != found.shape:
+        return True
+    return bool(np.abs(wanted - found).max(initial=0) <= _NEAR * np.abs(wanted).max(initial=0))
