@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto
 
 from onnx_net2net.analysis.activations import Finder
+from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import LONGEST, Network
 from onnx_net2net.analysis.names import module_of, told_apart
@@ -42,6 +43,7 @@ _MOST = 64
 _LONGEST_BRANCH = 100
 """Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
+_SUMMED = (None, "none", "add")  # reductions of ScatterND
 _INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
 
@@ -337,8 +339,8 @@ class _Blocks:
     def _zeros(self, use: Use, nodes: Collection[int]) -> set[Use]:
         """Return the weights that must be zero for an input of a node to be zero, and to have a gradient."""
         tensor = self._tensor(use)
-        if constant_of(tensor) is not None:
-            return {use}
+        if constant_of(tensor) is not None or fill_of(self._analysis, tensor) == 0:
+            return {use} if constant_of(tensor) is not None else set()
         if tensor.name not in self._answers:
             if self._depth >= _LONGEST_BRANCH:
                 raise RefusedError("its branch is too long to be followed")
@@ -363,10 +365,12 @@ class _Blocks:
         present = [(number, index) for index, value in enumerate(node.inputs) if value.name]
         if node.op in traits.NORMS:
             return self._all_zeros(present[1:3], nodes)
-        if number in self._network.layers and node.op in traits.LAYERS:
+        if node.op in traits.LAST_LAYERS:
+            return self._all_zeros([use for use in present if use[1] in traits.LAST_LAYERS[node.op]], nodes)
+        if number in self._network.layers and node.op in traits.LAYERS | {"Einsum"}:
             return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
-        if node.op in traits.SUMS | traits.JOINS | {"Sub"}:
-            return self._all_zeros(present, nodes)
+        if node.op in traits.SUMS | traits.JOINS | {"Sub", "ScatterND"} and node.attrs.get("reduction") in _SUMMED:
+            return self._all_zeros(present[:: 2 if node.op == "ScatterND" else 1], nodes)
         if node.op == "Mul" or number in self._network.products:
             return self._any_zeros(present, nodes)
         if node.op == "Div" and not self._analysis.is_derived(number, 1):
@@ -384,7 +388,9 @@ class _Blocks:
         known = [use for use in uses if self._analysis.is_derived(*use)]
         scales = [use for use in known if self._network.elements(self._tensor(use)) > 1]
         size = self._network.elements(self._analysis.nodes[number].outputs[0])
-        whole = [use for use in uses if self._network.elements(self._tensor(use)) == size and use not in known]
+        larger = number in self._network.products  # a sum over experts of what they make, times their gates
+        sizes = {use: self._network.elements(self._tensor(use)) for use in uses if use not in known}
+        whole = [use for use, own in sizes.items() if own == size or (larger and own > size)]
         for use in uses:
             if use not in known and not scales and any(node.op in _INVERSES for node in self._tensor(use).inputs):
                 raise RefusedError("its branch ends in a normalisation without a scale")

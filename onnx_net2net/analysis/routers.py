@@ -12,15 +12,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.algebra.maps import NEVER
+from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor
-from onnx_net2net.graph.walk import constant_of, source
+from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
 
 State = Literal["copy", "low", "faint", "zero", "other"]
@@ -227,18 +226,8 @@ class _Walk:
 
     def _filled(self, tensor: Tensor) -> State:
         """Return the state of a tensor that is one number everywhere."""
-        tensor = source(tensor, traits.MOVES)
-        value = self._analysis.sizes.values.get(tensor.name)
-        constant = constant_of(tensor)
-        if value is None and constant is not None:
-            value = self._analysis.draft.read(constant)
-        if value is None and tensor.inputs and tensor.inputs[0].op == "ConstantOfShape":
-            held = tensor.inputs[0].attrs.get("value")
-            value = np.zeros(1) if held is None else np.asarray(held.values)
-        if value is None or not value.size:
-            return "other"
-        numbers = np.asarray(value, np.float64)
-        return "zero" if not numbers.any() else "low" if (numbers <= NEVER).all() else "other"
+        number = fill_of(self._analysis, tensor)
+        return "other" if number is None else "zero" if number == 0 else "low" if number <= NEVER else "other"
 
     def _alone(self, node: Node, state: State) -> State:
         """Return what an operator on each unit alone makes."""

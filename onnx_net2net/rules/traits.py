@@ -8,8 +8,8 @@ trait that belongs here. A place that needs more or less than a trait says so wh
     numbers     LOOKUPS, LENGTHS, COUNTS, LIMITS, DOMAINS, MASKING, RANDOM, BY_DATA, SIZED
     arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
                 LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING, FADING, STRICT
-    layers      PRODUCTS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, GATES, STATISTICS,
-                LEARNT, POOLS, CHOICES
+    layers      PRODUCTS, LAST_LAYERS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS,
+                GATES, STATISTICS, LEARNT, POOLS, CHOICES
 """
 
 from __future__ import annotations
@@ -187,6 +187,10 @@ STRICT = frozenset({"Sigmoid", "Exp", "Softplus"})
 
 PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
 """Products of matrices."""
+
+LAST_LAYERS: dict[str, Sequence[int]] = {"MoE": (4, 5)}
+"""Inputs that hold the weights and the bias of the last layers that are fused into an operator: the result is linear in
+both together."""
 
 LAYERS = frozenset({"Conv", "ConvTranspose", *PRODUCTS})
 """Layers of weights whose result is linear in the weights and in the bias."""

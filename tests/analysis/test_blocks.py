@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import weights
+from graphs import assert_close, run, weights, weighty
+from moe import DISPATCHES, ROUTERS, feeds, moe
 from onnx import numpy_helper, parser
 
 from onnx_net2net import BadInputError, RefusedError, deepen, load, verify, widen
@@ -353,3 +354,16 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["deepen", str(RESNET), "-o", str(student), "--repeat", "layer3=+4", "--repeat", "layer1=+2"]) == 0
     assert "equivalent in" in capsys.readouterr().out
     assert main(["deepen", str(RESNET), "-o", str(student), "--depth", "2x", "--append"]) == 0
+
+
+# --- Mixtures of experts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_a_mixture_of_experts_is_repeated_with_last_layers_of_zeros(dispatch):
+    proto = moe(ROUTERS["softmax, top-k, normed"], DISPATCHES[dispatch])
+    (name,) = [block.name for block in blocks(proto)]
+    student = deepen(proto, repeat={name: "+1"}).student
+    assert_close(run(weighty(student), feeds())[0], run(proto, feeds())[0], dispatch, 0)
+    zeros = {n: not w.any() for n, w in weights(student).items() if w.dtype == np.float32 and w.ndim > 1}
+    assert sum(zeros.values()) == 2  # weights and biases of what experts make
