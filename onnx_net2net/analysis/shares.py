@@ -101,7 +101,7 @@ class _Walk:
         by_place = traits.MOVES | traits.JOINS | traits.SHAPES | {"ScatterElements", "OneHot"}
         if reads_places and node.op not in by_place and not said.counts:
             raise self._refuse(number, "computes with their places")
-        if all(state == "same" for state in held) and not reads_places:
+        if (all(state == "same" for state in held) and not reads_places) or node.op in traits.SHAPES:
             return
         state = self._choice(number) if said.choices else self._made(number, held)
         for tensor in node.outputs:

@@ -29,6 +29,12 @@ def test_gates_that_sum_to_one_share(router):
     assert shares(ROUTERS[router])[1] == set()
 
 
+def test_sizes_of_what_is_chosen_are_no_shares():
+    again = "sizes = Shape(g) same = Reshape(g, sizes) gu = Unsqueeze(same, last)"
+    flat = LOOKED_UP.replace("gu = Unsqueeze(g, last)", again)
+    assert shares(ROUTERS["softmax, top-k"], flat)[1] == set()
+
+
 def test_gates_that_nothing_divides_leave_that_to_the_experts():
     router = f"{LINEAR} p = Sigmoid(l) g, i = TopK<axis=-1>(p, k) "
     assert shares(router) == ({"down"}, {"down", "shift"}, {2})
