@@ -33,6 +33,7 @@ from onnx_net2net.run.session import session
 if TYPE_CHECKING:
     from onnx_net2net.framework.live.fill import Filled, fill
     from onnx_net2net.framework.live.grow import Grown, grow
+    from onnx_net2net.framework.live.schedule import GrowthSchedule, grow_in_place
 
 __all__ = [
     "BadInputError",
@@ -40,6 +41,7 @@ __all__ = [
     "Deepening",
     "Filled",
     "Grown",
+    "GrowthSchedule",
     "Inspection",
     "Model",
     "ModuleRunner",
@@ -55,6 +57,7 @@ __all__ = [
     "deepen",
     "fill",
     "grow",
+    "grow_in_place",
     "inspect",
     "load",
     "narrow",
@@ -69,7 +72,14 @@ __all__ = [
     "widen",
 ]
 
-_LIVE = {"Filled": "fill", "Grown": "grow", "fill": "fill", "grow": "grow"}
+_LIVE = {
+    "Filled": "fill",
+    "Grown": "grow",
+    "GrowthSchedule": "schedule",
+    "fill": "fill",
+    "grow": "grow",
+    "grow_in_place": "schedule",
+}
 """What needs torch, by the module of `framework.live` that has it."""
 
 

@@ -81,21 +81,18 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
 
 
 def grow_optimizer(optimizer: Any, entries: Mapping[int, Entry]) -> None:
-    """Grow the state of an optimizer in memory, whose parameters are grown already.
+    """Grow the state of an optimizer in memory.
 
     Args:
         optimizer: The optimizer, of torch.
-        entries: How its parameters grew, by the `id` of each.
+        entries: How its parameters grow, by the `id` of each; others stay as they are.
 
     Raises:
-        BadInputError: It has parameters that are none of these.
         RefusedError: It is not known how its state grows.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(id(parameter) not in entries for parameter in parameters):
-        raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
     grown = {parameter: _grow_parameter(optimizer.state[parameter], entries[id(parameter)])
-             for parameter in parameters if parameter in optimizer.state}  # fmt: skip
+             for parameter in parameters if parameter in optimizer.state and id(parameter) in entries}  # fmt: skip
     for parameter, values in grown.items():
         moved = {name: value.to(optimizer.state[parameter][name].device) if hasattr(value, "layout") else value
                  for name, value in values.items()}  # fmt: skip

@@ -51,6 +51,8 @@ def in_double(module: nn.Module) -> nn.Module:
     """Return a copy in double precision and eval mode on the CPU; all tensors of it, registered or not."""
     twin = duplicate(module).cpu().double().eval()
     for one in twin.modules():
+        if "_original_forward" in vars(one):  # accelerate computes in another type around it
+            vars(one).pop("forward", None)
         for name, value in vars(one).items():
             if isinstance(value, torch.Tensor):
                 vars(one)[name] = value.cpu().double() if value.is_floating_point() else value.cpu()

@@ -84,17 +84,30 @@ def grow(
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
         RefusedError: It cannot be grown exactly; the text says which attribute or line of it is in the way.
     """
-    options = {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed}
+    options = options_of(factor=factor, sizes=sizes, only=only, seed=seed)
     growth, report = find_growth(module, Example(example_inputs), options)
+    if optimizer is not None:
+        growth.check(module, optimizer)
     grown, its_optimizer = duplicate_both(module, optimizer)
     growth.apply(grown, its_optimizer)
     return Grown(grown, its_optimizer, report, growth)
 
 
+def options_of(
+    *, factor: float | None = None, sizes: Mapping[str, int | str] | None = None, only: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the options of `grow` as `widen` takes them."""
+    return {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed}
+
+
 def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
     """Find out how a module grows, and prove it; the module is not changed."""
-    example = example.double()
-    own = in_double(module)
+    with torch.autocast("cpu", enabled=False):
+        return _find_growth(in_double(module), example.double(), options)
+
+
+def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
     examples = [example, *example.variations()]
     try:
         real = Yardstick(own, examples)
@@ -126,7 +139,7 @@ def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any])
     again = real.difference(student)
     if not again.is_none:
         raise RefusedError(f"the grown module differs by {again.error:.1e} (relative) with its own weights")
-    return growth, report_of(module, student, found, again)
+    return growth, report_of(own, student, found, again)
 
 
 def _values_of(module: nn.Module, example: Example, options: Mapping[str, Any]) -> Mapping[str, Array]:

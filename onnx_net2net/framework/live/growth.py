@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint
+from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.live.attributes import Number, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.tensors import grow_tensors
@@ -61,19 +63,37 @@ class Growth:
             optimizer: An optimizer of its parameters.
 
         Raises:
-            BadInputError: The optimizer has parameters that the module has not.
             RefusedError: It is not known how the optimizer's state grows. The module is as it was.
         """
         if optimizer is not None:
-            entries = {entry.name: entry for entry in self.checkpoint.entries}
-            named = module.named_parameters(remove_duplicate=False)
-            grow_optimizer(optimizer, {id(one): entries[name] for name, one in named if name in entries})
+            grow_optimizer(optimizer, {id(one): entry for one, entry in self._parameters(module)})
         grow_tensors(module, self.checkpoint, self.values)
         modules = dict(module.named_modules())
         for number in self.numbers:
             for slot in slots_of(modules[number.path], number.path, floats=True):
                 if slot.keys == number.keys:
                     slot.set(number.new)
+
+    def _parameters(self, module: nn.Module) -> Iterator[tuple[nn.Parameter, Entry]]:
+        entries = {entry.name: entry for entry in self.checkpoint.entries}
+        for name, parameter in module.named_parameters():
+            yield parameter, entries[name]
+
+    def check(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimizer of other parameters.
+
+        Raises:
+            BadInputError: It has parameters that the module has not.
+        """
+        own = {id(parameter) for parameter in module.parameters()}
+        if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
+
+    def forget(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the state of an optimizer for the parameters that grow."""
+        for parameter, entry in self._parameters(module):
+            if entry.new != entry.old:
+                optimizer.state.pop(parameter, None)
 
 
 def renumbered(teacher: nn.Module, student: nn.Module) -> Iterator[Renumbered]:

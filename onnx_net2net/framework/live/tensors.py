@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.weights import Held
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
 
@@ -26,11 +27,11 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
             and not value.is_quantized}  # fmt: skip
 
 
-def grown(entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
+def grown(entry: Entry, tensor: torch.Tensor, held: Held = "weight") -> torch.Tensor:
     """Return what a tensor of the teacher becomes in the student, of the same type and on the same device."""
     wide = tensor.detach().cpu()
     wide = wide.double() if wide.is_floating_point() else wide
-    return torch.from_numpy(entry.grow(wide.numpy())).to(device=tensor.device, dtype=tensor.dtype)
+    return torch.from_numpy(entry.grow(wide.numpy(), held)).to(device=tensor.device, dtype=tensor.dtype)
 
 
 def computed_values(checkpoint: Checkpoint) -> dict[str, Array]:
@@ -44,15 +45,17 @@ def computed_values(checkpoint: Checkpoint) -> dict[str, Array]:
     return found
 
 
-def put(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Give a tensor other values, of any shape; those who hold it (an optimizer, another module) see them.
+def put(tensor: torch.Tensor, values: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
+    """Give a tensor other values of any shape, and a gradient; those who hold it (optimizers, averages) see them.
 
     The detour makes autograd forget the old shape, which it remembers while a graph of an earlier step is alive.
     """
     other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
     if tensor.is_floating_point():
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.grad = None
     tensor.data = values
+    tensor.grad = gradient
 
 
 def grow_tensors(module: nn.Module, checkpoint: Checkpoint, values: Mapping[str, Array]) -> None:
@@ -70,7 +73,8 @@ def grow_tensors(module: nn.Module, checkpoint: Checkpoint, values: Mapping[str,
         if entry is None or not entry.growths or id(tensor) in done:
             continue
         done.add(id(tensor))
+        gradient = None if tensor.grad is None else grown(entry, tensor.grad, "gradient")  # a part of an accumulation
         if name in values:
-            put(tensor, torch.from_numpy(values[name]).to(device=tensor.device, dtype=tensor.dtype))
+            put(tensor, torch.from_numpy(values[name]).to(device=tensor.device, dtype=tensor.dtype), gradient)
         else:
-            put(tensor, grown(entry, tensor))
+            put(tensor, grown(entry, tensor), gradient)

@@ -1,0 +1,230 @@
+"""Growth inside of a training loop: at a step the module and its optimizer grow in place, and training goes on.
+
+The objects stay: the loop, its optimizer, averages of the weights and schedulers of the rate hold what they held. The
+rate warms up, stays, and decays at the end. A growth is repeated by its options, so that a run can be resumed from
+before or behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.framework.live.example import Example, Inputs
+from onnx_net2net.framework.live.grow import find_growth, options_of
+from onnx_net2net.framework.live.report import Report
+from onnx_net2net.framework.recipe import DECAYS_TO
+
+Options = Mapping[str, Any]
+"""What `grow` takes: `factor`, `sizes`, `only`, `seed`."""
+
+_WRAPPED = {
+    "DistributedDataParallel": "its buckets have the old shapes: give the schedule its `.module`, and wrap that again "
+    "when `step()` returns a report (every process grows it in the same way)",
+    "FullyShardedDataParallel": "its parameters are shards: gather the full state dict, grow on one process, and shard "
+    "the grown module",
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A rate that warms up, stays, and decays: its part of the peak at a step.
+
+    Attributes:
+        warmup: Steps in which it rises from 0, at the start and again behind a growth without moments.
+        total: All steps of the training.
+        decay: Part of the steps in which it falls at the end.
+        floor: Part of the peak that it falls to.
+    """
+
+    warmup: int
+    total: int
+    decay: float = 0.2
+    floor: float = DECAYS_TO
+
+    def at(self, step: int, since: int | None = None) -> float:
+        """Return the part of the peak at a step; `since` is the step from which on it warms up again."""
+        rise = min((step + 1 - start) / max(self.warmup, 1) for start in (0, *(() if since is None else (since,))))
+        left = (self.total - step) / max(self.total * self.decay, 1e-12)
+        fall = self.floor + (1 - self.floor) * max(left, 0.0)
+        return float(min(1.0, rise, fall))
+
+
+def grow_in_place(
+    module: nn.Module,
+    example_inputs: Inputs,
+    optimizer: torch.optim.Optimizer | None = None,
+    averages: Sequence[nn.Module] = (),
+    *,
+    moments: bool = True,
+    **options: Any,
+) -> Report:
+    """Grow a module in place, and what goes with it.
+
+    Args:
+        module: The module, perhaps compiled by `torch.compile`; it is compiled again when it is called next.
+        example_inputs: As in `grow`.
+        optimizer: The optimizer of its parameters; others that it has stay as they are.
+        averages: Copies of the module with other weights, or `torch.optim.swa_utils.AveragedModel` of it.
+        moments: Whether the optimizer's state grows too; else that of the parameters that grew is dropped.
+        options: As in `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
+
+    Raises:
+        BadInputError: The module cannot be called with the inputs, or an option makes no sense.
+        RefusedError: It cannot be grown exactly; nothing is changed.
+    """
+    module, others = unwrapped(module), [unwrapped(average) for average in averages]
+    growth, report = find_growth(module, Example(example_inputs), options_of(**options))
+    if growth.values and others:
+        raise RefusedError(
+            "weight norms grew, whose gains follow from the weights themselves, so that averages of these cannot grow; "
+            "make a new average of the grown module"
+        )
+    if optimizer is not None and not moments:
+        growth.forget(module, optimizer)
+    growth.apply(module, optimizer)
+    for other in others:
+        growth.apply(other)
+    torch.clear_autocast_cache()  # of casts of the old weights
+    torch.compiler.reset()
+    return report
+
+
+def unwrapped(module: Any) -> nn.Module:
+    """Return a module out of what compiles or averages it.
+
+    Raises:
+        RefusedError: It is spread over processes.
+    """
+    while True:
+        for kind in type(module).__mro__:
+            if kind.__name__ in _WRAPPED:
+                raise RefusedError(f"{kind.__name__} cannot grow: {_WRAPPED[kind.__name__]}")
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif isinstance(module, torch.optim.swa_utils.AveragedModel):
+            module = module.module
+        else:
+            break
+    if any(type(parameter).__name__ == "DTensor" for parameter in module.parameters()):
+        raise RefusedError(f"a sharded module cannot grow: {_WRAPPED['FullyShardedDataParallel']}")
+    checked: nn.Module = module
+    return checked
+
+
+class GrowthSchedule:
+    """Grows a module and its optimizer at given steps of a loop, and sets the rate.
+
+        schedule = GrowthSchedule(module, optimizer, x, at={2000: {"factor": 2}}, warmup=100, total=10_000)
+        for x, y in batches:
+            loss(module(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+
+    Attributes:
+        steps: How many steps were taken.
+        reports: What the growths of this process did, by step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        example_inputs: Inputs,
+        *,
+        at: Mapping[int, Options],
+        warmup: int = 0,
+        total: int | None = None,
+        decay: float = 0.2,
+        averages: Sequence[nn.Module] = (),
+        moments: bool = True,
+    ) -> None:
+        """Make one.
+
+        Args:
+            module: The module that is trained.
+            optimizer: Its optimizer; the rates of its groups are the peaks.
+            example_inputs: What the module is called with, as in `grow`.
+            at: Options of `grow` by the number of steps after which it grows. `onnx_net2net.framework.planning.plan`
+                tells that number from logs; 20 to 35 % of the compute are a start.
+            warmup: Steps in which the rate rises.
+            total: All steps. If None, the rates are left alone.
+            decay: Part of the steps in which the rate falls at the end.
+            averages: Averages of the module's weights, which grow with it.
+            moments: Whether the optimizer's state grows too; else it starts anew, and the rate warms up again.
+
+        Raises:
+            BadInputError: A number makes no sense.
+            RefusedError: The module is spread over processes.
+        """
+        unwrapped(module)
+        if any(step < 1 for step in at) or warmup < 0 or not 0 <= decay <= 1:
+            raise BadInputError("at: steps are counted from 1; warmup must be at least 0, and decay between 0 and 1")
+        if total is not None and any(step >= total for step in at):
+            raise BadInputError(f"at: all growths come before the last of {total} steps")
+        self.steps = 0
+        self.reports: dict[int, Report] = {}
+        self._module, self._optimizer, self._inputs = module, optimizer, example_inputs
+        self._at, self._averages, self._moments = dict(at), tuple(averages), moments
+        self._rates = None if total is None else Rates(warmup, total, decay)
+        self._grown: list[int] = []
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._set_rates()
+
+    def step(self) -> Report | None:
+        """Count a step of the optimizer; grow if it is time, and set the rate of the next.
+
+        Returns:
+            What a growth did, None if there was none.
+        """
+        self.steps += 1
+        report = self._grow(self.steps) if self.steps in self._at else None
+        self._set_rates()
+        return report
+
+    def _grow(self, step: int) -> Report:
+        options = {**self._at[step], "moments": self._moments}
+        report = grow_in_place(self._module, self._inputs, self._optimizer, self._averages, **options)
+        self._grown.append(step)
+        self.reports[step] = report
+        return report
+
+    def _set_rates(self) -> None:
+        if self._rates is None:
+            return
+        since = self._grown[-1] if self._grown and not self._moments else None
+        rate = self._rates.at(self.steps, since)
+        for group in self._optimizer.param_groups:
+            new = group["initial_lr"] * rate
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(new)
+            else:
+                group["lr"] = new
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes: plain numbers, to be saved beside the module's state."""
+        return {"steps": self.steps, "grown": list(self._grown), "at": {k: dict(v) for k, v in self._at.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; call this before the module's and the optimizer's own `load_state_dict`.
+
+        A module as its constructor makes it is grown as often as that of the checkpoint was, so that its weights fit.
+
+        Raises:
+            BadInputError: The checkpoint is of another schedule.
+        """
+        at = {int(step): dict(options) for step, options in state["at"].items()}
+        early = [step for step in state["grown"] if at.get(step) != dict(self._at.get(step, {}))]
+        if early or self._grown != state["grown"][: len(self._grown)]:
+            raise BadInputError("the checkpoint was grown by another schedule than this one")
+        for step in state["grown"][len(self._grown) :]:
+            self._grow(step)
+        self.steps = int(state["steps"])
+        self._set_rates()
