@@ -33,6 +33,8 @@ from onnx_net2net.run.session import session
 if TYPE_CHECKING:
     from onnx_net2net.framework.live.fill import Filled, fill
     from onnx_net2net.framework.live.grow import Grown, grow
+    from onnx_net2net.framework.live.hugging_face import TrainerGrowth
+    from onnx_net2net.framework.live.lightning import LightningGrowth
     from onnx_net2net.framework.live.schedule import GrowthSchedule, grow_in_place
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Grown",
     "GrowthSchedule",
     "Inspection",
+    "LightningGrowth",
     "Model",
     "ModuleRunner",
     "Narrowing",
@@ -50,6 +53,7 @@ __all__ = [
     "NotEquivalentError",
     "RefusedError",
     "Similarity",
+    "TrainerGrowth",
     "Transfer",
     "Verification",
     "Widening",
@@ -76,6 +80,8 @@ _LIVE = {
     "Filled": "fill",
     "Grown": "grow",
     "GrowthSchedule": "schedule",
+    "LightningGrowth": "lightning",
+    "TrainerGrowth": "hugging_face",
     "fill": "fill",
     "grow": "grow",
     "grow_in_place": "schedule",
@@ -92,4 +98,4 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"onnx_net2net.framework.live.{_LIVE[name]}"), name)
     except ModuleNotFoundError as error:
-        raise BadInputError(f"{name} needs {error.name}: pip install 'onnx-net2net[torch]'") from error
+        raise BadInputError(f"{name} needs {error.name}: pip install {error.name}, or 'onnx-net2net[torch]'") from error

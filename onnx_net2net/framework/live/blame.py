@@ -20,7 +20,8 @@ from onnx_net2net.framework.live.example import Example, tensors_in
 from onnx_net2net.framework.live.growth import Difference
 from onnx_net2net.framework.live.trace import Run, agrees, slow_attention
 
-_TORCH = os.path.dirname(torch.__file__)
+_NOT_THEIRS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+"""Folders whose code is not the user's."""
 
 
 class GrowthRefusedError(RefusedError):
@@ -99,7 +100,7 @@ class _Calls(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
-        while frame.f_back is not None and _TORCH in frame.f_code.co_filename:
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THEIRS):
             frame = frame.f_back
         tensors = [one.detach().clone() for one in tensors_in(result)]
         self.found.append((frame.f_code.co_filename, frame.f_lineno, tensors))

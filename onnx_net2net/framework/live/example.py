@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as trees
 
 from onnx_net2net.errors import BadInputError
@@ -76,9 +78,38 @@ class Example:
     def __call__(self, module: nn.Module) -> list[torch.Tensor]:
         """Call a module and return the tensors of its result, in order; random numbers are the same at each call."""
         args, kwargs = self.filled([tensor.clone() for tensor in self.tensors])
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default(), _AllDouble():
             torch.manual_seed(0)
             return tensors_in(module(*args, **kwargs))
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Let tensors that a class makes without a type be in double precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = {torch.Tensor.float: torch.Tensor.double, torch.Tensor.half: torch.Tensor.double,
+          torch.Tensor.bfloat16: torch.Tensor.double}  # fmt: skip
+
+
+class _AllDouble(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
+    """Keeps a class from casting to narrower types, as norms and rotary embeddings do: rounding is no difference."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = [torch.float64 if _is_narrow(arg) else arg for arg in args]
+        named = {name: torch.float64 if _is_narrow(arg) else arg for name, arg in (kwargs or {}).items()}
+        return _CASTS.get(func, func)(*wide, **named)
+
+
+def _is_narrow(arg: Any) -> bool:
+    return isinstance(arg, torch.dtype) and arg in _NARROW
 
 
 def _varied(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

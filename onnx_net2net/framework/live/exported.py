@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.errors import RefusedError, one_line
-from onnx_net2net.framework.live.example import Example, tensors_in
+from onnx_net2net.framework.live.example import Example, double_by_default, tensors_in
 from onnx_net2net.model.model import Model, load
 
 MOVED = 0.1
@@ -51,6 +51,8 @@ def in_double(module: nn.Module) -> nn.Module:
     """Return a copy in double precision and eval mode on the CPU; all tensors of it, registered or not."""
     twin = duplicate(module).cpu().double().eval()
     for one in twin.modules():
+        if hasattr(getattr(one, "config", None), "use_cache"):  # a cache is as wide as the heads, and no result
+            one.config.use_cache = False
         if "_original_forward" in vars(one):  # accelerate computes in another type around it
             vars(one).pop("forward", None)
         for name, value in vars(one).items():
@@ -87,7 +89,7 @@ def export(module: nn.Module, example: Example) -> Model:
     reasons = []
     for options in ({"dynamo": True, "optimize": False}, {"dynamo": False, "do_constant_folding": False}):
         try:
-            with _quiet():
+            with _quiet(), double_by_default():
                 return _exported(module, example, options)
         except Exception as error:  # whatever the exporter or the user's code raises
             reasons.append(f"{type(error).__name__}: {one_line(_cause(error), 200)}")

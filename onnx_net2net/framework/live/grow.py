@@ -89,7 +89,7 @@ def grow(
     if optimizer is not None:
         growth.check(module, optimizer)
     grown, its_optimizer = duplicate_both(module, optimizer)
-    growth.apply(grown, its_optimizer)
+    growth.apply(grown, () if its_optimizer is None else (its_optimizer,))
     return Grown(grown, its_optimizer, report, growth)
 
 

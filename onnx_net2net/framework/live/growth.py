@@ -35,6 +35,7 @@ class Renumbered:
     keys: tuple[object, ...]
     old: Number
     new: Number
+    of_torch: bool = False  # whether the module is one of torch's own
 
     def __str__(self) -> str:
         return f"{'.'.join(map(str, (self.path, *self.keys) if self.path else self.keys))} {self.old} -> {self.new}"
@@ -55,17 +56,17 @@ class Growth:
     numbers: tuple[Renumbered, ...]
     values: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
-    def apply(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def apply(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
         """Grow a module and its optimizer in place; parameters stay the same objects, and those who hold them see it.
 
         Args:
             module: One of the class and sizes that the growth was found for.
-            optimizer: An optimizer of its parameters.
+            optimizers: Those of its parameters; others that they have stay as they are.
 
         Raises:
             RefusedError: It is not known how the optimizer's state grows. The module is as it was.
         """
-        if optimizer is not None:
+        for optimizer in optimizers:
             grow_optimizer(optimizer, {id(one): entry for one, entry in self._parameters(module)})
         grow_tensors(module, self.checkpoint, self.values)
         modules = dict(module.named_modules())
@@ -89,10 +90,10 @@ class Growth:
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
             raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
 
-    def forget(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Drop the state of an optimizer for the parameters that grow."""
+    def forget(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Drop the state of optimizers for the parameters that grow."""
         for parameter, entry in self._parameters(module):
-            if entry.new != entry.old:
+            for optimizer in optimizers if entry.new != entry.old else ():
                 optimizer.state.pop(parameter, None)
 
 
@@ -103,7 +104,8 @@ def renumbered(teacher: nn.Module, student: nn.Module) -> Iterator[Renumbered]:
         new = {slot.keys: slot.value for slot in slots_of(others[path], path, floats=True)}
         for slot in slots_of(module, path, floats=True):
             if slot.keys in new and new[slot.keys] != slot.value and not _are_nan(new[slot.keys], slot.value):
-                yield Renumbered(path, slot.keys, slot.value, new[slot.keys])
+                of_torch = type(module).__module__.startswith("torch.nn")
+                yield Renumbered(path, slot.keys, slot.value, new[slot.keys], of_torch)
 
 
 def _are_nan(*values: Number) -> bool:

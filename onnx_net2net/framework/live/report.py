@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from onnx_net2net.errors import some
+from onnx_net2net.framework.live.attributes import Sizes, slots_of
 from onnx_net2net.framework.live.growth import Difference, Found, Renumbered
+from onnx_net2net.framework.live.tensors import tensors_of
 from onnx_net2net.operations.widen.plan import Change
-from onnx_net2net.texts import fold_rows, lines_by_reason
+from onnx_net2net.texts import fold_names, fold_rows, lines_by_reason
+
+_MOST = 4
+"""How many numbers are printed."""
+
+_POWERS = (-0.5, 0.5, -1.0)
+"""Numbers that classes compute of a width n: n ** power."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,7 @@ class Report:
         changes: The dims that grew: names, sizes before and after.
         fixed: The dims that kept their size, with the reason.
         numbers: The numbers that its modules keep, which changed.
+        kept: The numbers that classes computed of a width that grew, and that stay so that the function does.
         parameters: How many parameters it has, before and after.
         difference: How far the outputs of both are apart in double precision, relative to the largest.
         covered: Share of the weights that grew.
@@ -30,6 +41,7 @@ class Report:
     changes: tuple[Change, ...]
     fixed: tuple[tuple[str, str], ...] = field(repr=False)
     numbers: tuple[Renumbered, ...]
+    kept: tuple[str, ...]
     parameters: tuple[int, int]
     difference: float
     covered: float
@@ -48,6 +60,10 @@ class Report:
         for name, sizes in folded:
             yield f"{name:<{width}}  {sizes}"
         yield f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}"
+        own = fold_names([str(number) for number in self.numbers if not number.of_torch])
+        for what, found in (("numbers set", own), ("numbers kept", fold_names(self.kept))):
+            if found:
+                yield f"{what}: {some(found, _MOST)}"
         yield from (f"stays: {line}" for line in lines_by_reason(self.fixed))
         yield from self.notes
         yield f"computes the same: off by {self.difference:.1e} (relative) in double precision"
@@ -60,6 +76,20 @@ def report_of(teacher: nn.Module, student: nn.Module, found: Found, difference: 
     if found.loads is False:
         notes.append("no config makes these sizes: the module trains on, and save_pretrained cannot make it again")
     return Report(
-        found.widening.changes, found.widening.kept, found.growth.numbers, (counts[0], counts[1]),
+        found.widening.changes, found.widening.kept, found.growth.numbers,
+        tuple(_kept(teacher, student, found.widening.changes)), (counts[0], counts[1]),
         max(difference.error, found.difference.error), found.widening.covered, tuple(notes), found.loads,
     )  # fmt: skip
+
+
+def _kept(teacher: nn.Module, student: nn.Module, changes: Sequence[Change]) -> Iterator[str]:
+    """Yield the numbers that are a power of a width that grew, and stay."""
+    shapes = [{name: tuple(one.shape) for name, one in tensors_of(module).items()} for module in (teacher, student)]
+    sizes = Sizes(shapes[0], shapes[1], [(change.name, change.old, change.new) for change in changes])
+    for path, module in student.named_modules():
+        widths = [old for old, news in sizes.near(path).items() if old > 1 and any(new != old for new in news)]
+        for slot in slots_of(module, path, floats=True):
+            powers = [(n, p) for n in widths for p in _POWERS if isinstance(slot.value, float)
+                      and math.isclose(slot.value, n**p, rel_tol=1e-9)]  # fmt: skip
+            if powers and len(slot.keys) == 1:
+                yield f"{slot.name} {slot.value:.6g} = {powers[0][0]} ** {powers[0][1]:g}"

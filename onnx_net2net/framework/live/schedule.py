@@ -58,7 +58,7 @@ class Rates:
 def grow_in_place(
     module: nn.Module,
     example_inputs: Inputs,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     averages: Sequence[nn.Module] = (),
     *,
     moments: bool = True,
@@ -69,7 +69,7 @@ def grow_in_place(
     Args:
         module: The module, perhaps compiled by `torch.compile`; it is compiled again when it is called next.
         example_inputs: As in `grow`.
-        optimizer: The optimizer of its parameters; others that it has stay as they are.
+        optimizer: The optimizer of its parameters, or several; other parameters that these have stay as they are.
         averages: Copies of the module with other weights, or `torch.optim.swa_utils.AveragedModel` of it.
         moments: Whether the optimizer's state grows too; else that of the parameters that grew is dropped.
         options: As in `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
@@ -85,14 +85,23 @@ def grow_in_place(
             "weight norms grew, whose gains follow from the weights themselves, so that averages of these cannot grow; "
             "make a new average of the grown module"
         )
-    if optimizer is not None and not moments:
-        growth.forget(module, optimizer)
-    growth.apply(module, optimizer)
+    optimizers = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
+    if not moments:
+        growth.forget(module, optimizers)
+    growth.apply(module, optimizers)
     for other in others:
         growth.apply(other)
     torch.clear_autocast_cache()  # of casts of the old weights
     torch.compiler.reset()
     return report
+
+
+def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return an optimizer out of what libraries wrap around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    checked: torch.optim.Optimizer = optimizer
+    return checked
 
 
 def unwrapped(module: Any) -> nn.Module:
