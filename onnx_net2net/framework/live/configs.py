@@ -35,11 +35,15 @@ def configured(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 class ConfigSearch:
     """Changes the config of a student until its class makes the student."""
 
-    def __init__(self, student: nn.Module, path: str, sizes: Sizes) -> None:
+    def __init__(self, student: nn.Module, path: str, sizes: Sizes, told: Mapping[str, tuple[Any, Any]]) -> None:
+        """Start with the fields that the graph tells (`WidthReport.config`)."""
         self._student: Any = student
         self._path, self._sizes = path, sizes
         self._shapes = _shapes(student)
         self._originals = {slot.keys: slot.value for slot in self._slots()}
+        names = getattr(self._student.config, "attribute_map", {})
+        fields = {(names.get(name, name),): pair for name, pair in told.items()}
+        self._told = {keys: new for keys, (old, new) in fields.items() if self._originals.get(keys) == old}
 
     def fit(self, is_exact: Callable[[nn.Module], bool]) -> bool:
         """Find the config, and give the student's modules the numbers that the class made by it keeps.
@@ -52,8 +56,14 @@ class ConfigSearch:
         """
         kept = [(slot, slot.value) for path, module in self._student.named_modules()
                 for slot in slots_of(module, path, floats=True)]  # fmt: skip
-        if self._fit_shapes() and self._fit_numbers(is_exact):
-            return True
+        for _ in range(2):
+            if self._fit_shapes() and self._fit_numbers(is_exact):
+                return True
+            if not self._told:
+                break
+            self._told = {}  # equal numbers may be others
+            for slot, value in kept:
+                slot.set(value)
         for slot, value in kept:
             slot.set(value)
         return False
@@ -84,7 +94,7 @@ class ConfigSearch:
         near = self._sizes.near(self._path)
         before = self._missed()
         for slot in self._slots():
-            value = likely(slot, near)
+            value = self._told.get(slot.keys) or likely(slot, near)
             if value is not None:
                 slot.set(value)
         missed = self._missed()
@@ -108,7 +118,8 @@ class ConfigSearch:
 
     def _changes(self) -> Iterator[dict[Slot, Number]]:
         """Yield other values of one field, and of two."""
-        options = [(slot, self._sizes.values(slot, self._originals[slot.keys])) for slot in self._slots()]
+        free = [slot for slot in self._slots() if slot.keys not in self._told]
+        options = [(slot, self._sizes.values(slot, self._originals[slot.keys])) for slot in free]
         options = [(slot, values) for slot, values in options if values]
         yield from ({slot: value} for slot, values in options for value in values)
         pairs = (

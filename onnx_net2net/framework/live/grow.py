@@ -201,7 +201,7 @@ class _Attempt:
         old, new = ({name: tuple(one.shape) for name, one in tensors_of(m).items()} for m in (teacher, student))
         sizes = Sizes(old, new, [(change.name, change.old, change.new) for change in widening.changes])
         _guess(student, sizes)
-        loads = [ConfigSearch(module, path, sizes).fit(partial(self._is_exact, student, path))
+        loads = [ConfigSearch(module, path, sizes, widths.config).fit(partial(self._is_exact, student, path))
                  for path, module in list(configured(student))]  # fmt: skip
         difference = self._settle(student, sizes)
         growth = Growth(entries, tuple(renumbered(teacher, student)), values)
