@@ -38,7 +38,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_is_short() -> None:
-    assert README.stat().st_size < 14_000
+    assert README.stat().st_size < 9_500
 
 
 def test_commands_of_the_readme_run(workplace: Path) -> None:
@@ -57,16 +57,28 @@ def test_the_way_back_of_the_readme_runs(workplace: Path) -> None:
 
 
 def test_python_of_the_readme_runs(workplace: Path) -> None:
-    (code,) = blocks(README, "python")
+    code, _ = blocks(README, "python")
     exec(compile(code, "README.md", "exec"), {})
     assert (workplace / "student.onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_readme_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three growths, each trained, in twenty lines; at the end more is right than at the beginning."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx2fx")
+    (code,) = blocks(README, "python loop")
+    assert len([line for line in code.splitlines() if line]) <= 20
+    exec(compile(code, "README.md", "exec"), {})
+    before, after = map(float, re.findall(r"([0-9.]+)%", capsys.readouterr().out))
+    assert 90 < before < after
 
 
 def test_the_docstring_of_the_package_is_what_the_readme_shows() -> None:
     """The same calls with other arguments; who reads one finds the other."""
     import onnx_net2net
 
-    (code,) = blocks(README, "python")
+    code, _ = blocks(README, "python")
     calls = re.compile(r"\b(inspect|widen|verify|raise_if_different|save)\(")
     assert calls.findall(code) == calls.findall(onnx_net2net.__doc__ or "")
 

@@ -1,4 +1,4 @@
-"""Data of the experiments, none of it downloaded: digits, glyphs of installed fonts, Python source.
+"""Data of the experiments, none of it downloaded: glyphs of installed fonts, Python source.
 
 Everything is made from a fixed seed, so that all arms of an experiment see the same images and text.
 """
@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import train_models
 from torch import Tensor
 from torch.nn import functional
 
@@ -94,21 +93,6 @@ def images(batches: Callable[[Images], Batches], train: Images, valid: Images) -
 
 
 @functools.cache
-def digits(copies: int = 20) -> Task:
-    """Classify scikit-learn's 8x8 digits, split as in `train_models`: 1297 for training, 500 for validation.
-
-    Args:
-        copies: How many times each image comes, every time moved a little.
-    """
-    split = train_models.load_split()
-    train_x, train_y, valid_x, valid_y = (torch.from_numpy(array) for array in split)
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        train_x = train_models.jitter(train_x.repeat(copies, 1, 1, 1))
-    return images(at_random, Images(train_x, train_y.repeat(copies)), Images(valid_x, valid_y))
-
-
-@functools.cache
 def glyphs(train: int, valid: int = 1000) -> Task:
     """Classify images of 62 characters in some 20 fonts, each distorted in its own way.
 
@@ -177,7 +161,7 @@ def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @functools.cache
-def python_source(context: int, megabytes: int = 4, valid: int = 150) -> Task:
+def python_source(context: int, megabytes: int = 4, valid: int = 300) -> Task:
     """Tell the next byte of Python source: that of the standard library of the interpreter that runs.
 
     Modules lie in the order of a fixed shuffle; every tenth is for validation.

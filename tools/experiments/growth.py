@@ -6,7 +6,7 @@ import contextlib
 import io
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from onnx_net2net.cli import main as cli
 
-TEACHER, STUDENT = "teacher.onnx", "student.onnx"
+TEACHER = "teacher.onnx"
 TEACHER_STATE, STUDENT_STATE = "teacher.safetensors", "student.safetensors"
+TEACHER_ADAM, STUDENT_ADAM = "adam.pt", "student.optimizer.pt"
 CALIBRATION = "calibration.npz"
-FILES = (TEACHER, STUDENT, TEACHER_STATE, STUDENT_STATE, CALIBRATION)
 
 
 def export(teacher: nn.Module, example: Tensor, folder: Path) -> None:
@@ -31,14 +31,9 @@ def export(teacher: nn.Module, example: Tensor, folder: Path) -> None:
         example: A batch of inputs.
         folder: Where to write.
     """
-    options: dict[str, Any]
-    if any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
-        # The default exporter folds batch normalisation into the convolutions.
-        options = {"dynamo": False, "training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
-        options |= {"opset_version": 17, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
-    else:
-        options = {"dynamo": True, "external_data": False, "dynamic_shapes": [{0: torch.export.Dim("batch")}]}
-        options |= {"verbose": False, "optimize": False}  # the initializers keep the names of the state dict
+    # The other exporter folds batch normalisation into the convolutions.
+    options = {"dynamo": False, "training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    options |= {"opset_version": 17, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
     options |= {"input_names": ["input"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations
@@ -47,32 +42,42 @@ def export(teacher: nn.Module, example: Tensor, folder: Path) -> None:
     np.savez(folder / CALIBRATION, input=example.numpy())
 
 
-def grow(student: nn.Module, folder: Path, arguments: Sequence[str], exact: bool) -> list[str]:
+def grow(
+    student: nn.Module,
+    folder: Path,
+    commands: Sequence[Sequence[str]],
+    adam: Mapping[str, Any] | None = None,
+) -> tuple[list[str], Mapping[str, Any] | None]:
     """Give `student` the weights of the grown teacher.
 
-    ``widen`` or ``deepen``, ``verify``, ``checkpoint``, ``load_state_dict(strict=True)``.
+    ``widen`` or ``deepen``, which compare the two in onnxruntime, ``checkpoint``, ``load_state_dict(strict=True)``.
 
     Args:
         student: A network of the grown shape, on the CPU; its weights are replaced.
         folder: Where `export` has written the teacher.
-        arguments: The command that grows and its options, files by their names above.
-        exact: Whether the student has to be equivalent; random padding and noise are not.
+        commands: The commands that grow, one after the other, and their options.
+        adam: The state of the teacher's optimizer.
 
     Returns:
-        The commands that were run.
+        The commands that were run, and the state of the student's optimizer.
 
     Raises:
         RuntimeError: A command failed.
     """
-    command, *options = arguments
-    lines = [[command, TEACHER, "-o", STUDENT, *options]]
-    if exact:
-        lines.append(["verify", TEACHER, STUDENT])
-    lines.append(["checkpoint", TEACHER, STUDENT, "--state-dict", TEACHER_STATE, "-o", STUDENT_STATE])
-    for line in lines:
-        _run([str(folder / argument) if argument in FILES else argument for argument in line])
+    lines, grown = [], TEACHER
+    for number, (command, *options) in enumerate(commands, 1):
+        lines.append([command, grown, "-o", f"student{number}.onnx", *options])
+        grown = f"student{number}.onnx"
+    lines.append(["checkpoint", TEACHER, grown, "--state-dict", TEACHER_STATE, "-o", STUDENT_STATE])
+    if adam is not None:
+        torch.save(adam, folder / TEACHER_ADAM)
+        lines[-1] += ["--optimizer", TEACHER_ADAM]
+    with contextlib.chdir(folder):
+        for line in lines:
+            _run(line)
     student.load_state_dict(safetensors.torch.load_file(folder / STUDENT_STATE), strict=True)
-    return [shlex.join(["onnx-net2net", *line]) for line in lines]
+    state = None if adam is None else torch.load(folder / STUDENT_ADAM, weights_only=True)
+    return [shlex.join(["onnx-net2net", *line]) for line in lines], state
 
 
 def _run(arguments: Sequence[str]) -> None:

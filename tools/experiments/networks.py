@@ -6,12 +6,11 @@ Widths and depths are arguments, so that a grown network can be built and given 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
-from train_models import Branches, ConvBn, Inception, InceptionBn, Mlp
+from train_models import Branches, ConvBn, Inception, InceptionBn
 
 from experiments import data
 
@@ -88,49 +87,6 @@ def glyph_inception(setting: str, width: float = 1.0, pairs: int = 0) -> Incepti
             conv = module.get_submodule(PAIR_END).conv
             module.add_module(PAIR_END, DeeperConvBn(conv.in_channels, conv.out_channels, pairs))
     return model
-
-
-# --- perceptron ---------------------------------------------------------------------------------------
-
-
-class DropoutMlp(Mlp):
-    """The perceptron of `train_models` with dropout behind every hidden layer.
-
-    Args:
-        hidden: Features of each hidden layer.
-        dropout: Probability at which a unit is left out.
-    """
-
-    def __init__(self, hidden: Sequence[int], dropout: float = 0.0) -> None:
-        super().__init__(hidden)
-        self.hidden = tuple(hidden)
-        self.dropout = dropout
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Classify images ``[n, 1, 8, 8]``."""
-        return self.get_submodule(f"fc{self.depth}")(self.hidden_units(image)[-1])
-
-    def hidden_units(self, image: Tensor) -> list[Tensor]:
-        """Return the activations of every hidden layer, ``[n, features]``."""
-        layers, x = [], image.flatten(1)
-        for number in range(1, self.depth):
-            x = functional.relu(self.get_submodule(f"fc{number}")(x))
-            x = functional.dropout(x, self.dropout, self.training)
-            layers.append(x)
-        return layers
-
-
-NARROW: Mapping[str, tuple[int, ...]] = {"small": (8, 8), "large": (8, 8)}
-
-
-def perceptron(setting: str, width: int = 1) -> DropoutMlp:
-    """Build a perceptron for digits.
-
-    Args:
-        setting: A key of `NARROW`.
-        width: Times the number of hidden units.
-    """
-    return DropoutMlp([width * features for features in NARROW[setting]])
 
 
 # --- VGG ----------------------------------------------------------------------------------------------
@@ -229,32 +185,6 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerSize:
-    """Sizes of the teacher."""
-
-    stream: int
-    heads: int
-    head_dim: int
-    ffn: int
-    blocks: int
-    context: int
-
-
-TRANSFORMERS = {
-    "small": TransformerSize(stream=32, heads=4, head_dim=8, ffn=96, blocks=2, context=64),
-    "large": TransformerSize(stream=256, heads=8, head_dim=32, ffn=1024, blocks=6, context=256),
-}
-
-
-def transformer(setting: str, width: float = 1.0, copies: int = 0) -> Transformer:
-    """Build a transformer.
-
-    Args:
-        setting: A key of `TRANSFORMERS`.
-        width: Times the number of heads and of hidden units of the perceptrons.
-        copies: Copies behind each block.
-    """
-    size = TRANSFORMERS[setting]
-    heads, ffn = round(size.heads * width), round(size.ffn * width)
-    return Transformer(size.stream, heads, size.head_dim, ffn, size.blocks * (1 + copies), size.context)
+def transformer(stream: int, blocks: int, context: int, head_dim: int) -> Transformer:
+    """Build one whose heads together are as wide as the stream, with four times the hidden units."""
+    return Transformer(stream, stream // head_dim, head_dim, 4 * stream, blocks, context)

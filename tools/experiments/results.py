@@ -1,176 +1,163 @@
-"""What is kept of the experiments: curves, a summary of them, and figures."""
+"""What is made of the runs: a table of each study, and figures."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.definitions import EXPERIMENTS, NET2NET, PAIRS, RANDOM_INIT, RANDOM_PAD, TEACHER, WIDER, at
-from experiments.training import Curve, Point
+from experiments.lab import SCRATCH, Run, read_runs
+from experiments.studies import GROWN, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# --- curves -------------------------------------------------------------------------------------------
-
-
-def write_curves(path: Path, curves: Iterable[Curve]) -> None:
-    """Write one row for each evaluation of each network."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        names = [field.name for field in dataclasses.fields(Curve) if field.name != "points"]
-        writer.writerow([*names, *(field.name for field in dataclasses.fields(Point))])
-        for curve in curves:
-            head = [getattr(curve, name) for name in names]
-            for point in curve.points:
-                writer.writerow([*head, point.step, *(f"{value:.4g}" for value in dataclasses.astuple(point)[1:])])
-
-
-def read_curves(path: Path) -> list[Curve]:
-    """Read what `write_curves` has written."""
-    curves: dict[tuple[str, ...], Curve] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = (row["experiment"], row["shape"], row["arm"], row["seed"])
-            numbers = {name: int(row[name]) for name in ("seed", "parameters", "step_flops", "distinct_units")}
-            curve = curves.setdefault(key, Curve(*key[:3], **numbers, points=[]))
-            values = (float(row[field.name]) for field in dataclasses.fields(Point)[1:])
-            curve.points.append(Point(int(row["step"]), *values))
-    return list(curves.values())
-
-
-# --- summary ------------------------------------------------------------------------------------------
+ARMS = ("small, trained on", "large, from scratch", "grown")
+COLORS = ("#888888", "#1f77b4", "#d62728")
+NEAR = 1e-3
+"""Runs whose compute differs by less than this part have the same budget."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One arm of one experiment over all seeds.
+    """One arm at one budget, over all seeds.
 
     Attributes:
-        experiment: Its name.
-        shape: What the networks that are compared have in common.
-        arm: How this one came by its weights, or was trained.
+        study: Its name.
+        arm: `ARMS`, or the name of a variant.
+        compute: All compute, in steps of the large network.
+        share: Part of it before growth; 0 where nothing grew.
+        rate: Peak of the learning rate.
         seeds: Number of runs.
-        parameters: Of the network.
-        steps: Minibatches that it was trained for.
-        accuracy: On the validation set after the last step, mean over seeds.
-        accuracy_spread: Its standard deviation.
-        loss: Cross entropy on the validation set after the last step (nats), mean over seeds.
-        loss_spread: Its standard deviation.
-        distinct_units: Median number of hidden units that respond differently; -1 where it was not counted.
-        to_teacher: Median of the steps to where the teacher ended; infinite if most seeds never came there.
-        to_random: Median of the steps to where random initialization ended.
-        random_to_this: Median of the steps of random initialization to where this arm ended.
-        random_by_this_to_teacher: Steps of random initialization to where the teacher ended, by those of this arm.
-        pad_by_this_to_teacher: The same for random padding.
-        random_by_this_to_random: Steps of random initialization to where it ended itself, by those of this arm.
-        pad_by_this_to_pad: Steps of random padding to where it ended itself, by those of this arm.
-        compute_to_random: Floating-point operations of the teacher's training and of this arm to where random
-            initialization ended, by those that the latter took.
+        accuracy: On the validation set, mean over seeds.
+        loss: Likewise (nats).
+        spread: Standard deviation of the loss.
+        steps_ratio: Steps of the large network from scratch to this loss, by those after growth: median over seeds.
+        compute_ratio: The same by all compute.
+        beyond: Seeds whose loss the large network did not reach from scratch; it had too little by at least that much.
+        gap: Loss less that of the better of the two fixed sizes at this budget: mean over seeds.
+        best: Seeds on which it is below both.
+        against_grown: Loss less that of the arm `grown` at this budget: mean over seeds.
+        against_spread: Standard deviation of that.
     """
 
-    experiment: str
-    shape: str
+    study: str
     arm: str
+    compute: float
+    share: float
+    rate: float
     seeds: int
-    parameters: int
-    steps: int
     accuracy: float
-    accuracy_spread: float
     loss: float
-    loss_spread: float
-    distinct_units: float
-    to_teacher: float
-    to_random: float
-    random_to_this: float
-    random_by_this_to_teacher: float
-    pad_by_this_to_teacher: float
-    random_by_this_to_random: float
-    pad_by_this_to_pad: float
-    compute_to_random: float
+    spread: float
+    steps_ratio: float = math.nan
+    compute_ratio: float = math.nan
+    beyond: int = 0
+    gap: float = math.nan
+    best: int = 0
+    against_grown: float = math.nan
+    against_spread: float = math.nan
 
 
-def score(curve: Curve, point: Point) -> float:
-    """Return what counts: the accuracy of classifiers, the negative loss of language models."""
-    return -point.loss if curve.experiment == "transformer" else point.accuracy
+class Curves:
+    """The runs of a study, by arm, budget and seed."""
 
+    def __init__(self, study: Study, runs: Iterable[Run], seeds: int) -> None:
+        """Sort the runs; those of other studies and of trial seeds are left out."""
+        self.study = study
+        self.runs: dict[str, dict[float, dict[int, Run]]] = {}
+        self._lengths = {study.small.name: {*study.budgets}, study.large.name: set[int]()}
+        self._lengths[study.large.name] |= {round(one * study.ratio) for one in (*study.budgets, *study.longer)}
+        for run in runs:
+            arm = self._arm(run)
+            if arm is not None and run.seed < seeds:
+                budgets = self.runs.setdefault(arm, {})
+                budget = self._budget(run.flops, budgets)
+                budgets.setdefault(budget, {})[run.seed] = run
 
-def steps_to(curve: Curve, target: float) -> float:
-    """Return the steps after which a network first scored `target`; infinite if it never did."""
-    return next((point.step for point in curve.points if score(curve, point) >= target), math.inf)
+    def _arm(self, run: Run) -> str | None:
+        if not run.teacher and run.steps not in self._lengths.get(run.network, ()):
+            return None  # of another study
+        names = {(self.study.small.name, ""): ARMS[0], (self.study.large.name, ""): ARMS[1]}
+        names[self.study.large.name, self.study.small.name] = run.arm
+        return names.get((run.network, run.teacher))
 
+    def _budget(self, flops: float, known: Iterable[float]) -> float:
+        """Return the compute in steps of the large network, or one so near that it is the same."""
+        compute = flops / self.study.large.step_flops
+        return next((other for other in known if abs(other - compute) < NEAR * compute), compute)
 
-def summarize(curves: Sequence[Curve]) -> list[Row]:
-    """Summarize the curves of one experiment, an arm a row.
+    def at(self, arm: str, compute: float) -> Mapping[int, Run]:
+        """Return the runs of an arm at the budget nearest to some compute, by seed; none if none is near."""
+        budgets = self.runs.get(arm, {})
+        near = min(budgets, key=lambda budget: abs(budget - compute), default=math.inf)
+        # Whole steps of either network are not exactly as long.
+        return budgets[near] if abs(near - compute) < 0.02 * compute else {}
 
-    Every seed is measured by the ends of the teacher and of the random initialization of the same seed. What is not
-    there to compare with gives nan.
-    """
-    arms: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
-        arms.setdefault((curve.shape, curve.arm), []).append(curve)
+    def needed(self, seed: int, loss: float) -> float:
+        """Return the steps of the large network from scratch to a loss, linear in log(steps).
 
-    def steps(runs: Sequence[Curve] | None, goals: Sequence[Curve] | None) -> float:
-        """Return the median of the steps to where others ended."""
-        if not runs or not goals:
-            return math.nan
-        ends = {goal.seed: score(goal, goal.points[-1]) for goal in goals}
-        return statistics.median(steps_to(run, ends[run.seed]) for run in runs)
+        Infinite if none of its budgets is enough, nan if the shortest one is more than enough.
+        """
+        points = sorted((run.steps, run.loss) for budget in self.runs[ARMS[1]].values()
+                        for run in budget.values() if run.seed == seed)  # fmt: skip
+        for (before, high), (after, low) in itertools.pairwise(points):
+            if high >= loss >= low:
+                part = (high - loss) / (high - low) if high > low else 0.0
+                return before * (after / before) ** part
+        return math.inf if points and loss < points[-1][1] else math.nan
 
-    teachers = arms.get(("", TEACHER))
-    rows = []
-    for (shape, arm), runs in arms.items():
-        random_init, pad = arms.get((shape, RANDOM_INIT)), arms.get((shape, RANDOM_PAD))
-        to_teacher, to_random = steps(runs, teachers), steps(runs, random_init)
-        baseline = steps(random_init, random_init)
-        compute = math.nan
-        if teachers and random_init:
-            before = 0 if arm == RANDOM_INIT else teachers[0].step_flops * teachers[0].points[-1].step
-            compute = _ratio(before + runs[0].step_flops * to_random, random_init[0].step_flops * baseline)
-        ends = [run.points[-1] for run in runs]
-        row = Row(
-            runs[0].experiment,
-            shape,
-            arm,
-            len(runs),
-            runs[0].parameters,
-            ends[0].step,
-            *_mean_and_spread([end.accuracy for end in ends]),
-            *_mean_and_spread([end.loss for end in ends]),
-            statistics.median(run.distinct_units for run in runs),
-            to_teacher,
-            to_random,
-            steps(random_init, runs),
-            _ratio(steps(random_init, teachers), to_teacher),
-            _ratio(steps(pad, teachers), to_teacher),
-            _ratio(baseline, to_random),
-            _ratio(steps(pad, pad), steps(runs, pad)),
-            compute,
-        )
-        rows.append(row)
-    return rows
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each arm and budget."""
+        for arm, budgets in self.runs.items():
+            for compute in sorted(budgets):
+                yield self._row(arm, compute, budgets[compute])
+
+    def _row(self, arm: str, compute: float, runs: Mapping[int, Run]) -> Row:
+        first, losses = next(iter(runs.values())), [run.loss for run in runs.values()]
+        grown = first.arm != SCRATCH
+        share = first.teacher_steps * self.study.ratio / compute if grown else 0.0
+        row = Row(self.study.name, arm, compute, share, first.rate, len(runs),
+                  statistics.fmean(run.accuracy for run in runs.values()), *_mean_and_spread(losses))  # fmt: skip
+        if not grown:
+            return row
+        needed = {seed: self.needed(seed, run.loss) for seed, run in runs.items()}
+        reached = [self._farthest(seed) if math.isinf(steps) else steps for seed, steps in needed.items()]
+        needs = math.nan if any(map(math.isnan, reached)) else statistics.median(reached)
+        fixed = [self.at(other, compute) for other in ARMS[:2]]
+        gaps = [run.loss - min(other[seed].loss for other in fixed)
+                for seed, run in runs.items() if all(seed in other for other in fixed)]  # fmt: skip
+        base = self.at(GROWN.name, compute)
+        against = [run.loss - base[seed].loss for seed, run in runs.items() if arm != GROWN.name and seed in base]
+        differs = _mean_and_spread(against)
+        return dataclasses.replace(
+            row, steps_ratio=needs / first.steps, compute_ratio=needs / compute,
+            beyond=sum(map(math.isinf, needed.values())), gap=_mean_and_spread(gaps)[0],
+            best=sum(gap < 0 for gap in gaps), against_grown=differs[0], against_spread=differs[1],
+        )  # fmt: skip
+
+    def _farthest(self, seed: int) -> float:
+        return max(run.steps for budget in self.runs[ARMS[1]].values() for run in budget.values() if run.seed == seed)
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _ratio(steps: float, by: float) -> float:
-    """Divide; who never came there has no ratio, and to have been there from the beginning gives an infinite one."""
-    if not math.isfinite(steps) or not math.isfinite(by):
-        return math.nan
-    return steps / by if by else math.inf
+# --- tables ---------------------------------------------------------------------------------------------------
 
 
 def write_summary(path: Path, rows: Iterable[Row]) -> None:
-    """Write a CSV file with a row for each arm."""
+    """Write a CSV file with a row for each arm and budget."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in dataclasses.fields(Row)])
@@ -179,152 +166,111 @@ def write_summary(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow([f"{value:.4g}" if isinstance(value, float) else value for value in values])
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """Write the summary as a table; the columns are explained beside it in the README."""
-    lines = [
-        "| experiment | network | parameters | steps | accuracy | loss | to teacher's end | to random init.'s end "
-        "| random init. to this end | random init. / this | random pad / this | compute |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+def curves_table(rows: Iterable[Row]) -> str:
+    """Write the three curves of every study, a budget a line."""
+    budgets: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        cells = [
-            row.experiment,
-            f"{row.arm}, {row.shape}" if row.shape else row.arm,
-            f"{row.parameters:,}",
-            f"{row.steps:,}",
-            f"{row.accuracy:.1%} ± {100 * row.accuracy_spread:.1f}",
-            f"{row.loss:.3f} ± {row.loss_spread:.3f}",
-            *(_cell(value, "never") for value in (row.to_teacher, row.to_random, row.random_to_this)),
-            *(_cell(value, "at once") for value in (row.random_by_this_to_random, row.pad_by_this_to_pad)),
-            _cell(row.compute_to_random, "-"),
-        ]
+        for (study, compute), arms in budgets.items():
+            if study == row.study and abs(compute - row.compute) < 0.02 * compute and row.arm in ARMS:
+                arms[row.arm] = row
+                break
+        else:
+            if row.arm in ARMS:
+                budgets[row.study, round(row.compute)] = {row.arm: row}
+    lines = [
+        f"| study | compute | seeds | {' | '.join(ARMS)} | steps x | compute x | against the better one |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for (study, compute), arms in budgets.items():
+        if GROWN.name not in arms:
+            continue
+        grown = arms[GROWN.name]
+        cells = [study, f"{compute:,}", str(grown.seeds), *(_loss(arms.get(arm)) for arm in ARMS)]
+        cells += [_ratio(grown.steps_ratio, grown), _ratio(grown.compute_ratio, grown)]
+        cells.append("-" if math.isnan(grown.gap) else f"{grown.gap:+.3f}, below on {grown.best} of {grown.seeds}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: float, infinite: str) -> str:
-    if math.isinf(value):
-        return infinite
-    return "-" if math.isnan(value) else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+def variants_table(rows: Sequence[Row]) -> str:
+    """Write the variants, an arm a line."""
+    lines = [
+        "| study | arm | share before | rate | seeds | loss | less that of `grown` | steps x | compute x |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        if row.arm in ARMS:
+            continue
+        cells = [row.study, row.arm, f"{row.share:.0%}", f"{row.rate:.2g}", str(row.seeds), _loss(row),
+                 f"{row.against_grown:+.3f} ± {row.against_spread:.3f}",
+                 _ratio(row.steps_ratio, row), _ratio(row.compute_ratio, row)]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-# --- figures ------------------------------------------------------------------------------------------
+def _loss(row: Row | None) -> str:
+    return f"{row.loss:.3f} ± {row.spread:.3f}" if row else "-"
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """One plot of a figure.
-
-    Attributes:
-        title: What stands above it.
-        y: A field of `Point`.
-        shows: Which curves.
-        compute: Whether floating-point operations, the teacher's included, are the horizontal axis instead of steps.
-        gain: Whether `y` is shown less what it was at the beginning, where teachers of different seeds differ much.
-    """
-
-    title: str
-    y: str
-    shows: Callable[[Curve], bool] = lambda _: True
-    compute: bool = False
-    gain: bool = False
+def _ratio(value: float, row: Row) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{'> ' if 2 * row.beyond > row.seeds else ''}{value:.2f}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One figure: the experiment whose curves it shows, and its plots."""
-
-    experiment: str
-    panels: Sequence[Panel]
+# --- figures --------------------------------------------------------------------------------------------------
 
 
-def _accuracies(shows: Callable[[Curve], bool]) -> Sequence[Panel]:
-    return Panel("(a) training", "train_accuracy", shows), Panel("(b) validation", "accuracy", shows)
-
-
-def _of_shapes(*shapes: str) -> Callable[[Curve], bool]:
-    return lambda curve: curve.shape in ("", *shapes)
-
-
-_PAPERS_ARMS = (TEACHER, at(NET2NET, 10), at(NET2NET, 1), RANDOM_PAD, RANDOM_INIT)
-FIGURES: Mapping[str, Figure] = {
-    "figure4": Figure("figure4", _accuracies(lambda curve: curve.arm in _PAPERS_ARMS)),
-    "figure5": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[2]))),
-    "figure6": Figure("figures5and6", _accuracies(_of_shapes(PAIRS[4], WIDER))),
-    "appendix_a": Figure("figure4", _accuracies(lambda curve: curve.arm.startswith(NET2NET))),
-    "symmetry": Figure(
-        "symmetry",
-        (
-            Panel("Adam", "loss", lambda curve: "adam" in curve.arm, gain=True),
-            Panel("SGD with momentum", "loss", lambda curve: "sgd" in curve.arm, gain=True),
-        ),
-    ),
-    "transformer": Figure(
-        "transformer",
-        (
-            Panel("heads and hidden units x 1.5", "loss", _of_shapes("wider"), compute=True),
-            Panel("blocks x 2", "loss", _of_shapes("deeper"), compute=True),
-        ),
-    ),
-}
-
-
-def draw(path: Path, figure: Figure, curves: Sequence[Curve]) -> None:
-    """Draw one figure: the mean over seeds, and a band of a standard deviation on either side."""
+def draw(path: Path, studies: Sequence[Curves]) -> None:
+    """Draw the three curves of some studies: the mean over seeds, and a band of a standard deviation."""
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "net2net"  # the same file each time
     from matplotlib import pyplot as plt
 
-    canvas, axes = plt.subplots(1, len(figure.panels), figsize=(10, 3.8), layout="constrained", sharey=True)
-    for panel, ax in zip(figure.panels, axes, strict=True):
-        arms: dict[tuple[str, str], list[Curve]] = {}
-        for curve in filter(panel.shows, curves):
-            arms.setdefault((curve.shape, curve.arm), []).append(curve)
-        for runs in arms.values():
-            values = np.array([[getattr(point, panel.y) for point in run.points] for run in runs])
-            steps = np.array([point.step for point in runs[0].points])
-            before = _teacher_flops(runs[0], curves)
-            x = (before + steps * runs[0].step_flops) / 1e12 if panel.compute else steps
-            _plot(ax, runs[0], x, values - values[:, :1] if panel.gain else values)
-        ax.set(title=panel.title, xlabel="TFLOP, the teacher's included" if panel.compute else "minibatches")
-        what = "accuracy" if panel.y != "loss" else "validation loss"
-        ax.set_ylabel(f"{what}, less the teacher's" if panel.gain else what)
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
-        if panel.y == "loss" and not panel.gain:
-            # The first steps of a random initialization would leave no room for the others.
-            ends = [curve.points[-1].loss for curve in curves]
-            ax.set_ylim(0.95 * min(ends), 1.3 * max(ends))
-    canvas.savefig(path, dpi=90)
+    canvas, axes = plt.subplots(1, len(studies), figsize=(1.5 + 3.9 * len(studies), 3.4), layout="constrained")
+    for curves, ax in zip(studies, np.atleast_1d(axes), strict=True):
+        _plot(ax, curves)
+    canvas.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
     plt.close(canvas)
 
 
-def _teacher_flops(curve: Curve, curves: Iterable[Curve]) -> int:
-    """Return what the teacher's training cost that a network started from."""
-    if curve.arm in (TEACHER, RANDOM_INIT):
-        return 0
-    teacher = next(other for other in curves if other.arm == TEACHER)
-    return teacher.step_flops * teacher.points[-1].step
+def _plot(ax: Axes, curves: Curves) -> None:
+    for arm, color in zip(ARMS, COLORS, strict=True):
+        budgets = curves.runs.get(arm, {})
+        x = sorted(budgets)
+        points = [_mean_and_spread([run.loss for run in budgets[compute].values()]) for compute in x]
+        mean, spread = np.array(points).reshape(-1, 2).T
+        ax.plot(x, mean, "o-", color=color, label=arm, markersize=4, linewidth=1.4)
+        ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+    ax.set_xscale("log")
+    ax.set_title(
+        f"{curves.study.name}: {curves.study.small.name} to {curves.study.large.name.split(' ', 1)[1]}", size=9
+    )
+    ax.set_xlabel("all compute, in steps of the large network", size=8)
+    ax.set_ylabel("validation loss (nats)", size=8)
+    ax.tick_params(labelsize=8, which="both")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(fontsize=8)
 
 
-def _plot(ax: Axes, arm: Curve, x: np.ndarray, values: np.ndarray) -> None:
-    """Plot one arm: values ``[seeds, points]``."""
-    mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(x))
-    style = "--" if arm.arm == TEACHER or "dropout" in arm.arm else "-"
-    (line,) = ax.plot(x, mean, style, label=f"{arm.arm}, {arm.shape}" if arm.shape else arm.arm, linewidth=1.2)
-    ax.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
+# --- all of it ------------------------------------------------------------------------------------------------
 
 
-# --- all of it ----------------------------------------------------------------------------------------
+def summarize_folder(folder: Path, all_studies: Sequence[Study], seeds: int) -> str:
+    """Summarize and draw the runs in a folder, and return the tables.
 
-
-def summarize_folder(folder: Path) -> str:
-    """Summarize and draw the curves in a folder, and return the summary as a table."""
-    curves = {name: read_curves(folder / f"{name}.csv") for name in EXPERIMENTS if (folder / f"{name}.csv").exists()}
-    rows = [row for name in curves for row in summarize(curves[name])]
+    Args:
+        folder: Has `runs.csv`, and gets the rest.
+        all_studies: Those of which there may be runs.
+        seeds: Those from there on were for choosing rates.
+    """
+    runs = read_runs(folder / "runs.csv")
+    studies = [Curves(study, runs, seeds) for study in all_studies]
+    studies = [curves for curves in studies if GROWN.name in curves.runs and ARMS[1] in curves.runs]
+    rows = [row for curves in studies for row in curves.rows()]
     write_summary(folder / "summary.csv", rows)
-    for name, figure in FIGURES.items():
-        if figure.experiment in curves:
-            draw(folder / f"{name}.png", figure, curves[figure.experiment])
-    return markdown(rows)
+    for curves in studies:
+        draw(folder / f"{curves.study.file}.svg", [curves])
+    return f"{curves_table(rows)}\n{variants_table(rows)}"

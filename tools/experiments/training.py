@@ -1,10 +1,11 @@
-"""Training: one loop for all networks, and the curve that it leaves."""
+"""Training by Adam: to a step at some rate, from there on later, or down to the end of a schedule."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,129 +13,115 @@ from torch.nn import functional
 
 from experiments.data import Task
 
+DECAY = 0.4
+"""Part of a schedule in which the rate falls, in a straight line to `LAST` of its peak."""
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How to train.
-
-    Attributes:
-        steps: Number of minibatches.
-        batch: Examples in each.
-        rate: The initial learning rate.
-        decay: What the learning rate is divided by from the first step to the last, at an even pace.
-        optimizer: ``adam`` or ``sgd``, the latter with momentum 0.9.
-        every: Steps between two evaluations; half of that, and a fifth, at the beginning.
-        evaluations: Instead, the steps before which the network is evaluated.
-    """
-
-    steps: int
-    batch: int
-    rate: float
-    decay: float = 30.0
-    optimizer: str = "adam"
-    every: int = 50
-    evaluations: tuple[int, ...] = ()
-
-    def evaluated(self) -> set[int]:
-        """Return the steps before which the network is evaluated: more of them at the beginning."""
-        if self.evaluations:
-            return set(self.evaluations)
-        early = {part * self.every // 10 for part in (2, 4, 6, 8, 15, 25, 35)}
-        return {*early, *range(0, self.steps, self.every), self.steps}
+LAST = 0.02
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One evaluation.
+class Score(NamedTuple):
+    """What a network does on the validation set.
 
     Attributes:
-        step: Minibatches so far.
-        train_accuracy, train_loss: Of the minibatches since the last evaluation; nan before the first.
-        accuracy, loss: Of the validation set.
+        accuracy: Part of the classes that are told right.
+        loss: Mean cross entropy (nats).
     """
 
-    step: int
-    train_accuracy: float
-    train_loss: float
     accuracy: float
     loss: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """How one network learned.
-
-    Attributes:
-        experiment: The name of the experiment.
-        shape: What the networks that are compared have in common, if there are several such shapes.
-        arm: How this one came by its weights, or was trained.
-        seed: Of everything random.
-        parameters: Trainable parameters.
-        step_flops: Floating-point operations of a training step.
-        distinct_units: Hidden units of the trained network that respond differently; -1 where it was not counted.
-        points: Evaluations.
-    """
-
-    experiment: str
-    shape: str
-    arm: str
-    seed: int
-    parameters: int
-    step_flops: int
-    distinct_units: int
-    points: list[Point]
-
-
-def train(model: nn.Module, task: Task, schedule: Schedule, seed: int, device: str = "cpu") -> list[Point]:
-    """Train a network in place and return its curve.
+def rates(peak: float, warmup: int, steps: int | None = None) -> Callable[[int], float]:
+    """Return the learning rate of each step: a rise, a constant, and a fall.
 
     Args:
-        model: The network; it stays on the device.
-        task: Data.
-        schedule: How to train.
-        seed: Of the order of the examples, and of dropout.
-        device: Of PyTorch.
-
-    Returns:
-        Evaluations from before the first step to after the last.
+        peak: The constant.
+        warmup: Steps of the rise.
+        steps: Where the fall ends. Without it the rate never falls, so that one training serves several budgets.
     """
-    return list(_train(model.to(device), task, schedule, seed, device))
+
+    def rate(step: int) -> float:
+        risen = min(1.0, (step + 1) / (warmup + 1))
+        if steps is None or step < undecayed(steps):
+            return peak * risen
+        left = (steps - step) / (steps - undecayed(steps))
+        return peak * min(risen, LAST + (1 - LAST) * left)
+
+    return rate
 
 
-def _train(model: nn.Module, task: Task, schedule: Schedule, seed: int, device: str) -> Iterator[Point]:
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    if schedule.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), schedule.rate, fused=True)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), schedule.rate, momentum=0.9)
-    rates = torch.optim.lr_scheduler.ExponentialLR(optimizer, schedule.decay ** (-1 / schedule.steps))
-    batches = task.batches(schedule.batch, generator)
-    evaluated = schedule.evaluated()
-    right, losses, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    for step in range(schedule.steps + 1):
-        if step in evaluated:
-            means = (right.item() / seen, losses.item() / seen) if seen else (math.nan, math.nan)
-            yield Point(step, *means, *evaluate(model, task, device))
-            right, losses, seen = torch.zeros_like(right), torch.zeros_like(losses), 0
-        if step == schedule.steps:
-            return
-        model.train()
-        inputs, classes = (tensor.to(device) for tensor in next(batches))
-        logits = model(inputs)
-        loss = functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-        right += (logits.detach().argmax(-1) == classes).float().mean()
-        losses += loss.detach()
-        seen += 1
+def undecayed(steps: int) -> int:
+    """Return the step at which the fall of a schedule begins."""
+    return steps - round(DECAY * steps)
+
+
+class Training:
+    """A network in training.
+
+    Attributes:
+        model: The network, on the device.
+        optimizer: Its Adam.
+        step: Minibatches so far.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, batch: int, seed: int, device: str = "cpu") -> None:
+        """Begin.
+
+        Args:
+            model: Trained in place; it moves to the device.
+            task: Data.
+            batch: Examples in a minibatch.
+            seed: Of the order of the examples.
+            device: Of PyTorch.
+        """
+        self.model, self.task, self.device = model.to(device), task, device
+        self.optimizer = torch.optim.Adam(model.named_parameters(), fused=True)
+        self.step = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._batches = task.batches(batch, self._generator)
+
+    def advance(self, until: int, rate: Callable[[int], float]) -> None:
+        """Train to a step, at the rate of each."""
+        self.model.train()
+        for step in range(self.step, until):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate(step)
+            inputs, classes = (tensor.to(self.device) for tensor in next(self._batches))
+            logits = self.model(inputs)
+            loss = functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.step = max(self.step, until)
+
+    def score(self) -> Score:
+        """Evaluate on the validation set."""
+        return evaluate(self.model, self.task, self.device)
+
+    def state(self) -> Mapping[str, Any]:
+        """Return a copy of all that `resume` needs; of data that are drawn anew for each minibatch only."""
+        parts = self.model.state_dict(), self.optimizer.state_dict(), self._generator.get_state()
+        return dict(zip(("model", "optimizer", "generator"), copy.deepcopy(parts), strict=True), step=self.step)
+
+    def save(self, path: Path) -> None:
+        """Write the state to a file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        torch.save(self.state(), part)
+        part.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a state in a file."""
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self.step = state["step"]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, device: str = "cpu") -> tuple[float, float]:
-    """Return accuracy and mean cross entropy (nats) on the validation set; the model is left in evaluation mode."""
+def evaluate(model: nn.Module, task: Task, device: str = "cpu") -> Score:
+    """Return the score of a network, which is left in evaluation mode."""
     model.eval()
     right = loss = places = 0.0
     for batch in task.valid:
@@ -143,4 +130,4 @@ def evaluate(model: nn.Module, task: Task, device: str = "cpu") -> tuple[float, 
         right += (logits.argmax(-1) == classes).sum().item()
         loss += functional.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="sum").item()
         places += classes.numel()
-    return right / places, loss / places
+    return Score(right / places, loss / places)

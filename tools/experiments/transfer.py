@@ -41,7 +41,7 @@ from train_models import CLASSES, IMAGE_SIZE, Mlp, ResNet, load_split
 from experiments import transfer_results as results
 from experiments.data import GLYPH_SIZE, GLYPHS, Images, Task, glyph_images, images, in_passes
 from experiments.networks import Vgg
-from experiments.training import Schedule, train
+from experiments.training import Training
 from experiments.transfer_results import ARMS, DPIAT, EPOCHS, MEASURES, RANDOM, TEST, VALIDATION, Alike, Pair, Run
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.dpiat.dpiat import transfer_dpiat
@@ -183,9 +183,11 @@ def accuracies(
 ) -> tuple[float, ...]:
     """Train a network in place; return its accuracy on `VALIDATION` or `TEST` images after some numbers of epochs."""
     steps = len(SETS[data].parts()[0].classes) // BATCH
-    at = tuple(epoch * steps for epoch in epochs)
-    schedule = Schedule(at[-1], BATCH, rate, decay=1, evaluations=at)
-    return tuple(point.accuracy for point in train(model, tasks(data)[held_out], schedule, seed))
+    training, found = Training(model, tasks(data)[held_out], BATCH, seed), []
+    for epoch in epochs:
+        training.advance(epoch * steps, lambda _: rate)
+        found.append(training.score().accuracy)
+    return tuple(found)
 
 
 @functools.cache
