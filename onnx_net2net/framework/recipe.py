@@ -60,7 +60,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "map",
         "Keep the default map and --spread 0.3.",
-        "it matters on ReLU MLPs (there zero_out was better by .07 nats in one study), by .01 to .03 nats on the language "
+        "it matters on ReLU MLPs (in one study zero_out was better by .07 nats), by .01 to .03 nats on the language "
         "model, and not in depth",
     ),
 )
