@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
+import onnx
 
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply
@@ -17,6 +17,7 @@ from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
+from onnx_net2net.model.tensors import bits_of, dtype_of
 from onnx_net2net.rules import traits
 
 Relation = Literal[
@@ -92,9 +93,9 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
             if node.op_type == "Constant":
                 tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
         for name, tensor in tensors:
-            kind = ir.DataType(tensor.data_type)
-            dtype = np.dtype(kind.numpy()) if kind != ir.DataType.STRING and kind.bitwidth >= 8 else None
-            if dtype is not None and (kind.is_floating_point() and is_float(dtype)) == floats:
+            kind = tensor.data_type
+            dtype = dtype_of(kind) if kind != onnx.TensorProto.STRING and bits_of(kind) >= 8 else None
+            if dtype is not None and is_float(dtype) == floats:
                 found[name] = StoredConstant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
     numbers = itertools.count()
     for scope in scopes(model.proto):

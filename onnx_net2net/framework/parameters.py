@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from onnx_net2net.algebra.floats import is_float
 from onnx_net2net.analysis.groups import paused_gc
@@ -25,6 +24,7 @@ from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, bodies, initializer_names, refill, scopes, unused, value_names
+from onnx_net2net.model.tensors import dtype_of
 from onnx_net2net.rules import traits
 
 Kind = Literal["parameter", "statistic"]
@@ -99,7 +99,7 @@ def trained_of(model: Model, reserved: Iterable[str] = ()) -> Plain:
     for (number, found), name in zip(places.items(), names, strict=True):
         tensor = tensors[number]
         kind: Kind = "parameter" if any(kinds[one] == "parameter" for one in found) else "statistic"
-        dtype = np.dtype(ir.DataType(tensor.data_type).numpy())
+        dtype = dtype_of(tensor.data_type)
         trained.append(Trained(name, values[found[0]], number, kind, tuple(tensor.dims), dtype))
     by_name = {one.name: tuple(places[one.tensor]) for one in trained}
     return Plain(plain, tuple(trained), by_name)
@@ -124,8 +124,7 @@ def _kinds(plain: Model) -> dict[str, Kind]:
 
 
 def _is_float(tensor: onnx.TensorProto) -> bool:
-    kind = ir.DataType(tensor.data_type)
-    return kind.is_floating_point() and kind.bitwidth >= 8 and is_float(np.dtype(kind.numpy()))
+    return is_float(dtype_of(tensor.data_type))
 
 
 # --- Names ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, some
@@ -20,7 +19,7 @@ from onnx_net2net.framework.parameters import Trained, trained_of
 from onnx_net2net.framework.returned import returned
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
-from onnx_net2net.model.tensors import make_stub, set_inline, stub_key
+from onnx_net2net.model.tensors import Weight, make_stub, set_inline, stub_key
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A state dict: a file, or what `state_dict()` returns."""
@@ -105,7 +104,7 @@ def _replaced(model: Model, found: Mapping[int, Callable[[], Array]], files: lis
     for number, tensor in enumerate(all_tensors(proto)):
         if number not in found:
             continue
-        weight = _weight(tensor, found[number])
+        weight = Weight(tensor.data_type, tensor.dims, tensor.name, found[number])
         if stub_key(tensor) is not None:
             make_stub(tensor, weight, weights)
         elif (content := weight.tobytes()) != model.tensor(tensor).tobytes():
@@ -113,9 +112,3 @@ def _replaced(model: Model, found: Mapping[int, Callable[[], Array]], files: lis
     alive = {stub_key(tensor) for tensor in all_tensors(proto)}
     weights = {key: weight for key, weight in weights.items() if key in alive}
     return dataclasses.replace(model, proto=proto, weights=weights, path=None, sources=(*model.sources, *files))
-
-
-def _weight(tensor: onnx.TensorProto, read: Callable[[], Array]) -> ir.LazyTensor:
-    """Return a weight that is read when it is written."""
-    kind, shape, name = ir.DataType(tensor.data_type), ir.Shape(tensor.dims), tensor.name
-    return ir.LazyTensor(lambda: ir.Tensor(read(), dtype=kind, name=name), kind, shape, name=name)

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnx_ir as ir
+from onnx import helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.rows import InMemory, Source
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.graph.export import merge, merged_node, portable
 from onnx_net2net.model.checks import check_structure
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, captured, initializer_names, refill, scopes, unused, value_names
-from onnx_net2net.model.tensors import INLINE_BYTES, data_of, detach, inherit, make_stub, stub_key
+from onnx_net2net.model.tensors import INLINE_BYTES, Weight, data_of, detach, inherit, make_stub, stub_key
 
 Node, Tensor, Variable, Constant, Topology = gs.Node, gs.Tensor, gs.Variable, gs.Constant, gs.Graph
 """What a graph consists of: see onnx-graphsurgeon."""
@@ -116,15 +117,14 @@ class Graph:
         """
         return self.reader(constant)()
 
-    def reader(self, constant: gs.Constant) -> Callable[[], Array]:
+    def reader(self, constant: gs.Constant) -> Source:
         """Return a function that reads the values that the constant has now, even if it is replaced later."""
         values = constant._values  # `values` would try to load a stub
         if isinstance(values, SparseValues):
             raise BadInputError(f"tensor {constant.name} is sparse, which is not supported")
         if not isinstance(values, LazyValues):
-            return lambda: np.asarray(values)
-        reader: Callable[[], Array] = data_of(values.tensor, self._weights).numpy
-        return reader
+            return InMemory(np.asarray(values))
+        return data_of(values.tensor, self._weights)
 
     def unique_name(self, base: str) -> str:
         """Return `base`, or `base` with a number, such that nothing in the model has this name; it is now taken."""
@@ -132,11 +132,10 @@ class Graph:
 
     def constant(self, name: str, values: Array) -> gs.Constant:
         """Make a constant, of any type that ONNX shares with numpy or ml_dtypes but text; `name` is made unique."""
-        tensor = ir.tensor(values)
-        if tensor.nbytes > INLINE_BYTES:
-            return self.lazy_constant(name, int(tensor.dtype), values.shape, lambda: values)
-        proto = ir.serde.serialize_tensor(tensor)
-        proto.name = self.unique_name(name)
+        if values.nbytes > INLINE_BYTES:
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            return self.lazy_constant(name, kind, values.shape, InMemory(values))
+        proto = numpy_helper.from_array(values, self.unique_name(name))
         return gs.Constant(proto.name, LazyValues(proto))
 
     def lazy_constant(
@@ -232,16 +231,9 @@ class Graph:
     def _lazy_values(
         self, name: str, dtype: int, shape: Sequence[int], compute: Callable[[], Array], like: gs.Constant | None
     ) -> LazyValues:
-        kind, dims = ir.DataType(dtype), tuple(int(size) for size in shape)
-
-        def evaluate() -> ir.Tensor[Any]:
-            array = np.asarray(compute())
-            if array.shape != dims:  # would shift everything behind it in the data file
-                raise ValueError(f"{name}: computed shape {array.shape}, declared {dims}")
-            return ir.Tensor(array, dtype=kind, name=name)
-
+        dims = tuple(int(size) for size in shape)
         proto = onnx.TensorProto(name=name, data_type=dtype, dims=dims)
-        make_stub(proto, ir.LazyTensor(evaluate, kind, ir.Shape(dims), name=name), self._weights)
+        make_stub(proto, Weight(dtype, dims, name, compute), self._weights)
         if like is not None:
             inherit(proto, _tensor_proto(like))
         return LazyValues(proto)
@@ -266,7 +258,7 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 
 def _tensor_proto(constant: gs.Constant) -> onnx.TensorProto:
     values = constant._values  # `values` would try to load a stub
-    return values.tensor if isinstance(values, LazyValues) else ir.serde.serialize_tensor(ir.tensor(values))
+    return values.tensor if isinstance(values, LazyValues) else numpy_helper.from_array(values)
 
 
 def dtype_of(constant: gs.Constant) -> np.dtype[Any]:

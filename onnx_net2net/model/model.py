@@ -1,8 +1,8 @@
 """Load and save ONNX models: nothing is lost, and weights are read only when they are needed.
 
 A `Model` is a *weightless* `onnx.ModelProto` plus a table of weights: its larger tensors are stubs (see
-`model.tensors`). `graph.Graph` makes it editable, which stays fast and harmless without the weights; onnx-ir
-owns the bytes: mapped files, arrays, or functions that compute a grown weight at the moment it is written.
+`model.tensors`). `graph.Graph` makes it editable, which stays fast and harmless without the weights. A weight is an
+array, a place in a file, or what computes it at the moment it is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnx
-import onnx_ir as ir
 
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.checks import check, parse, parse_bytes
@@ -25,7 +24,7 @@ from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, stage, write
 from onnx_net2net.model.staging import work_folder, writing
-from onnx_net2net.model.tensors import FileTensor, Weights, data_of, detach
+from onnx_net2net.model.tensors import Weight, Weights, data_of, detach, is_floating
 
 __all__ = ["Model", "ModelLike", "Progress", "load"]
 
@@ -57,7 +56,7 @@ class Model:
     """
 
     proto: onnx.ModelProto
-    weights: Mapping[int, ir.TensorProtocol]
+    weights: Mapping[int, Weight]
     path: Path | None = None
     external: bool = False
     sources: tuple[Path, ...] = ()
@@ -75,17 +74,15 @@ class Model:
     @property
     def parameters(self) -> int:
         """Number of floating-point elements in all initializers and tensor attributes."""
-        floats = (t for t in all_tensors(self.proto) if ir.DataType(t.data_type).is_floating_point())
+        floats = (t for t in all_tensors(self.proto) if is_floating(t.data_type))
         return sum(math.prod(tensor.dims) for tensor in floats)
 
     @property
     def is_fresh(self) -> bool:
         """Whether it comes straight from an operation: its weights are computed when they are asked for."""
-        return any(
-            isinstance(weight, ir.LazyTensor) and not isinstance(weight, FileTensor) for weight in self.weights.values()
-        )
+        return any(weight.is_computed for weight in self.weights.values())
 
-    def tensor(self, tensor: onnx.TensorProto) -> ir.TensorProtocol:
+    def tensor(self, tensor: onnx.TensorProto) -> Weight:
         """Return the tensor behind a `TensorProto` of `proto`, stub or not; nothing is read yet."""
         return data_of(tensor, self.weights)
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
-import onnx_ir as ir
-from onnx_ir.external_data import CallbackInfo, convert_tensors_to_external
 
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.staging import Stage, destination, same_file, writing
 from onnx_net2net.model.staging import stage as stage_files
-from onnx_net2net.model.tensors import set_external, set_inline, stub_key
+from onnx_net2net.model.tensors import Weight, set_external, set_inline, stub_key
+from onnx_net2net.model.threads import in_threads
+
+Content = Array | bytes
 
 Progress = Callable[[str, int, int], None]
 """Called before each tensor is written with (its name, bytes written so far, bytes in all)."""
@@ -99,7 +105,7 @@ def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], 
 
 def write(
     proto: onnx.ModelProto,
-    weights: Mapping[int, ir.TensorProtocol],
+    weights: Mapping[int, Weight],
     path: Path,
     data: Path | None,
     progress: Progress | None = None,
@@ -117,25 +123,81 @@ def write(
     proto = copy.deepcopy(proto)
     stubs = [(tensor, key) for tensor in all_tensors(proto) if (key := stub_key(tensor)) is not None]
     shared = {key: weights[key] for _, key in stubs}  # a tensor that several share counts once
+    places = dict(zip(shared, itertools.accumulate((w.nbytes for w in shared.values()), initial=0), strict=False))
     total = sum(weight.nbytes for weight in shared.values())
+
+    def tell(key: int) -> None:
+        report(shared[key].name, places[key], total)
+
     if data is None:
-        done = 0
+        buffers = {key: np.empty(weight.nbytes, np.uint8) for key, weight in shared.items()}
+        in_threads(_jobs(shared, lambda key, offset, content: _put(buffers[key], offset, content), tell))
         for tensor, key in stubs:
-            report(tensor.name, done, total)
-            set_inline(tensor, weights[key].tobytes())
-            done = min(done + weights[key].nbytes, total)
+            set_inline(tensor, buffers[key].tobytes())
     else:
+        with open(data, "wb", buffering=0) as file:
+            _reserve(file.fileno(), total)
+            lock = threading.Lock()  # the kernel lets one thread write to a file, while others spin
 
-        def tell(tensor: ir.TensorProtocol, info: CallbackInfo) -> None:
-            report(tensor.name or "", info.offset, total)
+            def write_piece(key: int, offset: int, content: Content) -> None:
+                with lock:
+                    _write_at(file.fileno(), places[key] + offset, content)
 
-        written = convert_tensors_to_external(list(shared.values()), data.parent, data.name, callback=tell)
-        places = dict(zip(shared, written, strict=True))
+            in_threads(_jobs(shared, write_piece, tell))
         for tensor, key in stubs:
-            place = places[key]
-            set_external(tensor, {"location": data.name, "offset": place.offset, "length": place.length})
+            entries = {"location": data.name, "offset": places[key], "length": shared[key].nbytes}
+            set_external(tensor, entries)
     path.write_bytes(proto.SerializeToString())
     report(path.name, total, total)
+
+
+def _jobs(
+    weights: Mapping[int, Weight],
+    put: Callable[[int, int, Content], None],
+    tell: Callable[[int], None],
+) -> Generator[Callable[[], None], None, None]:
+    """Yield what makes the pieces of weights and puts them where they belong.
+
+    A weight that is computed as a whole is put there before the next job is asked for: there is one at a time.
+    """
+    for key, weight in weights.items():
+        tell(key)
+        if not weight.has_rows:
+            for offset, read in weight.pieces():
+                put(key, offset, read())
+            continue
+        for offset, read in weight.pieces():
+            yield partial(_make, partial(put, key, offset), read)
+
+
+def _make(put: Callable[[Content], None], read: Callable[[], Content]) -> None:
+    put(read())
+
+
+def _put(buffer: Array, offset: int, content: Content) -> None:
+    made = _flat(content)
+    buffer[offset : offset + len(made)] = made
+
+
+def _flat(content: Content) -> Array:
+    return np.frombuffer(content, np.uint8) if isinstance(content, bytes) else content.reshape(-1).view(np.uint8)
+
+
+def _write_at(descriptor: int, offset: int, content: Content) -> None:
+    view = memoryview(_flat(content))  # type: ignore[arg-type]
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Have the disk set the space of a file aside: a full one says so at once, and the kernel writes faster."""
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot
+                raise
 
 
 def check_target(path: Path, sources: Iterable[Path]) -> Path:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
+from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.rows import InMemory, Rows, Source, blocks
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.protos import all_tensors
-
-Weights = dict[int, ir.TensorProtocol]
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the proto: they are shapes, axes, scalars that the analysis looks at."""
@@ -38,7 +39,35 @@ _DATA_FIELDS = (
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
 _OPAQUE_TYPES = (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED)
 _BLOCK = 1 << 20
+"""Bytes that are copied at a time."""
+
+_NARROW = 1024
+"""Bytes of rows that are not worth a read each."""
+
 _keys = itertools.count()
+
+Piece = tuple[int, Callable[[], Array | bytes]]
+"""A part of a tensor's bytes: where it begins, and what reads or computes it."""
+
+
+@cache
+def bits_of(kind: int) -> int:
+    """Return how many bits an element of a type has, by its `TensorProto.DataType`."""
+    packed = re.match(r"(?:FLOAT|U?INT)([246])(?:E|$)", onnx.TensorProto.DataType.Name(kind))
+    return int(packed[1]) if packed else dtype_of(kind).itemsize * 8
+
+
+@cache
+def dtype_of(kind: int) -> np.dtype[Any]:
+    """Return a type, given as `TensorProto.DataType`, as numpy or ml_dtypes have it."""
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    return dtype
+
+
+@cache
+def is_floating(kind: int) -> bool:
+    """Tell whether a type, by its `TensorProto.DataType`, is one of floats."""
+    return str(onnx.TensorProto.DataType.Name(kind)).startswith(("FLOAT", "DOUBLE", "BFLOAT"))
 
 
 @dataclass(frozen=True)
@@ -70,38 +99,168 @@ class DataFile:
         Raises:
             BadInputError: If the file has changed or cannot be read.
         """
+        return self.opened().read(offset, size)
+
+    def opened(self) -> OpenFile:
+        """Open the file.
+
+        Raises:
+            BadInputError: If it has changed or cannot be read.
+        """
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                content = np.fromfile(file, np.uint8, size, offset=offset)
-                state = _state(os.fstat(file.fileno()))
+            return OpenFile(self, os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
         except OSError as error:
             raise BadInputError(f"cannot read {self.path}: {error.strerror or error}") from error
-        if state != self.state:
-            raise BadInputError(f"{self.path} changed while it was read")
+
+
+class OpenFile:
+    """A data file that is open, to be read by several threads; it is closed when nobody needs it any more."""
+
+    def __init__(self, file: DataFile, descriptor: int) -> None:
+        self._file, self._descriptor = file, descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, size: int) -> Array:
+        """Return bytes, not to be written to; see `DataFile.read`."""
+        content = np.empty(size, np.uint8)
+        self.read_into(content, offset)
         content.flags.writeable = False
         return content
+
+    def read_into(self, target: Array, offset: int) -> None:
+        """Fill a contiguous array with bytes of the file.
+
+        Raises:
+            BadInputError: If the file has changed or cannot be read.
+        """
+        view, done = memoryview(target.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type]
+        try:
+            while done < len(view) and (count := os.preadv(self._descriptor, [view[done:]], offset + done)):
+                done += count
+            state = _state(os.fstat(self._descriptor))
+        except OSError as error:
+            raise BadInputError(f"cannot read {self._file.path}: {error.strerror or error}") from error
+        if done < len(view) or state != self._file.state:
+            raise BadInputError(f"{self._file.path} changed while it was read")
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-class FileTensor(ir.LazyTensor):  # type: ignore[misc]
+class Weight:
+    """The values of a tensor: in memory, in a file, or computed when somebody asks (see `algebra.rows.Source`).
+
+    Attributes:
+        kind: The type of its elements, a `TensorProto.DataType`.
+        shape: Its shape.
+        name: Its name, for messages.
+    """
+
+    def __init__(self, kind: int, shape: Sequence[int], name: str, source: Source | Callable[[], Array]) -> None:
+        self.kind, self.shape, self.name = kind, tuple(map(int, shape)), name
+        self._source = source
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its elements in numpy or ml_dtypes."""
+        return dtype_of(self.kind)
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of its bytes in a file."""
+        return (self.size * bits_of(self.kind) + 7) // 8
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is neither in memory nor in a file."""
+        return not isinstance(self._source, InMemory)
+
+    def __call__(self) -> Array:
+        """Return its values, not to be written to."""
+        array = np.asarray(self._source())
+        if array.shape != self.shape:  # would shift everything behind it in the data file
+            raise ValueError(f"{self.name}: computed shape {array.shape}, declared {self.shape}")
+        if array.dtype != self.dtype:
+            raise ValueError(f"{self.name}: computed type {array.dtype}, declared {self.dtype}")
+        return array
+
+    def numpy(self) -> Array:
+        """Return its values, not to be written to."""
+        return self()
+
+    def tobytes(self) -> bytes:
+        """Return its bytes as they are in a file."""
+        return _bytes_of(self.numpy(), self.kind)
+
+    def rows(self) -> Rows:
+        """Return what reads or computes some of its rows."""
+        if isinstance(self._source, Source):
+            return self._source.rows()
+        return InMemory(self()).rows()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is made row by row, and not as a whole."""
+        return isinstance(self._source, Source) and bool(self.shape) and bits_of(self.kind) >= 8
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield its bytes in pieces, in order, to be made in any order by any thread."""
+        if not self.has_rows:
+            yield 0, self.tobytes
+            return
+        rows, width = self.rows(), math.prod(self.shape[1:]) * self.dtype.itemsize
+        for places in blocks(self.shape, self.dtype.itemsize):
+            yield int(places[0]) * width, partial(rows, places)
+
+
+class FileWeight(Weight):
     """A tensor in a file, which is read at each use."""
 
-    def __init__(self, file: DataFile, offset: int, size: int, tensor: onnx.TensorProto) -> None:
-        kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
+    def __init__(self, file: DataFile, offset: int, tensor: onnx.TensorProto) -> None:
+        super().__init__(tensor.data_type, tensor.dims, tensor.name, self._values)
+        self._file, self._offset = file, offset
 
-        def read() -> ir.TensorProtocol:
-            return _of_bytes(file.read(offset, size), kind, shape, self.name)
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is neither in memory nor in a file."""
+        return False
 
-        super().__init__(read, kind, shape, name=tensor.name)
-        self._pieces = [(file, offset + done, min(_BLOCK, size - done)) for done in range(0, size, _BLOCK)]
+    def _values(self) -> Array:
+        return _values_of(self._file.read(self._offset, self.nbytes), self.kind, self.shape)
 
-    def tofile(self, file: BinaryIO) -> None:
-        """Copy the bytes without holding all of them in memory."""
-        for source, offset, size in self._pieces:
-            file.write(source.read(offset, size).data)
+    def tobytes(self) -> bytes:
+        """Return its bytes."""
+        return self._file.read(self._offset, self.nbytes).tobytes()
+
+    def rows(self) -> Rows:
+        """Return what reads some of its rows; rows that lie together are read at once."""
+        file, row, dtype = self._file.opened(), math.prod(self.shape[1:]) * self.dtype.itemsize, self.dtype
+
+        def read(places: Array) -> Array:
+            block = np.empty((len(places), *self.shape[1:]), dtype)
+            breaks = np.flatnonzero(np.diff(places) != 1) + 1
+            for start, stop in itertools.pairwise([0, *breaks.tolist(), len(places)]):
+                file.read_into(block[start:stop], self._offset + int(places[start]) * row)
+            return block
+
+        return read if row >= _NARROW or self.nbytes > _BLOCK else InMemory(self()).rows()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield its bytes in pieces."""
+        file = self._file.opened()
+        for done in range(0, self.nbytes, _BLOCK):
+            yield done, partial(file.read, self._offset + done, min(_BLOCK, self.nbytes - done))
+
+
+Weights = dict[int, Weight]
 
 
 def stub_key(tensor: onnx.TensorProto) -> int | None:
@@ -109,7 +268,7 @@ def stub_key(tensor: onnx.TensorProto) -> int | None:
     return next((int(entry.value) for entry in tensor.external_data if entry.key == _STUB), None)
 
 
-def make_stub(tensor: onnx.TensorProto, weight: ir.TensorProtocol, weights: Weights) -> None:
+def make_stub(tensor: onnx.TensorProto, weight: Weight, weights: Weights) -> None:
     """Take the data out of a tensor; `weight`, which is put into `weights`, stands for it."""
     key = next(_keys)
     weights[key] = weight
@@ -136,10 +295,12 @@ def clear_data(tensor: onnx.TensorProto) -> None:
         tensor.ClearField(field)
 
 
-def data_of(tensor: onnx.TensorProto, weights: Mapping[int, ir.TensorProtocol]) -> ir.TensorProtocol:
-    """Return the tensor behind a stub, or the tensor itself; nothing is read yet."""
+def data_of(tensor: onnx.TensorProto, weights: Mapping[int, Weight]) -> Weight:
+    """Return the values behind a stub, or those of the tensor itself; nothing is read yet."""
     key = stub_key(tensor)
-    return ir.serde.TensorProtoTensor(tensor) if key is None else weights[key]
+    if key is not None:
+        return weights[key]
+    return Weight(tensor.data_type, tensor.dims, tensor.name, partial(numpy_helper.to_array, tensor))
 
 
 def inherit(new: onnx.TensorProto, old: onnx.TensorProto) -> None:
@@ -190,25 +351,41 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
 def _nbytes(tensor: onnx.TensorProto) -> int:
     if any(size < 0 for size in tensor.dims):
         raise BadInputError(f"tensor {tensor.name} has a negative dimension")
-    return int(math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    return (int(math.prod(tensor.dims)) * bits_of(tensor.data_type) + 7) // 8
 
 
-def _in_memory(tensor: onnx.TensorProto, size: int) -> ir.TensorProtocol:
+def _in_memory(tensor: onnx.TensorProto, size: int) -> Weight:
     """Return the data of a tensor as an array that no longer needs the proto."""
-    source = ir.serde.TensorProtoTensor(tensor)  # knows which field holds which type
-    content, kind = source.tobytes(), source.dtype
+    if tensor.HasField("raw_data"):
+        content = tensor.raw_data
+    else:
+        try:
+            content = _bytes_of(numpy_helper.to_array(tensor), tensor.data_type)
+        except ValueError:
+            content = b""
     if len(content) != size:
         raise BadInputError(f"tensor {tensor.name} has {len(content)} bytes of data instead of {size}")
-    return _of_bytes(np.frombuffer(content, np.uint8), kind, source.shape, tensor.name)
+    array = _values_of(np.frombuffer(content, np.uint8), tensor.data_type, tuple(tensor.dims))
+    return Weight(tensor.data_type, tensor.dims, tensor.name, InMemory(array))
 
 
-def _of_bytes(raw: Array, kind: ir.DataType, shape: ir.Shape, name: str | None) -> ir.TensorProtocol:
-    if kind.bitwidth < 8:  # several elements to a byte
-        return ir.PackedTensor(raw, kind, shape=shape, name=name)
-    return ir.Tensor(raw.view(kind.numpy()).reshape(shape.numpy()), dtype=kind, name=name)
+def _values_of(content: Array, kind: int, shape: tuple[int, ...]) -> Array:
+    """Return the values that bytes of a file are."""
+    if bits_of(kind) < 8:  # several elements to a byte
+        proto = onnx.TensorProto(data_type=kind, dims=shape, raw_data=content.tobytes())
+        return np.asarray(numpy_helper.to_array(proto))
+    values: Array = content.view(dtype_of(kind)).reshape(shape)
+    return values
 
 
-def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dict[str, DataFile]) -> FileTensor:
+def _bytes_of(values: Array, kind: int) -> bytes:
+    """Return values as they are in a file."""
+    if bits_of(kind) < 8:
+        return bytes(numpy_helper.from_array(values).raw_data)
+    return values.tobytes()
+
+
+def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dict[str, DataFile]) -> FileWeight:
     """Return the data of a tensor in a file, checked to be there but not read."""
     if path is None:
         raise BadInputError(f"tensor {tensor.name} is in an external file; load such a model by its path")
@@ -227,7 +404,7 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
         raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {location}, but claims {length}")
     if not 0 <= offset <= file.state[0] - size:
         raise BadInputError(f"external data file {location} is too short for tensor {tensor.name}")
-    return FileTensor(file, offset, size, tensor)
+    return FileWeight(file, offset, tensor)
 
 
 def _data_file(model: Path, location: str) -> Path:

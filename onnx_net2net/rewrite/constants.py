@@ -14,7 +14,8 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.weights import Filler, Style, WeightGrowth
+from onnx_net2net.algebra.rows import Source
+from onnx_net2net.algebra.weights import Filler, GrownSource, Style, WeightGrowth
 from onnx_net2net.analysis.inference import SHAREABLE, Use, is_fill
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.analysis.padding import Scales
@@ -108,7 +109,9 @@ def _grow_constant(
     versions = []
     for group in groups:
         zero = _zero_reader(rewriting, group.uses[0])
-        compute = partial(_compute, read, group.growth, salt, zero, group.gain)
+        compute: Source | Compute = GrownSource(read, group.growth, salt)
+        if zero is not None or group.gain is not None:
+            compute = partial(_compute, read, group.growth, salt, zero, group.gain)
         is_still = group.growth.is_identity and group.gain is None
         readers = [(rewriting.nodes[use.node], use.input) for use in group.uses]
         versions.append(Version(readers, group.growth.shape, None if is_still else compute))

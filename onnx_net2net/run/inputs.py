@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import Array
@@ -209,11 +208,13 @@ def _close_totals(binding: dict[str, int]) -> None:
             binding[name] = sum(parts)
 
 
-def _expression(size: str) -> ir.SymbolicDim | None:
+def _expression(size: str) -> Any:
     """Return a dim_param that is arithmetic, such as ``past_length + 1`` or ``2*s0``; None for a mere name."""
     if "**" in size or not any(sign in size for sign in ("+", "*", "/", " - ")):  # powers could take for ever
         return None
-    dim = ir.SymbolicDim(re.sub("/+", "//", size))  # sizes are whole
+    from onnx_ir import SymbolicDim  # brings sympy, which takes a second
+
+    dim = SymbolicDim(re.sub("/+", "//", size))  # sizes are whole
     try:
         dim.free_symbols()
     except (ValueError, TypeError, ArithmeticError):  # no arithmetic after all

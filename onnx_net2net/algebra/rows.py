@@ -1,0 +1,73 @@
+"""Arrays that are read or computed some rows at a time. A row is what one index of the first axis has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
+
+BLOCK_BYTES = 1 << 19
+"""Rows are made so many at a time: what is worked on stays in the cache of a core."""
+
+Rows = Callable[[Array], Array]
+"""Returns rows by their numbers (int64), as an array of its own, which may be written to."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An array that is somewhere. A call returns all of it, not to be written to."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type."""
+
+    def __call__(self) -> Array:
+        """Return all of it."""
+
+    def rows(self) -> Rows:
+        """Return what reads rows of it."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An array that is in memory."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type."""
+        return np.dtype(self.array.dtype)
+
+    def __call__(self) -> Array:
+        """Return all of it."""
+        return self.array
+
+    def rows(self) -> Rows:
+        """Return what reads rows of it."""
+
+        def read(places: Array) -> Array:
+            return np.take(self.array, places, axis=0)
+
+        return read
+
+
+def blocks(shape: Sequence[int], itemsize: int) -> Iterator[Array]:
+    """Yield the numbers of the rows of an array, in order, as many at a time as are a block."""
+    step = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
+    for start in range(0, shape[0], step):
+        yield np.arange(start, min(start + step, shape[0]))
