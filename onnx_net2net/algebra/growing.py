@@ -311,8 +311,11 @@ class _Making:
     def _means(self, block: Array) -> Array:
         """Return the mean of the units of each row, or that of scaled units over the scale that padding has."""
         units = np.take(block, self._firsts, axis=self._position).astype(np.float64)
-        means = np.tensordot(self._factors, units, (0, self._position))
-        return np.expand_dims(means, self._position)
+        units *= self._factors.reshape(-1, *(1,) * (units.ndim - 1 - self._position))
+        means: Array = units.sum(
+            axis=self._position, keepdims=True
+        )  # no matrix product: its rounding hangs on the rows
+        return means
 
     def _mean_row(self, source: Source, units: Array) -> Array:
         """Return the same of units that are rows themselves, as one row."""

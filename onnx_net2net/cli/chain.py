@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "chain", "train networks in ascending size, each grown from the last one",
+    "chain",
     "chain.yaml --from large",
     [
         argument("chain", type=Path, metavar="CHAIN", help="the networks and how they are trained (.yaml)"),

@@ -6,9 +6,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import JSON, REPORT, TEACHER, Command, argument
 from onnx_net2net.cli.output import say, say_json, shape_text, table, tell
@@ -20,6 +18,9 @@ from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.optimizer import grow_state, output_beside, read_state, with_note, write_state
 from onnx_net2net.framework.recipe import next_steps, recipe_of_entries
 from onnx_net2net.model.model import load
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "checkpoint", "write a student's weights under the training framework's names",
+    "checkpoint",
     "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
     [
         TEACHER,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
@@ -18,6 +16,9 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
 from onnx_net2net.run.session import check_runs
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "repeat", "depth", "append", "calibrate", "seed",
              "framework")  # fmt: skip
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "deepen", "insert layers; the student computes what the teacher computes",
+    "deepen",
     "teacher.onnx -o student.onnx --after 'layer3.*'",
     [
         TEACHER,

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "draw", "draw a network, and in colour what grew",
+    "draw",
     "teacher.onnx student.onnx -o growth.svg",
     [
         argument("model", type=Path, metavar="MODEL"),

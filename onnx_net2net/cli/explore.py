@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "explore", "search among networks grown from a teacher, each trained a little",
+    "explore",
     "teacher.onnx --space space.yaml --train 'python train.py --init {init} --out {out} --steps {steps}' "
     "--metric val_loss --rungs 100,300 --budget 16",
     [

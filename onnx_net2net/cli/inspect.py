@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.loadable import inspect_for
@@ -16,6 +14,9 @@ from onnx_net2net.model.model import load
 from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
 from onnx_net2net.texts import lines_by_reason
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "inspect", "list the dims of a model and what may be done with them", "teacher.onnx",
+    "inspect", "teacher.onnx",
     [
         argument("model", type=Path, metavar="MODEL"),
         for_framework("what may be done where a class of the framework has to follow"),

@@ -16,37 +16,32 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
-from onnx_net2net.cli import (
-    chain,
-    checkpoint,
-    deepen,
-    draw,
-    explore,
-    inspect,
-    narrow,
-    plan,
-    refit,
-    replay,
-    similarity,
-    transfer,
-    verify,
-    widen,
-)
-from onnx_net2net.cli.options import Completion, Parser
+from onnx_net2net.cli.options import Completion, Parser, Version
 from onnx_net2net.cli.output import complain, log, say, voice
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
 from onnx_net2net.model import staging
-from onnx_net2net.model.model import load
 from onnx_net2net.model.signals import caught_signals
-from onnx_net2net.rules import load_rules
-from onnx_net2net.run.session import check_runs, use_library
 
-_MODULES = (inspect, widen, deepen, narrow, transfer, verify, similarity, replay, checkpoint, refit, plan, draw,
-            chain, explore)  # fmt: skip
-_COMMANDS = [module.COMMAND for module in _MODULES]
+_COMMANDS = {
+    "inspect": "list the dims of a model and what may be done with them",
+    "widen": "widen hidden dims; the student computes what the teacher computes",
+    "deepen": "insert layers; the student computes what the teacher computes",
+    "narrow": "remove identity layers, exact duplicates of units and units nobody reads",
+    "transfer": "fill a larger or different network of yours from a trained one",
+    "verify": "compare all outputs of two models on several inputs and sizes",
+    "similarity": "rank trained models by how much of them a target can be filled with",
+    "replay": "do again what a student's record or a YAML recipe says",
+    "checkpoint": "write a student's weights under the training framework's names",
+    "refit": "put trained weights back into the model that they were trained from",
+    "plan": "say when to grow a network, and whether that can pay, from the logs of its training",
+    "draw": "draw a network, and in colour what grew",
+    "chain": "train networks in ascending size, each grown from the last one",
+    "explore": "search among networks grown from a teacher, each trained a little",
+}
+"""What there is, and what it does. The modules of other commands than the one that is asked for are not imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,16 +69,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = argparse.Namespace(debug=False)
     try:
         try:
-            options = _parser().parse_args(arguments)
+            arguments = sys.argv[1:] if arguments is None else arguments
+            options = _parser(arguments).parse_args(arguments)
         except SystemExit:
             say("", end="")  # what argparse has printed
             raise
         options.started = time.perf_counter()
         _open_log(options)
-        for path in options.rules:
-            load_rules(path)
-        for path in options.custom_op_library:
-            use_library(path)
+        _load_own(options)
         with warnings.catch_warnings():
             warnings.simplefilter("default" if options.debug else "ignore")  # those of libraries are not for users
             return int(options.run(options))
@@ -108,6 +101,20 @@ def _refused(options: argparse.Namespace, error: Exception) -> int:
     return BadInputError.exit_code  # a file that nobody has thought of
 
 
+def _load_own(options: argparse.Namespace) -> None:
+    """Load the rules and operators of the user's own."""
+    if options.rules:
+        from onnx_net2net.rules import load_rules
+
+        for path in options.rules:
+            load_rules(path)
+    if options.custom_op_library:
+        from onnx_net2net.run.session import use_library
+
+        for path in options.custom_op_library:
+            use_library(path)
+
+
 def _open_log(options: argparse.Namespace) -> None:
     """Set how much is said, and where it is kept."""
     voice.quiet, voice.verbose, voice.all_rows = options.quiet, options.verbose, options.all_rows
@@ -123,15 +130,20 @@ def _open_log(options: argparse.Namespace) -> None:
         log.info("%s", " ".join(sys.argv))
 
 
-def _parser() -> Parser:
+def _parser(arguments: Sequence[str]) -> Parser:
+    """Return a parser, which knows the options of the commands that are named among the arguments."""
     parser = Parser(prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes.")
-    parser.add_argument("--version", action="version", version=version("onnx-net2net"))
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from, and warnings")
     parser.add_argument("--print-completion", choices=("bash", "zsh", "tcsh"), action=Completion,
                         help="print what completes the command line in a shell")  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_to(commands)
+    are_all_needed = any(argument.startswith("--print-completion") for argument in arguments)
+    for name, help in _COMMANDS.items():
+        if are_all_needed or name in arguments:
+            import_module(f"onnx_net2net.cli.{name}").COMMAND.add_to(commands, help)
+        else:
+            commands.add_parser(name, help=help)
     return parser
 
 
@@ -153,6 +165,9 @@ def _open_streams() -> None:
 
 def _first_said(teacher: Path | None, error: RefusedError) -> Net2NetError:
     """Return the error that the teacher does not run at all; if it runs, the reason why it was refused."""
+    from onnx_net2net.model.model import load
+    from onnx_net2net.run.session import check_runs
+
     try:
         if teacher is not None:
             check_runs(load(teacher))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import deliver, prepare, title
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "narrow", "remove identity layers, exact duplicates of units and units nobody reads",
+    "narrow",
     "grown.onnx -o smaller.onnx",
     [
         argument("teacher", type=Path, metavar="MODEL"),

@@ -6,14 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, shown
-from onnx_net2net.model.model import Model
-from onnx_net2net.proof.models import check_options
-from onnx_net2net.run.inputs import input_specs, read_npz
-from onnx_net2net.run.session import provider_name
+
+if TYPE_CHECKING:
+    from onnx_net2net.algebra.floats import Array
+    from onnx_net2net.model.model import Model
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 """What `add_argument` of argparse takes."""
@@ -25,22 +24,20 @@ class Command:
 
     Attributes:
         name: What it is called.
-        help: What it does.
         example: Arguments that show it.
         arguments: What it takes.
         run: Carries it out and returns the exit code.
     """
 
     name: str
-    help: str
     example: str
     arguments: Sequence[Argument]
     run: Callable[[argparse.Namespace], int]
 
-    def add_to(self, commands: Any) -> None:
-        """Add a parser of it to those of the other commands."""
+    def add_to(self, commands: Any, help: str) -> None:
+        """Add a parser of it, with what it does, to those of the other commands."""
         examples = "\n".join(f"  onnx-net2net {self.name} {line}" for line in self.example.splitlines())
-        parser = commands.add_parser(self.name, help=self.help, description=self.help, formatter_class=_Help,
+        parser = commands.add_parser(self.name, help=help, description=help, formatter_class=_Help,
                                      epilog=f"for example:\n{examples}")  # fmt: skip
         for names, settings in self.arguments:
             parser.add_argument(*names, **settings)
@@ -84,6 +81,17 @@ def checking_arguments(data: str = "inputs to compare on, instead of generated o
         argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)"),
         argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)"),
     ]
+
+
+class Version(argparse.Action):
+    """Prints the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print it, and end."""
+        from importlib.metadata import version  # takes longer than all else that is printed
+
+        print(version("onnx-net2net"))
+        parser.exit()
 
 
 class Completion(argparse.Action):
@@ -160,6 +168,10 @@ def for_framework(help: str) -> Argument:
 
 def checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:
     """Return the options of the comparison, with data if it is read already; refused before anything costs time."""
+    from onnx_net2net.proof.models import check_options
+    from onnx_net2net.run.inputs import input_specs, read_npz
+    from onnx_net2net.run.session import provider_name
+
     check_options(options.samples, options.rtol, options.atol, options.seed)
     provider = provider_name(options.provider)
     if data is None and options.data:

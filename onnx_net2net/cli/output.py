@@ -11,20 +11,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress as Bar
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.errors import BadInputError, shown
 from onnx_net2net.model import staging
-from onnx_net2net.model.saving import Progress
 from onnx_net2net.texts import fold_rows, shorten
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from onnx_net2net.model.saving import Progress
 
 Row = tuple[Iterable[str], bool]
 """The cells of a row, and whether it is pale."""
@@ -70,6 +67,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Row], totals: Seque
             for.
         totals: Further rows, below a line.
     """
+    from rich import box  # imported where there is something to show: it takes a tenth of a second
+    from rich.table import Table
+
     made = Table(title=_text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
                  padding=(0, 1, 0, 0))  # fmt: skip
     lines = list(rows) if voice.all_rows else fold_rows(rows)
@@ -98,6 +98,8 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def tell(items: Iterable[object]) -> None:
     """Print tables, and the texts of all else, each in one line."""
+    from rich.table import Table
+
     for item in items:
         if isinstance(item, Table):
             _print_table(item)
@@ -154,6 +156,10 @@ def progress_bar() -> Iterator[Progress | None]:
     if voice.quiet or not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bar
+
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=escape(shown(what)), completed=done, total=total)
@@ -170,6 +176,11 @@ def following() -> Iterator[Callable[[str, float, float], None]]:
     if voice.quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
     with Bar(TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn(),
              console=Console(stderr=True), transient=True) as bar:  # fmt: skip
         task = bar.add_task("", total=None)
@@ -178,6 +189,8 @@ def following() -> Iterator[Callable[[str, float, float], None]]:
 
 def _text(value: str) -> Text:
     """Return the text of a cell, without markup and without control characters."""
+    from rich.text import Text
+
     return Text(shown(value))
 
 
@@ -186,6 +199,8 @@ def _width() -> int:
 
 
 def _print_table(made: Table) -> None:
+    from rich.console import Console
+
     is_terminal = sys.stdout.isatty()
     text = io.StringIO()  # only `say` knows what to do where stdout takes no more
     width = _width()

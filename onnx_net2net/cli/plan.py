@@ -105,7 +105,7 @@ def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
 
 
 COMMAND = Command(
-    "plan", "say when to grow a network, and whether that can pay, from the logs of its training",
+    "plan",
     "small.jsonl --probe large.jsonl --budget 20000",
     [
         argument("small", type=Path, metavar="SMALL",

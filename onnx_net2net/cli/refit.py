@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "refit", "put trained weights back into the model that they were trained from",
+    "refit",
     "student.onnx --state-dict trained.safetensors -o trained.onnx",
     [
         argument("model", type=Path, metavar="MODEL"),

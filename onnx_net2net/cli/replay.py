@@ -52,7 +52,7 @@ def _write(options: argparse.Namespace, steps: Sequence[Mapping[str, Any]]) -> i
 
 
 COMMAND = Command(
-    "replay", "do again what a student's record or a YAML recipe says",
+    "replay",
     "teacher.onnx student.onnx",
     [
         TEACHER,

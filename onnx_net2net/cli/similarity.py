@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import say_json, table, tell
 from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarities
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "similarity", "rank trained models by how much of them a target can be filled with",
+    "similarity",
     "target.onnx teacher1.onnx teacher2.onnx",
     [
         argument("target", type=Path, metavar="TARGET"),

@@ -6,9 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
 from onnx_net2net.cli.output import progress_bar, say_json, shape_text, table, tell
@@ -25,6 +23,9 @@ from onnx_net2net.operations.transfer.networks import Obstacle
 from onnx_net2net.operations.transfer.transfer import Transfer, proof, transfer
 from onnx_net2net.run.inputs import arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _ORIGINS = {
     "teacher": "the teacher's",
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "transfer", "fill a larger or different network of yours from a trained one",
+    "transfer",
     "teacher.onnx target.onnx -o student.onnx",
     [
         TEACHER,

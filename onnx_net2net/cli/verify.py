@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "verify", "compare all outputs of two models on several inputs and sizes",
+    "verify",
     "teacher.onnx student.onnx --provider cuda",
     [
         argument("teacher", type=Path, metavar="A"),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.maps import KINDS
 from onnx_net2net.cli.inspect import is_routine
@@ -31,6 +29,9 @@ from onnx_net2net.operations.widen.options import HOWS
 from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.texts import lines_by_reason
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", "prior", "fill_norms", "framework",
              "keep_numbers", "how")  # fmt: skip
 """The options that the operation has, too."""
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "widen", "widen hidden dims; the student computes what the teacher computes",
+    "widen",
     "teacher.onnx -o student.onnx --factor 1.5 --set 'layer3.*=2x'",
     [
         TEACHER,

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
-from onnx.reference.ops import load_op
 
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.typing import SMALL, STEPS, TypeFunction, UntypableError, is_large, type_functions
@@ -265,6 +264,8 @@ def _is_known(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
 
 @cache
 def _operator(kind: str, version: int) -> Any:
+    from onnx.reference.ops import load_op  # all operators at once, which takes a tenth of a second
+
     return load_op("", kind, version)
 
 

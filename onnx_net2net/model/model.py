@@ -11,10 +11,11 @@ import contextlib
 import copy
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import onnx
 
@@ -25,6 +26,9 @@ from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, stage, write
 from onnx_net2net.model.staging import work_folder, writing
 from onnx_net2net.model.tensors import Weight, Weights, data_of, detach, is_floating
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Model", "ModelLike", "Progress", "load"]
 
@@ -148,7 +152,7 @@ class Model:
         return data
 
 
-ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | HasProto | Model
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | HasProto | Model"
 """A file, a serialized model, a model of `onnx` or `onnx_ir`, what `torch.onnx.export` returns, or a loaded model."""
 
 
@@ -185,8 +189,8 @@ def _proto(source: object) -> onnx.ModelProto:
         return copy.deepcopy(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return parse_bytes(bytes(source))
-    if isinstance(source, ir.Model):
-        return ir.to_proto(source)
+    if (onnx_ir := sys.modules.get("onnx_ir")) and isinstance(source, onnx_ir.Model):
+        return onnx_ir.to_proto(source)
     if isinstance(source, HasProto):
         return copy.deepcopy(source.model_proto)
     raise BadInputError(

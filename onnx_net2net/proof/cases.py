@@ -127,12 +127,13 @@ def gather(
     for level in LEVELS:
         try:
             with blaming(BadInputError, "the teacher does not run"):
-                run = open_with(path, level)
                 if found is None:
-                    gathering = _Gathering(run, list(_twins(path, level, open_with)), specs, seed, progress)
+                    gathering = _Gathering(path, level, open_with, specs, seed, progress)
                     found = gathering.generated(samples, moving) if given is None else gathering.given(given, moving)
+                    del gathering  # with its sessions
                 else:
-                    for case, answer in zip(found.cases, run_all(run, found.cases, "teacher", progress), strict=True):
+                    answers = run_all(open_with(path, level), found.cases, "teacher", progress)
+                    for case, answer in zip(found.cases, answers, strict=True):
                         case.answers.append(answer)
                 found.levels.append(level)
         except BadInputError as error:  # a model that onnxruntime optimized before may refuse a level
@@ -188,10 +189,16 @@ class _Gathering:
     """Collects cases at one optimization level."""
 
     def __init__(
-        self, run: Runner, twins: Sequence[_Twin], specs: Sequence[InputSpec], seed: int, progress: Progress
+        self,
+        path: Path,
+        level: Level,
+        open_with: Callable[..., Runner],
+        specs: Sequence[InputSpec],
+        seed: int,
+        progress: Progress,
     ) -> None:
-        self._run = run
-        self._twins = twins
+        self._run = open_with(path, level)
+        self._twins = list(_twins(path, level, open_with))
         self._specs = specs
         self._progress = progress
         self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])

@@ -7,13 +7,13 @@ import ctypes
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import ValueInfoProto, helper
 
 from onnx_net2net.algebra.floats import Array
@@ -22,9 +22,15 @@ from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.run.inputs import Feeds
 
-Level = ort.GraphOptimizationLevel
 
-LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+class Level(Enum):
+    """How much onnxruntime rearranges a graph: the names that it has for that."""
+
+    PLAIN = "ORT_DISABLE_ALL"
+    OPTIMIZED = "ORT_ENABLE_ALL"
+
+
+LEVELS = (Level.PLAIN, Level.OPTIMIZED)
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -42,6 +48,13 @@ _libraries: list[Path] = []
 """Shared libraries with operators of the user's own."""
 
 
+def _ort() -> Any:
+    """Return onnxruntime, which is imported where something runs."""
+    import onnxruntime
+
+    return onnxruntime
+
+
 def use_library(path: Path) -> None:
     """Run all further models with the operators of a shared library (`onnxruntime` calls it a custom op library).
 
@@ -49,7 +62,7 @@ def use_library(path: Path) -> None:
         BadInputError: It cannot be loaded.
     """
     with blaming(BadInputError, f"the library {path} cannot be loaded"):
-        ort.SessionOptions().register_custom_ops_library(str(path))
+        _ort().SessionOptions().register_custom_ops_library(str(path))
     if path not in _libraries:
         _libraries.append(path)
 
@@ -60,7 +73,7 @@ class Runner:
     def __init__(
         self,
         model: Path | bytes,
-        level: ort.GraphOptimizationLevel = LEVELS[0],
+        level: Level = LEVELS[0],
         *,
         provider: str = _PROVIDERS["cpu"],
         file: Path | None = None,
@@ -76,12 +89,15 @@ class Runner:
         Raises:
             BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
         """
-        options = ort.SessionOptions()
-        options.graph_optimization_level = level
+        options = _ort().SessionOptions()
+        options.graph_optimization_level = getattr(_ort().GraphOptimizationLevel, level.value)
         # On x64 processors without VNNI, sums of unsigned by signed bytes overflow otherwise. It is an optimization.
         options.add_session_config_entry("session.x64quantprecision", "1")
         for library in _libraries:
             options.register_custom_ops_library(str(library))
+        # Weights are read where they are, in a mapped file. A copy of them that is laid out for a kernel costs more
+        # time than a few runs take, and as much memory as the model has.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
         source = str(model) if isinstance(model, Path) else model
         if isinstance(model, Path) and model.is_symlink():
@@ -90,7 +106,7 @@ class Runner:
             source, folder = _beside(source, file)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         providers = [(provider, _OPTIONS.get(provider, {}))]
-        self._session = ort.InferenceSession(source, options, providers, enable_fallback=0)
+        self._session = _ort().InferenceSession(source, options, providers, enable_fallback=0)
         if (got := self._session.get_providers()[0]) != provider:  # onnxruntime only prints a warning
             raise BadInputError(f"{provider} cannot be loaded, onnxruntime would run on {got}{_hint(provider)}")
         self._names = [value.name for value in self._session.get_outputs()]
@@ -102,7 +118,7 @@ class Runner:
 
         Members of sequences and maps count as outputs.
         """
-        options = ort.RunOptions()
+        options = _ort().RunOptions()
         options.only_execute_path_to_fetches = outputs is not None
         if self._exotic:  # types that numpy lacks
             inputs = {name: _to_ort(array) for name, array in feeds.items()}
@@ -112,7 +128,7 @@ class Runner:
         return dict(itertools.chain.from_iterable(map(_tensors, outputs or self._names, values)))
 
 
-def session(model: ModelLike, *, provider: str = "cpu") -> ort.InferenceSession:
+def session(model: ModelLike, *, provider: str = "cpu") -> Any:
     """Open a model in onnxruntime, with the optimizations that onnxruntime has by default.
 
     Args:
@@ -124,10 +140,12 @@ def session(model: ModelLike, *, provider: str = "cpu") -> ort.InferenceSession:
     """
     name = provider_name(provider)
     with load(model).on_disk() as path, blaming(BadInputError, "the model does not run"):
-        options = ort.SessionOptions()
+        options = _ort().SessionOptions()
         for library in _libraries:
             options.register_custom_ops_library(str(library))
-        return ort.InferenceSession(str(path), options, providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0)
+        return _ort().InferenceSession(
+            str(path), options, providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0
+        )
 
 
 def _beside(model: bytes, file: Path) -> tuple[bytes, Path]:
@@ -162,8 +180,8 @@ def provider_name(name: str) -> str:
         BadInputError: If there is none.
     """
     full = _PROVIDERS.get(name.lower(), name)
-    if full not in ort.get_available_providers():
-        if full not in ort.get_all_providers():
+    if full not in _ort().get_available_providers():
+        if full not in _ort().get_all_providers():
             raise BadInputError(f"there is no provider {name!r}; known are {', '.join(_PROVIDERS)}")
         raise BadInputError(f"this onnxruntime has no {full}{_hint(full)}")
     return full
@@ -224,14 +242,14 @@ def _hint(provider: str) -> str:
     return "; install the onnxruntime package that was built with it"
 
 
-def _to_ort(array: Array) -> ort.OrtValue:
+def _to_ort(array: Array) -> Any:
     if array.dtype.kind != "V":
-        return ort.OrtValue.ortvalue_from_numpy(array)
+        return _ort().OrtValue.ortvalue_from_numpy(array)
     bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
+    return _ort().OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
-def _from_ort(value: ort.OrtValue) -> Any:
+def _from_ort(value: Any) -> Any:
     """Return the value as numpy has it; onnxruntime itself converts no bfloat16."""
     if not value.is_tensor():
         return None  # a sequence beside a bfloat16 tensor: not seen so far

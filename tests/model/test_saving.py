@@ -1,14 +1,18 @@
 """A model and its data take their places together or not at all."""
 
+import errno
 import os
 
 import numpy as np
 import pytest
 from small import build, mlp, run, save_external
 
+from onnx_net2net import widen
+from onnx_net2net.algebra import rows
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model import model as model_module
+from onnx_net2net.model import threads
 from onnx_net2net.model.model import load
 
 
@@ -80,3 +84,42 @@ def test_unusable_destinations(tmp_path):
             student.save(tmp_path / name)
     with pytest.raises(BadInputError, match=r"^cannot write /proc/m.onnx: [^\n]+$"):
         student.save("/proc/m.onnx")
+
+
+@pytest.mark.parametrize("limit", [10**9, 0], ids=["single file", "external"])
+def test_the_seed_fixes_the_bytes_on_any_number_of_threads(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(model_module, "SINGLE_FILE_LIMIT", limit)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 2048)  # many blocks
+    found, teacher = set(), mlp(256)
+    for count in (1, 2, 5):
+        monkeypatch.setattr(threads, "processors", lambda count=count: count)
+        widen(teacher, factor=1.7).student.save(tmp_path / "m.onnx")
+        student = load(tmp_path / "m.onnx")
+        found.add(b"".join(student.tensor(tensor).tobytes() for tensor in student.proto.graph.initializer))
+    assert len(found) == 1
+
+
+def test_a_thread_that_fails_ends_the_work(tmp_path):
+    begun = []
+
+    def jobs():
+        for number in range(100):
+            yield lambda number=number: (begun.append(number), 1 / (number != 3))
+
+    with pytest.raises(ZeroDivisionError):
+        threads.in_threads(jobs(), 3)
+    assert len(begun) < 10
+
+
+def test_a_disk_that_is_full_says_so_before_weights_are_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "SINGLE_FILE_LIMIT", 0)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    draft = Graph(load(mlp()))
+    draft.replace(draft.graph.nodes[2].inputs[1], (64, 8), lambda: pytest.fail("computed"))
+    with pytest.raises(BadInputError, match="No space left"):
+        draft.finish().save(tmp_path / "m.onnx")
+    assert not os.listdir(tmp_path)
