@@ -1,8 +1,13 @@
 """How fast, in how much memory: this package beside what one would compare it with, on one machine in one run.
 
-Two questions. *Weights*: how long it takes to widen a large model with external data, beside loading and saving the
-result with onnx and beside copying its files. *Nodes*: how the time to find the dims grows with the size of a graph.
-Wall times of a shared machine are noisy; CPU times, peaks and the ratios of medians are less so.
+*Weights*: widening a large model with external data, with and without verification, beside loading and saving the
+result with onnx and with onnx-ir, and beside copying its files. *Classes*: a Llama and a ResNet-50 widened beside what
+every tool pays that works on PyTorch's classes: load the teacher, make the larger class, save it (needs the extra
+`torch`, transformers and torchvision). *Nodes*: how the time to find the dims grows with a graph, for residual blocks
+and for chains of Concat. *Start*: what the command line takes before it works.
+
+Wall times of a shared machine are noisy. Processor times, peaks and the ratios of medians are less so: contestants take
+turns. Wall times include the time until what was written is on the disk.
 
     python tools/benchmark.py                 # 1 GB of weights, up to 50 000 nodes
     python tools/benchmark.py --quick --json benchmark.json
@@ -117,6 +122,38 @@ def write_chain(path: Path, count: int) -> None:
     _write(path, nodes, ("x", ["n", 3, 16, 16]), ("y", ["n", 4, 16, 16]), weights)
 
 
+def write_dense(path: Path, count: int) -> None:
+    """Write a graph of about so many nodes in which each Conv reads all results before it, as in DenseNet."""
+    rng = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        return helper.make_tensor(name, TensorProto.FLOAT, shape, rng.random(shape, np.float32).tobytes(), raw=True)
+
+    layers = 24  # of a block, as in the largest published ones; behind it a transition
+    weights, nodes, name, width = (
+        [weight("first", 8, 3, 1, 1)],
+        [helper.make_node("Conv", ["x", "first"], ["x0"])],
+        "x0",
+        8,
+    )
+    for k in range(count // 3):
+        if k % layers == layers - 1:
+            weights.append(weight(f"t{k}", 8, width, 1, 1))
+            nodes.append(helper.make_node("Conv", [name, f"t{k}"], [f"x{k + 1}"], name=f"transition{k}"))
+            name, width = f"x{k + 1}", 8
+            continue
+        weights.append(weight(f"w{k}", 4, width, 1, 1))
+        nodes += [
+            helper.make_node("Conv", [name, f"w{k}"], [f"c{k}"], name=f"layer{k}/conv"),
+            helper.make_node("Relu", [f"c{k}"], [f"r{k}"], name=f"layer{k}/relu"),
+            helper.make_node("Concat", [name, f"r{k}"], [f"x{k + 1}"], name=f"layer{k}/concat", axis=1),
+        ]
+        name, width = f"x{k + 1}", width + 4
+    weights.append(weight("last", 4, width, 1, 1))
+    nodes.append(helper.make_node("Conv", [name, "last"], ["y"]))
+    _write(path, nodes, ("x", ["n", 3, 16, 16]), ("y", ["n", 4, 16, 16]), weights)
+
+
 def _write(
     path: Path,
     nodes: Sequence[onnx.NodeProto],
@@ -133,23 +170,69 @@ def _write(
 # --- Tasks, each run in a process of its own --------------------------------------------------------------------
 
 
-def task_widen(source: str, target: str) -> None:
-    """Widen and save, without verification."""
-    from onnx_net2net.operations.widen.widen import widen
-
-    widen(source, factor=FACTOR).student.save(target)
-
-
-def task_inspect(source: str) -> None:
-    """Find the dims."""
-    from onnx_net2net.analysis.groups import inspect
-
-    inspect(source)
-
-
 def task_onnx(source: str, target: str) -> None:
     """Load and save with onnx."""
     onnx.save(onnx.load(source), target, save_as_external_data=True, location=f"{Path(target).name}.data")
+
+
+def task_onnx_ir(source: str, target: str) -> None:
+    """Load and save with onnx-ir."""
+    import onnx_ir
+
+    onnx_ir.save(onnx_ir.load(source), target, external_data=f"{Path(target).name}.data")
+
+
+def _llama(factor: int) -> Any:
+    """Return a Llama of 134 M parameters, or one of twice the width."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads, width, inner = 8 * factor, 768 * factor, 2048 * factor
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=32000, hidden_size=width, intermediate_size=inner, num_hidden_layers=12,
+                    num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, use_cache=False)
+    ).eval()  # fmt: skip
+
+
+def _resnet(factor: int) -> Any:
+    """Return a ResNet-50, or a wide one."""
+    from torchvision.models import resnet50, wide_resnet50_2
+
+    return (wide_resnet50_2 if factor == 2 else resnet50)().eval()
+
+
+CLASSES: dict[str, tuple[Callable[[int], Any], Callable[[], Any], list[str]]] = {
+    "Llama": (
+        _llama,
+        lambda: __import__("torch").ones(1, 8, dtype=__import__("torch").int64),
+        ["--factor", "2"],
+    ),
+    "ResNet-50": (
+        _resnet,
+        lambda: __import__("torch").randn(1, 3, 224, 224),
+        ["--set", "layer*.conv1=2x", "--set", "layer*.conv2=2x"],
+    ),
+}
+"""Classes: what makes one at a width, an input, and how the command line is asked for the larger one."""
+
+
+def task_export(name: str, target: str, state: str) -> None:
+    """Export a class with random weights, and save these."""
+    import torch
+
+    make, example, _ = CLASSES[name]
+    torch.manual_seed(0)
+    module = make(1)
+    torch.save(module.state_dict(), state)
+    torch.onnx.export(module, (example(),), target, dynamo=True, external_data=True)
+
+
+def task_class(name: str, state: str, target: str) -> None:
+    """Load a teacher's weights into its class, make the larger class, and save that: no weight is carried over."""
+    import torch
+
+    make = CLASSES[name][0]
+    make(1).load_state_dict(torch.load(state))
+    torch.save(make(2).state_dict(), target)
 
 
 def task_scale(source: str) -> None:
@@ -183,9 +266,10 @@ def task_scale(source: str) -> None:
 
 
 _TASKS: dict[str, Callable[..., None]] = {
-    "widen": task_widen,
-    "inspect": task_inspect,
     "onnx": task_onnx,
+    "onnx_ir": task_onnx_ir,
+    "export": task_export,
+    "class": task_class,
     "scale": task_scale,
 }
 
@@ -197,8 +281,8 @@ def _task(name: str, *arguments: str | Path) -> list[str]:
 # --- Measurement ------------------------------------------------------------------------------------------------
 
 
-def measure(command: Sequence[str]) -> Cost:
-    """Run a command to its end.
+def measure(command: Sequence[str], output: Path | None = None) -> Cost:
+    """Run a command to its end, and wait until what it has put into a folder is on the disk.
 
     Raises:
         RuntimeError: If it fails.
@@ -213,6 +297,9 @@ def measure(command: Sequence[str]) -> Cost:
             if pid:
                 break
             time.sleep(POLL_SECONDS)
+        for path in output.iterdir() if output else ():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -240,22 +327,51 @@ def median(costs: Sequence[Cost]) -> Cost:
 # --- Weights ----------------------------------------------------------------------------------------------------
 
 
+def _command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "onnx_net2net", *map(str, arguments)]
+
+
+def _widen(teacher: Path, target: Path, *options: str) -> list[str]:
+    return _command("widen", teacher, "-o", target, *options)
+
+
 def _contestants(teacher: Path, student: Path, target: Path) -> dict[str, list[str]]:
     """Return what is compared: commands that write to `target`."""
-    if importlib.util.find_spec("onnx_net2net.cli.main") and importlib.util.find_spec("onnx_net2net.__main__"):
-        command = [sys.executable, "-m", "onnx_net2net"]
-        options = ["-o", str(target), "--factor", str(FACTOR), "--no-verify"]
-        ours = [*command, "widen", str(teacher), *options]
-        look = [*command, "inspect", str(teacher)]
-    else:
-        ours, look = _task("widen", teacher, target), _task("inspect", teacher)
     files = [str(path) for path in sorted(student.parent.iterdir())]
-    return {
-        "widen": ours,
-        "onnx load + save of the result": _task("onnx", student, target),
+    found = {
+        "onnx: load + save of the result": _task("onnx", student, target),
+        "widen --no-verify": _widen(teacher, target, "--factor", str(FACTOR), "--no-verify"),
+        "widen, verified": _widen(teacher, target, "--factor", str(FACTOR)),
         "cp of the result": ["cp", *files, str(target.parent)],
-        "inspect": look,
+        "inspect": _command("inspect", teacher),
     }
+    if importlib.util.find_spec("onnx_ir"):
+        found["onnx-ir: load + save of the result"] = _task("onnx_ir", student, target)
+    return found
+
+
+def race(contestants: dict[str, list[str]], output: Path, repeat: int) -> dict[str, Cost]:
+    """Run contestants in turn, several times; returns the median of each."""
+    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
+    for _ in range(repeat):
+        for name, command in contestants.items():
+            output.mkdir()
+            os.sync()  # so that nobody pays for what an earlier one has left to write
+            costs[name].append(measure(command, output))
+            shutil.rmtree(output)
+    return {name: median(found) for name, found in costs.items()}
+
+
+def copy_bandwidth(nbytes: int = 1 << 28) -> float:
+    """Return how many bytes a second one thread copies in memory."""
+    source, target = np.ones(nbytes, np.uint8), np.empty(nbytes, np.uint8)
+    target[:] = source
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        target[:] = source
+        seconds.append(time.process_time() - start)
+    return nbytes / statistics.median(seconds)
 
 
 def compare(folder: Path, nbytes: int, repeat: int) -> dict[str, Cost]:
@@ -264,42 +380,66 @@ def compare(folder: Path, nbytes: int, repeat: int) -> dict[str, Cost]:
     teacher.parent.mkdir()
     student.parent.mkdir()
     write_large(teacher, nbytes, WIDTH if nbytes >= 5e8 else WIDTH // 4)
-    measure(_task("widen", teacher, student))
-    contestants = _contestants(teacher, student, output / "model.onnx")
-    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
-    for _ in range(repeat):
-        for name, command in contestants.items():
-            output.mkdir()
-            os.sync()  # so that nobody pays for what an earlier one has left to write
-            costs[name].append(measure(command))
-            shutil.rmtree(output)
+    measure(_widen(teacher, student, "--factor", str(FACTOR), "--no-verify"))
+    costs = race(_contestants(teacher, student, output / "model.onnx"), output, repeat)
     shutil.rmtree(teacher.parent)
     shutil.rmtree(student.parent)
-    return {name: median(found) for name, found in costs.items()}
+    return costs
+
+
+def compare_class(folder: Path, name: str, repeat: int) -> dict[str, Cost]:
+    """Run the contestants of a class in turn."""
+    output, teacher, state = folder / "out", folder / name / "model.onnx", folder / name / "teacher.pt"
+    teacher.parent.mkdir()
+    measure(_task("export", name, teacher, state))
+    options = CLASSES[name][2]
+    contestants = {
+        "PyTorch: load, make the larger class, save": _task("class", name, state, output / "student.pt"),
+        "widen --no-verify": _widen(teacher, output / "model.onnx", *options, "--no-verify"),
+        "widen, verified": _widen(teacher, output / "model.onnx", *options),
+    }
+    costs = race(contestants, output, repeat)
+    shutil.rmtree(teacher.parent)
+    return costs
 
 
 def weights_table(costs: dict[str, Cost]) -> str:
-    """Lay out the comparison."""
-    _, onnx_cost, copy_cost, *_ = costs.values()
+    """Lay out the comparison with the first contestant."""
+    first = next(iter(costs.values()))
     rows = []
     for name, cost in costs.items():
-        to_onnx, to_copy = cost.wall_seconds / onnx_cost.wall_seconds, cost.wall_seconds / copy_cost.wall_seconds
-        times = (f"{cost.wall_seconds:.2f} s", f"{to_onnx:.2f}", f"{to_copy:.2f}")
-        cpu = (f"{cost.cpu_seconds:.2f} s", f"{cost.cpu_seconds / onnx_cost.cpu_seconds:.2f}")
-        rows.append((name, *times, *cpu, f"{cost.peak_bytes / 1e9:.3f} GB"))
-    header = ("", "wall", "wall / onnx", "wall / cp", "CPU", "CPU / onnx", "peak anonymous memory")
-    return markdown(header, rows)
+        cpu = (f"{cost.cpu_seconds:.2f} s", f"{cost.cpu_seconds / first.cpu_seconds:.2f}")
+        wall = (f"{cost.wall_seconds:.2f} s", f"{cost.wall_seconds / first.wall_seconds:.2f}")
+        rows.append((name, *cpu, *wall, f"{cost.peak_bytes / 1e9:.3f} GB"))
+    return markdown(("", "processor", "beside the first", "wall", "beside", "peak anonymous memory"), rows)
+
+
+def start_table(folder: Path, repeat: int) -> str:
+    """Measure and lay out what starting takes."""
+    path = folder / "small.onnx"
+    write_chain(path, 40)
+    commands = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "import numpy, onnx": [sys.executable, "-c", "import numpy, onnx"],
+        "onnx-net2net --help": _command("--help"),
+        "onnx-net2net inspect, 40 nodes": _command("inspect", path),
+    }
+    costs = {name: median([measure(command) for _ in range(repeat)]) for name, command in commands.items()}
+    rows = [(name, f"{cost.cpu_seconds:.2f} s", f"{cost.wall_seconds:.2f} s") for name, cost in costs.items()]
+    return markdown(("", "processor", "wall"), rows)
 
 
 # --- Nodes ------------------------------------------------------------------------------------------------------
 
 
-def scale(folder: Path, counts: Sequence[int], timeout: float) -> list[dict[str, float]]:
+def scale(
+    folder: Path, counts: Sequence[int], timeout: float, write: Callable[[Path, int], None]
+) -> list[dict[str, float]]:
     """Time the parts of the analysis on graphs of growing size; a graph that takes too long ends the series."""
     records: list[dict[str, float]] = []
     for count in counts:
-        path = folder / f"chain_{count}.onnx"
-        write_chain(path, count)
+        path = folder / f"{write.__name__}_{count}.onnx"
+        write(path, count)
         try:
             done = subprocess.run(_task("scale", path), capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -351,6 +491,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gigabytes", metavar="GB", type=float, default=1.0, help="weights (default: %(default)g)")
     parser.add_argument("--nodes", metavar="N", nargs="*", type=int, default=list(NODES), help="sizes of the graphs")
     parser.add_argument("--repeat", metavar="N", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--classes", nargs="*", choices=list(CLASSES), default=[], help="classes to widen, of PyTorch")
     parser.add_argument("--timeout", metavar="S", type=float, default=300.0, help="for each graph (default: 300)")
     parser.add_argument("--quick", action="store_true", help="0.1 GB, and graphs of up to 5 000 nodes")
     parser.add_argument("--folder", metavar="DIR", type=Path, help="where to put temporary files (4 x GB)")
@@ -376,11 +517,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.gigabytes:
             costs = compare(Path(folder), int(options.gigabytes * 1e9), options.repeat)
             figures["weights"] = {name: asdict(cost) for name, cost in costs.items()}
+            figures["copy_bandwidth"] = copy_bandwidth()
+            print(f"One thread copies {figures['copy_bandwidth'] / 1e9:.1f} GB/s in memory.\n")
             print(f"Widening {options.gigabytes:g} GB by {FACTOR:g}, median of {options.repeat}:\n")
             print(weights_table(costs), flush=True)
-        if options.nodes:
-            figures["nodes"] = scale(Path(folder), options.nodes, options.timeout)
-            print(f"\nFinding dims:\n\n{nodes_table(figures['nodes'])}")
+        for name in options.classes:
+            costs = compare_class(Path(folder), name, options.repeat)
+            figures[name] = {contestant: asdict(cost) for contestant, cost in costs.items()}
+            print(f"\n{name} widened by 2:\n\n{weights_table(costs)}", flush=True)
+        for what, write in (("residual blocks", write_chain), ("chains of Concat", write_dense)):
+            if options.nodes:
+                figures[what] = scale(Path(folder), options.nodes, options.timeout, write)
+                print(f"\nFinding dims of {what}:\n\n{nodes_table(figures[what])}", flush=True)
+        print(f"\nStarting:\n\n{start_table(Path(folder), max(options.repeat, 3))}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

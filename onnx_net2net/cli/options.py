@@ -154,7 +154,13 @@ SEED = argument("--seed", type=int, default=0, help="seed of every random choice
 SEED_OF_INPUTS = argument("--seed", type=int, default=0, help="seed of the generated inputs")
 HTML = argument("--html", type=Path, metavar="FILE", help="write a report here, too (.html)")
 JSON = argument("--json", action="store_true", help="print JSON")
+DRY_RUN = argument(
+    "--dry-run",
+    action="store_true",
+    help="write nothing; say what the student would cost: parameters, multiplications, disk and time",
+)
 PROOF = (
+    DRY_RUN,
     argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
     *(JSON, *checking_arguments()),
 )

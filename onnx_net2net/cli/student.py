@@ -19,6 +19,7 @@ from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.operations.deepen.deepen import Deepening
+from onnx_net2net.operations.estimate import estimate
 from onnx_net2net.operations.narrow.narrow import Narrowing
 from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import Widening
@@ -61,6 +62,13 @@ def deliver(
         others: What else could be done where the student differs.
     """
     widths = widths_of(options, result.teacher, result.student)
+    if options.dry_run:
+        costs = estimate(result.teacher, result.student, options.output.parent)
+        if options.json:
+            say_json({**record, **widths, "estimate": costs.to_dict(), "output": None})
+        else:
+            tell([*lines, *widths.get("widths", ()), f"would have {costs}", "nothing was written (--dry-run)"])
+        return 0
     verification = None
     with progress_bar() as progress, result.student.stage(options.output, progress=progress) as staged:
         if options.verify:

@@ -23,7 +23,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.checks import check, parse, parse_bytes
 from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
-from onnx_net2net.model.saving import Progress, Staged, stage, write
+from onnx_net2net.model.saving import Progress, Staged, check_room, stage, write
 from onnx_net2net.model.staging import work_folder, writing
 from onnx_net2net.model.tensors import Weight, Weights, data_of, detach, is_floating
 
@@ -121,6 +121,9 @@ class Model:
             BadInputError: On entering, if the folder is missing or not writable, or the destination is one of the
                 files that this model reads, or no file; also where a file that it reads has changed.
         """
+        folder = Path(os.path.realpath(path)).parent
+        if folder.is_dir():  # else `stage` says what is wrong
+            check_room(folder, self.nbytes)
         return stage(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
 
     def save(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:

@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -198,6 +199,19 @@ def _reserve(descriptor: int, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot
                 raise
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """Refuse what a disk has no room for, before anything costs time.
+
+    Raises:
+        BadInputError: Less is left there.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise BadInputError(
+            f"cannot write into {folder}: {nbytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left"
+        )
 
 
 def check_target(path: Path, sources: Iterable[Path]) -> Path:
