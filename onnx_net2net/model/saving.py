@@ -207,8 +207,8 @@ def check_room(folder: Path, nbytes: int) -> None:
     Raises:
         BadInputError: Less is left there.
     """
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
+    total, _, free = shutil.disk_usage(folder)
+    if total and free < nbytes:  # some file systems count nothing
         raise BadInputError(
             f"cannot write into {folder}: {nbytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left"
         )

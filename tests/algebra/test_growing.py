@@ -63,6 +63,21 @@ def test_copies_of_rows_get_other_shares_than_their_originals_other_rows() -> No
     assert len(np.unique(made, axis=0)) == 12
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_parted_copies_differ_and_have_their_units_weight_on_average(
+    position: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 200)
+    map = from_index(3, np.array([0, 1, 2, 1, 1, 0]))
+    axes = [AxisGrowth(identity(5)), AxisGrowth(identity(5))]
+    axes.insert(position, AxisGrowth(map, parted=True))
+    values = RNG.standard_normal([axis.map.old for axis in axes])
+    made = np.moveaxis(growing(values, axes, noise=0.0).whole(), position, 0)
+    for unit, copies in enumerate(([0, 5], [1, 3, 4], [2])):
+        np.testing.assert_allclose(made[copies].mean(axis=0), np.moveaxis(values, position, 0)[unit], rtol=1e-5)
+        assert len(np.unique(made[copies], axis=0)) == len(copies)
+
+
 def test_a_number_stays() -> None:
     assert growing(np.array(3.5), []).whole() == 3.5
 

@@ -40,6 +40,6 @@ def test_a_disk_without_room_is_said_at_once(tmp_path, monkeypatch):
     student = widen(mlp(256), factor=2).student
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(BadInputError, match="0.00 GB are needed, the disk has 0.00 GB left"):
+    with pytest.raises(BadInputError, match=r"0\.00 GB are needed, the disk has 0\.00 GB left"):
         student.save(tmp_path / "m.onnx")
     assert not os.listdir(tmp_path)
