@@ -323,7 +323,7 @@ class _Blocks:
             values = [value for value in node.outputs if value.name]
             readers = [self._network.number(reader) for value in values for reader in value.outputs]
             shown = any(value.name in self._analysis.kept for value in values)
-            hands_on = node.op in traits.LINEAR and bool(readers) and not shown and found.issuperset(readers)
+            hands_on = bool(readers) and not shown and found.issuperset(readers)
             if node.op in traits.SHAPES or hands_on:
                 found.add(number)
         return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import onnx
@@ -24,12 +25,12 @@ from onnx_net2net.analysis.computed import computed
 from onnx_net2net.analysis.equal_widths import follow_widths
 from onnx_net2net.analysis.groups import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, Use, infer
-from onnx_net2net.analysis.multipliers import held_numbers, label_of
+from onnx_net2net.analysis.multipliers import FrozenConstant, held_numbers, label_of
 from onnx_net2net.analysis.names import name_dims, scope_of
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.routers import routed_dims
 from onnx_net2net.analysis.ties import Ties, find_ties
-from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_unweighed, weighed_axes
+from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_unweighed, scalable, weighed_axes
 from onnx_net2net.analysis.weight_norms import find_norms
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import Opened, open_bodies
@@ -62,7 +63,10 @@ class Loadable(NamedTuple):
     ties: Ties  # what else changes for tied weights
 
 
-def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False, with_zeros: bool = False) -> Loadable:
+def analyse(
+    model: Model, framework: str | None, *, keep_numbers: bool = False, with_zeros: bool = False,
+    scale_weights: bool = False,
+) -> Loadable:  # fmt: skip
     """Find the dims of a model, and hold those that a class of a framework could not follow.
 
     Args:
@@ -70,6 +74,7 @@ def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False, 
         framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
         keep_numbers: Whether the class is known to compute none of its numbers from sizes.
         with_zeros: Whether new units hold zeros where they can, of which a norm gets nothing.
+        scale_weights: Whether weights will be scaled to make up for numbers that it computes anew.
 
     Raises:
         BadInputError: If there is no such framework.
@@ -78,7 +83,9 @@ def analyse(model: Model, framework: str | None, *, keep_numbers: bool = False, 
     opened = open_bodies(model)
     analysis = infer(opened.model, by_units=framework is None)
     names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
-    ties = hold(analysis, opened.model.proto, keep_numbers, with_zeros) if framework else Ties()
+    ties = Ties()
+    if framework:
+        ties = hold(analysis, opened.model.proto, keep_numbers, with_zeros, scale_weights)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         for group in inspection.groups:
@@ -105,14 +112,21 @@ def inspect_for(framework: str | None, model: ModelLike) -> Inspection:
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool, with_zeros: bool = False) -> Ties:
+def hold(
+    analysis: Analysis,
+    proto: onnx.ModelProto,
+    keep_numbers: bool,
+    with_zeros: bool = False,
+    scale_weights: bool = False,
+) -> Ties:
     """Keep the dims whose growth a class could not follow; called before anything is planned.
 
     Returns:
         What else changes for tied weights.
     """
     _join_layers(analysis, proto)
-    numbers = () if keep_numbers else held_numbers(analysis)
+    scaled = partial(_is_scalable, analysis) if scale_weights else lambda _: False
+    numbers = () if keep_numbers else held_numbers(analysis, scaled)
     known = list(computed(analysis, proto))
     doubtful = {id(use.constant) for use, _ in known}
     if proto.producer_name != "pytorch":  # nobody tells parameters from others
@@ -133,6 +147,12 @@ def hold(analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool, with_ze
             if contraction.law == "mean" and is_unweighed(analysis, number, contraction, ties.tables):
                 dims.keep_uniform(contraction.axis, f"{label_of(analysis, number)} takes a mean over it")
     return ties
+
+
+def _is_scalable(analysis: Analysis, constant: FrozenConstant) -> bool:
+    """Tell whether weights alone make what a number scales."""
+    number, operand = constant.operand
+    return operand >= 0 and bool(scalable(analysis, number, operand, constant.axis))
 
 
 def _held_as_zeros(analysis: Analysis) -> Mapping[str, Collection[Dim]]:

@@ -10,7 +10,7 @@ from, and with simple functions of the sizes that it can be of: of what the laye
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,13 +25,22 @@ _ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider c
 """What to do about a number that may be a function of a size."""
 
 
-def held_numbers(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
-    """Yield each axis of whose size a class may compute a number, with the reason."""
+def held_numbers(
+    analysis: Analysis, is_made_up_for: Callable[[FrozenConstant], bool] = lambda _: False
+) -> Iterator[tuple[Axis, str]]:
+    """Yield each axis of whose size a class may compute a number, with the reason.
+
+    Args:
+        analysis: The dims.
+        is_made_up_for: Whether weights in front of a number can be scaled, so that its size may change.
+    """
     known = set()
     for constant in frozen_constants(analysis):
         is_free = any(not dim.frozen for dim in leaves(constant.axis))
         if constant.power != -1.0 or is_free:  # 1 / 3 may be 4 / 12 as well
             known.add(f"{constant.value:.5g}")
+        if is_made_up_for(constant):
+            continue
         yield constant.axis, f"{constant.node} has {constant.value:.6g} = {constant.text}, which a class computes anew"
     for one, size, text in computed_numbers(analysis):
         if f"{abs(one.value):.5g}" not in known:

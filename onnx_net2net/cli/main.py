@@ -29,6 +29,7 @@ _COMMANDS = {
     "inspect": "list the dims of a model and what may be done with them",
     "widen": "widen hidden dims; the student computes what the teacher computes",
     "deepen": "insert layers; the student computes what the teacher computes",
+    "grow": "grow a checkpoint of Hugging Face, shard by shard, without loading it",
     "narrow": "remove identity layers, exact duplicates of units and units nobody reads",
     "transfer": "fill a larger or different network of yours from a trained one",
     "verify": "compare all outputs of two models on several inputs and sizes",

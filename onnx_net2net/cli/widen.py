@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Widen a model."""
     teacher = load(options.teacher)
     checking = prepare(options, teacher)
-    arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": _sizes(options.sizes)}
+    arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": sizes_of(options.sizes)}
     widening = widen(teacher, **arguments)
     lines = [_table(widening, title(options)), *_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
@@ -89,7 +89,12 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _sizes(items: Sequence[str]) -> dict[str, str]:
+def sizes_of(items: Sequence[str]) -> dict[str, str]:
+    """Return the sizes that are asked for by --set.
+
+    Raises:
+        BadInputError: If one is not written as PATTERN=SIZE.
+    """
     sizes: dict[str, str] = {}
     for item in items:
         pattern, equals, size = item.rpartition("=")
@@ -117,7 +122,7 @@ def _table(widening: Widening, title: str) -> Table:
     teacher, student = widening.teacher, widening.student
     totals = [
         ["parameters", f"{teacher.parameters:,}", f"{student.parameters:,}"],
-        ["file size", _size_text(_file_size(teacher)), _size_text(student.nbytes)],
+        ["file size", size_text(_file_size(teacher)), size_text(student.nbytes)],
     ]
     return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals)
 
@@ -137,7 +142,7 @@ def _file_size(model: Model) -> int:
     return sum(Path(source).stat().st_size for source in model.sources) if model.sources else model.nbytes
 
 
-def _size_text(size: int) -> str:
+def size_text(size: int) -> str:
     """Return a number of bytes in a unit that fits."""
     amount = float(size)
     for unit in ("B", "kB", "MB"):

@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _NO_NUMPY: dict[str, Any] = {
 }  # fmt: skip
 """Types of torch that numpy lacks, by the name that both give them."""
 
-_DTYPES: dict[str, Any] = {
+DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -54,12 +55,23 @@ class Stored:
         dtype: Its type, as of numpy or ml_dtypes.
         read: Returns the values, not to be written to; raises BadInputError if the file has changed.
         shared: The same for the entries that are one tensor in memory, None where the file does not tell.
+        rows: Returns the values from one place of the first axis up to another, None where all have to be read.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: Callable[[], Array]
     shared: object = None
+    rows: Callable[[int, int], Array] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def part(self, start: int, stop: int) -> Array:
+        """Return the values from one place of the first axis up to another."""
+        return self.rows(start, stop) if self.rows else self.read()[start:stop]
 
 
 StateDict = Mapping[str, Stored]
@@ -134,10 +146,12 @@ def _read_safetensors(path: Path) -> StateDict:
     header.pop("__metadata__", None)
     found: dict[str, Stored] = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise BadInputError(f"{path}: {name} is of the type {entry['dtype']}, which is not supported")
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        found[name] = Stored(shape, dtype, _reader(file, 8 + length + entry["data_offsets"][0], dtype, shape))
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        offset, width = 8 + length + entry["data_offsets"][0], math.prod(shape[1:])
+        rows = partial(_read_rows, file, offset, dtype, shape, width)
+        found[name] = Stored(shape, dtype, _reader(file, offset, dtype, shape), rows=rows if shape else None)
     return found
 
 
@@ -146,6 +160,13 @@ def _reader(file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int,
         return file.read(offset, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
     return read
+
+
+def _read_rows(
+    file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], width: int, start: int, stop: int
+) -> Array:
+    size = width * dtype.itemsize
+    return file.read(offset + start * size, (stop - start) * size).view(dtype).reshape(stop - start, *shape[1:])
 
 
 def load_torch(path: Path) -> Any:

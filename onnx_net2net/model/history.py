@@ -122,7 +122,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     **dict.fromkeys(("factor", "spread", "noise", "prior"), (_is_number, "a number")),
     **dict.fromkeys(("multiple_of", "seed", "count", "pairs"), (_is_whole, "a whole number")),
-    **dict.fromkeys(("fill_norms", "all", "append"), (_is_flag, "true or false")),
+    **dict.fromkeys(("fill_norms", "all", "append", "scale_weights"), (_is_flag, "true or false")),
     **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
     **dict.fromkeys(("width", "depth"), (_is_size, "a size")),
     "sizes": (_are_sizes, "sizes by name"),

@@ -132,6 +132,52 @@ def work_folder(parent: Path | None = None, name: str = "onnx_net2net") -> Itera
         yield folder
 
 
+@contextlib.contextmanager
+def kept_folder(target: Path) -> Iterator[Path]:
+    """Make the folder in which a folder is written, or take the one that a killed writer of the same left.
+
+    Whoever writes into it moves it to its place (`place_folder`). On an error it is removed; when the process is killed
+    or interrupted it stays, so that the next writer can go on.
+
+    Args:
+        target: The folder to be, which must not exist, or be empty.
+
+    Raises:
+        BadInputError: If it cannot be written there, or another process is writing it.
+    """
+    with writing(target):
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise BadInputError(f"cannot write {target}: there is something of this name")
+        parent = Path(os.path.realpath(target.parent))
+        if not parent.is_dir():
+            raise BadInputError(f"cannot write {target}: the folder {target.parent} does not exist")
+        folder = parent / f".{target.name}.growing"
+        folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise BadInputError(f"cannot write {target}: no permission")
+    with locked(folder, wait=False) as is_locked:
+        if not is_locked and fcntl is not None:
+            raise BadInputError(f"cannot write {target}: another process is writing it")
+        try:
+            yield folder
+        except Exception:
+            _remove(folder)
+            raise
+
+
+def place_folder(folder: Path, target: Path) -> None:
+    """Move a folder to its place, which does not exist or is an empty folder.
+
+    Raises:
+        BadInputError: If that is not possible.
+    """
+    with writing(target), deferred_signals():
+        if target.is_dir():
+            target.rmdir()
+        os.rename(folder, target)
+        written.append(target)
+
+
 def destination(path: Path) -> Path:
     """Return the file that is written where a path is given: the one that it is or links to.
 

@@ -398,7 +398,7 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
     except ValueError as error:
         raise BadInputError(f"tensor {tensor.name} does not say where in {location} it is: {one_line(error)}") from None
     if location not in files:
-        files[location] = DataFile.of(_data_file(path, location))
+        files[location] = DataFile.of(data_file(path, location))
     file = files[location]
     if length != size:
         raise BadInputError(f"tensor {tensor.name} needs {size} bytes of {location}, but claims {length}")
@@ -407,7 +407,7 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
     return FileWeight(file, offset, tensor)
 
 
-def _data_file(model: Path, location: str) -> Path:
+def data_file(model: Path, location: str) -> Path:
     """Return the external-data file of a model, if the model may have it.
 
     It must stay in the model's folder, after resolving links too. A Hugging Face cache, where the model and

@@ -153,7 +153,7 @@ def deepen(
         for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None
         if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
             raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
-        factor = None if depth is None else _factor(depth)
+        factor = None if depth is None else depth_factor(depth)
         return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed, framework)
     if framework:
         raise RefusedError(
@@ -238,7 +238,12 @@ def _counts(repeat: Mapping[str, int | str] | Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def _factor(depth: str | float) -> float:
+def depth_factor(depth: str | float) -> float:
+    """Return a multiplier, written like 2x.
+
+    Raises:
+        BadInputError: If it is none above 1.
+    """
     try:
         factor = float(str(depth).removesuffix("x"))
     except ValueError:
@@ -261,7 +266,7 @@ def _repeated(
             raise RefusedError("there are no residual blocks to repeat")
         if cancels:
             found = [replace(block, reason=block.obstacle) for block in found]
-        alike = _alike(analysis, found)
+        alike = alike_groups(analysis, found)
         if framework:
             known = {block.name for block in found}
             found = [_in_class(block, known, alike, append, cancels) for block in found]
@@ -285,7 +290,7 @@ def _repeated(
     return Deepening(model, student, insertions, seed, (), () if cancels else tuple(made), depths)
 
 
-def _alike(analysis: Analysis, found: Sequence[Block]) -> set[str]:
+def alike_groups(analysis: Analysis, found: Sequence[Block]) -> set[str]:
     """Return the groups whose blocks with weights of the same shapes compute the same, but for their values."""
     programs: dict[str, dict[tuple[object, ...], set[object]]] = {block.group: {} for block in found}
     numbers = value_numbers(analysis)
@@ -323,7 +328,7 @@ def _by_pattern(found: Sequence[Block], counts: Mapping[str, int]) -> dict[Block
     copies: dict[Block, int] = {}
     for pattern, number in counts.items():
         matches = matching(pattern, found, lambda block: (block.name, block.group), "block")
-        spread = _spread(matches, number)
+        spread = spread_copies(matches, number)
         if not spread:
             raise RefusedError(f"{matches[0].name!r} cannot be repeated: {matches[0].reason}{_advice(matches)}")
         for block, more in spread.items():
@@ -338,7 +343,7 @@ def _by_factor(found: Sequence[Block], factor: float) -> dict[Block, int]:
         groups.setdefault(block.group, []).append(block)
     copies: dict[Block, int] = {}
     for members in groups.values():
-        copies.update(_spread(members, round(len(members) * (factor - 1))))
+        copies.update(spread_copies(members, round(len(members) * (factor - 1))))
     if not copies:
         few = f"{factor:g} times as deep is less than one more in every group"
         no = f"no block can be repeated: {found[0].reason}{_advice(found)}"
@@ -350,7 +355,7 @@ def _advice(blocks: Sequence[Block]) -> str:
     return "; two copies that cancel could be inserted (cancel)" if any(not b.obstacle for b in blocks) else ""
 
 
-def _spread(members: Sequence[Block], number: int) -> dict[Block, int]:
+def spread_copies(members: Sequence[Block], number: int) -> dict[Block, int]:
     """Share copies evenly among the blocks that can be repeated."""
     fit = [block for block in members if not block.reason]
     shares = [((i + 1) * number) // len(fit) - (i * number) // len(fit) for i in range(len(fit))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from onnx_net2net.algebra.maps import KINDS, Kind
 from onnx_net2net.algebra.weights import Style
@@ -36,6 +37,7 @@ class WidenOptions:
     framework: str | None = None
     keep_numbers: bool = False
     how: str = "split"
+    scale_weights: bool = False
 
     def __post_init__(self) -> None:
         spread, noise = (math.isfinite(value) and value >= 0 for value in (self.spread, self.noise))
@@ -58,6 +60,12 @@ class WidenOptions:
             raise BadInputError(f"a class of {self.framework} has no nodes around its norms; leave out --fill-norms")
         if self.keep_numbers and self.framework is None:
             raise BadInputError("--keep-numbers is about the numbers of a class; give --for too")
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Return the options as a record has them."""
+        later = {"how": "split", "scale_weights": False}  # records had no such options
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     @property
     def style(self) -> Style:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.maps import NEVER, Kind, is_never
@@ -18,6 +18,7 @@ from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.widen.experts import route
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Change, Plan
+from onnx_net2net.operations.widen.scaled import allow_padding, scaling_for
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rules.reasons import Kind as ReasonKind
@@ -89,6 +90,7 @@ def widen(
     framework: str | None = None,
     keep_numbers: bool = False,
     how: str = "split",
+    scale_weights: bool = False,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -119,6 +121,8 @@ def widen(
             token another one. ``"topk"``: it chooses all copies of an expert together, and so as many times more.
             ``"lift"``: a bias rules them out until a balancer raises it. The last two need no nodes, as a class of a
             framework has none.
+        scale_weights: With a framework, whether weights are scaled so that the class follows more growth: a stream in
+            front of norms at any width, without another epsilon, and dims of whose size it computes a number.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
@@ -129,7 +133,7 @@ def widen(
     """
     options = WidenOptions(
         factor, dict(sizes or {}), tuple(only), multiple_of, map, spread, noise, seed, prior, fill_norms, framework,
-        keep_numbers, how,
+        keep_numbers, how, scale_weights and framework is not None,
     )  # fmt: skip
     if factor is None and not sizes:
         raise BadInputError("give a factor or sizes, or there is nothing to widen")
@@ -141,15 +145,20 @@ def widen(
 def _widen(model: Model, options: WidenOptions) -> Widening:
     framework, factor = options.framework, options.factor
     opened, analysis, inspection, ties = analyse(
-        model, framework, keep_numbers=options.keep_numbers, with_zeros=options.map == "zero_in"
+        model,
+        framework,
+        keep_numbers=options.keep_numbers,
+        with_zeros=options.map == "zero_in",
+        scale_weights=options.scale_weights,
     )
+    if options.scale_weights:
+        allow_padding(analysis, inspection, ties)
     plan = Plan(analysis, inspection, options)
     plan.set_sizes(options.sizes)
     if factor is not None:
         plan.widen_all(factor, options.only)
     copies = route(analysis, plan.routed, plan.growth, options)
-    asked = {name: value for name, value in asdict(options).items() if name != "how" or value != "split"}
-    metadata = record(model, "widen", asked, {**opened.notes(), **plan.interface()})
+    metadata = record(model, "widen", options.recorded, {**opened.notes(), **plan.interface()})
     if not plan.growth and (factor is None or factor > 1):
         raise RefusedError(f"nothing grows: {_main_reason(plan, analysis)}")
     plan.check_map()
@@ -162,7 +171,10 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
         notes.append(
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
-    grown = rewrite(opened.model, analysis, plan.growth, options.style, metadata, ties=ties, copies=copies)
+    scaling = scaling_for(analysis, plan.growth, ties) if options.scale_weights else None
+    grown = rewrite(
+        opened.model, analysis, plan.growth, options.style, metadata, scaling=scaling, ties=ties, copies=copies
+    )
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"
         raise RefusedError(f"a class of {framework} could not follow: the student needs {what}")

@@ -1,0 +1,104 @@
+"""The command `grow`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
+from onnx_net2net.cli.output import progress_bar, say_json, table, tell
+from onnx_net2net.cli.student import say_written
+from onnx_net2net.cli.widen import size_text, sizes_of
+from onnx_net2net.errors import BadInputError
+
+if TYPE_CHECKING:
+    from onnx_net2net.framework.huggingface.grow import Grown
+
+_UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Grow a checkpoint."""
+    try:
+        from onnx_net2net.framework.huggingface.grow import grow_checkpoint
+        from onnx_net2net.framework.huggingface.student import Request
+    except ImportError as error:
+        raise BadInputError(f"checkpoints need more packages: pip install 'onnx-net2net[hf]' ({error})") from error
+    if options.output is None and not options.dry_run:
+        raise BadInputError("say where to write the student: -o OUT_DIR (or --dry-run)")
+    request = Request(
+        options.factor, sizes_of(options.sizes), tuple(options.only), options.depth, options.append, options.spread,
+        options.seed, options.keep_numbers,
+    )  # fmt: skip
+    with progress_bar() as progress:
+        grown = grow_checkpoint(
+            options.checkpoint, None if options.dry_run else options.output, request, verify=options.verify,
+            samples=options.samples, shard_size=_bytes(options.shard_size), progress=progress,
+            trust_remote_code=options.trust_remote_code,
+        )  # fmt: skip
+    if options.json:
+        say_json({**grown.to_dict(), "output": None if options.dry_run else str(options.output)})
+        return 0
+    tell(_lines(options, grown))
+    if not options.dry_run:
+        say_written(options, options.output)
+    return 0
+
+
+COMMAND = Command(
+    "grow",
+    "llama-7b -o llama-25b --factor 2 --depth 1.5x",
+    [
+        argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="a folder with config.json and weights"),
+        argument("-o", "--output", type=Path, metavar="OUT_DIR", help="the folder to write, which must not exist"),
+        argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)"),
+        argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
+                 help="size of the dims of that name or role (ffn, heads, experts): units or a multiplier (1.5x)"),
+        argument("--only", action="append", default=[], metavar="PATTERN",
+                 help="names or roles (ffn) of the dims that --factor is for"),
+        argument("--depth", metavar="F", help="how many times as many layers, like 2x"),
+        argument("--append", action="store_true", help="put the new layers behind the last one"),
+        argument("--keep-numbers", action="store_true",
+                 help="the class computes no number (like alpha / r) from its sizes"),
+        argument("--shard-size", default="", metavar="SIZE", help="of a file, at most (default: 5GB)"),
+        argument("--dry-run", action="store_true", help="tell what would be written, and write nothing"),
+        argument("--samples", type=Path, metavar="JSONL", help="token ids or text to compare on, one sample a line"),
+        argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
+        argument("--trust-remote-code", action="store_true", help="run the class in the checkpoint's folder"),
+        SPREAD,
+        SEED,
+        JSON,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _bytes(text: str) -> int | None:
+    """Return a number of bytes written like 5GB; None for nothing."""
+    unit = _UNITS.get(text[-2:])
+    try:
+        if text and (unit is None or float(text[:-2]) * unit < 1):
+            raise ValueError
+        return int(float(text[:-2]) * unit) if unit else None
+    except ValueError:
+        raise BadInputError(f"--shard-size {text}: write a size like 500MB or 5GB") from None
+
+
+def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
+    found = grown.to_dict()
+    rows = [([name, str(old), str(new)], False) for name, (old, new) in found["config"].items()]
+    sizes = [["parameters", *(f"{found['parameters'][when]:,}" for when in ("before", "after"))],
+             ["bytes", *(size_text(found["bytes"][when]) for when in ("before", "after"))]]  # fmt: skip
+    where = options.output or "(dry run)"
+    made: Table = table(f"{options.checkpoint} -> {where}", ["config", ">before", ">after"], rows, sizes)
+    yield made
+    yield from found["notes"]
+    yield f"{len(grown.shards)} files of weights, the largest of {size_text(max(size for _, size in grown.shards))}"
+    if grown.proof:
+        yield from grown.proof.lines()
+    elif not options.dry_run:
+        yield "not verified (--no-verify)"

@@ -1,0 +1,181 @@
+"""The config of a student: the teacher's with the new sizes, found by making the class of it.
+
+Configs give one size many names, and classes compute others. So numbers that the graph gives a meaning (heads, layers)
+are set by their names, and then those numbers that bring the shapes of a class's parameters nearer to the student's,
+as few as there have to be. Lists with an entry for each layer grow with the layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_net2net.errors import BadInputError, RefusedError, some
+from onnx_net2net.framework.huggingface.skeleton import Skeleton
+
+Path = tuple[str | int, ...]
+"""Where something stands in a config."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NO_SIZES = ("_token_id", "_id", "_ids", "version", "seed", "id2label", "label2id", "quantization_config")
+"""Ends of names that are no sizes of parameters."""
+
+
+_WIDTHS = ("inner", "dim", "_size", "width", "heads")
+"""Ends of names of widths that a class makes of others where the config leaves them open."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a student's config has to say.
+
+    Attributes:
+        shapes: The shapes of its parameters by name.
+        pairs: Sizes of dims and axes in the teacher, each with what it becomes.
+        named: Old and new values of fields that are known by their names, as transformers calls them.
+        layers: For each number of layers in the teacher, which of them each of the student's copies.
+    """
+
+    shapes: Shapes
+    pairs: frozenset[tuple[int, int]]
+    named: Mapping[str, tuple[int, int]]
+    layers: Mapping[int, Sequence[int]]
+
+
+def grown_config(
+    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton]
+) -> tuple[dict[str, Any], Skeleton]:
+    """Return the config of a student, and its class without weights.
+
+    Args:
+        raw: What the teacher's config.json has.
+        full: The teacher's config, with what its class adds.
+        sizes: What the student needs.
+        build: Makes the class of a config.
+
+    Raises:
+        NoConfigError: If no config makes the class at the student's sizes.
+    """
+    search = _Search(sizes, build)
+    whole = full.to_dict()
+    config: dict[str, Any] = copy.deepcopy(dict(raw))
+    for path, value in (*_lists(whole, sizes.layers), *_named(full, whole, sizes.named)):
+        _set(config, path, value)
+    best, skeleton = search.distance(config)
+    candidates = list(_candidates(whole, sizes.pairs))
+    while best:
+        found = search.nearest(config, best, candidates)
+        if found is None:
+            raise NoConfigError(search.differing(config))
+        best, config, skeleton = found
+    assert skeleton is not None
+    return config, skeleton
+
+
+class NoConfigError(RefusedError):
+    """No config makes the class at the student's sizes.
+
+    Attributes:
+        differing: The parameters of the student that the class nearest to it has in other shapes, and how.
+    """
+
+    def __init__(self, differing: Mapping[str, str]) -> None:
+        super().__init__(f"no config of the class makes the student's sizes: {some(list(differing.values()))}")
+        self.differing = differing
+
+
+class _Search:
+    """Compares the shapes that a config makes with those that are wanted."""
+
+    def __init__(self, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton]) -> None:
+        self._wanted, self._build = sizes.shapes, build
+
+    def distance(self, config: dict[str, Any]) -> tuple[int, Skeleton | None]:
+        """Return how many parameters differ, and the class; all and None where it cannot be made."""
+        try:
+            skeleton = self._build(config)
+        except BadInputError:
+            return 1 << 30, None
+        shapes = skeleton.shapes
+        names = {*shapes, *self._wanted}
+        return sum(shapes.get(name) != self._wanted.get(name) for name in names), skeleton
+
+    def nearest(
+        self, config: dict[str, Any], best: int, candidates: Sequence[tuple[Path, int]]
+    ) -> tuple[int, dict[str, Any], Skeleton] | None:
+        """Return what comes nearer by one change, or else by two; None if nothing does."""
+        for count in (1, 2):
+            found: list[tuple[int, dict[str, Any], Skeleton]] = []
+            for changes in itertools.combinations(candidates, count):
+                if len({path for path, _ in changes}) < count or any(_get(config, p) == v for p, v in changes):
+                    continue
+                changed = copy.deepcopy(config)
+                for path, value in changes:
+                    _set(changed, path, value)
+                distance, skeleton = self.distance(changed)
+                if skeleton is not None and distance < best:
+                    found.append((distance, changed, skeleton))
+                if not distance:
+                    break
+            if found:
+                return min(found, key=lambda one: one[0])
+        return None
+
+    def differing(self, config: dict[str, Any]) -> dict[str, str]:
+        """Return the parameters that differ, and how."""
+        _, skeleton = self.distance(config)
+        shapes = skeleton.shapes if skeleton else {}
+        names = [name for name in self._wanted if shapes.get(name) != self._wanted[name]]
+        return {n: f"{n} {list(self._wanted[n])} (the class: {list(shapes.get(n, ()))})" for n in names}
+
+
+def _named(full: Any, whole: Mapping[str, Any], named: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Path, int]]:
+    """Yield fields that are known by the names that transformers gives them, by those that the config has."""
+    aliases = getattr(full, "attribute_map", {})
+    for name, (old, new) in named.items():
+        field = aliases.get(name, name)
+        if whole.get(field) == old != new:
+            yield (field,), new
+
+
+def _lists(config: Any, layers: Mapping[int, Sequence[int]], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield the lists that have an entry for each layer, with those of the student."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _lists(value, layers, (*path, key))
+        elif isinstance(value, list) and len(value) in layers:
+            yield (*path, key), [value[layer] for layer in layers[len(value)]]
+
+
+def _candidates(
+    config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()
+) -> Iterator[tuple[Path, int]]:
+    """Yield the numbers of a config that may be sizes which grew, with what they may become."""
+    became: dict[int, list[int]] = {}
+    for old, new in sorted(pairs):
+        if new != old:
+            became.setdefault(old, []).append(new)
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _candidates(value, pairs, (*path, key))
+        elif type(value) is int and value > 0 and not key.endswith(_NO_SIZES):
+            yield from (((*path, key), new) for new in became.get(value, ()))
+        elif value is None and key.endswith(_WIDTHS):  # the class makes it of others
+            yield from (((*path, key), new) for new in sorted({new for old, new in pairs if new != old}))
+
+
+def _get(config: Any, path: Path) -> Any:
+    for step in path:
+        config = config.get(step, {}) if isinstance(config, dict) else {}
+    return config
+
+
+def _set(config: dict[str, Any], path: Path, value: Any) -> None:
+    *steps, last = path
+    for step in steps:
+        config = config.setdefault(step, {})  # type: ignore[arg-type]
+    config[last] = value  # type: ignore[index]

@@ -1,0 +1,106 @@
+"""The graph of a model without weights, whose weights are read from a checkpoint's files when somebody asks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch.overrides import TorchFunctionMode
+
+from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.framework.files import Stored
+from onnx_net2net.framework.huggingface.inputs import plainly_called
+from onnx_net2net.framework.huggingface.skeleton import Skeleton
+from onnx_net2net.model.checks import check
+from onnx_net2net.model.model import Model
+from onnx_net2net.model.tensors import INLINE_BYTES, Weight, Weights, make_stub, set_inline
+
+
+def export(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapping[str, Stored]) -> Model:
+    """Export a model without weights.
+
+    Args:
+        skeleton: The model.
+        inputs: What it is called with; only shapes and types matter.
+        weights: Its parameters by name, in the files of its checkpoint.
+
+    Returns:
+        A model in single precision. Its initializers have the parameters' names.
+
+    Raises:
+        BadInputError: If torch cannot export the class.
+    """
+    empty = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in inputs.values())
+    try:
+        with _quiet(), torch.no_grad(), _RealConstants(), plainly_called(skeleton.model, list(inputs)):
+            program = torch.onnx.export(skeleton.model, empty, dynamo=True, optimize=False, verbose=False)
+            assert program is not None
+            graph = program.model.graph
+            for value in graph.initializers.values():
+                if value.name in weights:
+                    kept = value.const_value
+                    value.const_value = ir.ExternalTensor(
+                        "weights", 0, 0, kept.dtype, name=value.name, shape=kept.shape
+                    )
+            proto = ir.serde.serialize_model(program.model)
+    except ImportError as error:
+        raise BadInputError(
+            f"checkpoints need onnxscript: pip install 'onnx-net2net[hf]' ({one_line(error)})"
+        ) from error
+    except Exception as error:  # of torch, of the exporter, of the class
+        raise BadInputError(f"{type(skeleton.model).__name__} cannot be exported: {one_line(error)}") from error
+    return _with_weights(proto, weights)
+
+
+class _RealConstants(TorchFunctionMode):  # type: ignore[misc]
+    """Makes the numbers that a class writes into tensors for real, wherever its weights are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor):
+            options.pop("device", None)
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):  # x[..., [-2]], whose list becomes a tensor
+            args = (args[0], tuple(torch.tensor(one) if isinstance(one, list) else one for one in args[1]))
+        return func(*args, **options)
+
+
+def _with_weights(proto: onnx.ModelProto, weights: Mapping[str, Stored]) -> Model:
+    """Return a model whose initializers are read from files."""
+    table: Weights = {}
+    for tensor in proto.graph.initializer:
+        stored = weights.get(tensor.name)
+        if stored is None:
+            continue
+        if 4 * math.prod(stored.shape) <= INLINE_BYTES:
+            set_inline(tensor, _single(stored).tobytes())
+        else:
+            make_stub(tensor, Weight(tensor.data_type, stored.shape, tensor.name, partial(_single, stored)), table)
+    check(proto)
+    return Model(proto, table, external=True)
+
+
+def _single(stored: Stored) -> np.ndarray:
+    return np.ascontiguousarray(stored.read(), np.float32)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter says to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,111 @@
+"""Grow the folder of a checkpoint into another folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.framework.huggingface.card import changes
+from onnx_net2net.framework.huggingface.folder import read_folder
+from onnx_net2net.framework.huggingface.parameters import parameters_in, parameters_of
+from onnx_net2net.framework.huggingface.proof import Proof, prove
+from onnx_net2net.framework.huggingface.samples import read_samples
+from onnx_net2net.framework.huggingface.student import Request, Student, Teacher, grow, open_teacher
+from onnx_net2net.framework.huggingface.writing import shards_of, write
+from onnx_net2net.model.saving import Progress
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What was done, or would be.
+
+    Attributes:
+        student: The student.
+        shards: The names of its files of weights, with their sizes in bytes.
+        proof: How it compares with its teacher; None where that was not asked for.
+        seconds: How long planning and writing took.
+    """
+
+    student: Student
+    shards: tuple[tuple[str, int], ...]
+    proof: Proof | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON-ready values."""
+        student, proof = self.student, self.proof
+        old, new = student.teacher.folder.config, student.config
+        return {
+            "parameters": {
+                "before": parameters_in(student.teacher.parameters), "after": parameters_in(student.parameters),
+            },
+            "bytes": {"before": student.teacher.folder.nbytes, "after": student.nbytes},
+            "config": {name: [a, b] for name, a, b in changes(old, new)},
+            "shards": dict(self.shards),
+            "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in student.widening.changes]
+            if student.widening else [],
+            "notes": list(student.notes),
+            "verification": None if proof is None else {
+                "equivalent": proof.is_equivalent, "error": proof.error, "largest": proof.largest,
+                "tolerance": proof.tolerance, "precision": proof.precision,
+                "blocks": {block.block: block.error for block in proof.blocks},
+            },
+        }  # fmt: skip
+
+
+def grow_checkpoint(
+    checkpoint: str | os.PathLike[str] | Teacher,
+    output: str | os.PathLike[str] | None,
+    request: Request,
+    *,
+    verify: bool = True,
+    samples: str | os.PathLike[str] | None = None,
+    shard_size: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Grown:
+    """Grow a checkpoint of transformers; it is never loaded, and the student's folder appears as a whole or not at all.
+
+    Args:
+        checkpoint: The folder, with config.json and weights (.safetensors or .bin, in shards or not), or one that
+            is open.
+        output: The student's folder, which must not exist or be empty; None to plan only.
+        request: How it is to grow.
+        verify: Whether both classes are run and compared before the folder takes its place.
+        samples: Inputs to compare on; a file as `read_samples` takes it. By default they are drawn.
+        shard_size: Bytes of a shard, at most.
+        trust_remote_code: Whether code in the checkpoint's folder may be run.
+        progress: Told about each shard.
+
+    Raises:
+        BadInputError: If the checkpoint cannot be used, or the folder cannot be written.
+        RefusedError: If it cannot be exact, or no config of the class makes the student.
+        NotEquivalentError: If the student differs; then nothing is written.
+    """
+    started = time.perf_counter()
+    teacher = checkpoint if isinstance(checkpoint, Teacher) else open_teacher(Path(checkpoint), trust_remote_code)
+    inputs = read_samples(Path(samples), teacher) if samples else None
+    student = grow(teacher, request)
+    if not any(p.growth or p.stored is not teacher.parameters.get(name) for name, p in student.parameters.items()):
+        raise RefusedError("nothing grows")
+    shards = tuple((name, sum(t.nbytes for t in tensors)) for name, tensors in shards_of(student, shard_size))
+    found: list[Proof] = []
+
+    def check(folder: Path) -> list[str]:
+        if not verify:
+            return ["It was not compared with its teacher."]
+        written, _ = parameters_of(student.skeleton, read_folder(folder).tensors)
+        proof = prove(student, written, inputs)
+        found.append(proof)
+        proof.raise_if_different()
+        return list(proof.lines())
+
+    if output is not None:
+        if Path(output).resolve() == teacher.folder.path.resolve():
+            raise BadInputError(f"cannot write {output}: the checkpoint is read from it")
+        write(student, request, Path(output), check, limit=shard_size, progress=progress)
+    return Grown(student, shards, found[0] if found else None, time.perf_counter() - started)

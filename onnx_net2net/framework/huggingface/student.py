@@ -1,0 +1,335 @@
+"""The student of a checkpoint: what each of its parameters grows by, its config, and what its files will hold.
+
+Nothing is computed here. The class is exported without weights, and the usual operations say how each constant of the
+graph grows; as nothing is folded, constants are the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.weights import WeightGrowth
+from onnx_net2net.errors import BadInputError, RefusedError, some
+from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.files import Stored
+from onnx_net2net.framework.huggingface.config import NoConfigError, Sizes, grown_config
+from onnx_net2net.framework.huggingface.exported import export
+from onnx_net2net.framework.huggingface.folder import Folder, read_folder
+from onnx_net2net.framework.huggingface.inputs import draw
+from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan_layers
+from onnx_net2net.framework.huggingface.parameters import Naming, Parameter, Written, parameters_of
+from onnx_net2net.framework.huggingface.skeleton import Skeleton, build, class_of, read_config
+from onnx_net2net.framework.huggingface.vocabulary import NAME, tokens_of, with_tokens
+from onnx_net2net.framework.unseen import Unseen
+from onnx_net2net.framework.widths import compare_widths
+from onnx_net2net.model.history import history
+from onnx_net2net.model.model import Model
+from onnx_net2net.operations.widen.widen import Widening, widen
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: options of `widen` and `deepen`.
+
+    Attributes:
+        factor: Width multiplier of all dims, or those of `only`; None for none.
+        sizes: Sizes by name, pattern or role.
+        only: Names or roles of the dims that `factor` is for.
+        depth: How many times as deep; None for as deep.
+        append: Whether copies of layers go behind the last one.
+        spread: How unevenly copies share their outgoing weights.
+        seed: Seed of every random choice.
+        keep_numbers: Whether the class computes none of its numbers from its sizes.
+    """
+
+    factor: float | None = None
+    sizes: Mapping[str, int | str] = field(default_factory=dict)
+    only: Sequence[str] = ()
+    depth: str | None = None
+    append: bool = False
+    spread: float = 0.3
+    seed: int = 0
+    keep_numbers: bool = False
+
+    @property
+    def tokens(self) -> int | str | None:
+        """The size of the vocabulary that is asked for."""
+        return self.sizes.get(NAME)
+
+    @property
+    def dims(self) -> dict[str, int | str]:
+        """The sizes of dims that are asked for."""
+        return {name: size for name, size in self.sizes.items() if name != NAME}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint and its class without weights.
+
+    Attributes:
+        folder: Its files.
+        skeleton: Its class.
+        parameters: Its parameters by their names in the class.
+        called: What the files call their tensors.
+        rebuild: Makes the class of another config.
+    """
+
+    folder: Folder
+    skeleton: Skeleton
+    parameters: Mapping[str, Stored]
+    called: Naming
+    rebuild: Callable[[dict[str, Any]], Skeleton]
+
+    @cached_property
+    def graph(self) -> Model:
+        """The class as a graph whose weights are read from the files.
+
+        Raises:
+            BadInputError: If it cannot be exported.
+        """
+        return export(self.skeleton, draw(self.skeleton.model, self.skeleton.config), self.parameters)
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a teacher becomes.
+
+    Attributes:
+        teacher: The teacher.
+        skeleton: The class at the student's sizes.
+        config: What its config.json has.
+        parameters: Its parameters by their names in the class.
+        tensors: What its files hold, in order.
+        widening: How it was widened, if it was.
+        layers: The copies of layers.
+        vocabulary: How many tokens there were and are, where more were asked for.
+        record: The steps, as the record of a model has them.
+        notes: What else there is to say.
+    """
+
+    teacher: Teacher
+    skeleton: Skeleton
+    config: dict[str, Any]
+    parameters: Mapping[str, Parameter]
+    tensors: tuple[Written, ...]
+    widening: Widening | None
+    layers: Layers
+    vocabulary: tuple[int, int]
+    record: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def open_teacher(path: Path, trust_remote_code: bool = False) -> Teacher:
+    """Open a checkpoint of transformers; its weights stay on the disk.
+
+    Raises:
+        BadInputError: If it cannot be used; see `read_folder`, `read_config` and `build`.
+    """
+    folder = read_folder(path)
+    config = read_config(path, trust_remote_code)
+    kind = class_of(config, path, trust_remote_code)
+    skeleton = build(kind, config)
+    parameters, called = parameters_of(skeleton, folder.tensors)
+
+    def rebuild(raw: dict[str, Any]) -> Skeleton:
+        try:
+            made = type(config).from_dict(raw)
+        except Exception as error:  # of a config's own checks
+            raise BadInputError(f"there is no such config: {error}") from error
+        return build(kind, made)
+
+    return Teacher(folder, skeleton, parameters, called, rebuild)
+
+
+def grow(teacher: Teacher, request: Request) -> Student:
+    """Plan the student of a checkpoint; none of its weights are computed.
+
+    Dims that no config of the class lets grow keep their size, unless they are asked for by name.
+
+    Raises:
+        BadInputError: If the class cannot be exported, or an option makes no sense.
+        RefusedError: If it cannot be exact, or the class could not hold it.
+    """
+    if request.factor is None and not request.sizes and request.depth is None and request.tokens is None:
+        raise BadInputError("give a factor, sizes or a depth, or there is nothing to grow")
+    if request.tokens is not None:
+        tokens_of(teacher.skeleton, request.tokens)
+    places = _places(teacher.skeleton, teacher.graph)
+    layers = _layers(teacher.graph, request, teacher.skeleton.config)
+    held: dict[str, int | str] = {}
+    impossible: NoConfigError | None = None
+    while True:
+        try:
+            widening = _widen(teacher.graph, request, held)
+        except RefusedError as error:  # nothing is left that grows
+            raise impossible or error from None
+        try:
+            student = _student(teacher, request, places, layers, widening)
+        except NoConfigError as error:
+            modules = {name.rpartition(".")[0] for name in error.differing}
+            more: dict[str, int | str] = {change.name: change.old for change in (widening.changes if widening else ())
+                    if change.new != change.old and change.name.partition("[")[0] in modules}  # fmt: skip
+            if request.factor is None or request.sizes or not more or held.keys() & more:
+                raise
+            held, impossible = held | more, error
+            continue
+        notes = [f"kept, as the class makes it of other sizes: {some(sorted(held))}"] if held else []
+        return replace(student, notes=(*student.notes, *notes))
+
+
+def _student(
+    teacher: Teacher, request: Request, places: Mapping[str, str], layers: Layers, widening: Widening | None
+) -> Student:
+    """Return the student that a widening makes, with layers copied."""
+    model = teacher.graph
+    names = {name: (name, False) for name in teacher.parameters}
+    if layers.copies:
+        names = deeper_names(teacher.parameters, places, layers, model)
+    own, notes = _parameters(teacher.parameters, places, _growths(widening))
+    vocabulary = (0, 0)
+    if request.tokens is not None:
+        vocabulary = tokens_of(teacher.skeleton, request.tokens)
+        own = with_tokens(teacher.skeleton, own, *vocabulary)
+    ends = {name: layers.ends[place] for name, place in places.items() if place in layers.ends}
+    grown = {name: _copied(name, own[source], ends.get(source)) if is_copy else replace(own[source], name=name)
+             for name, (source, is_copy) in names.items()}  # fmt: skip
+    student = widening.student if widening else model
+    config, skeleton = grown_config(
+        teacher.folder.config, teacher.skeleton.config, _sizes(model, student, grown, widening, layers, vocabulary),
+        teacher.rebuild,
+    )  # fmt: skip
+    absent = {name for name in (*teacher.skeleton.tied, *teacher.skeleton.tied.values())
+              if teacher.called(name) not in teacher.folder.tensors}  # fmt: skip
+    tensors = [Written(teacher.called(name), cut, grown[cut.parameter]) for name, cut in skeleton.cuts.items()
+               if name not in absent]  # fmt: skip
+    notes += widening.notes if widening else ()
+    return Student(
+        teacher,
+        skeleton,
+        config,
+        grown,
+        tuple(tensors),
+        widening,
+        layers,
+        vocabulary,
+        _record(request, widening),
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _record(request: Request, widening: Widening | None) -> list[dict[str, Any]]:
+    """Return what was done, as the record of a model has it."""
+    steps = history(widening.student) if widening else []
+    if request.depth is not None:
+        steps.append({"operation": "deepen", "depth": request.depth, "append": request.append, "framework": "torch"})
+    return steps
+
+
+# --- The graph ----------------------------------------------------------------------------------------------------
+
+
+def _places(skeleton: Skeleton, model: Model) -> dict[str, str]:
+    """Return the constant of the graph that each parameter is, by name; tied ones are one."""
+    known = {tensor.name for tensor in model.proto.graph.initializer}
+    same: dict[str, list[str]] = {}
+    for name in skeleton.shapes:
+        same.setdefault(skeleton.tied.get(name, name), []).append(name)
+    return {
+        name: next(other for other in names if other in known)
+        for names in same.values() for name in names if known.intersection(names)
+    }  # fmt: skip
+
+
+def _layers(model: Model, request: Request, config: Any) -> Layers:
+    if request.depth is None:
+        return Layers()
+    return plan_layers(model, request.depth, request.append, is_told=_lists_layers(config))
+
+
+def _lists_layers(config: Any) -> bool:
+    """Tell whether a config has a list with an entry for each layer."""
+    count = getattr(config, "num_hidden_layers", 0)
+    return any(isinstance(value, list) and len(value) == count for value in config.to_dict().values())
+
+
+def _widen(model: Model, request: Request, held: Mapping[str, int | str]) -> Widening | None:
+    if request.factor is None and not request.dims:
+        return None
+    return widen(
+        model, factor=request.factor, sizes={**request.dims, **held}, only=request.only, spread=request.spread,
+        seed=request.seed, framework="torch", keep_numbers=request.keep_numbers, scale_weights=True,
+    )  # fmt: skip
+
+
+def _growths(widening: Widening | None) -> dict[str, WeightGrowth]:
+    """Return how each constant of the graph grows.
+
+    Raises:
+        RefusedError: If one grows in several ways, where a class has one parameter.
+    """
+    found: dict[str, WeightGrowth] = {}
+    for constant in widening.constants if widening else ():
+        known = found.setdefault(constant.teacher, constant.growth)
+        if [axis.key for axis in known.axes] != [axis.key for axis in constant.growth.axes]:
+            raise RefusedError(f"{constant.teacher} would grow in several ways, where the class has one parameter")
+    return found
+
+
+def _parameters(
+    stored: Mapping[str, Stored], places: Mapping[str, str], growths: Mapping[str, WeightGrowth]
+) -> tuple[dict[str, Parameter], list[str]]:
+    """Return the teacher's parameters with their growths, and notes on those that are not in the graph."""
+    grown = {name: Parameter(name, stored[name], growths.get(place)) for name, place in places.items()}
+    seen = [Entry(name, "same", (places[name],), one.stored, (one.growth,) if one.growth else ())
+            for name, one in grown.items()]  # fmt: skip
+    unseen = Unseen(seen, folded=False)
+    others = [unseen.entry(name, one) for name, one in stored.items() if name not in grown]
+    for entry in others:
+        grown[entry.name] = Parameter(entry.name, entry.stored, entry.growths[-1] if entry.growths else None)
+    return grown, [f"{entry.name} {entry.note}" for entry in others if entry.note]
+
+
+def _copied(name: str, original: Parameter, end: float | None) -> Parameter:
+    """Return the parameter of a layer's copy: the original's values, or one number where a branch ends."""
+    if end is None:
+        return replace(original, name=name)
+    shape, dtype = original.shape, original.dtype
+
+    def rows(start: int, stop: int) -> Array:
+        return np.full((stop - start, *shape[1:]), end, dtype)
+
+    return Parameter(name, Stored(shape, dtype, lambda: np.full(shape, end, dtype), rows=rows))
+
+
+# --- The config ---------------------------------------------------------------------------------------------------
+
+
+def _sizes(
+    teacher: Model, student: Model, grown: Mapping[str, Parameter], widening: Widening | None, layers: Layers,
+    vocabulary: tuple[int, int],
+) -> Sizes:  # fmt: skip
+    """Return what the student's config has to say."""
+    pairs = {(old, new) for p in grown.values() for old, new in zip(p.stored.shape, p.shape, strict=True)}
+    pairs |= {(change.old, change.new) for change in (widening.changes if widening else ())}
+    pairs |= set(layers.counts.values())
+    config = compare_widths(teacher, student).config
+    named = {name: pair for name, pair in config.items() if all(type(value) is int for value in pair)}
+    if len(set(layers.counts.values())) == 1:
+        named["num_hidden_layers"] = next(iter(layers.counts.values()))
+    if vocabulary[0] != vocabulary[1]:
+        named["vocab_size"] = vocabulary
+    lists = {old: [layer for layer, _ in layers.order(group)] for group, (old, _) in layers.counts.items()}
+    shapes = {name: parameter.shape for name, parameter in grown.items()}
+    return Sizes(shapes, frozenset(pairs), named, lists)

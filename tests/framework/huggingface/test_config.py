@@ -1,0 +1,58 @@
+"""The config of a student is found by making classes of configs."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch")
+
+from onnx_net2net import BadInputError, RefusedError
+from onnx_net2net.framework.huggingface.config import Sizes, grown_config
+
+RAW = {"hidden_size": 8, "heads": 2, "inner": None, "max_position": 8, "vocab_size": 16, "layers": 2,
+       "kinds": ["a", "b"]}  # fmt: skip
+
+
+ALIASES = {"num_attention_heads": "heads", "num_hidden_layers": "layers"}
+
+
+class Full(SimpleNamespace):
+    def to_dict(self):
+        return dict(RAW)
+
+
+def build(config):
+    """A class: embeddings, and for each layer a matrix to `inner` (4 x hidden by default)."""
+    if config["hidden_size"] % config["heads"]:
+        raise BadInputError("heads")
+    inner = config.get("inner") or 4 * config["hidden_size"]
+    shapes = {f"{layer}.up": (inner, config["hidden_size"]) for layer in range(config["layers"])}
+    return SimpleNamespace(shapes={"embed": (config["vocab_size"], config["hidden_size"]), **shapes})
+
+
+def found(shapes, pairs, named=None, layers=None):
+    return grown_config(
+        RAW, Full(attribute_map=ALIASES), Sizes(shapes, frozenset(pairs), named or {}, layers or {}), build
+    )[0]
+
+
+def test_the_numbers_that_make_the_shapes_change_and_no_others():
+    shapes = {"embed": (16, 16), "0.up": (64, 16), "1.up": (64, 16)}
+    config = found(shapes, {(8, 16), (32, 64), (2, 4)}, {"num_attention_heads": (2, 4)})
+    assert config == {**RAW, "hidden_size": 16, "heads": 4}
+
+
+def test_a_width_that_the_config_leaves_to_the_class_is_written_down():
+    shapes = {"embed": (16, 8), "0.up": (48, 8), "1.up": (48, 8)}
+    assert found(shapes, {(32, 48)}) == {**RAW, "inner": 48}
+
+
+def test_lists_of_layers_grow_with_the_layers():
+    shapes = {"embed": (16, 8), **{f"{layer}.up": (32, 8) for layer in range(4)}}
+    config = found(shapes, {(2, 4)}, {"num_hidden_layers": (2, 4)}, {2: [0, 0, 1, 1]})
+    assert config == {**RAW, "layers": 4, "kinds": ["a", "a", "b", "b"]}
+
+
+def test_sizes_that_no_config_makes_are_refused_with_the_parameter():
+    with pytest.raises(RefusedError, match=r"0.up \[30, 9\]"):
+        found({"embed": (16, 8), "0.up": (30, 9), "1.up": (32, 8)}, {(8, 9)})
