@@ -43,21 +43,29 @@ def test_the_readme_is_short() -> None:
 
 def test_commands_of_the_readme_run(workplace: Path) -> None:
     shown = commands(README)
-    assert {words[1] for words in shown} >= {"inspect", "widen", "deepen", "narrow", "transfer", "checkpoint", "verify"}
+    assert {words[1] for words in shown} >= {"inspect", "widen", "deepen", "transfer", "checkpoint", "verify"}
     for words in shown:
         if "--module" not in words:
             assert main(words[1:]) == 0, words
 
 
 @pytest.mark.slow
-def test_the_way_back_of_the_readme_runs(workplace: Path) -> None:
-    pytest.importorskip("torch")
-    back = [words for words in commands(README) if {"--for", "--module"} & set(words) or words[1] == "checkpoint"]
-    assert [main(words[1:]) for words in back] == [0, 0, 0]
+def test_growth_of_a_module_is_as_the_readme_prints_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    monkeypatch.syspath_prepend(str(ROOT))
+    torch.manual_seed(0)
+    (code,) = blocks(README, "python grow")
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-1] == [line for line in README.read_text(encoding="utf-8").splitlines() if line in printed[:-1]]
+    assert "computes the same" in printed[-1]
 
 
 def test_python_of_the_readme_runs(workplace: Path) -> None:
-    code, _ = blocks(README, "python")
+    (code,) = blocks(README, r"python(?=\n)")
     exec(compile(code, "README.md", "exec"), {})
     assert (workplace / "student.onnx").exists()
 
@@ -78,7 +86,7 @@ def test_the_docstring_of_the_package_is_what_the_readme_shows() -> None:
     """The same calls with other arguments; who reads one finds the other."""
     import onnx_net2net
 
-    code, _ = blocks(README, "python")
+    (code,) = blocks(README, r"python(?=\n)")
     calls = re.compile(r"\b(inspect|widen|verify|raise_if_different|save)\(")
     assert calls.findall(code) == calls.findall(onnx_net2net.__doc__ or "")
 
