@@ -195,7 +195,8 @@ def compare(results: Sequence[dict], arms: Sequence[str]) -> list[str]:
         cells = [result["seed"], f"{equal:,.0f}", *(f"{v:.4f}" if v is not None else "-" for v in values),
                  f"{goal:.4f}", *(f"{c:,.0f}" if c is not None else "never" for c in costs)]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    means = [statistics.mean(at(r[arm], min(r[a][-1][0] for a in arms)) for r in results) for arm in arms]
+    found = [[at(r[arm], min(r[a][-1][0] for a in arms)) for r in results] for arm in arms]
+    means = [float("nan") if None in values else statistics.mean(values) for values in found]
     lines.append(
         "mean of the best at equal compute: " + ", ".join(f"{a} {m:.4f}" for a, m in zip(arms, means, strict=True))
     )

@@ -25,13 +25,16 @@ class _Run:
         self._last = -1
         self.is_asked = False
 
-    def begin(self, optimizer: Any) -> None:
-        """Continue the optimizer, and hear SIGTERM."""
+    def listen(self) -> None:
+        """Hear SIGTERM, in the place of what a trainer does then."""
 
         def ask(*_: object) -> None:
             self.is_asked = True
 
         signal.signal(signal.SIGTERM, ask)
+
+    def begin(self, optimizer: Any) -> None:
+        """Continue the optimizer."""
         if self._optimizer and optimizer is not None:
             saved = load_torch(Path(self._optimizer))
             groups = [dict(group) for group in optimizer.param_groups]
@@ -87,6 +90,7 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
         """Writes what `chain` and `explore` follow."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            run.listen()
             run.begin(_inner(given.get("optimizer")))
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
@@ -127,6 +131,9 @@ def lightning(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "
 
         def on_fit_start(self, trainer: Any, module: Any) -> None:
             run.begin(trainer.optimizers[0] if trainer.optimizers else None)
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            run.listen()  # Lightning has set its own handlers by now
 
         def on_validation_end(self, trainer: Any, module: Any) -> None:
             run.note(trainer.global_step, trainer.callback_metrics)

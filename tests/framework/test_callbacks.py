@@ -6,10 +6,20 @@ import signal
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+from checkpoint_table import import_torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from onnx_net2net.framework.callbacks import hugging_face, lightning  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torchvision():
+    """Both libraries import torchvision, whose operators may not fit the installed torch."""
+    return import_torchvision()
 
 
 class Net(nn.Module):
