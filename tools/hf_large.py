@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
     dtype = np.dtype(DTYPES["BF16"])
 
     def rows(name: str, shape: tuple[int, ...], start: int, stop: int) -> Any:
-        rng = np.random.Generator(np.random.SFC64([hash(name) & 0xFFFF, start]))
+        rng = np.random.Generator(np.random.SFC64([zlib.crc32(name.encode()), start]))
         if len(shape) == 1:
             return (1 + 0.1 * rng.standard_normal(stop - start, np.float32)).astype(dtype)
         drawn = rng.standard_normal((stop - start, *shape[1:]), np.float32)
