@@ -15,7 +15,15 @@ X = np.zeros((2, 1, 8, 8), np.float32)
 
 
 def test_every_public_name_is_there():
-    assert all(hasattr(onnx_net2net, name) for name in onnx_net2net.__all__)
+    missing = []
+    for name in onnx_net2net.__all__:
+        try:
+            getattr(onnx_net2net, name)
+        except BadInputError as error:  # an extra is not installed
+            missing.append(str(error).partition(" needs ")[2].partition(":")[0].partition(".")[0])
+        except RuntimeError:  # a torchvision that does not fit the installed torch, which lightning imports
+            missing.append("lightning")
+    assert set(missing) <= {"torch", "transformers", "lightning"}
 
 
 class Exported:

@@ -70,7 +70,7 @@ def test_too_little_memory_is_one_line(cli, teacher, monkeypatch):
 
 USAGE = {
     (): "the following arguments are required: COMMAND",
-    ("grow", "teacher.onnx"): "invalid choice: 'grow'",
+    ("enlarge", "teacher.onnx"): "invalid choice: 'enlarge'",
     ("inspect",): "the following arguments are required: MODEL",
     ("widen", "teacher.onnx", "--factor", "2"): "the following arguments are required: -o",
     ("widen", "teacher.onnx", "-o", "s.onnx", "--factor", "twice"): "--factor: invalid float value: 'twice'",
