@@ -231,9 +231,8 @@ class _Weighing:
         if self._bits:
             noise = self._copies.random(places, which)
             noise += shares
-            return parts_of(values, noise, self._bits, self._dtype).astype(self._dtype, copy=False)
-        parts: Array = (values * shares).astype(self._dtype, copy=False)
-        return parts
+            shares = noise
+        return parts_of(values, shares, self._bits, self._dtype).astype(self._dtype, copy=False)
 
     def _left(self, block: Array, own: Array) -> Array:
         """Return what copies leave to units that are no rows; the copies have their parts already."""

@@ -66,7 +66,7 @@ def parts_of(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
     Args:
         values: The weights, of at least single precision.
         shares: The shares, in a shape that broadcasts with them.
-        bits: Their binary places (`bits_of`).
+        bits: Their binary places (`bits_of`); 0 for shares of any number of places.
         dtype: The type that the weights are kept in.
 
     Returns:
@@ -74,6 +74,8 @@ def parts_of(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
     """
     if dtype.itemsize < 4:
         return _rounded(values * shares, _places(values, dtype))
+    if not bits:
+        return _rounded(values * shares, np.spacing(np.abs(values)))
     kind = np.uint32 if dtype.itemsize == 4 else np.uint64
     leading = ~kind(2 ** (bits + 2) - 1)  # the product of these bits and a share has no more than there are
     parts: Array = np.empty(values.shape, dtype)

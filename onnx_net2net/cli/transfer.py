@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
                               progress=progress)  # fmt: skip
     with progress_bar() as progress:
         verification, obstacles = proof(result, progress=progress, **checked)
-    _refuse_unasked(options, obstacles, expected=bool(result.obstacles))
+    _refuse_unasked(options, obstacles, expected=bool(result.obstacles or result.doubts))
     if options.state_dict is None:
         result.student.save(options.output)
     else:

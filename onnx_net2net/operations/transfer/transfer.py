@@ -224,7 +224,8 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
     if result.obstacles:
         return verification, result.obstacles
     first, around = result.explain()
-    return verification, (first, *(doubt for doubt in result.doubts if doubt.place in around))
+    near = (doubt for doubt in result.doubts if doubt.place in around)  # these say what exactly
+    return verification, (*near, first)
 
 
 def _at_sizes_of(teacher: Model, student: Model) -> Model:
