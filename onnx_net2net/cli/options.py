@@ -90,7 +90,9 @@ class Version(argparse.Action):
         """Print it, and end."""
         from importlib.metadata import version  # takes longer than all else that is printed
 
-        print(version("onnx-net2net"))
+        from onnx_net2net.cli.output import say
+
+        say(version("onnx-net2net"))
         parser.exit()
 
 
