@@ -57,5 +57,5 @@ def _help(command: str) -> str:
     os.environ["COLUMNS"] = "100"
     from onnx_net2net.cli.main import _parser
 
-    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in _parser([command])._actions if isinstance(action, argparse._SubParsersAction))
     return f"```text\n{commands.choices[command].format_help()}```"
