@@ -6,7 +6,7 @@ is saved by `save_pretrained`, loaded and run again.
 
     pip install '.[hf]'
     python tools/hf_table.py                      # all, as a table for docs/checkpoints.md
-    python tools/hf_table.py llama gemma2 --keep /tmp/here
+    python tools/hf_table.py llama gemma2 --keep kept
 """
 
 from __future__ import annotations

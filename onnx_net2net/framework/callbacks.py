@@ -83,7 +83,7 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
     try:
         from transformers import TrainerCallback
     except ImportError as error:
-        raise BadInputError("this callback needs transformers") from error
+        raise BadInputError("this callback needs transformers: pip install 'onnx-net2net[trainer]'") from error
     run = _Run(out, optimizer, start)
 
     class Follow(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -123,7 +123,7 @@ def lightning(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "
     try:
         from lightning.pytorch import Callback
     except ImportError as error:
-        raise BadInputError("this callback needs lightning") from error
+        raise BadInputError("this callback needs lightning: pip install 'onnx-net2net[lightning]'") from error
     run = _Run(out, optimizer, start)
 
     class Follow(Callback):  # type: ignore[misc, unused-ignore]

@@ -46,9 +46,7 @@ def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
         biases[read.node].name
         for constant in constants.values()
         for read in constant.reads
-        if read.operator in traits.CONVOLUTIONS & traits.LAYERS
-        and read.input == 1
-        and _is_folded(constant, biases.get(read.node))
+        if (read.operator, read.input) in _KERNELS and _is_folded(constant, biases.get(read.node))
     }
     for constant in constants.values():
         read = next((read for read in constant.reads if read.operator in traits.LAYERS and read.input > 0), None)

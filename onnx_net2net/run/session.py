@@ -67,6 +67,14 @@ def use_library(path: Path) -> None:
         _libraries.append(path)
 
 
+def _options() -> Any:
+    """Return the options of a session that has the operators of the user's own."""
+    options = _ort().SessionOptions()
+    for library in _libraries:
+        options.register_custom_ops_library(str(library))
+    return options
+
+
 class Runner:
     """A model opened in onnxruntime; a call runs it."""
 
@@ -89,12 +97,10 @@ class Runner:
         Raises:
             BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
         """
-        options = _ort().SessionOptions()
+        options = _options()
         options.graph_optimization_level = getattr(_ort().GraphOptimizationLevel, level.value)
         # On x64 processors without VNNI, sums of unsigned by signed bytes overflow otherwise. It is an optimization.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        for library in _libraries:
-            options.register_custom_ops_library(str(library))
         # Weights are read where they are, in a mapped file. A copy of them that is laid out for a kernel costs more
         # time than a few runs take, and as much memory as the model has.
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -140,11 +146,8 @@ def session(model: ModelLike, *, provider: str = "cpu") -> Any:
     """
     name = provider_name(provider)
     with load(model).on_disk() as path, blaming(BadInputError, "the model does not run"):
-        options = _ort().SessionOptions()
-        for library in _libraries:
-            options.register_custom_ops_library(str(library))
         return _ort().InferenceSession(
-            str(path), options, providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0
+            str(path), _options(), providers=[(name, _OPTIONS.get(name, {}))], enable_fallback=0
         )
 
 

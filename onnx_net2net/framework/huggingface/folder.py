@@ -47,11 +47,6 @@ class Folder:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Tell whether a path is a folder with weights."""
-    return path.is_dir() and any((path / name).is_file() for kind in WEIGHTS for name in (kind, f"{kind}.index.json"))
-
-
 def read_folder(path: Path) -> Folder:
     """Read what a checkpoint's folder says of its tensors.
 
