@@ -1,6 +1,6 @@
 """A CNN in PyTorch: train, grow, go on training. Runs in half a minute on a CPU.
 
-pip install 'onnx-net2net[torch]' onnxscript scikit-learn
+pip install 'onnx-net2net[torch]' scikit-learn
 """
 
 import torch

@@ -117,6 +117,9 @@ _HOMES = {
 """Where each public name is, and what it is called there; it is imported when somebody asks for it."""
 
 
+_EXTRAS = {"TrainerGrowth": "trainer", "LightningGrowth": "lightning"}
+
+
 def __getattr__(name: str) -> Any:
     """Import what has this name."""
     if name not in _HOMES:
@@ -126,7 +129,7 @@ def __getattr__(name: str) -> Any:
         found = getattr(import_module(f"{__name__}.{home}"), own or name)
     except ModuleNotFoundError as error:
         raise import_module(f"{__name__}.errors").BadInputError(
-            f"{name} needs {error.name}: pip install {error.name}, or 'onnx-net2net[torch]'"
+            f"{name} needs {error.name}: pip install 'onnx-net2net[{_EXTRAS.get(name, 'torch')}]'"
         ) from error
     globals()[name] = found
     return found

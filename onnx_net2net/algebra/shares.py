@@ -51,6 +51,10 @@ class Shared:
         return cls(copies, place[sources], ranks, np.flatnonzero((map.weight != 1) & ~divided))
 
 
+_MOST_BITS = 12
+"""Binary places of shares up to which leading bits of weights are multiplied alone: more would leave too few bits."""
+
+
 def bits_of(spread: float) -> int:
     """Return how many binary places the step between uneven shares has, of which each is an odd multiple of one half.
 
@@ -61,7 +65,7 @@ def bits_of(spread: float) -> int:
 
 
 def parts_of(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
-    """Multiply weights by shares, and round down to multiples of the last place of each weight.
+    """Multiply weights by shares, and round to multiples of the last place of each weight.
 
     Args:
         values: The weights, of at least single precision.
@@ -74,7 +78,7 @@ def parts_of(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
     """
     if dtype.itemsize < 4:
         return _rounded(values * shares, _places(values, dtype))
-    if not bits:
+    if not bits or bits > _MOST_BITS:
         return _rounded(values * shares, np.spacing(np.abs(values)))
     kind = np.uint32 if dtype.itemsize == 4 else np.uint64
     leading = ~kind(2 ** (bits + 2) - 1)  # the product of these bits and a share has no more than there are

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 from onnx import TensorProto
 
 from onnx_net2net.algebra.dims import Dim, leaves, resolve
+from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.rules import traits
@@ -235,6 +236,12 @@ def _common(states: Iterable[Held]) -> Held:
     """Return what all operands hold, "other" where they differ."""
     found = set(states)
     return found.pop() if len(found) == 1 else "other"
+
+
+def pads_of(growth: Growth) -> dict[Dim, State]:
+    """Return the dims with units that start as the mean of the others or as zero."""
+    starts: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
+    return {dim: starts[kind] for dim, map in growth.items() if (kind := int(map.kind.max())) in starts}
 
 
 def _stays_zero(pointwise: str, state: Held) -> bool:

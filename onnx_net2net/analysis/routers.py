@@ -337,8 +337,26 @@ class _Walk:
             if use is not None and self._has(*use.axes):
                 others = [source(t, _WAYS) for k, t in enumerate(node.inputs) if k != index]
                 is_probability = all(t.inputs and t.inputs[0].op in _PROBABILITIES for t in others)
-                return (number, index), "below" if node.op != "Gemm" and is_probability else "never"
+                if node.op == "Gemm" or not is_probability:
+                    return (number, index), "never"
+                self._check_only_chosen(number)
+                return (number, index), "below"
         raise self._refuse(number, "has no bias that could keep copies from being chosen (--how topk)")
+
+    def _check_only_chosen(self, number: int) -> None:
+        """Refuse scores that something else than a choice reads: a little below the others is not 0 in a softmax.
+
+        Raises:
+            RefusedError: Something else reads them.
+        """
+        pending = list(self._analysis.nodes[number].outputs)
+        while pending:
+            for reader in pending.pop().outputs:
+                place = self._analysis.numbers[id(reader)]
+                if reader.op in traits.MOVES | {"Where"}:
+                    pending += reader.outputs
+                elif reader.domain or not self._analysis.said[place].choices:
+                    raise self._refuse(place, "reads a bias of the choice for more than the choice (--how topk)")
 
     def _is_plain(self, layer: int) -> bool:
         """Tell whether a layer multiplies the last axis of what it reads."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.fills import fill_of
+from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node
@@ -154,7 +155,7 @@ class _Walk:
 
     def _written(self, number: int) -> State:
         """Return the state of zeros into which something is written at the places of experts."""
-        if self._analysis.is_fill(number, 0):
+        if fill_of(self._analysis, self._analysis.nodes[number].inputs[0]) == 0:
             return self._state(number, 2)
         if {self._state(number, 0), self._state(number, 2)} <= {"whole", "same"}:
             return "whole"
@@ -206,7 +207,8 @@ class _Walk:
         self.found.parted |= weights
         if shared:
             return "same"
-        if not weights:
+        dtypes = {self._analysis.sizes.dtype(self._analysis.uses[place].constant.name) for place in weights | biases}
+        if not weights or not dtypes.issubset(DIVISIBLE):  # integers cannot be divided by how many copies there are
             return "times"
         self.found.divided |= weights | biases
         return "same"

@@ -31,6 +31,8 @@ from onnx_net2net.search.training import Stop, Template
 def run(options: argparse.Namespace) -> int:
     """Explore, and tell what was found."""
     check_page(options.html)
+    if options.csv:
+        destination(options.csv)
     space = read_space(options.space)
     asked = _options(options, space)
     teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
@@ -99,6 +101,8 @@ def _run_population(options: argparse.Namespace, teacher: Network, space: Space,
     """Train a population, and tell how it went."""
     if options.population < 2:
         raise BadInputError("--population has to be at least 2")
+    if options.csv or options.study or options.objective:
+        raise BadInputError("--csv, --study and --objective are for searches; leave them out with --population")
     how = population.Options(asked.template, asked.stop, options.population, asked.rungs, asked.seed)
     with following() as follow:
         rounds = population.Population(teacher, space, how, engine, options.work.absolute()).run(follow)
@@ -216,10 +220,8 @@ def _table(trials: Sequence[Trial], space: Space, asked: Options) -> Table:
 
 def _point(trial: Trial, asked: Options) -> tuple[float, ...]:
     assert trial.cost is not None
-    assert trial.value is not None
-    value = trial.value if asked.stop.mode == "min" else -trial.value
     others = asked.objectives or ("parameters",)
-    return (value, *(float(getattr(trial.cost, name)) for name in others))
+    return (asked.stop.signed(trial.value), *(float(getattr(trial.cost, name)) for name in others))
 
 
 def _reasons(trials: Sequence[Trial]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The command line: one command a module, see `_MODULES`.
+"""The command line: one command a module, see `_COMMANDS`.
 
 Results go to stdout, progress to stderr and only to a terminal. Exit codes: 0 done and equivalent, 1 not
 equivalent, 2 bad input or usage, 3 refused, 128 + N stopped by signal N; a command that exits with 1, 2 or 3 has
-written nothing, and one that is stopped says whether it has.
+written nothing (`chain` and `explore` keep what was trained), and one that is stopped says whether it has.
 """
 
 from __future__ import annotations

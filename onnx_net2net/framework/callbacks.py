@@ -15,6 +15,7 @@ from typing import Any
 
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.files import load_torch, save_torch
+from onnx_net2net.framework.optimizer import bare_optimizer
 
 
 class _Run:
@@ -91,7 +92,7 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             run.listen()
-            run.begin(_inner(given.get("optimizer")))
+            run.begin(bare_optimizer(given.get("optimizer")))
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
             run.note(state.global_step, metrics or {})
@@ -101,14 +102,9 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
             control.should_evaluate |= control.should_training_stop
 
         def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
-            run.leave(model, _inner(given.get("optimizer")))
+            run.leave(model, bare_optimizer(given.get("optimizer")))
 
     return Follow()
-
-
-def _inner(optimizer: Any) -> Any:
-    """Return the optimizer of torch that accelerate has wrapped."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def lightning(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "", start: int = 0) -> Any:

@@ -15,7 +15,7 @@ entries.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,23 +80,33 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     return {**inner, "state": grown}
 
 
-def grow_optimizer(optimizer: Any, entries: Mapping[int, Entry]) -> None:
-    """Grow the state of an optimizer in memory.
+def grow_optimizers(optimizers: Iterable[Any], entries: Mapping[int, Entry]) -> None:
+    """Grow the state of optimizers in memory.
 
     Args:
-        optimizer: The optimizer, of torch.
-        entries: How its parameters grow, by the `id` of each; others stay as they are.
+        optimizers: The optimizers, of torch.
+        entries: How their parameters grow, by the `id` of each; others stay as they are.
 
     Raises:
-        RefusedError: It is not known how its state grows.
+        RefusedError: It is not known how the state of one grows; all are as they were.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grown = {parameter: _grow_parameter(optimizer.state[parameter], entries[id(parameter)])
-             for parameter in parameters if parameter in optimizer.state and id(parameter) in entries}  # fmt: skip
-    for parameter, values in grown.items():
-        moved = {name: value.to(optimizer.state[parameter][name].device) if hasattr(value, "layout") else value
-                 for name, value in values.items()}  # fmt: skip
-        optimizer.state[parameter].update(moved)
+    grown = [
+        (own, _grow_parameter(own, entries[id(parameter)]))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in entries and (own := optimizer.state.get(parameter))
+    ]
+    for own, values in grown:
+        own.update({name: value.to(own[name].device) if hasattr(value, "layout") else value
+                    for name, value in values.items()})  # fmt: skip
+
+
+def bare_optimizer(optimizer: Any) -> Any:
+    """Return an optimizer of torch out of what libraries wrap around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _with_copies(state: Mapping[str, Any], checkpoint: Checkpoint, name: str) -> dict[str, Any]:

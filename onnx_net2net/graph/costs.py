@@ -1,4 +1,7 @@
-"""What a network costs, as far as its graph tells: multiplications of one run."""
+"""What a network costs, as far as its graph tells: multiplications of one run.
+
+`search.cost` counts more, all sums of products that rules state (Einsum too), where an analysis is there anyway.
+"""
 
 from __future__ import annotations
 

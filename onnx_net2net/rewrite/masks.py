@@ -2,7 +2,7 @@
 
 Which one it is, hyperplanes of what the router reads tell: for expert e and copy j the number n_ej x + o_ej, of which
 the largest wins. The planes are orthogonal to the router's row of the expert, so that they part its tokens in about
-equal halves whatever its scores are; with `offsets` they do so on data. They are constants, and do not learn.
+equal halves whatever its scores are. They are constants, and do not learn.
 """
 
 from __future__ import annotations
@@ -25,19 +25,13 @@ from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rewrite.sums import Compute
 
 _SMALL = 1e-3
-"""Offsets of planes without data: where equal inputs lie on all planes, some copy has to win."""
-
-Offsets = Mapping[int, Array]
-"""For layers that make logits: float64 [units of the axis x most copies], what is added in front of the choice."""
-
+"""Offsets of planes: where equal inputs lie on all planes, some copy has to win."""
 
 Rows = Mapping[int, Compute]
 """For layers that make logits: what computes the router's rows."""
 
 
-def mask_copies(
-    rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: int, offsets: Offsets | None = None
-) -> None:
+def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: int) -> None:
     """Add a penalty to the scores of all copies of experts but one, for each token another one.
 
     Args:
@@ -45,14 +39,11 @@ def mask_copies(
         masks: Where the penalty is added.
         rows: The router's rows.
         seed: Seed of the planes.
-        offsets: Offsets of planes that were measured on data.
     """
     made: dict[int, Tensor] = {}
     for mask in masks:
         if mask.layer not in made:
-            made[mask.layer] = _penalty(
-                rewriting, mask.layer, rows.get(mask.layer), seed, (offsets or {}).get(mask.layer)
-            )
+            made[mask.layer] = _penalty(rewriting, mask.layer, rows.get(mask.layer), seed)
         node = rewriting.nodes[mask.node]
         rewriting.note("a mask of copies at", node)
         plain, result = rewriting.intercept(node, mask.output)
@@ -70,7 +61,7 @@ def _logits(rewriting: Rewriting, layer: int) -> str:
     return str(rewriting.analysis.nodes[layer].outputs[0].name)
 
 
-def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int, offsets: Array | None) -> Tensor:
+def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) -> Tensor:
     """Return the penalties of copies, in the shape of the logits that a layer makes."""
     graph, node, analysis = rewriting.graph, rewriting.nodes[layer], rewriting.analysis
     label = node.name or node.outputs[0].name
@@ -87,7 +78,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int, 
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
     inputs = compose(read, rewriting.growth)
     draw = partial(_planes, exists, inputs, rows, dtype, [seed, zlib.crc32(label.encode())])
-    tiny = np.random.default_rng([seed, 1]).uniform(-_SMALL, _SMALL, exists.size) if offsets is None else offsets
+    tiny = np.random.default_rng([seed, 1]).uniform(-_SMALL, _SMALL, exists.size)
     start = np.where(exists.reshape(-1), tiny, float(lowest)).astype(dtype)
 
     def add(what: str, inputs: Sequence[Tensor], kind: str = "", **attrs: object) -> Variable:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.padding import follow, pads_of
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import mark_grown
@@ -80,7 +79,7 @@ def rewrite(
     rewriting = Rewriting(analysis, growth, ties, copies)
     masks = rewriting.copies.masks
     rows = read_rows(rewriting, masks)
-    padding = follow(analysis, _pads(growth))
+    padding = follow(analysis, pads_of(growth))
     norms = changed_norms(rewriting)
     unweighed = norms.keys() | (scaling.unweighed if scaling else set())
     weighers, inserts = find_weighers(rewriting, padding.states, unweighed)
@@ -122,9 +121,3 @@ def _note(constant: GrownConstant) -> str:
     old, new = " x ".join(str(axis.map.old) for axis in axes), " x ".join(str(axis.map.new) for axis in axes)
     kinds = {place: ORIGINS[int(axis.map.kind.max())] for place, axis in enumerate(axes) if not axis.map.is_identity}
     return ", ".join([f"{old} -> {new}", *(f"axis {place} {kind}" for place, kind in kinds.items())])
-
-
-def _pads(growth: Growth) -> dict[Dim, State]:
-    """Return the dims with units that start as the mean of the others or as zero."""
-    starts: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
-    return {dim: starts[kind] for dim, map in growth.items() if (kind := int(map.kind.max())) in starts}

@@ -7,7 +7,7 @@ one of which something has changed is *stale*. A runner that is killed goes on a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.model.model import load
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost, cost_of
+from onnx_net2net.search.engines import Report
 from onnx_net2net.search.features import write_features
 from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
 from onnx_net2net.search.growing import Grown, Network, begin, fill, grow, network_json, network_of, trained
@@ -28,9 +29,6 @@ _SAME = 0.01
 _RECORD, _MADE, _TRAIN = "record.json", "made.json", "train"
 _PARTS = {"teacher": "its teacher", "stage": "its description", "files": "its files", "training": "its training"}
 """What a stage is made from, as messages call it."""
-
-Report = Callable[[str, float, float], None]
-"""Called with the name of a stage, a step and the metric there."""
 
 
 @dataclass(frozen=True)

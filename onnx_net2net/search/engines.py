@@ -136,8 +136,7 @@ def _trainable(config: dict[str, Any], jobs: Sequence[Job]) -> dict[str, str]:
 def _result(result: Any) -> Outcome | TrainingError:
     found = result.metrics or {}
     if "outcome" in found:
-        read = json.loads(found["outcome"])
-        return Outcome(read["ended"], read["duration"], [(s, v) for s, v in read["curve"]], read["extras"])
+        return Outcome.of(json.loads(found["outcome"]))
     if "error" in found:
         return TrainingError(found["cause"], found["error"])
     return TrainingError("crash", f"its worker died {_DEATHS + 1} times")

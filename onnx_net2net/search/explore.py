@@ -264,7 +264,7 @@ class Exploration:
             return set()
         stop = self._options.stop
         values = {trial.number: trial.outcomes[rung].last for trial in reached}
-        order = sorted(values, key=lambda number: (values[number] if stop.mode == "min" else -values[number], number))
+        order = sorted(values, key=lambda number: (stop.signed(values[number]), number))
         best = set(order[: max(1, math.ceil(self._options.keep * len(order)))])
         if self._options.objectives:
             points = {t.number: self._point(t, values[t.number]) for t in reached}
@@ -273,8 +273,10 @@ class Exploration:
 
     def _point(self, trial: Trial, value: float) -> tuple[float, ...]:
         """Return the objectives of a trial, all of them to be small."""
-        first = value if self._options.stop.mode == "min" else -value
-        return (first, *(float(getattr(trial.cost, name)) for name in self._options.objectives))
+        return (
+            self._options.stop.signed(value),
+            *(float(getattr(trial.cost, name)) for name in self._options.objectives),
+        )
 
     def _finish(self, study: Study, trial: Trial) -> None:
         """Write into the study what became of a trial."""
@@ -314,8 +316,6 @@ def ranked(trials: Sequence[Trial], stop: Stop) -> list[Trial]:
     """Return trials in order: the longer they stayed the better, and then by the metric."""
 
     def place(trial: Trial) -> tuple[int, float, int]:
-        value = trial.value
-        signed = math.inf if value is None else value if stop.mode == "min" else -value
-        return -len(trial.outcomes) if trial.state != "fail" else 1, signed, trial.number
+        return -len(trial.outcomes) if trial.state != "fail" else 1, stop.signed(trial.value), trial.number
 
     return sorted(trials, key=place)

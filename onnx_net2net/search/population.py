@@ -124,6 +124,7 @@ class Population:
         settings = {
             "teacher": digest(self._given.files), "space": digest_of(asdict(self._space)), "seed": options.seed,
             "training command": digest_of(training), "population": options.members,
+            "rungs": list(options.rounds),
         }  # fmt: skip
         folders.agree(self._work / "settings.json", settings)
 
@@ -216,9 +217,7 @@ class Population:
             member.network = trained(member.network, job.out, job.out.parent)
 
     def _place(self, member: Member) -> tuple[float, int]:
-        value = member.value
-        signed = math.inf if value is None else value if self._options.stop.mode == "min" else -value
-        return signed, member.number
+        return self._options.stop.signed(member.value), member.number
 
 
 def best_of(members: Sequence[Member], stop: Stop) -> Member:

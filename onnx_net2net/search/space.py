@@ -75,7 +75,7 @@ class Space:
     @property
     def is_timed(self) -> bool:
         """Whether networks have to be run."""
-        return "latency" in self.limits
+        return "latency_ms" in self.limits
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield all candidates of a space without ranges."""
@@ -131,7 +131,7 @@ class Space:
     def excess(self, cost: Cost, teacher: Cost) -> str:
         """Say which limit a network exceeds; empty if it exceeds none."""
         for name, limit in self.limits.items():
-            field_name = _COSTS.get(name, name)
+            field_name = _COSTS[name]
             value, base = getattr(cost, field_name), getattr(teacher, field_name)
             most = float(limit[:-1]) * base if isinstance(limit, str) else limit
             if value > most:

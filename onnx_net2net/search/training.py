@@ -37,7 +37,7 @@ PLACES = {
     "optimizer": "the optimizer's state to start from; empty where there is none",
     "student": "the network as a file, with the weights of {init}",
     "teacher": "the network that it was grown from, trained",
-    "features": "which tensors of teacher and student are the same, and by which maps; empty where there is no teacher",
+    "features": "which tensors of teacher and student are the same, and by which maps; empty but for stages of a chain",
     "out": "the folder to write into",
     "name": "what the network is called",
     "seed": "a number that is the same whenever this training is done again",
@@ -101,6 +101,10 @@ class Stop:
         """Tell whether a value is better than another."""
         return value < other if self.mode == "min" else value > other
 
+    def signed(self, value: float | None) -> float:
+        """Return a value so that small is good; infinity for none."""
+        return math.inf if value is None else value if self.mode == "min" else -value
+
     def best(self, values: list[float]) -> float:
         """Return the best of some values."""
         return min(values) if self.mode == "min" else max(values)
@@ -121,6 +125,11 @@ class Outcome:
     duration: float = 0.0
     curve: list[tuple[float, float]] = field(default_factory=list)
     extras: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, read: Mapping[str, Any]) -> Outcome:
+        """Return what `asdict` made of one and JSON kept."""
+        return cls(read["ended"], read["duration"], [(step, value) for step, value in read["curve"]], read["extras"])
 
     @property
     def first(self) -> float:
@@ -242,7 +251,7 @@ def completed(out: Path) -> Outcome | None:
         read = json.loads((out / DONE).read_text())
     except OSError:
         return None
-    return Outcome(read["ended"], read["duration"], [(step, value) for step, value in read["curve"]], read["extras"])
+    return Outcome.of(read)
 
 
 def failure_of(out: Path) -> TrainingError | None:

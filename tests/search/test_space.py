@@ -90,3 +90,11 @@ def test_limits_are_numbers_or_multiples(tmp_path):
 def test_a_space_that_makes_no_sense_is_one_line(tmp_path, text, words):
     with pytest.raises(BadInputError, match=words):
         read(tmp_path, text)
+
+
+def test_a_limit_of_latency_is_measured_and_kept(tmp_path):
+    space = read(tmp_path, "widen: {ffn: [1x, 2x]}\nconstraints: {latency_ms: 12}")
+    assert space.is_timed
+    assert not read(tmp_path).is_timed
+    assert space.excess(Cost(10, 10, 11.0), Cost(10, 10, 5.0)) == ""
+    assert space.excess(Cost(10, 10, 13.0), Cost(10, 10, 5.0)) == "latency_ms 13 is above 12"

@@ -1,1 +1,1 @@
-"""Checkpoints of transformers, timm and other classes: grown shard by shard, without ever being loaded."""
+"""Checkpoints of transformers: grown shard by shard, without ever being loaded."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +17,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.huggingface.inputs import plainly_called
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
+from onnx_net2net.framework.live.exported import quiet
 from onnx_net2net.model.checks import check
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.tensors import INLINE_BYTES, Weight, Weights, make_stub, set_inline
@@ -42,7 +39,7 @@ def export(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapp
     """
     empty = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in inputs.values())
     try:
-        with _quiet(), torch.no_grad(), _RealConstants(), plainly_called(skeleton.model, list(inputs)):
+        with quiet(), torch.no_grad(), _RealConstants(), plainly_called(skeleton.model, list(inputs)):
             program = torch.onnx.export(skeleton.model, empty, dynamo=True, optimize=False, verbose=False)
             assert program is not None
             graph = program.model.graph
@@ -91,16 +88,3 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[str, Stored]) -> Mode
 
 def _single(stored: Stored) -> np.ndarray:
     return np.ascontiguousarray(stored.read(), np.float32)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter says to itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -32,7 +32,6 @@ class Folder:
         tensors: Its tensors by name, in the order of the shards.
         shards: The files that hold them.
         others: The other files, which grow along unchanged.
-        metadata: What the index says besides.
     """
 
     path: Path

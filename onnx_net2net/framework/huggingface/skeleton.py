@@ -55,7 +55,7 @@ class Skeleton:
 
     Attributes:
         model: The module; its parameters are on the meta device.
-        config: What it was made of; None for a class without one.
+        config: What it was made of.
         cuts: What a checkpoint calls its parameters and their parts.
         tied: For parameters that are others, the first name of the same.
     """
@@ -157,17 +157,12 @@ def build(kind: type[nn.Module], config: Any) -> Skeleton:
             model = kind._from_config(config, dtype=torch.float32, **IMPLEMENTATIONS).eval()
         _make_buffers(model)
         model.tie_weights()
-        return skeleton_of(model, config)
+        state = model.state_dict(keep_vars=True)
+        first: dict[int, str] = {}
+        tied = {name: found for name, tensor in state.items() if (found := first.setdefault(id(tensor), name)) != name}
+        return Skeleton(model, config, dict(_cuts(model, state)), tied)
     except Exception as error:  # whatever a class raises
         raise BadInputError(f"{kind.__name__} cannot be made: {type(error).__name__}: {one_line(error)}") from error
-
-
-def skeleton_of(model: nn.Module, config: Any = None) -> Skeleton:
-    """Return a model on the meta device as a skeleton."""
-    state = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    tied = {name: found for name, tensor in state.items() if (found := first.setdefault(id(tensor), name)) != name}
-    return Skeleton(model, config, dict(_cuts(model, state)), tied)
 
 
 def _make_buffers(model: Any) -> None:
@@ -198,12 +193,10 @@ def _cuts(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Iterator[tuple
     """Yield what a checkpoint calls the parameters of a model and their parts."""
     meta = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
     owners = {tensor.untyped_storage()._cdata: name for name, tensor in meta.items()}
-    saved: Mapping[str, torch.Tensor] = meta
-    if hasattr(model, "config"):
-        from transformers.core_model_loading import revert_weight_conversion
+    from transformers.core_model_loading import revert_weight_conversion
 
-        with _InPlace():
-            saved = revert_weight_conversion(model, meta)
+    with _InPlace():
+        saved = revert_weight_conversion(model, meta)
     for name, tensor in saved.items():
         owner = owners.get(tensor.untyped_storage()._cdata)
         if owner is None:

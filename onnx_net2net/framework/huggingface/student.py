@@ -162,7 +162,7 @@ def grow(teacher: Teacher, request: Request) -> Student:
         BadInputError: If the class cannot be exported, or an option makes no sense.
         RefusedError: If it cannot be exact, or the class could not hold it.
     """
-    if request.factor is None and not request.sizes and request.depth is None and request.tokens is None:
+    if request.factor is None and not request.sizes and request.depth is None:
         raise BadInputError("give a factor, sizes or a depth, or there is nothing to grow")
     if request.tokens is not None:
         tokens_of(teacher.skeleton, request.tokens)

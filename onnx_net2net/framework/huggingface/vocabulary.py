@@ -14,6 +14,7 @@ from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.huggingface.parameters import Parameter
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
+from onnx_net2net.operations.widen.options import target_size
 
 NAME = "vocabulary"
 """What the vocabulary is called in sizes."""
@@ -34,13 +35,7 @@ def tokens_of(skeleton: Skeleton, size: int | str) -> tuple[int, int]:
     old = getattr(config.get_text_config(), "vocab_size", None)
     if old is None or not list(_rows(skeleton, old)):
         raise RefusedError(f"{type(skeleton.model).__name__} has no vocabulary")
-    text = str(size).strip()
-    try:
-        new = (
-            old + int(text[1:]) if text[:1] == "+" else round(float(text[:-1]) * old) if text[-1:] == "x" else int(text)
-        )
-    except (ValueError, OverflowError):
-        raise BadInputError(f"{NAME}={size}: neither tokens (32064), nor more of them (+64), nor 1.5x") from None
+    new = target_size(NAME, size, old)
     if new < old:
         raise BadInputError(f"there are {old} tokens already; {new} would be fewer")
     return old, new

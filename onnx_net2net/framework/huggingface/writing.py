@@ -162,8 +162,7 @@ def kept_files(folder: Folder) -> list[Path]:
 def _write_rest(folder: Path, student: Student, shards: Sequence[Shard]) -> None:
     for path in kept_files(student.teacher.folder):
         shutil.copyfile(path, folder / path.name)
-    if student.config:
-        (folder / CONFIG).write_text(json.dumps(student.config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(student.config, indent=2) + "\n", encoding="utf-8")
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": student.nbytes},

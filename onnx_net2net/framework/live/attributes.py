@@ -53,6 +53,12 @@ class Slot:
         self.holder[self.keys[-1]] = type(old)(value) if isinstance(value, tuple) else value
 
 
+def set_all(change: Mapping[Slot, Number]) -> None:
+    """Put other values into places."""
+    for slot, value in change.items():
+        slot.set(value)
+
+
 def slots_of(module: nn.Module, path: str, floats: bool = False) -> list[Slot]:
     """Return where a module keeps whole numbers, or floats too; what its children keep is theirs."""
     own = {key: value for key, value in vars(module).items() if key not in _OWN}

@@ -20,7 +20,7 @@ from onnx_net2net.framework.live.example import Example, tensors_in
 from onnx_net2net.framework.live.growth import Difference
 from onnx_net2net.framework.live.trace import Run, agrees, slow_attention
 
-_NOT_THEIRS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+_NOT_THEIRS = tuple(os.path.join(os.path.dirname(one), "") for one in (torch.__file__, __file__))
 """Folders whose code is not the user's."""
 
 

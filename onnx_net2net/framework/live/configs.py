@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, likely, slots_in, slots_of
+from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, likely, set_all, slots_in, slots_of
 
 _MOST_PAIRS = 200
 """How many pairs of fields are tried together."""
@@ -112,7 +112,7 @@ class ConfigSearch:
                     break
             if best is None:
                 return False
-            _set(best)
+            set_all(best)
             missed = least
         return True
 
@@ -167,19 +167,14 @@ def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _set(change: Mapping[Slot, Number]) -> None:
-    for slot, value in change.items():
-        slot.set(value)
-
-
 @contextlib.contextmanager
 def _tried(change: Mapping[Slot, Number], keep: bool = False) -> Iterator[Callable[[], None]]:
     """Make a change; it is undone at the end, or when that is asked for if it is to be kept."""
 
     def undo() -> None:
-        _set({slot: slot.value for slot in change})
+        set_all({slot: slot.value for slot in change})
 
-    _set(change)
+    set_all(change)
     try:
         yield undo
     finally:

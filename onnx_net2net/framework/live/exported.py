@@ -89,7 +89,7 @@ def export(module: nn.Module, example: Example) -> Model:
     reasons = []
     for options in ({"dynamo": True, "optimize": False}, {"dynamo": False, "do_constant_folding": False}):
         try:
-            with _quiet(), double_by_default():
+            with quiet(), double_by_default():
                 return _exported(module, example, options)
         except Exception as error:  # whatever the exporter or the user's code raises
             reasons.append(f"{type(error).__name__}: {one_line(_cause(error), 200)}")
@@ -123,7 +123,7 @@ def _exported(module: nn.Module, example: Example, options: dict[str, Any]) -> M
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep an exporter from writing to the terminal."""
     before = logging.root.manager.disable
     sink = io.StringIO()

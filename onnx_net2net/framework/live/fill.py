@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, RefusedError, one_line
+from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.filled import fill_state_dict
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, export, in_double, move_apart
-from onnx_net2net.framework.live.growth import Difference, Yardstick
+from onnx_net2net.framework.live.growth import Difference, Yardstick, called
 from onnx_net2net.operations.transfer.networks import Obstacle
 from onnx_net2net.operations.transfer.transfer import Transfer, proof, transfer
 
@@ -74,7 +73,7 @@ def fill(
     examples = [example.double(), *example.double().variations()]
     rounding = max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
     twin = in_double(teacher_module)
-    yardstick = _called(lambda: Yardstick(twin, examples, rounding), "teacher")
+    yardstick = Yardstick.of_user(twin, examples, "teacher", rounding)
     teacher, target = (in_double(module).to(dtype) for module in (teacher_module, target_module))
     move_apart(target)
     plain = example.on_cpu(dtype)
@@ -83,25 +82,12 @@ def fill(
     values = _values(result, target, target_module)
     student = duplicate(target_module)
     student.load_state_dict(values, strict=True)
-    found = _called(lambda: yardstick.difference(in_double(student)), "target")
+    found = called(lambda: yardstick.difference(in_double(student)), "target")
     if not found.is_none:
         raise _refusal(result, found)
     filled = _share(target_module.state_dict(), student.state_dict())
     target_module.load_state_dict(student.state_dict(), strict=True)
     return Filled(target_module, found.error, filled, result)
-
-
-def _called(run: Any, whose: str) -> Any:
-    """Run what calls one of the modules.
-
-    Raises:
-        BadInputError: If its code fails.
-    """
-    try:
-        return run()
-    except Exception as error:  # of the user's own code
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise BadInputError(f"the {whose} cannot be called with example_inputs: {what}") from error
 
 
 def _values(result: Transfer, exported: nn.Module, target: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`grow`: the user's own module, wider or deeper, computing what it did.
+"""`grow`: the user's own module, wider, computing what it did.
 
 The module is exported without folding and widened as a class can follow; the maps of this growth are done to its own
 tensors (`framework.checkpoint`), and to the moments of its optimizer. The numbers that its layers keep are set; those
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, RefusedError, one_line
+from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.checkpoint import checkpoint
 from onnx_net2net.framework.live.attributes import SMALL, Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
@@ -109,11 +109,7 @@ def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any])
 
 def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
     examples = [example, *example.variations()]
-    try:
-        real = Yardstick(own, examples)
-    except Exception as error:  # of the user's own code
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise BadInputError(f"the module cannot be called with example_inputs: {what}") from error
+    real = Yardstick.of_user(own, examples, "module")
     teacher = duplicate(own)
     move_apart(teacher)
     moved = Yardstick(teacher, examples)

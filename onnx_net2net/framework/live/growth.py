@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.live.attributes import Number, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.tensors import grow_tensors
-from onnx_net2net.framework.optimizer import grow_optimizer
+from onnx_net2net.framework.optimizer import grow_optimizers
 from onnx_net2net.operations.widen.widen import Widening
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-9
 """How far outputs may be apart in double precision, relative to the largest."""
@@ -64,10 +66,9 @@ class Growth:
             optimizers: Those of its parameters; others that they have stay as they are.
 
         Raises:
-            RefusedError: It is not known how the optimizer's state grows. The module is as it was.
+            RefusedError: It is not known how an optimizer's state grows. All is as it was.
         """
-        for optimizer in optimizers:
-            grow_optimizer(optimizer, {id(one): entry for one, entry in self._parameters(module)})
+        grow_optimizers(optimizers, {id(one): entry for one, entry in self._parameters(module)})
         grow_tensors(module, self.checkpoint, self.values)
         modules = dict(module.named_modules())
         for number in self.numbers:
@@ -168,6 +169,19 @@ class Yardstick:
             for parameter, values in kept.items():
                 parameter.copy_(values)
 
+    @classmethod
+    def of_user(cls, module: nn.Module, examples: Sequence[Example], whose: str, rounding: float = 0.0) -> Yardstick:
+        """Run a module of the user's, called `whose` in messages.
+
+        Raises:
+            BadInputError: It cannot be called, or returns no numbers, so that nothing could be compared.
+        """
+        made = called(lambda: cls(module, examples, rounding), whose)
+        floats = [one for one in made._runs[0][1] if one.is_floating_point()]
+        if floats and not any(bool(torch.isfinite(one).any()) for one in floats):
+            raise BadInputError(f"all that the {whose} returns for example_inputs is infinite or NaN; give others")
+        return made
+
     @property
     def is_finite(self) -> bool:
         """Whether all that the teacher returns for the first example is a number."""
@@ -189,6 +203,19 @@ class Yardstick:
         return errors
 
 
+def called(run: Callable[[], T], whose: str) -> T:
+    """Run what calls a module of the user's.
+
+    Raises:
+        BadInputError: Its code fails.
+    """
+    try:
+        return run()
+    except Exception as error:  # of the user's own code
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise BadInputError(f"the {whose} cannot be called with example_inputs: {what}") from error
+
+
 def _error(wanted: torch.Tensor, found: torch.Tensor) -> float:
     """Return the largest difference, relative to the largest number wanted; what is not finite has to be so in both."""
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
@@ -196,8 +223,10 @@ def _error(wanted: torch.Tensor, found: torch.Tensor) -> float:
     if not wanted.is_floating_point() and not wanted.is_complex():
         return 0.0 if torch.equal(wanted, found) else math.inf
     numbers = torch.isfinite(wanted)
-    if not torch.equal(numbers, torch.isfinite(found)) or not numbers.any():
-        return 0.0 if torch.equal(numbers, torch.isfinite(found)) else math.inf
-    wanted, found = wanted[numbers], found[numbers]
+    if not torch.equal(numbers, torch.isfinite(found)):
+        return math.inf
+    if not numbers.any():
+        return 0.0
+    wanted, found = wanted[numbers].detach(), found[numbers].detach()
     largest = float(wanted.abs().max())
     return float((wanted - found).abs().max()) / (largest or 1.0)

@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from onnx_net2net.errors import BadInputError, RefusedError, one_line
+from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.live.example import Inputs
 from onnx_net2net.framework.live.report import Report
-from onnx_net2net.framework.live.schedule import Options, bare_optimizer, grow_in_place
+from onnx_net2net.framework.live.schedule import Options, checked, grow_in_place, refuse_processes
+from onnx_net2net.framework.optimizer import bare_optimizer
 
 
 class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
@@ -36,7 +37,7 @@ class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is n
     ) -> None:  # fmt: skip
         """Make one; the arguments are those of `onnx_net2net.GrowthSchedule`."""
         self.reports: dict[int, Report] = {}
-        self._inputs, self._at, self._averages, self._moments = example_inputs, dict(at), tuple(averages), moments
+        self._inputs, self._at, self._averages, self._moments = example_inputs, checked(at), tuple(averages), moments
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
@@ -49,11 +50,7 @@ class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is n
         options = self._at.get(state.global_step)
         if options is None:
             return
-        if args.world_size > 1:
-            raise RefusedError(
-                "several processes hold buckets or shards of the old shapes: end the training at this step, grow the "
-                "saved model with `grow`, and start again from it"
-            )
+        refuse_processes(args.world_size)
         self.reports[state.global_step] = grow_in_place(
             model, self._inputs, bare_optimizer(optimizer), self._averages, moments=self._moments, **options
         )

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.live.example import Inputs
 from onnx_net2net.framework.live.report import Report
-from onnx_net2net.framework.live.schedule import Options, bare_optimizer, grow_in_place
+from onnx_net2net.framework.live.schedule import Options, checked, grow_in_place, refuse_processes
+from onnx_net2net.framework.optimizer import bare_optimizer
 
 
 class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not followed
@@ -37,7 +37,7 @@ class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not follo
             moments: Whether the optimizers' states grow too.
         """
         self.reports: dict[int, Report] = {}
-        self._name, self._inputs, self._at, self._moments = name, example_inputs, dict(at), moments
+        self._name, self._inputs, self._at, self._moments = name, example_inputs, checked(at), moments
         self._grown: list[int] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -61,17 +61,12 @@ class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not follo
         step = trainer.global_step
         if step not in self._at or step in self._grown:
             return
-        if trainer.world_size > 1:
-            raise RefusedError(
-                "several processes hold buckets or shards of the old shapes: end the fit at this step, grow the saved "
-                "module with `grow`, and start again from it"
-            )
+        refuse_processes(trainer.world_size)
         self._grow(step, pl_module, *(bare_optimizer(one) for one in trainer.optimizers))
 
     def _grow(self, step: int, pl_module: Any, *optimizers: torch.optim.Optimizer) -> None:
         module: nn.Module = pl_module.get_submodule(self._name)
-        options = {"moments": self._moments, **self._at[step]}
-        self.reports[step] = grow_in_place(module, self._inputs, optimizers, **options)
+        self.reports[step] = grow_in_place(module, self._inputs, optimizers, moments=self._moments, **self._at[step])
         self._grown.append(step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.errors import BadInputError, RefusedError, one_line
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.grow import find_growth, options_of
 from onnx_net2net.framework.live.report import Report
@@ -29,6 +29,35 @@ _WRAPPED = {
     "FullyShardedDataParallel": "its parameters are shards: gather the full state dict, grow on one process, and shard "
     "the grown module",
 }
+
+
+def checked(at: Mapping[int, Options]) -> dict[int, Options]:
+    """Return the options of growths by step.
+
+    Raises:
+        BadInputError: There is no such option, or no such step.
+    """
+    for step, options in at.items():
+        if step < 1:
+            raise BadInputError("at: steps are counted from 1")
+        try:
+            options_of(**options)
+        except TypeError as error:
+            raise BadInputError(f"at: {one_line(error)}; options are factor, sizes, only and seed") from error
+    return dict(at)
+
+
+def refuse_processes(count: int) -> None:
+    """Refuse to grow a module that several processes hold.
+
+    Raises:
+        RefusedError: There are several.
+    """
+    if count > 1:
+        raise RefusedError(
+            "several processes hold buckets or shards of the old shapes: end the training at this step, grow the saved "
+            "module with `grow`, and start again from it"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,7 @@ def grow_in_place(
         optimizer: The optimizer of its parameters, or several; other parameters that these have stay as they are.
         averages: Copies of the module with other weights, or `torch.optim.swa_utils.AveragedModel` of it.
         moments: Whether the optimizer's state grows too; else that of the parameters that grew is dropped.
-        options: As in `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
+        options: As in `grow`: `factor`, `sizes`, `only`, `seed`.
 
     Raises:
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
@@ -86,22 +115,14 @@ def grow_in_place(
             "make a new average of the grown module"
         )
     optimizers = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
+    growth.apply(module, optimizers if moments else ())
     if not moments:
         growth.forget(module, optimizers)
-    growth.apply(module, optimizers)
     for other in others:
         growth.apply(other)
     torch.clear_autocast_cache()  # of casts of the old weights
     torch.compiler.reset()
     return report
-
-
-def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Return an optimizer out of what libraries wrap around it."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    checked: torch.optim.Optimizer = optimizer
-    return checked
 
 
 def unwrapped(module: Any) -> nn.Module:
@@ -122,8 +143,8 @@ def unwrapped(module: Any) -> nn.Module:
             break
     if any(type(parameter).__name__ == "DTensor" for parameter in module.parameters()):
         raise RefusedError(f"a sharded module cannot grow: {_WRAPPED['FullyShardedDataParallel']}")
-    checked: nn.Module = module
-    return checked
+    own: nn.Module = module
+    return own
 
 
 class GrowthSchedule:
@@ -173,14 +194,14 @@ class GrowthSchedule:
             RefusedError: The module is spread over processes.
         """
         unwrapped(module)
-        if any(step < 1 for step in at) or warmup < 0 or not 0 <= decay <= 1:
-            raise BadInputError("at: steps are counted from 1; warmup must be at least 0, and decay between 0 and 1")
+        if warmup < 0 or not 0 <= decay <= 1:
+            raise BadInputError("warmup must be at least 0, and decay between 0 and 1")
         if total is not None and any(step >= total for step in at):
             raise BadInputError(f"at: all growths come before the last of {total} steps")
         self.steps = 0
         self.reports: dict[int, Report] = {}
         self._module, self._optimizer, self._inputs = module, optimizer, example_inputs
-        self._at, self._averages, self._moments = dict(at), tuple(averages), moments
+        self._at, self._averages, self._moments = checked(at), tuple(averages), moments
         self._rates = None if total is None else Rates(warmup, total, decay)
         self._grown: list[int] = []
         for group in optimizer.param_groups:
@@ -199,8 +220,9 @@ class GrowthSchedule:
         return report
 
     def _grow(self, step: int) -> Report:
-        options = {**self._at[step], "moments": self._moments}
-        report = grow_in_place(self._module, self._inputs, self._optimizer, self._averages, **options)
+        report = grow_in_place(
+            self._module, self._inputs, self._optimizer, self._averages, moments=self._moments, **self._at[step]
+        )
         self._grown.append(step)
         self.reports[step] = report
         return report

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, slots_of
+from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, set_all, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.trace import Event, Run, follow
 
@@ -45,7 +45,7 @@ class Search:
         while run.culprit is not None:
             change, after = self._best(run)
             if change:
-                _apply(change)
+                set_all(change)
                 self._repeat(change)
                 again = self._run()
                 run = again if again.reached >= after.reached else after
@@ -67,9 +67,9 @@ class Search:
         for changes in self._stages(run.culprit):
             for change in itertools.islice(changes, MOST_TRIES):
                 before = {slot: slot.value for slot in change}
-                _apply(change)
+                set_all(change)
                 again = self._run()
-                _apply(before)
+                set_all(before)
                 if again.reached > furthest.reached or (again.culprit is None and furthest.culprit is not None):
                     best, furthest = change, again
             if best:
@@ -115,8 +115,3 @@ class Search:
                             other, self._originals.get((path, other.keys), other.value)
                         ):  # fmt: skip
                             other.set(value)
-
-
-def _apply(change: Change) -> None:
-    for slot, value in change.items():
-        slot.set(value)

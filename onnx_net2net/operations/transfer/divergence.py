@@ -85,8 +85,23 @@ def _between(network: Network, module: Module, ends: Collection[int]) -> Iterato
                     pending.append(node)
 
 
-def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit) -> tuple[Obstacle, frozenset[str]]:
-    """Return where and why a student leaves its teacher, and what the teacher's nodes around that place make.
+@dataclass(frozen=True)
+class Explanation:
+    """Where and why a student leaves its teacher.
+
+    Attributes:
+        obstacle: The place, and the reason as far as the operators there tell.
+        around: What the teacher's nodes around that place make.
+        is_told: Whether the operators there differ, so that they are the reason.
+    """
+
+    obstacle: Obstacle
+    around: frozenset[str] = frozenset()
+    is_told: bool = False
+
+
+def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit) -> Explanation:
+    """Return where and why a student leaves its teacher.
 
     Args:
         teacher: The teacher.
@@ -100,10 +115,10 @@ def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit)
     with contextlib.suppress(BadInputError):
         for stage, before, after in zip(seen, *_results(teacher, student, seen), strict=True):
             if not _is_same(before, after, [compose(axis, fit.growth) for axis in stage.axes]):
-                return _obstacle(stage, last), stage.nodes
+                return Explanation(_obstacle(stage, last), stage.nodes, stage.operators[0] != stage.operators[1])
             last = stage.layers[1].name
     where = f"behind {last}, up to which all matched layers agree," if last else "somewhere"
-    return Obstacle("the outputs", f"{where} the student computes something else"), frozenset()
+    return Explanation(Obstacle("the outputs", f"{where} the student computes something else"))
 
 
 def _obstacle(stage: Stage, last: str) -> Obstacle:

@@ -118,7 +118,11 @@ class Settling:
             return self._product(present, value)
         if node.op in traits.SUMS | {"Sub", "Div"} and len(present) == 2:
             return self._arithmetic(node.op, present[0], present[1], value)
-        if node.op in traits.JOINS | {"Where"} or (node.op in traits.SUMS and value == 0):
+        if node.op == "ScatterND" and (value or node.attrs.get("reduction", "none") not in ("none", "add")):
+            raise RefusedError("what it writes into is not known to be so")
+        if node.op == "ScatterND":
+            return self.settle(dict.fromkeys(present[::2], value))
+        if node.op in traits.JOINS | traits.EXTREMES | {"Where", "Mean"} or (node.op in traits.SUMS and value == 0):
             return self.settle(dict.fromkeys(present[node.op == "Where" :], value))
         return self._input(present[0], self._before(node, number, value))
 
@@ -161,7 +165,7 @@ class Settling:
         """Return what the first input of a node has to be, that its result is a number."""
         said = self._analysis.said.get(number)
         keeps_zero = node.op in traits.HOMOGENEOUS | traits.LINEAR or (said is not None and said.pointwise in _ZERO)
-        if node.op in inverses.SPREADS | traits.CASTS | traits.COPIES or (keeps_zero and value == 0):
+        if node.op in inverses.SPREADS or (keeps_zero and value == 0):
             return value
         if node.op in inverses.RECTIFIERS and value > 0:
             return value

@@ -33,7 +33,7 @@ from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
 from onnx_net2net.operations.transfer.counterparts import Counterparts
-from onnx_net2net.operations.transfer.divergence import explained, stages_of
+from onnx_net2net.operations.transfer.divergence import Explanation, explained, stages_of
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
@@ -47,9 +47,6 @@ from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
-
-Explain = Callable[[], tuple[Obstacle, frozenset[str]]]
-"""Finds a place, with the reason, and the tensors around it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Transfer:
             as reasons if the student turns out to compute something else.
         reads: How many times as many units each weight of a layer sums over as the teacher's, by its name.
         depth: How many times as many layers the target has as those that the teacher fills.
-        explain: Finds the place at which a student leaves its teacher, and the tensors of the teacher around it.
+        explain: Finds the place at which a student leaves its teacher.
     """
 
     teacher: Model
@@ -102,8 +99,8 @@ class Transfer:
     doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
     reads: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     depth: float = field(default=1.0, kw_only=True)
-    explain: Explain = field(
-        default=lambda: (Obstacle("the outputs", "they differ"), frozenset()), kw_only=True, repr=False
+    explain: Callable[[], Explanation] = field(
+        default=lambda: Explanation(Obstacle("the outputs", "they differ")), kw_only=True, repr=False
     )
 
     @property
@@ -223,9 +220,9 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         return verification, ()
     if result.obstacles:
         return verification, result.obstacles
-    first, around = result.explain()
-    near = (doubt for doubt in result.doubts if doubt.place in around)  # these say what exactly
-    return verification, (*near, first)
+    why = result.explain()
+    near = tuple(doubt for doubt in result.doubts if doubt.place in why.around)
+    return verification, (why.obstacle, *near) if why.is_told else (*near, why.obstacle)
 
 
 def _at_sizes_of(teacher: Model, student: Model) -> Model:

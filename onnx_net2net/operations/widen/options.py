@@ -91,4 +91,4 @@ def target_size(pattern: str, text: int | str, size: int) -> int:
             return round(wanted)
         return int(text)
     except (ValueError, OverflowError):
-        raise BadInputError(f"{pattern}={text}: not a size (96) or a multiplier (1.5x)") from None
+        raise BadInputError(f"{pattern}={text}: not a size (96), more units (+4) or a multiplier (1.5x)") from None

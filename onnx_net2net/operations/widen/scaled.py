@@ -11,17 +11,15 @@ import contextlib
 from collections.abc import Iterator
 
 from onnx_net2net.algebra.dims import Dim
-from onnx_net2net.algebra.maps import ORIGINS, Growth, new_size, pad
+from onnx_net2net.algebra.maps import Growth, new_size, pad
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.multipliers import frozen_constants
-from onnx_net2net.analysis.padding import State, paddable
+from onnx_net2net.analysis.padding import State, paddable, pads_of
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.analysis.weighing import Place, scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.rewrite.scaling import Scaling, rescale
-
-_HELD: dict[int, State] = {ORIGINS.index("zero_in"): "zero", ORIGINS.index("mean"): "mean"}
 
 
 def allow_padding(analysis: Analysis, inspection: Inspection, ties: Ties) -> None:
@@ -58,7 +56,7 @@ def scaling_for(analysis: Analysis, growth: Growth, ties: Ties) -> Scaling | Non
     Raises:
         RefusedError: If something between two normalisations cannot be scaled.
     """
-    pads = {dim: _HELD[kind] for dim, map in growth.items() if (kind := int(map.kind.max())) in _HELD}
+    pads = pads_of(growth)
     scaling = rescale(analysis, growth, pads, ties)
     for place, factor in _compensations(analysis, growth, ties):
         scaling.factors[place] = scaling.factors.get(place, 1.0) * factor

@@ -60,7 +60,7 @@ def test_a_weight_whose_first_axis_needs_all_of_it_grows_as_a_whole(axis, monkey
     own = grown(values, axis, AxisGrowth(uniform(10, 20)))
     assert not own.is_by_row
     result = own.whole()
-    np.testing.assert_array_equal(result[:, :10].shape, (len(result), 10))
+    assert result.shape == own.shape
     if axis.reads:
         np.testing.assert_allclose(fold(result, [axis.map.index, np.arange(20)])[:, :10], values, rtol=1e-5)
     else:

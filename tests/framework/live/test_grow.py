@@ -200,3 +200,16 @@ def test_bad_inputs_are_said():
     other = torch.optim.Adam(nn.Linear(4, 4).parameters())
     with pytest.raises(BadInputError, match="parameters that the module has not"):
         grow(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(1, 2), factor=2, optimizer=other)
+
+
+def test_what_returns_no_number_proves_nothing():
+    class Nothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.two(self.one(x).relu()) * float("nan")
+
+    with pytest.raises(BadInputError, match="all that the module returns for example_inputs is infinite or NaN"):
+        grow(Nothing(), torch.randn(3, 4), factor=2)

@@ -152,3 +152,28 @@ def test_rates_and_options_are_checked():
     other.update(grown=[4], at={4: {"factor": 3}})
     with pytest.raises(BadInputError, match="another schedule"):
         schedule.load_state_dict(other)
+
+
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [({4: {"depth": "2x"}}, "options are factor, sizes, only and seed"), ({4: {"moments": False}}, "options are"),
+     ({0: {"factor": 2}}, "counted from 1")],
+)  # fmt: skip
+def test_options_that_there_are_not_are_refused_before_the_training(at, why):
+    module = net()
+    with pytest.raises(BadInputError, match=why):
+        GrowthSchedule(module, torch.optim.SGD(module.parameters(), 0.1), batch(0)[0], at=at)
+
+
+def test_an_optimizer_that_nobody_knows_keeps_its_state_and_grows_without_moments():
+    module = net()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for parameter in module.parameters():
+        optimizer.state[parameter]["odd"] = torch.ones_like(parameter)
+    with pytest.raises(RefusedError):
+        grow_in_place(module, batch(0)[0], optimizer, factor=2)
+    assert all("odd" in optimizer.state[parameter] for parameter in module.parameters())
+    assert module[0].out_features == 8
+    grow_in_place(module, batch(0)[0], optimizer, factor=2, moments=False)
+    assert module[0].out_features == 16
+    assert not any("odd" in optimizer.state.get(parameter, {}) for parameter in module[0].parameters())

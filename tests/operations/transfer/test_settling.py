@@ -62,3 +62,17 @@ def test_sums_products_and_norms(value, tmp_path):
     onnx.save(proto, tmp_path / "m.onnx")
     (found,) = run(tmp_path / "m.onnx", {"x": net.input})
     assert np.abs(found - value).max() < 1e-6
+
+
+@pytest.mark.parametrize("op", ["Max", "Min", "Mean"])
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_each_operand_of_an_extreme_or_a_mean_is_settled(op, value, tmp_path):
+    net = Net(0, (3, 4), opset=20)
+    start = net.last
+    one = net.linear("a", 5).last
+    net.last, net.width = start, 4
+    net.linear("b", 5).node(op, one).node("Identity")
+    proto, _ = settled(net, value)
+    onnx.save(proto, tmp_path / "m.onnx")
+    (found,) = run(tmp_path / "m.onnx", {"x": net.input})
+    assert np.abs(found - value).max() < 1e-6
