@@ -195,6 +195,9 @@ def compare(results: Sequence[dict], arms: Sequence[str]) -> list[str]:
         cells = [result["seed"], f"{equal:,.0f}", *(f"{v:.4f}" if v is not None else "-" for v in values),
                  f"{goal:.4f}", *(f"{c:,.0f}" if c is not None else "never" for c in costs)]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    for result in results:
+        lines += [f"seed {result['seed']}, {arm}: {', '.join(f'{v:.4f} after {c:,.0f}' for c, v in result[arm])}"
+                  for arm in arms if len(result[arm]) <= len(ROUNDS)]  # fmt: skip
     found = [[at(r[arm], min(r[a][-1][0] for a in arms)) for r in results] for arm in arms]
     means = [float("nan") if None in values else statistics.mean(values) for values in found]
     lines.append(

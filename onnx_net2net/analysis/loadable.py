@@ -30,10 +30,11 @@ from onnx_net2net.analysis.names import name_dims, scope_of
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.routers import routed_dims
 from onnx_net2net.analysis.ties import Ties, find_ties
-from onnx_net2net.analysis.weighing import Place, Ways, find_ways, is_free, is_unweighed, scalable, weighed_axes
+from onnx_net2net.analysis.weighing import Ways, find_ways, is_free, is_unweighed, scalable, weighed_axes
 from onnx_net2net.analysis.weight_norms import find_norms
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import Opened, open_bodies
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
 

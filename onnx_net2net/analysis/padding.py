@@ -18,10 +18,11 @@ from typing import Literal, NamedTuple
 
 from onnx import TensorProto
 
-from onnx_net2net.algebra.dims import Dim, leaves, resolve
+from onnx_net2net.algebra.dims import Dim, leaf_set, leaves, resolve
 from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.graph.graph import Node
+from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.statements import Statistic
 
@@ -200,7 +201,9 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     if said.pointwise == "linear":
         return _common(operands.values())
     if node.op in traits.FACTORS:
-        return _scaled(number, node.op, operands)
+        divisor = source(node.inputs[1], {"Expand"})
+        is_norm = dim not in leaf_set(*analysis.axes.get(divisor.name, ()))
+        return _scaled(number, node.op, operands, is_norm)
     if node.op in traits.SUMS | traits.EXTREMES | {"Sub", "Mean"}:
         return _combined(node, operands)
     if said.contractions:
@@ -248,12 +251,19 @@ def _stays_zero(pointwise: str, state: Held) -> bool:
     return state == "zero" and pointwise in ("zero", "relu")
 
 
-def _scaled(number: int, kind: str, operands: dict[int, Held]) -> Held:
-    """Return what a product or quotient holds: an operand without the dim scales all units alike."""
+def _scaled(number: int, kind: str, operands: dict[int, Held], is_norm: bool) -> Held:
+    """Return what a product or quotient holds: an operand without the dim scales all units alike.
+
+    Args:
+        number: The node.
+        kind: Its operator.
+        operands: What operands with the dim hold.
+        is_norm: Whether the second operand is one number for all units, spread over them.
+    """
     if kind == "Mul" and "zero" in operands.values():
         return "zero"
-    if kind == "Div" and operands.get(0) == "zero" and operands.get(1) == "other":
-        return "zero"  # by what is computed of all units, like their norm
+    if kind == "Div" and operands.get(0) == "zero" and operands.get(1) == "other" and is_norm:
+        return "zero"  # another divisor might be 0 where this is
     if any(state == Scale(number, 1 - index) for index, state in operands.items()):
         return "mean"
     if len(operands) > 1:

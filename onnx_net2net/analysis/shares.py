@@ -17,7 +17,7 @@ from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.graph import Node
+from onnx_net2net.graph.graph import Node, Place
 from onnx_net2net.rules import traits
 
 State = Literal["same", "whole", "shared", "times", "marks", "marked"]
@@ -27,9 +27,6 @@ what copies share."""
 
 _TINY = 1e-9
 """Numbers that are added to sums of gates so that nothing is divided by 0."""
-
-Place = tuple[int, int]
-"""An input of a node: the number of the node, and which of its inputs."""
 
 
 @dataclass

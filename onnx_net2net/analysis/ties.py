@@ -16,8 +16,8 @@ from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import Tables, weighings
-from onnx_net2net.analysis.weighing import Place, Ways, is_free, scalable, weighed_axes
-from onnx_net2net.graph.graph import dtype_of
+from onnx_net2net.analysis.weighing import Ways, is_free, scalable, weighed_axes
+from onnx_net2net.graph.graph import Place, dtype_of
 
 
 @dataclass

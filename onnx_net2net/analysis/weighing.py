@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.linearity import Tables, Weighing, weighings
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.statements import Contraction
-
-Place = tuple[int, int]
-"""An input of a node: the number of the node, and which of its inputs."""
 
 Ways = Mapping[tuple[int, tuple[Place, ...]], Weighing | None]
 """For each sum, by its node and sides, what it is weighed by if all dims grow that can; None where nothing can be."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Dim, leaf_set, leaves
 from onnx_net2net.algebra.maps import NEVER, ORIGINS, compose
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sums import Place
 
 
 def _classes(rewriting: Rewriting, origin: str) -> set[Dim]:

@@ -21,10 +21,10 @@ from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.analysis.padding import Scales
 from onnx_net2net.analysis.weight_norms import Norm, find_norms
 from onnx_net2net.graph.edit import Version, assign
-from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.graph import Constant, Place
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sums import Compute, Place, Weighers, axis_growths
+from onnx_net2net.rewrite.sums import Compute, Weighers, axis_growths
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ from onnx_net2net.algebra.maps import Numbers, table
 from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.edit import Version, add_node, assign, drop_unread
-from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.graph.graph import Node, Place, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sums import Place
 
 Times = dict[Dim, int]
 """How often each unit of a dim counts in a statistic."""

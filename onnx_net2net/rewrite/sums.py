@@ -17,11 +17,9 @@ from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.analysis.inference import Use
 from onnx_net2net.analysis.linearity import Weighing, weighings
 from onnx_net2net.analysis.padding import States
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rules.statements import Contraction
-
-Place = tuple[int, int]
-"""An input of a node: the number of the node, and which input."""
 
 Compute = Callable[[], Array]
 """Computes an array whenever it is called."""

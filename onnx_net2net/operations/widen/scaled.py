@@ -17,8 +17,9 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.multipliers import frozen_constants
 from onnx_net2net.analysis.padding import State, paddable, pads_of
 from onnx_net2net.analysis.ties import Ties
-from onnx_net2net.analysis.weighing import Place, scalable, weighed_axes
+from onnx_net2net.analysis.weighing import scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.scaling import Scaling, rescale
 
 
