@@ -24,6 +24,10 @@ class Reason(str):
         reason.kind = kind
         return reason
 
+    def __getnewargs__(self) -> tuple[str, Kind]:
+        """Give what makes the reason again: a ``str`` alone would come back from another process without its kind."""
+        return str(self), self.kind
+
 
 def kind_of(reason: str | None) -> Kind:
     """Return the kind of a reason; a text alone is of no special one."""
