@@ -24,9 +24,9 @@ class Reason(str):
         reason.kind = kind
         return reason
 
-    def __getnewargs__(self) -> tuple[str, Kind]:
-        """Give what makes the reason again: a ``str`` alone would come back from another process without its kind."""
-        return str(self), self.kind
+    def __reduce__(self) -> tuple[type[Reason], tuple[str, Kind]]:
+        """Give what makes the reason again in another process: a pickled ``str`` comes back without attributes."""
+        return Reason, (str(self), self.kind)
 
 
 def kind_of(reason: str | None) -> Kind:
