@@ -11,7 +11,7 @@ from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import progress_bar, say_json, table, tell
-from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
@@ -37,8 +37,9 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     with progress_bar() as progress:
         deepening = deepen(teacher, **{name: getattr(options, name) for name in _AS_ASKED}, progress=progress)
-    lines = [_table(deepening, title(options)), *deepening.notes]
-    return deliver(options, deepening, _to_dict(deepening), lines, checking)
+    costs = costs_beside(teacher, deepening.student)
+    lines = [_table(deepening, title(options), costs), *deepening.notes]
+    return deliver(options, deepening, {**_to_dict(deepening), **costs}, lines, checking)
 
 
 COMMAND = Command(
@@ -120,16 +121,15 @@ def _blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _table(deepening: Deepening, title: str) -> Table:
+def _table(deepening: Deepening, title: str, costs: Costs) -> Table:
     rows = (([insertion.name, insertion.way, str(insertion.count)], False) for insertion in deepening.insertions)
-    parameters = f"{deepening.teacher.parameters:,} -> {deepening.student.parameters:,}"
-    return table(title, ["behind", "inserted", ">layers"], rows, [["parameters", "", parameters]])
+    sums = [[name, f"{before} -> {after}"] for name, before, after in totals(costs)]
+    return table(title, ["behind", "inserted", ">layers"], rows, sums)
 
 
 def _to_dict(deepening: Deepening) -> dict[str, Any]:
     return {
         "seed": deepening.seed,
-        "parameters": {"before": deepening.teacher.parameters, "after": deepening.student.parameters},
         "insertions": [{"name": i.name, "way": i.way, "count": i.count} for i in deepening.insertions],
         "notes": list(deepening.notes),
     }

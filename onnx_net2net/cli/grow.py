@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
-from onnx_net2net.cli.output import progress_bar, say_json, table, tell
+from onnx_net2net.cli.output import progress_bar, say_json, size_text, table, tell
 from onnx_net2net.cli.student import say_written
-from onnx_net2net.cli.widen import size_text, sizes_of
+from onnx_net2net.cli.widen import sizes_of
 from onnx_net2net.errors import BadInputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
 
@@ -21,7 +21,9 @@ def run(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = prepare(options, teacher)
     narrowing = narrow(teacher)
-    return deliver(options, narrowing, _to_dict(narrowing), [_table(narrowing, title(options))], checking)
+    costs = costs_beside(teacher, narrowing.student)
+    lines = [_table(narrowing, title(options), costs)]
+    return deliver(options, narrowing, {**_to_dict(narrowing), **costs}, lines, checking)
 
 
 COMMAND = Command(
@@ -38,16 +40,15 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(narrowing: Narrowing, title: str) -> Table:
+def _table(narrowing: Narrowing, title: str, costs: Costs) -> Table:
     removed = [[name] for name in narrowing.removed]
     changed = [[change.name, f"{change.old:,}", f"{change.new:,}"] for change in narrowing.changes]
-    total = ["parameters", f"{narrowing.teacher.parameters:,}", f"{narrowing.student.parameters:,}"]
-    return table(title, ["removed", ">before", ">after"], [(cells, False) for cells in removed + changed], [total])
+    rows = [(cells, False) for cells in removed + changed]
+    return table(title, ["removed", ">before", ">after"], rows, totals(costs))
 
 
 def _to_dict(narrowing: Narrowing) -> dict[str, Any]:
     return {
-        "parameters": {"before": narrowing.teacher.parameters, "after": narrowing.student.parameters},
         "removed": list(narrowing.removed),
         "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in narrowing.changes],
     }

@@ -96,6 +96,16 @@ def shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
+def size_text(size: int) -> str:
+    """Return a number of bytes in a unit that fits."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} GB"
+
+
 def tell(items: Iterable[object]) -> None:
     """Print tables, and the texts of all else, each in one line."""
     from rich.table import Table

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from onnx_net2net.cli.options import checking
-from onnx_net2net.cli.output import progress_bar, say, say_json, tell
+from onnx_net2net.cli.output import progress_bar, say, say_json, size_text, tell
 from onnx_net2net.cli.page import check_page, picture, write_page
 from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError
 from onnx_net2net.framework.files import is_made
 from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.widths import compare_widths
+from onnx_net2net.graph.costs import costs_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.operations.deepen.deepen import Deepening
@@ -24,11 +25,43 @@ from onnx_net2net.operations.narrow.narrow import Narrowing
 from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import Widening
 
+Costs = dict[str, dict[str, int]]
+
 OtherWay = tuple[str, Callable[[], Widening]]
 """Options that may help where a student differs, and what makes a student with them."""
 
 _TRIED = 200_000_000
 """Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
+
+
+def costs_beside(teacher: Model, student: Model) -> Costs:
+    """Return what a teacher and its student cost: for each quantity, ``before`` and ``after``.
+
+    Multiplications are those of one run, activations are bytes, both at the same sizes of dynamic axes.
+    """
+    less = costs_of(teacher)
+    more = costs_of(student, less.binding)
+    pairs = {
+        "parameters": (teacher.parameters, student.parameters),
+        "bytes": (_file_size(teacher), student.nbytes),
+        "multiplications": (less.multiplications, more.multiplications),
+        "activations": (less.activations, more.activations),
+    }
+    return {name: {"before": before, "after": after} for name, (before, after) in pairs.items()}
+
+
+def totals(costs: Costs) -> list[list[str]]:
+    """Return the same as the last rows of a table: name, before and after."""
+    sized = {"bytes": "file size", "activations": "activations"}
+    return [
+        [sized.get(name, name), *(size_text(value) if name in sized else f"{value:,}" for value in pair.values())]
+        for name, pair in costs.items()
+    ]
+
+
+def _file_size(model: Model) -> int:
+    """Return the bytes of a model's files, or of its weights where it has no file."""
+    return sum(map(os.path.getsize, model.sources)) if model.sources else model.nbytes
 
 
 def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:

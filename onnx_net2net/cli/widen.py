@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.maps import KINDS
@@ -22,7 +21,7 @@ from onnx_net2net.cli.options import (
     for_framework,
 )
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import OtherWay, deliver, prepare, title
+from onnx_net2net.cli.student import Costs, OtherWay, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.options import HOWS
@@ -46,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": sizes_of(options.sizes)}
     widening = widen(teacher, **arguments)
-    lines = [_table(widening, title(options)), *_kept_lines(widening, options.framework), *widening.notes]
+    costs = costs_beside(teacher, widening.student)
+    lines = [_table(widening, title(options), costs), *_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
     others = _other_ways(teacher, arguments)
-    return deliver(options, widening, _to_dict(widening), lines, checking, inexact=inexact, others=others)
+    return deliver(options, widening, {**_to_dict(widening), **costs}, lines, checking, inexact=inexact, others=others)
 
 
 COMMAND = Command(
@@ -112,19 +112,14 @@ def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[OtherW
         yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
 
 
-def _table(widening: Widening, title: str) -> Table:
+def _table(widening: Widening, title: str, costs: Costs) -> Table:
     """Return what grew, before and after."""
     rows = []
     for change in widening.changes:
         wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
         cells = [change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)]
         rows.append((cells, change.new == change.old))
-    teacher, student = widening.teacher, widening.student
-    totals = [
-        ["parameters", f"{teacher.parameters:,}", f"{student.parameters:,}"],
-        ["file size", size_text(_file_size(teacher)), size_text(student.nbytes)],
-    ]
-    return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals)
+    return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals(costs))
 
 
 def _kept_lines(widening: Widening, framework: str | None) -> list[str]:
@@ -137,27 +132,11 @@ def _kept_lines(widening: Widening, framework: str | None) -> list[str]:
     return lines
 
 
-def _file_size(model: Model) -> int:
-    """Return the bytes of a model's files, or of its weights where it has no file."""
-    return sum(Path(source).stat().st_size for source in model.sources) if model.sources else model.nbytes
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes in a unit that fits."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.2f} GB"
-
-
 def _to_dict(widening: Widening) -> dict[str, Any]:
     return {
         "exact": widening.exact,
         "seed": widening.seed,
         "covered": widening.covered,
-        "parameters": {"before": widening.teacher.parameters, "after": widening.student.parameters},
         "dims": [
             {
                 "name": c.name,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import onnx
 
@@ -146,6 +146,12 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """Return the whole model, weights included; `proto` has no weights. Raises like `to_bytes`."""
         return onnx.load_model_from_string(self.to_bytes())
+
+    def session(self, *, provider: str = "cpu") -> Any:
+        """Open the model in onnxruntime (`onnxruntime.InferenceSession`); as `onnx_net2net.session`, which see."""
+        from onnx_net2net.run.session import session  # a way up for people's convenience; nothing here depends on it
+
+        return session(self, provider=provider)
 
     def _write(self, path: Path, data_name: str, progress: Progress | None) -> Path | None:
         """Write the model file and, if the layout wants one, the data file beside it; return the latter."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.graph.costs import multiplications
+from onnx_net2net.graph.costs import costs_of
 from onnx_net2net.model.model import Model
 
 _TRIED_SECONDS = 0.3
@@ -23,6 +23,7 @@ class Estimate:
     Attributes:
         parameters: Of teacher and student.
         multiplications: Of one run of teacher and student, where dynamic axes have the sizes `binding`.
+        activations: Bytes of all that the nodes of teacher and student compute in one run.
         binding: The sizes of the dynamic axes.
         nbytes: Bytes of its files.
         free: Bytes that the disk has left.
@@ -31,6 +32,7 @@ class Estimate:
 
     parameters: tuple[int, int]
     multiplications: tuple[int, int]
+    activations: tuple[int, int]
     binding: Mapping[str, int]
     nbytes: int
     free: int
@@ -45,18 +47,21 @@ class Estimate:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.binding.items())
         return (
             f"{new:,} parameters ({new / max(old, 1):.2f} x), {more:,} multiplications a run "
-            f"({more / max(less, 1):.2f} x{', ' if sizes else ''}{sizes}), {self.nbytes / 1e6:,.1f} MB on a disk with "
+            f"({more / max(less, 1):.2f} x{', ' if sizes else ''}{sizes}), "
+            f"{self.activations[1] / 1e6:,.1f} MB of activations, {self.nbytes / 1e6:,.1f} MB on a disk with "
             f"{self.free / 1e6:,.0f} MB left, about {self.seconds:.1f} s of a processor"
         )
 
 
 def estimate(teacher: Model, student: Model, folder: Path) -> Estimate:
     """Estimate what a student costs that is going to be written into a folder."""
-    (less, binding), (more, _) = multiplications(teacher), multiplications(student)
+    less = costs_of(teacher)
+    more = costs_of(student, less.binding)
     return Estimate(
         parameters=(teacher.parameters, student.parameters),
-        multiplications=(less, more),
-        binding=binding,
+        multiplications=(less.multiplications, more.multiplications),
+        activations=(less.activations, more.activations),
+        binding=less.binding,
         nbytes=student.nbytes,
         free=shutil.disk_usage(folder).free,
         seconds=student.nbytes * _seconds_per_byte(student),

@@ -33,7 +33,8 @@ def test_widen_as_json(cli, teacher):
     )
     assert (code, err) == (0, "")
     record = json.loads(out)
-    told = {"exact", "seed", "covered", "parameters", "dims", "fixed", "notes", "verification", "output", "recipe"}
+    told = {"exact", "seed", "covered", "dims", "fixed", "notes", "verification", "output", "recipe"}
+    told |= {"parameters", "bytes", "multiplications", "activations"}
     assert set(record) == told
     assert record["recipe"]["peak_rate"]["adam"] == pytest.approx(128 / 176, abs=0.01)
     assert (record["exact"], record["seed"], record["output"]) == (True, 5, str(path))
