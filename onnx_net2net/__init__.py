@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnx_net2net.operations.transfer.similarity import Similarity
     from onnx_net2net.operations.transfer.similarity import similarities as similarity
     from onnx_net2net.operations.transfer.transfer import Transfer, transfer
+    from onnx_net2net.operations.upcycle import Upcycling, upcycle
     from onnx_net2net.operations.verify import Verification, verify
     from onnx_net2net.operations.widen.widen import Widening, widen
     from onnx_net2net.run.session import session
@@ -55,6 +56,7 @@ __all__ = [
     "Similarity",
     "TrainerGrowth",
     "Transfer",
+    "Upcycling",
     "Verification",
     "Widening",
     "checkpoint",
@@ -72,6 +74,7 @@ __all__ = [
     "steps_of",
     "to_torch",
     "transfer",
+    "upcycle",
     "verify",
     "widen",
 ]
@@ -94,6 +97,7 @@ _HOMES = {
     "Similarity": "operations.transfer.similarity",
     "TrainerGrowth": "framework.live.hugging_face",
     "Transfer": "operations.transfer.transfer",
+    "Upcycling": "operations.upcycle",
     "Verification": "operations.verify",
     "Widening": "operations.widen.widen",
     "checkpoint": "framework.checkpoint",
@@ -111,6 +115,7 @@ _HOMES = {
     "steps_of": "operations.replay",
     "to_torch": "framework.trainable",
     "transfer": "operations.transfer.transfer",
+    "upcycle": "operations.upcycle",
     "verify": "operations.verify",
     "widen": "operations.widen.widen",
 }

@@ -121,8 +121,8 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
         (_is_text, "text"),
     ),
     **dict.fromkeys(("factor", "spread", "noise", "prior"), (_is_number, "a number")),
-    **dict.fromkeys(("multiple_of", "seed", "count", "pairs"), (_is_whole, "a whole number")),
-    **dict.fromkeys(("fill_norms", "all", "append", "scale_weights"), (_is_flag, "true or false")),
+    **dict.fromkeys(("multiple_of", "seed", "count", "pairs", "experts", "k"), (_is_whole, "a whole number")),
+    **dict.fromkeys(("fill_norms", "all", "append", "scale_weights", "shared"), (_is_flag, "true or false")),
     **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
     **dict.fromkeys(("width", "depth"), (_is_size, "a size")),
     "sizes": (_are_sizes, "sizes by name"),
@@ -131,7 +131,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }  # fmt: skip
 """What a step says, as far as it is known: what its value may be, besides nothing."""
 
-OPERATIONS = ("widen", "deepen", "narrow", "transfer")
+OPERATIONS = ("widen", "deepen", "narrow", "transfer", "upcycle")
 
 
 def check_values(step: object, where: str) -> None:

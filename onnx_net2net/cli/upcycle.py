@@ -1,0 +1,104 @@
+"""The command `upcycle`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_net2net.analysis.feedforward import FeedForward
+from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument
+from onnx_net2net.cli.output import say_json, table, tell
+from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_AS_ASKED = ("experts", "k", "only", "shared", "seed")
+"""The options that the operation has, too."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make mixtures of experts, or list of what they can be made."""
+    teacher = load(options.teacher)
+    if options.list:
+        return _list(options, teacher)
+    if options.output is None or options.experts is None:
+        raise BadInputError("say where to write the student, and how many experts: -o STUDENT --experts N (or --list)")
+    checking = prepare(options, teacher)
+    upcycling = upcycle(teacher, **{name: getattr(options, name) for name in _AS_ASKED})
+    return deliver(options, upcycling, _to_dict(upcycling), [_table(upcycling, title(options))], checking)
+
+
+COMMAND = Command(
+    "upcycle",
+    "dense.onnx -o moe.onnx --experts 8 --k 2",
+    [
+        TEACHER,
+        argument("-o", "--output", type=Path, metavar="STUDENT", help="the file to write"),
+        argument("--list", action="store_true", help="list the feed-forward blocks, and which can become experts"),
+        argument("--experts", type=int, metavar="N", help="how many experts each mixture has"),
+        argument("--k", type=int, default=2, metavar="K", help="how many of them each position chooses (2)"),
+        argument("--only", action="append", default=[], metavar="PATTERN", help="names of blocks"),
+        argument("--shared", action="store_true",
+                 help="keep the block as a shared expert, and add experts that start at zero"),
+        REPORT,
+        SEED,
+        HTML,
+        *PROOF,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _list(options: argparse.Namespace, teacher: Model) -> int:
+    """Print the feed-forward blocks."""
+    found = feedforwards(teacher)
+    if options.json:
+        say_json({"blocks": list(map(_block_dict, found))})
+        return 0
+    name = options.teacher.name
+    tell([_blocks_table(found, name) if found else f"{name} has no feed-forward blocks"])
+    return 0
+
+
+def _state(block: FeedForward) -> str:
+    if block.reason:
+        return f"no: {block.reason}"
+    return "yes" if block.widens else "by name (--only): it makes other units than it reads, or has fewer inside"
+
+
+def _blocks_table(blocks: list[FeedForward], name: str) -> Table:
+    rows = [
+        ([block.name, f"{block.reads:,}", f"{block.hidden:,}", f"{block.makes:,}", _state(block)], bool(block.reason))
+        for block in blocks
+    ]
+    return table(name, ["block", ">reads", ">inside", ">makes", "can it become experts?"], rows)
+
+
+def _block_dict(block: FeedForward) -> dict[str, Any]:
+    return {
+        "name": block.name, "reads": block.reads, "hidden": block.hidden, "makes": block.makes,
+        "default": block.widens and not block.reason, "reason": block.reason or None,
+    }  # fmt: skip
+
+
+def _table(upcycling: Upcycling, title: str) -> Table:
+    kind = f"{upcycling.experts}, {upcycling.k} chosen" + (" beside it" if upcycling.shared else "")
+    rows = [([one.name, f"{one.units:,}", f"{one.hidden:,}", kind], False) for one in upcycling.mixtures]
+    parameters = f"{upcycling.teacher.parameters:,} -> {upcycling.student.parameters:,}"
+    return table(title, ["block", ">units", ">inside", "experts"], rows, [["parameters", "", "", parameters]])
+
+
+def _to_dict(upcycling: Upcycling) -> dict[str, Any]:
+    return {
+        "seed": upcycling.seed,
+        "experts": upcycling.experts,
+        "k": upcycling.k,
+        "shared": upcycling.shared,
+        "parameters": {"before": upcycling.teacher.parameters, "after": upcycling.student.parameters},
+        "mixtures": [{"name": m.name, "units": m.units, "hidden": m.hidden} for m in upcycling.mixtures],
+    }

@@ -1,0 +1,352 @@
+"""Upcycling: feed-forward blocks become mixtures of experts, exactly (Komatsuzaki et al. 2023, made exact).
+
+Each expert starts as a copy of the block, and the gates of the experts that a position chooses sum to 1. So together
+they make what the block made, whatever the router chooses; they part with the first step, as each gets other positions.
+With a shared expert the block stays as it is, and what the experts add to it starts at zero.
+
+All experts stand in stacks [experts, reads, makes]. The graph computes each at each position, and adds them up by gates
+that are 0 for those that are not chosen: that can be trained, and grown like any mixture of experts.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.rows import Source
+from onnx_net2net.analysis.feedforward import FeedForward, cut_axis, find_feedforwards, module_names
+from onnx_net2net.analysis.groups import paused_gc
+from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.names import matching
+from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.model.history import record
+from onnx_net2net.model.model import Model, ModelLike, load
+from onnx_net2net.operations.deepen.repeat import take_over
+from onnx_net2net.rules import traits
+
+_SPREAD = 0.02
+"""Standard deviation of the router's rows, as classes of transformers draw them."""
+
+_FIRST_OPSET = 11
+"""The first operator set whose TopK and ScatterElements a router can be written with."""
+
+_AXES_ARE_INPUTS = 13
+"""The operator set in which ReduceSum began to read its axes."""
+
+
+@dataclass(frozen=True)
+class Upcycled:
+    """A block that became a mixture of experts: its name, its units, and how many its experts have inside."""
+
+    name: str
+    units: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """A model whose feed-forward blocks became mixtures of experts.
+
+    Attributes:
+        teacher: The model as it was.
+        student: The result; its weights are computed when it is saved or run.
+        mixtures: What became of which block, in order.
+        experts: How many experts each mixture has.
+        k: How many of them each position chooses.
+        shared: Whether the block stays beside them, as a shared expert.
+        seed: Seed of the routers.
+    """
+
+    teacher: Model
+    student: Model
+    mixtures: tuple[Upcycled, ...]
+    experts: int
+    k: int
+    shared: bool
+    seed: int
+
+
+def feedforwards(model: ModelLike) -> list[FeedForward]:
+    """List the feed-forward blocks of a model, and why some cannot become experts.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+    """
+    with paused_gc():
+        flat = open_bodies(load(model)).model
+        return find_feedforwards(infer(flat), flat.proto)
+
+
+def upcycle(
+    teacher: ModelLike,
+    *,
+    experts: int,
+    k: int = 2,
+    only: Sequence[str] = (),
+    shared: bool = False,
+    seed: int = 0,
+) -> Upcycling:
+    """Make mixtures of experts of feed-forward blocks; the student computes what the teacher computes.
+
+    Without `shared` the experts are copies of the block, chosen by the k largest logits of a router, and weighed by the
+    softmax of these. With `shared` the block stays, and experts are added to it whose last layers are zero, weighed by
+    the softmax of all logits. Every expert that a position chooses, and its row of the router, has a gradient
+    within two steps.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model; it is not changed.
+        experts: How many experts each mixture has, at least 2.
+        k: How many of them each position chooses, at most `experts`; without `shared` at least 2.
+        only: Names or patterns of blocks; by default all that make what they read, and have no fewer units inside.
+        shared: Whether the block stays beside the experts.
+        seed: Seed of the routers' rows.
+
+    Returns:
+        The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
+
+    Raises:
+        BadInputError: If the model cannot be used, or an option makes no sense.
+        RefusedError: If there is no such block, one that was named cannot become an expert, or k is 1 and nothing is
+            shared: a gate that is always 1 has no gradient.
+    """
+    _check(experts, k, shared)
+    model = load(teacher)
+    with paused_gc():
+        opened = open_bodies(model)
+        version = versions_of(opened.model.proto)[""]
+        if version < _FIRST_OPSET:
+            raise RefusedError(f"no router can be written in opset {version}: convert the model to {_FIRST_OPSET}")
+        analysis = infer(opened.model)
+        chosen = _chosen(find_feedforwards(analysis, opened.model.proto), only)
+        network = Network(analysis)
+        for block in chosen:
+            modules = module_names(network, opened.model.proto, block.layers)
+            _Writer(network, block, modules, version, experts, k, shared, seed).write()
+        drop_unread(analysis.draft, analysis.kept)
+        options = {"experts": experts, "k": k, "only": list(only), "shared": shared, "seed": seed}
+        student = opened.close(analysis.draft.finish(record(model, "upcycle", options, opened.notes())))
+    mixtures = tuple(Upcycled(block.name, block.makes, block.hidden) for block in chosen)
+    return Upcycling(model, student, mixtures, experts, k, shared, seed)
+
+
+def _check(experts: int, k: int, shared: bool) -> None:
+    if experts < 2 or not 1 <= k <= experts:
+        raise BadInputError(f"experts must be at least 2, and k from 1 to that, not {experts} and {k}")
+    if k == 1 and not shared:
+        raise RefusedError(
+            "a router that chooses one copy has a gate of 1 and never a gradient: k of 2 or more, or a shared expert"
+        )
+
+
+def _chosen(found: Sequence[FeedForward], only: Sequence[str]) -> list[FeedForward]:
+    """Return the blocks that are asked for; those that share a layer with one before are left out."""
+    wanted = _named(found, only) if only else [block for block in found if block.widens]
+    taken: set[int] = set()
+    chosen = []
+    for block in wanted:
+        if not block.reason and taken.isdisjoint(block.layers):
+            chosen.append(block)
+            taken.update(block.layers)
+    if not chosen:
+        raise RefusedError(f"nothing can become experts: {_why(found)}")
+    return chosen
+
+
+def _named(found: Sequence[FeedForward], only: Sequence[str]) -> list[FeedForward]:
+    """Return the blocks that patterns name, and of which experts can be made."""
+    named: set[str] = set()
+    for pattern in only:
+        matches = matching(pattern, found, lambda block: (block.name,), "block")
+        fit = [block.name for block in matches if not block.reason]
+        if not fit:
+            raise RefusedError(f"{matches[0].name!r} cannot become experts: {matches[0].reason}")
+        named.update(fit)
+    return [block for block in found if block.name in named]
+
+
+def _why(found: Sequence[FeedForward]) -> str:
+    """Return why no block was chosen."""
+    reasons = [f"{block.name}: {block.reason}" for block in found if block.reason and block.widens]
+    others = f"; others have names (only): {', '.join(block.name for block in found[:3])}" if found else ""
+    return reasons[0] if reasons else f"there is no feed-forward block that makes as many units as it reads{others}"
+
+
+class _Writer:
+    """Writes one mixture of experts in the place of a block."""
+
+    def __init__(
+        self, network: Network, block: FeedForward, modules: dict[int, str], version: int, experts: int, k: int,
+        shared: bool, seed: int,
+    ) -> None:  # fmt: skip
+        self._network, self._analysis, self._draft = network, network.analysis, network.analysis.draft
+        self._block, self._modules, self._version = block, modules, version
+        self._experts, self._k, self._shared, self._seed = experts, k, shared, seed
+        self._entry = self._tensor(block.entry)
+        self._type = self._analysis.sizes.dtype(block.entry)
+
+    def write(self) -> None:
+        """Do it."""
+        block, exit = self._block, self._tensor(self._block.exit)
+        inner = take_over(self._analysis, exit)
+        rows = self._add("Reshape", "tokens", [self._entry, self._numbers("rows", [-1, block.reads])])
+        gates = self._gates(rows)
+        made = self._made(self._add("Reshape", "each", [rows, self._numbers("one_row", [1, -1, block.reads])]))
+        weighed = self._add("Mul", "weighed", [made, gates])
+        last = None if self._shared else exit
+        if len(self._network.shape(exit)) == 2:
+            result = self._sum(weighed, last)
+        else:
+            result = self._add("Reshape", "result", [self._sum(weighed), self._shape()], last)
+        if self._shared:
+            self._add("Add", "sum", [inner, result], exit)
+
+    # -- the router ----------------------------------------------------------------------------------------------
+
+    def _gates(self, rows: Tensor) -> Variable:
+        """Return how much each expert counts at each position, [experts, positions, 1]."""
+        kind = TensorProto.DOUBLE if self._type == TensorProto.DOUBLE else TensorProto.FLOAT
+        read = rows if self._type == kind else self._add("Cast", "router.read", [rows], to=kind)
+        shape = (self._block.reads, self._experts)
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        draw = partial(_drawn, shape, dtype, [self._seed, zlib.crc32(self._block.name.encode())])
+        weight = self._draft.lazy_constant(f"{self._block.name}.router.weight", kind, shape, draw)
+        logits = self._add("MatMul", "router", [read, weight])
+        scores = self._add("Softmax", "router.scores", [logits], axis=-1) if self._shared else logits
+        top, places = (Variable(self._draft.unique_name(f"{self._block.name}.router.{n}")) for n in ("top", "chosen"))
+        name = self._draft.unique_name(f"{self._block.name}.router.TopK")
+        self._draft.graph.nodes.append(
+            Node("TopK", name, {"axis": -1}, [scores, self._numbers("k", [self._k])], [top, places])
+        )
+        gates = top if self._shared else self._add("Softmax", "router.gates", [top], axis=-1)
+        zero = helper.make_tensor("zero", kind, [1], [0.0])
+        none = self._add("ConstantOfShape", "router.none", [self._add("Shape", "router.shape", [logits])], value=zero)
+        spread = self._add("ScatterElements", "router.spread", [none, places, gates], axis=1)
+        turned = self._add("Transpose", "router.turned", [spread], perm=[1, 0])
+        wide = self._add("Reshape", "router.wide", [turned, self._numbers("by_row", [self._experts, -1, 1])])
+        return wide if self._type == kind else self._add("Cast", "router.cast", [wide], to=self._type)
+
+    # -- the experts ---------------------------------------------------------------------------------------------
+
+    def _made(self, rows: Tensor) -> Tensor:
+        """Write the block for all experts at once; return what they make, [experts, positions, units]."""
+        made: dict[str, Tensor] = {}
+        for number in self._block.nodes:
+            node = self._analysis.nodes[number]
+            if number in self._block.layers:
+                made[node.outputs[0].name] = self._layer(number, made.get(node.inputs[0].name, rows))
+            elif node.op == "Reshape" or node.op in traits.COPIES:
+                made[node.outputs[0].name] = made[node.inputs[0].name]
+            else:
+                self._repeat(number, made)
+        return made[self._analysis.nodes[self._block.nodes[-1]].outputs[0].name]
+
+    def _layer(self, number: int, rows: Tensor) -> Variable:
+        """Write a layer of all experts."""
+        node, name = self._analysis.nodes[number], self._label(number)
+        zero = self._shared and number == self._block.layers[-1]
+        weight = self._stack(f"{name}.weight", node.inputs[1], turn=bool(node.attrs.get("transB", 0)), zero=zero,
+                             factor=float(node.attrs.get("alpha", 1.0)))  # fmt: skip
+        result = self._add("MatMul", f"{name}.MatMul", [rows, weight])
+        if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+            return result
+        bias = self._stack(f"{name}.bias", node.inputs[2], zero=zero, factor=float(node.attrs.get("beta", 1.0)))
+        return self._add("Add", f"{name}.Add", [result, bias])
+
+    def _repeat(self, number: int, made: dict[str, Tensor]) -> None:
+        """Write a node between layers, or the one that adds the last bias, for all experts."""
+        node = self._analysis.nodes[number]
+        is_last = number > self._block.layers[-1]
+        inputs, attrs = [], dict(node.attrs)
+        for index, value in enumerate(node.inputs):
+            if value.name in made:
+                inputs.append(made[value.name])
+            elif node.op in traits.CUTS or self._network.elements(value) <= 1:
+                inputs.append(value)
+            else:
+                label = self._label(self._layer_of(number))
+                what = "bias" if node.op == "Add" else f"{node.op.lower()}{index}"
+                inputs.append(self._stack(f"{label}.{what}", value, zero=self._shared and is_last))
+        if node.op == "Split":
+            attrs["axis"] = -1
+        elif node.op == "Slice":
+            assert cut_axis(self._network, number) is not None
+            inputs[3] = self._numbers("cut_axis", [-1])
+        outputs = [Variable(self._draft.unique_name(f"{self._block.name}.experts.{o.name}")) for o in node.outputs]
+        made.update((old.name, new) for old, new in zip(node.outputs, outputs, strict=True))
+        name = self._draft.unique_name(f"{self._block.name}.experts.{node.name or node.op}")
+        self._draft.graph.nodes.append(Node(node.op, name, attrs, inputs, outputs, domain=node.domain))
+
+    def _layer_of(self, number: int) -> int:
+        """Return the layer in front of a node."""
+        return max(layer for layer in self._block.layers if layer < number)
+
+    def _stack(self, name: str, value: Tensor, turn: bool = False, zero: bool = False, factor: float = 1.0) -> Tensor:
+        """Return one copy of a constant for each expert, along a first axis; of a vector [experts, 1, units]."""
+        constant = constant_of(value)
+        assert constant is not None
+        shape = tuple(constant.shape[::-1] if turn else constant.shape)
+        shape = shape if len(shape) == 2 and name.endswith(".weight") else (1, shape[-1])
+        compute = partial(
+            _stacked, self._draft.reader(constant), (self._experts, *shape), turn, 0.0 if zero else factor
+        )
+        return self._draft.lazy_constant(
+            f"{self._block.name}.experts.{name}", self._draft.type_of(constant), (self._experts, *shape), compute
+        )
+
+    def _label(self, number: int) -> str:
+        """Return what a layer is called inside of its block."""
+        own = self._modules[number]
+        inside = own.removeprefix(self._block.name.split("#")[0]).strip("./")
+        return inside or f"layer{self._block.layers.index(number)}"
+
+    # -- the frame -----------------------------------------------------------------------------------------------
+
+    def _sum(self, weighed: Tensor, result: Variable | None = None) -> Variable:
+        if self._version < _AXES_ARE_INPUTS:
+            return self._add("ReduceSum", "total", [weighed], result, axes=[0], keepdims=0)
+        return self._add("ReduceSum", "total", [weighed, self._numbers("experts_axis", [0])], result, keepdims=0)
+
+    def _shape(self) -> Tensor:
+        """Return the shape of the result: that of what was read, but for the number of units."""
+        shape = self._add("Shape", "shape", [self._entry])
+        if self._block.makes == self._block.reads:
+            return shape
+        rank = len(self._network.shape(self._entry))
+        places = self._numbers("lead_places", list(range(rank - 1)))
+        lead = self._add("Gather", "lead", [shape, places], axis=0)
+        return self._add("Concat", "new_shape", [lead, self._numbers("units", [self._block.makes])], axis=0)
+
+    def _tensor(self, name: str) -> Variable:
+        found: Variable = self._draft.graph.tensors()[name]
+        return found
+
+    def _numbers(self, name: str, values: list[int]) -> Tensor:
+        return self._draft.constant(f"{self._block.name}.{name}", np.array(values, np.int64))
+
+    def _add(
+        self, kind: str, name: str, inputs: Sequence[Tensor], result: Variable | None = None, **attrs: object
+    ) -> Variable:
+        return add_node(self._draft, kind, f"{self._block.name}.{name}", inputs, result, **attrs)
+
+
+def _drawn(shape: tuple[int, int], dtype: np.dtype, seed: Sequence[int]) -> Array:
+    return (np.random.default_rng(seed).normal(size=shape) * _SPREAD).astype(dtype)
+
+
+def _stacked(read: Source, shape: tuple[int, ...], turn: bool, factor: float) -> Array:
+    values = read()
+    values = values.T if turn else values
+    values = values if factor == 1 else (values * np.asarray(factor)).astype(values.dtype)
+    return np.ascontiguousarray(np.broadcast_to(values.reshape(1, *shape[1:]), shape))
