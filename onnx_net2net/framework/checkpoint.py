@@ -23,9 +23,9 @@ from onnx_net2net.framework.carry import Carrier, Step, match_all, versions_of
 from onnx_net2net.framework.deeper import Placed, deepened
 from onnx_net2net.framework.derivation import added, derive, untied
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.match import Matches, StoredConstant, constants_of
 from onnx_net2net.framework.recover import recover
+from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.model.staging import work_folder
@@ -45,14 +45,13 @@ class Checkpoint:
         entries: The student's state dict: the teacher's entries in their order, and then new ones.
         sources: The files from which the entries are computed.
         notes: Warnings for people.
-        versions: The versions of the modules' classes that torch keeps in a state dict; see
-        `onnx_net2net.framework.files.Entries`.
+        kept: What the file of the teacher's state dict has beside tensors; see `onnx_net2net.framework.stored.Entries`.
     """
 
     entries: tuple[Entry, ...]
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    versions: Any = None
+    kept: Any = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of a name."""
@@ -67,9 +66,9 @@ class Checkpoint:
         return {name: statedict.to_torch(values) for name, values in self.arrays().items()}
 
     def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
-        """Write a state dict: .safetensors, or a file of torch (.pt, .pth); see `framework.files.write`."""
+        """Write a state dict in the format that the name says; see `framework.files.write`."""
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources, self.versions, beside)
+        statedict.write(path, values, lambda name: values[name](), self.sources, self.kept, beside)
 
 
 def checkpoint(
@@ -84,8 +83,8 @@ def checkpoint(
     Args:
         teacher: The model that the student was grown from.
         student: The student, with its record.
-        state_dict: The teacher's state dict: a file (.safetensors, .pt), or what `state_dict()` returns. If None,
-            names are those of the graph (see `onnx_net2net.framework.recover`).
+        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.files.read`), or what `state_dict()`
+            returns. If None, names are those of the graph (see `onnx_net2net.framework.recover`).
         untie: Whether entries that are tied may grow differently. If they do, the class must not tie them.
 
     Returns:
@@ -117,7 +116,7 @@ def checkpoint(
         )
     result = list(_called(result))
     numbers = list(dict.fromkeys(number for run in runs for number in run.numbers))
-    notes = [*_notes(torn, is_free, numbers), *_unseen(result), *_invented(result)]
+    notes = [*_notes(torn, is_free, numbers), *_unseen(result), *_invented(result), *getattr(entries, "notes", ())]
     if recovered and recovered.norms:
         notes.append(
             f"warning: {len(recovered.norms)} normalisations were folded and come back without statistics, under names "
@@ -125,7 +124,7 @@ def checkpoint(
         )
     files = [Path(state_dict)] if isinstance(state_dict, str | os.PathLike) else []
     sources = (*model.sources, *grown.sources, *files)
-    return Checkpoint(tuple(_marked(result)), sources, tuple(notes), getattr(entries, "versions", None))
+    return Checkpoint(tuple(_marked(result)), sources, tuple(notes), getattr(entries, "kept", None))
 
 
 def _read(state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:

@@ -1,4 +1,7 @@
-"""Read and write the checkpoints of training frameworks: .safetensors, and the .pt files of torch.save."""
+"""Read and write the checkpoints of training frameworks, each by the name of its file.
+
+.safetensors, torch's .pt, Keras' .weights.h5 and .keras, .npz, Flax' .msgpack, and folders of Orbax.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import contextlib
 import json
 import math
 import os
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,14 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.framework import hdf5, trees
+from onnx_net2net.framework.stored import Entries, StateDict, Stored
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
-from onnx_net2net.model.staging import stage, writing
+from onnx_net2net.model.staging import place_folder, stage, writing
 from onnx_net2net.model.tensors import DataFile
+from onnx_net2net.run.inputs import arrays_of
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 """What the names of torch's files end in."""
@@ -46,47 +52,6 @@ DTYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor of a state dict, which is not read yet.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its type, as of numpy or ml_dtypes.
-        read: Returns the values, not to be written to; raises BadInputError if the file has changed.
-        shared: The same for the entries that are one tensor in memory, None where the file does not tell.
-        rows: Returns the values from one place of the first axis up to another, None where all have to be read.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[], Array]
-    shared: object = None
-    rows: Callable[[int, int], Array] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def part(self, start: int, stop: int) -> Array:
-        """Return the values from one place of the first axis up to another."""
-        return self.rows(start, stop) if self.rows else self.read()[start:stop]
-
-
-StateDict = Mapping[str, Stored]
-
-
-class Entries(dict[str, Stored]):
-    """A state dict as torch has it.
-
-    Attributes:
-        versions: The versions of the modules' classes, which some read when they are loaded (`_metadata`).
-    """
-
-    versions: Any = None
-
-
 _DEPTH = 10
 """How many dicts a state dict may be inside of."""
 
@@ -95,8 +60,9 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     """Read a state dict.
 
     Args:
-        path: A file of the format that its name says: .safetensors, or one of `TORCH` (which needs torch). In the
-            latter the state dict may be inside another dict, by one of `WRAPPERS`.
+        path: A file of the format that its name says: .safetensors, one of `TORCH` (which needs torch; the state dict
+            may be inside another dict, by one of `WRAPPERS`), .weights.h5 or .keras (h5py), .npz, .msgpack (msgpack),
+            or a folder of Orbax. No code in a file is run.
 
     Returns:
         The tensors by their names.
@@ -105,13 +71,13 @@ def read(path: str | os.PathLike[str]) -> StateDict:
         BadInputError: If there is no state dict.
     """
     path = Path(path)
+    if path.is_dir():
+        return trees.read_orbax(path)
     if not path.is_file():
         raise BadInputError(f"cannot read {path}: there is no such file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH:
-        return from_torch(load_torch(path), str(path))
-    raise BadInputError(f"{path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
+    if path.suffix not in _READERS:
+        raise BadInputError(f"{path}: state dicts are {_FORMATS}")
+    return _READERS[path.suffix](path)
 
 
 def is_made(path: Path) -> bool:
@@ -129,6 +95,23 @@ def is_made(path: Path) -> bool:
         return any(entry.key == HISTORY for entry in parse(path).metadata_props)
     except (OSError, ValueError, MemoryError, OverflowError, AttributeError, BadInputError):
         return False
+
+
+def _read_torch(path: Path) -> StateDict:
+    return from_torch(load_torch(path), str(path))
+
+
+def _read_npz(path: Path) -> StateDict:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            hdf5.check_archive(path, archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
+    arrays = arrays_of(path)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise BadInputError(f"{path}: {name} is of the type {array.dtype}, which is not supported")
+    return Entries({name: Stored.of(array) for name, array in arrays.items()})
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -217,7 +200,7 @@ def from_torch(loaded: Any, where: str = "the state dict") -> StateDict:
     if not tensors:
         raise BadInputError(f"{where} has no tensors by name")
     entries = Entries({name: _of_torch(name, tensor) for name, tensor in tensors.items()})
-    entries.versions = getattr(loaded, "_metadata", None)
+    entries.kept = getattr(loaded, "_metadata", None)
     return entries
 
 
@@ -245,33 +228,37 @@ def write(
     names: Iterable[str],
     value: Callable[[str], Array],
     sources: Iterable[Path] = (),
-    versions: Any = None,
+    kept: Any = None,
     beside: Mapping[Path, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write a state dict, in the format that the file's name says; it appears as a whole or not at all.
 
     Args:
-        path: The file.
+        path: The file; a name without a suffix is a folder of Orbax.
         names: The names of the tensors.
         value: Returns the values of a tensor.
         sources: Files that are read, and are not to be written over.
-        versions: Of the modules' classes, for a file of torch; see `Entries`.
+        kept: What the file of the teacher's state dict has beside tensors; see `Entries`.
         beside: More files for the same folder, and what writes them; all appear, or none.
 
     Raises:
         BadInputError: If it cannot be written there.
+        RefusedError: If the format needs a config that does not tell all sizes.
     """
     path = Path(path)
     target = check_output(path, sources)
     others = {check_target(other, sources): write_other for other, write_other in (beside or {}).items()}
     for other in others:
-        if other.parent != target.parent:
-            raise BadInputError(f"cannot write {other} together with {target}, which is in another folder")
+        if other.parent != target.parent or not path.suffix:
+            raise BadInputError(f"cannot write {other} together with {target}, which is in another folder, or one")
     with stage(target) as staged:
         with writing(path):
             arrays = {name: np.asarray(value(name), order="C") for name in names}
         with saving(path):
-            _write(staged.folder / target.name, path.suffix, arrays, versions)
+            _WRITERS[path.suffix](staged.folder / target.name, arrays, kept)
+        if not path.suffix:
+            place_folder(staged.folder / target.name, target)
+            return
         for other, write_other in others.items():
             write_other(staged.folder / other.name)
         with writing(path):
@@ -300,21 +287,40 @@ def check_output(path: Path, sources: Iterable[Path]) -> Path:
     Raises:
         BadInputError: For the reasons of `check_target`, or because the name tells no format.
     """
-    if path.suffix != ".safetensors" and path.suffix not in TORCH:
-        raise BadInputError(f"cannot write {path}: state dicts are .safetensors files, or torch's {', '.join(TORCH)}")
+    if path.suffix not in _WRITERS:
+        raise BadInputError(f"cannot write {path}: state dicts are {_FORMATS}")
     if path.suffix in TORCH:
         import_torch(path)
-    return check_target(path, sources)
+    if path.suffix in (*hdf5.H5, hdf5.KERAS):
+        hdf5.import_h5py(path)
+    if path.suffix:
+        return check_target(path, sources)
+    with writing(path):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise BadInputError(f"cannot write {path}: there is something of this name")
+        if not path.parent.is_dir():
+            raise BadInputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    return Path(os.path.realpath(path))
 
 
-def _write(path: Path, kind: str, arrays: Mapping[str, Array], versions: Any) -> None:
-    """Write a file of a kind, which is a suffix."""
-    if kind != ".safetensors":
-        tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
-        if versions is not None:
-            tensors._metadata = versions
-        save_torch(tensors, path)
-        return
+def _write_torch(path: Path, arrays: Mapping[str, Array], kept: Any) -> None:
+    tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
+    if isinstance(kept, OrderedDict):
+        tensors._metadata = kept
+    save_torch(tensors, path)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, Array], _: Any) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise BadInputError(f"cannot write {path.name}: {name} is {array.dtype}, which .npz does not have")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():  # any name will do, which np.savez does not take
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, Array], _: Any) -> None:
     from safetensors import TensorSpec, serialize_file
 
     specs = {
@@ -340,3 +346,27 @@ def to_torch(array: Array) -> Any:
         return torch.from_numpy(np.array(array))
     bits = np.array(array).view(np.uint8 if array.dtype.itemsize == 1 else np.int16)
     return torch.from_numpy(bits).view(getattr(torch, array.dtype.name))
+
+
+_READERS: dict[str, Callable[[Path], StateDict]] = {
+    ".safetensors": _read_safetensors,
+    **dict.fromkeys(TORCH, _read_torch),
+    **dict.fromkeys(hdf5.H5, hdf5.read_h5),
+    hdf5.KERAS: hdf5.read_keras,
+    ".npz": _read_npz,
+    trees.MSGPACK: trees.read_msgpack,
+}
+"""What reads a file, by the end of its name."""
+
+_WRITERS: dict[str, Callable[[Path, Mapping[str, Array], Any], None]] = {
+    ".safetensors": _write_safetensors,
+    **dict.fromkeys(TORCH, _write_torch),
+    **dict.fromkeys(hdf5.H5, hdf5.write_h5),
+    hdf5.KERAS: hdf5.write_keras,
+    ".npz": _write_npz,
+    trees.MSGPACK: trees.write_msgpack,
+    "": trees.write_orbax,
+}
+"""What writes one; a name without a suffix is a folder."""
+
+_FORMATS = f"files in {', '.join(_READERS)}, or folders of Orbax"

@@ -22,9 +22,9 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.carry import Carrier, Version, match_all
 from onnx_net2net.framework.entries import is_matrix
-from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.folded import out_axis, row_factors, rows
 from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, constants_of, single
+from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.operations.transfer.transfer import Transfer
 from onnx_net2net.operations.transfer.values import Source
 
@@ -42,16 +42,16 @@ class FilledState:
     Attributes:
         values: What computes each entry.
         sources: The files that it may still read.
-        versions: Of the modules' classes, for a file of torch; see `onnx_net2net.framework.files.Entries`.
+        kept: What the target's file has beside tensors; see `onnx_net2net.framework.stored.Entries`.
     """
 
     values: Mapping[str, Callable[[], Array]]
     sources: tuple[Path, ...] = field(default=(), repr=False)
-    versions: Any = field(default=None, repr=False)
+    kept: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it: .safetensors, or a file of torch (.pt, .pth); see `onnx_net2net.framework.files.write`."""
-        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.versions)
+        """Write it in the format that the name says; see `onnx_net2net.framework.files.write`."""
+        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.kept)
 
 
 def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str] | StateDict) -> FilledState:
@@ -73,7 +73,7 @@ def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str] | State
     for one, other in _tied(entries):
         if not np.array_equal(values[one](), values[other]()):
             raise RefusedError(f"{one} and {other} are one tensor of the target, and two of the teacher")
-    return FilledState(values, sources, getattr(entries, "versions", None))
+    return FilledState(values, sources, getattr(entries, "kept", None))
 
 
 def _tied(entries: StateDict) -> Iterator[tuple[str, str]]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, single
+from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.rules import traits
 
 EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 1e-2, 0.0)

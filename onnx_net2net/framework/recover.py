@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_net2net.analysis.names import is_anonymous
-from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.match import Match, Matches, Piece, Read, StoredConstant, as_parameter, biases_of
+from onnx_net2net.framework.stored import Stored
 from onnx_net2net.rules import traits
 
 EPSILON = 1e-5

@@ -17,10 +17,10 @@ from onnx_net2net.algebra.views import Once, apply
 from onnx_net2net.analysis.inference import is_fill
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.carry import Carrier, match_all, one_each, versions_of
-from onnx_net2net.framework.files import StateDict
 from onnx_net2net.framework.folded import EPSILONS
 from onnx_net2net.framework.match import Match, StoredConstant, constants_of, single
 from onnx_net2net.framework.parameters import Trained
+from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
 

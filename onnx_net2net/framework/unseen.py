@@ -16,8 +16,8 @@ from onnx_net2net.algebra.floats import is_float
 from onnx_net2net.algebra.maps import identity
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.match import in_common
+from onnx_net2net.framework.stored import Stored
 
 _NUMBER = re.compile(r"\d+")
 

@@ -18,18 +18,25 @@ ARRAYS = {
 }
 
 
-def written(path):
-    write(path, ARRAYS, ARRAYS.__getitem__)
+NEEDED = {".pt": "torch", ".weights.h5": "h5py", ".msgpack": "msgpack", "": "orbax.checkpoint"}
+"""What the formats need beside what is always there."""
+
+
+def written(path, arrays=ARRAYS):
+    write(path, arrays, arrays.__getitem__)
     return read(path)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", *NEEDED])
 def test_all_types_come_back(tmp_path, suffix):
-    if suffix == ".pt":
-        pytest.importorskip("torch")
-    found = written(tmp_path / f"x{suffix}")
-    assert set(found) == set(ARRAYS)
-    for name, array in ARRAYS.items():
+    if suffix in NEEDED:
+        pytest.importorskip(NEEDED[suffix])
+    # npz has no bfloat16, and Orbax no arrays without elements.
+    left = {".npz": "a.brain", "": "a.empty"}.get(suffix)
+    arrays = {name: array for name, array in ARRAYS.items() if name != left}
+    found = written(tmp_path / f"x{suffix}", arrays)
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
         assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(found[name].read(), array)
 
@@ -59,7 +66,7 @@ def test_versions_of_classes_are_kept(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.BatchNorm1d(3).state_dict(), tmp_path / "x.pt")
     found = read(tmp_path / "x.pt")
-    write(tmp_path / "y.pt", found, lambda name: found[name].read(), versions=found.versions)
+    write(tmp_path / "y.pt", found, lambda name: found[name].read(), kept=found.kept)
     assert torch.load(tmp_path / "y.pt")._metadata == torch.nn.BatchNorm1d(3).state_dict()._metadata
 
 
@@ -86,9 +93,9 @@ def test_broken_files_are_told(tmp_path):
     for name, reason in (("missing.safetensors", "no such file"), ("x.npz", "no such file")):
         with pytest.raises(BadInputError, match=reason):
             read(tmp_path / name)
-    (tmp_path / "x.npz").write_bytes(b"PK")
+    (tmp_path / "x.npy").write_bytes(b"PK")
     with pytest.raises(BadInputError, match="state dicts are"):
-        read(tmp_path / "x.npz")
+        read(tmp_path / "x.npy")
 
 
 def test_nothing_is_left_of_what_could_not_be_written(tmp_path):
@@ -98,3 +105,29 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path):
     with pytest.raises(BadInputError, match="cannot write"):
         write(tmp_path / "x.safetensors", ARRAYS, fail)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_npz_does_not_have_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match=r"a\.brain is bfloat16"):
+        written(tmp_path / "x.npz")
+    for array in (np.array("text"), np.array(1j)):
+        np.savez(tmp_path / "y.npz", w=array)
+        with pytest.raises(BadInputError, match="which is not supported"):
+            read(tmp_path / "y.npz")
+    assert list(written(tmp_path / "file.npz", {"file": np.ones(2)})) == ["file"]
+    np.savez(tmp_path / "y.npz", w=np.array([{}]))
+    with pytest.raises(BadInputError, match="no npz of plain arrays"):
+        read(tmp_path / "y.npz")
+
+
+def test_a_folder_takes_the_place_of_none_other(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("")
+    with pytest.raises(BadInputError, match="there is something of this name"):
+        written(tmp_path / "x")
+    with pytest.raises(BadInputError, match="no folder of Orbax"):
+        read(tmp_path / "x")
+    with pytest.raises(BadInputError, match="together with"):
+        write(tmp_path / "y", ARRAYS, ARRAYS.__getitem__, beside={tmp_path / "z.pt": lambda path: path.touch()})
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "mine"]

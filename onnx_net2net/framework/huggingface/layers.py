@@ -17,8 +17,8 @@ from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.deeper import Placed, deepened
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.match import Match, Piece, constants_of
+from onnx_net2net.framework.stored import Stored
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model

@@ -21,8 +21,8 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.maps import identity
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 from onnx_net2net.errors import BadInputError, some
-from onnx_net2net.framework.files import StateDict, Stored
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton, is_whole
+from onnx_net2net.framework.stored import StateDict, Stored
 
 # --- The teacher ------------------------------------------------------------------------------------------------
 

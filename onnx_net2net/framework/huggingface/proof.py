@@ -24,11 +24,11 @@ from torch import nn
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.errors import NotEquivalentError
 from onnx_net2net.framework import files
-from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.huggingface.inputs import call, draw, output_of
 from onnx_net2net.framework.huggingface.parameters import Parameter
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.huggingface.student import Student
+from onnx_net2net.framework.stored import Stored
 
 PATIENCE = 5.0
 """How many times the teacher's movement by rounding a student may be away."""

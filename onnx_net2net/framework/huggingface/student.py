@@ -18,7 +18,6 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import Stored
 from onnx_net2net.framework.huggingface.config import NoConfigError, Sizes, grown_config
 from onnx_net2net.framework.huggingface.exported import export
 from onnx_net2net.framework.huggingface.folder import Folder, read_folder
@@ -27,6 +26,7 @@ from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan
 from onnx_net2net.framework.huggingface.parameters import Naming, Parameter, Written, parameters_of
 from onnx_net2net.framework.huggingface.skeleton import Skeleton, build, class_of, read_config
 from onnx_net2net.framework.huggingface.vocabulary import NAME, tokens_of, with_tokens
+from onnx_net2net.framework.stored import Stored
 from onnx_net2net.framework.unseen import Unseen
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.history import history
