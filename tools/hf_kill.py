@@ -29,7 +29,8 @@ def main() -> None:
     options = parser.parse_args()
     import_torchvision()
     from onnx_net2net.framework.huggingface.grow import grow_checkpoint
-    from onnx_net2net.framework.huggingface.student import Request, open_teacher
+    from onnx_net2net.framework.huggingface.student import Request
+    from onnx_net2net.framework.huggingface.teacher import open_teacher
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

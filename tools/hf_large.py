@@ -118,7 +118,8 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
     from onnx_net2net.framework.huggingface import grow as growing
     from onnx_net2net.framework.huggingface import student as students
     from onnx_net2net.framework.huggingface.parameters import parameters_of
-    from onnx_net2net.framework.huggingface.proof import prove
+    from onnx_net2net.framework.huggingface.proof import Yardstick
+    from onnx_net2net.framework.huggingface.teacher import open_teacher
 
     found: dict[str, Any] = {}
     started = time.perf_counter()
@@ -130,7 +131,7 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
         started = now
         print(what, found[what], file=sys.stderr, flush=True)
 
-    teacher = students.open_teacher(folder)
+    teacher = open_teacher(folder)
     note("import and open")
     _ = teacher.graph
     note("export")
@@ -139,7 +140,7 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
     note("plan and write")
     if verify:
         written, _ = parameters_of(grown.student.skeleton, growing.read_folder(out).tensors)
-        proof = prove(grown.student, written)
+        proof = Yardstick(teacher).compare(grown.student, written)
         found["proof says"] = list(proof.lines())
         note("proof")
     for shard in sorted(out.glob("*.safetensors")):  # one at a time, so that the disk need not hold two of all

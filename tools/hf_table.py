@@ -147,7 +147,7 @@ def main() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    from onnx_net2net.framework.huggingface.student import open_teacher
+    from onnx_net2net.framework.huggingface.teacher import open_teacher
 
     root = options.keep or Path(tempfile.mkdtemp())
     counts: dict[str, int] = {}

@@ -38,13 +38,14 @@ def run(options: argparse.Namespace) -> int:
         grown = grow_checkpoint(
             options.checkpoint, None if options.dry_run else options.output, request, verify=options.verify,
             samples=options.samples, shard_size=_bytes(options.shard_size), progress=progress,
-            trust_remote_code=options.trust_remote_code,
+            trust_remote_code=options.trust_remote_code, module=options.module,
         )  # fmt: skip
     if options.json:
         say_json({**grown.to_dict(), "output": None if options.dry_run else str(options.output)})
         return 0
     tell(_lines(options, grown))
     if not options.dry_run:
+        options.replaces = False  # the folder is new
         say_written(options, options.output)
     return 0
 
@@ -54,6 +55,8 @@ COMMAND = Command(
     "llama-7b -o llama-25b --factor 2 --depth 1.5x",
     [
         argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="a folder with config.json and weights"),
+        argument("--module", metavar="PACKAGE.MODULE:FACTORY",
+                 help="makes the class, where neither transformers nor timm does; config.json has its arguments"),
         argument("-o", "--output", type=Path, metavar="OUT_DIR", help="the folder to write, which must not exist"),
         argument("--factor", type=float, metavar="F", help="width multiplier of all dims (or those of --only)"),
         argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
@@ -66,7 +69,8 @@ COMMAND = Command(
                  help="the class computes no number (like alpha / r) from its sizes"),
         argument("--shard-size", default="", metavar="SIZE", help="of a file, at most (default: 5GB)"),
         argument("--dry-run", action="store_true", help="tell what would be written, and write nothing"),
-        argument("--samples", type=Path, metavar="JSONL", help="token ids or text to compare on, one sample a line"),
+        argument("--samples", type=Path, metavar="FILE",
+                 help="what to compare on: token ids or text, one sample a line, or .safetensors by argument"),
         argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
         argument("--trust-remote-code", action="store_true", help="run the class in the checkpoint's folder"),
         SPREAD,

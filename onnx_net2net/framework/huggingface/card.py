@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from onnx_net2net.framework.huggingface.parameters import parameters_in
 from onnx_net2net.framework.huggingface.student import Request, Student
@@ -18,7 +19,7 @@ def card(student: Student, request: Request, lines: Sequence[str]) -> str:
 
 def _teachers(student: Student) -> tuple[list[str], list[str]]:
     """Return the front matter of the teacher's card, and its text."""
-    path = student.teacher.folder.path / "README.md"
+    path = student.teacher.folder.path / "README.md"  # a single file has none
     if not path.is_file():
         return [], []
     text = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -35,7 +36,7 @@ def _own(student: Student, request: Request, lines: Sequence[str]) -> Iterator[s
         "numbers. It computes what its teacher computes, and is meant to be trained on.", "",
         "| config | teacher | student |", "|---|---|---|",
     )  # fmt: skip
-    for name, old, new in changes(folder.config, student.config):
+    for name, old, new in changes(student):
         yield f"| {name} | {old} | {new} |"
     yield from ("", *lines, "", "The record:", "", "```json")
     options = {key: value for key, value in dataclasses.asdict(request).items() if value not in (None, {}, ())}
@@ -43,10 +44,18 @@ def _own(student: Student, request: Request, lines: Sequence[str]) -> Iterator[s
     yield "```"
 
 
-def changes(old: object, new: object, path: str = "") -> Iterator[tuple[str, object, object]]:
-    """Yield what differs between two configs: the name, the value in the old one, that in the new one."""
-    if isinstance(old, dict) and isinstance(new, dict):
+def changes(student: Student) -> Iterator[tuple[str, object, object]]:
+    """Yield what differs between the configs of teacher and student: the name, the value in the one and in the other.
+
+    What the teacher's leaves to its class has the class's value.
+    """
+    return _differing(student.teacher.folder.config, student.config, student.teacher.skeleton.config.to_dict())
+
+
+def _differing(old: Any, new: Any, full: Any, path: str = "") -> Iterator[tuple[str, object, object]]:
+    if isinstance(new, dict) and isinstance(old, dict | None):
         for key in new:
-            yield from changes(old.get(key), new[key], f"{path}.{key}" if path else str(key))
+            one, other = ((whole or {}).get(key) if isinstance(whole, dict | None) else None for whole in (old, full))
+            yield from _differing(one, new[key], other, f"{path}.{key}" if path else str(key))
     elif old != new:
-        yield path, old, new
+        yield path, full if old is None else old, new

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from onnx_net2net.errors import BadInputError, RefusedError, some
@@ -24,6 +26,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 _NO_SIZES = ("_token_id", "_id", "_ids", "version", "seed", "id2label", "label2id", "quantization_config")
 """Ends of names that are no sizes of parameters."""
 
+
+_RATIOS = re.compile(r"ratio|expan|mult")
+"""In names of numbers by which a class multiplies a width to make another one."""
+
+_MOST_LISTS = 64
+"""How many ways a list is changed in."""
 
 _WIDTHS = ("inner", "dim", "_size", "width", "heads")
 """Ends of names of widths that a class makes of others where the config leaves them open."""
@@ -47,8 +55,9 @@ class Sizes:
 
 
 def grown_config(
-    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton]
-) -> tuple[dict[str, Any], Skeleton]:
+    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton],
+    is_exact: Callable[[dict[str, Any], Skeleton], bool] | None = None,
+) -> tuple[dict[str, Any], Skeleton]:  # fmt: skip
     """Return the config of a student, and its class without weights.
 
     Args:
@@ -56,9 +65,12 @@ def grown_config(
         full: The teacher's config, with what its class adds.
         sizes: What the student needs.
         build: Makes the class of a config.
+        is_exact: Tells whether the class of a config computes what the teacher does, where numbers that no shape shows
+            are to be found; None where `sizes.named` has them.
 
     Raises:
         NoConfigError: If no config makes the class at the student's sizes.
+        RefusedError: If none that does computes what the teacher does.
     """
     search = _Search(sizes, build)
     whole = full.to_dict()
@@ -73,7 +85,16 @@ def grown_config(
             raise NoConfigError(search.differing(config))
         best, config, skeleton = found
     assert skeleton is not None
-    return config, skeleton
+    if is_exact is None or is_exact(config, skeleton):
+        return config, skeleton
+    for changed, other in search.alike(config, candidates):
+        if is_exact(changed, other):
+            return changed, other
+    raise RefusedError("no config that makes the student's sizes computes what the teacher does")
+
+
+Change = tuple[Path, Any]
+"""A place in a config, and what is put there."""
 
 
 class NoConfigError(RefusedError):
@@ -105,17 +126,12 @@ class _Search:
         return sum(shapes.get(name) != self._wanted.get(name) for name in names), skeleton
 
     def nearest(
-        self, config: dict[str, Any], best: int, candidates: Sequence[tuple[Path, int]]
+        self, config: dict[str, Any], best: int, candidates: Sequence[Change]
     ) -> tuple[int, dict[str, Any], Skeleton] | None:
         """Return what comes nearer by one change, or else by two; None if nothing does."""
         for count in (1, 2):
             found: list[tuple[int, dict[str, Any], Skeleton]] = []
-            for changes in itertools.combinations(candidates, count):
-                if len({path for path, _ in changes}) < count or any(_get(config, p) == v for p, v in changes):
-                    continue
-                changed = copy.deepcopy(config)
-                for path, value in changes:
-                    _set(changed, path, value)
+            for changed in _changed(config, candidates, count):
                 distance, skeleton = self.distance(changed)
                 if skeleton is not None and distance < best:
                     found.append((distance, changed, skeleton))
@@ -125,12 +141,30 @@ class _Search:
                 return min(found, key=lambda one: one[0])
         return None
 
+    def alike(self, config: dict[str, Any], candidates: Sequence[Change]) -> Iterator[tuple[dict[str, Any], Skeleton]]:
+        """Yield configs that make the same shapes, by one change and by two, with their classes."""
+        for count in (1, 2):
+            for changed in _changed(config, candidates, count):
+                distance, skeleton = self.distance(changed)
+                if skeleton is not None and not distance:
+                    yield changed, skeleton
+
     def differing(self, config: dict[str, Any]) -> dict[str, str]:
         """Return the parameters that differ, and how."""
         _, skeleton = self.distance(config)
         shapes = skeleton.shapes if skeleton else {}
         names = [name for name in self._wanted if shapes.get(name) != self._wanted[name]]
         return {n: f"{n} {list(self._wanted[n])} (the class: {list(shapes.get(n, ()))})" for n in names}
+
+
+def _changed(config: dict[str, Any], candidates: Sequence[Change], count: int) -> Iterator[dict[str, Any]]:
+    """Yield a config with some of its numbers changed, each time others."""
+    for changes in itertools.combinations(candidates, count):
+        if len({path for path, _ in changes}) == count and all(_get(config, p) != v for p, v in changes):
+            changed = copy.deepcopy(config)
+            for path, value in changes:
+                _set(changed, path, value)
+            yield changed
 
 
 def _named(full: Any, whole: Mapping[str, Any], named: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Path, int]]:
@@ -151,21 +185,46 @@ def _lists(config: Any, layers: Mapping[int, Sequence[int]], path: Path = ()) ->
             yield (*path, key), [value[layer] for layer in layers[len(value)]]
 
 
-def _candidates(
-    config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()
-) -> Iterator[tuple[Path, int]]:
+def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()) -> Iterator[Change]:
     """Yield the numbers of a config that may be sizes which grew, with what they may become."""
     became: dict[int, list[int]] = {}
     for old, new in sorted(pairs):
         if new != old:
             became.setdefault(old, []).append(new)
     for key, value in config.items():
+        where = (*path, key)
         if isinstance(value, dict):
-            yield from _candidates(value, pairs, (*path, key))
-        elif type(value) is int and value > 0 and not key.endswith(_NO_SIZES):
-            yield from (((*path, key), new) for new in became.get(value, ()))
+            yield from _candidates(value, pairs, where)
+        elif not isinstance(key, str) or key.endswith(_NO_SIZES):
+            continue
+        elif type(value) is int and value > 0:
+            yield from ((where, new) for new in became.get(value, ()))
+        elif isinstance(value, list | tuple):
+            yield from ((where, new) for new in _lists_of(value, became))
+        elif type(value) is float and _RATIOS.search(key):
+            yield from ((where, value * float(ratio)) for ratio in _ratios(pairs))
         elif value is None and key.endswith(_WIDTHS):  # the class makes it of others
-            yield from (((*path, key), new) for new in sorted({new for old, new in pairs if new != old}))
+            yield from ((where, new) for new in sorted({new for old, new in pairs if new != old}))
+
+
+def _lists_of(values: Sequence[Any], became: Mapping[int, Sequence[int]]) -> Iterator[list[Any]]:
+    """Yield what a list of sizes may become: first equal ones stay equal, then one entry changes alone."""
+    kinds = list(dict.fromkeys(value for value in values if type(value) is int and value in became))
+    ways = itertools.product(*((*became[kind], kind) for kind in kinds))
+    for choice in itertools.islice(ways, _MOST_LISTS):
+        new = dict(zip(kinds, choice, strict=True))
+        changed = [new.get(value, value) if type(value) is int else value for value in values]
+        if changed != list(values):
+            yield changed
+    for place, value in enumerate(values):
+        for size in became.get(value, ()) if type(value) is int else ():
+            yield [*values[:place], size, *values[place + 1 :]]
+
+
+def _ratios(pairs: Iterable[tuple[int, int]]) -> list[Fraction]:
+    """Return by how much the ratio of two sizes may have changed."""
+    grown = {Fraction(new, old) for old, new in pairs if old}
+    return sorted({one / other for one in grown for other in grown} - {Fraction(1)})
 
 
 def _get(config: Any, path: Path) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line
@@ -37,9 +39,13 @@ def export(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapp
     Raises:
         BadInputError: If torch cannot export the class.
     """
-    empty = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in inputs.values())
+    device = "meta" if skeleton.example is None else "cpu"
+    empty = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for tensor in inputs.values())
     try:
-        with quiet(), torch.no_grad(), _RealConstants(), plainly_called(skeleton.model, list(inputs)):
+        with (
+            quiet(), torch.no_grad(), _RealConstants(), plainly_called(skeleton.model, list(inputs)),
+            _unwritten(skeleton.model) if device == "cpu" else contextlib.nullcontext(),
+        ):  # fmt: skip
             program = torch.onnx.export(skeleton.model, empty, dynamo=True, optimize=False, verbose=False)
             assert program is not None
             graph = program.model.graph
@@ -57,6 +63,25 @@ def export(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapp
     except Exception as error:  # of torch, of the exporter, of the class
         raise BadInputError(f"{type(skeleton.model).__name__} cannot be exported: {one_line(error)}") from error
     return _with_weights(proto, weights)
+
+
+@contextlib.contextmanager
+def _unwritten(model: nn.Module) -> Iterator[None]:
+    """Let a module have parameters on the CPU that nobody writes to, so that they take no memory.
+
+    Buffers of a class made by a factory are real, and tensors of two devices do not compute with one another.
+    """
+    kept = [(one._parameters, leaf, value) for one in model.modules() for leaf, value in one._parameters.items()
+            if value is not None]  # fmt: skip
+    same = {id(value): nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False)
+            for *_, value in kept}  # fmt: skip
+    for table, leaf, value in kept:
+        table[leaf] = same[id(value)]
+    try:
+        yield
+    finally:
+        for table, leaf, value in kept:
+            table[leaf] = value
 
 
 class _RealConstants(TorchFunctionMode):  # type: ignore[misc]
@@ -79,12 +104,14 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[str, Stored]) -> Mode
         if stored is None:
             continue
         if 4 * math.prod(stored.shape) <= INLINE_BYTES:
-            set_inline(tensor, _single(stored).tobytes())
+            set_inline(tensor, _values(stored).tobytes())
         else:
-            make_stub(tensor, Weight(tensor.data_type, stored.shape, tensor.name, partial(_single, stored)), table)
+            make_stub(tensor, Weight(tensor.data_type, stored.shape, tensor.name, partial(_values, stored)), table)
     check(proto)
     return Model(proto, table, external=True)
 
 
-def _single(stored: Stored) -> np.ndarray:
-    return np.ascontiguousarray(stored.read(), np.float32)
+def _values(stored: Stored) -> np.ndarray:
+    """Return what the graph has of a tensor: numbers in single precision, indices as they are."""
+    values = stored.read()
+    return np.ascontiguousarray(values, values.dtype if values.dtype.kind in "iub" else np.float32)

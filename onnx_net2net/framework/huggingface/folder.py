@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,14 @@ class Folder:
 def read_folder(path: Path) -> Folder:
     """Read what a checkpoint's folder says of its tensors.
 
+    Args:
+        path: The folder; or a file of weights, or the index of several, which has nothing beside it.
+
     Raises:
         BadInputError: If it is no checkpoint, or its index, its shards and its config do not agree.
     """
+    if path.is_file():
+        return _read_file(path)
     if not path.is_dir():
         raise BadInputError(f"cannot read {path}: there is no such folder")
     config = _json(path / CONFIG) if (path / CONFIG).is_file() else {}
@@ -63,10 +68,31 @@ def read_folder(path: Path) -> Folder:
     elif single is not None:
         tensors, shards = dict(files.read(_inside(path, single.name))), {single: None}
     else:
-        raise BadInputError(f"{path} is no checkpoint: it has neither {WEIGHTS[0]} nor {WEIGHTS[0]}.index.json")
+        shards = dict.fromkeys(_inside(path, file.name) for file in sorted(path.glob("*.safetensors")))
+        tensors = dict(_together(shards))
+        if not tensors:
+            raise BadInputError(f"{path} is no checkpoint: it has neither {WEIGHTS[0]} nor {WEIGHTS[0]}.index.json")
     weights = {*shards, *(path / name for kind in WEIGHTS for name in (kind, f"{kind}.index.json"))}
     others = sorted(file for file in path.iterdir() if file.is_file() and file not in weights and file.name != CONFIG)
     return Folder(path, config, tensors, tuple(shards), tuple(others))
+
+
+def _read_file(path: Path) -> Folder:
+    if path.name.endswith(".index.json"):
+        tensors, shards = dict(_indexed(path.parent, path)), tuple(_shards(path.parent, _weight_map(path)))
+    else:
+        tensors, shards = dict(files.read(path)), (path,)
+    return Folder(path, {}, tensors, shards, ())
+
+
+def _together(shards: Iterable[Path]) -> Iterator[tuple[str, Stored]]:
+    """Yield the tensors of files that no index lists."""
+    found: dict[str, Path] = {}
+    for shard in shards:
+        for name, tensor in files.read(shard).items():
+            if found.setdefault(name, shard) != shard:
+                raise BadInputError(f"{found[name]} and {shard} both have {name}, and no index tells which counts")
+            yield name, tensor
 
 
 def _json(path: Path) -> dict[str, Any]:

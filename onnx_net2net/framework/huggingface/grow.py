@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.huggingface.card import changes
 from onnx_net2net.framework.huggingface.folder import read_folder
 from onnx_net2net.framework.huggingface.parameters import parameters_in, parameters_of
-from onnx_net2net.framework.huggingface.proof import Proof, prove
-from onnx_net2net.framework.huggingface.samples import read_samples
-from onnx_net2net.framework.huggingface.student import Request, Student, Teacher, grow, open_teacher
+from onnx_net2net.framework.huggingface.proof import Proof, Yardstick
+from onnx_net2net.framework.huggingface.samples import read_samples, read_tensors
+from onnx_net2net.framework.huggingface.student import Request, Student, grow
+from onnx_net2net.framework.huggingface.teacher import Teacher, open_teacher
 from onnx_net2net.framework.huggingface.writing import shards_of, write
 from onnx_net2net.model.saving import Progress
 
@@ -38,13 +40,12 @@ class Grown:
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON-ready values."""
         student, proof = self.student, self.proof
-        old, new = student.teacher.folder.config, student.config
         return {
             "parameters": {
                 "before": parameters_in(student.teacher.parameters), "after": parameters_in(student.parameters),
             },
             "bytes": {"before": student.teacher.folder.nbytes, "after": student.nbytes},
-            "config": {name: [a, b] for name, a, b in changes(old, new)},
+            "config": {name: [a, b] for name, a, b in changes(student)},
             "shards": dict(self.shards),
             "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in student.widening.changes]
             if student.widening else [],
@@ -66,9 +67,10 @@ def grow_checkpoint(
     samples: str | os.PathLike[str] | None = None,
     shard_size: int | None = None,
     trust_remote_code: bool = False,
+    module: str | None = None,
     progress: Progress | None = None,
 ) -> Grown:
-    """Grow a checkpoint of transformers; it is never loaded, and the student's folder appears as a whole or not at all.
+    """Grow a checkpoint; it is never loaded, and the student's folder appears as a whole or not at all.
 
     Args:
         checkpoint: The folder, with config.json and weights (.safetensors or .bin, in shards or not), or one that
@@ -76,9 +78,10 @@ def grow_checkpoint(
         output: The student's folder, which must not exist or be empty; None to plan only.
         request: How it is to grow.
         verify: Whether both classes are run and compared before the folder takes its place.
-        samples: Inputs to compare on; a file as `read_samples` takes it. By default they are drawn.
+        samples: Inputs to compare on; a file as `read_samples` or `read_tensors` takes it. By default they are drawn.
         shard_size: Bytes of a shard, at most.
         trust_remote_code: Whether code in the checkpoint's folder may be run.
+        module: What makes the class, as `package.module:factory`, where neither transformers nor timm does.
         progress: Told about each shard.
 
     Raises:
@@ -87,9 +90,18 @@ def grow_checkpoint(
         NotEquivalentError: If the student differs; then nothing is written.
     """
     started = time.perf_counter()
-    teacher = checkpoint if isinstance(checkpoint, Teacher) else open_teacher(Path(checkpoint), trust_remote_code)
-    inputs = read_samples(Path(samples), teacher) if samples else None
-    student = grow(teacher, request)
+    inputs = read_tensors(Path(samples)) if samples else None
+    teacher = checkpoint
+    if not isinstance(teacher, Teacher):
+        teacher = open_teacher(Path(teacher), trust_remote_code, module, inputs)
+    if samples and inputs is None:
+        inputs = read_samples(Path(samples), teacher)
+
+    @cache
+    def yardstick() -> Yardstick:
+        return Yardstick(teacher, inputs)
+
+    student = grow(teacher, request, lambda student: yardstick().is_exact(student))
     if not any(p.growth or p.stored is not teacher.parameters.get(name) for name, p in student.parameters.items()):
         raise RefusedError("nothing grows")
     shards = tuple((name, sum(t.nbytes for t in tensors)) for name, tensors in shards_of(student, shard_size))
@@ -99,7 +111,7 @@ def grow_checkpoint(
         if not verify:
             return ["It was not compared with its teacher."]
         written, _ = parameters_of(student.skeleton, read_folder(folder).tensors)
-        proof = prove(student, written, inputs)
+        proof = yardstick().compare(student, written)
         found.append(proof)
         proof.raise_if_different()
         return list(proof.lines())

@@ -170,6 +170,10 @@ class Parameter:
             result[(slice(None),) * axis + (slice(start, start + step),)] = piece
         return result
 
+    def tensor(self) -> Stored:
+        """Return it as a tensor of a state dict, which is computed when it is read."""
+        return Stored(self.shape, self.dtype, self.whole, rows=self.rows)
+
     def _salt(self, start: int) -> int:
         return zlib.crc32(f"{self.name}:{start}".encode())
 

@@ -24,10 +24,11 @@ from torch import nn
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.errors import NotEquivalentError
 from onnx_net2net.framework import files
-from onnx_net2net.framework.huggingface.inputs import call, draw, output_of
+from onnx_net2net.framework.huggingface.inputs import call, output_of
 from onnx_net2net.framework.huggingface.parameters import Parameter
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.huggingface.student import Student
+from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.stored import Stored
 
 PATIENCE = 5.0
@@ -97,31 +98,51 @@ class Proof:
         raise NotEquivalentError(f"{next(self.lines())}{where}")
 
 
-def prove(student: Student, written: Mapping[str, Stored], inputs: Mapping[str, torch.Tensor] | None = None) -> Proof:
-    """Compare a student with its teacher.
+class Yardstick:
+    """A teacher that was run, to compare students with it."""
 
-    Args:
-        student: The student.
-        written: Its parameters by their names in the class, as its files hold them.
-        inputs: What both are called with; drawn by default.
-    """
-    teacher = student.teacher
-    given = inputs or draw(teacher.skeleton.model, teacher.skeleton.config, length=_LENGTH)
-    kinds = {stored.dtype.itemsize for stored in teacher.parameters.values() if stored.dtype.kind not in "iub"}
-    dtype = torch.float64 if max(kinds, default=4) >= 4 else torch.float32
-    before = _run(teacher.skeleton, teacher.parameters, given, dtype)
-    moved = _run(teacher.skeleton, teacher.parameters, given, dtype, moved=np.random.default_rng(0))
-    after = _run(student.skeleton, written, given, dtype)
-    old, new = student.vocabulary
-    if old != new and after.output.shape[-1] == new:
-        after.output = after.output[..., :old]
-    largest = float(before.output.abs().max())
-    noise = float((moved.output - before.output).abs().max())
-    error = float((after.output - before.output).abs().max()) if after.output.shape == before.output.shape else np.inf
-    error = error if np.isfinite(error) else np.inf
-    tolerance = max(PATIENCE * noise, _FLOOR * torch.finfo(dtype).eps * largest)
-    blocks = tuple(_compared(student, before.blocks, after.blocks))
-    return Proof(error, largest, tolerance, blocks, str(dtype).removeprefix("torch."))
+    def __init__(self, teacher: Teacher, inputs: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Run a teacher, as it is and with its weights rounded.
+
+        Args:
+            teacher: The teacher.
+            inputs: What it is called with; drawn by default.
+        """
+        self._inputs = inputs or teacher.skeleton.draw(_LENGTH)
+        kinds = {stored.dtype.itemsize for stored in teacher.parameters.values() if stored.dtype.kind not in "iub"}
+        self._dtype = torch.float64 if max(kinds, default=4) >= 4 else torch.float32
+        self._before = _run(teacher.skeleton, teacher.parameters, self._inputs, self._dtype)
+        moved = _run(
+            teacher.skeleton, teacher.parameters, self._inputs, self._dtype, moved=np.random.default_rng(0)
+        )  # fmt: skip
+        self._noise = float((moved.output - self._before.output).abs().max())
+
+    def compare(self, student: Student, weights: Mapping[str, Stored]) -> Proof:
+        """Compare a student with the teacher.
+
+        Args:
+            student: The student.
+            weights: Its parameters by their names in the class.
+        """
+        before, after = self._before, _run(student.skeleton, weights, self._inputs, self._dtype)
+        old, new = student.vocabulary
+        if old != new and after.output.shape[-1] == new:
+            after.output = after.output[..., :old]
+        largest, error = float(before.output.abs().max()), np.inf
+        if after.output.shape == before.output.shape:
+            error = float((after.output - before.output).abs().max())
+        error = error if np.isfinite(error) else np.inf
+        tolerance = max(PATIENCE * self._noise, _FLOOR * torch.finfo(self._dtype).eps * largest)
+        blocks = tuple(_compared(student, before.blocks, after.blocks))
+        return Proof(error, largest, tolerance, blocks, str(self._dtype).removeprefix("torch."))
+
+    def is_exact(self, student: Student) -> bool:
+        """Tell whether a student computes what the teacher does, with weights that are computed when they are run."""
+        weights = {name: one.tensor() for name, one in student.parameters.items()}
+        try:
+            return self.compare(student, weights).is_equivalent
+        except Exception:  # of a class whose numbers do not fit its sizes
+            return False
 
 
 # --- Running --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Inputs of the user's own: token ids or text, one sample a line of JSON."""
+"""Inputs of the user's own: token ids or text, one sample a line of JSON; or tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.huggingface.student import Teacher
+from onnx_net2net.framework import files
+from onnx_net2net.framework.huggingface.teacher import Teacher
 
 MOST = 8
 """Samples that are taken."""
@@ -37,6 +38,17 @@ def read_samples(path: Path, teacher: Teacher) -> dict[str, torch.Tensor]:
     if not length:
         raise BadInputError(f"{path} has no samples")
     return {"input_ids": torch.tensor([row[: min(length, LONGEST)] for row in rows], dtype=torch.int64)}
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read a file of tensors by the names of arguments, if it is one by its name; others are lines of JSON.
+
+    Raises:
+        BadInputError: If it cannot be read.
+    """
+    if path.suffix not in (".safetensors", *files.TORCH):
+        return None
+    return {name: files.to_torch(stored.read()) for name, stored in files.read(path).items()}
 
 
 def _ids(entry: Any, teacher: Teacher, where: str) -> list[int]:

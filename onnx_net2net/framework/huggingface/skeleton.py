@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line, some
+from onnx_net2net.framework.huggingface.inputs import LENGTH, draw
 
 IMPLEMENTATIONS = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
 """How a class computes, where it can do it in several ways: in those that exporters write as plain operators."""
@@ -58,12 +59,20 @@ class Skeleton:
         config: What it was made of.
         cuts: What a checkpoint calls its parameters and their parts.
         tied: For parameters that are others, the first name of the same.
+        example: What it is called with, where its factory tells; None for a class of transformers.
+        told: What config.json repeats of what the class computes.
     """
 
     model: nn.Module
     config: Any
     cuts: Mapping[str, Cut]
     tied: Mapping[str, str]
+    example: Mapping[str, torch.Tensor] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    def draw(self, length: int = LENGTH) -> Mapping[str, torch.Tensor]:
+        """Return what it is called with, by name: its example, or what `inputs.draw` draws for its config."""
+        return draw(self.model, self.config, length=length) if self.example is None else self.example
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -158,11 +167,15 @@ def build(kind: type[nn.Module], config: Any) -> Skeleton:
         _make_buffers(model)
         model.tie_weights()
         state = model.state_dict(keep_vars=True)
-        first: dict[int, str] = {}
-        tied = {name: found for name, tensor in state.items() if (found := first.setdefault(id(tensor), name)) != name}
-        return Skeleton(model, config, dict(_cuts(model, state)), tied)
+        return Skeleton(model, config, dict(_cuts(model, state)), first_names(state))
     except Exception as error:  # whatever a class raises
         raise BadInputError(f"{kind.__name__} cannot be made: {type(error).__name__}: {one_line(error)}") from error
+
+
+def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return for each tensor of a state dict that is another one the first name of the same."""
+    first: dict[int, str] = {}
+    return {name: found for name, tensor in state.items() if (found := first.setdefault(id(tensor), name)) != name}
 
 
 def _make_buffers(model: Any) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,10 @@ from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.huggingface.config import NoConfigError, Sizes, grown_config
-from onnx_net2net.framework.huggingface.exported import export
-from onnx_net2net.framework.huggingface.folder import Folder, read_folder
-from onnx_net2net.framework.huggingface.inputs import draw
 from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan_layers
-from onnx_net2net.framework.huggingface.parameters import Naming, Parameter, Written, parameters_of
-from onnx_net2net.framework.huggingface.skeleton import Skeleton, build, class_of, read_config
+from onnx_net2net.framework.huggingface.parameters import Parameter, Written
+from onnx_net2net.framework.huggingface.skeleton import Skeleton
+from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.huggingface.vocabulary import NAME, tokens_of, with_tokens
 from onnx_net2net.framework.stored import Stored
 from onnx_net2net.framework.unseen import Unseen
@@ -70,34 +66,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A checkpoint and its class without weights.
-
-    Attributes:
-        folder: Its files.
-        skeleton: Its class.
-        parameters: Its parameters by their names in the class.
-        called: What the files call their tensors.
-        rebuild: Makes the class of another config.
-    """
-
-    folder: Folder
-    skeleton: Skeleton
-    parameters: Mapping[str, Stored]
-    called: Naming
-    rebuild: Callable[[dict[str, Any]], Skeleton]
-
-    @cached_property
-    def graph(self) -> Model:
-        """The class as a graph whose weights are read from the files.
-
-        Raises:
-            BadInputError: If it cannot be exported.
-        """
-        return export(self.skeleton, draw(self.skeleton.model, self.skeleton.config), self.parameters)
-
-
-@dataclass(frozen=True)
 class Student:
     """What a teacher becomes.
 
@@ -131,32 +99,19 @@ class Student:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def open_teacher(path: Path, trust_remote_code: bool = False) -> Teacher:
-    """Open a checkpoint of transformers; its weights stay on the disk.
-
-    Raises:
-        BadInputError: If it cannot be used; see `read_folder`, `read_config` and `build`.
-    """
-    folder = read_folder(path)
-    config = read_config(path, trust_remote_code)
-    kind = class_of(config, path, trust_remote_code)
-    skeleton = build(kind, config)
-    parameters, called = parameters_of(skeleton, folder.tensors)
-
-    def rebuild(raw: dict[str, Any]) -> Skeleton:
-        try:
-            made = type(config).from_dict(raw)
-        except Exception as error:  # of a config's own checks
-            raise BadInputError(f"there is no such config: {error}") from error
-        return build(kind, made)
-
-    return Teacher(folder, skeleton, parameters, called, rebuild)
+Compare = Callable[[Student], bool]
+"""Tells whether a student computes what its teacher does."""
 
 
-def grow(teacher: Teacher, request: Request) -> Student:
-    """Plan the student of a checkpoint; none of its weights are computed.
+def grow(teacher: Teacher, request: Request, compare: Compare | None = None) -> Student:
+    """Plan the student of a checkpoint; none of its weights are kept.
 
     Dims that no config of the class lets grow keep their size, unless they are asked for by name.
+
+    Args:
+        teacher: The teacher.
+        request: How it is to grow.
+        compare: Where a factory makes the class: finds the arguments that no shape shows. By default none are sought.
 
     Raises:
         BadInputError: If the class cannot be exported, or an option makes no sense.
@@ -176,7 +131,7 @@ def grow(teacher: Teacher, request: Request) -> Student:
         except RefusedError as error:  # nothing is left that grows
             raise impossible or error from None
         try:
-            student = _student(teacher, request, places, layers, widening)
+            student = _student(teacher, request, places, layers, widening, compare)
         except NoConfigError as error:
             modules = {name.rpartition(".")[0] for name in error.differing}
             more: dict[str, int | str] = {change.name: change.old for change in (widening.changes if widening else ())
@@ -190,8 +145,9 @@ def grow(teacher: Teacher, request: Request) -> Student:
 
 
 def _student(
-    teacher: Teacher, request: Request, places: Mapping[str, str], layers: Layers, widening: Widening | None
-) -> Student:
+    teacher: Teacher, request: Request, places: Mapping[str, str], layers: Layers, widening: Widening | None,
+    compare: Compare | None,
+) -> Student:  # fmt: skip
     """Return the student that a widening makes, with layers copied."""
     model = teacher.graph
     names = {name: (name, False) for name in teacher.parameters}
@@ -205,28 +161,28 @@ def _student(
     ends = {name: layers.ends[place] for name, place in places.items() if place in layers.ends}
     grown = {name: _copied(name, own[source], ends.get(source)) if is_copy else replace(own[source], name=name)
              for name, (source, is_copy) in names.items()}  # fmt: skip
-    student = widening.student if widening else model
-    config, skeleton = grown_config(
-        teacher.folder.config, teacher.skeleton.config, _sizes(model, student, grown, widening, layers, vocabulary),
-        teacher.rebuild,
-    )  # fmt: skip
     absent = {name for name in (*teacher.skeleton.tied, *teacher.skeleton.tied.values())
               if teacher.called(name) not in teacher.folder.tensors}  # fmt: skip
-    tensors = [Written(teacher.called(name), cut, grown[cut.parameter]) for name, cut in skeleton.cuts.items()
-               if name not in absent]  # fmt: skip
+    if teacher.unknown:
+        notes.append(f"left out, as the class has none: {some(teacher.unknown)}")
     notes += widening.notes if widening else ()
-    return Student(
-        teacher,
-        skeleton,
-        config,
-        grown,
-        tuple(tensors),
-        widening,
-        layers,
-        vocabulary,
-        _record(request, widening),
-        tuple(notes),
-    )  # fmt: skip
+    record = _record(request, widening)
+
+    def made(config: dict[str, Any], skeleton: Skeleton) -> Student:
+        tensors = tuple(Written(teacher.called(name), cut, grown[cut.parameter]) for name, cut in skeleton.cuts.items()
+                        if name not in absent)  # fmt: skip
+        config = {**config, **{name: value for name, value in skeleton.told.items() if name in config}}
+        return Student(
+            teacher, skeleton, config, grown, tensors, widening, layers, vocabulary, record, tuple(notes)
+        )  # fmt: skip
+
+    sizes = _sizes(model, widening.student if widening else model, grown, widening, layers, vocabulary)
+    if teacher.skeleton.example is not None:  # arguments list what they like
+        sizes = replace(sizes, layers={})
+    return made(*grown_config(
+        teacher.folder.config, teacher.skeleton.config, sizes, teacher.rebuild,
+        (lambda *found: compare(made(*found))) if compare and teacher.skeleton.example is not None else None,
+    ))  # fmt: skip
 
 
 def _record(request: Request, widening: Widening | None) -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ def shards_of(student: Student, limit: int | None = None) -> list[Shard]:
         student: The student.
         limit: Bytes of a shard, at most; by default `SHARD`.
     """
+    if student.teacher.is_one_file:
+        return [("model.safetensors", student.tensors)]
     most = limit or min(SHARD, -(-student.nbytes // len(student.teacher.folder.shards)))
     parts: list[list[Written]] = []
     size = 0

@@ -56,3 +56,35 @@ def test_lists_of_layers_grow_with_the_layers():
 def test_sizes_that_no_config_makes_are_refused_with_the_parameter():
     with pytest.raises(RefusedError, match=r"0.up \[30, 9\]"):
         found({"embed": (16, 8), "0.up": (30, 9), "1.up": (32, 8)}, {(8, 9)})
+
+
+def staged(config):
+    """A class with a width for each stage, and a ratio."""
+    shapes = {
+        f"{stage}.up": (int(width * config.get("ratio", 2.0)), width) for stage, width in enumerate(config["dims"])
+    }
+    return SimpleNamespace(shapes=shapes)
+
+
+PAIRS = frozenset({(8, 16), (16, 32), (32, 32), (16, 48), (32, 96), (64, 96)})
+
+
+def test_lists_of_widths_and_ratios_follow_the_sizes():
+    raw = {"dims": [8, 16, 32], "ratio": 2.0}
+    full = SimpleNamespace(to_dict=lambda: dict(raw))
+    sizes = Sizes({"0.up": (48, 16), "1.up": (96, 32), "2.up": (96, 32)}, PAIRS, {}, {})
+    assert grown_config(raw, full, sizes, staged)[0] == {"dims": [16, 32, 32], "ratio": 3.0}
+
+
+def test_numbers_that_no_shape_shows_are_those_with_which_the_class_is_exact():
+    raw = {"hidden_size": 8, "vocab_size": 16, "layers": 0}
+    full = SimpleNamespace(to_dict=lambda: {**raw, "heads": 2})
+    sizes = Sizes({"embed": (16, 16)}, frozenset({(8, 16), (2, 4)}), {}, {})
+
+    def build_(config):
+        return build({"heads": 2, **config})
+
+    found, _ = grown_config(raw, full, sizes, build_, lambda config, _: config.get("heads") == 4)
+    assert found == {**raw, "hidden_size": 16, "heads": 4}
+    with pytest.raises(RefusedError, match="computes what the teacher does"):
+        grown_config(raw, full, sizes, build_, lambda config, _: False)

@@ -43,6 +43,16 @@ def test_a_single_file_needs_no_index(folder):
     assert list(read_folder(folder).tensors) == list(VALUES)
 
 
+def test_shards_without_an_index_and_single_files_are_read(folder):
+    listed = read_folder(folder / "model.safetensors.index.json")
+    one = read_folder(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    assert list(listed.tensors) == list(read_folder(folder).tensors) == list(VALUES)
+    assert list(one.tensors) == ["a.weight"]
+    assert not one.others
+    assert not one.config
+
+
 def missing(folder):
     (folder / "model-2.safetensors").unlink()
 
@@ -73,13 +83,20 @@ def no_json(folder):
 
 
 def nothing(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+
+
+def twice(folder):
     (folder / "model.safetensors.index.json").unlink()
+    save_file(VALUES, folder / "model-3.safetensors")
 
 
 FAULTS = {
     missing: "model-2.safetensors is missing", short: "model-1.safetensors", outside: "not a path inside",
     absolute: "not a path inside", elsewhere: "does not have c.weight", no_map: "is no object",
     no_json: "config.json", nothing: "is no checkpoint",
+    twice: "both have",
 }  # fmt: skip
 
 

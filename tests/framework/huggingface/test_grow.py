@@ -45,7 +45,7 @@ def folder(transformers, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(folder):
-    from onnx_net2net.framework.huggingface.student import open_teacher
+    from onnx_net2net.framework.huggingface.teacher import open_teacher
 
     opened = open_teacher(folder)
     assert opened.graph.proto.graph.node
@@ -100,6 +100,14 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(teacher, tmp_path, monke
     with pytest.raises(NotEquivalentError, match=r"NOT equivalent.*first to differ is model\.layers\.1"):
         growing.grow_checkpoint(teacher, tmp_path / "out", growing.Request(factor=2.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_the_folder(folder, tmp_path, capsys):
+    assert main(["grow", str(folder), "-o", str(tmp_path / "out"), "--factor", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "equivalent in float32" in captured.out
+    assert "wrote" in captured.out + captured.err
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 def test_the_command_plans_without_writing_and_refuses_in_one_line(transformers, folder, tmp_path, capsys):

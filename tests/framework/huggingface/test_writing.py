@@ -15,8 +15,9 @@ from onnx_net2net import BadInputError, NotEquivalentError
 from onnx_net2net.framework.huggingface import writing
 from onnx_net2net.framework.huggingface.folder import read_folder
 from onnx_net2net.framework.huggingface.parameters import Parameter, Written
-from onnx_net2net.framework.huggingface.skeleton import Cut
+from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton
 from onnx_net2net.framework.huggingface.student import Request
+from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.huggingface.writing import shards_of, write
 from onnx_net2net.framework.stored import Stored
 
@@ -37,7 +38,8 @@ def student(tmp_path):
     }.items():
         (teacher / name).write_text(text)
     return SimpleNamespace(
-        teacher=SimpleNamespace(folder=read_folder(teacher), parameters={}), tensors=tuple(tensors()), nbytes=4 * 80,
+        teacher=Teacher(read_folder(teacher), Skeleton(None, SimpleNamespace(to_dict=dict), {}, {}), {}, str, None),
+        tensors=tuple(tensors()), nbytes=4 * 80,
         config={"width": 5}, parameters={}, record=[],
     )  # fmt: skip
 
