@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
     Raises:
         BadInputError: If it cannot be read.
     """
-    if path.suffix not in (".safetensors", *files.TORCH):
+    if path.suffix not in (".safetensors", ".npz", *files.TORCH):
         return None
     return {name: files.to_torch(stored.read()) for name, stored in files.read(path).items()}
 
