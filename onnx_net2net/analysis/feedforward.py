@@ -93,7 +93,7 @@ def _block(network: Network, proto: onnx.ModelProto, last: Layer) -> FeedForward
     entry = _whole(network, analysis.nodes[firsts[0]].inputs[0])
     if entry.name not in network.told or not any(_bends(analysis.nodes[number]) for number in region):
         return None
-    bias, exit = _bias(network, analysis.nodes[last.number].outputs[0])
+    bias, exit = bias_of(network, analysis.nodes[last.number].outputs[0])
     nodes = sorted({*region, last.number, *bias})
     layers = (*firsts, last.number)
     modules = module_names(network, proto, layers)
@@ -180,7 +180,7 @@ def _bends(node: Node) -> bool:
     )  # fmt: skip
 
 
-def _bias(network: Network, tensor: Tensor) -> tuple[list[int], Tensor]:
+def bias_of(network: Network, tensor: Tensor) -> tuple[list[int], Tensor]:
     """Return the node that adds the bias of a layer, if one does, and its result."""
     reader = network.analysis.draft.only_reader(tensor)
     if reader is None or reader.op != "Add" or network.shape(reader.outputs[0]) != network.shape(tensor):

@@ -65,6 +65,8 @@ def similarity(teacher: Module, target: Module) -> float:
     The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
     """
     shape = teacher.shape
+    if target.routes:
+        return 0.0
     if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
         shape = (*shape, *(1 for _ in target.shape[2:]))
     elif teacher.kind == "Conv" and target.kind == "linear" and math.prod(shape[2:]) == 1:  # the same in groups
@@ -352,7 +354,7 @@ def _inside(old: Sequence[Module], new: Sequence[Module]) -> _Path[Module]:
 
 def _excess(module: Module) -> float:
     """Return the cost of leaving out a module of the target."""
-    return _FREE if module.neutral else _TORN if module.spare else _KEPT
+    return _FREE if module.neutral or module.routes else _TORN if module.spare else _KEPT
 
 
 def _gain(teacher: Module, target: Module) -> float:

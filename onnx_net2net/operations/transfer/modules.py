@@ -96,6 +96,8 @@ class Module:
         spare: Whether it is in a part that can do nothing.
         normalises: Whether it is a normalisation that changes no more than its epsilon when it is done twice.
         repeats: Whether the first axis of a constant may only repeat the rest.
+        copies: Whether it is a stack of layers that all are to be copies of one.
+        routes: Whether it only chooses among copies, so that it keeps its values.
         depth: The number of residual blocks around it, nested ones counted.
         place: Its place among all modules of the network.
     """
@@ -112,6 +114,8 @@ class Module:
     spare: bool = False
     normalises: bool = False
     repeats: bool = False
+    copies: bool = False
+    routes: bool = False
     depth: int = 0
     place: int = 0
 
@@ -143,7 +147,7 @@ class Module:
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """All that similarity depends on."""
-        marks = self.neutral, self.repeats, self.depth
+        marks = self.neutral, self.repeats, self.depth, self.copies, self.routes
         return self.kind, self.shape, self.settings, self.resolution, tuple(sorted(self.parameters)), marks
 
 

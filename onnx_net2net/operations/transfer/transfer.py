@@ -32,6 +32,7 @@ from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
+from onnx_net2net.operations.transfer.copies import check_gates, joined, take_copies
 from onnx_net2net.operations.transfer.counterparts import Counterparts
 from onnx_net2net.operations.transfer.divergence import Explanation, explained, stages_of
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
@@ -241,8 +242,9 @@ def _transfer(
     teacher: Model, target: Model, options: TransferOptions, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
+    take_copies(networks)
     found = _aligned(networks)
-    for adapt in (regrouped, shared_less):
+    for adapt in (regrouped, shared_less, joined):
         if (adapted := adapt(networks, found)) is not None:
             networks = Networks(Network(adapted), networks.target)
             found = _aligned(networks)
@@ -293,7 +295,9 @@ def _aligned(networks: Networks) -> Alignment:
         RefusedError: If no layer of the two does.
     """
     found = align(networks.teacher.segments, networks.target.segments)
-    found = replace(found, added=put_together(found.added, networks.target.spares))
+    check_gates(networks)
+    added = [segment for segment in found.added if not all(module.routes for module in segment.modules)]
+    found = replace(found, added=put_together(added, networks.target.spares))
     has_layers = any(module.is_layer for network in networks for module in network.modules)
     if not found.pairs or (has_layers and not any(old.is_layer for old, _ in found.pairs)):
         kinds = [sorted({module.kind for module in network.modules}) for network in networks]
