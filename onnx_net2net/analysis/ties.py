@@ -14,6 +14,7 @@ import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axis
+from onnx_net2net.algebra.rows import Source, blocks
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import Tables, weighings
 from onnx_net2net.analysis.weighing import Ways, is_free, scalable, weighed_axes
@@ -132,9 +133,10 @@ def _copies(analysis: Analysis) -> Iterator[tuple[Use, Use, bool]]:
     for use in _matrices(analysis):
         if dtype_of(use.constant).kind == "i":
             continue
-        values = _values(analysis, use)
-        known = originals.setdefault((values.shape, values.dtype, values[-1].tobytes()), [])
-        first = next((other for other in known if _are_equal(values, _values(analysis, other))), None)
+        source = analysis.draft.reader(use.constant)
+        end = source.rows()(np.array([source.shape[0] - 1])).tobytes()
+        known = originals.setdefault((source.shape, source.dtype, end), [])
+        first = next((other for other in known if _are_equal(source, analysis.draft.reader(other.constant))), None)
         if first is None:
             known.append(use)
             continue
@@ -150,20 +152,40 @@ def _copies(analysis: Analysis) -> Iterator[tuple[Use, Use, bool]]:
             same_kind[id(use.constant)] = use
     for table in tables.values():
         candidates = matrices.get(tuple(reversed(table.constant.shape)), {})
-        values = _values(analysis, table) if candidates else np.zeros(0)
         for matrix in candidates.values():
-            other = _values(analysis, matrix).T
-            if np.array_equal(values[0], other[0]) and _are_equal(values, other):
+            if _are_transposed(*(analysis.draft.reader(one.constant) for one in (table, matrix))):
                 for axis, same in zip(table.axes, reversed(matrix.axes), strict=True):
                     dims.unify(axis, same, f"{matrix.constant.name!r} is {table.constant.name!r} transposed")
                 yield matrix, table, True
 
 
-def _values(analysis: Analysis, use: Use) -> np.ndarray:
-    values: np.ndarray = analysis.draft.reader(use.constant)()
-    return values
+def _are_equal(one: Source, other: Source) -> bool:
+    """Tell whether matrices have the same values, and more than one; some rows are in memory at a time."""
+    read, read_other = one.rows(), other.rows()
+    low = high = None
+    for places in blocks(one.shape, one.dtype.itemsize):
+        values = read(places)
+        if not np.array_equal(values, read_other(places)):
+            return False
+        low = values.min() if low is None else min(low, values.min())
+        high = values.max() if high is None else max(high, values.max())
+    return low is not None and bool(low < high)
 
 
-def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Tell whether matrices have the same values, and more than one."""
-    return np.array_equal(one, other) and bool(one.min() < one.max())
+_PART = 1 << 26
+"""Bytes of a matrix that are compared with a transposed one at a time, which is read once for each."""
+
+
+def _are_transposed(one: Source, other: Source) -> bool:
+    """Tell whether a matrix is another one transposed, and has more than one value; parts are in memory at a time."""
+    read, read_other = one.rows(), other.rows()
+    step = max(1, _PART // (other.shape[1] * other.dtype.itemsize))
+    low = high = None
+    for start in range(0, other.shape[0], step):
+        part = read_other(np.arange(start, min(start + step, other.shape[0])))
+        for places in blocks(one.shape, one.dtype.itemsize):
+            if not np.array_equal(read(places)[:, start : start + len(part)], part[:, places].T):
+                return False
+        low = part.min() if low is None else min(low, part.min())
+        high = part.max() if high is None else max(high, part.max())
+    return low is not None and bool(low < high)

@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Grow a checkpoint."""
     try:
         from onnx_net2net.framework.huggingface.grow import grow_checkpoint
+        from onnx_net2net.framework.huggingface.running import MEMORY
         from onnx_net2net.framework.huggingface.student import Request
     except ImportError as error:
         raise BadInputError(f"checkpoints need more packages: pip install 'onnx-net2net[hf]' ({error})") from error
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar() as progress:
         grown = grow_checkpoint(
             options.checkpoint, None if options.dry_run else options.output, request, verify=options.verify,
-            samples=options.samples, shard_size=_bytes(options.shard_size), progress=progress,
+            samples=options.samples, shard_size=_bytes("--shard-size", options.shard_size), progress=progress,
+            memory=_bytes("--memory", options.memory) or MEMORY,
             trust_remote_code=options.trust_remote_code, module=options.module,
         )  # fmt: skip
     if options.json:
@@ -68,7 +70,8 @@ COMMAND = Command(
         argument("--keep-numbers", action="store_true",
                  help="the class computes no number (like alpha / r) from its sizes"),
         argument("--shard-size", default="", metavar="SIZE", help="of a file, at most (default: 5GB)"),
-        argument("--dry-run", action="store_true", help="tell what would be written, and write nothing"),
+        argument("--memory", default="", metavar="SIZE", help="of a part of a weight while both run (default: 512MB)"),
+        argument("--dry-run", action="store_true", help="tell what would be written and in what time; write nothing"),
         argument("--samples", type=Path, metavar="FILE",
                  help="what to compare on: token ids or text, one sample a line, or .safetensors by argument"),
         argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
@@ -81,7 +84,7 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _bytes(text: str) -> int | None:
+def _bytes(option: str, text: str) -> int | None:
     """Return a number of bytes written like 5GB; None for nothing."""
     unit = _UNITS.get(text[-2:])
     try:
@@ -89,7 +92,7 @@ def _bytes(text: str) -> int | None:
             raise ValueError
         return int(float(text[:-2]) * unit) if unit else None
     except ValueError:
-        raise BadInputError(f"--shard-size {text}: write a size like 500MB or 5GB") from None
+        raise BadInputError(f"{option} {text}: write a size like 500MB or 5GB") from None
 
 
 def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
@@ -104,5 +107,7 @@ def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
     yield f"{len(grown.shards)} files of weights, the largest of {size_text(max(size for _, size in grown.shards))}"
     if grown.proof:
         yield from grown.proof.lines()
-    elif not options.dry_run:
+    elif options.dry_run:
+        yield f"computing its weights takes about {found['seconds']:.0f} s here; writing them comes to that"
+    else:
         yield "not verified (--no-verify)"

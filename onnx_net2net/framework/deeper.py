@@ -165,7 +165,7 @@ def _copied(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, Store
             if found.scales and not name.endswith("running_var"):
                 left -= {piece.constant for piece in found.pieces}
             if len(tensor.shape) == 1 and not name.endswith(("running_mean", "running_var")):
-                tensor = replace(tensor, read=partial(np.zeros, tensor.shape, tensor.dtype), rows=None)
+                tensor = replace(tensor, read=partial(np.zeros, tensor.shape, tensor.dtype), elements=None)
         elif found is not None:
             left -= {piece.constant for piece in found.pieces}
         result.append(Placed(placed.entry, tensor, [found] if found else [], is_copy=True))

@@ -55,7 +55,7 @@ class Entry:
 
     def tensor(self) -> Stored:
         """Return the tensor of the student's state dict."""
-        return replace(self.stored, shape=self.new, read=self.value, rows=None)
+        return replace(self.stored, shape=self.new, read=self.value, elements=None)
 
     def grow(self, values: Array, held: Held = "weight") -> Array:
         """Grow an array that has an element for each of the teacher's entry.

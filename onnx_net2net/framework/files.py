@@ -132,24 +132,18 @@ def _read_safetensors(path: Path) -> StateDict:
         if entry["dtype"] not in DTYPES:
             raise BadInputError(f"{path}: {name} is of the type {entry['dtype']}, which is not supported")
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        offset, width = 8 + length + entry["data_offsets"][0], math.prod(shape[1:])
-        rows = partial(_read_rows, file, offset, dtype, shape, width)
-        found[name] = Stored(shape, dtype, _reader(file, offset, dtype, shape), rows=rows if shape else None)
+        elements = partial(_elements, file, 8 + length + entry["data_offsets"][0], dtype)
+        found[name] = Stored(shape, dtype, partial(_all_of, elements, shape), elements=elements)
     return found
 
 
-def _reader(file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Callable[[], Array]:
-    def read() -> Array:
-        return file.read(offset, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
-
-    return read
+def _elements(file: DataFile, offset: int, dtype: np.dtype[Any], start: int, stop: int) -> Array:
+    size = dtype.itemsize
+    return file.read(offset + start * size, (stop - start) * size).view(dtype)
 
 
-def _read_rows(
-    file: DataFile, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], width: int, start: int, stop: int
-) -> Array:
-    size = width * dtype.itemsize
-    return file.read(offset + start * size, (stop - start) * size).view(dtype).reshape(stop - start, *shape[1:])
+def _all_of(elements: Callable[[int, int], Array], shape: tuple[int, ...]) -> Array:
+    return elements(0, math.prod(shape)).reshape(shape)
 
 
 def load_torch(path: Path) -> Any:

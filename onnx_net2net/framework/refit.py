@@ -65,7 +65,7 @@ def _read(source: Source) -> tuple[StateDict, list[Path]]:
 
 def _copied(stored: Stored) -> Stored:
     values = np.array(stored.read())
-    return dataclasses.replace(stored, read=lambda: values, rows=None)
+    return dataclasses.replace(stored, read=lambda: values, elements=None)
 
 
 def _by_name(trained: tuple[Trained, ...], entries: StateDict) -> dict[int, Callable[[], Array]]:

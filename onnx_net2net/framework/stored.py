@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.rows import InMemory, Rows
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,15 @@ class Stored:
         dtype: Its type, as of numpy or ml_dtypes.
         read: Returns the values, not to be written to; raises BadInputError if the file has changed.
         shared: The same for the entries that are one tensor in memory, None where the file does not tell.
-        rows: Returns the values from one place of the first axis up to another, None where all have to be read.
+        elements: Returns the values from one place of all, row-major, up to another, as a vector; None where all have
+            to be read.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: Callable[[], Array]
     shared: object = None
-    rows: Callable[[int, int], Array] | None = None
+    elements: Callable[[int, int], Array] | None = None
 
     @classmethod
     def of(cls, array: Array) -> Stored:
@@ -42,7 +46,63 @@ class Stored:
 
     def part(self, start: int, stop: int) -> Array:
         """Return the values from one place of the first axis up to another."""
-        return self.rows(start, stop) if self.rows else self.read()[start:stop]
+        if self.elements is None:
+            return self.read()[start:stop]
+        width = math.prod(self.shape[1:])
+        return self.elements(start * width, stop * width).reshape(stop - start, *self.shape[1:])
+
+    def row(self, place: int) -> Stored:
+        """Return what is at one place of the first axis."""
+        shape, whole = self.shape[1:], self.elements
+        if whole is None:
+            return Stored(shape, self.dtype, lambda: self.read()[place])
+        width = math.prod(shape)
+        elements = partial(_shifted, whole, place * width)
+        return Stored(shape, self.dtype, lambda: elements(0, width).reshape(shape), elements=elements)
+
+
+def _shifted(elements: Callable[[int, int], Array], by: int, start: int, stop: int) -> Array:
+    return elements(by + start, by + stop)
+
+
+_SMALL = 1 << 20
+"""Bytes up to which a tensor is read at once, as rows here and there take longer than all."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A tensor of a state dict, read by rows (see `algebra.rows.Source`).
+
+    Attributes:
+        stored: The tensor.
+        dtype: The type that its values are given.
+    """
+
+    stored: Stored
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.stored.shape
+
+    def __call__(self) -> Array:
+        """Return all of it."""
+        return np.ascontiguousarray(self.stored.read(), self.dtype)
+
+    def rows(self) -> Rows:
+        """Return what reads rows of it; rows that lie together are read at once."""
+        stored, dtype = self.stored, self.dtype
+
+        def read(places: Array) -> Array:
+            block = np.empty((len(places), *stored.shape[1:]), dtype)
+            breaks = np.flatnonzero(np.diff(places) != 1) + 1
+            for start, stop in itertools.pairwise([0, *breaks.tolist(), len(places)]):
+                first = int(places[start]) if stop > start else 0
+                block[start:stop] = stored.part(first, first + stop - start)
+            return block
+
+        return read if stored.elements and stored.nbytes > _SMALL else InMemory(self()).rows()
 
 
 StateDict = Mapping[str, Stored]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.huggingface.inputs import plainly_called
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.live.exported import quiet
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.stored import Reading, Stored
 from onnx_net2net.model.checks import check
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.tensors import INLINE_BYTES, Weight, Weights, make_stub, set_inline
@@ -104,14 +103,13 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[str, Stored]) -> Mode
         if stored is None:
             continue
         if 4 * math.prod(stored.shape) <= INLINE_BYTES:
-            set_inline(tensor, _values(stored).tobytes())
+            set_inline(tensor, _values(stored)().tobytes())
         else:
-            make_stub(tensor, Weight(tensor.data_type, stored.shape, tensor.name, partial(_values, stored)), table)
+            make_stub(tensor, Weight(tensor.data_type, stored.shape, tensor.name, _values(stored)), table)
     check(proto)
     return Model(proto, table, external=True)
 
 
-def _values(stored: Stored) -> np.ndarray:
+def _values(stored: Stored) -> Reading:
     """Return what the graph has of a tensor: numbers in single precision, indices as they are."""
-    values = stored.read()
-    return np.ascontiguousarray(values, values.dtype if values.dtype.kind in "iub" else np.float32)
+    return Reading(stored, stored.dtype if stored.dtype.kind in "iub" else np.dtype(np.float32))

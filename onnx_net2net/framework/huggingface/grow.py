@@ -14,10 +14,11 @@ from onnx_net2net.framework.huggingface.card import changes
 from onnx_net2net.framework.huggingface.folder import read_folder
 from onnx_net2net.framework.huggingface.parameters import parameters_in, parameters_of
 from onnx_net2net.framework.huggingface.proof import Proof, Yardstick
+from onnx_net2net.framework.huggingface.running import MEMORY
 from onnx_net2net.framework.huggingface.samples import read_samples, read_tensors
 from onnx_net2net.framework.huggingface.student import Request, Student, grow
 from onnx_net2net.framework.huggingface.teacher import Teacher, open_teacher
-from onnx_net2net.framework.huggingface.writing import shards_of, write
+from onnx_net2net.framework.huggingface.writing import seconds_for, shards_of, write
 from onnx_net2net.model.saving import Progress
 
 
@@ -29,7 +30,7 @@ class Grown:
         student: The student.
         shards: The names of its files of weights, with their sizes in bytes.
         proof: How it compares with its teacher; None where that was not asked for.
-        seconds: How long planning and writing took.
+        seconds: How long planning, writing and comparing took; of a plan, how long computing the weights would take.
     """
 
     student: Student
@@ -50,11 +51,8 @@ class Grown:
             "dims": [{"name": c.name, "before": c.old, "after": c.new} for c in student.widening.changes]
             if student.widening else [],
             "notes": list(student.notes),
-            "verification": None if proof is None else {
-                "equivalent": proof.is_equivalent, "error": proof.error, "largest": proof.largest,
-                "tolerance": proof.tolerance, "precision": proof.precision,
-                "blocks": {block.block: block.error for block in proof.blocks},
-            },
+            "seconds": self.seconds,
+            "verification": proof.to_dict() if proof else None,
         }  # fmt: skip
 
 
@@ -68,6 +66,7 @@ def grow_checkpoint(
     shard_size: int | None = None,
     trust_remote_code: bool = False,
     module: str | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Grown:
     """Grow a checkpoint; it is never loaded, and the student's folder appears as a whole or not at all.
@@ -82,6 +81,8 @@ def grow_checkpoint(
         shard_size: Bytes of a shard, at most.
         trust_remote_code: Whether code in the checkpoint's folder may be run.
         module: What makes the class, as `package.module:factory`, where neither transformers nor timm does.
+        memory: Bytes that a weight, or a part of it, takes at most while teacher and student run, as far as operations
+            can be done in parts.
         progress: Told about each shard.
 
     Raises:
@@ -99,7 +100,7 @@ def grow_checkpoint(
 
     @cache
     def yardstick() -> Yardstick:
-        return Yardstick(teacher, inputs)
+        return Yardstick(teacher, inputs, memory)
 
     student = grow(teacher, request, lambda student: yardstick().is_exact(student))
     if not any(p.growth or p.stored is not teacher.parameters.get(name) for name, p in student.parameters.items()):
@@ -120,4 +121,5 @@ def grow_checkpoint(
         if Path(output).resolve() == teacher.folder.path.resolve():
             raise BadInputError(f"cannot write {output}: the checkpoint is read from it")
         write(student, request, Path(output), check, limit=shard_size, progress=progress)
-    return Grown(student, shards, found[0] if found else None, time.perf_counter() - started)
+    seconds = time.perf_counter() - started if output is not None else seconds_for(student)
+    return Grown(student, shards, found[0] if found else None, seconds)

@@ -263,10 +263,10 @@ def _copied(name: str, original: Parameter, end: float | None) -> Parameter:
         return replace(original, name=name)
     shape, dtype = original.shape, original.dtype
 
-    def rows(start: int, stop: int) -> Array:
-        return np.full((stop - start, *shape[1:]), end, dtype)
+    def elements(start: int, stop: int) -> Array:
+        return np.full(stop - start, end, dtype)
 
-    return Parameter(name, Stored(shape, dtype, lambda: np.full(shape, end, dtype), rows=rows))
+    return Parameter(name, Stored(shape, dtype, lambda: np.full(shape, end, dtype), elements=elements))
 
 
 # --- The config ---------------------------------------------------------------------------------------------------

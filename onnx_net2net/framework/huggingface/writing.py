@@ -7,14 +7,20 @@ plan beside the shards, and finished ones are not made again if the plan is the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.files import DTYPES
 from onnx_net2net.framework.huggingface.card import card
@@ -23,6 +29,7 @@ from onnx_net2net.framework.huggingface.parameters import Written
 from onnx_net2net.framework.huggingface.student import Request, Student
 from onnx_net2net.model.saving import Progress
 from onnx_net2net.model.staging import kept_folder, place_folder, writing
+from onnx_net2net.model.threads import in_threads, processors
 
 SHARD = 5_000_000_000
 """Bytes of a shard, at most (but for a single larger weight)."""
@@ -112,14 +119,45 @@ def write_shard(path: Path, tensors: Sequence[Written]) -> None:
     part = path.with_name(f"{path.name}.part")
     with open(part, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            for piece in tensor.pieces():
-                file.write(piece.reshape(-1).view("u1").data)
+        file.truncate(8 + len(text) + start)
+        file.flush()
+        in_threads(_jobs(file.fileno(), 8 + len(text), tensors))
     os.replace(part, path)
+
+
+def _jobs(file: int, offset: int, tensors: Sequence[Written]) -> Generator[Callable[[], None], None, None]:
+    """Yield what writes the pieces of tensors into a file from a place on."""
+
+    def put(place: int, make: Callable[[], Array]) -> None:
+        view, done = memoryview(make().reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type]
+        while done < len(view):
+            done += os.pwrite(file, view[done:], place + done)
+
+    for tensor in tensors:
+        yield from (partial(put, offset + place, make) for place, make in tensor.pieces())
+        offset += tensor.nbytes
 
 
 def _kind(tensor: Written) -> str:
     return next(kind for kind, dtype in DTYPES.items() if dtype == tensor.parameter.dtype)
+
+
+def seconds_for(student: Student) -> float:
+    """Estimate how long computing a student's weights takes on this machine, from some pieces of each kind."""
+    alike: dict[object, list[Written]] = {}
+    for tensor in student.tensors:
+        alike.setdefault((tensor.cut.shape, tensor.parameter.growth is None), []).append(tensor)
+    seconds = 0.0
+    for tensors in alike.values():
+        pieces = list(itertools.islice(tensors[0].pieces(), _TRIED))
+        started = time.perf_counter()
+        made = sum(make().nbytes for _, make in pieces)
+        seconds += (time.perf_counter() - started) * sum(tensor.nbytes for tensor in tensors) / max(1, made)
+    return seconds / processors()
+
+
+_TRIED = 4
+"""Pieces of a weight by which time is estimated."""
 
 
 # --- A run that was killed ----------------------------------------------------------------------------------------

@@ -132,3 +132,7 @@ def test_a_folder_with_something_in_it_and_a_full_disk_are_refused(student, tmp_
     with pytest.raises(BadInputError, match="are free"):
         grow(student, tmp_path / "other")
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["out", "teacher"]
+
+
+def test_the_time_that_computing_takes_is_estimated_from_some_pieces(student):
+    assert 0 < writing.seconds_for(student) < 10
