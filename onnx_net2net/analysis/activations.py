@@ -5,7 +5,7 @@ phi(phi(v)) = phi(v) (paper, section 2.4); where phi(v) - phi(-v) is proportiona
 v * s(v) with s(v) + s(-v) = 1 (GELU, SiLU, HardSwish), it has two columns for each unit that are subtracted behind
 phi; elsewhere a residual branch that ends in zero can be inserted. Which holds is tried out on numbers, so that it does
 not matter how an exporter wrote an activation. On request a new layer has an activation of its own that starts as the
-identity: PRelu of slope 1, or maxout of two equal pieces.
+identity: PRelu of slope 1, or maxout of two equal pieces. Or two factors take the place of the layer itself.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
-Way = Literal["identity", "pair", "residual", "prelu", "maxout"]
-WAYS: tuple[Way, ...] = ("identity", "pair", "residual", "prelu", "maxout")
+Way = Literal["identity", "pair", "residual", "prelu", "maxout", "factor"]
+WAYS: tuple[Way, ...] = ("identity", "pair", "residual", "prelu", "maxout", "factor")
 BEST: tuple[Way, ...] = ("identity", "pair")
 """What is inserted everywhere, if nothing is said: layers with the network's own activation."""
 
@@ -42,6 +42,9 @@ _GRID = np.concatenate([np.linspace(-5, 5, 81), [s * x for x in (0.01, 8, 20, 10
 
 _ROUNDINGS = 16
 """By how many roundings phi(v) - phi(-v) may miss a multiple of v."""
+
+_FACTORED = ("Conv", "Gemm", "MatMul")
+"""Operators whose layers have two factors."""
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _INSERTED = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "Gemm"}
@@ -121,6 +124,7 @@ class Finder:
         own: tuple[Way, ...] = ("identity",) if idempotent else ()
         own += ("pair",) if factor is not None and not straight else ()
         ways: tuple[Way, ...] = (*own, "residual", "prelu", "maxout")
+        ways += ("factor",) if self._has_factors(layer, node) else ()
         last = self._analysis.nodes[activation[-1]].op if activation else ""
         why = "" if own else (
             f"{last} is not idempotent, and phi(v) - phi(-v) is not proportional to v" if activation and not straight
@@ -133,6 +137,14 @@ class Finder:
         operator = "MatMul" if node.op == "Gemm" and len(shape) != 2 else _INSERTED.get(node.op, "MatMul")
         return Place(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
                      tuple(activation), factor, ways, why)  # fmt: skip
+
+    def _has_factors(self, layer: Layer, node: Node) -> bool:
+        """Tell whether two layers can take the place of one: it has one matrix, which is not rounded coarsely."""
+        constant = constant_of(node.inputs[1]) if layer.weights == 1 and node.op in _FACTORED else None
+        if constant is None or node.domain not in (None, "", "ai.onnx") or node.attrs.get("transA", 0):
+            return False
+        fine = self._analysis.draft.type_of(constant) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+        return fine and len(constant.shape) > 1 and (node.op == "Conv" or len(constant.shape) == 2)
 
     def _obstacle(self, layer: Layer, node: Node) -> str:
         """Return why nothing can be inserted behind a layer, "" if something can."""

@@ -20,7 +20,7 @@ from onnx_net2net.run.session import check_runs
 if TYPE_CHECKING:
     from rich.table import Table
 
-_AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "repeat", "depth", "append", "calibrate", "seed",
+_AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "rank", "repeat", "depth", "append", "calibrate", "seed",
              "framework")  # fmt: skip
 """The options that the operation has, too."""
 
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         deepening = deepen(teacher, **{name: getattr(options, name) for name in _AS_ASKED}, progress=progress)
     costs = costs_beside(teacher, deepening.student)
     lines = [_table(deepening, title(options), costs), *deepening.notes]
-    return deliver(options, deepening, {**_to_dict(deepening), **costs}, lines, checking)
+    inexact = "" if deepening.exact else "--rank"
+    return deliver(options, deepening, {**_to_dict(deepening), **costs}, lines, checking, inexact=inexact)
 
 
 COMMAND = Command(
@@ -57,6 +58,8 @@ COMMAND = Command(
         argument("--with", dest="way", choices=_ALL_WAYS, metavar="KIND",
                  help=f"what to insert, instead of the best for each layer or block: {', '.join(_ALL_WAYS)}"),
         argument("--width", metavar="W", help="units of the new layers, like 96 or 2x, at least as many as before"),
+        argument("--rank", type=int, metavar="N",
+                 help="units between two factors (--with factor), fewer than it takes to be exact"),
         argument("--repeat", action="append", default=[], metavar="PATTERN=+N",
                  help="N copies of residual blocks of that name or group, like 'layer3=+4'"),
         argument("--depth", metavar="F", help="copies for every group of blocks, like 2x"),

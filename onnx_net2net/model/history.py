@@ -121,7 +121,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
         (_is_text, "text"),
     ),
     **dict.fromkeys(("factor", "spread", "noise", "prior"), (_is_number, "a number")),
-    **dict.fromkeys(("multiple_of", "seed", "count", "pairs", "experts", "k"), (_is_whole, "a whole number")),
+    **dict.fromkeys(("multiple_of", "seed", "count", "pairs", "experts", "k", "rank"), (_is_whole, "a whole number")),
     **dict.fromkeys(("fill_norms", "all", "append", "scale_weights", "shared"), (_is_flag, "true or false")),
     **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
     **dict.fromkeys(("width", "depth"), (_is_size, "a size")),

@@ -87,7 +87,7 @@ def test_where_the_difference_of_both_signs_is_a_multiple_a_pair_can_stand(name:
 @pytest.mark.parametrize("name", NEITHER)
 def test_elsewhere_only_branches_and_layers_with_an_activation_of_their_own(name: str) -> None:
     place = behind(NEITHER[name])
-    assert place.ways == ("residual", "prelu", "maxout")
+    assert place.ways == ("residual", "prelu", "maxout", "factor")
     assert "is not idempotent, and phi(v) - phi(-v) is not proportional to v" in place.reason
 
 

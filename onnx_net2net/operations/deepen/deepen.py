@@ -28,6 +28,7 @@ from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
+from onnx_net2net.operations.deepen.factor import factorise
 from onnx_net2net.operations.deepen.insert import NORMED, Inserter
 from onnx_net2net.operations.deepen.repeat import Copy, Shape, insert_copy, program, value_numbers
 from onnx_net2net.operations.widen.widen import widen
@@ -37,6 +38,8 @@ from onnx_net2net.run.watch import measure
 T = TypeVar("T")
 
 _ADVICE = "; a residual branch may (residual), or a layer with an activation of its own (prelu, maxout)"
+
+_NO_FACTORS = "only a Gemm, MatMul or Conv with one matrix of single or double precision has factors"
 
 WIDEST_KERNEL = 7
 """Kernels of inserted convolutions are those of the layer in front, but no larger than this."""
@@ -63,6 +66,7 @@ class Deepening:
         notes: Remarks for people.
         copies: The copies of blocks, in the order of the graph; copies that cancel are not listed.
         depths: For each group of numbered blocks, how many it has before and after.
+        exact: Whether the student computes what the teacher computes; not with factors of a lower rank.
     """
 
     teacher: Model
@@ -72,6 +76,7 @@ class Deepening:
     notes: tuple[str, ...] = ()
     copies: tuple[Copy, ...] = ()
     depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    exact: bool = True
 
 
 def places(model: ModelLike) -> list[Place]:
@@ -107,6 +112,7 @@ def deepen(
     pairs: int = 0,
     way: Way | Literal["cancel"] | None = None,
     width: int | str | None = None,
+    rank: int | None = None,
     repeat: Mapping[str, int | str] | Sequence[str] = (),
     depth: str | float | None = None,
     append: bool = False,
@@ -127,9 +133,12 @@ def deepen(
         way: What to insert, instead of the best for each place. "identity" is a layer with the network's activation.
             "pair" is a layer with two columns for each unit. "residual" is a branch that ends in zero. "prelu" is a
             layer with an activation of its own whose slopes start at 1. "maxout" is the larger of two equal
-            identities, which only noise or dropout tells apart. For blocks there is "cancel": two copies with
+            identities, which only noise or dropout tells apart. "factor" puts two layers in the place of the layer
+            itself, with an activation between (paper, section 2.4). For blocks there is "cancel": two copies with
             opposite signs, also where a branch cannot end in zero.
         width: Units of the new layers (`96`), or a multiplier (`"2x"`); not below the width of the layer in front.
+        rank: With the way "factor": units between the factors, half of which are the others' negatives. By default as
+            many as an exact student takes; with fewer it is the nearest one.
         repeat: How many copies of residual blocks to insert, by names or patterns of blocks or of their groups
             ({"layer3": 4} or ["layer3=+4"]). They are spread evenly over the blocks that match.
         depth: How many times as deep every group of blocks gets, by copies (2 or "2x").
@@ -150,7 +159,7 @@ def deepen(
     """
     check_framework(framework)
     if repeat or depth is not None:
-        for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None
+        for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None or rank
         if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
             raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
         factor = None if depth is None else depth_factor(depth)
@@ -170,6 +179,12 @@ def deepen(
         raise BadInputError("pairs of convolutions are identities")
     if way is not None and way not in WAYS:
         raise BadInputError(f"there is no way {way!r}; there are {', '.join(WAYS)}")
+    if way == "factor" and (count != 1 or width is not None):
+        raise BadInputError("a layer has two factors: no count and no width")
+    if rank is not None and (way != "factor" or rank < 1):
+        raise BadInputError("rank is the number of units between two factors, at least 1 (--with factor)")
+    if way == "factor":
+        return _factored(load(teacher), after, rank, seed)
     deepening = _inserted(load(teacher), after, way, count, pairs, calibrate, seed, progress)
     return deepening if width is None else _widened(deepening, width)
 
@@ -207,6 +222,22 @@ def _inserted(
     insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
     return Deepening(model, student, insertions, seed, notes if measured and calibrate is None else ())
+
+
+def _factored(model: Model, after: Sequence[str], rank: int | None, seed: int) -> Deepening:
+    """Put two factors in the place of layers that are named, or of all."""
+    with paused_gc():
+        opened = open_bodies(model)
+        analysis = infer(opened.model)
+        found = find_places(analysis, opened.model.proto)
+        chosen = _named(found, after, "factor") if after else _all(found, "factor")
+        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, {})
+        notes = [factorise(analysis, inserter, place, rank) for place, _ in chosen]
+        options = {"after": [place.name for place, _ in chosen], "way": "factor", "rank": rank, "seed": seed}
+        student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))
+    insertions = tuple(Insertion(place.name, "factor", 1) for place, _ in chosen)
+    lossy = tuple(note for note in notes if note)
+    return Deepening(model, student, insertions, seed, lossy, exact=not lossy)
 
 
 def _widened(deepening: Deepening, width: int | str) -> Deepening:
@@ -417,6 +448,7 @@ def _named(found: Sequence[Place], after: Sequence[str], way: Way | None) -> lis
         matches = matching(pattern, found, lambda place: (place.name,), "layer")
         fit = [(place, way or place.ways[0]) for place in matches if place.ways and way in (None, *place.ways)]
         if not fit:
-            raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {matches[0].reason}")
+            reason = _NO_FACTORS if way == "factor" and not matches[0].reason else matches[0].reason
+            raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {reason}")
         chosen.update((place.layer, (place, one)) for place, one in fit)
     return [chosen[layer] for layer in sorted(chosen)]

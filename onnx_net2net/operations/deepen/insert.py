@@ -59,7 +59,7 @@ class Inserter:
     ) -> None:  # fmt: skip
         """Write layers in a row that compute the identity, with the activation of the place or one of their own."""
         identity = dirac(place.channels, place.group)
-        activate = self._activate if way == "identity" else self._prelu
+        activate = self.activate if way == "identity" else self._prelu
         made = inner
         for position, kernel in enumerate(kernels):
             own = f"{name}.{position}" if len(kernels) > 1 else name
@@ -72,9 +72,7 @@ class Inserter:
         assert place.factor is not None
         units, group = place.channels, place.group
         there, back = _mirrored(units, group, 1.0), _mirrored(units, group, 1 / place.factor, across=True)
-        made = self._activate(
-            place, self._layer(place, f"{name}.0", kernel, inner, there, makes=2 * units, group=group)
-        )
+        made = self.activate(place, self._layer(place, f"{name}.0", kernel, inner, there, makes=2 * units, group=group))
         self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, group=group, output=result)
 
     def _maxout(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
@@ -90,7 +88,7 @@ class Inserter:
         """Write a branch whose first layer is random and whose last is zero."""
         drawn = int(np.random.default_rng(seed).integers(1 << 30))
         made = self._layer(place, f"{name}.0", kernel, inner, _random(drawn), group=place.group)
-        made = self._activate(place, made)
+        made = self.activate(place, made)
         zero = self._layer(place, f"{name}.1", kernel, made, _zeros, group=place.group)
         self._node("Add", f"{name}.Add", [inner, zero], result)
 
@@ -132,10 +130,10 @@ class Inserter:
         inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
         return self._node("BatchNormalization", f"{name}.BatchNormalization", [tensor, *inputs], **node.attrs)
 
-    def _activate(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
+    def activate(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Repeat the activation of a place; where it has none, max(x, 0)."""
         if not place.activation:
-            return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
+            return self.rectify(tensor, output)
         nodes = [self._analysis.nodes[number] for number in place.activation]
         made = {name: tensor for node in nodes for name in self._outside(node, nodes)}
         result = tensor
@@ -145,6 +143,15 @@ class Inserter:
             result = self._node(node.op, f"{tensor.name}.{node.op}", inputs, last, node.domain, **node.attrs)
             made[self._name_of(node)] = result
         return result
+
+    def between(self, place: Place, tensor: Tensor) -> Variable:
+        """Apply the activation of a place for which phi(v) - phi(-v) = c v, elsewhere max(x, 0)."""
+        self._place = place
+        return self.activate(place, tensor) if place.factor is not None else self.rectify(tensor)
+
+    def rectify(self, tensor: Tensor, output: Variable | None = None) -> Variable:
+        """Add max(x, 0)."""
+        return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
 
     def _prelu(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Add a PRelu that starts as the identity: each unit has the slope 1."""

@@ -294,7 +294,7 @@ def _join(network: layers.Network, name: str, numbers: Sequence[int], version: i
         producer = tensor.inputs[0]
         producer.outputs[producer.outputs.index(tensor)] = Variable(draft.unique_name(f"{tensor.name}_alone"))
         outputs.append(tensor)
-    inputs, attrs = [whole], {"axis": -1}
+    inputs, attrs = [whole], dict[str, object](axis=-1)
     if version < _SPLIT_SIZES_ARE_INPUTS:
         attrs["split"] = sizes
     else:
