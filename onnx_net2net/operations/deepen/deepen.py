@@ -29,11 +29,9 @@ from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.operations.deepen.factor import factorise
-from onnx_net2net.operations.deepen.insert import NORMED, Inserter
+from onnx_net2net.operations.deepen.insert import Inserter, calibrated
 from onnx_net2net.operations.deepen.repeat import Copy, Shape, insert_copy, program, value_numbers
 from onnx_net2net.operations.widen.widen import widen
-from onnx_net2net.run.inputs import input_specs, read_npz
-from onnx_net2net.run.watch import measure
 
 T = TypeVar("T")
 
@@ -208,7 +206,7 @@ def _inserted(
             found = [_for_pairs(place) for place in found]
             way = "identity"
         chosen = _named(found, after, way) if after else _all(found, way)
-        measured = _calibrated(model, chosen, calibrate, seed, progress)
+        measured = calibrated(model, chosen, calibrate, seed, progress)
         inputs = {"calibrated on": "generated inputs" if calibrate is None else "data"} if measured else {}
         inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
         for place, one in chosen:
@@ -398,23 +396,6 @@ def _last_like(analysis: Analysis, found: Sequence[Block], block: Block) -> Bloc
     shape = analysis.sizes.shape(block.exit)
     group = [other for other in found if other.group == block.group and other.exit]
     return [other for other in group if analysis.sizes.shape(other.exit) == shape][-1]
-
-
-def _calibrated(
-    model: Model,
-    chosen: Sequence[tuple[Place, Way]],
-    data: str | os.PathLike[str] | Mapping[str, Array] | None,
-    seed: int,
-    progress: Progress | None,
-) -> dict[str, tuple[Array, Array]]:
-    """Return mean and variance of what inserted normalisations get; those inside of bodies are not measured."""
-    feeds = read_npz(data, input_specs(model.proto)) if isinstance(data, str | os.PathLike) else data
-    normed = dict.fromkeys(place.tensor for place, way in chosen if way in NORMED and place.norm is not None)
-    shown = {name for node in model.proto.graph.node for name in node.output}
-    tensors = [name for name in normed if name in shown]
-    if not tensors:
-        return {}
-    return measure(model, tensors, feeds, seed=seed, progress=progress)
 
 
 def _for_pairs(place: Place) -> Place:

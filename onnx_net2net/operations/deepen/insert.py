@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,8 +13,11 @@ from onnx_net2net.analysis.activations import Place, Way
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.model.model import Model, Progress
 from onnx_net2net.operations.deepen.repeat import take_over
+from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.session import implements
+from onnx_net2net.run.watch import measure
 
 NORMED = ("identity", "prelu")
 """What gets a BatchNormalization where the layer in front has one."""
@@ -243,3 +247,20 @@ def _random(seed: int) -> Callable[..., Array]:
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return np.zeros(shape, dtype)
+
+
+def calibrated(
+    model: Model,
+    chosen: Sequence[tuple[Place, Way]],
+    data: str | os.PathLike[str] | Mapping[str, Array] | None,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, tuple[Array, Array]]:
+    """Return mean and variance of what inserted normalisations get; those inside of bodies are not measured."""
+    feeds = read_npz(data, input_specs(model.proto)) if isinstance(data, str | os.PathLike) else data
+    normed = dict.fromkeys(place.tensor for place, way in chosen if way in NORMED and place.norm is not None)
+    shown = {name for node in model.proto.graph.node for name in node.output}
+    tensors = [name for name in normed if name in shown]
+    if not tensors:
+        return {}
+    return measure(model, tensors, feeds, seed=seed, progress=progress)
