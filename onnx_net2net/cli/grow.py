@@ -104,7 +104,9 @@ def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
     made: Table = table(f"{options.checkpoint} -> {where}", ["config", ">before", ">after"], rows, sizes)
     yield made
     yield from found["notes"]
-    yield f"{len(grown.shards)} files of weights, the largest of {size_text(max(size for _, size in grown.shards))}"
+    largest = size_text(max(size for _, size in grown.shards))
+    many = f"{len(grown.shards)} files of weights, the largest of {largest}"
+    yield many if len(grown.shards) > 1 else "one file of weights"
     if grown.proof:
         yield from grown.proof.lines()
     elif options.dry_run:

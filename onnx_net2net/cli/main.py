@@ -77,6 +77,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             say("", end="")  # what argparse has printed
             raise
         options.started = time.perf_counter()
+        options.replaces = False
         _open_log(options)
         _load_own(options)
         with warnings.catch_warnings():

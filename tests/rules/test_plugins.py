@@ -13,6 +13,7 @@ from wide import draw, new_sizes
 
 from onnx_net2net import BadInputError, rules, widen
 from onnx_net2net.cli.main import main
+from onnx_net2net.run import session
 
 QONNX = Path(__file__).parents[2] / "examples" / "qonnx_rules.py"
 DOMAIN = "qonnx.custom_op.general"
@@ -89,3 +90,20 @@ def test_rules_come_from_installed_packages(registry, monkeypatch, tmp_path):
     rules._load_installed.cache_clear()
     with pytest.raises(BadInputError, match="the rules of the installed no_such_module cannot be loaded"):
         rules.lookup(DOMAIN, "Quant", 1)
+
+
+def test_operators_of_a_library_run(registry, tmp_path, monkeypatch, capsys):
+    """`NegPos` of onnxruntime-extensions splits its input into a negative and a positive part."""
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    monkeypatch.setattr(session, "_libraries", [])
+    text = """(float[N, 8] x) => (float[N, 4] y) {
+        h = MatMul(x, up) r = Relu(h) m = MatMul(r, middle) low, high = ai.onnx.contrib.NegPos(m) s = Add(low, high)
+        y = MatMul(s, down) }"""
+    proto = net(text, imports=', "ai.onnx.contrib" : 1', up=draw(8, 16), middle=draw(16, 12), down=draw(12, 4))
+    teacher, student = tmp_path / "teacher.onnx", tmp_path / "student.onnx"
+    teacher.write_bytes(proto.SerializeToString())
+    arguments = ["widen", str(teacher), "-o", str(student), "--factor", "1.5"]
+    assert main(arguments) == 2  # onnxruntime does not know the operator
+    assert main([*arguments, "--custom-op-library", extensions.get_library_path()]) == 0
+    assert "NegPos 'low' has no growth rule" in capsys.readouterr().out.replace("\n", " ")
+    assert student.exists()

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onnx_net2net.framework.huggingface.parameters import parameters_in
 from onnx_net2net.framework.huggingface.student import Request, Student
 
 
@@ -29,7 +28,7 @@ def _teachers(student: Student) -> tuple[list[str], list[str]]:
 
 def _own(student: Student, request: Request, lines: Sequence[str]) -> Iterator[str]:
     folder = student.teacher.folder
-    before, after = parameters_in(student.teacher.parameters), parameters_in(student.parameters)
+    before, after = student.teacher.skeleton.elements, student.skeleton.elements
     yield from (
         f"# {folder.path.resolve().name}, grown", "",
         f"This model was grown from `{folder.path.resolve().name}` by onnx_net2net: from {before:,} to {after:,} "

@@ -12,7 +12,7 @@ from typing import Any
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.huggingface.card import changes
 from onnx_net2net.framework.huggingface.folder import read_folder
-from onnx_net2net.framework.huggingface.parameters import parameters_in, parameters_of
+from onnx_net2net.framework.huggingface.parameters import parameters_of
 from onnx_net2net.framework.huggingface.proof import Proof, Yardstick
 from onnx_net2net.framework.huggingface.running import MEMORY
 from onnx_net2net.framework.huggingface.samples import read_samples, read_tensors
@@ -42,9 +42,7 @@ class Grown:
         """Return the same as JSON-ready values."""
         student, proof = self.student, self.proof
         return {
-            "parameters": {
-                "before": parameters_in(student.teacher.parameters), "after": parameters_in(student.parameters),
-            },
+            "parameters": {"before": student.teacher.skeleton.elements, "after": student.skeleton.elements},
             "bytes": {"before": student.teacher.folder.nbytes, "after": student.nbytes},
             "config": {name: [a, b] for name, a, b in changes(student)},
             "shards": dict(self.shards),

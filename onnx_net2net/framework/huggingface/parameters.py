@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -277,8 +277,3 @@ def _piece(read: Callable[[int, int], Array], row: int, low: int, high: int) -> 
     """Return elements, from one up to another, of what is read by rows."""
     first, last = low // row, -(-high // row)
     return np.ascontiguousarray(read(first, last)).reshape(-1)[low - first * row : high - first * row]
-
-
-def parameters_in(parameters: Mapping[str, Parameter] | StateDict) -> int:
-    """Return how many numbers parameters have; tied ones count once."""
-    return sum({id(getattr(one, "stored", one)): math.prod(one.shape) for one in parameters.values()}.values())

@@ -79,6 +79,11 @@ class Skeleton:
         """The shapes of all tensors of its state dict by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
+    @property
+    def elements(self) -> int:
+        """How many numbers its parameters have; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
 
 def import_transformers() -> Any:
     """Import transformers.

@@ -108,12 +108,14 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(teacher, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_the_folder(folder, tmp_path, capsys):
-    assert main(["grow", str(folder), "-o", str(tmp_path / "out"), "--factor", "2"]) == 0
-    captured = capsys.readouterr()
-    assert "equivalent in float32" in captured.out
-    assert "wrote" in captured.out + captured.err
-    assert (tmp_path / "out" / "config.json").exists()
+def test_the_command_says_what_it_wrote(transformers, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["grow", str(folder), "-o", str(out), "--factor", "2", "--depth", "2x"]) == 0
+    told = capsys.readouterr().out
+    assert "equivalent in float" in told
+    assert f"wrote {out} in" in told
+    sizes = sum(parameter.numel() for parameter in transformers.AutoModelForCausalLM.from_pretrained(out).parameters())
+    assert f"{sizes:,}" in told
 
 
 def test_the_command_plans_without_writing_and_refuses_in_one_line(transformers, folder, tmp_path, capsys):
