@@ -45,15 +45,16 @@ _EXACT = 3e-4
 def computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Use, tuple[int, ...]]]:
     """Yield the reads of constants that a class computes, with the positions of the axes along which these vary."""
     told = {value.name: {entry.key: entry.value for entry in value.metadata_props} for value in proto.graph.value_info}
-    is_told = any(f"{_SPEC}kind" in notes for notes in told.values())
+    kinds = {notes[f"{_SPEC}kind"] for notes in told.values() if f"{_SPEC}kind" in notes}
+    has_parameters = "PARAMETER" in kinds  # modules of Keras have none: theirs are lifted as constants
     listed = proto.producer_name == "pytorch" and any(np.prod(t.dims) > 1 for t in proto.graph.initializer)
     varying: dict[int, tuple[int, ...]] = {}
     for (number, index), use in analysis.uses.items():
         if id(use.constant) not in varying:
             read, name = analysis.draft.reader(use.constant), use.constant.name
             in_node = listed and _is_in_node(analysis.nodes[number].inputs[index])
-            sure = in_node or _is_no_entry(told.get(name, {}))
-            is_open = sure is None and (is_told or is_anonymous(name))
+            sure = in_node or _is_no_entry(told.get(name, {}), has_parameters)
+            is_open = sure is None and (bool(kinds) or is_anonymous(name))
             values = read() if (sure or is_open) and max((a.size for a in use.axes), default=1) > 1 else np.zeros(0)
             varies = _varying(values) if is_float(values.dtype) and values.size else ()
             varying[id(use.constant)] = varies if sure or (varies and follows_a_formula(values)) else _NONE
@@ -71,10 +72,15 @@ def _is_in_node(tensor: Tensor) -> bool:
     return not isinstance(tensor, Constant)
 
 
-def _is_no_entry(notes: Mapping[str, str]) -> bool | None:
-    """Tell by an exporter's notes whether a constant is no entry of a state dict, None where they leave it open."""
+def _is_no_entry(notes: Mapping[str, str], has_parameters: bool) -> bool | None:
+    """Tell by an exporter's notes whether a constant is no entry of a state dict, None where they leave it open.
+
+    Args:
+        notes: Those of the constant.
+        has_parameters: Whether the notes call any constant a parameter.
+    """
     kind = notes.get(f"{_SPEC}kind")
-    if kind is not None:
+    if kind is not None and (has_parameters or kind != "CONSTANT_TENSOR"):
         return kind == "CONSTANT_TENSOR" or (kind == "BUFFER" and notes.get(f"{_SPEC}persistent") == "False")
     try:
         origins = ast.literal_eval(notes.get(_ORIGINS, "None"))

@@ -23,6 +23,7 @@ from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.computed import computed
 from onnx_net2net.analysis.equal_widths import follow_widths
+from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.groups import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, Use, infer
 from onnx_net2net.analysis.multipliers import FrozenConstant, held_numbers, label_of
@@ -181,7 +182,9 @@ def _sums(
         if contraction.law != "mean" and growing and ways[number, contraction.sides] is None:
             yield axis, f"{label} sums over it, and no weight of the class could weigh copies there"
         is_constant = len(indices) > 1 and all(analysis.is_derived(number, index) for index in indices)
-        is_constant = is_constant and not _is_norm(analysis, number)
+        inputs = analysis.nodes[number].inputs
+        is_zero = any(fill_of(analysis, inputs[index]) == 0 for index in indices)  # a state that starts at zeros
+        is_constant = is_constant and not is_zero and not _is_norm(analysis, number)
         if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
             yield axis, f"{label} multiplies constants, some of which a class may compute"
 

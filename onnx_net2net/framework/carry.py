@@ -223,6 +223,9 @@ def _folded(growth: WeightGrowth | None, match: Match, shape: tuple[int, ...]) -
         return still
     if growth.factor != 1 or any((axis.map.kind >= ORIGINS.index("mean")).any() for axis in growth.axes):
         raise RefusedError("its new units are no copies")
+    divided = [axis for axis in match.axes if axis is not None and growth.axes[axis].reads]
+    if len(shape) == 1 and any(not growth.axes[axis].map.is_identity for axis in divided):
+        raise RefusedError("the norm that was folded into it would have to be divided (export with folding off)")
     axes = (own if axis is None else growth.axes[axis] for own, axis in zip(still.axes, match.axes, strict=True))
     return replace(growth, axes=tuple(axes), filler="copy" if match.scales else growth.filler)
 

@@ -295,5 +295,10 @@ def _compare(again: Model, student: Model, only: Mapping[str, StoredConstant] | 
         other = theirs.get(name)
         if only is not None and name not in only and other is not None:
             continue
-        if other is None or other.shape != constant.shape or not np.array_equal(constant.read(), other.read()):
+        if other is None or other.shape != constant.shape or not _are_equal(constant.read(), other.read()):
             raise BadInputError(f"the student is not what its record makes of the teacher: {name} differs")
+
+
+def _are_equal(one: Array, other: Array) -> bool:
+    """Tell whether values are the same; what is no number in both is (JAX guards a variance of nothing by NaN)."""
+    return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)

@@ -11,7 +11,7 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.errors import RefusedError, some
 from onnx_net2net.framework.carry import Carrier
 from onnx_net2net.framework.entries import Entry, is_matrix
-from onnx_net2net.framework.match import Match, Piece, as_parameter
+from onnx_net2net.framework.match import Match, Piece, as_parameter, shown_again
 from onnx_net2net.framework.unseen import Unseen
 
 
@@ -62,7 +62,8 @@ def added(carrier: Carrier) -> Iterator[tuple[Entry, Match]]:
 def _refuse_unexplained(carrier: Carrier) -> None:
     """Refuse if constants grew that no entry is, and there are entries that are no constant."""
     known = carrier.explained()
-    grown = [name for name in carrier.old if name not in known and not _is_computed_anew(carrier, name)]
+    open_ = [name for name in carrier.old if name not in known]
+    grown = [name for name in open_ if not (_is_computed_anew(carrier, name) or _is_part_again(carrier, name))]
     lost = [n for n, e in carrier.entries.items() if n not in carrier.matches and is_float(e.dtype) and e.shape]
     if grown:
         advice = f"; these may have to grow, and are not in the graph: {some(lost)}" if lost else ""
@@ -70,6 +71,19 @@ def _refuse_unexplained(carrier: Carrier) -> None:
             f"these grew, and no entry of the state dict explains them: {some(grown)}{advice} (export with folding "
             "off: dynamo=True, optimize=False; grow with --for torch)"
         )
+
+
+def _is_part_again(carrier: Carrier, name: str) -> bool:
+    """Tell whether a constant has the values of a part of a cut entry once more, before and after."""
+    for entry, found in carrier.matches.items():
+        for match in found:
+            for k, piece in enumerate(match.pieces if len(match.pieces) > 1 else ()):
+                view = shown_again(carrier.old[name], Match("same", (piece,)).read(carrier.old))
+                if view is not None:
+                    part = Match("same", (carrier.carried(entry, match)[0].pieces[k],)).read(carrier.new)
+                    mine = [carrier.follow(Piece(name, view), version)[0] for version in carrier.versions[name]]
+                    return all(np.array_equal(Match("same", (one,)).read(carrier.new), part) for one in mine)
+    return False
 
 
 def _is_computed_anew(carrier: Carrier, name: str) -> bool:

@@ -9,13 +9,14 @@ name.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, single
 from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.rules import traits
@@ -50,6 +51,7 @@ def match_folded(entries: StateDict, constants: Mapping[str, StoredConstant], ma
         matches: What was found so far; entries and constants in it are left out here.
     """
     _match_norms(entries, constants, matches)
+    _match_scales(entries, constants, matches)
     left = _left(constants, matches)
     for name in _lost(entries, matches):
         found = [one for constant in left if (one := _looked_up(entries[name].read(), constant)) is not None]
@@ -90,6 +92,34 @@ def _match_norms(entries: StateDict, constants: Mapping[str, StoredConstant], ma
                 if own_bias in entries and len(entries[own_bias].shape) == 1:
                     matches[own_bias] = [Match("folded", pieces, axes=(out,))]
                 break
+
+
+def _match_scales(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
+    """Add the normalisations of which scale and variance were folded into one factor: gamma / sqrt(var + eps)."""
+    vectors = {name: entry.read().astype(np.float64) for name, entry in entries.items()
+               if name not in matches and is_float(entry.dtype) and len(entry.shape) == 1}  # fmt: skip
+    for constant in _left(constants, matches):
+        axis = next((axis for axis, size in enumerate(constant.shape) if size > 1), None)
+        if axis is None or max(constant.shape) != np.prod(constant.shape):
+            continue
+        folded = constant.read().reshape(-1).astype(np.float64)
+        alike = {name: values for name, values in vectors.items() if values.shape == folded.shape}
+        pairs = itertools.chain(itertools.permutations(alike, 2), ((None, name) for name in alike))
+        fits = [(_distance(scale, variance)[0] if scale else 0, scale, variance) for scale, variance in pairs
+                if _is_scale(folded, alike[scale] if scale else 1.0, alike[variance])]  # fmt: skip
+        nearest = min((distance for distance, _, _ in fits), default=0)
+        for _, scale, variance in (fit for fit in fits if fit[0] == nearest):
+            piece = Piece(constant.name, ())
+            matches.setdefault(variance, []).append(Match("folded", (piece,), axes=(axis,), scales=True))
+            if scale:
+                matches.setdefault(scale, []).append(Match("folded", (piece,), axes=(axis,)))
+
+
+def _is_scale(folded: Array, scale: Array | float, variance: Array) -> bool:
+    if np.any(variance < 0):
+        return False
+    made = (scale / np.sqrt(np.maximum(variance + epsilon, 1e-30)) for epsilon in EPSILONS)
+    return any(np.allclose(one, folded, rtol=1e-5, atol=0) for one in made)
 
 
 def _sibling(name: str, what: str) -> str:
@@ -177,7 +207,7 @@ def _norm_of(
 
 def _distance(layer: str, norm: str) -> tuple[int, int]:
     """Return how far apart names are: steps of the path that differ, and numbers (conv2 and bn2, 0 and 1 in a row)."""
-    one, other = (name.split(".")[:-1] for name in (layer, norm))
+    one, other = (re.split("[./]", name)[:-1] for name in (layer, norm))
     apart = len(one) + len(other) - 2 * in_common(one, other)
     numbers = [re.findall(r"\d+", path[-1]) if path else [] for path in (one, other)]
     if not all(numbers):

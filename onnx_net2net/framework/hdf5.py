@@ -115,7 +115,8 @@ def import_h5py(path: Path) -> Any:
 def _entries(path: Path, source: Path | io.BytesIO, members: Mapping[str, bytes] | None) -> Entries:
     h5py = import_h5py(path)
     try:
-        file = h5py.File(source, "r", **({"locking": False} if isinstance(source, Path) else {}))
+        # By an open file of our own: HDF5 would lock a path, also against the framework in the same process.
+        file = h5py.File(open(source, "rb") if isinstance(source, Path) else source, "r")  # noqa: SIM115
         found, attributes = Entries(), dict[str, Mapping[str, Any]]()
         attributes[""] = _attributes(path, file)
         for name, item in _walk(path, h5py, file, "", {_address(h5py, file)}):

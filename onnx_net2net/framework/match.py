@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -167,18 +167,28 @@ def match_parts(entries: StateDict, constants: Mapping[str, StoredConstant], mat
     for name, values in left.items():
         for view, whole in _turned(values):
             for axis in range(whole.ndim):
-                for entry, turn, start, stop in _run(whole, axis, lost, has_gaps=True):
-                    steps = (*view, Slice(axis, start, stop), *turn)  # a transposition is its own inverse
-                    matches[entry] = [Match("concatenated", (Piece(name, steps),))]
-                    del lost[entry]
+                for part in _run(whole, axis, lost, has_gaps=True):
+                    steps = (*view, Slice(axis, part.start, part.stop), *part.back)
+                    matches[part.name] = [Match("concatenated", (Piece(name, steps),))]
+                    del lost[part.name]
     for name, values in lost.items():
         for axis in range(values.ndim):
             run = _run(values, axis, left)
             if run:
-                pieces = tuple(Piece(constant, turn) for constant, turn, _, _ in run)
-                matches[name] = [Match("concatenated", pieces, axis)]
-                left = {constant: part for constant, part in left.items() if constant not in [r[0] for r in run]}
+                matches[name] = [Match("concatenated", tuple(Piece(part.name, part.view) for part in run), axis)]
+                left = {constant: rest for constant, rest in left.items() if constant not in [r.name for r in run]}
                 break
+
+
+def shown_again(constant: StoredConstant, part: Array) -> View | None:
+    """Return the view by which a constant shows a part of an entry once more, as where a state of zeros was folded."""
+    values = constant.read()
+    for view in _views(constant, values):
+        shown = apply(view, values)
+        steps = _layout(shown, part) if shown.size == part.size else None
+        if steps is not None:
+            return (*view, *steps)
+    return None
 
 
 def _is_lost(name: str, entry: Stored, matches: Matches) -> bool:
@@ -192,11 +202,17 @@ def _turned(values: Array) -> Iterator[tuple[View, Array]]:
         yield (Transpose((1, 0)),), values.T
 
 
-_Run = list[tuple[str, View, int, int]]
-"""Parts of an array in order: their names, the views that show them so, and from where to where they lie."""
+class _Part(NamedTuple):
+    """A part of an array."""
+
+    name: str  # its name
+    view: View  # what shows it as it is in the array
+    back: View  # what shows it as it is by itself, of its place in the array
+    start: int  # where it begins
+    stop: int  # and where it ends
 
 
-def _run(whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False) -> _Run:
+def _run(whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = False) -> list[_Part]:
     """Find the parts that an array consists of along an axis; none if something is left over, or one is all of it.
 
     Args:
@@ -205,16 +221,16 @@ def _run(whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = F
         parts: What may be part of it, by name.
         has_gaps: Whether zeros may lie between them, as where a class joins biases and keys have none.
     """
-    found: _Run = []
+    found: list[_Part] = []
     start, size = 0, whole.shape[axis]
     is_zero = ~np.any(whole, axis=tuple(k for k in range(whole.ndim) if k != axis)) & has_gaps
     while start < size:
-        taken = {name for name, *_ in found}
+        taken = {part.name for part in found}
         rest = {name: values for name, values in parts.items() if name not in taken}
         part = next(_beginning(whole, axis, start, rest), None)
         if part is not None:
             found.append(part)
-            start = part[3]
+            start = part.stop
         elif is_zero[start]:
             start += 1
         else:
@@ -222,21 +238,26 @@ def _run(whole: Array, axis: int, parts: Mapping[str, Array], has_gaps: bool = F
     return found
 
 
-def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) -> Iterator[tuple[str, View, int, int]]:
-    """Yield the parts that an array has from a place of an axis on."""
+def _beginning(whole: Array, axis: int, start: int, parts: Mapping[str, Array]) -> Iterator[_Part]:
+    """Yield the parts that an array has from a place of an axis on; such as have one axis less are one unit of it."""
     size, rest = whole.shape[axis], whole.shape[:axis] + whole.shape[axis + 1 :]
     across = np.moveaxis(whole, axis, 0)
     for name, values in parts.items():
-        for view, part in _turned(values) if values.ndim == whole.ndim else ():
+        for view, part in _placed(values, axis, whole.ndim):
             stop = start + part.shape[axis]
             if start < stop <= size and stop - start < size and part.shape[:axis] + part.shape[axis + 1 :] == rest:
                 own = np.moveaxis(part, axis, 0)
                 if np.array_equal(own[0], across[start]) and np.array_equal(own, across[start:stop]):
-                    yield name, view, start, stop
+                    # A transposition is its own inverse.
+                    yield _Part(name, view, view if part.ndim == values.ndim else (Reshape(values.shape),), start, stop)
 
 
 def _views(constant: StoredConstant, values: Array) -> Iterator[View]:
-    """Yield the parts of a constant that entries may be: all, one of many equal, directions and halves of recurrent."""
+    """Yield the parts of a constant that entries may be: all, one of many equal, directions and halves of recurrent.
+
+    Transposed, and with axes of one unit or products of axes, they are found by `_layout`. Of a recurrent layer the
+    gates come in the order of each framework. PyTorch has a vector for each half of biases, Keras' GRU both as rows.
+    """
     yield ()
     if values.ndim > 1 and values.size > 1:
         once = tuple(Once(axis) for axis, size in enumerate(values.shape) if size > 1 and _is_repeated(values, axis))
@@ -245,15 +266,25 @@ def _views(constant: StoredConstant, values: Array) -> Iterator[View]:
     read = next((read for read in constant.reads if read.operator in traits.GATES and read.input in (1, 2, 3)), None)
     if read is None:
         return
-    order, width = traits.GATES[read.operator], constant.shape[1]
-    gates: View = (Blocks(0, order),) if len(order) > 1 else ()
-    for direction in range(constant.shape[0]):
+    width = constant.shape[1]
+    for direction, order in itertools.product(range(constant.shape[0]), traits.GATES[read.operator]):
+        is_moved = list(order) != sorted(order)
         one: View = (Slice(0, direction, direction + 1), Reshape(constant.shape[1:]))
         if read.input < 3:
-            yield (*one, *gates)
-        else:
-            for start in (0, width // 2):
-                yield (*one, Slice(0, start, start + width // 2), *gates)
+            yield (*one, *((Blocks(0, order),) if is_moved else ()))
+            continue
+        for start in (0, width // 2):
+            yield (*one, Slice(0, start, start + width // 2), *((Blocks(0, order),) if is_moved else ()))
+        yield (*one, Reshape((2, width // 2)), *((Blocks(1, order),) if is_moved else ()))
+
+
+def _placed(values: Array, axis: int, rank: int) -> Iterator[tuple[View, Array]]:
+    """Yield an array as it may be a part of one of a rank, with the views that show it so."""
+    if values.ndim == rank:
+        yield from _turned(values)
+    elif values.ndim == rank - 1 > 0:
+        shape = (*values.shape[:axis], 1, *values.shape[axis:])
+        yield (Reshape(shape),), values.reshape(shape)
 
 
 def _is_repeated(values: Array, axis: int) -> bool:

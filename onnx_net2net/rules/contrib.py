@@ -13,7 +13,7 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
 from onnx_net2net.rules import rule, signature
 from onnx_net2net.rules.attention import MICROSOFT
-from onnx_net2net.rules.convolution import max_pool
+from onnx_net2net.rules.convolution import pool
 from onnx_net2net.rules.linear import gemm
 from onnx_net2net.rules.movement import match_runs, pad
 from onnx_net2net.rules.op import Op
@@ -170,7 +170,7 @@ type_function("FusedConv", domain=MICROSOFT)(like("Conv"))
 @rule("MaxpoolWithMask", domain=MICROSOFT)
 def masked_max_pool(op: Op) -> None:
     """Pool each channel where the mask allows."""
-    max_pool(op)
+    pool(op)
     source = op.input(0)
     if source is not None:
         op.broadcast([op.input(1)], source)

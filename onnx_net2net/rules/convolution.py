@@ -9,7 +9,6 @@ from onnx_net2net.rules.op import Op
 signature("Conv", "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 signature("ConvTranspose", "n (g i) *x, (g i) o *k, (g o) -> n (g o) *y", sizes={"g": "group"}, fixed="x y k")
 
-signature("AveragePool", "n c *x -> n c *y", fixed="x y", pointwise="linear")
 signature("LpPool", "GlobalLpPool", "n c *x -> n c *y", fixed="x y", pointwise="zero")
 
 
@@ -25,13 +24,27 @@ def global_pool(op: Op) -> None:
     op.pointwise("linear" if op.kind == "GlobalAveragePool" else "zero")
 
 
-@rule("MaxPool")
-def max_pool(op: Op) -> None:
-    """Pool each channel; `Indices` count through all channels, so a graph that reads them fixes those."""
-    op.apply("n c *x -> n c *y, n c *y", fixed="x y")
-    op.pointwise("zero")
+@rule("AveragePool", "MaxPool")
+def pool(op: Op) -> None:
+    """Pool each channel along the axes whose window is more than one place: JAX puts channels among those that are not.
+
+    `Indices` count through all channels, so a graph that reads them fixes those.
+    """
+    op.apply("n c *x -> n c *y, n c *y")
+    for position, (a, b) in enumerate(zip((op.input(0) or ())[2:], (op.output() or ())[2:], strict=True)):
+        if not (_stays(op, position) and a.size == b.size and op.unify(a, b)):
+            op.freeze((a, b), "works along this axis")
+    op.pointwise("linear" if op.kind == "AveragePool" else "zero")
     if op.output(1) is not None:
         op.freeze(op.output(1), "returns indices that count through this axis")
+
+
+def _stays(op: Op, position: int) -> bool:
+    """Tell whether a window takes each place along an axis for itself."""
+    kernel = op.attrs.get("kernel_shape") or ()
+    strides, pads = op.attrs.get("strides") or [1] * len(kernel), op.attrs.get("pads") or [0] * 2 * len(kernel)
+    is_single = position < len(kernel) and kernel[position] == strides[position] == 1
+    return is_single and not any(pads[position :: len(kernel)])
 
 
 @rule("Resize", "Upsample", pointwise="linear")

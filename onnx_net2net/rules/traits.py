@@ -213,8 +213,10 @@ UNIT_NORMS = frozenset({*ROW_NORMS, "InstanceNormalization", "GroupNormalization
 NORMS = frozenset({*UNIT_NORMS, "BatchNormalization"})
 """Normalisers with a scale (input 1) and perhaps a shift (input 2)."""
 
-GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Where PyTorch's gates (ifgo, rzn) of recurrent layers are among those of ONNX (iofc, zrh)."""
+GATES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "LSTM": ((0, 2, 3, 1),), "GRU": ((1, 0, 2), (0, 1, 2)), "RNN": ((0,),),
+}  # fmt: skip
+"""Where the gates of frameworks are among those of ONNX (iofc, zrh): PyTorch has ifgo and rzn, Keras ifco and zrh."""
 
 STATISTICS = frozenset({("BatchNormalization", 3), ("BatchNormalization", 4)})
 """Inputs (operator, index) that are measured by training, not trained."""

@@ -11,22 +11,24 @@ from onnx_net2net.analysis.computed import follows_a_formula
 
 
 @pytest.mark.parametrize(
-    ("kind", "persistent", "holds"),
+    ("kind", "persistent", "others", "holds"),
     [
-        ("PARAMETER", "None", False),
-        ("BUFFER", "True", False),
-        ("BUFFER", "False", True),
-        ("CONSTANT_TENSOR", "None", True),
+        ("PARAMETER", "None", "PARAMETER", False),
+        ("BUFFER", "True", "PARAMETER", False),
+        ("BUFFER", "False", "PARAMETER", True),
+        ("CONSTANT_TENSOR", "None", "PARAMETER", True),
+        ("CONSTANT_TENSOR", "None", "CONSTANT_TENSOR", False),  # as of Keras, where all are such
     ],
 )
-def test_what_the_exporter_says_is_in_no_state_dict_is_held(kind, persistent, holds):
+def test_what_the_exporter_says_is_in_no_state_dict_is_held(kind, persistent, others, holds):
     text = "(float[N, 6] x) => (float[N, 3] y) { e = MatMul(x, embed) m = Mul(e, scale) y = MatMul(m, head) }"
     teacher = net(text, embed=draw(6, 8), scale=draw(8), head=draw(8, 3))
-    value = teacher.graph.value_info.add()
-    value.CopyFrom(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [8]))
-    for key, text in (("kind", kind), ("persistent", persistent)):
-        entry = value.metadata_props.add()
-        entry.key, entry.value = f"pkg.torch.export.graph_signature.InputSpec.{key}", text
+    for name, shape, what in (("scale", [8], kind), ("head", [8, 3], others)):
+        value = teacher.graph.value_info.add()
+        value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        for key, text in (("kind", what), ("persistent", persistent if name == "scale" else "None")):
+            entry = value.metadata_props.add()
+            entry.key, entry.value = f"pkg.torch.export.graph_signature.InputSpec.{key}", text
     if holds:
         with pytest.raises(RefusedError, match="a class computes it from its sizes"):
             widen(teacher, framework="torch", sizes={"embed": 12})

@@ -107,6 +107,16 @@ def test_what_would_need_another_operation_stays(body, match):
     assert match in found
 
 
+def test_a_state_that_starts_at_zeros_holds_no_weight():
+    """As jax2onnx writes the first step of a recurrent cell: a weight times zeros."""
+    text = """(float[N, 6] x) => (float[N, 3] y) {
+        a = MatMul(x, up) z = ConstantOfShape(size) b = MatMul(z, again) h = Add(a, b) t = Tanh(h)
+        c = MatMul(t, again) s = Tanh(c) y = MatMul(s, down) }"""
+    size = np.array([1, 16])
+    teacher = net(text, up=draw(6, 16), again=draw(16, 16), down=draw(16, 3), size=size)
+    assert sizes_of(widen_for_class(teacher, factor=1.5)) == {"up": 24}
+
+
 def test_an_output_that_is_hidden_is_not_cut():
     text = "(float[N, 6] x) => (float[N, 8] h, float[N, 3] y) { a = MatMul(x, up) h = Relu(a) y = MatMul(h, down) }"
     teacher = net(text, up=draw(6, 8), down=draw(8, 3))

@@ -8,59 +8,12 @@ import json
 import numpy as np
 import onnx
 import pytest
+from carried import check, f32, linear, made, node
 from graphs import build
-from onnx import helper
 from safetensors.numpy import load_file, save_file
 
 from onnx_net2net import BadInputError, RefusedError, checkpoint, deepen, narrow, verify, widen
 from onnx_net2net.cli.main import main
-
-rng = np.random.default_rng(0)
-
-
-def f32(*shape):
-    return rng.standard_normal(shape).astype(np.float32)
-
-
-def node(op, inputs, output, scope="", **attributes):
-    return helper.make_node(
-        op, inputs, [output], name=f"/{scope.replace('.', '/')}/{op}" if scope else "", **attributes
-    )
-
-
-def linear(x, weight, bias, y, scope=""):
-    """What TorchScript and dynamo make of a Linear on more than two axes, with the weight transposed."""
-    return [
-        node("MatMul", [x, weight], f"{y}_product", scope),
-        node("Add", [f"{y}_product", bias], y, scope),
-    ]
-
-
-def made(class_, state, tmp_path, *steps, **options):
-    """Export a class, grow the model, and carry that over to the state dict."""
-    teacher, student, file = (tmp_path / name for name in ("teacher.onnx", "student1.onnx", "teacher.safetensors"))
-    onnx.save(class_(state), teacher)
-    source = teacher
-    for number, step in enumerate(steps or [lambda model: widen(model, factor=1.5)], 1):
-        student = tmp_path / f"student{number}.onnx"
-        step(source).student.save(student)
-        source = student
-    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, file)
-    return teacher, student, checkpoint(teacher, student, file, **options)
-
-
-def check(class_, state, tmp_path, *steps, **options):
-    """The class at the new sizes computes what the teacher computes; return relations, and the result."""
-    teacher, _student, result = made(class_, state, tmp_path, *steps, **options)
-    grown = result.arrays()
-    assert {name: array.dtype for name, array in grown.items()} == {n: a.dtype for n, a in state.items()}
-    assert any(grown[name].shape != array.shape for name, array in state.items())
-    for entry in result.entries:
-        assert grown[entry.name].shape == entry.new
-    again = class_(grown)
-    verify(teacher, again).raise_if_different()
-    return {entry.name: entry.relation for entry in result.entries}, result
-
 
 # --- Relations -----------------------------------------------------------------------------------------------
 
@@ -573,7 +526,7 @@ def test_the_command_writes_and_tells(tmp_path, capsys):
 def test_the_command_never_writes_over_what_it_reads(tmp_path, capsys):
     made(plain, PLAIN, tmp_path)
     files = [str(tmp_path / name) for name in ("teacher.onnx", "student1.onnx", "teacher.safetensors")]
-    for target, reason in ((files[2], "reads its weights from it"), (str(tmp_path / "x.npz"), "state dicts are")):
+    for target, reason in ((files[2], "reads its weights from it"), (str(tmp_path / "x.npy"), "state dicts are")):
         assert main(["checkpoint", *files[:2], "--state-dict", files[2], "-o", target]) == 2
         assert reason in capsys.readouterr().err
     assert load_file(files[2])["fc1.weight"].shape == (8, 5)

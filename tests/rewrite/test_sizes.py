@@ -33,6 +33,15 @@ def test_parts_that_are_no_longer_equal_are_written_down() -> None:
     assert attributes(student, "Split") == {"axis": 1}
 
 
+def test_what_is_no_number_stays_none() -> None:
+    """As JAX guards a variance: where a count is positive, else NaN."""
+    text = """(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, w) r = Relu(h) q = MatMul(r, v)
+        none = Expand(nan, one) w2 = Where(yes, q, none) y = Relu(w2) }"""
+    constants = {"nan": np.array(np.nan, np.float32), "one": np.array([1]), "yes": np.array(True)}
+    student = widen_exactly(net(text, w=draw(8, 16), v=draw(16, 4), **constants), factor=1.5)
+    assert student.inserted == ()
+
+
 def test_a_size_that_is_data_keeps_the_teachers_value() -> None:
     text = """(float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, w) s = Shape<start=1>(h) f = Cast<to=1>(s)
         q = Sqrt(f) d = Div(h, q) r = Relu(d) y = MatMul(r, v) }"""

@@ -123,6 +123,11 @@ case("GlobalMaxPool", (2, 3, 4), free={2, 3, 4})
 case("GlobalLpPool", (2, 3, 4, 4), free={2, 3})
 case("MaxPool", (2, 3, 4, 4), free={2, 3}, kernel_shape=[3, 3], ceil_mode=1)
 case("MaxPool", (2, 3, 4, 4), free=set(), kernel_shape=[3, 3], outputs=2)
+# An axis of which each place is a window passes.
+case("MaxPool", (2, 3, 4, 5), free={2, 3, 5}, kernel_shape=[2, 1], strides=[2, 1], pads=[1, 0, 1, 0])
+case("MaxPool", (2, 3, 4, 5), free={2, 3}, kernel_shape=[1, 1], strides=[2, 2])
+case("AveragePool", (2, 3, 4, 5), free={2, 3, 5}, kernel_shape=[2, 1], pads=[0, 0, 1, 0], count_include_pad=1)
+case("AveragePool", (2, 3, 4, 5), free={2, 3}, kernel_shape=[2, 1], strides=[1, 2])
 # Only axes that are not resampled pass.
 case("Resize", (2, 3, 4, 4), None, floats(1, 1, 2, 2), free={2, 3}, mode="linear")
 case("Resize", (2, 3, 4, 5), None, floats(1, 1, 0.5, 1), free={2, 3, 5})
