@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     chain = read_chain(options.chain)
     if options.dry_run:
         return _say_plan(options, chain)
-    check_page(options.html)
+    check_page(options)
     with following() as follow:
         rows = run_chain(chain, options.since, follow)
     saved = saving(rows, chain.stages[-1].stop)

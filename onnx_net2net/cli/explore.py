@@ -14,7 +14,7 @@ from rich.table import Table
 
 from onnx_net2net.cli.options import HTML, JSON, SEED, TEACHER, Command, argument
 from onnx_net2net.cli.output import following, say_json, table, tell
-from onnx_net2net.cli.page import Figure, check_page, curves, picture, write_page
+from onnx_net2net.cli.page import Figure, check_free, check_page, curves, picture, write_page
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import load
 from onnx_net2net.model.staging import destination, stage
@@ -30,9 +30,10 @@ from onnx_net2net.search.training import Stop, Template
 
 def run(options: argparse.Namespace) -> int:
     """Explore, and tell what was found."""
-    check_page(options.html)
+    check_page(options)
     if options.csv:
         destination(options.csv)
+        check_free(options.csv, options.force)
     space = read_space(options.space)
     asked = _options(options, space)
     teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),

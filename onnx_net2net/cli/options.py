@@ -41,7 +41,8 @@ class Command:
                                      epilog=f"for example:\n{examples}")  # fmt: skip
         for names, settings in self.arguments:
             parser.add_argument(*names, **settings)
-        output = [FORCE] if any("--output" in names for names, _ in self.arguments) else []
+        written = {"--output", "--html", "--csv"}
+        output = [FORCE] if any(written & set(names) for names, _ in self.arguments) else []
         for names, settings in (*output, *COMMON):
             parser.add_argument(*names, **settings)
         parser.set_defaults(run=self.run, report=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.table import Table
 from onnx_net2net.analysis.outline import outline
 from onnx_net2net.cli.drawing import Drawing
 from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.framework.files import is_made
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.staging import destination, stage, writing
 
@@ -36,14 +38,27 @@ class Figure:
     svg: str
 
 
-def check_page(path: Path | None) -> None:
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to replace a file of somebody else.
+
+    Raises:
+        BadInputError: If there is a file that this package has not made, unless `force` is given.
+    """
+    if path.is_file() and not force and not is_made(path):
+        raise BadInputError(f"{path} exists and was not made by this tool; --force replaces it")
+
+
+def check_page(options: argparse.Namespace) -> None:
     """Refuse a report that cannot be written, before anything costs time.
 
     Raises:
-        BadInputError: If it cannot be written there, or jinja2 is not installed.
+        BadInputError: If it cannot be written there or would replace a file of somebody else, or jinja2 is not
+            installed.
     """
+    path: Path | None = options.html
     if path is None:
         return
+    check_free(path, options.force)
     if path.suffix not in (".html", ".htm"):
         raise BadInputError(f"{path}: a report is a file of HTML (.html)")
     destination(path)

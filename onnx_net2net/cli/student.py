@@ -11,9 +11,8 @@ from typing import Any
 
 from onnx_net2net.cli.options import checking
 from onnx_net2net.cli.output import progress_bar, say, say_json, size_text, tell
-from onnx_net2net.cli.page import check_page, picture, write_page
-from onnx_net2net.errors import BadInputError, Net2NetError, NotEquivalentError
-from onnx_net2net.framework.files import is_made
+from onnx_net2net.cli.page import check_free, check_page, picture, write_page
+from onnx_net2net.errors import Net2NetError, NotEquivalentError
 from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.graph.costs import costs_of
@@ -70,7 +69,7 @@ def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
     found = checking(options, teacher)
     check_target(options.output, teacher.sources)
     check_replaced(options)
-    check_page(options.html)
+    check_page(options)
     return found
 
 
@@ -133,8 +132,7 @@ def check_replaced(options: argparse.Namespace) -> None:
         BadInputError: No operation has made that file, and --force is not given.
     """
     options.replaces = options.output.is_file()
-    if options.replaces and not options.force and not is_made(options.output):
-        raise BadInputError(f"{options.output} exists and was not made by this tool; --force replaces it")
+    check_free(options.output, options.force)
 
 
 def title(options: argparse.Namespace) -> str:

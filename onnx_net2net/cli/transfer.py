@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     teacher, target = load(options.teacher), load(options.target)
     data = arrays_of(options.data) if options.data else None
     checked = checking(options, teacher, in_batches(data, input_specs(teacher.proto))[0] if data else None)
-    check_page(options.html)
+    check_page(options)
     sources = [*teacher.sources, *target.sources]
     if options.state_dict is None:
         check_target(options.output, sources)

@@ -81,17 +81,19 @@ def read(path: str | os.PathLike[str]) -> StateDict:
 
 
 def is_made(path: Path) -> bool:
-    """Tell whether a file says that this package made it: a model with a record, a .safetensors file, or a picture.
+    """Tell whether a file says that this package made it.
 
-    Files of torch say nothing.
+    Models with a record do, .safetensors files, pictures, reports and tables of explorations; files of torch do not.
     """
     try:
         if path.suffix == ".safetensors":
             with open(path, "rb") as opened:
                 header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
             return _MADE in header.get("__metadata__", {})
-        if path.suffix in (".svg", ".html"):
+        if path.suffix in (".svg", ".html", ".htm"):
             return _MADE in path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            return path.read_text(encoding="utf-8").startswith("trial,")
         return any(entry.key == HISTORY for entry in parse(path).metadata_props)
     except (OSError, ValueError, MemoryError, OverflowError, AttributeError, BadInputError):
         return False

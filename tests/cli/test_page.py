@@ -100,3 +100,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(cli,
         asked = cli("widen", teacher, "-o", output, "--factor", "1.5", "--html", teacher.parent / name)
         assert_refused(asked, 2, words)
         assert not output.exists()
+
+
+def test_a_report_of_somebody_else_is_replaced_only_by_force(cli, teacher):
+    report, output = teacher.parent / "theirs.html", teacher.parent / "s.onnx"
+    report.write_text("<p>A page of somebody's own.</p>")
+    asked = ("widen", teacher, "-o", output, "--factor", "1.5", "--html", report)
+    assert_refused(cli(*asked), 2, "theirs.html exists and was not made by this tool; --force replaces it")
+    assert not output.exists()
+    assert cli(*asked, "--force").code == 0
+    assert cli(*asked).code == 0  # by now it is a report
