@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnx_net2net.operations.transfer.similarity import Similarity
     from onnx_net2net.operations.transfer.similarity import similarities as similarity
     from onnx_net2net.operations.transfer.transfer import Transfer, transfer
+    from onnx_net2net.operations.unmask import Unmasking, unmask
     from onnx_net2net.operations.upcycle import Upcycling, upcycle
     from onnx_net2net.operations.verify import Verification, verify
     from onnx_net2net.operations.widen.widen import Widening, widen
@@ -56,6 +57,7 @@ __all__ = [
     "Similarity",
     "TrainerGrowth",
     "Transfer",
+    "Unmasking",
     "Upcycling",
     "Verification",
     "Widening",
@@ -74,6 +76,7 @@ __all__ = [
     "steps_of",
     "to_torch",
     "transfer",
+    "unmask",
     "upcycle",
     "verify",
     "widen",
@@ -97,6 +100,7 @@ _HOMES = {
     "Similarity": "operations.transfer.similarity",
     "TrainerGrowth": "framework.live.hugging_face",
     "Transfer": "operations.transfer.transfer",
+    "Unmasking": "operations.unmask",
     "Upcycling": "operations.upcycle",
     "Verification": "operations.verify",
     "Widening": "operations.widen.widen",
@@ -115,6 +119,7 @@ _HOMES = {
     "steps_of": "operations.replay",
     "to_torch": "framework.trainable",
     "transfer": "operations.transfer.transfer",
+    "unmask": "operations.unmask",
     "upcycle": "operations.upcycle",
     "verify": "operations.verify",
     "widen": "operations.widen.widen",

@@ -31,6 +31,7 @@ _COMMANDS = {
     "deepen": "insert layers; the student computes what the teacher computes",
     "grow": "grow a checkpoint of Hugging Face, shard by shard, without loading it",
     "upcycle": "make mixtures of experts of feed-forward blocks; the student computes what the teacher computes",
+    "unmask": "remove the masks of copies of experts from a trained student, and say how far that changes it",
     "narrow": "remove identity layers, exact duplicates of units and units nobody reads",
     "transfer": "fill a larger or different network of yours from a trained one",
     "verify": "compare all outputs of two models on several inputs and sizes",

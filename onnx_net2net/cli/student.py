@@ -21,6 +21,7 @@ from onnx_net2net.model.saving import check_target
 from onnx_net2net.operations.deepen.deepen import Deepening
 from onnx_net2net.operations.estimate import estimate
 from onnx_net2net.operations.narrow.narrow import Narrowing
+from onnx_net2net.operations.unmask import Unmasking
 from onnx_net2net.operations.upcycle import Upcycling
 from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import Widening
@@ -75,7 +76,7 @@ def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
 
 def deliver(
     options: argparse.Namespace,
-    result: Widening | Deepening | Narrowing | Upcycling,
+    result: Widening | Deepening | Narrowing | Upcycling | Unmasking,
     record: dict[str, Any],
     lines: Iterable[object],
     checking: dict[str, Any],
@@ -109,7 +110,7 @@ def deliver(
             if not inexact and not verification.equivalent:
                 raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
-    advice = None if isinstance(result, Narrowing | Upcycling) else recipe_of(result)
+    advice = None if isinstance(result, Narrowing | Upcycling | Unmasking) else recipe_of(result)
     told = [*lines, *widths.get("widths", ()), *([next_steps(advice)] if advice else [])]
     told += [f"not exact, as asked ({inexact})"] if inexact else []
     told.append(verification or "not verified (--no-verify)")

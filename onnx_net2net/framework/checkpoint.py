@@ -198,6 +198,8 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
     steps = steps[len(before) :]
     if any(step["operation"] == "narrow" for step in steps):
         raise RefusedError("the student was narrowed, which is not carried over to a state dict")
+    if any(step["operation"] == "unmask" for step in steps):
+        raise RefusedError("masks were removed from the student, which is not carried over to a state dict")
     if any(step["operation"] == "upcycle" for step in steps):
         raise RefusedError("a class calls experts by names of its own: fill it by transfer from the dense teacher")
     if any(step["operation"] == "transfer" for step in steps):

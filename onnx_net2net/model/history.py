@@ -131,7 +131,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }  # fmt: skip
 """What a step says, as far as it is known: what its value may be, besides nothing."""
 
-OPERATIONS = ("widen", "deepen", "narrow", "transfer", "upcycle")
+OPERATIONS = ("widen", "deepen", "narrow", "transfer", "upcycle", "unmask")
 
 
 def check_values(step: object, where: str) -> None:

@@ -17,11 +17,13 @@ from onnx_net2net.model.staging import work_folder
 from onnx_net2net.operations.deepen.deepen import deepen
 from onnx_net2net.operations.narrow.narrow import narrow
 from onnx_net2net.operations.transfer.transfer import transfer
+from onnx_net2net.operations.unmask import unmask
 from onnx_net2net.operations.upcycle import upcycle
 from onnx_net2net.operations.widen.widen import widen
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "widen": widen, "deepen": deepen, "narrow": narrow, "transfer": transfer, "upcycle": upcycle,
+    "unmask": unmask,
 }  # fmt: skip
 
 _NOTES = {"operation", "version", "teacher", "filled", "interface", "inlined functions", "folded Ifs", "calibrated on"}

@@ -1,0 +1,54 @@
+"""The command `unmask`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
+from onnx_net2net.cli.output import table
+from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.model.model import load
+from onnx_net2net.operations.unmask import Unmasking, unmask
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def run(options: argparse.Namespace) -> int:
+    """Remove masks."""
+    teacher = load(options.teacher)
+    checking = prepare(options, teacher)
+    unmasking = unmask(teacher)
+    inexact = "" if unmasking.exact else "copies of experts compete for tokens that a mask kept apart"
+    lines = [_table(unmasking, title(options))]
+    return deliver(options, unmasking, _to_dict(unmasking), lines, checking, inexact=inexact)
+
+
+COMMAND = Command(
+    "unmask",
+    "trained.onnx -o plain.onnx",
+    [
+        argument("teacher", type=Path, metavar="MODEL"),
+        argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
+        SEED_OF_INPUTS,
+        HTML,
+        *PROOF,
+    ],
+    run,
+)  # fmt: skip
+
+
+def _table(unmasking: Unmasking, title: str) -> Table:
+    rows = [([mask.name, f"{mask.penalty:g}"], False) for mask in unmasking.masks]
+    total = ["parameters", f"{unmasking.teacher.parameters:,} -> {unmasking.student.parameters:,}"]
+    return table(title, ["mask", ">penalty"], rows, [total])
+
+
+def _to_dict(unmasking: Unmasking) -> dict[str, Any]:
+    return {
+        "exact": unmasking.exact,
+        "parameters": {"before": unmasking.teacher.parameters, "after": unmasking.student.parameters},
+        "masks": [{"name": mask.name, "penalty": mask.penalty} for mask in unmasking.masks],
+    }

@@ -1,0 +1,125 @@
+"""Remove the masks of copies of experts from a trained student, so that its class needs no nodes of this package.
+
+A mask adds a penalty to the scores of copies; hyperplanes of the router's input tell which (`rewrite.masks`). Without
+masks the copies compete for all tokens: that is the same only where training has lowered the penalty to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnx_net2net.analysis.groups import paused_gc
+from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.graph import Graph, Node, Tensor
+from onnx_net2net.graph.walk import constant_of, source
+from onnx_net2net.model.history import record
+from onnx_net2net.model.model import Model, ModelLike, load
+from onnx_net2net.rules import traits
+
+_FOLDS = traits.REFOLDS | traits.CASTS | traits.COPIES | {"Gather"}
+"""Operators between the penalties of all copies and the scores that they are added to."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask that was removed: the node that added it, and the largest penalty that it had."""
+
+    name: str
+    penalty: float
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """A model without masks.
+
+    Attributes:
+        teacher: The model with masks.
+        student: The model without.
+        masks: What was removed.
+    """
+
+    teacher: Model
+    student: Model
+    masks: tuple[Mask, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes the same: no mask had a penalty any more."""
+        return not any(mask.penalty for mask in self.masks)
+
+
+def unmask(teacher: ModelLike) -> Unmasking:
+    """Remove the masks of copies of experts, and their hyperplanes.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model with masks; it is not changed.
+
+    Returns:
+        The model without masks. It is another function unless all penalties were 0; by how far `verify` says.
+
+    Raises:
+        BadInputError: If the model cannot be used.
+        RefusedError: If it has no masks.
+    """
+    model = load(teacher)
+    with paused_gc():
+        opened = open_bodies(model)
+        graph = Graph(opened.model)
+        masks = []
+        for node, plain, marks in list(_masks(graph)):
+            masks.append(Mask(node.name or node.outputs[0].name, marks))
+            _remove(graph, node, plain)
+        if not masks:
+            raise RefusedError("it has no masks of copies of experts: nothing is to be removed")
+        drop_unread(graph, graph.kept)
+        student = opened.close(graph.finish(record(model, "unmask", {}, opened.notes())))
+    return Unmasking(model, student, tuple(masks))
+
+
+def _masks(graph: Graph) -> Iterator[tuple[Node, Tensor, float]]:
+    """Yield the nodes that add masks, with what these are added to, and the largest penalty."""
+    for node in graph.nodes:
+        for index in range(2) if node.op == "Add" else ():
+            penalty = _penalty(graph, node.inputs[index])
+            if penalty is not None:
+                yield node, node.inputs[1 - index], penalty
+                break
+
+
+def _penalty(graph: Graph, tensor: Tensor) -> float | None:
+    """Return the penalty that a tensor has for all copies but one, None if it is no mask."""
+    marked = source(tensor, _FOLDS)
+    node = marked.inputs[0] if marked.inputs else None
+    if node is None or node.op != "OneHot":
+        return None
+    marks, winner = constant_of(node.inputs[2]), source(node.inputs[0], traits.CASTS)
+    chooses = winner.inputs and winner.inputs[0].op == "ArgMax"
+    sides = source(winner.inputs[0].inputs[0], traits.REFOLDS) if chooses else None
+    if marks is None or sides is None or not _are_sides(sides):
+        return None
+    others, own = (float(value) for value in graph.read(marks).reshape(-1))
+    return abs(others) if own == 0 and others <= 0 else None
+
+
+def _are_sides(tensor: Tensor) -> bool:
+    """Tell whether a tensor tells on which side of constant planes each position lies."""
+    added = tensor.inputs[0] if tensor.inputs else None
+    if added is None or added.op != "Add" or constant_of(added.inputs[1]) is None:
+        return False
+    product = added.inputs[0].inputs[0] if added.inputs[0].inputs else None
+    return product is not None and product.op == "MatMul" and constant_of(product.inputs[1]) is not None
+
+
+def _remove(graph: Graph, node: Node, plain: Tensor) -> None:
+    """Let the readers of a mask's sum read what it was added to."""
+    result = node.outputs[0]
+    node.outputs.clear()
+    if result.name in graph.kept:
+        add_node(graph, "Identity", f"{result.name}_unmasked", [plain], result)
+        return
+    for reader in list(result.outputs):
+        for index in [index for index, value in enumerate(reader.inputs) if value is result]:
+            reader.inputs[index] = plain
