@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             options.checkpoint, None if options.dry_run else options.output, request, verify=options.verify,
             samples=options.samples, shard_size=_bytes("--shard-size", options.shard_size), progress=progress,
             memory=_bytes("--memory", options.memory) or MEMORY,
-            trust_remote_code=options.trust_remote_code, module=options.module,
+            trust_remote_code=options.trust_remote_code, module=options.module, optimizer=options.optimizer,
         )  # fmt: skip
     if options.json:
         say_json({**grown.to_dict(), "output": None if options.dry_run else str(options.output)})
@@ -69,6 +69,8 @@ COMMAND = Command(
         argument("--append", action="store_true", help="put the new layers behind the last one"),
         argument("--keep-numbers", action="store_true",
                  help="the class computes no number (like alpha / r) from its sizes"),
+        argument("--optimizer", type=Path, metavar="PATH",
+                 help="the state of an optimizer: a file of torch, or a folder of torch.distributed.checkpoint"),
         argument("--shard-size", default="", metavar="SIZE", help="of a file, at most (default: 5GB)"),
         argument("--memory", default="", metavar="SIZE", help="of a part of a weight while both run (default: 512MB)"),
         argument("--dry-run", action="store_true", help="tell what would be written and in what time; write nothing"),

@@ -12,6 +12,7 @@ from typing import Any
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.huggingface.card import changes
 from onnx_net2net.framework.huggingface.folder import read_folder
+from onnx_net2net.framework.huggingface.optimizer import optimizer_of
 from onnx_net2net.framework.huggingface.parameters import parameters_of
 from onnx_net2net.framework.huggingface.proof import Proof, Yardstick
 from onnx_net2net.framework.huggingface.running import MEMORY
@@ -64,6 +65,7 @@ def grow_checkpoint(
     shard_size: int | None = None,
     trust_remote_code: bool = False,
     module: str | None = None,
+    optimizer: str | os.PathLike[str] | None = None,
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Grown:
@@ -79,6 +81,7 @@ def grow_checkpoint(
         shard_size: Bytes of a shard, at most.
         trust_remote_code: Whether code in the checkpoint's folder may be run.
         module: What makes the class, as `package.module:factory`, where neither transformers nor timm does.
+        optimizer: The state of an optimizer that grows along; see `optimizer_of`.
         memory: Bytes that a weight, or a part of it, takes at most while teacher and student run, as far as operations
             can be done in parts.
         progress: Told about each shard.
@@ -105,8 +108,11 @@ def grow_checkpoint(
         raise RefusedError("nothing grows")
     shards = tuple((name, sum(t.nbytes for t in tensors)) for name, tensors in shards_of(student, shard_size))
     found: list[Proof] = []
+    write_optimizer = optimizer_of(student, Path(optimizer)) if optimizer else None
 
     def check(folder: Path) -> list[str]:
+        if write_optimizer:
+            write_optimizer(folder)
         if not verify:
             return ["It was not compared with its teacher."]
         written, _ = parameters_of(student.skeleton, read_folder(folder).tensors)

@@ -74,6 +74,7 @@ class Student:
         skeleton: The class at the student's sizes.
         config: What its config.json has.
         parameters: Its parameters by their names in the class.
+        sources: Which of the teacher's parameters each comes from, and whether it is of a layer that is a copy.
         tensors: What its files hold, in order.
         widening: How it was widened, if it was.
         layers: The copies of layers.
@@ -86,6 +87,7 @@ class Student:
     skeleton: Skeleton
     config: dict[str, Any]
     parameters: Mapping[str, Parameter]
+    sources: Mapping[str, tuple[str, bool]]
     tensors: tuple[Written, ...]
     widening: Widening | None
     layers: Layers
@@ -173,7 +175,7 @@ def _student(
                         if name not in absent)  # fmt: skip
         config = {**config, **{name: value for name, value in skeleton.told.items() if name in config}}
         return Student(
-            teacher, skeleton, config, grown, tensors, widening, layers, vocabulary, record, tuple(notes)
+            teacher, skeleton, config, grown, names, tensors, widening, layers, vocabulary, record, tuple(notes)
         )  # fmt: skip
 
     sizes = _sizes(model, widening.student if widening else model, grown, widening, layers, vocabulary)

@@ -177,7 +177,9 @@ def _begin(folder: Path, plan: str) -> None:
     with writing(folder):
         is_same = (folder / PLAN).is_file() and (folder / PLAN).read_text() == plan
         for file in list(folder.iterdir()):
-            if not is_same or file.suffix == ".part":
+            if file.is_dir():  # of an optimizer
+                shutil.rmtree(file)
+            elif not is_same or file.suffix == ".part":
                 file.unlink()
         (folder / PLAN).write_text(plan)
 
