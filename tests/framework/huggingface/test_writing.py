@@ -27,6 +27,8 @@ VALUES = {name: np.full((4, 5), number, np.float32) for number, name in enumerat
 @pytest.fixture
 def student(tmp_path):
     """Four matrices of 80 bytes that stay as they are, with a teacher of one shard."""
+    from torch import nn
+
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     writing.write_shard(teacher / "model.safetensors", list(tensors()))
@@ -37,9 +39,9 @@ def student(tmp_path):
         "o.pt": "",
     }.items():
         (teacher / name).write_text(text)
+    skeleton = Skeleton(nn.Module(), SimpleNamespace(to_dict=dict), {}, {})
     return SimpleNamespace(
-        teacher=Teacher(read_folder(teacher), Skeleton(None, SimpleNamespace(to_dict=dict), {}, {}), {}, str, None),
-        tensors=tuple(tensors()), nbytes=4 * 80,
+        teacher=Teacher(read_folder(teacher), skeleton, {}, str, None), skeleton=skeleton, tensors=tuple(tensors()), nbytes=4 * 80,
         config={"width": 5}, parameters={}, record=[],
     )  # fmt: skip
 
