@@ -41,8 +41,8 @@ def student(tmp_path):
         (teacher / name).write_text(text)
     skeleton = Skeleton(nn.Module(), SimpleNamespace(to_dict=dict), {}, {})
     return SimpleNamespace(
-        teacher=Teacher(read_folder(teacher), skeleton, {}, str, None), skeleton=skeleton, tensors=tuple(tensors()), nbytes=4 * 80,
-        config={"width": 5}, parameters={}, record=[],
+        teacher=Teacher(read_folder(teacher), skeleton, {}, str, None), skeleton=skeleton, tensors=tuple(tensors()),
+        nbytes=4 * 80, config={"width": 5}, parameters={}, record=[],
     )  # fmt: skip
 
 
