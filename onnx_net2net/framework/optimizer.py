@@ -264,8 +264,12 @@ def _candidates(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _fits(values: Mapping[str, Any], entry: Entry) -> bool:
-    """Tell whether the tensors of a parameter's state have the shape of an entry."""
-    return all(tuple(value.shape) in ((), entry.old) for value in values.values() if hasattr(value, "layout"))
+    """Tell whether the tensors of a parameter's state have the shape of an entry, or are the means along its axes."""
+    old = entry.old
+    rows, columns = ((*old[:-1], 1), old[:-1]), ((*old[:-2], 1, *old[-1:]), (*old[:-2], *old[-1:]))
+    shapes = {**dict.fromkeys(FACTORED, rows), **dict.fromkeys(FACTORED.values(), columns)}
+    return all(tuple(value.shape) in shapes.get(name, ((), old))
+               for name, value in values.items() if hasattr(value, "layout"))  # fmt: skip
 
 
 def read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from onnx_net2net import BadInputError, RefusedError, widen
+from onnx_net2net import BadInputError, RefusedError, deepen, widen
 from onnx_net2net.cli.main import main
 
 torch = pytest.importorskip("torch")
@@ -398,6 +398,120 @@ def test_a_buffer_that_could_be_a_parameter_by_its_shape_is_refused_without_name
     named = torch.optim.Adam(module.named_parameters(), lr=0.01)
     steps(module, named, [Masked.batch()])
     assert len(grow_state(named.state_dict(), made)["state"]) == 6
+
+
+# --- Other optimizers ----------------------------------------------------------------------------------------
+
+
+class Lion(torch.optim.Optimizer):
+    """As its paper has it (arXiv 2302.06675); torch has none."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p -= group["lr"] * (0.9 * mean + 0.1 * p.grad).sign()
+                mean.lerp_(p.grad, 0.01)
+
+
+def muon(parameters, lr):
+    return torch.optim.Muon([(name, p) for name, p in parameters if p.ndim == 2], lr=lr, nesterov=False)
+
+
+def named(kind):
+    return lambda parameters, lr: kind(parameters, lr=lr)
+
+
+def flat_adafactor(parameters, lr):
+    """Adafactor of transformers, whose means have no axis of one unit."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.Adafactor(parameters, lr=lr, relative_step=False, scale_parameter=False)
+
+
+MAKERS = {
+    "lion": (named(Lion), {"exp_avg": 1e-5}),
+    "muon": (muon, {"momentum_buffer": 1e-5}),
+    "adafactor": (named(torch.optim.Adafactor), {"row_var": 0.25, "col_var": 0.25, "variance": 1e-4}),
+    "adafactor of transformers": (
+        flat_adafactor, {"exp_avg_sq_row": 0.25, "exp_avg_sq_col": 0.25, "exp_avg_sq": 1e-4},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Mlp, ConvNet, Transformer])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_state_of_other_optimizers_is_that_of_the_grown_network(kind, name, tmp_path):
+    """After the same gradients, which no step has changed.
+
+    Adafactor's means along axes do not tell the squares that they are means of, which are taken to be products of both:
+    where units have different numbers of copies these are estimates.
+    """
+    make, kept = MAKERS[name]
+    module, _ = trained(kind, torch.optim.SGD, 0, lr=0.0)
+    wider, made = grown(module, tmp_path, factor=2)
+    batches = [kind.batch() for _ in range(3)]
+    optimizers = [make(network.named_parameters(), 0.0) for network in (module, wider)]
+    for network, optimizer in zip((module, wider), optimizers, strict=True):
+        steps(network, optimizer, batches)
+    state = grow_state(optimizers[0].state_dict(), made)["state"]
+    truth = optimizers[1].state_dict()["state"]
+    seen = set()
+    assert state.keys() == truth.keys()
+    for number, expected in truth.items():
+        assert state[number].keys() == expected.keys()
+        for what in kept.keys() & expected.keys():
+            seen.add(what)
+            assert_near(state[number][what], expected[what], kept[what])
+    assert seen == kept.keys()
+    optimizers[1].load_state_dict({**optimizers[1].state_dict(), "state": state})
+    steps(wider, optimizers[1], batches[:1])
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_copies_of_blocks_start_without_a_state_of_other_optimizers(name, tmp_path):
+    make, kept = MAKERS[name]
+    torch.manual_seed(0)
+
+    class Deep(nn.Module):
+        def __init__(self, depth=1):
+            super().__init__()
+            self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(depth)
+            )
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+        batch = staticmethod(Mlp.batch)
+
+    module = Deep(2)
+    optimizer = make(module.parameters(), 0.01)
+    steps(module, optimizer, [Mlp.batch()])
+    teacher = exported(module, tmp_path / "teacher.onnx")
+    student = deepen(teacher, repeat={"blocks": 1}, framework="torch").student
+    made = checkpoint(teacher, student, module.state_dict())
+    deeper = Deep(3)
+    deeper.load_state_dict(made.state_dict())
+    state = grow_state(optimizer.state_dict(), made)
+    names = [name for name, _ in deeper.named_parameters()]
+    copied = {entry.name for entry in made.entries if entry.relation == "copied"}
+    assert len(copied) == 4
+    assert {names[number] for number in state["state"]} == set(names) - copied
+    old = dict(zip((name for name in names if name not in copied), module.parameters(), strict=True))
+    for number, values in state["state"].items():
+        for what in kept.keys() & values.keys():
+            assert_near(values[what], optimizer.state[old[names[number]]][what])
+    other = make(deeper.parameters(), 0.01)
+    other.load_state_dict(state)
+    steps(deeper, other, [Mlp.batch()])
 
 
 def test_an_optimizer_with_another_law_is_refused(tmp_path):

@@ -120,6 +120,32 @@ def test_an_accumulation_goes_on_behind_a_growth_and_so_does_a_compiled_module()
     optimizer.step()
 
 
+@pytest.mark.parametrize(("has_norm", "part"), [(False, 1e-9), (True, 0.15)])
+def test_gradients_that_are_accumulated_follow_the_law_of_means(has_norm, part):
+    """Half of a batch before a growth and half behind it: the sum is the gradient of the grown module for both.
+
+    What goes through the statistic of a norm is shared evenly among copies, and misses some hundredths.
+    """
+    module, (x, y) = net(), batch(0)
+    if not has_norm:
+        del module[1]
+
+    def accumulate(rows):
+        nn.functional.mse_loss(module(x[rows]), y[rows], reduction="sum").backward()
+
+    accumulate(slice(0, 8))
+    report = grow_in_place(module, x, factor=2 if has_norm else 1.5)
+    assert report.difference < 1e-12
+    accumulate(slice(8, 16))
+    summed = [parameter.grad.clone() for parameter in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = None
+    accumulate(slice(0, 16))
+    for parameter, found in zip(module.parameters(), summed, strict=True):
+        scale = float(parameter.grad.abs().max())
+        assert float((found - parameter.grad).abs().max()) <= part * scale
+
+
 def test_mixed_precision_does_not_blur_the_proof():
     module = net().float()
     x = batch(0)[0].float()
