@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -71,6 +72,29 @@ DISPATCHES = {
 """From places and gates to the sum `m` of what the chosen experts make, [T, D]."""
 
 
+MODULES = {
+    "masked": """same{e} = Equal(i, n{e}) marks{e} = Cast<to=1>(same{e}) each{e} = Mul(marks{e}, g)
+        gate{e} = ReduceSum<keepdims=1>(each{e}, last) {expert} term{e} = Mul(out{e}, gate{e}) {add}""",
+    "picked rows": """same{e} = Equal(i, n{e}) found{e} = NonZero(same{e}) places{e} = Transpose(found{e})
+        rows{e} = Gather<axis=1>(places{e}, zero_row) x{e} = GatherND(x, rows{e}) {expert}
+        v{e} = GatherND(g, places{e}) gate{e} = Unsqueeze(v{e}, last) term{e} = Mul(out{e}, gate{e})
+        sum{e} = ScatterND<reduction="add">({before}, rows{e}, term{e})""",
+}
+"""The part of one expert where each is a module of its own; `sum` of the last one is what all make."""
+
+
+def apart(kind: str) -> str:
+    """A dispatch of experts that are modules of their own."""
+    text, before = "none = ConstantOfShape(by_token)", "none"
+    for e in range(E):
+        source = f"x{e}" if kind == "picked rows" else "x"
+        expert = f"h{e} = MatMul({source}, up{e}) a{e} = Tanh(h{e}) d{e} = MatMul(a{e}, down{e}) "
+        expert += f"out{e} = Add(d{e}, shift{e})"
+        text += " " + MODULES[kind].format(e=e, expert=expert, add=f"sum{e} = Add({before}, term{e})", before=before)
+        before = f"sum{e}"
+    return f"{text} m = Identity({before})"
+
+
 def constants(top: int = K) -> dict[str, Array]:
     """Weights at random, and the numbers that the texts use."""
     rng = np.random.default_rng(0)
@@ -86,6 +110,9 @@ def constants(top: int = K) -> dict[str, Array]:
         "shift": draw(E, D), "head": draw(D, C), "k": whole(top), "one": whole(1), "last": whole(-1),
         "two": np.float32(2), "minus": np.float32(-np.inf), "groups": whole(T, 2, E // 2),
         "tokens_by_groups": whole(T, 2), "tokens_by_one": whole(T, 1), "flat_shape": whole(T, E),
+        "by_token": whole(T, D), "zero_row": whole(0), **{f"n{e}": np.array(e) for e in range(E)},
+        **{f"{name}{e}": draw(*shape) / 2 for e in range(E)
+           for name, shape in (("up", (D, H)), ("down", (H, D)), ("shift", (D,)))},
         "depth": np.array(E), "off_on": np.float32([0, 1]), "counted": np.arange(E), "by_width": whole(T, top, D),
     }  # fmt: skip
 
@@ -97,7 +124,8 @@ def moe(router: str, dispatch: str, top: int = K, **changed: Array) -> onnx.Mode
         "r = Add(x, m) y = MatMul(r, head) }"
     )
     known = constants(top) | changed
-    return net(text, **{name: value for name, value in known.items() if name in text})
+    words = set(re.findall(r"\w+", text))
+    return net(text, **{name: value for name, value in known.items() if name in words})
 
 
 def feeds(seed: int = 1) -> Mapping[str, Array]:

@@ -17,6 +17,7 @@ from onnx_net2net.algebra.maps import NEVER
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.modules import selected
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import source
@@ -170,8 +171,9 @@ class _Walk:
     def _visit(self, number: int) -> str | None:
         """Note the states of what a node makes; return a tensor that has to be masked first, if one has."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
-        if node.op not in _BY_PLACE and not said.counts and any(True for _ in self._listed(node)):
-            raise self._refuse(number, "computes with the places of experts, of which each has a module of its own")
+        alone = node.op in _BY_PLACE or bool(said.counts) or selected(self._analysis, number) is not None
+        if not alone and any(True for _ in self._listed(node)):
+            raise self._refuse(number, "computes with the places of experts, so that it tells copies apart")
         over = [(index, self._axes(number, index)[position]) for index, position in said.choices]
         over += [(0, axis) for axis in said.normalised]
         for index, axis in over:

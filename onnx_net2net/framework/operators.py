@@ -15,6 +15,7 @@ import torch
 from onnx2fx.op_registry import register_op, registry_context
 from onnx2fx.ops.control_flow import loop_op, scan_op
 from onnx2fx.ops.convolution import conv
+from onnx2fx.ops.tensor import scatter_nd
 from onnx2fx.utils.attributes import get_attribute
 from torch import Tensor, nn
 from torch.nn import functional
@@ -103,6 +104,34 @@ def _gather(data: Tensor, places: Tensor, axis: int) -> Tensor:
 @_handles("Gather")
 def _gather_from(builder: Any, node: onnx.NodeProto) -> Any:
     return builder.call_function(_gather, _optional(builder, node, 2), _attributes(node, axis=0))
+
+
+def _gather_nd(data: Tensor, places: Tensor, batch_dims: int) -> Tensor:
+    """Look entries up by coordinates, all at once; there may be none."""
+    lead = places.shape[:-1]
+    batch = [
+        torch.arange(size, device=places.device).reshape(-1, *(1 for _ in lead[axis + 1 :])).expand(lead)
+        for axis, size in enumerate(lead[:batch_dims])
+    ]
+    return data[(*batch, *places.long().unbind(-1))]
+
+
+@_handles("GatherND")
+def _gather_nd_from(builder: Any, node: onnx.NodeProto) -> Any:
+    return builder.call_function(_gather_nd, _optional(builder, node, 2), _attributes(node, batch_dims=0))
+
+
+def _scatter_nd(data: Tensor, places: Tensor, updates: Tensor, adds: bool) -> Tensor:
+    """Write or add entries by coordinates, all at once; there may be none."""
+    return data.index_put(places.long().unbind(-1), updates, accumulate=adds)
+
+
+@_handles("ScatterND")
+def _scatter_nd_from(builder: Any, node: onnx.NodeProto) -> Any:
+    reduction = next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
+    if reduction not in ("none", "add"):
+        return scatter_nd(builder, node)
+    return builder.call_function(_scatter_nd, _optional(builder, node, 3), {"adds": reduction == "add"})
 
 
 # --- Operators of onnxruntime's own (com.microsoft) ----------------------------------------------------------

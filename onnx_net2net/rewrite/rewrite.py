@@ -22,6 +22,7 @@ from onnx_net2net.rewrite.constants import (
     read_scales,
 )
 from onnx_net2net.rewrite.masks import mask_copies, read_rows
+from onnx_net2net.rewrite.modules import copy_modules
 from onnx_net2net.rewrite.norms import adapt_norms, fill_norms
 from onnx_net2net.rewrite.outputs import cut_outputs
 from onnx_net2net.rewrite.rewriting import Copies, Inserted, Rewriting
@@ -109,6 +110,7 @@ def rewrite(
     add_priors(rewriting, style.logit, biases)
     if scaling is None:
         cut_outputs(rewriting)
+    copy_modules(rewriting, rewriting.copies.modules)
     rewriting.clean_up()
     model = rewriting.graph.finish(metadata)
     mark_grown(model.proto, {constant.student: _note(constant) for constant in constants})

@@ -15,6 +15,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, new_size
 from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.modules import Modules
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.edit import add_node, drop_unread
@@ -49,12 +50,14 @@ class Copies:
         lifts: The biases that rule copies out, with what they are filled by.
         parted: The weights in which copies that are chosen together differ.
         factors: What constants are multiplied by.
+        modules: Experts that are modules of their own, which get copies.
     """
 
     masks: tuple[Mask, ...] = ()
     lifts: Mapping[tuple[int, int], Filler] = field(default_factory=dict)
     parted: frozenset[tuple[int, int]] = frozenset()
     factors: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    modules: tuple[Modules, ...] = ()
 
 
 class Rewriting:

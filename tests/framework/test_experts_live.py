@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from graphs import weighty
-from moe import DISPATCHES, LOOKED_UP, ROUTERS, E, constants, feeds, moe
+from moe import DISPATCHES, LOOKED_UP, ROUTERS, E, apart, constants, feeds, moe
 
 from onnx_net2net import widen
 
@@ -52,3 +52,15 @@ def test_lifted_copies_have_none_until_their_bias_rises():
     found = gradients(moe(ROUTERS["sigmoid, bias"], LOOKED_UP, bias=BIAS), how="lift")
     assert (found["down"][:E] > 0).all()
     assert not found["down"][E:].any()
+
+
+@pytest.mark.parametrize("kind", ["masked", "picked rows"])
+def test_copies_of_modules_learn_at_the_first_step(kind):
+    student = widen(moe(ROUTERS["softmax, top-k, normed"], apart(kind)), sizes={"experts": "2x"}).student
+    module = to_torch(weighty(student))
+    result = module(torch.tensor(feeds()["inputs"]))
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    (result**2).mean().backward()
+    learnt = {name: value.grad for name, value in module.named_parameters() if name.startswith(("up", "down", "shift"))}
+    assert len(learnt) == 3 * 2 * E
+    assert all(gradient is not None and gradient.any() for gradient in learnt.values())

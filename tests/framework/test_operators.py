@@ -40,6 +40,19 @@ CASES = {
         }""", {"r": array(8, 4), "f": array(4, 6, 8), "fb": array(4, 6), "s": array(4, 8, 6), "sb": array(4, 8)}),
     "Gather": ("(float[n, 6, 8] x) => (float[n, 8] y) { a = Gather<axis = 1>(x, last) y = MatMul(a, w) }",
                {"last": np.int64(-1), "w": array(8, 8)}),
+    "GatherND": ("(float[n, 6, 8] x) => (float[m, 8] y) { a = GatherND(x, places) y = MatMul(a, w) }",
+                 {"places": np.array([[0, 2], [-1, 5], [0, 2]]), "w": array(8, 8)}),
+    "GatherND of each": ("(float[3, 6, 8] x) => (float[3, 8] y) { a = GatherND<batch_dims = 1>(x, places) "
+                         "y = MatMul(a, w) }", {"places": np.array([[2], [-1], [0]]), "w": array(8, 8)}),
+    "ScatterND": ("(float[3, 8] x) => (float[3, 8] y) { a = MatMul(x, w) y = ScatterND(a, places, new) }",
+                  {"places": np.array([[2], [-3]]), "w": array(8, 8), "new": array(2, 8)}),
+    "ScatterND, added": ("""(float[3, 8] x) => (float[3, 8] y) {
+        a = MatMul(x, w) y = ScatterND<reduction = "add">(a, places, new)
+        }""", {"places": np.array([[2], [0], [2]]), "w": array(8, 8), "new": array(3, 8)}),
+    "ScatterND of nothing": ("""(float[3, 8] x) => (float[3, 8] y) {
+        a = MatMul(x, w) none = NonZero(nothing) places = Transpose(none) b = GatherND(a, places)
+        y = ScatterND<reduction = "add">(a, places, b)
+        }""", {"nothing": np.zeros(3, np.int64), "w": array(8, 8)}),
     "Loop": ("""(float[2, 8] x) => (float[2, 8] y) <int64 count = {3}, bool yes = {1}> {
         z = Loop(count, yes, x)<body = step (int64 i, bool go, float[2, 8] old) => (bool on, float[2, 8] new) {
             on = Identity(go) p = MatMul(old, w) new = Tanh(p) }>

@@ -9,6 +9,7 @@ import numpy as np
 from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.algebra.maps import Map, lifted, split
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.modules import find_modules
 from onnx_net2net.analysis.routers import find_lifts, find_masks
 from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
@@ -45,10 +46,15 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
     """
     if not routed:
         return Copies()
+    modules = find_modules(analysis, routed)
+    if modules and (options.framework or options.how == "topk"):
+        raise RefusedError(
+            "experts that are modules of their own get copies in the graph alone, and by --how split or lift"
+        )
     if options.how == "split":
-        return Copies(masks=tuple(find_masks(analysis, routed)))
+        return Copies(masks=tuple(find_masks(analysis, routed)), modules=modules)
     if options.how == "lift":
-        return Copies(lifts=find_lifts(analysis, routed))
+        return Copies(lifts=find_lifts(analysis, routed), modules=modules)
     parted: set[tuple[int, int]] = set()
     factors: dict[tuple[int, int], float] = {}
     for dim in routed:

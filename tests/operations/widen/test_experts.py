@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from graphs import assert_close, net, run, weights, weighty
-from moe import ALL, BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, C, D, E, H, T, constants, feeds, moe
+from moe import ALL, BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, C, D, E, H, T, apart, constants, feeds, moe
 from onnx import numpy_helper
 
 from onnx_net2net import inspect, verify, widen
@@ -219,3 +219,40 @@ def test_each_layer_has_one_dim_of_experts():
     for form in FORMS:
         roles = [group.role for group in inspect(moe(*FORMS[form])).groups]
         assert roles.count("experts") == 1, form
+
+
+@pytest.mark.parametrize("size", ["2x", "3x", "+1", 6])
+@pytest.mark.parametrize("kind", ["masked", "picked rows"])
+@pytest.mark.parametrize("router", ["softmax, top-k, normed", "sigmoid, bias", "softmax, top-k"])
+def test_experts_that_are_modules_get_copies_of_their_modules(router, kind, size):
+    proto = moe(ROUTERS[router], apart(kind))
+    widening = grown(proto, size)
+    assert widening.exact
+    student = weighty(widening.student)
+    new = widening.changes[0].new
+    assert sum(node.op_type == "Equal" for node in student.graph.node) == new
+    assert sum(name.startswith("up") for name in weights(widening.student)) == new
+    for seed in range(3):
+        assert_close(run(student, feeds(seed))[0], run(proto, feeds(seed))[0], kind, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["masked", "picked rows"])
+def test_modules_get_copies_while_widths_grow_and_are_verified(kind):
+    proto = moe(ROUTERS["softmax, top-k, normed"], apart(kind))
+    widening = widen(proto, factor=1.5, sizes={"experts": "2x"})
+    assert {(change.old, change.new) for change in widening.changes} >= {(E, 2 * E), (H, 18), (D, 15)}
+    verify(proto, widening.student).raise_if_different()
+    again = widen(weighty(widening.student), sizes={"experts": "+3"})
+    verify(proto, again.student).raise_if_different()
+
+
+def test_modules_are_ruled_out_by_a_bias_too():
+    proto = moe(ROUTERS["sigmoid, bias"], apart("masked"))
+    widening = grown(proto, "2x", how="lift")
+    verify(proto, widening.student).raise_if_different()
+
+
+@pytest.mark.parametrize("options", [{"how": "topk"}, {"how": "lift", "framework": "torch"}])
+def test_modules_are_copied_in_the_graph_alone(options):
+    with pytest.raises(RefusedError, match="modules of their own get copies in the graph alone"):
+        grown(moe(ROUTERS["sigmoid, bias"], apart("masked")), "2x", **options)
