@@ -113,7 +113,8 @@ def _gather_nd(data: Tensor, places: Tensor, batch_dims: int) -> Tensor:
         torch.arange(size, device=places.device).reshape(-1, *(1 for _ in lead[axis + 1 :])).expand(lead)
         for axis, size in enumerate(lead[:batch_dims])
     ]
-    return data[(*batch, *places.long().unbind(-1))]
+    coordinates = (*batch, *places.long().unbind(-1))
+    return data[coordinates]
 
 
 @_handles("GatherND")
