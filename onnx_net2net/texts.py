@@ -1,4 +1,4 @@
-"""Names of repeated layers as one, and tables as notebooks show them."""
+"""Names of frameworks, of repeated layers as one, and tables as notebooks show them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from onnx_net2net.errors import shown, some
+
+FRAMEWORKS = ("torch", "keras", "flax")
+"""Frameworks whose classes can be grown for. What holds for one holds for any that makes its modules of sizes."""
 
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]{3}")

@@ -118,7 +118,7 @@ def keras_way(example: Any, factor: float, folder: Path) -> tuple[float, dict[st
     model.save(folder / "teacher.keras")
     signature = [keras.InputSpec(shape=x.shape, dtype=model.inputs[0].dtype)]
     model.export(folder / "teacher.onnx", format="onnx", verbose=False, input_signature=signature)
-    student = widen(folder / "teacher.onnx", factor=factor, framework="torch").student
+    student = widen(folder / "teacher.onnx", factor=factor, framework="keras").student
     grown = checkpoint(folder / "teacher.onnx", student, folder / "teacher.weights.h5")
     grown.save(folder / "student.weights.h5")
     old = sizes_of(example.widths, {entry.name: entry.old for entry in grown.entries})
@@ -192,7 +192,7 @@ def flax_way(example: Any, factor: float, folder: Path) -> tuple[float, dict[str
     to_onnx(
         module, [jax.ShapeDtypeStruct(x.shape, dtype)], return_mode="file", output_path=str(folder / "teacher.onnx")
     )
-    student = widen(folder / "teacher.onnx", factor=factor, framework="torch").student
+    student = widen(folder / "teacher.onnx", factor=factor, framework="flax").student
     grown = checkpoint(folder / "teacher.onnx", student, folder / "teacher.msgpack")
     grown.save(folder / "student.msgpack")
     checkpoint(folder / "teacher.onnx", student, folder / "teacher").save(folder / "student")

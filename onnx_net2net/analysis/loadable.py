@@ -38,12 +38,10 @@ from onnx_net2net.graph.flatten import Opened, open_bodies
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
+from onnx_net2net.texts import FRAMEWORKS
 
 LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 """Types of constants that hold places, and no weights."""
-
-FRAMEWORKS = ("torch",)
-"""Frameworks whose classes can be grown for; what is said here holds for any that makes its modules of sizes."""
 
 
 def check_framework(framework: str | None) -> None:
@@ -73,7 +71,7 @@ def analyse(
 
     Args:
         model: A loaded model.
-        framework: One of `FRAMEWORKS`, or None for growth that a file can hold.
+        framework: One of `onnx_net2net.texts.FRAMEWORKS`, or None for growth that a file can hold.
         keep_numbers: Whether the class is known to compute none of its numbers from sizes.
         with_zeros: Whether new units hold zeros where they can, of which a norm gets nothing.
         scale_weights: Whether weights will be scaled to make up for numbers that it computes anew.

@@ -60,9 +60,10 @@ COMMAND = Command(
         TEACHER,
         argument("student", type=Path, metavar="STUDENT"),
         argument("--state-dict", type=Path, metavar="FILE",
-                 help="the teacher's state dict (default: names from the graph)"),
+                 help="the teacher's state dict: a file of PyTorch, Keras or Flax (default: names from the graph)"),
         argument("-o", "--output", type=Path, required=True, metavar="FILE",
-                 help="the file to write (.safetensors, .pt)"),
+                 help="the file to write (.safetensors, .pt, .weights.h5, .keras, .npz, .msgpack; without a suffix a "
+                 "folder of Orbax)"),
         argument("--untie", action="store_true",
                  help="let tied weights grow differently; the class must not tie them any more"),
         argument("--optimizer", type=Path, metavar="FILE",

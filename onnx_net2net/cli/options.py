@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.texts import FRAMEWORKS
 
 if TYPE_CHECKING:
     from onnx_net2net.algebra.floats import Array
@@ -172,7 +173,7 @@ PROOF = (
 
 def for_framework(help: str) -> Argument:
     """Return the argument that names a framework whose class has to follow."""
-    return argument("--for", choices=("torch",), dest="framework", help=help)
+    return argument("--for", choices=FRAMEWORKS, dest="framework", help=help)
 
 
 def checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_a_config_that_may_hold_sizes_makes_no_keras_file(tmp_path):
     model.save(tmp_path / "teacher.keras")
     model(keras.ops.zeros((2, 6)))
     model.export(tmp_path / "teacher.onnx", format="onnx", verbose=False)
-    student = widen(tmp_path / "teacher.onnx", factor=2, framework="torch").student
+    student = widen(tmp_path / "teacher.onnx", factor=2, framework="keras").student
     grown = checkpoint(tmp_path / "teacher.onnx", student, tmp_path / "teacher.keras")
     with pytest.raises(RefusedError, match=r"is a Reshape, .* write \.weights\.h5"):
         grown.save(tmp_path / "student.keras")

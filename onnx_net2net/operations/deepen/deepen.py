@@ -144,8 +144,8 @@ def deepen(
         calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
             BatchNormalizations are measured. By default they are generated. So the layers change little in training.
         seed: Seed of every random choice.
-        framework: ``"torch"`` for a student whose weights fit a class made with more layers. Then only numbered blocks
-            are copied, each among blocks that compute the same.
+        framework: ``"torch"``, ``"keras"`` or ``"flax"`` for a student whose weights fit a class made with more layers.
+            Then only numbered blocks are copied, each among blocks that compute the same.
         progress: Called with the runs of the calibration that are done, and their number.
 
     Returns:

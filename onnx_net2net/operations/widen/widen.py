@@ -113,8 +113,8 @@ def widen(
         fill_norms: Whether a dim whose norm admits only multiples of its size may have any width. If so, nodes (Slice,
             Concat, Slice) fill the input of the norm up to the next multiple and cut its result. By default this is
             done where multiples would miss `factor` by more than a tenth, and not for `sizes`.
-        framework: ``"torch"`` for a student whose weights fit a class made at the new sizes. Dims whose growth a class
-            could not follow keep their size (see `onnx_net2net.analysis.loadable`).
+        framework: ``"torch"``, ``"keras"`` or ``"flax"`` for a student whose weights fit a class made at the new sizes.
+            Dims whose growth a class could not follow keep their size (see `onnx_net2net.analysis.loadable`).
         keep_numbers: Whether that class computes none of its numbers from its sizes (alpha / r of LoRA, width ** -0.5).
             Then dims may grow although a number in the file is a function of their size.
         how: How a router treats the copies that experts get. ``"split"``: masks let it see one of each expert, for each
