@@ -112,19 +112,6 @@ class Analysis:
         """Tell whether what a node reads follows from constants alone."""
         return (node, index) in self.uses or self.nodes[node].inputs[index].name in self._derived
 
-    def is_fill(self, node: int, index: int) -> bool:
-        """Tell whether what a node reads is one number everywhere, as the states of recurrent layers start."""
-        while True:
-            tensor = self.nodes[node].inputs[index]
-            use = self.uses.get((node, index))
-            values = self.draft.reader(use.constant)() if use else self.sizes.values.get(tensor.name)
-            if values is not None:
-                return is_fill(values)
-            producer = tensor.inputs[0] if tensor.inputs else None
-            if producer is None or producer.op not in traits.MOVES:
-                return producer is not None and producer.op == "ConstantOfShape"
-            node, index = self.numbers[id(producer)], 0
-
     def readings(self) -> list[list[Use]]:
         """Return the uses of each constant."""
         found: dict[int, list[Use]] = {}

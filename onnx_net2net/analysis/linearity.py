@@ -20,6 +20,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
+from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, SHAREABLE, Analysis
 from onnx_net2net.analysis.preimages import Place, place_before, read_by, whole
 from onnx_net2net.graph.graph import Node, Tensor
@@ -75,8 +76,9 @@ def weighings(
         tables: What must be weighed for some sums.
     """
     sides = contraction.sides
+    read = analysis.nodes[number].inputs
     if all(analysis.is_derived(number, index) for index, _ in sides):  # a state that starts at zeros stays as it is
-        sides = tuple(side for side in sides if not analysis.is_fill(number, side[0])) or sides
+        sides = tuple(side for side in sides if fill_of(analysis, read[side[0]]) is None) or sides
     table = (tables or {}).get((number, contraction.sides))
     derived = [side for side in sides if analysis.is_derived(number, side[0])]
     others = [side for side in sides if side not in derived]

@@ -249,7 +249,7 @@ def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Coll
         tensor = analysis.nodes[place[0]].inputs[place[1]]
         use = analysis.uses.get(place)
         known = tensor.name if use is None else id(use.constant)
-        if known in seen or analysis.is_fill(*place):
+        if known in seen or fill_of(analysis, tensor) is not None:
             continue
         seen.add(known)
         if use is not None:

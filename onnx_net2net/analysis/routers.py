@@ -38,9 +38,6 @@ _PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
 
 _MIXES = "counts or sums along the tokens that chose an expert (its capacity): a copy gets a part of these only"
 
-_BY_PLACE = traits.MOVES | traits.JOINS | traits.SHAPES | {"ScatterElements", "Scatter", "OneHot"}
-"""Operators that may read places of experts: these look entries up, write them or move the places."""
-
 
 @dataclass(frozen=True)
 class Mask:
@@ -171,7 +168,7 @@ class _Walk:
     def _visit(self, number: int) -> str | None:
         """Note the states of what a node makes; return a tensor that has to be masked first, if one has."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
-        alone = node.op in _BY_PLACE or bool(said.counts) or selected(self._analysis, number) is not None
+        alone = node.op in traits.BY_PLACE or bool(said.counts) or selected(self._analysis, number) is not None
         if not alone and any(True for _ in self._listed(node)):
             raise self._refuse(number, "computes with the places of experts, so that it tells copies apart")
         over = [(index, self._axes(number, index)[position]) for index, position in said.choices]

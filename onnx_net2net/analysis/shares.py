@@ -96,8 +96,7 @@ class _Walk:
         held = [self._state(number, index) for index in range(len(node.inputs)) if node.inputs[index].name]
         places = [self._analysis.places.get(tensor.name) for tensor in node.inputs]
         reads_places = any(axis is not None and not self._experts.isdisjoint(leaf_set(axis)) for axis in places)
-        by_place = traits.MOVES | traits.JOINS | traits.SHAPES | {"ScatterElements", "OneHot"}
-        if reads_places and node.op not in by_place and not said.counts:
+        if reads_places and node.op not in traits.BY_PLACE and not said.counts:
             raise self._refuse(number, "computes with their places")
         if (all(state == "same" for state in held) and not reads_places) or node.op in traits.SHAPES:
             return

@@ -58,6 +58,9 @@ JOINS = frozenset({"Concat"})
 SHAPES = frozenset({"Shape", "Size"})
 """The result depends on the shape of the input, not on its values."""
 
+BY_PLACE = MOVES | JOINS | SHAPES | {"ScatterElements", "Scatter", "OneHot"}
+"""What may read the places that a node chose: it moves them, looks entries up or writes them."""
+
 # --- Numbers that are not data ---------------------------------------------------------------------------------------
 
 LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
