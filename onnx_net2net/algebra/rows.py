@@ -71,3 +71,21 @@ def blocks(shape: Sequence[int], itemsize: int) -> Iterator[Array]:
     step = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], step):
         yield np.arange(start, min(start + step, shape[0]))
+
+
+def is_fill(values: Array) -> bool:
+    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
+    return values.size > 0 and bool((values == values.flat[0]).all())
+
+
+def fill_in(source: Source) -> Any:
+    """Return the value that an array has everywhere; None if it is not one. Rows are read until one differs."""
+    if not source.shape:
+        return source().flat[0]
+    read, found = source.rows(), None
+    for places in blocks(source.shape, source.dtype.itemsize):
+        rows = read(places)
+        if not is_fill(rows) or (found is not None and rows.flat[0] != found):
+            return None
+        found = rows.flat[0]
+    return found

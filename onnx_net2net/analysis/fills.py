@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_net2net.analysis.inference import Analysis, is_fill
+from onnx_net2net.algebra.rows import fill_in, is_fill
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.rules import traits
@@ -15,7 +16,8 @@ def fill_of(analysis: Analysis, tensor: Tensor) -> float | None:
     tensor = source(tensor, traits.MOVES)
     value, constant = analysis.sizes.values.get(tensor.name), constant_of(tensor)
     if value is None and constant is not None:
-        value = analysis.draft.read(constant)
+        found = fill_in(analysis.draft.reader(constant))
+        return None if found is None else float(found)
     if value is None and tensor.inputs and tensor.inputs[0].op == "ConstantOfShape":
         held = tensor.inputs[0].attrs.get("value")
         value = np.zeros(1) if held is None else np.asarray(held.values)

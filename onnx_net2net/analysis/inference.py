@@ -217,11 +217,6 @@ def _close_outputs(analysis: Analysis) -> None:
                 dims.pin(axis, f"is the model's output {tensor.name!r}")
 
 
-def is_fill(values: np.ndarray) -> bool:
-    """Tell whether all values are one number, so that it is no weight: states start at such, and a class makes them."""
-    return values.size > 0 and bool((values == values.flat[0]).all())
-
-
 def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> None:
     """Ask the rule of one node what it says of its axes."""
     op = _operation(analysis, number, node, versions, matrices)

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import Array, is_float
+from onnx_net2net.algebra.rows import is_fill
 from onnx_net2net.algebra.views import Once, apply
-from onnx_net2net.analysis.inference import is_fill
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.carry import Carrier, match_all, one_each, versions_of
 from onnx_net2net.framework.folded import EPSILONS

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_net2net.errors import BadInputError, one_line
@@ -175,7 +176,9 @@ def fingerprint(model: Model) -> str:
         weight = model.tensor(tensor)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:  # a stub, whose key is another one each time
             del tensor.external_data[:]
-            digest.update(weight.tobytes())
+            for _, make in weight.pieces():
+                piece = make()
+                digest.update(piece if isinstance(piece, bytes) else memoryview(piece.reshape(-1).view(np.uint8)))
     digest.update(proto.SerializeToString(deterministic=True))
     return digest.hexdigest()
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.rows import Source
+from onnx_net2net.algebra.rows import Source, is_fill
 from onnx_net2net.algebra.weights import Filler, GrownSource, Style, WeightGrowth
-from onnx_net2net.analysis.inference import SHAREABLE, Use, is_fill
+from onnx_net2net.analysis.inference import SHAREABLE, Use
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.analysis.padding import Scales
 from onnx_net2net.analysis.weight_norms import Norm, find_norms

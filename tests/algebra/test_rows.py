@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_net2net.algebra.rows import BLOCK_BYTES, InMemory, Source, blocks
+from onnx_net2net.algebra.rows import BLOCK_BYTES, InMemory, Source, blocks, fill_in
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 10**7), (70000, 8), (0, 4), (4, 0), (1000, 300, 2)])
@@ -22,3 +22,24 @@ def test_rows_of_an_array_are_its_own() -> None:
     found = source.rows()(np.array([2, 0]))
     found[:] = 7
     np.testing.assert_array_equal(source(), np.arange(12.0).reshape(4, 3))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (300, 1000), (0, 3)])
+def test_one_value_everywhere_is_found_and_another_one_anywhere_ends_that(shape: tuple[int, ...]) -> None:
+    values = np.full(shape, 2.5, np.float32)
+    assert fill_in(InMemory(values)) == (2.5 if values.size else None)
+    if values.size > 1:
+        values.flat[-1] = 1
+        assert fill_in(InMemory(values)) is None
+
+
+def test_rows_are_read_until_one_differs() -> None:
+    read = []
+
+    class Noted(InMemory):
+        def rows(self):  # type: ignore[no-untyped-def]
+            inner = super().rows()
+            return lambda places: (read.append(len(places)), inner(places))[1]
+
+    assert fill_in(Noted(np.arange(10**6, dtype=np.float32).reshape(-1, 10))) is None
+    assert sum(read) <= BLOCK_BYTES // 40
