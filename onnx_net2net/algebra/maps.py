@@ -164,6 +164,12 @@ def lifted(counts: np.ndarray) -> Map:
     return Map(old, index, np.ones(len(index)), kind, np.arange(len(index)) < old)
 
 
+def runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where equal numbers that lie together start, how many they are, and the rank of each among its equals."""
+    _, starts, counts = np.unique(ordered, return_index=True, return_counts=True)
+    return starts, counts, np.arange(len(ordered)) - np.repeat(starts, counts)
+
+
 def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:
     """Give the copies of a unit shares of different sizes, each the same for all that read it.
 
@@ -175,8 +181,7 @@ def uneven(map: Map, spread: float, rng: np.random.Generator) -> Map:
         return map
     copies = np.flatnonzero((map.weight > 0) & (map.kind == 0))
     order = copies[np.lexsort((rng.random(len(copies)), map.index[copies]))]
-    _, starts, counts = np.unique(map.index[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    starts, counts, rank = runs(map.index[order])
     count = np.repeat(counts, counts)
     sizes = np.exp(spread * 3**0.5 * (2 * rank / np.maximum(count - 1, 1) - 1))
     weight = map.weight.copy()
@@ -201,14 +206,13 @@ def _even(map: Map) -> np.ndarray:
 
 def halved(map: Map) -> Map:
     """Return the map with shares of copies that are powers of two, the nearest to even ones: 1/2, 1/4, 1/4."""
-    counts = np.bincount(map.index[map.weight > 0], minlength=map.old)
     read = np.flatnonzero(map.weight > 0)
     order = read[np.argsort(map.index[read], kind="stable")]
-    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[map.index[order]]
-    power = 2 ** np.floor(np.log2(np.maximum(counts, 1))).astype(np.int64)
-    larger = rank < (2 * power - counts)[map.index[order]]
+    _, counts, rank = runs(map.index[order])
+    count = np.repeat(counts, counts)
+    power = 2 ** np.floor(np.log2(count)).astype(np.int64)
     weight = np.zeros(map.new)
-    weight[order] = np.where(larger, 1.0, 0.5) / power[map.index[order]]
+    weight[order] = np.where(rank < 2 * power - count, 1.0, 0.5) / power
     return replace(map, weight=weight)
 
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import Map
+from onnx_net2net.algebra.maps import Map, runs
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,9 @@ def share_integers(view: Array, map: Map, spread: float, rng: np.random.Generato
     """
     read = np.flatnonzero(map.weight > 0)
     order = read[np.argsort(map.index[read], kind="stable")]
-    _, starts, counts = np.unique(map.index[order], return_index=True, return_counts=True)
+    starts, counts, rank = runs(map.index[order])
     column = (-1, *(1,) * (view.ndim - 1))
-    rank = (np.arange(len(order)) - np.repeat(starts, counts)).astype(view.dtype)
-    count = np.repeat(counts, counts).astype(view.dtype)
+    rank, count = rank.astype(view.dtype), np.repeat(counts, counts).astype(view.dtype)
     whole = view[order[rank > 0]]
     parts = (view[order] + rank.reshape(column)) // count.reshape(column)
     view[...] = 0

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import NEVER, Map, compose
+from onnx_net2net.algebra.maps import NEVER, Map, compose, runs
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.graph.edit import add_node
@@ -102,10 +102,8 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
 
 def _ranks(index: Array) -> Array:
     """Return which copy of its unit each unit is: 0, 1, ..."""
-    order = np.argsort(index, kind="stable")
-    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
-    rank = np.empty(len(index), np.int64)
-    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(np.append(starts, len(index))))
+    order, rank = np.argsort(index, kind="stable"), np.empty(len(index), np.int64)
+    rank[order] = runs(index[order])[2]
     return rank
 
 
