@@ -178,7 +178,7 @@ def fingerprint(model: Model) -> str:
             del tensor.external_data[:]
             for _, make in weight.pieces():
                 piece = make()
-                digest.update(piece if isinstance(piece, bytes) else memoryview(piece.reshape(-1).view(np.uint8)))
+                digest.update(piece if isinstance(piece, bytes) else memoryview(piece.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
     digest.update(proto.SerializeToString(deterministic=True))
     return digest.hexdigest()
 
