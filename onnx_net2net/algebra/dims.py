@@ -127,6 +127,8 @@ def resolve(axis: Axis) -> Axis:
     Nested products and concatenations are flat, frozen factors of size 1 are gone, and a product whose first
     factor is a concatenation is a concatenation of products.
     """
+    if isinstance(axis, Dim) and axis._to is None:  # most are
+        return axis
     found = _known(axis._to if isinstance(axis, Dim) and axis._to is not None else axis)
     if found is not None:
         return found
@@ -201,7 +203,10 @@ def leaves(axis: Axis) -> Iterator[Dim]:
 
 def leaf_set(*axes: Axis) -> set[Dim]:
     """Return the dims of some axes."""
-    return {dim for axis in axes for dim in leaves(axis)}
+    found: set[Dim] = set()
+    for axis in map(resolve, axes):
+        found.update((axis,) if isinstance(axis, Dim) else leaves(axis))
+    return found
 
 
 def freeze(axis: Axis, reason: str) -> None:
@@ -290,7 +295,7 @@ def _terms(axis: Axis) -> list[Axis]:
 def _bind(dim: Dim, axis: Axis, reason: str) -> bool:
     if isinstance(axis, Dim) and axis.serial > dim.serial:  # the older dim stays, so that names are stable
         dim, axis = axis, dim
-    if any(leaf is dim for leaf in leaves(axis)):
+    if dim in leaf_set(axis):
         return False
     _inherit(axis, dim, reason)
     _retire(dim, axis)
