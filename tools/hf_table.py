@@ -1,10 +1,11 @@
-"""Grow checkpoints of many architectures of transformers, and count those that are exact.
+"""Grow checkpoints of many architectures of transformers and timm, and count those that are exact.
 
 Each is made by a tiny config with random weights, saved into several shards, and grown at 2x, at 1.5x, to twice the
 depth and both ways. The folder is loaded by `from_pretrained` and run in double precision beside the teacher; then it
 is saved by `save_pretrained`, loaded and run again.
 
     pip install '.[hf]'
+    pip install timm
     python tools/hf_table.py                      # all, as a table for docs/checkpoints.md
     python tools/hf_table.py llama gemma2 --keep kept
 """
@@ -65,6 +66,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}),
 }  # fmt: skip
 
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": (2, 2), "num_heads": (3, 6)}
+
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": VIT,
+    "deit3_small_patch16_224": VIT,
+    "beit_base_patch16_224": VIT,
+    "eva02_tiny_patch14_224": VIT,
+    "swin_tiny_patch4_window7_224": SWIN,
+    "swinv2_tiny_window8_256": SWIN,
+    "mixer_s32_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
+    "resmlp_12_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
+    "convnext_atto": {"dims": (12, 24, 48, 96), "depths": (1, 1, 2, 1)},
+    "poolformer_s12": {"dims": (12, 24, 48, 96), "depths": (1, 1, 2, 1)},
+    "resnet18": {"channels": (12, 24, 48, 96)},
+    "mobilenetv3_small_050": {},
+}
+"""Models of timm, with the arguments that make them small."""
+
 WAYS: dict[str, dict[str, Any]] = {
     "2x": {"factor": 2.0}, "1.5x": {"factor": 1.5}, "depth 2x": {"depth": "2x"},
     "2x, depth 2x": {"factor": 2.0, "depth": "2x"}, "1.5x, depth 2x": {"factor": 1.5, "depth": "2x"},
@@ -75,9 +95,20 @@ def make(name: str, folder: Path) -> None:
     """Save a tiny model of random weights, all of them other than 0 and 1, into several shards."""
     import transformers
 
+    torch.manual_seed(0)
+    if name in TIMM:
+        import timm
+        from timm.models import save_for_hf
+
+        model = timm.create_model(name, num_classes=10, **TIMM[name])
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(torch.rand_like(tensor) * 0.1)
+        save_for_hf(model, folder, safe_serialization=True)
+        return
     kind, options = ARCHITECTURES[name]
     model_class = getattr(transformers, kind)
-    torch.manual_seed(0)
     model = model_class(model_class.config_class(**options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -91,6 +122,15 @@ def make(name: str, folder: Path) -> None:
 
 def outputs(folder: Path, kind: str) -> torch.Tensor:
     """Return what `from_pretrained` computes in double precision."""
+    if kind == "timm":
+        import timm
+
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).double().eval()
+        generator = torch.Generator().manual_seed(5)
+        x = torch.randn((2, *model.pretrained_cfg["input_size"]), generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            found: torch.Tensor = model(x)
+        return found
     import transformers
 
     from onnx_net2net.framework.huggingface.inputs import call, draw
@@ -115,7 +155,7 @@ def try_way(teacher: Any, wanted: torch.Tensor, way: str, folder: Path, kind: st
     try:
         grown = grow_checkpoint(teacher, folder, Request(**WAYS[way]))
         found = outputs(folder, kind)
-        again = outputs(folder.with_name(f"{folder.name}-again"), kind)
+        again = found if kind == "timm" else outputs(folder.with_name(f"{folder.name}-again"), kind)
     except RefusedError as error:
         return {"result": "refused", "why": str(error)}
     except NotEquivalentError as error:
@@ -151,10 +191,10 @@ def main() -> None:
 
     root = options.keep or Path(tempfile.mkdtemp())
     counts: dict[str, int] = {}
-    for name in options.names or ARCHITECTURES:
+    for name in options.names or (*ARCHITECTURES, *TIMM):
         folder = root / name.replace(" ", "_")
         shutil.rmtree(folder, ignore_errors=True)
-        kind = ARCHITECTURES[name][0]
+        kind = "timm" if name in TIMM else ARCHITECTURES[name][0]
         try:
             make(name, folder / "teacher")
             wanted = outputs(folder / "teacher", kind)

@@ -33,6 +33,9 @@ _RATIOS = re.compile(r"ratio|expan|mult")
 _MOST_LISTS = 64
 """How many ways a list is changed in."""
 
+_MOST_TRIED = 100
+"""How many classes are run to find the numbers that no shape shows."""
+
 _WIDTHS = ("inner", "dim", "_size", "width", "heads")
 """Ends of names of widths that a class makes of others where the config leaves them open."""
 
@@ -87,7 +90,7 @@ def grown_config(
     assert skeleton is not None
     if is_exact is None or is_exact(config, skeleton):
         return config, skeleton
-    for changed, other in search.alike(config, candidates):
+    for changed, other in itertools.islice(search.alike(config, candidates), _MOST_TRIED):
         if is_exact(changed, other):
             return changed, other
     raise RefusedError("no config that makes the student's sizes computes what the teacher does")
@@ -142,12 +145,18 @@ class _Search:
         return None
 
     def alike(self, config: dict[str, Any], candidates: Sequence[Change]) -> Iterator[tuple[dict[str, Any], Skeleton]]:
-        """Yield configs that make the same shapes, by one change and by two, with their classes."""
-        for count in (1, 2):
-            for changed in _changed(config, candidates, count):
+        """Yield configs that make the same shapes, with their classes: by changes that no shape shows, one or two."""
+        free: list[Change] = []
+        for change in candidates:
+            for changed in _changed(config, [change], 1):
                 distance, skeleton = self.distance(changed)
                 if skeleton is not None and not distance:
+                    free.append(change)
                     yield changed, skeleton
+        for changed in _changed(config, free, 2):
+            distance, skeleton = self.distance(changed)
+            if skeleton is not None and not distance:
+                yield changed, skeleton
 
     def differing(self, config: dict[str, Any]) -> dict[str, str]:
         """Return the parameters that differ, and how."""
@@ -197,12 +206,12 @@ def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], pat
             yield from _candidates(value, pairs, where)
         elif not isinstance(key, str) or key.endswith(_NO_SIZES):
             continue
+        elif type(value) in (int, float) and _RATIOS.search(key):
+            yield from ((where, _number(value * ratio)) for ratio in _ratios(pairs))
         elif type(value) is int and value > 0:
             yield from ((where, new) for new in became.get(value, ()))
         elif isinstance(value, list | tuple):
             yield from ((where, new) for new in _lists_of(value, became))
-        elif type(value) is float and _RATIOS.search(key):
-            yield from ((where, value * float(ratio)) for ratio in _ratios(pairs))
         elif value is None and key.endswith(_WIDTHS):  # the class makes it of others
             yield from ((where, new) for new in sorted({new for old, new in pairs if new != old}))
 
@@ -219,6 +228,11 @@ def _lists_of(values: Sequence[Any], became: Mapping[int, Sequence[int]]) -> Ite
     for place, value in enumerate(values):
         for size in became.get(value, ()) if type(value) is int else ():
             yield [*values[:place], size, *values[place + 1 :]]
+
+
+def _number(value: Fraction | float) -> int | float:
+    """Return a whole number as such."""
+    return int(value) if isinstance(value, Fraction) and value.denominator == 1 else float(value)
 
 
 def _ratios(pairs: Iterable[tuple[int, int]]) -> list[Fraction]:

@@ -69,8 +69,9 @@ def staged(config):
 PAIRS = frozenset({(8, 16), (16, 32), (32, 32), (16, 48), (32, 96), (64, 96)})
 
 
-def test_lists_of_widths_and_ratios_follow_the_sizes():
-    raw = {"dims": [8, 16, 32], "ratio": 2.0}
+@pytest.mark.parametrize("ratio", [2, 2.0])
+def test_lists_of_widths_and_ratios_follow_the_sizes(ratio):
+    raw = {"dims": [8, 16, 32], "ratio": ratio}
     full = SimpleNamespace(to_dict=lambda: dict(raw))
     sizes = Sizes({"0.up": (48, 16), "1.up": (96, 32), "2.up": (96, 32)}, PAIRS, {}, {})
     assert grown_config(raw, full, sizes, staged)[0] == {"dims": [16, 32, 32], "ratio": 3.0}
