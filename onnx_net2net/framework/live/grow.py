@@ -19,15 +19,18 @@ from torch import nn
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.checkpoint import checkpoint
+from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
+from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.files import from_torch
 from onnx_net2net.framework.live.attributes import SMALL, Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
 from onnx_net2net.framework.live.configs import ConfigSearch, configured
+from onnx_net2net.framework.live.deeper import find_depth
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, duplicate_both, export, in_double, move_apart
 from onnx_net2net.framework.live.growth import Difference, Found, Growth, Yardstick, renumbered
 from onnx_net2net.framework.live.layers import resize_layer
-from onnx_net2net.framework.live.report import Report, report_of
+from onnx_net2net.framework.live.report import Report, deeper_report, report_of
 from onnx_net2net.framework.live.search import Search
 from onnx_net2net.framework.live.tensors import computed_values, grow_tensors, tensors_of
 from onnx_net2net.framework.live.trace import events_of
@@ -63,10 +66,11 @@ def grow(
     factor: float | None = None,
     sizes: Mapping[str, int | str] | None = None,
     only: Sequence[str] = (),
+    depth: float | str | Mapping[str, int | str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
 ) -> Grown:
-    """Grow a copy of a module without changing what it computes (Net2WiderNet, paper section 2.3).
+    """Grow a copy of a module without changing what it computes (Net2WiderNet, paper section 2.3, and deeper).
 
     Args:
         module: The module, of any class, type and device; it is not changed.
@@ -74,7 +78,11 @@ def grow(
         factor: Width multiplier (>= 1), as in `onnx_net2net.widen`.
         sizes: Sizes by name of the dim, pattern or role, as in `onnx_net2net.widen`.
         only: Names, patterns or roles of the dims that `factor` is for.
-        optimizer: An optimizer of the module's parameters. Its copy has the grown state.
+        depth: How many times as deep every group of residual blocks gets (2 or "1.5x"), or how many copies by names or
+            patterns of blocks or groups ({"layers": 2}). A copy's branches end in zeros, and learn from there. The
+            blocks must be in an `nn.ModuleList` or `nn.Sequential` whose contents the class runs.
+        optimizer: An optimizer of the module's parameters. Its copy has the grown state; the parameters of copied
+            blocks are in the groups of the originals, and start without a state.
         seed: Seed of every random choice.
 
     Returns:
@@ -84,7 +92,7 @@ def grow(
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
         RefusedError: It cannot be grown exactly; the text says which attribute or line of it is in the way.
     """
-    options = options_of(factor=factor, sizes=sizes, only=only, seed=seed)
+    options = options_of(factor=factor, sizes=sizes, only=only, depth=depth, seed=seed)
     growth, report = find_growth(module, Example(example_inputs), options)
     if optimizer is not None:
         growth.check(module, optimizer)
@@ -95,10 +103,11 @@ def grow(
 
 def options_of(
     *, factor: float | None = None, sizes: Mapping[str, int | str] | None = None, only: Sequence[str] = (),
-    seed: int = 0,
+    depth: float | str | Mapping[str, int | str] | None = None, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the options of `grow` as `widen` takes them."""
-    return {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed}
+    """Return the options of `grow`: those of `widen`, and `depth` where it is given."""
+    deeper = {} if depth is None else {"depth": depth}
+    return {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed, **deeper}
 
 
 def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
@@ -108,6 +117,25 @@ def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any])
 
 
 def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
+    widths = {name: value for name, value in options.items() if name != "depth"}
+    if "depth" not in options:
+        return _find_wider(own, example, widths)
+    if widths["factor"] is None and not widths["sizes"]:
+        entries = (Entry(name, "same", (), stored) for name, stored in from_torch(tensors_of(own)).items())
+        growth, report = Growth(Checkpoint(tuple(entries)), ()), None
+    else:
+        growth, report = _find_wider(own, example, widths)
+    wider = duplicate(own)
+    growth.apply(wider)
+    yardstick = Yardstick.of_user(own, [example, *example.variations()], "module")
+    depth = find_depth(wider, example, options["depth"], options["seed"], lambda one: yardstick.difference(one).is_none)
+    growth = replace(growth, depth=depth)
+    student = duplicate(own)
+    growth.apply(student)
+    return growth, deeper_report(own, student, report, depth, yardstick.difference(student))
+
+
+def _find_wider(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
     examples = [example, *example.variations()]
     real = Yardstick.of_user(own, examples, "module")
     teacher = duplicate(own)

@@ -15,6 +15,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.live.attributes import Number, slots_of
+from onnx_net2net.framework.live.deeper import Depth
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.tensors import grow_tensors
 from onnx_net2net.framework.optimizer import grow_optimizers
@@ -52,29 +53,39 @@ class Growth:
         numbers: The numbers that modules keep otherwise.
         values: What tensors become that do not follow from their own values by maps (gains of weight norm); these are
             the module's, and no copy's of other weights.
+        depth: The copies of blocks that it gets then.
     """
 
     checkpoint: Checkpoint = field(repr=False)
     numbers: tuple[Renumbered, ...]
     values: Mapping[str, Array] = field(default_factory=dict, repr=False)
+    depth: Depth | None = None
 
-    def apply(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
+    def apply(
+        self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = (), *, moments: bool = True
+    ) -> None:
         """Grow a module and its optimizer in place; parameters stay the same objects, and those who hold them see it.
 
         Args:
             module: One of the class and sizes that the growth was found for.
             optimizers: Those of its parameters; others that they have stay as they are.
+            moments: Whether their state grows too; else that of the parameters that grow is dropped.
 
         Raises:
             RefusedError: It is not known how an optimizer's state grows. All is as it was.
         """
-        grow_optimizers(optimizers, {id(one): entry for one, entry in self._parameters(module)})
+        if moments:
+            grow_optimizers(optimizers, {id(one): entry for one, entry in self._parameters(module)})
+        else:
+            self._forget(module, optimizers)
         grow_tensors(module, self.checkpoint, self.values)
         modules = dict(module.named_modules())
         for number in self.numbers:
             for slot in slots_of(modules[number.path], number.path, floats=True):
                 if slot.keys == number.keys:
                     slot.set(number.new)
+        if self.depth:
+            self.depth.apply(module, optimizers)
 
     def _parameters(self, module: nn.Module) -> Iterator[tuple[nn.Parameter, Entry]]:
         entries = {entry.name: entry for entry in self.checkpoint.entries}
@@ -91,7 +102,7 @@ class Growth:
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
             raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
 
-    def forget(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def _forget(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Drop the state of optimizers for the parameters that grow."""
         for parameter, entry in self._parameters(module):
             for optimizer in optimizers if entry.new != entry.old else ():

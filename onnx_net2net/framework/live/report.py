@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from onnx_net2net.errors import some
 from onnx_net2net.framework.live.attributes import Sizes, slots_of
+from onnx_net2net.framework.live.deeper import Depth, Lengthened
 from onnx_net2net.framework.live.growth import Difference, Found, Renumbered
 from onnx_net2net.framework.live.tensors import tensors_of
 from onnx_net2net.operations.widen.plan import Change
@@ -36,6 +37,7 @@ class Report:
         covered: Share of the weights that grew.
         notes: What else there is to say.
         loads: Whether the module's config makes the grown one, so that it can be saved and loaded; None without config.
+        lists: The lists of blocks that got copies.
     """
 
     changes: tuple[Change, ...]
@@ -47,6 +49,7 @@ class Report:
     covered: float
     notes: tuple[str, ...] = ()
     loads: bool | None = None
+    lists: tuple[Lengthened, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -59,6 +62,7 @@ class Report:
         width = max((len(name) for name, _ in folded), default=0)
         for name, sizes in folded:
             yield f"{name:<{width}}  {sizes}"
+        yield from map(str, self.lists)
         yield f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}"
         own = fold_names([str(number) for number in self.numbers if not number.of_torch])
         for what, found in (("numbers set", own), ("numbers kept", fold_names(self.kept))):
@@ -80,6 +84,17 @@ def report_of(teacher: nn.Module, student: nn.Module, found: Found, difference: 
         tuple(_kept(teacher, student, found.widening.changes)), (counts[0], counts[1]),
         max(difference.error, found.difference.error), found.widening.covered, tuple(notes), found.loads,
     )  # fmt: skip
+
+
+def deeper_report(
+    teacher: nn.Module, student: nn.Module, wider: Report | None, depth: Depth, difference: Difference
+) -> Report:
+    """Write the report of a growth in depth, behind one in width if there was one."""
+    before, after = (sum(one.numel() for one in module.parameters()) for module in (teacher, student))
+    if wider is None:
+        return Report((), (), (), (), (before, after), difference.error, 0.0, lists=depth.lists)
+    error = max(wider.difference, difference.error)
+    return replace(wider, parameters=(before, after), difference=error, lists=depth.lists)
 
 
 def _kept(teacher: nn.Module, student: nn.Module, changes: Sequence[Change]) -> Iterator[str]:

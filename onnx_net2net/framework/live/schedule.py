@@ -21,7 +21,7 @@ from onnx_net2net.framework.live.report import Report
 from onnx_net2net.framework.recipe import DECAYS_TO
 
 Options = Mapping[str, Any]
-"""What `grow` takes: `factor`, `sizes`, `only`, `seed`."""
+"""What `grow` takes: `factor`, `sizes`, `only`, `depth`, `seed`."""
 
 _WRAPPED = {
     "DistributedDataParallel": "its buckets have the old shapes: give the schedule its `.module`, and wrap that again "
@@ -43,7 +43,7 @@ def checked(at: Mapping[int, Options]) -> dict[int, Options]:
         try:
             options_of(**options)
         except TypeError as error:
-            raise BadInputError(f"at: {one_line(error)}; options are factor, sizes, only and seed") from error
+            raise BadInputError(f"at: {one_line(error)}; options are factor, sizes, only, depth and seed") from error
     return dict(at)
 
 
@@ -101,7 +101,7 @@ def grow_in_place(
         optimizer: The optimizer of its parameters, or several; other parameters that these have stay as they are.
         averages: Copies of the module with other weights, or `torch.optim.swa_utils.AveragedModel` of it.
         moments: Whether the optimizer's state grows too; else that of the parameters that grew is dropped.
-        options: As in `grow`: `factor`, `sizes`, `only`, `seed`.
+        options: As in `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
 
     Raises:
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
@@ -115,9 +115,7 @@ def grow_in_place(
             "make a new average of the grown module"
         )
     optimizers = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
-    growth.apply(module, optimizers if moments else ())
-    if not moments:
-        growth.forget(module, optimizers)
+    growth.apply(module, optimizers, moments=moments)
     for other in others:
         growth.apply(other)
     torch.clear_autocast_cache()  # of casts of the old weights
