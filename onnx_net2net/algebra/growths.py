@@ -25,6 +25,8 @@ class AxisGrowth:
         shares: float64 [q], what gradients of the units are multiplied by, where that does not follow from `reads`:
             the axis also has copies that another weight weighs.
         parted: Whether copies that the weight makes differ, by parts of it that add up to nothing.
+        ranks: int64 [q], for experts that are cut into parts: which part of its expert each unit is.
+        places: int64 [parts, q], for the units inside of such experts: which of them each part has.
     """
 
     map: Map
@@ -34,6 +36,8 @@ class AxisGrowth:
     scale: Callable[[], np.ndarray] | None = None
     shares: np.ndarray | None = None
     parted: bool = False
+    ranks: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     @property
     def learned(self) -> np.ndarray:
@@ -46,6 +50,7 @@ class AxisGrowth:
     def key(self) -> tuple[object, ...]:
         """Equal for axes that grow a weight in the same way."""
         arrays = (self.map.index, self.map.kind, *((self.map.weight,) if self.reads else ()))
+        arrays += tuple(array for array in (self.ranks, self.places) if array is not None)
         spread = self.spread and self.map.is_even  # other shares are what they are
         return self.reads, spread, self.silent, self.parted, id(self.scale), *(array.tobytes() for array in arrays)
 

@@ -154,6 +154,13 @@ def split(counts: np.ndarray) -> Map:
     return replace(map, weight=np.ones(map.new))
 
 
+def ranks(index: np.ndarray) -> np.ndarray:
+    """Return which copy of its unit each unit is: 0, 1, ..."""
+    order, rank = np.argsort(index, kind="stable"), np.empty(len(index), np.int64)
+    rank[order] = runs(index[order])[2]
+    return rank
+
+
 def lifted(counts: np.ndarray) -> Map:
     """Return the map of units behind which stand copies that nothing chooses: so many in all of each unit."""
     old = len(counts)

@@ -8,7 +8,7 @@ gradients), narrow (`fold`) and transfer (`clip`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import starmap
 from typing import Literal
 
@@ -17,8 +17,10 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.growing import Growing
 from onnx_net2net.algebra.growths import AxisGrowth, Filler, Style
+from onnx_net2net.algebra.maps import identity
 from onnx_net2net.algebra.rows import InMemory, Rows, Source
 from onnx_net2net.algebra.shares import share_integers
+from onnx_net2net.errors import RefusedError
 
 __all__ = ["AxisGrowth", "Filler", "GrownSource", "Held", "Style", "WeightGrowth", "clip", "fold", "grow", "window"]
 
@@ -64,6 +66,8 @@ class WeightGrowth:
         Returns:
             An array of the student's shape and the same dtype; the same whenever it is asked for.
         """
+        if (rest := self._uncut()) is not None:
+            return rest.apply(self._parts(values), salt, held, zero)
         if held == "weight":
             return grow(values, self.axes, self.style, self.stream(salt), self.filler, self.factor, zero)
         power = 1 if held == "gradient" else 2
@@ -78,7 +82,38 @@ class WeightGrowth:
 
     def growing(self, source: Source, salt: int) -> Growing:
         """Return a weight while it grows, from what reads the teacher's; see `apply`."""
+        if (rest := self._uncut()) is not None:
+            return rest.growing(InMemory(self._parts(source())), salt)
         return Growing(source, self.axes, self.style, self.stream(salt), self.filler, self.factor)
+
+    def _cut_axes(self) -> tuple[int, int] | None:
+        """Return the axis of experts that are cut into parts, and that of their units; None where none are cut."""
+        found = [[place for place, axis in enumerate(self.axes) if getattr(axis, what) is not None]
+                 for what in ("ranks", "places")]  # fmt: skip
+        if not any(found):
+            return None
+        if list(map(len, found)) != [1, 1]:
+            raise RefusedError("it has experts that are cut into parts, and not one axis of their units beside them")
+        return found[0][0], found[1][0]
+
+    def _uncut(self) -> WeightGrowth | None:
+        """Return how the parts of experts grow along the other axes, None where no experts are cut."""
+        cut = self._cut_axes()
+        if cut is None:
+            return None
+        axes = (AxisGrowth(identity(axis.map.new)) if place in cut else axis for place, axis in enumerate(self.axes))
+        return replace(self, axes=tuple(axes))
+
+    def _parts(self, values: Array) -> Array:
+        """Return the parts of experts: of each the units that it has."""
+        cut = self._cut_axes()
+        assert cut is not None
+        experts, units = (self.axes[place] for place in cut)
+        assert experts.ranks is not None
+        assert units.places is not None
+        whole = np.moveaxis(values, cut, (0, 1))[experts.map.index]
+        chosen = units.places[experts.ranks].reshape(*units.places[experts.ranks].shape, *(1,) * (values.ndim - 2))
+        return np.moveaxis(np.take_along_axis(whole, chosen, 1), (0, 1), cut)
 
     def stream(self, salt: int) -> np.random.Generator:
         """Return the random numbers of one weight."""

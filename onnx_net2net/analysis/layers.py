@@ -10,7 +10,7 @@ from itertools import islice
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 
@@ -174,6 +174,16 @@ class Network:
             if node.op not in ends and any(tensor.name in found for tensor in node.inputs):
                 found.update(tensor.name for tensor in node.outputs)
         return found
+
+    def stack_of(self, layer: int) -> Place | None:
+        """Return the read of the constant that a layer's weights are, perhaps picked or moved first."""
+        number, index = layer, self.layers[layer].weights
+        while (number, index) not in self.analysis.uses:
+            tensor = self.analysis.nodes[number].inputs[index]
+            if not tensor.inputs or tensor.inputs[0].op not in traits.PICKS | traits.REARRANGES:
+                return None
+            number, index = self.number(tensor.inputs[0]), 0
+        return number, index
 
     def behind(self, tensor: Tensor, stop: Collection[int] = (), after: int = -1) -> Iterator[Node]:
         """Yield the nodes with a number above `after` that a tensor is computed by, none behind those in `stop`.

@@ -79,7 +79,8 @@ COMMAND = Command(
                  help="with --for: the class computes no number (like alpha / r) from its sizes"),
         argument("--how", default="split", choices=HOWS,
                  help="how a router treats copies of experts: it sees one at a time (split, by masks), chooses all of "
-                 "them together (topk), or none until a balancer raises their bias (lift)"),
+                 "them together (topk), or none until a balancer raises their bias (lift); or experts are cut "
+                 "into parts that are chosen together (granular)"),
         REPORT,
         SEED,
         HTML,

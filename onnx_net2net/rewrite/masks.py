@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import NEVER, Map, compose, runs
+from onnx_net2net.algebra.maps import NEVER, Map, compose, ranks
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.graph.edit import add_node
@@ -69,7 +69,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     data, weights = node.inputs[1 - network.layers[layer].weights], network.layers[layer].weights
     axis, read = network.axes(layer)[-1], (analysis.input_axes(layer, 1 - weights) or ())[-1]
     index = compose(axis, rewriting.growth).index
-    rank = _ranks(index)
+    rank = ranks(index)
     most, lead = int(rank.max()) + 1, [0] * (len(network.axes(layer)) - 1)
     exists = np.zeros((axis.size, most), bool)
     exists[index, rank] = True
@@ -98,13 +98,6 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     if not np.array_equal(places, np.arange(exists.size)):
         penalty = add("Gather", [penalty, numbers("places", places)], axis=-1)
     return penalty
-
-
-def _ranks(index: Array) -> Array:
-    """Return which copy of its unit each unit is: 0, 1, ..."""
-    order, rank = np.argsort(index, kind="stable"), np.empty(len(index), np.int64)
-    rank[order] = runs(index[order])[2]
-    return rank
 
 
 def read_rows(rewriting: Rewriting, masks: Sequence[Mask]) -> Rows:

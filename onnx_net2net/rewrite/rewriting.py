@@ -51,6 +51,7 @@ class Copies:
         parted: The weights in which copies that are chosen together differ.
         factors: What constants are multiplied by.
         modules: Experts that are modules of their own, which get copies.
+        parts: For units inside of experts that are cut into parts: the dim of the experts.
     """
 
     masks: tuple[Mask, ...] = ()
@@ -58,6 +59,7 @@ class Copies:
     parted: frozenset[tuple[int, int]] = frozenset()
     factors: Mapping[tuple[int, int], float] = field(default_factory=dict)
     modules: tuple[Modules, ...] = ()
+    parts: Mapping[Dim, Dim] = field(default_factory=dict)
 
 
 class Rewriting:

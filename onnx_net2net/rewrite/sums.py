@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axes, Dim, leaves
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import Growth, Map, compose, evened, halved
+from onnx_net2net.algebra.maps import Growth, Map, compose, evened, halved, keep, ranks
 from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.analysis.inference import Use
 from onnx_net2net.analysis.linearity import Weighing, weighings
@@ -161,8 +161,28 @@ def axis_growths(
             growths.append(_weighed(rewriting, use.axes, position, weigher))
             continue
         scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None) if scales else None
-        parted = (use.node, use.input) in rewriting.copies.parted and position in rewriting.split_axes(use.axes)
-        growths.append(AxisGrowth(compose(axis, rewriting.growth), scale=scale, parted=parted))
+        map = compose(axis, rewriting.growth)
+        copied = position in rewriting.split_axes(use.axes) and map.new > map.old and not map.kind.any()
+        parted = copied and (use.node, use.input) in rewriting.copies.parted
+        # Of a step, copies that are chosen together get a part each, and so do copies that part the tokens.
+        shares = 1 / np.bincount(map.index)[map.index] if copied else None
+        growths.append(AxisGrowth(map, scale=scale, parted=parted, shares=shares))
+    return _cut(rewriting, use.axes, growths)
+
+
+def _cut(rewriting: Rewriting, axes: Axes, growths: list[AxisGrowth]) -> tuple[AxisGrowth, ...]:
+    """Let each part of an expert have units of its own, where experts are cut into parts."""
+    for units, experts in rewriting.copies.parts.items():
+        inside, outside = ([p for p, axis in enumerate(axes) if dim in leaves(axis)] for dim in (units, experts))
+        if len(inside) != 1 or len(outside) != 1:
+            continue
+        index, new = growths[outside[0]].map.index, rewriting.growth[units].new
+        places = [
+            compose(axes[inside[0]], {**rewriting.growth, units: keep(units.size, np.arange(start, start + new))}).index
+            for start in range(0, units.size, new)
+        ]
+        growths[outside[0]] = replace(growths[outside[0]], ranks=ranks(index))
+        growths[inside[0]] = replace(growths[inside[0]], places=np.stack(places))
     return tuple(growths)
 
 

@@ -15,12 +15,16 @@ from onnx_net2net.algebra.maps import (
     compose,
     from_index,
     identity,
+    keep,
     pad,
     padded,
     replicate,
+    split,
     uniform,
 )
-from onnx_net2net.algebra.weights import AxisGrowth, Filler, Style, WeightGrowth, fold, grow
+from onnx_net2net.algebra.rows import InMemory
+from onnx_net2net.algebra.weights import AxisGrowth, Filler, GrownSource, Style, WeightGrowth, fold, grow
+from onnx_net2net.errors import RefusedError
 
 PLAIN = Style(seed=0, spread=0.0)
 
@@ -201,3 +205,20 @@ def test_folding_takes_growing_back(rows: Map, columns: Map) -> None:
 
 def test_folded_squares_are_roots_of_sums() -> None:
     np.testing.assert_allclose(fold(np.array([3.0, 4.0, 2.0, 9.0]), [np.array([0, 0, 1, -1])], squares=True), [5, 2])
+
+
+def test_experts_are_cut_into_parts_along_two_axes_together():
+    values = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)  # experts, reads, units
+    experts = AxisGrowth(split(np.array([2, 2])), ranks=np.array([0, 1, 0, 1]))
+    units = AxisGrowth(keep(4, np.arange(2)), places=np.array([[0, 1], [2, 3]]))
+    growth = WeightGrowth((experts, AxisGrowth(replicate(3, 4, np.random.default_rng(0))), units), factor=2.0)
+    grown = growth.apply(values, 0)
+    assert grown.shape == growth.shape == (4, 4, 2)
+    for part in range(4):
+        expected = 2 * values[part // 2][:, 2 * (part % 2) : 2 * (part % 2) + 2]
+        np.testing.assert_array_equal(grown[part][:3], expected)
+    np.testing.assert_array_equal(GrownSource(InMemory(values), growth, 0)(), grown)
+    np.testing.assert_array_equal(growth.apply(values, 0, "square")[1][:2] * 4, values[0][:2, 2:])
+    torn = WeightGrowth((experts, AxisGrowth(identity(3)), AxisGrowth(identity(4))))
+    with pytest.raises(RefusedError, match="cut into parts"):
+        torn.apply(values, 0)

@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,8 +12,9 @@ pytest.importorskip("onnxscript")
 from checkpoint_table import import_torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 
-from onnx_net2net import transfer  # noqa: E402
+from onnx_net2net import checkpoint, transfer, widen  # noqa: E402
 from onnx_net2net.framework.filled import fill_state_dict  # noqa: E402
+from onnx_net2net.framework.optimizer import grow_state  # noqa: E402
 
 WIDTH, HIDDEN, EXPERTS = 16, 24, 4
 
@@ -20,19 +22,21 @@ WIDTH, HIDDEN, EXPERTS = 16, 24, 4
 class Experts(nn.Module):
     """Token-choice experts with stacked weights, as V-MoE has them; gates are divided by their sum."""
 
-    def __init__(self, hidden: int, k: int = 2) -> None:
+    def __init__(self, hidden: int, experts: int = EXPERTS, k: int = 2, raw: bool = False) -> None:
         super().__init__()
-        self.k = k
-        self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
-        self.up = nn.Parameter(torch.randn(EXPERTS, WIDTH, hidden) / 4)
-        self.up_bias = nn.Parameter(torch.randn(EXPERTS, hidden) / 4)
-        self.down = nn.Parameter(torch.randn(EXPERTS, hidden, WIDTH) / 4)
-        self.down_bias = nn.Parameter(torch.randn(EXPERTS, WIDTH) / 4)
+        self.k, self.count, self.raw = k, experts, raw
+        self.gate = nn.Linear(WIDTH, experts, bias=False)
+        self.up = nn.Parameter(torch.randn(experts, WIDTH, hidden) / 4)
+        self.up_bias = nn.Parameter(torch.randn(experts, hidden) / 4)
+        self.down = nn.Parameter(torch.randn(experts, hidden, WIDTH) / 4)
+        self.down_bias = nn.Parameter(torch.randn(experts, WIDTH) / 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, WIDTH)
-        top, places = self.gate(rows).softmax(-1).topk(self.k)
-        weights = torch.zeros(rows.shape[0], EXPERTS, dtype=x.dtype).scatter(1, places, top / top.sum(-1, keepdim=True))
+        scores = self.gate(rows)
+        top, places = (scores.sigmoid() if self.raw else scores.softmax(-1)).topk(self.k)
+        gates = top if self.raw else top / top.sum(-1, keepdim=True)
+        weights = torch.zeros(rows.shape[0], self.count, dtype=x.dtype).scatter(1, places, gates)
         hidden = torch.einsum("td,edh->teh", rows, self.up) + self.up_bias
         made = torch.einsum("teh,ehd->ted", nn.functional.gelu(hidden), self.down) + self.down_bias
         return torch.einsum("ted,te->td", made, weights).reshape(x.shape)
@@ -101,6 +105,46 @@ def test_a_vision_transformer_fills_one_with_experts(tmp_path, hidden):
     kinds = (False, True)  # as V-MoE, every other block
     target, fresh = ViT(hidden, kinds), ViT(hidden, kinds)
     assert_same(teacher, filled(teacher, target, fresh, given, tmp_path), given.double(), 1e-6)
+
+
+def test_parts_of_experts_fill_a_class_with_more_and_smaller_ones(tmp_path):
+    torch.manual_seed(0)
+    old, given = Experts(HIDDEN), torch.randn(2, 6, WIDTH)
+    teacher, student = exported(old, given, tmp_path / "teacher.onnx"), tmp_path / "student.onnx"
+    widen(teacher, sizes={"experts": "2x"}, how="granular", framework="torch").student.save(student)
+    checkpoint(teacher, student, old.state_dict()).save(tmp_path / "grown.pt")
+    fresh = Experts(HIDDEN // 2, 2 * EXPERTS, 4)
+    fresh.load_state_dict(torch.load(tmp_path / "grown.pt", weights_only=True), strict=True)
+    assert_same(old, fresh, given.double(), 1e-6)
+    half = HIDDEN // 2
+    assert torch.equal(fresh.up[1], old.up[0, :, half:])
+    assert torch.equal(fresh.down[2], 2 * old.down[1, :half])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("how", ["topk", "granular"])
+def test_the_momentum_is_the_gradient_of_the_class_with_more_experts(tmp_path, how, raw):
+    torch.manual_seed(0)
+    old, given = Experts(HIDDEN, raw=raw), torch.randn(2, 6, WIDTH)
+    teacher, student = exported(old, given, tmp_path / "teacher.onnx"), tmp_path / "student.onnx"
+    options = {"how": how, "framework": "torch", "spread": 0}  # with equal copies in topk
+    widen(teacher, sizes={"experts": "2x"}, **options).student.save(student)
+    made = checkpoint(teacher, student, old.state_dict())
+    fresh = Experts(HIDDEN // 2 if how == "granular" else HIDDEN, 2 * EXPERTS, 4, raw)
+    fresh.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in made.arrays().items()})
+    optimizer = torch.optim.SGD(old.parameters(), 0.0, momentum=0.9)
+    target = torch.randn(2, 6, WIDTH)
+    for module in (old, fresh):
+        ((module(given) - target) ** 2).mean().backward()
+    optimizer.step()
+    state = grow_state(optimizer.state_dict(), made)["state"]
+    for number, (name, parameter) in enumerate(fresh.named_parameters()):
+        carried, scale = state[number]["momentum_buffer"], float(parameter.grad.abs().max())
+        if how == "granular" and name == "gate.weight":  # the parts of an expert share its gradient, not evenly
+            carried, found = (value.reshape(EXPERTS, 2, WIDTH).sum(1) for value in (carried, parameter.grad))
+        else:
+            found = parameter.grad
+        assert float((carried - found).abs().max()) <= 1e-5 * scale, name
 
 
 @pytest.mark.slow

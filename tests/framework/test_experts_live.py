@@ -38,7 +38,7 @@ def gradients(proto, **options):
     return found
 
 
-@pytest.mark.parametrize("how", ["split", "topk"])
+@pytest.mark.parametrize("how", ["split", "topk", "granular"])
 @pytest.mark.parametrize(
     ("router", "dispatch"),
     [("softmax, top-k, normed", "looked up"), ("sigmoid, bias", "looked up"), ("top-k, softmax", "scattered")],

@@ -108,7 +108,7 @@ class _Stacks:
 
     def modules(self) -> list[Module]:
         """Return the modules of the network, stacks as layers with their biases, and routers marked."""
-        owner = {number: layer for layer in self._layers.layers if (number := self._stack_of(layer)) is not None}
+        owner = {use[0]: layer for layer in self._layers.layers if (use := self._layers.stack_of(layer)) is not None}
         weights: dict[int, Module] = {}
         biases: dict[int, Parameter] = {}
         found: list[Module] = []
@@ -151,16 +151,6 @@ class _Stacks:
         shape = tuple(axes[place].size for place in order)
         return replace(module, node=layer, kind="linear", shape=shape, settings=((), (), False, False), resolution=(),
                        parameters={"weight": parameter}, copies=True, neutral=False)  # fmt: skip
-
-    def _stack_of(self, layer: int) -> int | None:
-        """Return the node that reads the stack of a layer's weights: the layer, or what picks from it."""
-        number, index = layer, self._layers.layers[layer].weights
-        while (number, index) not in self._network.analysis.uses:
-            tensor = self._network.nodes[number].inputs[index]
-            if not tensor.inputs or tensor.inputs[0].op not in traits.PICKS | traits.REARRANGES:
-                return None
-            number, index = self._network.numbers[id(tensor.inputs[0])], 0
-        return number
 
     def _biased(self, number: int) -> int | None:
         """Return the layer whose result a constant is added to, from the node that reads the constant."""

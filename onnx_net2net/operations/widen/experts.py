@@ -6,15 +6,20 @@ from collections.abc import Collection
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Dim
-from onnx_net2net.algebra.maps import Map, lifted, split
+from onnx_net2net.algebra.dims import Dim, leaf_set
+from onnx_net2net.algebra.maps import Map, keep, lifted, split
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.modules import find_modules
 from onnx_net2net.analysis.routers import find_lifts, find_masks
 from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
+from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.rewrite.rewriting import Copies
+
+_TOGETHER = ("topk", "granular")
+"""Ways in which all copies, or parts, of an expert are chosen together."""
 
 
 def copied(name: str, old: int, new: int, options: WidenOptions) -> Map:
@@ -24,9 +29,9 @@ def copied(name: str, old: int, new: int, options: WidenOptions) -> Map:
         RefusedError: If copies of that number cannot count as the experts did.
     """
     if options.framework and options.how == "split":
-        why = f"a class of {options.framework} has no masks of copies; --how topk or lift"
+        why = f"a class of {options.framework} has no masks of copies; --how topk, lift or granular"
         raise RefusedError(f"{name!r} cannot have {new} units: {why}")
-    if options.how == "topk" and new % old:
+    if options.how in _TOGETHER and new % old:
         raise RefusedError(f"{name!r} cannot have {new} units: all have to be chosen as often; --how lift or split")
     counts = np.full(old, new // old) + (np.arange(old) < new % old)
     return lifted(counts) if options.how == "lift" else split(counts)
@@ -47,7 +52,7 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
     if not routed:
         return Copies()
     modules = find_modules(analysis, routed)
-    if modules and (options.framework or options.how == "topk"):
+    if modules and (options.framework or options.how in _TOGETHER):
         raise RefusedError(
             "experts that are modules of their own get copies in the graph alone, and by --how split or lift"
         )
@@ -55,8 +60,9 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
         return Copies(masks=tuple(find_masks(analysis, routed)), modules=modules)
     if options.how == "lift":
         return Copies(lifts=find_lifts(analysis, routed), modules=modules)
-    parted: set[tuple[int, int]] = set()
-    factors: dict[tuple[int, int], float] = {}
+    parted: set[Place] = set()
+    parts: dict[Dim, Dim] = {}
+    factors: dict[Place, float] = {}
     for dim in routed:
         times = growth[dim].new // dim.size
         found = find_shares(analysis, {dim})
@@ -66,6 +72,52 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
             known = growth.setdefault(chosen, split(np.full(chosen.size, times)))
             if known.new != chosen.size * times:
                 raise RefusedError("experts that are chosen together with others need as many copies as these")
-        parted |= found.parted
         factors.update(dict.fromkeys(found.divided, 1 / times))
-    return Copies(parted=frozenset(parted), factors=factors)
+        if options.how == "topk":
+            parted |= found.parted
+            continue
+        units = _units(analysis, dim, found.parted, times)
+        if units in growth:
+            raise RefusedError("units inside of experts cannot grow while these are cut into parts: widen once more")
+        growth[units], parts[units] = keep(units.size, np.arange(units.size // times)), dim
+        for use in found.parted:
+            if any(units in leaf_set(axis) for axis in analysis.uses[use].axes):
+                factors[use] = factors.get(use, 1.0) * times
+    return Copies(parted=frozenset(parted), factors=factors, parts=parts)
+
+
+def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int) -> Dim:
+    """Return the units inside of experts that are cut into so many parts.
+
+    Args:
+        analysis: The dims.
+        experts: The dim of the experts.
+        last: What their last layers read.
+        times: How many parts each has.
+
+    Raises:
+        RefusedError: If they have none, or units of one expert do not stand for themselves.
+    """
+    network = Network(analysis)
+    inside = {
+        dim for number, layer in network.layers.items() if network.stack_of(number) in last for dim in layer.reads
+    }
+    inside -= {
+        dim for use in analysis.uses.values() if experts not in leaf_set(*use.axes) for dim in leaf_set(*use.axes)
+    }
+    if len(inside) != 1:
+        raise RefusedError("experts cannot be cut into parts: they have no units that only they have")
+    (units,) = inside
+    if units.frozen or units.size % times:
+        why = units.frozen or f"{units.size} is no multiple of {times}"
+        raise RefusedError(f"experts of {units.size} units cannot be cut into {times} parts: {why}")
+    for number, said in analysis.said.items():
+        together = [axis for statistic in said.statistics for axis in statistic.axes] + said.normalised
+        together += [contraction.axis for contraction in said.contractions if number not in network.layers]
+        if any(units in leaf_set(axis) for axis in together):
+            node = analysis.nodes[number]
+            raise RefusedError(
+                f"experts cannot be cut into parts: {node.op} {node.name or node.outputs[0].name!r} reads all their "
+                "units together"
+            )
+    return units

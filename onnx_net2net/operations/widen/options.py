@@ -12,8 +12,10 @@ from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.loadable import check_framework
 from onnx_net2net.errors import BadInputError
 
-HOWS = ("split", "topk", "lift")
-"""How a router treats copies of experts: it sees one at a time, or all together, or none until a balancer raises it."""
+HOWS = ("split", "topk", "lift", "granular")
+"""How a router treats copies of experts: it sees one at a time, or all together, or none until a balancer raises it.
+
+Or they are no copies but parts, with a part of the units of their expert each, which are chosen together."""
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,9 @@ def widen(
             Then dims may grow although a number in the file is a function of their size.
         how: How a router treats the copies that experts get. ``"split"``: masks let it see one of each expert, for each
             token another one. ``"topk"``: it chooses all copies of an expert together, and so as many times more.
-            ``"lift"``: a bias rules them out until a balancer raises it. The last two need no nodes, as a class of a
-            framework has none.
+            ``"lift"``: a bias rules them out until a balancer raises it. ``"granular"``: they are no copies but parts,
+            with a part of the units of their expert each, and chosen together. The last three need no nodes, as a
+            class of a framework has none.
         scale_weights: With a framework, whether weights are scaled so that the class follows more growth: a stream in
             front of norms at any width, without another epsilon, and dims of whose size it computes a number.
 

@@ -6,8 +6,9 @@ from graphs import assert_close, net, run, weights, weighty
 from moe import ALL, BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, C, D, E, H, T, apart, constants, feeds, moe
 from onnx import numpy_helper
 
-from onnx_net2net import inspect, verify, widen
+from onnx_net2net import inspect, load, verify, widen
 from onnx_net2net.errors import BadInputError, RefusedError
+from onnx_net2net.operations.replay import steps_of
 
 FORMS = {f"{router}; {dispatch}": (ROUTERS[router], DISPATCHES[dispatch])
          for router in ROUTERS for dispatch in DISPATCHES
@@ -256,3 +257,57 @@ def test_modules_are_ruled_out_by_a_bias_too():
 def test_modules_are_copied_in_the_graph_alone(options):
     with pytest.raises(RefusedError, match="modules of their own get copies in the graph alone"):
         grown(moe(ROUTERS["sigmoid, bias"], apart("masked")), "2x", **options)
+
+
+PARTED = [form for form in FORMS if not form.startswith("sparse mixer")]
+
+
+@pytest.mark.parametrize("size", ["2x", "3x"])
+@pytest.mark.parametrize("form", PARTED)
+def test_experts_are_cut_into_parts_that_are_chosen_together(form, size):
+    proto = moe(*FORMS[form])
+    widening = grown(proto, size, how="granular")
+    times = int(size[0])
+    before = E // 2 if "groups" in form else E
+    changes = {(change.old, change.new) for change in widening.changes}
+    assert {(before, times * before), (H, H // times)} <= changes
+    known, old = weights(widening.student), weights(weighty(load(proto)))
+    assert known["up"].size == old["up"].size
+    assert known["down"].size == old["down"].size
+    for seed in range(3):
+        assert_close(run(weighty(widening.student), feeds(seed))[0], run(proto, feeds(seed))[0], form, 1e-5)
+
+
+def test_parts_grow_on_and_are_made_again_from_the_record(tmp_path):
+    proto = moe(*FORMS["groups; looked up"])
+    first = grown(proto, "2x", how="granular").student
+    wider = widen(first, factor=1.5)
+    verify(proto, wider.student).raise_if_different()
+    masked = widen(first, sizes={"experts": "2x"})
+    verify(proto, masked.student).raise_if_different()
+    path = tmp_path / "student.onnx"
+    first.save(path)
+    assert verify(proto, path).equivalent
+    assert steps_of(path)[0]["how"] == "granular"
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "options", "reason"),
+    [
+        ("softmax, top-k, normed; looked up", "+1", {}, "all have to be chosen as often"),
+        ("softmax, top-k, normed; looked up", 20, {}, "12 is no multiple of 5"),
+        ("softmax, top-k, normed; looked up", "2x", {"factor": 1.5}, "cannot grow while these are cut into parts"),
+        ("sparse mixer; looked up", "2x", {}, "chooses one expert, where copies tie"),
+        ("groups; looked up", "2x", {"framework": "torch"}, "chooses groups of experts by fixed numbers"),
+    ],
+)
+def test_experts_that_cannot_be_cut_are_refused(form, size, options, reason):
+    with pytest.raises(RefusedError, match=reason):
+        grown(moe(*FORMS[form]), size, how="granular", **options)
+
+
+def test_a_norm_over_the_units_of_an_expert_is_in_the_way():
+    dispatch = LOOKED_UP.replace("a = Tanh(h)", "n = LayerNormalization<axis=-1>(h, gain) a = Tanh(n)")
+    proto = moe(ROUTERS["softmax, top-k, normed"], dispatch, gain=np.ones(H, np.float32))
+    with pytest.raises(RefusedError, match="cannot be cut into parts"):
+        grown(proto, "2x", how="granular")
