@@ -182,7 +182,7 @@ def test_rates_and_options_are_checked():
 
 @pytest.mark.parametrize(
     ("at", "why"),
-    [({4: {"depth": "2x"}}, "options are factor, sizes, only, depth and seed"), ({4: {"moments": False}}, "options are"),
+    [({4: {"repeat": 2}}, "options are factor, sizes, only, depth and seed"), ({4: {"moments": False}}, "options are"),
      ({0: {"factor": 2}}, "counted from 1")],
 )  # fmt: skip
 def test_options_that_there_are_not_are_refused_before_the_training(at, why):
