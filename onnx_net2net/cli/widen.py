@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.maps import KINDS
@@ -24,6 +25,7 @@ from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import Costs, OtherWay, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
+from onnx_net2net.operations.widen.load import expert_load
 from onnx_net2net.operations.widen.options import HOWS
 from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.texts import lines_by_reason
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = prepare(options, teacher)
     arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": sizes_of(options.sizes)}
+    if options.load is not None:
+        arguments["loads"] = expert_load(teacher, options.load)
     widening = widen(teacher, **arguments)
     costs = costs_beside(teacher, widening.student)
     lines = [_table(widening, title(options), costs), *_kept_lines(widening, options.framework), *widening.notes]
@@ -77,6 +81,8 @@ COMMAND = Command(
         for_framework("only growth that a class of the framework can follow"),
         argument("--keep-numbers", action="store_true",
                  help="with --for: the class computes no number (like alpha / r) from its sizes"),
+        argument("--load", type=Path, metavar="NPZ",
+                 help="inputs on which the choices of routers are counted: busy experts get more copies"),
         argument("--how", default="split", choices=HOWS,
                  help="how a router treats copies of experts: it sees one at a time (split, by masks), chooses all of "
                  "them together (topk), or none until a balancer raises their bias (lift); or experts are cut "

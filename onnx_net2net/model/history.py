@@ -109,6 +109,12 @@ def _are_sizes(value: object) -> bool:
     return isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(_is_size, value.values()))
 
 
+def _are_loads(value: object) -> bool:
+    if not (isinstance(value, Mapping) and all(map(_is_text, value))):
+        return False
+    return all(isinstance(numbers, list) and all(map(_is_number, numbers)) for numbers in value.values())
+
+
 def _are_axes(value: object) -> bool:
     """Tell whether it lists (input or output, axis, old size, new size)."""
     rows = value if isinstance(value, list) else [None]
@@ -126,6 +132,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("fill_norms", "all", "append", "scale_weights", "shared"), (_is_flag, "true or false")),
     **dict.fromkeys(("only", "after", "inlined functions", "folded Ifs"), (_are_names, "a list of names")),
     **dict.fromkeys(("width", "depth"), (_is_size, "a size")),
+    "loads": (_are_loads, "numbers by name"),
     "sizes": (_are_sizes, "sizes by name"),
     "repeat": (lambda value: _are_sizes(value) or _are_names(value), "numbers of copies by name"),
     "interface": (_are_axes, "a list of axes"),

@@ -15,6 +15,7 @@ from onnx_net2net.analysis.routers import find_lifts, find_masks
 from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
+from onnx_net2net.operations.widen.load import copies_by_load
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.rewrite.rewriting import Copies
 
@@ -34,6 +35,12 @@ def copied(name: str, old: int, new: int, options: WidenOptions) -> Map:
     if options.how in _TOGETHER and new % old:
         raise RefusedError(f"{name!r} cannot have {new} units: all have to be chosen as often; --how lift or split")
     counts = np.full(old, new // old) + (np.arange(old) < new % old)
+    if name in options.loads:
+        if options.how in _TOGETHER or len(options.loads[name]) != old:
+            raise RefusedError(
+                f"{name!r} has {old} experts, of which each gets copies by its load with split or lift alone"
+            )
+        counts = copies_by_load(options.loads[name], new)
     return lifted(counts) if options.how == "lift" else split(counts)
 
 

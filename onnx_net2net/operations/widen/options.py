@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class WidenOptions:
     keep_numbers: bool = False
     how: str = "split"
     scale_weights: bool = False
+    loads: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spread, noise = (math.isfinite(value) and value >= 0 for value in (self.spread, self.noise))
@@ -66,7 +67,7 @@ class WidenOptions:
     @property
     def recorded(self) -> dict[str, Any]:
         """Return the options as a record has them."""
-        later = {"how": "split", "scale_weights": False}  # records had no such options
+        later = {"how": "split", "scale_weights": False, "loads": {}}  # records had no such options
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     @property

@@ -91,6 +91,7 @@ def widen(
     keep_numbers: bool = False,
     how: str = "split",
     scale_weights: bool = False,
+    loads: Mapping[str, Sequence[float]] | None = None,
 ) -> Widening:
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
@@ -124,6 +125,8 @@ def widen(
             class of a framework has none.
         scale_weights: With a framework, whether weights are scaled so that the class follows more growth: a stream in
             front of norms at any width, without another epsilon, and dims of whose size it computes a number.
+        loads: For names of dims of experts how often each expert is chosen (`operations.widen.load.expert_load`): those
+            that have most to do get most copies. By default all get as many, and the first ones one more.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
@@ -135,6 +138,7 @@ def widen(
     options = WidenOptions(
         factor, dict(sizes or {}), tuple(only), multiple_of, map, spread, noise, seed, prior, fill_norms, framework,
         keep_numbers, how, scale_weights and framework is not None,
+        {name: list(numbers) for name, numbers in (loads or {}).items()},
     )  # fmt: skip
     if factor is None and not sizes:
         raise BadInputError("give a factor or sizes, or there is nothing to widen")

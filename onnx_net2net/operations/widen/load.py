@@ -1,0 +1,84 @@
+"""How often routers choose each expert, and how many copies each gets by that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnx_net2net.algebra.dims import Dim, leaf_set
+from onnx_net2net.algebra.floats import Array
+from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
+from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.routers import chosen_dims
+from onnx_net2net.errors import BadInputError
+from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.model.model import ModelLike, load
+from onnx_net2net.run.inputs import input_specs, read_npz
+from onnx_net2net.run.watch import in_batches, watched
+
+_CHOOSES = ("TopK", "ArgMax")
+"""Operators that list the places of what they choose."""
+
+
+def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, Array]) -> dict[str, list[float]]:
+    """Run a model and count how often its routers choose each expert.
+
+    Args:
+        teacher: A path, a model in memory or a loaded model.
+        data: Inputs: arrays by name, or an npz file of them, with examples along the first axis.
+
+    Returns:
+        For the name of each dim of experts, the part of all choices that each expert gets; `widen` takes it (`loads`).
+
+    Raises:
+        BadInputError: If the model or the data cannot be used, or there is no router whose choices can be seen.
+    """
+    model = load(teacher)
+    with paused_gc():
+        opened = open_bodies(model)
+        analysis = infer(opened.model)
+        places = _places(analysis)
+        groups = {dim: group.name for group in inspect_analysis(opened.model, analysis).groups for dim in group.dims}
+    shown = {name for node in model.proto.graph.node for name in node.output}
+    tensors = {name: dim for dim, name in places.items() if name in shown and dim in groups}
+    if not tensors:
+        raise BadInputError("there is no router that chooses experts, or none whose choices can be seen")
+    specs = input_specs(model.proto)
+    feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
+    counts = {name: np.zeros(dim.size) for name, dim in tensors.items()}
+    with watched(model, tensors, "teacher") as watch:
+        for batch in in_batches(feeds, specs):
+            for name, chosen in watch(batch, list(tensors)).items():
+                counts[name] += np.bincount(np.asarray(chosen).reshape(-1), minlength=len(counts[name]))
+    return {groups[dim]: (counts[name] / max(counts[name].sum(), 1)).tolist() for name, dim in tensors.items()}
+
+
+def _places(analysis: Analysis) -> dict[Dim, str]:
+    """Return for each dim of experts the tensor that lists the last choices among them."""
+    found: dict[Dim, str] = {}
+    experts = chosen_dims(analysis)
+    for node in analysis.nodes:
+        for tensor in node.outputs if node.op in _CHOOSES else ():
+            axis = analysis.places.get(tensor.name)
+            dims = leaf_set(axis) & experts if axis is not None else set()
+            if len(dims) == 1 and axis is not None and axis.size == next(iter(dims)).size:
+                found[dims.pop()] = str(tensor.name)
+    return found
+
+
+def copies_by_load(load: Sequence[float], new: int) -> Array:
+    """Return how many there are to be of each expert: one, and more of those that have most to do for each.
+
+    Args:
+        load: How often each expert is chosen.
+        new: How many there are to be in all.
+
+    Returns:
+        int64 [experts].
+    """
+    weights, counts = np.asarray(load, np.float64), np.ones(len(load), np.int64)
+    for _ in range(new - len(load)):
+        counts[int(np.argmax(weights / counts))] += 1
+    return counts
