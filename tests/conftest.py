@@ -1,5 +1,8 @@
 """What all tests have in common."""
 
+import contextlib
+import signal
+
 import pytest
 from graphs import NEWEST
 from hypothesis import settings
@@ -10,6 +13,12 @@ settings.register_profile("suite", deadline=None)  # a busy machine is no failur
 settings.load_profile("suite")
 
 inference.STRICT = True  # an error of a rule is no ill-formed node here; the tests of these say so
+
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    # Who starts tests in the background lets them ignore signals; commands that tests start have to be stopped by them.
+    if signal.getsignal(number) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 NEWER = {
     "test_contrib.py::test_what_is_behind_a_fused_activation_is_not_padded[Sigmoid]": "a LayerNormalization so exact",

@@ -315,16 +315,8 @@ def test_streams_that_are_full_or_closed(tmp_path, command):
 # --- Signals and kills -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hangup():
-    """A terminal that may go stops commands, also where the tests themselves were started to survive that (nohup)."""
-    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, old)
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_stopped_command_leaves_nothing(tmp_path, run, monkeypatch, hangup, name):
+def test_a_stopped_command_leaves_nothing(tmp_path, run, monkeypatch, name):
     number = getattr(signal, name)
     external(tmp_path / "t.onnx")
     before = names(tmp_path)
@@ -352,7 +344,7 @@ def test_a_command_goes_on_where_its_terminal_may_go(tmp_path, run, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_between_the_moves_waits_for_the_last(tmp_path, run, monkeypatch, hangup, name):
+def test_a_signal_between_the_moves_waits_for_the_last(tmp_path, run, monkeypatch, name):
     external(tmp_path / "t.onnx")
     arguments = ("widen", tmp_path / "t.onnx", "-o", tmp_path / "s.onnx", "--no-verify", "--factor")
     run(*arguments, "1.25")
