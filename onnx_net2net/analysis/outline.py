@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.layers import Network, dims_of
@@ -81,24 +83,31 @@ def outline(model: ModelLike) -> list[Stage]:
         constant = constant_of(tensor)
         weight = constant.name if constant is not None else ""
         read, made = ([g for dim in dims if (g := group_of.get(dim))] for dims in (layer.reads, layer.makes))
-        shared = [group_of[dim].size for dim in layer.shared if dim in group_of and group_of[dim].role == Role.EXPERTS]
+        all_made = layer.makes | layer.shared
+        stack = {dim for dim in all_made if dim in group_of and group_of[dim].role in (Role.EXPERTS, Role.COPIES)}
+        if stack == all_made:  # the router
+            stack = set()
         stages.append(Stage(
             module_of(node, flat.proto.graph.node[number], weight or tensor.name), layer.kind, weight,
-            network.shape(tensor), layer.width, _made(network, number),
-            tuple(dict.fromkeys(group.name for group in (*read, *made))), max(shared, default=0),
+            network.shape(tensor), layer.width, _made(network, number, stack),
+            tuple(dict.fromkeys(group.name for group in (*read, *made))),
+            math.prod(dim.size for dim in stack) if stack else 0,
             any(group.role == Role.RESIDUAL_STREAM for group in read),
             any(group.role == Role.RESIDUAL_STREAM for group in made),
         ))  # fmt: skip
     return stages
 
 
-def _made(network: Network, number: int) -> int:
-    """Return how many units a layer makes: the sizes of the axes of its result that have a dim which it makes."""
-    made = network.layers[number].makes | network.layers[number].shared
+def _made(network: Network, number: int, stack: set[Dim]) -> int:
+    """Return how many units a layer makes: the sizes of the axes of its result that have a dim which it makes.
+
+    Of a stack of experts, those of one expert.
+    """
+    made = (network.layers[number].makes | network.layers[number].shared) - stack
     size = 1
     for axis in network.axes(number):
         if made.intersection(dims_of(axis)):
-            size *= axis.size
+            size *= axis.size // math.prod(dim.size for dim in stack & dims_of(axis))
     return size if made else network.layers[number].sizes[0] if network.layers[number].sizes else 1
 
 

@@ -19,10 +19,11 @@ OLD, GROWN, NEW = "#8d9db0", "#f28e2b", "#59a14f"
 """Colours of what the teacher has, of what grew, and of new layers."""
 
 _FRAME, _TEXT, _PALE = "#d5dbe1", "#1f2933", "#616e7c"
-_WIDTH, _NAMES, _RAIL, _BAND, _SIZES = 940, 232, 290, 480, 650
+_WIDTH, _NAMES, _RAIL, _BAND, _SIZES = 1000, 232, 290, 480, 650
 _HALF, _RAIL_HALF = 150, 26
 _ROW, _GAP, _HEAD, _PAD = 28, 8, 24, 10
 _LETTERS = 30
+_BEHIND = 5
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Drawing:
         is_new = old is None
         old = old or stage
         note = self._note(stage, old, is_new)
+        if old.experts != stage.experts:  # more of the same stand behind them
+            pen.band(_BAND, y + _BEHIND, _half(stage.reads, largest), _half(stage.makes, largest), GROWN, note)
         for one, colour in ((stage, GROWN), (old, NEW if is_new else OLD)):
             if one is old or (one.reads, one.makes) != (old.reads, old.makes):
                 pen.band(_BAND, y, _half(one.reads, largest), _half(one.makes, largest), colour, note)
@@ -137,11 +140,7 @@ class Drawing:
             pen.line(_BAND - _half(stage.makes, largest), y + _ROW, _RAIL, y + _ROW)
         name = stage.name.removeprefix(_prefix(stage.name) if section.name else "")
         pen.text(shorten(shown(name), _LETTERS), _NAMES, y + _ROW / 2 + 4, anchor="end", note=note)
-        experts = f" x {stage.experts} experts" if stage.experts else ""
-        sizes = f"{stage.reads:,} to {stage.makes:,}{experts}"
-        if (old.reads, old.makes) != (stage.reads, stage.makes):
-            sizes += f" (was {old.reads:,} to {old.makes:,})"
-        pen.text(sizes, _SIZES, y + _ROW / 2 + 4, note=note)
+        pen.text(_sizes(stage, old), _SIZES, y + _ROW / 2 + 4, note=note)
 
     def _note(self, stage: Stage, old: Stage, is_new: bool) -> str:
         """Return what is shown where the pointer rests on a layer."""
@@ -206,6 +205,14 @@ def _half(size: int, largest: int) -> float:
 def _height(section: Section) -> float:
     rows = len(section.stages)
     return rows * (_ROW + _GAP) + 2 * _PAD - _GAP + _HEAD * bool(section.name)
+
+
+def _sizes(stage: Stage, old: Stage) -> str:
+    """Say how many units a layer reads and makes, and how many these were."""
+    text = f"{stage.reads:,} to {stage.makes:,}" + (f" x {stage.experts} experts" if stage.experts else "")
+    if (old.reads, old.makes) != (stage.reads, stage.makes):
+        return f"{text} (was {old.reads:,} to {old.makes:,}{f' x {old.experts}' if old.experts else ''})"
+    return text if old.experts == stage.experts else f"{text} (was {old.experts})"
 
 
 def _change(old: int, new: int) -> str:

@@ -1,8 +1,9 @@
 """The layers of a model in order, and which of them repeat."""
 
 from commands import MODELS
+from feedforwards import D, H, dense
 
-from onnx_net2net import deepen
+from onnx_net2net import deepen, upcycle, widen
 from onnx_net2net.analysis.outline import outline, sections
 
 RESNET = MODELS / "digits_resnet.onnx"
@@ -31,3 +32,11 @@ def test_students_have_the_names_of_their_teachers():
     student = deepen(RESNET, repeat={"layer1": 1}).student
     names = [stage.name for stage in outline(student)]
     assert {stage.name for stage in outline(RESNET)} < set(names)
+
+
+def test_stacks_of_experts_have_the_sizes_of_one_expert():
+    mixture = upcycle(dense("relu"), experts=4).student
+    for model, experts in ((mixture, 4), (widen(mixture, sizes={"experts": "2x"}).student, 8)):
+        stages = {stage.name: (stage.reads, stage.makes, stage.experts) for stage in outline(model)}
+        assert stages["down.router"] == (D, experts, 0)
+        assert {(D, H, experts), (H, D, experts)} <= set(stages.values())
