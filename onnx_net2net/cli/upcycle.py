@@ -17,7 +17,7 @@ from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
 if TYPE_CHECKING:
     from rich.table import Table
 
-_AS_ASKED = ("experts", "k", "only", "shared", "seed")
+_AS_ASKED = ("experts", "k", "only", "shared", "calibrate", "seed")
 """The options that the operation has, too."""
 
 
@@ -45,6 +45,8 @@ COMMAND = Command(
         argument("--only", action="append", default=[], metavar="PATTERN", help="names of blocks"),
         argument("--shared", action="store_true",
                  help="keep the block as a shared expert, and add experts that start at zero"),
+        argument("--calibrate", type=Path, metavar="NPZ",
+                 help="inputs on which routers are made to give all experts about as many positions"),
         REPORT,
         SEED,
         HTML,

@@ -10,8 +10,9 @@ that are 0 for those that are not chosen: that can be trained, and grown like an
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +36,8 @@ from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.deepen.repeat import take_over
 from onnx_net2net.rules import traits
+from onnx_net2net.run.inputs import input_specs, read_npz
+from onnx_net2net.run.watch import in_batches, watched
 
 _SPREAD = 0.02
 """Standard deviation of the router's rows, as classes of transformers draw them."""
@@ -96,6 +99,7 @@ def upcycle(
     k: int = 2,
     only: Sequence[str] = (),
     shared: bool = False,
+    calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> Upcycling:
     """Make mixtures of experts of feed-forward blocks; the student computes what the teacher computes.
@@ -111,6 +115,8 @@ def upcycle(
         k: How many of them each position chooses, at most `experts`; without `shared` at least 2.
         only: Names or patterns of blocks; by default all that make what they read, and have no fewer units inside.
         shared: Whether the block stays beside the experts.
+        calibrate: Inputs (arrays by name, or an npz file of them) on which the mean of what each router reads is
+            measured. Its rows become orthogonal to that, so that all experts get about as many positions.
         seed: Seed of the routers' rows.
 
     Returns:
@@ -131,14 +137,39 @@ def upcycle(
         analysis = infer(opened.model)
         chosen = _chosen(find_feedforwards(analysis, opened.model.proto), only)
         network = Network(analysis)
+        means = {} if calibrate is None else _means(model, chosen, calibrate)
         for block in chosen:
             modules = module_names(network, opened.model.proto, block.layers)
-            _Writer(network, block, modules, version, experts, k, shared, seed).write()
+            _Writer(network, block, modules, version, experts, k, shared, seed, means.get(block.entry)).write()
         drop_unread(analysis.draft, analysis.kept)
         options = {"experts": experts, "k": k, "only": list(only), "shared": shared, "seed": seed}
-        student = opened.close(analysis.draft.finish(record(model, "upcycle", options, opened.notes())))
+        notes = {**opened.notes(), **({} if calibrate is None else {"calibrated on": "data"})}
+        student = opened.close(analysis.draft.finish(record(model, "upcycle", options, notes)))
     mixtures = tuple(Upcycled(block.name, block.makes, block.hidden) for block in chosen)
     return Upcycling(model, student, mixtures, experts, k, shared, seed)
+
+
+def _means(
+    model: Model, blocks: Sequence[FeedForward], data: str | os.PathLike[str] | Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the mean over all positions of what blocks read, as far as it is no tensor inside of a body.
+
+    Raises:
+        BadInputError: If the model does not run, or the data does not fit it.
+    """
+    shown = {name for node in model.proto.graph.node for name in node.output}
+    entries = list(dict.fromkeys(block.entry for block in blocks if block.entry in shown))
+    specs = input_specs(model.proto)
+    feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
+    sums: dict[str, Array] = {}
+    rows = dict.fromkeys(entries, 0)
+    with watched(model, entries, "teacher") as watch:
+        for batch in in_batches(feeds, specs):
+            for name, values in watch(batch, entries).items():
+                own = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
+                sums[name] = sums.get(name, 0) + own.sum(0)
+                rows[name] += len(own)
+    return {name: total / max(rows[name], 1) for name, total in sums.items()}
 
 
 def _check(experts: int, k: int, shared: bool) -> None:
@@ -188,11 +219,11 @@ class _Writer:
 
     def __init__(
         self, network: Network, block: FeedForward, modules: dict[int, str], version: int, experts: int, k: int,
-        shared: bool, seed: int,
+        shared: bool, seed: int, mean: Array | None = None,
     ) -> None:  # fmt: skip
         self._network, self._analysis, self._draft = network, network.analysis, network.analysis.draft
         self._block, self._modules, self._version = block, modules, version
-        self._experts, self._k, self._shared, self._seed = experts, k, shared, seed
+        self._experts, self._k, self._shared, self._seed, self._mean = experts, k, shared, seed, mean
         self._entry = self._tensor(block.entry)
         self._type = self._analysis.sizes.dtype(block.entry)
 
@@ -220,7 +251,7 @@ class _Writer:
         read = rows if self._type == kind else self._add("Cast", "router.read", [rows], to=kind)
         shape = (self._block.reads, self._experts)
         dtype = helper.tensor_dtype_to_np_dtype(kind)
-        draw = partial(_drawn, shape, dtype, [self._seed, zlib.crc32(self._block.name.encode())])
+        draw = partial(_drawn, shape, dtype, [self._seed, zlib.crc32(self._block.name.encode())], self._mean)
         weight = self._draft.lazy_constant(f"{self._block.name}.router.weight", kind, shape, draw)
         logits = self._add("MatMul", "router", [read, weight])
         scores = self._add("Softmax", "router.scores", [logits], axis=-1) if self._shared else logits
@@ -341,8 +372,12 @@ class _Writer:
         return add_node(self._draft, kind, f"{self._block.name}.{name}", inputs, result, **attrs)
 
 
-def _drawn(shape: tuple[int, int], dtype: np.dtype, seed: Sequence[int]) -> Array:
-    return (np.random.default_rng(seed).normal(size=shape) * _SPREAD).astype(dtype)
+def _drawn(shape: tuple[int, int], dtype: np.dtype, seed: Sequence[int], mean: Array | None) -> Array:
+    """Draw a router's rows, orthogonal to the mean of what it reads: that would favour some experts everywhere."""
+    rows = np.random.default_rng(seed).normal(size=shape)
+    if mean is not None and mean.any():
+        rows -= np.outer(mean, mean @ rows) / (mean @ mean)
+    return np.asarray(rows * _SPREAD, dtype)
 
 
 def _stacked(read: Source, shape: tuple[int, ...], turn: bool, factor: float) -> Array:

@@ -6,7 +6,8 @@ import pytest
 from feedforwards import BLOCKS, D, H, dense, feeds
 from graphs import assert_close, run, weights, weighty
 
-from onnx_net2net import deepen, inspect, upcycle, verify, widen
+from onnx_net2net import deepen, inspect, load, upcycle, verify, widen
+from onnx_net2net.cli.main import main
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.operations.replay import replay, steps_of
 
@@ -132,3 +133,27 @@ def test_experts_and_routers_learn_within_two_steps():
                 largest[name] = torch.maximum(largest[name], rows.abs().amax(1))
             optimizer.step()
         assert all((found > 1e-8).all() for found in largest.values()), largest
+
+
+def test_calibrated_routers_use_all_experts_where_inputs_have_much_in_common(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    proto = dense("relu", first=rng.normal(size=(6, D)).astype(np.float32) / 9)
+    given = {"inputs": (rng.normal(size=(2, 12, 6)) + 8).astype(np.float32)}
+    teacher, data, student = (tmp_path / name for name in ("teacher.onnx", "data.npz", "student.onnx"))
+    onnx.save(proto, teacher)
+    np.savez(data, **given)
+    tokens = np.tanh(given["inputs"].reshape(-1, 6) @ weights(load(teacher))["first"])
+    most = {}
+    for name, calibrate in (("plain", None), ("calibrated", data)):
+        found = upcycle(teacher, experts=6, calibrate=calibrate).student
+        router = next(array for key, array in weights(found).items() if key.endswith("router.weight"))
+        choices = np.argsort(-(tokens @ router), axis=1)[:, :2]
+        most[name] = np.bincount(choices.reshape(-1), minlength=6).max() / choices.size
+        if calibrate is not None:
+            assert np.abs(tokens.mean(0) @ router).max() < 1e-6
+        assert_close(run(weighty(found), given)[0], run(proto, given)[0], name, 1e-5)
+    assert most["calibrated"] < most["plain"]
+    asked = ["upcycle", str(teacher), "-o", str(student), "--experts", "6", "--calibrate", str(data)]
+    assert main(asked) == 0, capsys.readouterr().err
+    with pytest.raises(BadInputError, match="calibrated on data"):
+        steps_of(student)
