@@ -14,9 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.carry import Carrier, Step, match_all, versions_of
@@ -297,10 +295,5 @@ def _compare(again: Model, student: Model, only: Mapping[str, StoredConstant] | 
         other = theirs.get(name)
         if only is not None and name not in only and other is not None:
             continue
-        if other is None or other.shape != constant.shape or not _are_equal(constant.read(), other.read()):
+        if other is None or other.shape != constant.shape or not are_equal(constant.read(), other.read()):
             raise BadInputError(f"the student is not what its record makes of the teacher: {name} differs")
-
-
-def _are_equal(one: Array, other: Array) -> bool:
-    """Tell whether values are the same; what is no number in both is (JAX guards a variance of nothing by NaN)."""
-    return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array, is_float
+from onnx_net2net.algebra.floats import Array, are_equal, is_float
 from onnx_net2net.algebra.views import Reshape, Slice
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework import files as statedict
@@ -135,7 +135,7 @@ class _Filling:
     def _differs(self, name: str) -> bool:
         """Tell whether a constant that is no entry has other values now: its class makes the old ones again."""
         new = self._carrier.new.get(name)
-        return new is None or not np.array_equal(self._carrier.old[name].read(), new.read())
+        return new is None or not are_equal(self._carrier.old[name].read(), new.read())
 
     def value(self, name: str) -> Callable[[], Array]:
         """Return what computes an entry; one that is nowhere in the file stays as it is.

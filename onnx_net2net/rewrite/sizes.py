@@ -13,7 +13,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_net2net.algebra.dims import Axis
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.edit import add_node
@@ -89,7 +89,7 @@ def _set_inputs(teacher: Model, rewriting: Rewriting) -> None:
         for index, tensor in enumerate(node.inputs):
             is_data = index not in needs and not passes_on  # it keeps its value
             have, need = student.values.get(tensor.name), known.get(tensor.name) if is_data else needs.get(index)
-            if have is not None and need is not None and have.shape == need.shape and not _are_equal(have, need):
+            if have is not None and need is not None and have.shape == need.shape and not are_equal(have, need):
                 node.inputs[index] = _supply(rewriting, tensor, have, need)
                 if is_data:
                     rewriting.note(f"the teacher's size in {node.op}", node, is_number=True)
@@ -99,13 +99,8 @@ def _set_inputs(teacher: Model, rewriting: Rewriting) -> None:
         kept.update(dict.fromkeys(rewriting.graph.captured(node), f"what {node.op} {node.name!r} reads in its body"))
     for name, what in kept.items():
         have, need = student.values.get(name), known.get(name)
-        if have is not None and need is not None and not _are_equal(have, need):
+        if have is not None and need is not None and not are_equal(have, need):
             raise RefusedError(f"{what} is a size that would grow")
-
-
-def _are_equal(have: Array, need: Array) -> bool:
-    """Tell whether values are the same; what is no number in both is (JAX guards a variance of nothing by NaN)."""
-    return np.array_equal(have, need, equal_nan=have.dtype.kind == need.dtype.kind == "f")
 
 
 def _student_sizes(teacher: Model, rewriting: Rewriting) -> sizes.Sizes:

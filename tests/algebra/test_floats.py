@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnx_net2net.algebra.floats import epsilon, is_float
+from onnx_net2net.algebra.floats import are_equal, epsilon, is_float
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,13 @@ def test_types(dtype: Any, divisible: bool, precision: float | None) -> None:
     assert is_float(np.dtype(dtype)) is divisible
     if dtype is not np.complex64:  # has one, which nobody asks for
         assert epsilon(np.dtype(dtype)) == precision
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_what_is_no_number_is_equal_to_itself(dtype: Any) -> None:
+    one = np.array([1.0, np.nan]).astype(dtype)
+    assert are_equal(one, one.copy())
+    assert not are_equal(one, np.array([1.0, 2.0]).astype(dtype))
+    assert not are_equal(one, one[:1])
+    assert are_equal(np.array(["a"]), np.array(["a"]))
+    assert not are_equal(np.array(["a"]), np.array(["b"]))

@@ -130,3 +130,16 @@ def test_products_of_axes_are_found_behind_a_transposition():
     (found,) = match({"depth": Stored.of(values)}, constants)["depth"]
     assert found.relation == "transposed"
     np.testing.assert_array_equal(found.read(constants), values)
+
+
+def test_what_is_no_number_is_the_same_behind_a_growth(tmp_path):
+    """As JAX guards a variance: where a count is positive, else NaN."""
+
+    def class_(state):
+        nodes = [node("MatMul", ["x", "w"], "h"), node("Relu", ["h"], "r"), node("MatMul", ["r", "v"], "m"),
+                 node("Where", ["yes", "m", "nan"], "y")]  # fmt: skip
+        guard = {"yes": np.array(True), "nan": np.array(np.nan, np.float32)}
+        return build(nodes, {"x": f32(2, 5)}, ["y"], {**state, **guard})
+
+    _, result = check(class_, {"w": f32(5, 8), "v": f32(8, 3)}, tmp_path)
+    assert result["w"].new == (5, 12)

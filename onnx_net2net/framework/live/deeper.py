@@ -295,7 +295,8 @@ def _held(module: nn.Module) -> Iterator[Any]:
 def _numbers(blocks: Sequence[nn.Module]) -> Iterator[tuple[str, tuple[object, ...]]]:
     """Yield where each block of a list keeps its own place in it."""
     for path, one in blocks[0].named_modules():
-        for slot in slots_of(one, path):
+        of_torch = type(one).__module__.startswith("torch.nn")
+        for slot in slots_of(one, path) if not of_torch else ():
             if slot.value == 0 and len(slot.keys) == 1 and len(blocks) > 1 and _are_places(blocks, path, slot):
                 yield path, slot.keys
 
