@@ -76,10 +76,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": VIT,
     "swin_tiny_patch4_window7_224": SWIN,
     "swinv2_tiny_window8_256": SWIN,
-    "mixer_s32_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
-    "resmlp_12_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
     "convnext_atto": {"dims": (12, 24, 48, 96), "depths": (1, 1, 2, 1)},
-    "poolformer_s12": {"dims": (12, 24, 48, 96), "depths": (1, 1, 2, 1)},
     "resnet18": {"channels": (12, 24, 48, 96)},
     "mobilenetv3_small_050": {},
 }

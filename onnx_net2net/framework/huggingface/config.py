@@ -33,7 +33,7 @@ _RATIOS = re.compile(r"ratio|expan|mult")
 _MOST_LISTS = 64
 """How many ways a list is changed in."""
 
-_MOST_TRIED = 100
+_MOST_TRIED = 40
 """How many classes are run to find the numbers that no shape shows."""
 
 _WIDTHS = ("inner", "dim", "_size", "width", "heads")
