@@ -107,7 +107,9 @@ def _read_npz(path: Path) -> StateDict:
     try:
         with zipfile.ZipFile(path) as archive:
             hdf5.check_archive(path, archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except BadInputError:
+        raise
+    except Exception as error:  # of zip files, each has its own
         raise BadInputError(f"cannot read {path}: {one_line(error)}") from error
     arrays = arrays_of(path)
     for name, array in arrays.items():
