@@ -48,8 +48,8 @@ def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: i
         rewriting.note("a mask of copies at", node)
         plain, result = rewriting.intercept(node, mask.output)
         penalty, label = made[mask.layer], node.name or result.name
-        kind, own = rewriting.type_of(result), rewriting.analysis.sizes.dtype(_logits(rewriting, mask.layer))
-        if kind != own:
+        kind = rewriting.type_of(result)
+        if kind != TensorProto.FLOAT:
             penalty = add_node(rewriting.graph, "Cast", f"{label}_mask_cast", [penalty], to=kind)
         if mask.folded:
             shape = add_node(rewriting.graph, "Shape", f"{label}_mask_shape", [plain])
@@ -91,7 +91,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     sides = add("Add", [add("MatMul", [data, planes]), numbers("offsets", start)])
     apart = add("Apart", [sides, numbers("shape", np.array([*lead, axis.size, most]))], "Reshape")
     winner = add("ArgMax", [apart], axis=-1, keepdims=0)
-    marks = numbers("marks", np.array([NEVER, 0.0]).astype(dtype))
+    marks = numbers("marks", np.array([NEVER, 0.0], np.float32))  # onnxruntime has no OneHot of every type
     losers = add("OneHot", [winner, numbers("depth", np.array(most)), marks])
     penalty = add("Together", [losers, numbers("units", np.array([*lead, axis.size * most]))], "Reshape")
     places = index * most + rank

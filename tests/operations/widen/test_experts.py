@@ -1,5 +1,7 @@
 """Experts get copies of which masks let a router choose one: the student is exact, and every copy is in use."""
 
+import re
+
 import numpy as np
 import pytest
 from graphs import assert_close, net, run, weights, weighty
@@ -311,3 +313,17 @@ def test_a_norm_over_the_units_of_an_expert_is_in_the_way():
     proto = moe(ROUTERS["softmax, top-k, normed"], dispatch, gain=np.ones(H, np.float32))
     with pytest.raises(RefusedError, match="cannot be cut into parts"):
         grown(proto, "2x", how="granular")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("double", np.float64), ("float16", np.float16)])
+def test_masks_are_of_the_type_of_the_scores(kind, dtype):
+    text = (
+        f"({kind}[{T}, {D}] x) => ({kind}[{T}, {C}] y) {{ l = MatMul(x, router) p = Softmax<axis=-1>(l) "
+        f"best = ReduceMax<keepdims=1>(p, last) i = ArgMax<axis=-1, keepdims=1>(p) g = Identity(best) {LOOKED_UP} "
+        "y = MatMul(m, head) }"
+    ).replace("m = ReduceSum<keepdims=0>(w8, one)", "m = Squeeze(w8, one)")
+    known = constants() | {"router": constants()["router"].T}
+    words = set(re.findall(r"\w+", text))
+    floats = {n: v.astype(dtype) if v.dtype == np.float32 else v for n, v in known.items() if n in words}
+    proto = net(text, **floats)
+    verify(proto, grown(proto, "2x").student).raise_if_different()
