@@ -127,8 +127,6 @@ def resolve(axis: Axis) -> Axis:
     Nested products and concatenations are flat, frozen factors of size 1 are gone, and a product whose first
     factor is a concatenation is a concatenation of products.
     """
-    if isinstance(axis, Dim) and axis._to is None:  # most are
-        return axis
     found = _known(axis._to if isinstance(axis, Dim) and axis._to is not None else axis)
     if found is not None:
         return found
