@@ -38,7 +38,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_is_short() -> None:
-    assert README.stat().st_size < 9_500
+    assert README.stat().st_size < 9_000
 
 
 def test_commands_of_the_readme_run(workplace: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.unmask import Unmasking, unmask
 
@@ -22,8 +22,9 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     unmasking = unmask(teacher)
     inexact = "" if unmasking.exact else "copies of experts compete for tokens that a mask kept apart"
-    lines = [_table(unmasking, title(options))]
-    return deliver(options, unmasking, _to_dict(unmasking), lines, checking, inexact=inexact)
+    costs = costs_beside(teacher, unmasking.student)
+    lines = [_table(unmasking, title(options), costs)]
+    return deliver(options, unmasking, {**_to_dict(unmasking), **costs}, lines, checking, inexact=inexact)
 
 
 COMMAND = Command(
@@ -40,15 +41,14 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(unmasking: Unmasking, title: str) -> Table:
+def _table(unmasking: Unmasking, title: str, costs: Costs) -> Table:
     rows = [([mask.name, f"{mask.penalty:g}"], False) for mask in unmasking.masks]
-    total = ["parameters", f"{unmasking.teacher.parameters:,} -> {unmasking.student.parameters:,}"]
-    return table(title, ["mask", ">penalty"], rows, [total])
+    sums = [[name, f"{before} -> {after}"] for name, before, after in totals(costs)]
+    return table(title, ["mask", ">penalty"], rows, sums)
 
 
 def _to_dict(unmasking: Unmasking) -> dict[str, Any]:
     return {
         "exact": unmasking.exact,
-        "parameters": {"before": unmasking.teacher.parameters, "after": unmasking.student.parameters},
         "masks": [{"name": mask.name, "penalty": mask.penalty} for mask in unmasking.masks],
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_net2net.analysis.feedforward import FeedForward
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument
 from onnx_net2net.cli.output import say_json, table, tell
-from onnx_net2net.cli.student import deliver, prepare, title
+from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
@@ -30,7 +30,9 @@ def run(options: argparse.Namespace) -> int:
         raise BadInputError("say where to write the student, and how many experts: -o STUDENT --experts N (or --list)")
     checking = prepare(options, teacher)
     upcycling = upcycle(teacher, **{name: getattr(options, name) for name in _AS_ASKED})
-    return deliver(options, upcycling, _to_dict(upcycling), [_table(upcycling, title(options))], checking)
+    costs = costs_beside(teacher, upcycling.student)
+    lines = [_table(upcycling, title(options), costs)]
+    return deliver(options, upcycling, {**_to_dict(upcycling), **costs}, lines, checking)
 
 
 COMMAND = Command(
@@ -88,11 +90,11 @@ def _block_dict(block: FeedForward) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(upcycling: Upcycling, title: str) -> Table:
+def _table(upcycling: Upcycling, title: str, costs: Costs) -> Table:
     kind = f"{upcycling.experts}, {upcycling.k} chosen" + (" beside it" if upcycling.shared else "")
     rows = [([one.name, f"{one.units:,}", f"{one.hidden:,}", kind], False) for one in upcycling.mixtures]
-    parameters = f"{upcycling.teacher.parameters:,} -> {upcycling.student.parameters:,}"
-    return table(title, ["block", ">units", ">inside", "experts"], rows, [["parameters", "", "", parameters]])
+    sums = [[name, "", "", f"{before} -> {after}"] for name, before, after in totals(costs)]
+    return table(title, ["block", ">units", ">inside", "experts"], rows, sums)
 
 
 def _to_dict(upcycling: Upcycling) -> dict[str, Any]:
@@ -101,6 +103,5 @@ def _to_dict(upcycling: Upcycling) -> dict[str, Any]:
         "experts": upcycling.experts,
         "k": upcycling.k,
         "shared": upcycling.shared,
-        "parameters": {"before": upcycling.teacher.parameters, "after": upcycling.student.parameters},
         "mixtures": [{"name": m.name, "units": m.units, "hidden": m.hidden} for m in upcycling.mixtures],
     }
