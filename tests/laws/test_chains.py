@@ -64,6 +64,6 @@ class Chain(RuleBasedStateMachine):
 def test_any_chain_of_steps_is_exact(name):
     machine = type(name, (Chain,), {"path": MODELS / f"{name}.onnx"})
     options = settings(
-        max_examples=6, stateful_step_count=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=4, stateful_step_count=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(machine, settings=options)

@@ -223,13 +223,13 @@ def test_each_block_on_vectors_lets_something_grow(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(10))
 def test_many_random_networks_compute_the_same(chunk: int) -> None:
-    for seed in range(10_000 + chunk, 11_000, 10):
+    for seed in range(10_000 + chunk, 10_400, 10):
         for number, way in enumerate(WAYS):
             way(seed + 10_000 * number)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=700, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**20), st.sampled_from(WAYS), st.lists(st.sampled_from(list(IMAGE)), max_size=5),
     st.lists(st.sampled_from(list(VECTOR)), max_size=4),
