@@ -249,7 +249,11 @@ def test_light_models_everywhere_and_layer_by_layer(name):
     found = [place for place in places(teacher) if place.ways]
     assert len(found) >= 8
     chosen = found[:: max(1, len(found) // 5)]
-    options = [{"after": [place.name], "way": place.ways[i % len(place.ways)]} for i, place in enumerate(chosen)]
+    ways = [[way for way in place.ways if way != "factor"] for place in chosen]  # singular values of these take minutes
+    options = [
+        {"after": [place.name], "way": own[i % len(own)]}
+        for i, (place, own) in enumerate(zip(chosen, ways, strict=True))
+    ]
     for each in ({"all": True}, *options):
         answer = light.run(deepen(teacher, **each).student, light.image(name))
         for expected, actual in zip(wanted, answer, strict=True):
