@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     staging.written.clear()
     with caught_signals(_interrupt) as came:  # they all end the work as Ctrl-C does
         try:
-            return _run(arguments)
+            return _run(arguments, came)
         except MemoryError:
             complain("there is not enough memory for a model of this size")
         except OSError as error:
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BadInputError.exit_code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    """Run the command line, and say what it refuses."""
+def _run(arguments: Sequence[str] | None, came: Sequence[int]) -> int:
+    """Run the command line, and say what it refuses; `came` has the signals that came."""
     options = argparse.Namespace(debug=False)
     try:
         try:
@@ -85,6 +85,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             warnings.simplefilter("default" if options.debug else "ignore")  # those of libraries are not for users
             return int(options.run(options))
     except Exception as error:
+        if came:  # modules in C that are imported just then make errors of their own of the interruption
+            raise KeyboardInterrupt from error
         if options.debug:
             traceback.print_exc()
         if isinstance(error, MemoryError | OSError):

@@ -332,6 +332,22 @@ def test_a_stopped_command_leaves_nothing(tmp_path, run, monkeypatch, name):
     assert signal.getsignal(number) == handler
 
 
+def test_an_error_that_an_interruption_turns_into_is_an_interruption(tmp_path, run, monkeypatch):
+    """Modules in C that are being imported raise an ImportError instead."""
+    external(tmp_path / "t.onnx")
+
+    def stop(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("onnx_net2net.cli.student.verify", stop)
+    code, err = run("widen", tmp_path / "t.onnx", "-o", tmp_path / "s.onnx", "--factor", "1.5")
+    assert (code, err) == (128 + signal.SIGTERM, "onnx-net2net: interrupted, nothing written\n")
+    assert not (tmp_path / "s.onnx").exists()
+
+
 def test_a_command_goes_on_where_its_terminal_may_go(tmp_path, run, monkeypatch):
     monkeypatch.setattr("onnx_net2net.cli.student.verify", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
     external(tmp_path / "t.onnx")
