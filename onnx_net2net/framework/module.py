@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,32 @@ class ModuleRunner:
         return {name: _to_numpy(tensor) for name, tensor in zip(self._outputs, tensors, strict=True)}
 
 
+def imported(path: str) -> Callable[..., Any]:
+    """Import a class or function of the user's, also from the current folder, as `python -m` does.
+
+    Args:
+        path: "package.module:factory".
+
+    Raises:
+        BadInputError: If there is none, or the user's code fails.
+    """
+    name, colon, attribute = path.partition(":")
+    if not (name and colon and attribute):
+        raise BadInputError(f"--module {path}: write package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except Exception as error:  # whatever the user's code raises
+        raise BadInputError(f"--module {path} cannot be imported: {one_line(error)}") from error
+    if not callable(factory):
+        raise BadInputError(f"--module {path} is no class and no function")
+    found: Callable[..., Any] = factory
+    return found
+
+
 def build(path: str, args: Mapping[str, Any] | Sequence[Any] = ()) -> torch.nn.Module:
     """Build a module by the user's own code.
 
@@ -71,17 +97,7 @@ def build(path: str, args: Mapping[str, Any] | Sequence[Any] = ()) -> torch.nn.M
         BadInputError: If there is no torch, no such factory, or it fails or makes no module.
     """
     torch = _torch()
-    name, colon, attribute = path.partition(":")
-    if not (name and colon and attribute):
-        raise BadInputError(f"--module {path}: write package.module:factory")
-    if os.getcwd() not in sys.path:  # as `python -m` does
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            factory = getattr(factory, part)
-    except Exception as error:  # whatever the user's code raises
-        raise BadInputError(f"--module {path} cannot be imported: {one_line(error)}") from error
+    factory = imported(path)
     try:
         module = factory(**args) if isinstance(args, Mapping) else factory(*args)
     except Exception as error:

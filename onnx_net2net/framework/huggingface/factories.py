@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import inspect
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.huggingface.folder import CONFIG
 from onnx_net2net.framework.huggingface.inputs import BATCH
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton, first_names, strides_of
+from onnx_net2net.framework.module import imported
 
 Make = Callable[[dict[str, Any]], Skeleton]
 """Makes a module without weights of what config.json has."""
@@ -130,7 +129,7 @@ def of_user(where: str, config: Mapping[str, Any], example: Mapping[str, torch.T
     Raises:
         BadInputError: If it cannot be imported, or does not take the arguments.
     """
-    factory = _imported(where)
+    factory = imported(where)
     try:
         signature = inspect.signature(factory)
         bound = signature.bind(**config)
@@ -146,25 +145,6 @@ def of_user(where: str, config: Mapping[str, Any], example: Mapping[str, torch.T
         return _skeleton(model, Arguments({**defaults, **raw}), _called_with(where, model, example))
 
     return make
-
-
-def _imported(where: str) -> Callable[..., Any]:
-    name, colon, attribute = where.partition(":")
-    if not (name and colon and attribute):
-        raise BadInputError(f"{where}: write package.module:factory")
-    sys.path.insert(0, "")  # the folder that the user is in, as `python -m` has it
-    try:
-        found: Any = importlib.import_module(name)
-        for step in attribute.split("."):
-            found = getattr(found, step)
-    except Exception as error:  # of the user's own code
-        raise BadInputError(f"cannot import {where}: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        sys.path.remove("")
-    if not callable(found):
-        raise BadInputError(f"{where} is no class and no function")
-    own: Callable[..., Any] = found
-    return own
 
 
 def _called_with(where: str, model: nn.Module, example: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:

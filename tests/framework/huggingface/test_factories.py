@@ -98,7 +98,7 @@ def test_what_cannot_be_used_is_said_in_one_line(folder, tmp_path, capsys):
     samples = ["--samples", str(tmp_path / "inputs.safetensors")]
     cases = {
         "no module of torch": [f"{__name__}:loaded_nothing", *samples],
-        "cannot import": [f"{__name__}:Missing", *samples],
+        "cannot be imported": [f"{__name__}:Missing", *samples],
         "write package.module:factory": ["Net", *samples],
         "say what": [WHERE],
     }
