@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import progress_bar, say_json, table, tell
-from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
+from onnx_net2net.cli.student import Sums, deliver, prepare, title
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
@@ -37,10 +38,16 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     with progress_bar() as progress:
         deepening = deepen(teacher, **{name: getattr(options, name) for name in _AS_ASKED}, progress=progress)
-    costs = costs_beside(teacher, deepening.student)
-    lines = [_table(deepening, title(options), costs), *deepening.notes]
     inexact = "" if deepening.exact else "--rank"
-    return deliver(options, deepening, {**_to_dict(deepening), **costs}, lines, checking, inexact=inexact)
+    return deliver(
+        options,
+        deepening,
+        _to_dict(deepening),
+        partial(_table, deepening, title(options)),
+        deepening.notes,
+        checking,
+        inexact=inexact,
+    )
 
 
 COMMAND = Command(
@@ -124,10 +131,10 @@ def _blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _table(deepening: Deepening, title: str, costs: Costs) -> Table:
+def _table(deepening: Deepening, title: str, sums: Sums) -> Table:
     rows = (([insertion.name, insertion.way, str(insertion.count)], False) for insertion in deepening.insertions)
-    sums = [[name, f"{before} -> {after}"] for name, before, after in totals(costs)]
-    return table(title, ["behind", "inserted", ">layers"], rows, sums)
+    below = [[name, f"{before} -> {after}"] for name, before, after in sums]
+    return table(title, ["behind", "inserted", ">layers"], rows, below)
 
 
 def _to_dict(deepening: Deepening) -> dict[str, Any]:

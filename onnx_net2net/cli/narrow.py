@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
+from onnx_net2net.cli.student import Sums, deliver, prepare, title
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
 
@@ -21,9 +22,7 @@ def run(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = prepare(options, teacher)
     narrowing = narrow(teacher)
-    costs = costs_beside(teacher, narrowing.student)
-    lines = [_table(narrowing, title(options), costs)]
-    return deliver(options, narrowing, {**_to_dict(narrowing), **costs}, lines, checking)
+    return deliver(options, narrowing, _to_dict(narrowing), partial(_table, narrowing, title(options)), (), checking)
 
 
 COMMAND = Command(
@@ -40,11 +39,11 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(narrowing: Narrowing, title: str, costs: Costs) -> Table:
+def _table(narrowing: Narrowing, title: str, sums: Sums) -> Table:
     removed = [[name] for name in narrowing.removed]
     changed = [[change.name, f"{change.old:,}", f"{change.new:,}"] for change in narrowing.changes]
     rows = [(cells, False) for cells in removed + changed]
-    return table(title, ["removed", ">before", ">after"], rows, totals(costs))
+    return table(title, ["removed", ">before", ">after"], rows, sums)
 
 
 def _to_dict(narrowing: Narrowing) -> dict[str, Any]:

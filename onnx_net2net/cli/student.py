@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from onnx_net2net.cli.options import checking
@@ -26,7 +26,8 @@ from onnx_net2net.operations.upcycle import Upcycling
 from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import Widening
 
-Costs = dict[str, dict[str, int]]
+Sums = Sequence[Sequence[str]]
+"""The last rows of a table: what is summed up, before, and after."""
 
 OtherWay = tuple[str, Callable[[], Widening]]
 """Options that may help where a student differs, and what makes a student with them."""
@@ -35,7 +36,7 @@ _TRIED = 200_000_000
 """Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
 
 
-def costs_beside(teacher: Model, student: Model) -> Costs:
+def _costs(teacher: Model, student: Model) -> dict[str, dict[str, int]]:
     """Return what a teacher and its student cost: for each quantity, ``before`` and ``after``.
 
     Multiplications are those of one run, activations are bytes, both at the same sizes of dynamic axes.
@@ -51,8 +52,8 @@ def costs_beside(teacher: Model, student: Model) -> Costs:
     return {name: {"before": before, "after": after} for name, (before, after) in pairs.items()}
 
 
-def totals(costs: Costs) -> list[list[str]]:
-    """Return the same as the last rows of a table: name, before and after."""
+def _sums(costs: Mapping[str, Mapping[str, int]]) -> Sums:
+    """Return the same as rows of a table."""
     sized = {"bytes": "file size", "activations": "activations"}
     return [
         [sized.get(name, name), *(size_text(value) if name in sized else f"{value:,}" for value in pair.values())]
@@ -78,6 +79,7 @@ def deliver(
     options: argparse.Namespace,
     result: Widening | Deepening | Narrowing | Upcycling | Unmasking,
     record: dict[str, Any],
+    table: Callable[[Sums], object],
     lines: Iterable[object],
     checking: dict[str, Any],
     *,
@@ -90,18 +92,22 @@ def deliver(
         options: What was asked for.
         result: What was done.
         record: The same for JSON.
-        lines: The same for people, as `tell` takes it; shown when nothing stands in the way.
+        table: Makes the same for people, with these last rows; shown when nothing stands in the way.
+        lines: What else there is to say.
         checking: What `prepare` returned.
         inexact: Why the student may differ; empty if it must not.
         others: What else could be done where the student differs.
     """
     widths = widths_of(options, result.teacher, result.student)
+    costs = _costs(result.teacher, result.student)
+    record = {**record, **costs, **widths}
+    lines = [table(_sums(costs)), *lines, *widths.get("widths", ())]
     if options.dry_run:
-        costs = estimate(result.teacher, result.student, options.output.parent)
+        estimated = estimate(result.teacher, result.student, options.output.parent)
         if options.json:
-            say_json({**record, **widths, "estimate": costs.to_dict(), "output": None})
+            say_json({**record, "estimate": estimated.to_dict(), "output": None})
         else:
-            tell([*lines, *widths.get("widths", ()), f"would have {costs}", "nothing was written (--dry-run)"])
+            tell([*lines, f"would have {estimated}", "nothing was written (--dry-run)"])
         return 0
     verification = None
     with progress_bar() as progress, result.student.stage(options.output, progress=progress) as staged:
@@ -111,7 +117,7 @@ def deliver(
                 raise NotEquivalentError(f"{verification}{_remedy(result.teacher, others, checking)}")
         staged.commit()
     advice = None if isinstance(result, Narrowing | Upcycling | Unmasking) else recipe_of(result)
-    told = [*lines, *widths.get("widths", ()), *([next_steps(advice)] if advice else [])]
+    told = [*lines, *([next_steps(advice)] if advice else [])]
     told += [f"not exact, as asked ({inexact})"] if inexact else []
     told.append(verification or "not verified (--no-verify)")
     if options.html:
@@ -119,7 +125,7 @@ def deliver(
     if options.json:
         checked = verification.to_dict() if verification else None
         then = {"recipe": advice.as_dict()} if advice else {}
-        say_json({**record, **widths, "verification": checked, "output": str(options.output), **then})
+        say_json({**record, "verification": checked, "output": str(options.output), **then})
         return 0
     tell(told)
     say_written(options, options.output)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
+from onnx_net2net.cli.student import Sums, deliver, prepare, title
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.unmask import Unmasking, unmask
 
@@ -22,9 +23,15 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     unmasking = unmask(teacher)
     inexact = "" if unmasking.exact else "copies of experts compete for tokens that a mask kept apart"
-    costs = costs_beside(teacher, unmasking.student)
-    lines = [_table(unmasking, title(options), costs)]
-    return deliver(options, unmasking, {**_to_dict(unmasking), **costs}, lines, checking, inexact=inexact)
+    return deliver(
+        options,
+        unmasking,
+        _to_dict(unmasking),
+        partial(_table, unmasking, title(options)),
+        (),
+        checking,
+        inexact=inexact,
+    )
 
 
 COMMAND = Command(
@@ -41,10 +48,10 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(unmasking: Unmasking, title: str, costs: Costs) -> Table:
+def _table(unmasking: Unmasking, title: str, sums: Sums) -> Table:
     rows = [([mask.name, f"{mask.penalty:g}"], False) for mask in unmasking.masks]
-    sums = [[name, f"{before} -> {after}"] for name, before, after in totals(costs)]
-    return table(title, ["mask", ">penalty"], rows, sums)
+    below = [[name, f"{before} -> {after}"] for name, before, after in sums]
+    return table(title, ["mask", ">penalty"], rows, below)
 
 
 def _to_dict(unmasking: Unmasking) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.feedforward import FeedForward
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument
 from onnx_net2net.cli.output import say_json, table, tell
-from onnx_net2net.cli.student import Costs, costs_beside, deliver, prepare, title, totals
+from onnx_net2net.cli.student import Sums, deliver, prepare, title
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
@@ -30,9 +31,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadInputError("say where to write the student, and how many experts: -o STUDENT --experts N (or --list)")
     checking = prepare(options, teacher)
     upcycling = upcycle(teacher, **{name: getattr(options, name) for name in _AS_ASKED})
-    costs = costs_beside(teacher, upcycling.student)
-    lines = [_table(upcycling, title(options), costs)]
-    return deliver(options, upcycling, {**_to_dict(upcycling), **costs}, lines, checking)
+    return deliver(options, upcycling, _to_dict(upcycling), partial(_table, upcycling, title(options)), (), checking)
 
 
 COMMAND = Command(
@@ -90,11 +89,11 @@ def _block_dict(block: FeedForward) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(upcycling: Upcycling, title: str, costs: Costs) -> Table:
+def _table(upcycling: Upcycling, title: str, sums: Sums) -> Table:
     kind = f"{upcycling.experts}, {upcycling.k} chosen" + (" beside it" if upcycling.shared else "")
     rows = [([one.name, f"{one.units:,}", f"{one.hidden:,}", kind], False) for one in upcycling.mixtures]
-    sums = [[name, "", "", f"{before} -> {after}"] for name, before, after in totals(costs)]
-    return table(title, ["block", ">units", ">inside", "experts"], rows, sums)
+    below = [[name, "", "", f"{before} -> {after}"] for name, before, after in sums]
+    return table(title, ["block", ">units", ">inside", "experts"], rows, below)
 
 
 def _to_dict(upcycling: Upcycling) -> dict[str, Any]:

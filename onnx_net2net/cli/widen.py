@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from onnx_net2net.cli.options import (
     for_framework,
 )
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import Costs, OtherWay, costs_beside, deliver, prepare, title, totals
+from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare, title
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.load import expert_load
@@ -49,11 +50,19 @@ def run(options: argparse.Namespace) -> int:
     if options.load is not None:
         arguments["loads"] = expert_load(teacher, options.load)
     widening = widen(teacher, **arguments)
-    costs = costs_beside(teacher, widening.student)
-    lines = [_table(widening, title(options), costs), *_kept_lines(widening, options.framework), *widening.notes]
+    lines = [*_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
     others = _other_ways(teacher, arguments)
-    return deliver(options, widening, {**_to_dict(widening), **costs}, lines, checking, inexact=inexact, others=others)
+    return deliver(
+        options,
+        widening,
+        _to_dict(widening),
+        partial(_table, widening, title(options)),
+        lines,
+        checking,
+        inexact=inexact,
+        others=others,
+    )
 
 
 COMMAND = Command(
@@ -119,14 +128,14 @@ def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[OtherW
         yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
 
 
-def _table(widening: Widening, title: str, costs: Costs) -> Table:
+def _table(widening: Widening, title: str, sums: Sums) -> Table:
     """Return what grew, before and after."""
     rows = []
     for change in widening.changes:
         wanted = "" if round(change.wanted) == change.new else f"{change.wanted:g}"
         cells = [change.name, f"{change.old:,}", f"{change.new:,}", wanted, change.map, str(change.tensors)]
         rows.append((cells, change.new == change.old))
-    return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, totals(costs))
+    return table(title, ["dim", ">before", ">after", ">wanted", "map", ">tensors"], rows, sums)
 
 
 def _kept_lines(widening: Widening, framework: str | None) -> list[str]:
