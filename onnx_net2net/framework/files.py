@@ -22,7 +22,7 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework import hdf5, trees
-from onnx_net2net.framework.stored import Entries, StateDict, Stored
+from onnx_net2net.framework.stored import Entries, StateDict, Stored, optional
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
@@ -174,11 +174,7 @@ def import_torch(path: Path) -> Any:
     Raises:
         BadInputError: If it is not installed.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise BadInputError(f"{path} is a file of torch, which is not installed; or use .safetensors") from error
-    return torch
+    return optional("torch", f"{path} is a file of torch, which is not installed; or use .safetensors")
 
 
 def from_torch(loaded: Any, where: str = "the state dict") -> StateDict:

@@ -21,7 +21,7 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.keras_config import resized
-from onnx_net2net.framework.stored import Entries, Stored
+from onnx_net2net.framework.stored import Entries, Stored, optional
 
 H5 = (".h5", ".hdf5")
 """What the names of HDF5 files end in."""
@@ -105,11 +105,7 @@ def import_h5py(path: Path) -> Any:
     Raises:
         BadInputError: If it is not installed.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise BadInputError(f"{path} needs h5py: pip install 'onnx-net2net[keras]'") from error
-    return h5py
+    return optional("h5py", f"{path} needs h5py: pip install 'onnx-net2net[keras]'")
 
 
 def _entries(path: Path, source: Path | io.BytesIO, members: Mapping[str, bytes] | None) -> Entries:

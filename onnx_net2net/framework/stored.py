@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.rows import InMemory, Rows
+from onnx_net2net.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,15 @@ class Entries(dict[str, Stored]):
 
     kept: Any = None
     notes: tuple[str, ...] = ()
+
+
+def optional(package: str, otherwise: str) -> Any:
+    """Import a package that only some files need.
+
+    Raises:
+        BadInputError: If it is not installed; says `otherwise`.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise BadInputError(otherwise) from error

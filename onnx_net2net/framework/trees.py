@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.stored import Entries, Stored
+from onnx_net2net.framework.stored import Entries, Stored, optional
 
 MSGPACK = ".msgpack"
 """What the names of Flax's files end in."""
@@ -132,11 +132,7 @@ def _listed(node: Any, path: Keys, lists: frozenset[Keys]) -> Any:
 
 
 def _import_msgpack(path: Path) -> Any:
-    try:
-        import msgpack
-    except ImportError as error:
-        raise BadInputError(f"{path} needs msgpack: pip install 'onnx-net2net[flax]'") from error
-    return msgpack
+    return optional("msgpack", f"{path} needs msgpack: pip install 'onnx-net2net[flax]'")
 
 
 def read_msgpack(path: Path) -> Entries:
@@ -228,11 +224,7 @@ _ITEMS = ("default", "state", "params", "model")
 
 
 def _import_orbax(path: Path) -> Any:
-    try:
-        import orbax.checkpoint as orbax
-    except ImportError as error:
-        raise BadInputError(f"{path} is a folder, as Orbax writes them: pip install 'onnx-net2net[flax]'") from error
-    return orbax
+    return optional("orbax.checkpoint", f"{path} is a folder, as Orbax writes them: pip install 'onnx-net2net[flax]'")
 
 
 def read_orbax(path: Path) -> Entries:
