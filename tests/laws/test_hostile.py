@@ -179,7 +179,7 @@ def test_what_a_chain_of_concatenations_reads_is_folded_once_a_reader(monkeypatc
     folded = _Refinement._folded
     monkeypatch.setattr(_Refinement, "_folded", lambda self, use: calls.append(use) or folded(self, use))
     counts = []
-    for length in (6, 12):
+    for length in (6, 24):
         tensors = ["h", *(f"t{k}" for k in range(length))]
         nodes = [made for k, (a, b) in enumerate(pairwise(tensors)) for made in (
             node("MatMul", [a, f"k{k}"], [f"m{k}"]), node("Relu", [f"m{k}"], [f"r{k}"]),
@@ -191,7 +191,7 @@ def test_what_a_chain_of_concatenations_reads_is_folded_once_a_reader(monkeypatc
         with contextlib.suppress(RefusedError):
             narrow(dense)
         counts.append(len(calls))
-    assert counts[1] < 3 * counts[0]
+    assert counts[1] < 9 * counts[0]  # in proportion it is 4 times, give or take the order of sets; for each pair 16
 
 
 def test_weights_that_double_are_looked_at_once() -> None:
