@@ -28,6 +28,10 @@ class BadInputError(Net2NetError):
     exit_code = 2
 
 
+class WriteError(BadInputError):
+    """A file cannot be written, which says nothing of what was asked for: the disk may be full (exit 2)."""
+
+
 class RefusedError(Net2NetError):
     """A sound request on a sound model that cannot be done exactly (exit 3)."""
 

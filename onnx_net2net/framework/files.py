@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.errors import BadInputError, WriteError, one_line
 from onnx_net2net.framework import hdf5, trees
 from onnx_net2net.framework.stored import Entries, StateDict, Stored, optional
 from onnx_net2net.model.checks import parse
@@ -264,7 +264,7 @@ def saving(path: Path) -> Iterator[None]:
     """Turn what fails while a file of tensors is written into one line.
 
     Raises:
-        BadInputError: In its place.
+        WriteError: In its place.
     """
     from safetensors import SafetensorError
 
@@ -272,7 +272,7 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # of torch's "unexpected pos"
-        raise BadInputError(f"cannot write {path}: {one_line(getattr(cause, 'strerror', None) or cause)}") from error
+        raise WriteError(f"cannot write {path}: {one_line(getattr(cause, 'strerror', None) or cause)}") from error
 
 
 def check_output(path: Path, sources: Iterable[Path]) -> Path:

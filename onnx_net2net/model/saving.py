@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.staging import Stage, destination, same_file, writing
@@ -52,18 +52,21 @@ class Staged:
         """Where `commit` puts it."""
         return self.path.parent.parent / self.path.name
 
-    def commit(self) -> None:
+    def commit(self, beside: Iterable[str] = ()) -> None:
         """Move the files into place, the model last, and remove the replaced model's data file if it was ours.
 
+        Args:
+            beside: The names of other files in the work folder, which take their places with the model or not at all.
+
         Raises:
-            BadInputError: If a file cannot be moved there; nothing has changed, then.
+            WriteError: If a file cannot be moved there; nothing has changed, then.
         """
         with writing(self.target):
-            Stage(self.path.parent).commit(self._moves)
+            Stage(self.path.parent).commit(lambda: self._moves(beside))
 
-    def _moves(self) -> tuple[list[str], list[str]]:
+    def _moves(self, beside: Iterable[str]) -> tuple[list[str], list[str]]:
         """Return the files to move and those to remove, when no other writer changes the folder."""
-        new = [self.path.name]
+        new = [*beside, self.path.name]
         if self.data is not None:
             new.insert(0, self._free_name(self.data))
         old = _own_data_files(self.target)
@@ -205,11 +208,11 @@ def check_room(folder: Path, nbytes: int) -> None:
     """Refuse what a disk has no room for, before anything costs time.
 
     Raises:
-        BadInputError: Less is left there.
+        WriteError: Less is left there.
     """
     total, _, free = shutil.disk_usage(folder)
     if total and free < nbytes:  # some file systems count nothing
-        raise BadInputError(
+        raise WriteError(
             f"cannot write into {folder}: {nbytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left"
         )
 

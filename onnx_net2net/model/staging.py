@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.model.signals import deferred_signals
 
 try:
@@ -201,12 +201,12 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an error of the system into one line that says what could not be written.
 
     Raises:
-        BadInputError: In its place.
+        WriteError: In its place.
     """
     try:
         yield
     except OSError as error:
-        raise BadInputError(f"cannot write {path}: {reason(error)}") from error
+        raise WriteError(f"cannot write {path}: {reason(error)}") from error
 
 
 def reason(error: OSError) -> str:

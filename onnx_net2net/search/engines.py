@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.search.training import Outcome, Stop, Template, TrainingError, Watch, completed, failure_of, train
 
 ENGINES = ("local", "ray")
@@ -127,7 +127,10 @@ class Cluster:
 
 def _trainable(config: dict[str, Any], jobs: Sequence[Job]) -> dict[str, str]:
     """Run a job in a worker of Ray; what it came to is text, as results have to be."""
-    outcome = jobs[config["number"]].run()
+    try:
+        outcome = jobs[config["number"]].run()
+    except WriteError as error:
+        return {"not written": str(error)}
     if isinstance(outcome, TrainingError):
         return {"error": str(outcome), "cause": outcome.cause}
     return {"outcome": json.dumps(asdict(outcome))}
@@ -135,6 +138,8 @@ def _trainable(config: dict[str, Any], jobs: Sequence[Job]) -> dict[str, str]:
 
 def _result(result: Any) -> Outcome | TrainingError:
     found = result.metrics or {}
+    if "not written" in found:
+        raise WriteError(found["not written"])
     if "outcome" in found:
         return Outcome.of(json.loads(found["outcome"]))
     if "error" in found:

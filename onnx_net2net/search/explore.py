@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from onnx_net2net.errors import Net2NetError, RefusedError, one_line
+from onnx_net2net.errors import Net2NetError, RefusedError, WriteError, one_line
 from onnx_net2net.model.model import load
+from onnx_net2net.model.staging import writing
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost, cost_of
 from onnx_net2net.search.engines import Engine, Job, Report
@@ -225,9 +226,12 @@ class Exploration:
         steps = self._space.steps(trial.candidate)
         default = {"framework": "torch"} if teacher.own else {}
         recipe = [{**step, **default} for step in steps]
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        with writing(folder):
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         try:
             grown = grow(teacher, steps, folder)
+        except WriteError:
+            raise  # this is not about the candidate
         except Net2NetError as error:
             return {"refused": one_line(error)}
         cost = cost_of(load(grown.network.model), self._is_timed)

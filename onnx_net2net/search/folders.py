@@ -35,11 +35,18 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON, which appears as a whole or not at all."""
+    """Write a file of JSON, which appears as a whole or not at all.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
     beside = path.with_name(f".{path.name}.new")
-    with writing(path):
-        beside.write_text(json.dumps(value, indent=2))
-        os.replace(beside, path)
+    try:
+        with writing(path):
+            beside.write_text(json.dumps(value, indent=2))
+            os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from onnx_net2net.analysis.groups import inspect
 from onnx_net2net.analysis.names import matching
-from onnx_net2net.errors import Net2NetError, RefusedError
+from onnx_net2net.errors import Net2NetError, RefusedError, WriteError
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.filled import fill_state_dict
@@ -214,6 +214,8 @@ def _grow_optimizer(teacher: Network, made: Checkpoint, path: Path | None, notes
         return None
     try:
         write_state(grow_state(read_state(teacher.optimizer), made), path)
+    except WriteError:
+        raise
     except Net2NetError as error:
         notes.append(f"the optimizer starts anew: {error}")
         return None

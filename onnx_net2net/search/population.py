@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.errors import Net2NetError, RefusedError, one_line
+from onnx_net2net.errors import Net2NetError, RefusedError, WriteError, one_line
 from onnx_net2net.model.model import load
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost, cost_of
@@ -187,6 +187,8 @@ class Population:
         own.mkdir(parents=True, exist_ok=True)
         try:
             grown = grow(network, self._space.steps(candidate, since), own)
+        except WriteError:
+            raise  # this is not about the member
         except Net2NetError as error:
             return one_line(error)
         cost = cost_of(load(grown.network.model), self._space.is_timed)

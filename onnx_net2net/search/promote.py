@@ -14,19 +14,26 @@ from onnx_net2net.search.growing import Network
 def promote(network: Network | None, folder: Path) -> None:
     """Write the best network: `teacher.onnx`, its weights `teacher.pt` (or .safetensors), and `teacher.optimizer.pt`.
 
+    All of them appear, or none.
+
     Args:
         network: The winner, if there is one.
         folder: Where to write.
 
     Raises:
         RefusedError: If no candidate was trained.
-        BadInputError: If it cannot be written there.
+        WriteError: If it cannot be written there.
     """
     if network is None:
         raise RefusedError("no candidate was trained, so that there is no winner")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        load(network.model).save(folder / "teacher.onnx")
-        shutil.copyfile(network.state, folder / f"teacher{network.state.suffix}")
+    with load(network.model).stage(folder / "teacher.onnx") as staged, writing(folder):
+        beside = {f"teacher{network.state.suffix}": network.state}
         if network.optimizer:
-            shutil.copyfile(network.optimizer, folder / "teacher.optimizer.pt")
+            beside["teacher.optimizer.pt"] = network.optimizer
+        for name, source in beside.items():
+            shutil.copyfile(source, staged.path.with_name(name))
+        staged.commit(beside)
+        for name in {"teacher.pt", "teacher.safetensors", "teacher.optimizer.pt"} - set(beside):  # of an earlier winner
+            (folder / name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ the trial is then written in one piece.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import warnings
@@ -49,12 +50,11 @@ class Study:
         self._space, self._sampler, self._seed, self._batch = space, sampler, seed, batch
         self._directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
         self._distributions = {v.name: self._distribution(v) for v in space.variables}
-        try:
+        self._storage = storage
+        with self._using():
             self._study = self._optuna.create_study(
                 storage=storage, study_name=name, directions=self._directions, load_if_exists=True
             )
-        except Exception as error:  # of databases and drivers, each has its own
-            raise BadInputError(f"cannot use the study {storage}: {one_line(error)}") from error
 
     def agree(self, settings: Mapping[str, Any]) -> None:
         """Note what the study is made with; refuse to go on with something else.
@@ -62,10 +62,11 @@ class Study:
         Raises:
             BadInputError: If it was made with something else; the text says with what.
         """
-        known = self._study.user_attrs.get(_SETTINGS)
-        if known is None:
-            self._study.set_user_attr(_SETTINGS, dict(settings))
-            return
+        with self._using():
+            known = self._study.user_attrs.get(_SETTINGS)
+            if known is None:
+                self._study.set_user_attr(_SETTINGS, dict(settings))
+                return
         other = [name for name in settings if known.get(name) != settings[name]]
         if other:
             raise BadInputError(
@@ -91,28 +92,42 @@ class Study:
             distributions=self._distributions, system_attrs=proposed.system_attrs,
         )  # fmt: skip
         template.datetime_start = datetime.datetime.now()
-        self._study.add_trial(template)
+        with self._using():
+            self._study.add_trial(template)
         return len(known)
 
     def note(self, number: int, **notes: Any) -> None:
         """Note something of a trial that is not finished."""
-        trial = self.trials()[number]
-        if not trial.state.is_finished():
-            for name, value in notes.items():
-                self._study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        for name, value in notes.items():
+            self._change(number, "set_trial_user_attr", name, value)
 
     def report(self, number: int, step: int, value: float) -> None:
         """Note a value on the way, for who looks at the study in a dashboard."""
-        trial = self.trials()[number]
-        if not trial.state.is_finished():
-            self._study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        self._change(number, "set_trial_intermediate_value", step, value)
 
     def tell(self, number: int, state: str, values: Sequence[float] | None = None) -> None:
         """Finish a trial: "complete" with values, "pruned" or "fail"."""
+        self._change(number, "set_trial_state_values", self._optuna.trial.TrialState[state.upper()], values)
+
+    def _change(self, number: int, how: str, *values: Any) -> None:
+        """Change a trial that is not finished."""
         trial = self.trials()[number]
         if not trial.state.is_finished():
-            kind = self._optuna.trial.TrialState[state.upper()]
-            self._study._storage.set_trial_state_values(trial._trial_id, kind, values)
+            with self._using():
+                getattr(self._study._storage, how)(trial._trial_id, *values)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """Turn what goes wrong with the storage into one line.
+
+        Raises:
+            BadInputError: In its place.
+        """
+        try:
+            yield
+        except Exception as error:  # of databases and drivers, each has its own
+            cause = error.__cause__ or error  # of Optuna's, which tells less
+            raise BadInputError(f"cannot use the study {self._storage}: {one_line(cause)}") from error
 
     def _proposal(self, known: Sequence[Any]) -> Any:
         """Return a trial in memory whose candidate is new."""

@@ -12,6 +12,7 @@ training that was completed, and what was stopped on the way is never taken for 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -58,6 +59,13 @@ Watch = Callable[[float, float], None]
 """Called with a step and the metric there, as soon as the training has written them."""
 
 _INTERVAL = 0.05
+
+_ROOM = 1 << 16
+"""Bytes; a disk with less is full."""
+
+_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""What a program says whose files have no room."""
+
 _PLACE = re.compile(r"\{([a-z_][a-z_0-9]*)\}")
 
 
@@ -218,7 +226,7 @@ def train(
 
     Raises:
         TrainingError: If it does not do its part; `log.txt` in the folder has what it printed.
-        BadInputError: If the folder cannot be written.
+        WriteError: If the folder cannot be written, also where the command found that out.
     """
     failed = out.with_name(f"{out.name}.failed")
     for old in (failed, *out.parent.glob(f"{out.name}.running-*")):
@@ -227,9 +235,11 @@ def train(
     with writing(running):
         running.mkdir(parents=True)
     try:
-        outcome = _follow(template, {**values, "steps": stop.steps or "", "out": running}, running, stop, watch, halt)
-        if not any((running / name).is_file() for name in STATES):
-            raise TrainingError("checkpoint", f"the training left no {' or '.join(STATES)}")
+        with _no_blame_for_a_full_disk(running):
+            filled = {**values, "steps": stop.steps or "", "out": running}
+            outcome = _follow(template, filled, running, stop, watch, halt)
+            if not any((running / name).is_file() for name in STATES):
+                raise TrainingError("checkpoint", f"the training left no {' or '.join(STATES)}")
         with writing(running / DONE):
             (running / DONE).write_text(json.dumps(asdict(outcome)))
             running.rename(out)
@@ -243,6 +253,18 @@ def train(
         shutil.rmtree(running, ignore_errors=True)
         raise
     return outcome
+
+
+@contextlib.contextmanager
+def _no_blame_for_a_full_disk(folder: Path) -> Iterator[None]:
+    """Tell a training that failed from one that had no room; a second try of that one may succeed."""
+    try:
+        yield
+    except TrainingError as error:
+        with writing(folder):
+            if shutil.disk_usage(folder).free < _ROOM or any(text in _tail(folder / LOG) for text in _FULL):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def completed(out: Path) -> Outcome | None:
@@ -413,8 +435,12 @@ def _check_alive(stop: Stop, since_asked: float | None, since_heard: float) -> N
 
 def _last_line(log: Path) -> str:
     """Return the last line that a command printed, which most often says why it failed."""
+    last = next((line for line in reversed(_tail(log).split("\n")) if line.strip()), "")
+    return f": {one_line(last, 200)}" if last else ""
+
+
+def _tail(log: Path) -> str:
+    """Return the end of what a command printed."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
-        lines = file.read().decode(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return f": {one_line(last, 200)}" if last else ""
+        return file.read().decode(errors="replace")

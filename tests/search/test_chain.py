@@ -10,6 +10,7 @@ import time
 import pytest
 from chains import TRAIN, write
 from commands import MLP
+from searches import stages_table as table
 
 from onnx_net2net import load, verify
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
@@ -21,10 +22,6 @@ from onnx_net2net.search.training import TrainingError
 
 def reasons(chain, since=None):
     return {planned.stage.name: planned.reason for planned in plan_chain(chain, since)}
-
-
-def table(rows):
-    return [(r.name, r.cost.parameters, r.exact, r.outcome.curve, r.expected) for r in rows]
 
 
 def test_a_chain_grows_trains_and_stays_done(tmp_path):

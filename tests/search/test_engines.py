@@ -5,7 +5,9 @@ import sys
 
 import pytest
 from chains import TRAINER
+from searches import explore, trials_table
 
+from onnx_net2net.errors import WriteError
 from onnx_net2net.search.engines import Cluster, Job, Local
 from onnx_net2net.search.training import Stop, Template, TrainingError
 
@@ -71,3 +73,17 @@ def test_a_worker_that_dies_is_replaced(tmp_path, init):
     (outcome,) = Cluster(1, tmp_path / "ray").run([job], lambda *_: None)
     assert (tmp_path / "mark").exists()
     assert outcome.steps == 3
+
+
+def test_an_exploration_on_ray_ranks_as_in_the_local_pool(tmp_path):
+    here = explore(tmp_path, engine=Local(2), name="here")
+    there = explore(tmp_path, engine=Cluster(2, tmp_path / "ray"), name="there")
+    assert trials_table(here) == trials_table(there)
+    assert len({len(trial.outcomes) for trial in here}) > 1  # there was something to rank
+
+
+def test_a_full_disk_in_a_worker_ends_the_search_and_fails_no_training(tmp_path, init):
+    (job,) = jobs(tmp_path, init, ["full"])
+    with pytest.raises(WriteError, match="No space left on device"):
+        Cluster(1, tmp_path / "ray").run([job], lambda *_: None)
+    assert not list(tmp_path.glob("run-*"))

@@ -1,6 +1,5 @@
 """Exploring: the same trials whatever runs them, dropped for a reason, and gone on with after a kill."""
 
-import dataclasses
 import random
 import signal
 import sqlite3
@@ -11,40 +10,16 @@ import time
 import pytest
 from chains import TRAINER
 from commands import MLP
+from searches import SPACE, TRAIN, explore
+from searches import trials_table as table
 
 from onnx_net2net import verify
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.operations.replay import replay, steps_of
-from onnx_net2net.search.engines import Local
-from onnx_net2net.search.explore import Exploration, Options, front
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.explore import front
 from onnx_net2net.search.promote import promote
-from onnx_net2net.search.space import read_space
-from onnx_net2net.search.training import Stop, Template
 
 pytest.importorskip("optuna")
-
-SPACE = """
-widen: {fc1: [1x, 1.25x, 1.5x], fc2: [1x, 1.25x]}
-train: {rate: [0.1, 0.2, 0.4]}
-constraints: {parameters: 2x}
-"""
-TRAIN = f"{sys.executable} {TRAINER} --init {{init}} --out {{out}} --start {{start}} --steps {{steps}} --rate {{rate}}"
-
-
-def explore(folder, space=SPACE, train=TRAIN, engine=None, jobs=1, stop=None, name="work", **changes):
-    folder.mkdir(exist_ok=True)
-    (folder / "space.yaml").write_text(space)
-    found = read_space(folder / "space.yaml")
-    stop = Stop("val_loss", silence=60) if stop is None else stop
-    options = Options(Template.of(train, folder, found.numbers), stop, (1, 2, 4), 0.4, 6, 3)
-    options = dataclasses.replace(options, **changes)
-    engine = engine or Local(jobs)
-    return Exploration(Network(MLP.absolute(), MLP.absolute()), found, options, engine, folder / name).run()
-
-
-def table(trials):
-    return [(t.number, dict(t.candidate), t.state, t.reason, t.cost, [o.curve for o in t.outcomes]) for t in trials]
 
 
 def test_candidates_are_grown_trained_in_rungs_and_ranked(tmp_path):
@@ -208,7 +183,7 @@ RUN = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from test_explore import explore
+from searches import explore
 explore(Path(sys.argv[3]), train=sys.argv[4], jobs=2)
 """
 

@@ -1,39 +1,14 @@
 """A population of architectures: the weak take over what the strong have learnt, at their own size."""
 
 import itertools
-import sys
 
 import pytest
-from chains import TRAINER
-from commands import MLP
+from searches import STOP, TRAIN, population
+from searches import rounds_table as table
 
 from onnx_net2net import load
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.search.engines import Local
-from onnx_net2net.search.growing import Network
-from onnx_net2net.search.population import Options, Population, best_of
-from onnx_net2net.search.space import read_space
-from onnx_net2net.search.training import Stop, Template
-
-SPACE = """
-widen: {fc1: [1x, 1.25x, 1.5x], fc2: [1x, 1.25x]}
-train: {rate: {low: 0.01, high: 0.5, log: true}}
-"""
-TRAIN = f"{sys.executable} {TRAINER} --init {{init}} --out {{out}} --start {{start}} --steps {{steps}} --rate {{rate}}"
-STOP = Stop("val_loss", silence=60)
-
-
-def population(folder, space=SPACE, train=TRAIN, members=4, rounds=(2, 4, 6), seed=0):
-    (folder / "space.yaml").write_text(space)
-    found = read_space(folder / "space.yaml")
-    options = Options(Template.of(train, folder, found.numbers), STOP, members, rounds, seed)
-    return Population(Network(MLP.absolute(), MLP.absolute()), found, options, Local(2), folder / "work")
-
-
-def table(rounds):
-    return [
-        [(m.number, dict(m.candidate), m.value, m.source, m.compute, m.curve) for m in members] for members in rounds
-    ]
+from onnx_net2net.search.population import best_of
 
 
 def test_the_weakest_takes_over_from_the_strongest_at_its_own_size(tmp_path):

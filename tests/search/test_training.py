@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from chains import TRAINER
 
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.search.training import LOG, Stop, Template, TrainingError, checkpoint_of, completed, train
 
 STOP = Stop("val_loss", silence=20.0, grace=20.0)
@@ -77,6 +77,13 @@ def test_a_training_that_fails_is_told_by_its_cause(tmp_path, init, how, cause, 
     assert caught.value.cause == cause
     assert (tmp_path / "run.failed" / LOG).exists()
     assert completed(tmp_path / "run") is None
+
+
+def test_a_training_that_finds_the_disk_full_is_not_to_blame(tmp_path, init):
+    with pytest.raises(WriteError, match=r"cannot write .*run\.running.*: No space left on device"):
+        run(tmp_path, init, "--how full")
+    assert not list(tmp_path.glob("run*"))
+    assert run(tmp_path, init).steps == 3
 
 
 def test_a_training_that_hangs_is_ended(tmp_path, init):

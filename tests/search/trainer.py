@@ -5,6 +5,7 @@ of the weights, as it is in earnest.
 """
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -69,6 +70,8 @@ for step in range(options.start, options.steps + 1):
         )
     if options.how == "crash" and step == 2:
         raise RuntimeError("out of memory")
+    if options.how == "full" and step == 2:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if options.how in ("hang", "orphan") and step == 2:
         if options.how == "orphan":
             (options.out.parent / "pid").write_text(str(os.getpid()))
