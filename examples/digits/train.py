@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -74,6 +76,40 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
+def hint(path: str, net: Net) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """Return a weight, and how far features are from the teacher's: a loss of the images that went through the net.
+
+    Each pair of layers counts the mean square of its differences in units of the teacher's variance. The loss starts
+    at 0: `{features}` says where each unit of the teacher is in the student.
+    """
+    told = json.loads(Path(path).read_text())
+    state = torch.load(told["state_dict"], weights_only=True)
+    teacher = net_of(state)
+    teacher.load_state_dict(state)
+    seen: dict[nn.Module, Tensor] = {}
+    pairs = []
+    for pair in told["pairs"]:
+        layers = [one.get_submodule(pair[side]["module"]) for side, one in (("teacher", teacher), ("student", net))]
+        pairs.append((*layers, torch.tensor(pair["index"]), torch.tensor(pair["scale"], dtype=torch.float32)))
+    for layer in {layer for pair in pairs for layer in pair[:2]}:
+        layer.register_forward_hook(lambda layer, _, value: seen.__setitem__(layer, value))
+
+    def loss(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher(images)
+        return torch.stack([
+            functional.mse_loss(seen[new][..., index] * scale, seen[old]) / seen[old].var()
+            for old, new, index, scale in pairs
+        ]).mean()  # fmt: skip
+
+    return told["weight"], loss
+
+
+def part_of(rate: float, share: float) -> float:
+    """Return the rate after a share of the steps: a warm-up, and then a cosine down to a fiftieth."""
+    return rate * min(1, 20 * share, 0.51 + 0.49 * math.cos(math.pi * share))
+
+
 def train(options: argparse.Namespace) -> None:
     """Train as `chain` and `explore` want it."""
     torch.set_num_threads(1)
@@ -88,6 +124,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.load_state_dict(torch.load(options.optimizer, weights_only=True))  # (2) {optimizer} may be empty
         for group in optimizer.param_groups:
             group["lr"] = options.rate
+    weight, distance = hint(options.features, net) if options.features else (0.0, None)  # for losses on features
     images, classes, valid_images, valid_classes = digits()
 
     def measure(step: int) -> None:
@@ -95,9 +132,11 @@ def train(options: argparse.Namespace) -> None:
         with torch.no_grad():
             logits = net(valid_images)
         loss = functional.cross_entropy(logits, valid_classes).item()
-        accuracy = (logits.argmax(1) == valid_classes).float().mean().item()
+        measured = {"val_loss": loss, "accuracy": (logits.argmax(1) == valid_classes).float().mean().item()}
+        if distance is not None:
+            measured["hint"] = distance(valid_images).item()
         with open(options.out / "metrics.jsonl", "a") as log:  # (3) a line now and then, the first before all steps
-            log.write(json.dumps({"step": step, "val_loss": loss, "accuracy": accuracy}) + "\n")
+            log.write(json.dumps({"step": step, **measured}) + "\n")
 
     def leave() -> None:
         torch.save(net.state_dict(), options.out / "state.pt")  # (4) the weights, and if you like the optimizer
@@ -110,7 +149,14 @@ def train(options: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)  # the same batch in a second try
         net.train()
         picked = torch.randint(len(images), (BATCH,), generator=generator)
-        loss = functional.cross_entropy(net(jitter(images[picked], generator)), classes[picked])
+        batch = jitter(images[picked], generator)
+        if options.anneal:
+            share = (step - options.start) / (options.steps - options.start)
+            for group in optimizer.param_groups:
+                group["lr"] = part_of(options.rate, share)
+        loss = functional.cross_entropy(net(batch), classes[picked])
+        if distance is not None:
+            loss = loss + weight * distance(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -137,11 +183,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small network on digits.")
     parser.add_argument("--init", type=Path, help="the state dict to start from")
     parser.add_argument("--optimizer", help="the optimizer's state to start from, or nothing")
+    parser.add_argument("--features", default="", help="features.json, for a loss on features; or nothing")
     parser.add_argument("--out", type=Path, help="the folder to write into")
     parser.add_argument("--start", type=int, default=0, help="steps that were done before")
     parser.add_argument("--steps", type=int, default=300, help="steps in all")
     parser.add_argument("--every", type=int, default=50, help="steps between two measurements")
     parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
+    parser.add_argument("--anneal", action="store_true", help="let the rate fall to the end of this training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start from random weights of the same sizes")
     parser.add_argument("--export", type=Path, help="write a small network with random weights, and end")

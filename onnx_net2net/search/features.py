@@ -76,7 +76,7 @@ class Pair:
 def write_features(
     teacher: Network, student: Network, path: Path, patterns: Sequence[str], more: Mapping[str, Any]
 ) -> None:
-    """Write which features of two networks are the same, as JSON.
+    """Write which features of two networks are the same, and where the teacher's state dict is, as JSON.
 
     Args:
         teacher: The network that the student was made of.
@@ -92,7 +92,7 @@ def write_features(
         }
         for pair in features(teacher, student, patterns)
     ]  # fmt: skip
-    write_json(path, {**more, "pairs": pairs})
+    write_json(path, {**more, "state_dict": str(teacher.state.absolute()), "pairs": pairs})
 
 
 def features(teacher: Network, student: Network, patterns: Sequence[str] = ("*",)) -> list[Pair]:

@@ -1,12 +1,13 @@
 """A trained network becomes a larger one that is ready for training: weights and optimizer under the class's names."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from onnx_net2net import verify
-from onnx_net2net.search.features import features
+from onnx_net2net.search.features import features, write_features
 from onnx_net2net.search.growing import begin, grow, trained
 
 torch = pytest.importorskip("torch")
@@ -28,9 +29,9 @@ def small(tmp_path_factory):
     return begin(folder / "small.onnx", folder / "small.pt", None, folder)
 
 
-def train(network, out, steps=3):
+def train(network, out, steps=3, *more):
     """Train a little, as the example does."""
-    arguments = ["--init", network.state, "--optimizer", network.optimizer or "", "--out", out, "--steps", steps]
+    arguments = ["--init", network.state, "--optimizer", network.optimizer or "", "--out", out, "--steps", steps, *more]
     sys.argv = ["train.py", *map(str, arguments)]
     example.main()
     return trained(network, out, out)
@@ -102,6 +103,17 @@ def test_features_of_a_student_are_those_of_its_teacher(small, tmp_path):
         mapped = seen[1][pair.student.module][:, pair.index] * torch.from_numpy(pair.scale)
         assert torch.allclose(mapped.float(), seen[0][pair.teacher.module], atol=1e-5), pair.teacher.module
     assert [pair.teacher.module for pair in features(network, grown, ["blocks.*.up"])] == ["blocks.0.up", "blocks.1.up"]
+
+
+def test_a_loss_on_features_starts_at_zero_in_the_example(small, tmp_path):
+    network = train(small, tmp_path / "first")
+    (tmp_path / "grown").mkdir()
+    grown = grow(network, STEPS, tmp_path / "grown").network
+    write_features(network, grown, tmp_path / "features.json", ["blocks.*"], {"weight": 0.3})
+    train(grown, tmp_path / "second", 3, "--features", tmp_path / "features.json", "--every", 1)
+    lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["hint"] < 1e-10
+    assert lines[-1]["hint"] > 1e-6  # it does compare what is trained
 
 
 def results(module, images):
