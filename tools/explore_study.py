@@ -12,52 +12,64 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from warm import warm
 
 from onnx_net2net.model.model import load
-from onnx_net2net.search.chain import Row, run_chain, saving
+from onnx_net2net.search.chain import Row, run_chain
 from onnx_net2net.search.cost import cost_of
 from onnx_net2net.search.engines import Local
 from onnx_net2net.search.explore import Exploration, Options, Trial
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.folders import write_json
+from onnx_net2net.search.growing import Network, grow
+from onnx_net2net.search.population import Member, Population
 from onnx_net2net.search.population import Options as PopulationOptions
-from onnx_net2net.search.population import Population
-from onnx_net2net.search.space import read_space
+from onnx_net2net.search.space import Space, read_space
 from onnx_net2net.search.stages import read_chain
-from onnx_net2net.search.training import Stop, Template
+from onnx_net2net.search.training import METRICS, Stop, Template, completed, train
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits" / "train.py"
-TEACHER_STEPS = 300
+TEACHER_STEPS, TEACHER_RATE = 300, 8e-3  # the best of 1, 2, 4 and 8e-3 for it, on a seed that is not reported
 STOP = Stop("val_loss", silence=600)
 ARGUMENTS = "--init {init} --optimizer {optimizer} --out {out} --start {start} --steps {steps} --seed {seed} --every 25"
+TRIAL = f"{ARGUMENTS} --rate {{rate}} --anneal"
 SPACE = {
     "widen": {"stem": ["1x", "2x"], "ffn": ["1x", "1.5x", "2x", "3x"]},
     "repeat": {"blocks": ["+0", "+1", "+2"]},
-    "train": {"rate": {"low": 5e-4, "high": 1e-2, "log": True}},
+    "train": {"rate": {"low": 1e-3, "high": 3e-2, "log": True}},
 }
+SIZES = "widen", "repeat"
+STAGE_STEPS, ALONE_STEPS = 600, (250, 500, 1500)
+RATES, WEIGHTS, TUNING_SEEDS = (2e-3, 4e-3, 8e-3, 1.6e-2), (0.03, 0.3), (100, 101)
 RUNGS = (100, 300)
 ROUNDS = (100, 200, 300, 400)
-BUDGET, BATCH, MEMBERS = 8, 4, 4
+BUDGET, BATCH, MEMBERS = 12, 4, 4
+
+Curve = list[tuple[float, float]]
+"""Compute, in steps of the teacher, and the best metric so far."""
 
 
-def prepared(folder: Path, seed: int, command: str) -> Network:
-    """Return a small network that is trained; in the folder afterwards."""
+def prepared(folder: Path, seed: int, command: str) -> Row:
+    """Return a small network that is trained; it is in the folder afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     chain = {
         "start": {"model": "small.onnx", "state_dict": "small.pt", "train": True}, "work": "teacher", "stages": [],
-        "train": f"{command} {ARGUMENTS}", "stop": {"metric": "val_loss", "steps": TEACHER_STEPS}, "seed": seed,
+        "train": f"{command} {ARGUMENTS} --rate {TEACHER_RATE}", "seed": seed,
+        "stop": {"metric": "val_loss", "steps": TEACHER_STEPS},
     }  # fmt: skip
     if not (folder / "small.onnx").exists():
         export(folder, seed)
     (folder / "teacher.yaml").write_text(yaml.safe_dump(chain))
-    return run_chain(read_chain(folder / "teacher.yaml"))[0].network
+    return run_chain(read_chain(folder / "teacher.yaml"))[0]
 
 
 def export(folder: Path, seed: int) -> None:
@@ -70,32 +82,76 @@ def export(folder: Path, seed: int) -> None:
 
 
 def study_chain(seed: int, folder: Path, command: str) -> dict[str, object]:
-    """Train three networks in a chain, and the last one alone."""
+    """Train three networks in a chain, with and without a loss on features, and the last one alone.
+
+    All but the last network keep their rate, which is what growing needs. The last one's falls in all arms. So each
+    budget of the network alone is a training of its own.
+    """
+    numbers = tuned(folder.parent / "chain-tuning", command)
+    found: dict[str, object] = {"seed": seed, **numbers}
+    plain = chained(seed, folder / "plain", command, numbers["rate"])
+    hinted = chained(seed, folder / "features", command, numbers["rate"], numbers["weight"])
+    spent = sum(row.compute for row in plain) / plain[-1].cost.macs
+    for name, rows in (("chain", plain), ("chain with features", hinted)):
+        found[name] = best(rows[-1])
+        found[f"{name}, starts"] = [[row.expected, row.outcome.first] for row in rows[1:] if row.outcome]
+    found["hint at step 0"] = [first_of(row, "hint") for row in hinted[1:]]
+    found["compute"] = spent
+    found["alone"] = {steps: alone(plain[-1], seed, folder, command, numbers["rate alone"], steps)
+                      for steps in sorted({*ALONE_STEPS, round(spent)})}  # fmt: skip
+    return found
+
+
+def chained(seed: int, folder: Path, command: str, rate: float, weight: float | None = None) -> list[Row]:
+    """Train the networks of a chain, with a loss on features if that has a weight."""
     folder.mkdir(parents=True, exist_ok=True)
     export(folder, seed)
+    grown = f"{command} {ARGUMENTS} --rate {rate}{'' if weight is None else ' --features {features}'}"
+    first = f"{command} {ARGUMENTS} --rate {TEACHER_RATE}"
+    large = {"name": "large", "widen": {"factor": 2}, "deepen": {"repeat": ["blocks=+1"]}, "train": f"{grown} --anneal"}
     chain = {
-        "start": {"model": "small.onnx", "state_dict": "small.pt", "train": True}, "work": "runs", "seed": seed,
-        "train": f"{command} {ARGUMENTS}", "stop": {"metric": "val_loss", "steps": 600},
-        "stages": [
-            {"name": "medium", "widen": {"factor": 2}},
-            {"name": "large", "widen": {"factor": 2}, "deepen": {"repeat": ["blocks=+1"]}},
-        ],
-        "baseline": {"train": f"{command} {ARGUMENTS} --fresh", "stop": {"steps": 1800}},
+        "start": {"model": "small.onnx", "state_dict": "small.pt", "train": first},
+        "work": "runs", "seed": seed, "train": grown, "stop": {"metric": "val_loss", "steps": STAGE_STEPS},
+        "stages": [{"name": "medium", "widen": {"factor": 2}}, large],
+        "distill": {"features": ["blocks.*"], "weight": weight},
     }  # fmt: skip
     (folder / "chain.yaml").write_text(yaml.safe_dump(chain))
-    read = read_chain(folder / "chain.yaml")
-    rows = run_chain(read)
-    saved = saving(rows, read.stages[-1].stop)
-    assert saved is not None
-    unit = rows[-1].cost.macs
-    spent = sum(row.compute for row in rows[:-1]) / unit
-    alone = dict(rows[-1].outcome.curve)
-    at_equal = min(value for step, value in alone.items() if step <= spent)
-    return {
-        "seed": seed, "starts": [[row.expected, row.outcome.first] for row in rows[1:-1]],
-        "chain best": best(rows[-2]), "chain compute": spent, "alone at equal compute": at_equal,
-        "alone best": best(rows[-1]), "goal": saved.metric, "chain to goal": saved.chain, "alone to goal": saved.alone,
-    }  # fmt: skip
+    return run_chain(read_chain(folder / "chain.yaml"))
+
+
+def alone(last: Row, seed: int, folder: Path, command: str, rate: float, steps: int) -> float:
+    """Train the last network of a chain from random weights; return its best metric."""
+    template = Template.of(f"{command} {ARGUMENTS} --rate {rate} --anneal --fresh", folder)
+    values = {"init": last.network.state, "optimizer": "", "start": 0, "seed": seed}
+    out = folder / f"alone-{rate}-{steps}"
+    outcome = completed(out) or train(template, values, out, replace(STOP, steps=steps))
+    return min(value for _, value in outcome.curve)
+
+
+def tuned(folder: Path, command: str) -> dict[str, float]:
+    """Return the best rates of a chain and of the network alone, and the weight of features, on seeds of their own."""
+
+    def mean(run: Callable[[int], float]) -> float:
+        return statistics.mean(run(seed) for seed in TUNING_SEEDS)
+
+    def chain(seed: int, rate: float, weight: float | None = None) -> list[Row]:
+        return chained(seed, folder / f"{seed} {rate} {weight}", command, rate, weight)
+
+    def baseline(seed: int, rate: float) -> float:
+        rows = chain(seed, rate)
+        spent = round(sum(row.compute for row in rows) / rows[-1].cost.macs)
+        return alone(rows[-1], seed, folder / f"{seed} {rate} None", command, rate, spent)
+
+    path = folder / "tuned.json"
+    if not path.exists():
+        chains = {rate: mean(lambda seed, rate=rate: best(chain(seed, rate)[-1])) for rate in RATES}
+        others = {rate: mean(lambda seed, rate=rate: baseline(seed, rate)) for rate in RATES}
+        rate = min(chains, key=chains.__getitem__)
+        weights = {w: mean(lambda seed, w=w: best(chain(seed, rate, w)[-1])) for w in WEIGHTS}
+        print("tuning:", {"chain": chains, "alone": others, "weight of features": weights})
+        write_json(path, {"rate": rate, "rate alone": min(others, key=others.__getitem__),
+                          "weight": min(weights, key=weights.__getitem__)})  # fmt: skip
+    return json.loads(path.read_text())
 
 
 def best(row: Row) -> float:
@@ -104,36 +160,42 @@ def best(row: Row) -> float:
     return min(value for _, value in row.outcome.curve)
 
 
+def first_of(row: Row, name: str) -> float:
+    """Return another number of the first line that a training wrote."""
+    return float(json.loads((row.network.state.parent / METRICS).read_text().split("\n")[0])[name])
+
+
 # --- explore --------------------------------------------------------------------------------------------------
 
 
 def study_explore(seed: int, folder: Path, command: str) -> dict[str, object]:
     """Search the same space from the teacher and from scratch."""
     teacher = prepared(folder, seed, command)
+    assert teacher.outcome is not None
     (folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
     space = read_space(folder / "space.yaml")
-    unit = cost_of(load(teacher.model)).macs
     found: dict[str, object] = {"seed": seed}
-    for arm, more, sunk in (("grown", "", float(TEACHER_STEPS)), ("scratch", " --fresh", 0.0)):
-        template = Template.of(f"{command} {ARGUMENTS} --rate {{rate}}{more}", folder, space.numbers)
+    for arm, more, before in (("grown", "", teacher.outcome.curve[1:]), ("scratch", " --fresh", [])):
+        template = Template.of(f"{command} {TRIAL}{more}", folder, space.numbers)
         options = Options(template, STOP, RUNGS, budget=BUDGET, batch=BATCH, seed=seed)
-        trials = Exploration(teacher, space, options, Local(1), folder / arm).run()
-        found[arm] = progress(trials, unit, sunk)
+        trials = Exploration(teacher.network, space, options, Local(1), folder / arm).run()
+        found[arm] = progress(trials, teacher.cost.macs, before)
     return found
 
 
-def progress(trials: Iterable[Trial], unit: float, sunk: float) -> list[tuple[float, float]]:
+def progress(trials: Iterable[Trial], unit: float, before: Curve) -> Curve:
     """Return the best metric so far against all compute so far, batch by batch and rung by rung."""
-    spent, lowest, curve = sunk, float("inf"), []
+    curve = [(step, min(value for at, value in before if at <= step)) for step, _ in before]
+    spent, lowest = curve[-1] if curve else (0.0, float("inf"))
     ordered = sorted(trials, key=lambda trial: trial.number)
     for start in range(0, len(ordered), BATCH):
         batch = ordered[start : start + BATCH]
-        for rung, before in enumerate((0, *RUNGS[:-1])):
+        for rung, start_step in enumerate((0, *RUNGS[:-1])):
             for trial in (trial for trial in batch if len(trial.outcomes) > rung):
                 for step, value in trial.outcomes[rung].curve[1:]:
                     lowest = min(lowest, value)
-                    curve.append((spent + (step - before) * trial.cost.macs / unit, lowest))
-                spent += (RUNGS[rung] - before) * trial.cost.macs / unit
+                    curve.append((spent + (step - start_step) * trial.cost.macs / unit, lowest))
+                spent += (RUNGS[rung] - start_step) * trial.cost.macs / unit
     return curve
 
 
@@ -141,32 +203,56 @@ def progress(trials: Iterable[Trial], unit: float, sunk: float) -> list[tuple[fl
 
 
 def study_population(seed: int, folder: Path, command: str) -> dict[str, object]:
-    """Train a population of architectures, and plain ones at the smallest and at the largest architecture."""
+    """Train a population of architectures, and plain ones of one architecture each, until they have spent as much.
+
+    All arms start from the same teacher, which is grown exactly for each of them, and choose their rates in the same
+    way. Only a population of architectures may take weights over from one architecture to another.
+    """
     teacher = prepared(folder, seed, command)
-    unit = cost_of(load(teacher.model)).macs
     found: dict[str, object] = {"seed": seed}
-    for arm, pick in (("architectures", None), ("plain, small", 0), ("plain, large", -1)):
+    rounds, spent = ROUNDS, 0.0
+    for arm, share in (("architectures", None), ("small", 0.0), ("middle", 0.5), ("large", 1.0)):
         space_file = folder / f"{arm}.yaml"
-        space_file.write_text(yaml.safe_dump(SPACE if pick is None else fixed(pick)))
+        space_file.write_text(yaml.safe_dump(SPACE if share is None else fixed(share)))
         space = read_space(space_file)
-        template = Template.of(f"{command} {ARGUMENTS} --rate {{rate}}", folder, space.numbers)
-        options = PopulationOptions(template, STOP, MEMBERS, ROUNDS, seed)
-        rounds = Population(teacher, space, options, Local(1), folder / arm).run()
-        curve: list[tuple[float, float]] = []
-        lowest, spent, last = float("inf"), 0.0, 0
-        for steps, members in zip(ROUNDS, rounds, strict=True):
-            spent += sum((steps - last) * member.cost.macs for member in members if member.value is not None) / unit
-            lowest = min([lowest, *(member.value for member in members if member.value is not None)])
-            curve.append((spent, lowest))
-            last = steps
-        found[arm] = curve
+        if share is not None:
+            each = MEMBERS * ROUNDS[0] * macs_of(teacher.network, space, folder / f"{arm} network") / teacher.cost.macs
+            count = max(len(ROUNDS), math.ceil((spent - TEACHER_STEPS) / each))
+            rounds = tuple(ROUNDS[0] * (number + 1) for number in range(count))
+        template = Template.of(f"{command} {TRIAL}", folder, space.numbers)
+        options = PopulationOptions(template, STOP, MEMBERS, rounds, seed)
+        members = Population(teacher.network, space, options, Local(1), folder / arm).run()
+        found[arm] = curve = progress_of(members, rounds, teacher)
+        spent = curve[-1][0] if share is None else spent
     return found
 
 
-def fixed(pick: int) -> dict[str, object]:
-    """Return the space with the smallest or the largest architecture only."""
-    return {**SPACE, "widen": {name: [choices[pick]] for name, choices in SPACE["widen"].items()},
-            "repeat": {name: [choices[pick]] for name, choices in SPACE["repeat"].items()}}  # fmt: skip
+def progress_of(rounds: Sequence[Sequence[Member]], ends: Sequence[int], teacher: Row) -> Curve:
+    """Return the best metric of all members so far against all compute so far, the teacher's included."""
+    assert teacher.outcome is not None
+    spent, lowest, curve, last = float(TEACHER_STEPS), best(teacher), [], 0
+    for steps, members in zip(ends, rounds, strict=True):
+        spent += sum((steps - last) * member.cost.macs for member in members) / teacher.cost.macs
+        lowest = min([lowest, *(value for member in members for _, value in member.curve[1:])])
+        curve.append((spent, lowest))
+        last = steps
+    return curve
+
+
+def fixed(share: float) -> dict[str, object]:
+    """Return the space with one architecture only: the smallest (0), the largest (1), or one between them."""
+
+    def only(choices: Sequence[str]) -> list[str]:
+        return [choices[round(share * (len(choices) - 1))]]
+
+    return {**SPACE, **{kind: {name: only(choices) for name, choices in SPACE[kind].items()} for kind in SIZES}}
+
+
+def macs_of(teacher: Network, space: Space, folder: Path) -> float:
+    """Return the multiplications of the only architecture of a space."""
+    folder.mkdir(exist_ok=True)
+    grown = grow(teacher, space.steps(space.drawn(random.Random(0))), folder)
+    return cost_of(load(grown.network.model)).macs
 
 
 # --- tables ---------------------------------------------------------------------------------------------------
@@ -207,16 +293,19 @@ def compare(results: Sequence[dict], arms: Sequence[str]) -> list[str]:
 
 
 def chain_table(results: Sequence[dict]) -> list[str]:
-    """Return a row for each seed."""
-    heads = "seed", "chain: best", "compute", "alone, at equal compute", "alone, 1800 steps", "goal", "chain", "alone"
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for r in results:
-        alone = f"{r['alone to goal']:,.0f}" if r["alone to goal"] is not None else "never"
-        lines.append(f"| {r['seed']} | {r['chain best']:.4f} | {r['chain compute']:,.0f} | "
-                     f"{r['alone at equal compute']:.4f} | {r['alone best']:.4f} | {r['goal']:.4f} | "
-                     f"{r['chain to goal']:,.0f} | {alone} |")  # fmt: skip
-    off = max(abs(first - expected) / expected for r in results for expected, first in r["starts"])
-    return [*lines, f"largest distance of a stage's metric at step 0 from its teacher's last: {off:.1e} of it"]
+    """Return a row for each seed, and the means."""
+    columns = ("chain", "chain with features", *(f"alone, {steps} steps" for steps in results[0]["alone"]))
+    lines = [f"| seed | compute | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    values = [[r["chain"], r["chain with features"], *r["alone"].values()] for r in results]
+    for r, row in zip(results, values, strict=True):
+        lines.append(f"| {r['seed']} | {r['compute']:,.0f} | {' | '.join(f'{value:.4f}' for value in row)} |")
+    means = [statistics.mean(column) for column in zip(*values, strict=True)]
+    lines.append(f"| mean | | {' | '.join(f'{value:.4f}' for value in means)} |")
+    starts = [pair for r in results for name in columns[:2] for pair in r[f"{name}, starts"]]
+    off = max(abs(first - expected) / expected for expected, first in starts)
+    hints = max(value for r in results for value in r["hint at step 0"])
+    return [*lines, f"largest distance of a stage's metric at step 0 from its teacher's last: {off:.1e} of it",
+            f"largest loss on features at step 0: {hints:.1e}"]  # fmt: skip
 
 
 STUDIES = {"chain": study_chain, "explore": study_explore, "population": study_population}
