@@ -25,7 +25,8 @@ from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor, Topology
 from onnx_net2net.graph.sizes import versions_of
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, is_fixed_norm
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
@@ -43,12 +44,8 @@ _GRID = np.concatenate([np.linspace(-5, 5, 81), [s * x for x in (0.01, 8, 20, 10
 _ROUNDINGS = 16
 """By how many roundings phi(v) - phi(-v) may miss a multiple of v."""
 
-_FACTORED = ("Conv", "Gemm", "MatMul")
-"""Operators whose layers have two factors."""
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_INSERTED = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "Gemm"}
-"""The operator of what is inserted behind a layer, for all others MatMul."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +129,24 @@ class Finder:
         )  # fmt: skip
         shape = self._network.shape(result)
         kernel = self._network.shape(node.inputs[layer.weights])[2:] if layer.convolves else ()
-        group = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+        group = int(node.attrs.get("group", 1)) if node.op in traits.PLAIN_LAYERS else 1
         channels = shape[1] if layer.convolves else shape[-1]
-        operator = "MatMul" if node.op == "Gemm" and len(shape) != 2 else _INSERTED.get(node.op, "MatMul")
+        matrix = node.op if node.op in traits.MATRICES and len(shape) == 2 else "MatMul"
+        operator = "Conv" if node.op in traits.KERNELS else matrix
         return Place(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
                      tuple(activation), factor, ways, why)  # fmt: skip
 
     def _has_factors(self, layer: Layer, node: Node) -> bool:
         """Tell whether two layers can take the place of one: it has one matrix, which is not rounded coarsely."""
-        constant = constant_of(node.inputs[1]) if layer.weights == 1 and node.op in _FACTORED else None
-        if constant is None or node.domain not in (None, "", "ai.onnx") or node.attrs.get("transA", 0):
+        constant = constant_of(node.inputs[1]) if layer.weights == 1 and node.op in traits.PLAIN_LAYERS else None
+        if constant is None or node.domain not in DEFAULT_DOMAIN or node.attrs.get("transA", 0):
             return False
         fine = self._analysis.draft.type_of(constant) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-        return fine and len(constant.shape) > 1 and (node.op == "Conv" or len(constant.shape) == 2)
+        return fine and len(constant.shape) > 1 and (layer.convolves or len(constant.shape) == 2)
 
     def _obstacle(self, layer: Layer, node: Node) -> str:
         """Return why nothing can be inserted behind a layer, "" if something can."""
-        if node.op not in traits.LAYERS | traits.RECURRENT or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        if node.op not in traits.LAYERS | traits.RECURRENT or node.domain not in (*DEFAULT_DOMAIN, "com.microsoft"):
             return f"behind {node.op} nothing can be inserted"
         output = node.outputs[0]
         if self._analysis.sizes.dtype(output.name) not in _FLOATS:
@@ -170,7 +168,7 @@ class Finder:
             number = self._analysis.numbers[id(reader)]
             others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
             is_bias = reader.op in ("Add", "Mul") and all(self._analysis.is_derived(number, i) for i in others)
-            is_norm = reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1
+            is_norm = is_fixed_norm(reader, tensor)
             before, after = self._network.shape(tensor), self._network.shape(reader.outputs[0])
             is_rows = reader.op == "Reshape" and not layer.convolves and bool(after) and after[-1] == before[-1]
             if not is_rows and not (before == after and (is_bias or is_norm)):

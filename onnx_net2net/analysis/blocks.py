@@ -27,7 +27,7 @@ from onnx_net2net.analysis.layers import LONGEST, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor, Topology
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, made_by
 from onnx_net2net.graph.walk import result as result_of
 from onnx_net2net.rules import traits
 
@@ -44,7 +44,7 @@ _LONGEST_BRANCH = 100
 """Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
 _SUMMED = (None, "none", "add")  # reductions of ScatterND
-_INVERSES = ("Reciprocal", "Pow", "Div", "Sqrt")
+
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
 
 
@@ -262,8 +262,8 @@ class _Blocks:
 
     def _unmoved(self, entry: Tensor, nodes: Collection[int]) -> Tensor | None:
         """Return what an entry is a renamed version of, where only the block reads the entry; else None."""
-        node = entry.inputs[0] if entry.inputs else None
-        if node is None or node.op not in traits.CASTS | traits.COPIES or entry.name in self._analysis.kept:
+        node = made_by(entry, traits.CASTS | traits.COPIES)
+        if node is None or entry.name in self._analysis.kept:
             return None
         same = self._analysis.sizes.dtype(node.inputs[0].name) == self._analysis.sizes.dtype(entry.name)
         alone = all(self._network.number(reader) in nodes for reader in entry.outputs)
@@ -331,7 +331,7 @@ class _Blocks:
     def _is_read_by_norm(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
         readers = {reader.op for reader in result_of(tensor, traits.REARRANGES).outputs}
-        decomposed = "ReduceMean" in readers and readers <= {"ReduceMean", "Sub", "Pow", "Mul", "Div"}
+        decomposed = "ReduceMean" in readers and readers <= traits.NORM_PARTS
         return bool(readers) and (readers <= traits.UNIT_NORMS or decomposed)
 
     # -- zeros -------------------------------------------------------------------------------------------------
@@ -369,8 +369,9 @@ class _Blocks:
             return self._all_zeros([use for use in present if use[1] in traits.LAST_LAYERS[node.op]], nodes)
         if number in self._network.layers and node.op in traits.LAYERS | {"Einsum"}:
             return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
-        if node.op in traits.SUMS | traits.JOINS | {"Sub", "ScatterND"} and node.attrs.get("reduction") in _SUMMED:
-            return self._all_zeros(present[:: 2 if node.op == "ScatterND" else 1], nodes)
+        if node.op in traits.TERMS | traits.JOINS | {"ScatterND"} and node.attrs.get("reduction") in _SUMMED:
+            data = traits.HANDED_ON.get(node.op, traits.EVERY)
+            return self._all_zeros([use for use in present if use[1] in data], nodes)
         if node.op == "Mul" or number in self._network.products:
             return self._any_zeros(present, nodes)
         if node.op == "Div" and not self._analysis.is_derived(number, 1):
@@ -392,7 +393,7 @@ class _Blocks:
         sizes = {use: self._network.elements(self._tensor(use)) for use in uses if use not in known}
         whole = [use for use, own in sizes.items() if own == size or (larger and own > size)]
         for use in uses:
-            if use not in known and not scales and any(node.op in _INVERSES for node in self._tensor(use).inputs):
+            if use not in known and not scales and made_by(self._tensor(use), traits.DEVIATIONS) is not None:
                 raise RefusedError("its branch ends in a normalisation without a scale")
         refusals = [f"its branch ends in {self._analysis.nodes[number].op}, of which nothing could be zero and learn"]
         for use in (*scales, *reversed(whole)):

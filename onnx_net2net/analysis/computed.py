@@ -20,6 +20,8 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.names import is_anonymous
 from onnx_net2net.graph.graph import Constant, Tensor
+from onnx_net2net.graph.walk import source
+from onnx_net2net.rules import traits
 
 _SPEC = "pkg.torch.export.graph_signature.InputSpec."
 _ORIGINS = "pkg.onnxscript.optimizer.folded_from"
@@ -67,9 +69,7 @@ _NONE: tuple[int, ...] = (-1,)
 
 def _is_in_node(tensor: Tensor) -> bool:
     """Tell whether a constant is the value of a node."""
-    while not isinstance(tensor, Constant) and tensor.inputs[0].op == "Identity":
-        tensor = tensor.inputs[0].inputs[0]
-    return not isinstance(tensor, Constant)
+    return not isinstance(source(tensor, traits.RENAMES), Constant)
 
 
 def _is_no_entry(notes: Mapping[str, str], has_parameters: bool) -> bool | None:

@@ -17,7 +17,7 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, makers
 from onnx_net2net.rules import traits
 
 _LONGEST = 40
@@ -105,11 +105,10 @@ def _block(network: Network, proto: onnx.ModelProto, last: Layer) -> FeedForward
 
 def _whole(network: Network, tensor: Tensor) -> Tensor:
     """Return the tensor whose positions are the rows of another one, or that itself."""
-    while tensor.inputs and tensor.inputs[0].op == "Reshape":
-        before = tensor.inputs[0].inputs[0]
-        if network.shape(before)[-1:] != network.shape(tensor)[-1:]:
+    for node in makers(tensor, {"Reshape"}):
+        if network.shape(node.inputs[0])[-1:] != network.shape(tensor)[-1:]:
             break
-        tensor = before
+        tensor = node.inputs[0]
     return tensor
 
 
@@ -122,7 +121,7 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
 def _is_linear(network: Network, number: int) -> bool:
     """Tell whether a node multiplies the last axis of its first input by a constant matrix."""
     node = network.analysis.nodes[number]
-    plain = node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transA", 0))
+    plain = node.op in traits.MATRICES and not node.attrs.get("transA", 0)
     weights = constant_of(node.inputs[1]) if plain and not node.domain else None
     return weights is not None and len(weights.shape) == 2 and len(network.shape(node.outputs[0])) > 1
 
@@ -175,7 +174,7 @@ def cut_axis(network: Network, number: int) -> int | None:
 def _bends(node: Node) -> bool:
     """Tell whether a node is no linear function of what it reads."""
     return (
-        node.op in (traits.ALONE | {"Max", "Min", "Pow", "PRelu"}) - traits.LINEAR - traits.CASTS
+        node.op in traits.BENDS
         or (node.op == "Mul" and all(value.inputs for value in node.inputs))
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import numpy as np
 from onnx_net2net.algebra.rows import fill_in, is_fill
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.walk import constant_of, source
+from onnx_net2net.graph.walk import constant_of, made_by, source
 from onnx_net2net.rules import traits
 
 
@@ -18,7 +18,7 @@ def fill_of(analysis: Analysis, tensor: Tensor) -> float | None:
     if value is None and constant is not None:
         found = fill_in(analysis.draft.reader(constant))
         return None if found is None else float(found)
-    if value is None and tensor.inputs and tensor.inputs[0].op == "ConstantOfShape":
-        held = tensor.inputs[0].attrs.get("value")
+    if value is None and (made := made_by(tensor, {"ConstantOfShape"})) is not None:
+        held = made.attrs.get("value")
         value = np.zeros(1) if held is None else np.asarray(held.values)
     return float(value.flat[0]) if value is not None and is_fill(value) else None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.singles import Position
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 
 _PASSES = traits.BROADCASTING | traits.ALONE | traits.COPIES | traits.CASTS | traits.REPEATS
@@ -68,7 +69,7 @@ def _region(analysis: Analysis, start: Tensor, axis: int) -> set[Position]:
 def _passed(analysis: Analysis, node: Node, tensor: Tensor, axis: int) -> list[tuple[Tensor, int]] | None:
     """Return where a node hands an axis on to, nowhere if it lays it together with units; None if it does more."""
     source, shape = _shape(analysis, tensor), _shape(analysis, node.outputs[0])
-    if node.domain not in (None, "", "ai.onnx") or not shape:
+    if node.domain not in DEFAULT_DOMAIN or not shape:
         return None
     if node.op in traits.REFOLDS:
         before = math.prod(source[:axis])

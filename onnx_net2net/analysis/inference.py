@@ -37,12 +37,6 @@ DIVISIBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 SHAREABLE = tuple(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (4, 8, 16, 32))
 """Element types of integers that copies can share in whole parts."""
 
-_LONG_LISTS = {("ScatterND", 1)}
-"""Inputs (operator, index) that list so many places, one for each element, that `sizes` does not keep them."""
-
-_BIASED = ("DequantizeLinear", "QLinearConv", "QGemm")
-"""Operators whose vectors of integers are biases."""
-
 
 @dataclass(eq=False)
 class Use:
@@ -344,7 +338,7 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
             axes = _variable_axes(analysis, tensor.name)
             _freeze(axes, LISTED)
         value = analysis.sizes.values.get(tensor.name)
-        is_long = value is None and constant is not None and (node.op, index) in _LONG_LISTS
+        is_long = value is None and constant is not None and (node.op, index) in traits.LONG_LISTS
         if is_long:
             value = analysis.draft.read(constant)
         for position, axis in enumerate(axes or ()):
@@ -369,7 +363,8 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
 
 def _is_list(node: Node, value: np.ndarray) -> bool:
     """Tell whether known integers are sizes or places; those of one byte and the biases of integer sums are not."""
-    return value.dtype.kind == "i" and value.dtype.itemsize > 1 and value.ndim <= 1 and node.op not in _BIASED
+    is_wide = value.dtype.kind == "i" and value.dtype.itemsize > 1
+    return is_wide and value.ndim <= 1 and node.op not in traits.WHOLE_BIASES
 
 
 def _use(analysis: Analysis, number: int, index: int, constant: Constant, matrices: dict[int, Axes]) -> Axes | None:

@@ -24,6 +24,8 @@ from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, SHAREABLE, Analysis
 from onnx_net2net.analysis.preimages import Place, place_before, read_by, whole
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.walk import makers
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.statements import Contraction
 
@@ -98,12 +100,7 @@ def weighings(
 
 def _is_dequantized(analysis: Analysis, number: int, index: int) -> bool:
     """Tell whether an operand is a weight in steps, maybe rearranged."""
-    tensor = analysis.nodes[number].inputs[index]
-    while tensor.inputs and tensor.inputs[0].op in _NEARBY:
-        if tensor.inputs[0].op == "DequantizeLinear":
-            return True
-        tensor = tensor.inputs[0].inputs[0]
-    return False
+    return any(node.op == "DequantizeLinear" for node in makers(analysis.nodes[number].inputs[index], _NEARBY))
 
 
 def read_twice(analysis: Analysis) -> set[int]:
@@ -190,7 +187,7 @@ class _Search:
         node = tensor.inputs[0]
         number = self._analysis.numbers.get(id(node))
         said = self._analysis.said.get(number) if number is not None else None
-        if number is None or said is None or node.domain not in (None, "", "ai.onnx"):
+        if number is None or said is None or node.domain not in DEFAULT_DOMAIN:
             return None
         if self._nearby and node.op not in _NEARBY:
             return None

@@ -18,7 +18,7 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.rules import traits
 
 _ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider class"
@@ -161,8 +161,7 @@ def scalings(analysis: Analysis) -> Iterator[ScaledNode]:
 def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, Axis]) -> Iterator[Axis]:
     """Yield the widths that the scale of an operand may be for: that of the product it is, its last axis and parts."""
     tensor = analysis.nodes[number].inputs[index]
-    while tensor.inputs and tensor.inputs[0].op in _BEHIND_SCORES:
-        tensor = tensor.inputs[0].inputs[0]
+    tensor = source(tensor, _BEHIND_SCORES)
     if tensor.inputs and analysis.numbers[id(tensor.inputs[0])] in products:
         yield products[analysis.numbers[id(tensor.inputs[0])]]
     axes = analysis.input_axes(number, index)
@@ -173,7 +172,7 @@ def _scaled(analysis: Analysis, number: int, index: int, products: Mapping[int, 
 
 # --- Simple functions of a size near a number ----------------------------------------------------------------
 
-_PASSES = traits.ARITHMETIC | traits.CASTS | traits.COPIES | traits.REFOLDS | {"Transpose"}
+_PASSES = traits.ARITHMETIC | traits.CASTS | traits.COPIES | (traits.VIEWS - traits.REPEATS)
 """Operators between a layer and the number that scales what it makes or reads."""
 
 _FURTHEST = 4
@@ -305,7 +304,7 @@ def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
             if is_whole and analysis.sizes.dtype(node.outputs[0].name) in DIVISIBLE:
                 sizes = tuple(_sizes(analysis, number, 1 - index, axes))
                 yield Multiplier(label, node.inputs[index].name, factor, _in_residual(node.outputs[0]), sizes)
-        alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+        alpha = float(node.attrs.get("alpha", 1.0)) if node.op in traits.MATRICES else 1.0
         if alpha != 1.0:
             summed = tuple(size for c in said.contractions for size in _parts(c.axis, "behind"))
             yield Multiplier(label, "alpha", alpha, False, summed)

@@ -56,7 +56,7 @@ def place_before(
         is_alone = len(node.inputs[0].outputs) == 1 or (number, index) in analysis.uses  # each read has its own version
         nobody_reads_the_rest = place.mask.all() and len(picks) == 1 and is_alone
         return replace(before, mask=whole(analysis, number, index)) if nobody_reads_the_rest else before
-    if node.op == "Concat":
+    if node.op in traits.JOINS:
         return _part(analysis, dims, number, index, place)
     if node.op in traits.IN_PLACE and own == tuple(shape):
         return place
@@ -120,7 +120,7 @@ _Pick = dict[int, np.ndarray]
 def _picks(analysis: Analysis, number: int) -> list[_Pick] | None:
     """Return what each output of a Slice, Split or Gather takes of the input, None for other nodes."""
     node = analysis.nodes[number]
-    shape = analysis.sizes.shape(node.inputs[0].name) if node.op in ("Slice", "Split", "Gather") else None
+    shape = analysis.sizes.shape(node.inputs[0].name) if node.op in traits.CUTS | {"Gather"} else None
     if shape is None:
         return None
     if node.op == "Split":

@@ -60,7 +60,7 @@ HEAD_WIDTHS = frozenset({Role.HEAD_DIM, Role.KEY_HEAD_DIM, Role.VALUE_HEAD_DIM})
 
 Found = Iterator[tuple[Iterable[Dim], Role]]
 
-_STEPS = traits.CUTS | traits.PICKS | traits.JOINS | {"ScatterND", "ScatterElements", "CumSum", "ReduceSum"}
+_STEPS = traits.CUTS | traits.PICKS | traits.JOINS | traits.SCATTERS | {"CumSum", "ReduceSum"}
 
 _DEEPEST = 50
 """More nodes than scales, masks and precautions make between scores and what they weigh."""
@@ -212,8 +212,8 @@ def _recurrences(net: Network) -> Found:
 def _tables(net: Network) -> Found:
     """Rows that are looked up by what the model is given are words; by counting, positions."""
     for number, node in enumerate(net.analysis.nodes):
-        use = net.analysis.uses.get((number, 0))
-        if node.op != "Gather" or use is None or net.is_stack(node.inputs[0]) or net.elements(node.inputs[1]) < 2:
+        use = net.analysis.uses.get((number, 0)) if (node.op, 0) in traits.TABLES else None
+        if use is None or net.is_stack(node.inputs[0]) or net.elements(node.inputs[1]) < 2:
             continue
         rows = dims_of(use.axes[int(node.attrs.get("axis", 0)) % len(use.axes)])
         if _is_given(net, node.inputs[1]):
@@ -224,7 +224,7 @@ def _tables(net: Network) -> Found:
 
 def _is_given(net: Network, tensor: Tensor) -> bool:
     """Tell whether a tensor holds values that the model is given."""
-    tensor = source(tensor, traits.MOVES | {"Clip"})
+    tensor = source(tensor, traits.INDEX_PATHS)
     return not tensor.inputs and tensor.name in net.told
 
 

@@ -29,12 +29,9 @@ others; 0, where the unmasked ones are above 0; 0; or anything."""
 
 _DEAD = ("faint", "zero")
 
-_WAYS = traits.REFOLDS | traits.CASTS | traits.COPIES | {"Expand", "Transpose"}
+_WAYS = traits.VIEWS | traits.CASTS | traits.COPIES
 """Operators that a mask may be put in front of instead of behind."""
 
-
-_PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
-"""Operators whose results lie between 0 and 1."""
 
 _MIXES = "counts or sums along the tokens that chose an expert (its capacity): a copy gets a part of these only"
 
@@ -208,7 +205,7 @@ class _Walk:
             return self._combined(number)
         if node.op in traits.MOVES | traits.JOINS and len(set(held)) == 1:
             return held[0]
-        if said.contractions or node.op in ("ReduceMax", "TopK", "ArgMax"):
+        if said.contractions or node.op in traits.WINNERS | {"ReduceMax"}:
             return self._summed(number, held)
         raise self._refuse(number, _MIXES)
 
@@ -330,13 +327,13 @@ class _Walk:
         """
         number = next(n for n in self._analysis.said if name in self._made(n))
         node = self._analysis.nodes[number]
-        indices = (2,) if node.op == "Gemm" else range(len(node.inputs)) if node.op in traits.SUMS else ()
+        indices = (2,) if node.op in traits.MATRICES else range(len(node.inputs)) if node.op in traits.SUMS else ()
         for index in indices:
             use = self._analysis.uses.get((number, index))
             if use is not None and self._has(*use.axes):
                 others = [source(t, _WAYS) for k, t in enumerate(node.inputs) if k != index]
-                is_probability = all(t.inputs and t.inputs[0].op in _PROBABILITIES for t in others)
-                if node.op == "Gemm" or not is_probability:
+                is_probability = all(t.inputs and t.inputs[0].op in traits.PROBABILITIES for t in others)
+                if node.op in traits.MATRICES or not is_probability:
                     return (number, index), "never"
                 self._check_only_chosen(number)
                 return (number, index), "below"

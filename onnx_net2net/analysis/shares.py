@@ -141,9 +141,9 @@ class _Walk:
             if len({state for state in held if state != "same"}) == 1:
                 return next(state for state in held if state != "same")
             raise self._refuse(number, "joins what copies share with what they do not")
-        if said.contractions or node.op in ("Mul", "Div"):
+        if said.contractions or node.op in traits.FACTORS:
             return self._product(number, held)
-        if node.op in traits.SUMS | {"Sub"}:
+        if node.op in traits.TERMS:
             return self._sum(number, held)
         if set(held) <= {"whole", "same"}:
             return "whole"
@@ -235,7 +235,7 @@ class _Walk:
             return self._linear_in(maker, 0, in_layer)
         if node.op in traits.SUMS:
             return _all(self._linear_in(maker, i, in_layer) for i in range(len(node.inputs)))
-        if in_layer or not (said.contractions or node.op in ("Mul", "Div")):
+        if in_layer or not (said.contractions or node.op in traits.FACTORS):
             return None
         return self._of_layer(maker, node)
 
@@ -244,7 +244,7 @@ class _Walk:
         sides = range(2 if node.op != "Div" else 1)
         if self._analysis.said[number].contractions:
             found = next((one for i in sides if (one := self._linear_in(number, i, True)) is not None), None)
-            if found is not None and node.op == "Gemm" and len(node.inputs) > 2:
+            if found is not None and node.op in traits.MATRICES and len(node.inputs) > 2:
                 return _all((found, self._linear_in(number, 2, False)))
             if found is not None:
                 return found

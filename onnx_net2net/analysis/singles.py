@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.walk import is_fixed_norm
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 
 Position = tuple[str, int]
@@ -68,16 +70,14 @@ class Singles:
 
     def _layer(self, node: Node) -> tuple[int, int, int] | None:
         """Return of a layer of weights (the axis of its data and result, that of its weight that makes, that reads)."""
-        if node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2 or not self._is_constant(node.inputs[1]):
+        if node.domain not in DEFAULT_DOMAIN or len(node.inputs) < 2 or not self._is_constant(node.inputs[1]):
             return None
-        if node.op in ("Conv", "ConvTranspose") and node.attrs.get("group", 1) == 1:
-            return (1, 0, 1) if node.op == "Conv" else (1, 1, 0)
-        if node.op == "Gemm" and not node.attrs.get("transA", 0):
-            return (1, 0, 1) if node.attrs.get("transB", 0) else (1, 1, 0)
-        rank = len(self._shape(node.outputs[0].name) or ())
-        if node.op == "MatMul" and rank > 1 and len(self._shape(node.inputs[1].name) or ()) == 2:
-            return rank - 1, 1, 0
-        return None
+        axes, attrs = traits.weight_axes(node.op, node.attrs), node.attrs
+        if node.op in traits.KERNELS and attrs.get("group", 1) == 1:
+            return 1, *axes
+        rank, weight = (len(self._shape(tensor.name) or ()) for tensor in (node.outputs[0], node.inputs[1]))
+        is_layer = node.op in traits.MATRICES and not attrs.get("transA", 0) and rank > 1 and weight == 2
+        return (rank - 1, *axes) if is_layer else None
 
     def _made(self, number: int, node: Node) -> tuple[int, set[Read]] | None:
         """Return the axis on which a layer makes a single unit, and its own constants that have it."""
@@ -126,7 +126,7 @@ class Singles:
 
     def _beside(self, node: Node, number: int, tensor: Tensor, axis: int) -> list[str | Read] | None:
         """Return what else a node reads that has the unit, None if it does more than operate on units alone."""
-        if node.domain not in (None, "", "ai.onnx") or len(node.outputs) != 1 or node.inputs[0] is not tensor:
+        if node.domain not in DEFAULT_DOMAIN or len(node.outputs) != 1 or node.inputs[0] is not tensor:
             found = node.op in traits.ARITHMETIC and len(node.inputs) == 2 and node.inputs[1] is tensor
             if not found or len(node.outputs) != 1:
                 return None
@@ -134,7 +134,7 @@ class Singles:
             return []
         if node.op in traits.POOLS and axis == 1:
             return []
-        if node.op == "BatchNormalization" and axis == 1 and all(map(self._is_constant, node.inputs[1:])):
+        if is_fixed_norm(node, tensor) and axis == 1 and all(map(self._is_constant, node.inputs[1:])):
             return [(number, index, 0) for index in range(1, 5)]
         if node.op in traits.ARITHMETIC:
             return list(self._operands(node, number, tensor, axis))

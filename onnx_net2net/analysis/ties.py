@@ -20,6 +20,7 @@ from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import Tables, weighings
 from onnx_net2net.analysis.weighing import Ways, is_free, scalable, weighed_axes
 from onnx_net2net.graph.graph import Place, dtype_of
+from onnx_net2net.rules import traits
 
 
 @dataclass
@@ -148,7 +149,7 @@ def _copies(analysis: Analysis) -> Iterator[tuple[Use, Use, bool]]:
     tables: dict[int, Use] = {}
     for (number, index), use in analysis.uses.items():
         if len(use.axes) == 2 and min(axis.size for axis in use.axes) > 1:
-            is_table = analysis.nodes[number].op == "Gather" and index == 0
+            is_table = (analysis.nodes[number].op, index) in traits.TABLES
             same_kind = tables if is_table else matrices.setdefault(tuple(use.constant.shape), {})
             same_kind[id(use.constant)] = use
     for table in tables.values():

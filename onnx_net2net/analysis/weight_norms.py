@@ -8,6 +8,8 @@ from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.linearity import DEEPEST, Carrier, carriers_of, read_twice
 from onnx_net2net.graph.graph import Node, Tensor
+from onnx_net2net.graph.walk import made_by
+from onnx_net2net.rules import traits
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def find_norms(analysis: Analysis) -> dict[int, Norm]:
     return norms
 
 
-_ROOTS = {"ReduceL2": 0.5, "ReduceSumSquare": 1.0, "ReduceSum": 1.0}
+_ROOTS = {**traits.SQUARES, "ReduceSum": 1.0}
 """To which power of a sum of squares the results of operators are proportional, as far as they sum squares."""
 
 
@@ -47,8 +49,8 @@ def _norm(analysis: Analysis, number: int, twice: set[int]) -> Norm | None:
         return None
     squares = [(number, 0)]
     if node.op == "ReduceSum":
-        source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-        if source is None or source.op != "Mul" or source.inputs[0] is not source.inputs[1]:
+        source = made_by(node.inputs[0], {"Mul"})
+        if source is None or source.inputs[0] is not source.inputs[1]:
             return None
         squares = [(analysis.numbers[id(source)], index) for index in (0, 1)]
     uses = [analysis.uses.get(square) for square in squares]
@@ -122,12 +124,8 @@ def _power_of(analysis: Analysis, node: Node, powers: list[float | None]) -> flo
     exponents = [power for power in powers if power is not None]
     if not any(exponents):
         return 0.0
-    if node.op in ("Mul", "MatMul"):
-        return exponents[0] + exponents[1]
-    if node.op == "Div":
-        return exponents[0] - exponents[1]
-    if node.op in ("Sqrt", "Reciprocal"):
-        return exponents[0] * (0.5 if node.op == "Sqrt" else -1)
+    if node.op in traits.DEGREES:
+        return sum(degree * power for degree, power in zip(traits.DEGREES[node.op], exponents, strict=True))
     said = analysis.said.get(analysis.numbers.get(id(node), -1))
     is_move = said is not None and said.pointwise == "linear" and not any(exponents[1:])
     return exponents[0] if is_move else None

@@ -143,7 +143,7 @@ def _norms(entries: StateDict) -> Iterator[_Norm]:
 
 def out_axis(operator: str, rank: int) -> int:
     """Return the axis of a framework's weight that makes the outputs."""
-    return 1 if operator == "ConvTranspose" and rank > 2 else 0
+    return 1 if operator in traits.TRANSPOSED and rank > 2 else 0
 
 
 def _parallel(

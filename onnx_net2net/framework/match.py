@@ -90,7 +90,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
     for scope in scopes(model.proto):
         tensors = [(tensor.name, tensor) for tensor in getattr(scope, "initializer", ())]
         for node in scope.node:
-            if node.op_type == "Constant":
+            if node.op_type in traits.CONSTANTS:
                 tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
         for name, tensor in tensors:
             kind = tensor.data_type
@@ -103,7 +103,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
             number = next(numbers)
             for index, name in enumerate(node.input):
                 source = alias.get(name, name)
-                if source in found and node.op_type == "Identity":
+                if source in found and node.op_type in traits.RENAMES:
                     alias[node.output[0]] = source
                 elif source in found:
                     found[source].reads.append(Read(node.op_type, index, scope_of(node), number))

@@ -21,6 +21,7 @@ from onnx_net2net.analysis.groups import paused_gc
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.weights import weight_uses
 from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, bodies, initializer_names, refill, scopes, unused, value_names
@@ -233,4 +234,4 @@ def _hoist(proto: onnx.ModelProto) -> None:
 
 
 def _is_constant(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+    return node.op_type in traits.CONSTANTS and node.domain in DEFAULT_DOMAIN

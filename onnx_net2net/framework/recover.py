@@ -21,8 +21,6 @@ from onnx_net2net.rules import traits
 EPSILON = 1e-5
 """Of torch's BatchNormalization, if not said otherwise."""
 
-_KERNELS = {("Conv", 1), ("ConvTranspose", 1)}
-
 
 @dataclass
 class Recovered:
@@ -46,7 +44,7 @@ def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
         biases[read.node].name
         for constant in constants.values()
         for read in constant.reads
-        if (read.operator, read.input) in _KERNELS and _is_folded(constant, biases.get(read.node))
+        if read.operator in traits.KERNELS and read.input == 1 and _is_folded(constant, biases.get(read.node))
     }
     for constant in constants.values():
         read = next((read for read in constant.reads if read.operator in traits.LAYERS and read.input > 0), None)

@@ -23,7 +23,7 @@ from onnx_net2net.analysis.multipliers import formula, frozen_constants, scaling
 from onnx_net2net.analysis.names import module_of, scope_of
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model
 from onnx_net2net.rules import traits
@@ -210,12 +210,7 @@ def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
     for index in (_WEIGHTS[node.op],) if node.op in _WEIGHTS else (1, 0) if node.op == "MatMul" else (1,):
         if index >= len(node.inputs):
             continue
-        tensor = node.inputs[index]
-        while (
-            constant_of(tensor) is None and tensor.inputs and tensor.inputs[0].op in traits.REARRANGES - traits.REFOLDS
-        ):
-            tensor = tensor.inputs[0].inputs[0]
-        constant = constant_of(tensor)
+        constant = constant_of(source(node.inputs[index], traits.REARRANGES - traits.REFOLDS))
         if constant is not None:
             return constant, index
     return None
@@ -227,26 +222,24 @@ def _module(analysis: Analysis, number: int, index: int) -> Module | None:
     axes = analysis.input_axes(number, index) or ()
     shape = [axis.size for axis in axes]
     attrs = node.attrs
-    if node.op in ("Conv", "ConvTranspose") and len(shape) > 2:
+    if node.op in traits.KERNELS and len(shape) > 2:
         groups = int(attrs.get("group", 1))
-        dim = f"{len(shape) - 2}d"
-        ends = (shape[1] * groups, shape[0]) if node.op == "Conv" else (shape[0], shape[1] * groups)
-        module = Module(node.op + dim, {"in_channels": ends[0], "out_channels": ends[1], "groups": groups})
-        makes = axes[0] if node.op == "Conv" else axes[1]
-        if groups > 1:
-            reason = f"and in_channels are multiples of groups {groups}"
-            return Module(module.kind, module.sizes, {"out_channels": reason, **_products(out_channels=makes)})
-        return module
-    if node.op in ("Gemm", "MatMul") and len(shape) == 2:
+        made, read = traits.weight_axes(node.op, attrs)
+        ends = shape[0], shape[1] * groups
+        sizes: Sizes = {"in_channels": ends[read], "out_channels": ends[made], "groups": groups}
+        reason = f"and in_channels are multiples of groups {groups}"
+        why = {"out_channels": reason, **_products(out_channels=axes[made])} if groups > 1 else {}
+        return Module(f"{node.op}{len(shape) - 2}d", sizes, why)
+    if node.op in traits.MATRICES and len(shape) == 2:
         at = next(
             (position for c in analysis.said[number].contractions for side, position in c.sides if side == index), 0
         )
-        summed, made = axes[at], axes[1 - at]
-        sizes: Sizes = {"in_features": summed.size, "out_features": made.size}
-        return Module("Linear", sizes, _products(in_features=summed, out_features=made))
-    if node.op == "Gather" and len(shape) == 2 and not int(attrs.get("axis", 0)):
+        summed, other = axes[at], axes[1 - at]
+        sizes = {"in_features": summed.size, "out_features": other.size}
+        return Module("Linear", sizes, _products(in_features=summed, out_features=other))
+    if (node.op, index) in traits.TABLES and len(shape) == 2 and not int(attrs.get("axis", 0)):
         return Module("Embedding", {"num_embeddings": shape[0], "embedding_dim": shape[1]})
-    if node.op == "BatchNormalization":
+    if node.op in traits.FIXED_NORMS:
         rank = len(analysis.input_axes(number, 0) or ()) - 2
         return Module(f"BatchNorm{max(rank, 1)}d", {"num_features": shape[0]})
     if node.op in traits.ROW_NORMS:

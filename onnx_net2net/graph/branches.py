@@ -9,8 +9,6 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.rules import traits
 
-_SCATTERS = ("ScatterND", "ScatterElements")
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -59,12 +57,12 @@ def find_branches(nodes: Sequence[Node], starts: Sequence[Node], kept: Collectio
     marks, last = _marked(nodes, starts, measured)
     mixed = [node for node in nodes[: last + 1] if marks.get(id(node), 0).bit_count() > 1]
     for node in mixed:
-        adds = node.op in traits.SUMS or (node.op in _SCATTERS and node.attrs.get("reduction") == "add")
+        adds = node.op in traits.SUMS or (node.op in traits.SCATTERS and node.attrs.get("reduction") == "add")
         if not adds and node.op not in traits.COPIES | traits.CASTS:
             raise RefusedError(f"{_text(node)} puts together what experts make by other than a sum")
     owner = {key: mark for key, mark in marks.items() if mark.bit_count() == 1}
     for node in reversed(nodes[:last]):
-        if id(node) not in marks and node.op != "Constant":
+        if id(node) not in marks and node.op not in traits.CONSTANTS:
             owners = {owner.get(id(reader), 0) for tensor in node.outputs for reader in tensor.outputs}
             shown = any(tensor.name in kept for tensor in node.outputs)
             if len(owners) == 1 and not shown and (mark := owners.pop()):

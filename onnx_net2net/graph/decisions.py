@@ -9,6 +9,7 @@ import onnx
 from onnx_net2net.graph import sizes
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.protos import initializer_names, refill, value_names
+from onnx_net2net.rules import traits
 
 DOMAIN = "onnx_net2net.body"
 """Domain of the nodes that stand at the ends of opened bodies; they never reach a saved model."""
@@ -33,14 +34,14 @@ def reconsider(flat: onnx.ModelProto, decisions: Decisions) -> bool:
     """Look at the sizes: close loops that change their shapes, fold Ifs that cannot change; tell if any did."""
     known = sizes.infer(flat)
     ends = [node for node in flat.graph.node if node.domain == DOMAIN]
-    loops = [node for node in ends if node.op_type in ("Loop", "Scan")]
+    loops = [node for node in ends if node.op_type in traits.LOOPS]
     closed = {key(node) for node in loops if any(name in known.failures for name in node.output)}
     decisions.closed |= closed
-    conditions = [node.input[0] for node in ends if node.op_type == "If" and node.input[0] in known.values]
-    fixed = _fixed(flat, known) if conditions else set()
+    branches = [node for node in ends if node.op_type in traits.BRANCHES and node.input[0] in known.values]
+    fixed = _fixed(flat, known) if branches else set()
     taken = {}
-    for node in ends:
-        if node.op_type == "If" and node.input[0] in fixed and known.values[node.input[0]].size == 1:
+    for node in branches:
+        if node.input[0] in fixed and known.values[node.input[0]].size == 1:
             taken[key(node)] = "then_branch" if known.values[node.input[0]].item() else "else_branch"
     decisions.taken.update(taken)
     return bool(closed or taken)

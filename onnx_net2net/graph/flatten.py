@@ -27,6 +27,7 @@ from onnx_net2net.model.checks import DEFAULT_DOMAIN, check_structure
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import bodies, initializer_names, refill, scopes, sorted_indices, unused, value_names
+from onnx_net2net.rules import traits
 
 _FRAME = "frame"
 _MAIN = -1
@@ -210,7 +211,7 @@ class _Flat:
 
     def _open_nodes(self, graph: onnx.GraphProto, scope: int) -> None:
         for node in graph.node:
-            if node.op_type == "If" and key(node) in self.decisions.taken:
+            if key(node) in self.decisions.taken:
                 self._fold(node, scope)
             elif self._can_open(node):
                 self._open(node, scope)
@@ -218,9 +219,9 @@ class _Flat:
                 self._add(node, scope)
 
     def _can_open(self, node: onnx.NodeProto) -> bool:
-        kinds = ("If", "Loop", "Scan") if self._versions[""] >= 9 else ("If", "Loop")
+        loops = traits.LOOPS if self._versions[""] >= 9 else traits.COUNTED_LOOPS  # an older Scan has a batch
         return (
-            node.op_type in kinds
+            node.op_type in traits.BRANCHES | loops
             and node.domain in DEFAULT_DOMAIN
             and key(node) not in {"", *self.decisions.closed}
             and all(_is_plain(node, body) for body in bodies(node))
@@ -238,19 +239,20 @@ class _Flat:
         self.frames.append(frame)
         (first, *_), steps = _graphs(node).values(), unused(f"{key(node)}_steps", self._known)
         given = [value.name for value in first.input]
-        if node.op_type != "If":
+        if node.op_type in traits.LOOPS:
             self._add_end(f"{node.op_type}Start", frame, number, list(node.input), [*given, steps])
         for name, graph in _graphs(node).items():
             frame.bodies[name] = self._open_body(graph, number, scope)
         read = [name for graph in _graphs(node).values() for name in value_names(graph.output)]
-        if node.op_type == "If":
+        if node.op_type in traits.BRANCHES:
             frame.places = {scope: 1 + k * len(node.output) for k, scope in enumerate(frame.bodies.values())}
             read = [*node.input, *read]
         else:
             self.home.update(dict.fromkeys((*given, steps), frame.bodies["body"]))
-            states = given[2:] if node.op_type == "Loop" else given[: len(given) - _scan_inputs(node)]
+            counted = node.op_type in traits.COUNTED_LOOPS
+            states = given[2:] if counted else given[: len(given) - _scan_inputs(node)]
             frame.places = {frame.bodies["body"]: len(states) + 1}
-            frame.counts = {"states": len(states), "conditions": int(node.op_type == "Loop")}
+            frame.counts = {"states": len(states), "conditions": int(counted)}
             read = [*states, steps, *read]
         self._add_end(node.op_type, frame, number, read, list(node.output))
         self.home.update(dict.fromkeys(filter(None, node.output), scope))
@@ -307,8 +309,8 @@ def _scan_inputs(node: onnx.NodeProto) -> int:
 
 def _is_plain(node: onnx.NodeProto, body: onnx.GraphProto) -> bool:
     """Tell whether a body takes and gives what the node does, and holds nothing that a flat graph would lose."""
-    inputs = 0 if node.op_type == "If" else len(node.input)
-    outputs = len(node.output) + (node.op_type == "Loop")
+    inputs = len(node.input) if node.op_type in traits.LOOPS else 0
+    outputs = len(node.output) + (node.op_type in traits.COUNTED_LOOPS)
     matches = len(body.input) == inputs and len(body.output) == outputs
     return matches and not body.sparse_initializer and not body.quantization_annotation
 

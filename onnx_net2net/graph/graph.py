@@ -20,10 +20,11 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.rows import InMemory, Source
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.graph.export import merge, merged_node, portable
-from onnx_net2net.model.checks import check_structure
+from onnx_net2net.model.checks import DEFAULT_DOMAIN, check_structure
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, captured, initializer_names, refill, scopes, unused, value_names
 from onnx_net2net.model.tensors import INLINE_BYTES, Weight, data_of, detach, inherit, make_stub, stub_key
+from onnx_net2net.rules import traits
 
 Node, Tensor, Variable, Constant, Topology = gs.Node, gs.Tensor, gs.Variable, gs.Constant, gs.Graph
 """What a graph consists of: see onnx-graphsurgeon."""
@@ -39,7 +40,7 @@ def _shorten(graph: gs.Graph) -> None:
     """Let Identities in a long row read what the row names, so that nobody has to walk along all of it."""
     rows: dict[int, tuple[gs.Tensor, int]] = {}  # what a tensor names, and how many Identities lie between
     for node in graph.nodes:
-        if node.op == "Identity" and node.domain in (None, "", "ai.onnx") and node.inputs and node.outputs:
+        if node.op in traits.RENAMES and node.domain in DEFAULT_DOMAIN and node.inputs and node.outputs:
             named, length = rows.get(id(node.inputs[0]), (node.inputs[0], 0))
             if length >= _ROW:
                 node.inputs[0], length = named, 0
@@ -71,7 +72,7 @@ class Graph:
             except Exception as error:  # whatever it stumbles over in a model that it does not expect
                 raise BadInputError(f"onnx-graphsurgeon cannot take the model: {one_line(error)}") from error
         for node in self.graph.nodes:  # exporters leave the values of Constant nodes without a name
-            if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
+            if node.op in traits.CONSTANTS and isinstance(node.attrs.get("value"), gs.Constant):
                 node.attrs["value"].name = node.outputs[0].name
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}

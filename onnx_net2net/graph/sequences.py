@@ -15,13 +15,13 @@ from onnx import helper, numpy_helper
 
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.protos import bodies, captured, initializer_names, refill, scopes, value_names
-
-_MAKES = ("SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceInsert")
+from onnx_net2net.rules import traits
 
 
 def without_sequences(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model without the sequences whose parts are known; the model itself where it has none."""
-    if not any(node.op_type in _MAKES and node.domain in DEFAULT_DOMAIN for s in scopes(proto) for node in s.node):
+    nodes = (node for scope in scopes(proto) for node in scope.node if node.domain in DEFAULT_DOMAIN)
+    if not any(node.op_type in traits.SEQUENCES for node in nodes):
         return proto
     proto = copy.deepcopy(proto)
     names = {name for scope in scopes(proto) for node in scope.node for name in (*node.input, *node.output)}
@@ -55,7 +55,7 @@ class _Unpacking:
 
     def _unread(self) -> set[str]:
         read = captured(self._graph.node).union(value_names(self._graph.output), *(n.input for n in self._graph.node))
-        made = {name for node in self._graph.node if node.op_type in _MAKES for name in node.output}
+        made = {name for node in self._graph.node if node.op_type in traits.SEQUENCES for name in node.output}
         return made - read
 
     def _replaced(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
@@ -107,7 +107,7 @@ class _Unpacking:
         """Return the value of a constant."""
         node = self._makers.get(name)
         tensor = self._constants.get(name)
-        if node is not None and node.op_type == "Constant":
+        if node is not None and node.op_type in traits.CONSTANTS:
             value = helper.get_attribute_value(node.attribute[0])
             tensor = value if isinstance(value, onnx.TensorProto) else None
             if tensor is None:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.typing import SMALL, STEPS, TypeFunction, UntypableError, is_large, type_functions
 
@@ -204,11 +205,11 @@ def _forget(node: onnx.NodeProto, sizes: Sizes) -> None:
 
 def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> bool:
     """Compute the outputs of a node whose inputs are known; tell whether that was done."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DEFAULT_DOMAIN:
         return False
-    if node.op_type == "Constant":
+    if node.op_type in traits.CONSTANTS:
         return _constant(node, sizes)
-    if node.op_type in ("Shape", "Size"):
+    if node.op_type in traits.SHAPES:
         return _measure(node, sizes)
     inputs = [sizes.values.get(name) if name else None for name in node.input]
     if not _is_computed(node, inputs):

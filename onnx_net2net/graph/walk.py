@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from onnx_net2net.graph.graph import Constant, Node, Tensor
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
+from onnx_net2net.rules import traits
 
 
 def constant_of(tensor: Tensor) -> Constant | None:
     """Return the constant that a tensor is: an initializer, a Constant node's value, or an Identity of one."""
     while not isinstance(tensor, Constant):
         producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.domain not in (None, "", "ai.onnx"):
+        if producer is None or producer.domain not in DEFAULT_DOMAIN:
             return None
-        if producer.op == "Constant":
+        if producer.op in traits.CONSTANTS:
             value = producer.attrs.get("value")
             return value if isinstance(value, Constant) else None
-        if producer.op != "Identity":
+        if producer.op not in traits.RENAMES:
             return None
         tensor = producer.inputs[0]
     return tensor
@@ -24,7 +26,17 @@ def constant_of(tensor: Tensor) -> Constant | None:
 
 def is_alias(node: Node) -> bool:
     """Tell whether a node only names a constant, whose readers then count as readers of the constant itself."""
-    return node.op == "Constant" or (node.op == "Identity" and constant_of(node.inputs[0]) is not None)
+    return node.op in traits.CONSTANTS or (node.op in traits.RENAMES and constant_of(node.inputs[0]) is not None)
+
+
+def is_fixed_norm(node: Node, tensor: Tensor) -> bool:
+    """Tell whether a node normalises a tensor by constants alone, as a BatchNormalization does in inference."""
+    return node.op in traits.FIXED_NORMS and node.inputs[0] is tensor and len(node.outputs) == 1
+
+
+def made_by(tensor: Tensor, kinds: Collection[str]) -> Node | None:
+    """Return the node that makes a tensor if it has one of these operators, else None."""
+    return tensor.inputs[0] if tensor.inputs and tensor.inputs[0].op in kinds else None
 
 
 def makers(tensor: Tensor, kinds: Collection[str]) -> Iterator[Node]:

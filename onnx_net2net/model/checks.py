@@ -16,7 +16,8 @@ OPSETS = range(7, min(onnx.defs.onnx_opset_version(), 26) + 1)
 
 NEWEST_IR = min(onnx.IR_VERSION, 13)
 
-DEFAULT_DOMAIN = ("", "ai.onnx")
+DEFAULT_DOMAIN = ("", "ai.onnx", None)
+"""What ONNX's own domain is called; nodes of onnx-graphsurgeon may have None."""
 
 
 def parse(path: Path) -> onnx.ModelProto:

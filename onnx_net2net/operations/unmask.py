@@ -14,7 +14,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.edit import add_node, drop_unread
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph, Node, Tensor
-from onnx_net2net.graph.walk import constant_of, source
+from onnx_net2net.graph.walk import constant_of, made_by, source
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
@@ -91,14 +91,10 @@ def _masks(graph: Graph) -> Iterator[tuple[Node, Tensor, float]]:
 
 def _penalty(graph: Graph, tensor: Tensor) -> float | None:
     """Return the penalty that a tensor has for all copies but one, None if it is no mask."""
-    marked = source(tensor, _FOLDS)
-    node = marked.inputs[0] if marked.inputs else None
-    if node is None or node.op != "OneHot":
-        return None
-    marks, winner = constant_of(node.inputs[2]), source(node.inputs[0], traits.CASTS)
-    chooses = winner.inputs and winner.inputs[0].op == "ArgMax"
-    sides = source(winner.inputs[0].inputs[0], traits.REFOLDS) if chooses else None
-    if marks is None or sides is None or not _are_sides(sides):
+    node = made_by(source(tensor, _FOLDS), {"OneHot"})
+    choice = node and made_by(source(node.inputs[0], traits.CASTS), {"ArgMax"})
+    marks = node and constant_of(node.inputs[2])
+    if marks is None or choice is None or not _are_sides(source(choice.inputs[0], traits.REFOLDS)):
         return None
     others, own = (float(value) for value in graph.read(marks).reshape(-1))
     return abs(others) if own == 0 and others <= 0 else None
@@ -106,11 +102,9 @@ def _penalty(graph: Graph, tensor: Tensor) -> float | None:
 
 def _are_sides(tensor: Tensor) -> bool:
     """Tell whether a tensor tells on which side of constant planes each position lies."""
-    added = tensor.inputs[0] if tensor.inputs else None
-    if added is None or added.op != "Add" or constant_of(added.inputs[1]) is None:
-        return False
-    product = added.inputs[0].inputs[0] if added.inputs[0].inputs else None
-    return product is not None and product.op == "MatMul" and constant_of(product.inputs[1]) is not None
+    added = made_by(tensor, {"Add"})
+    product = added and made_by(added.inputs[0], {"MatMul"})
+    return product is not None and all(constant_of(node.inputs[1]) is not None for node in (added, product))
 
 
 def _remove(graph: Graph, node: Node, plain: Tensor) -> None:

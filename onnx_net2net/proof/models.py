@@ -37,9 +37,6 @@ from onnx_net2net.run.session import Level, Runner, blaming, provider_name
 Vouch = Callable[[Model, Model], Departure | None]
 """Compares a student with what its record makes of its teacher; None where that says nothing."""
 
-_BOUNDED_STILL = traits.MOVES | traits.JOINS | {"ReduceMean"}
-"""What a bounded input leaves bounded."""
-
 
 def compare_models(
     teacher: ModelLike,
@@ -198,7 +195,7 @@ def _units(graph: onnx.GraphProto, outer: Mapping[str, onnx.NodeProto] | None = 
     units = {}
     for value in graph.output:
         node = producers.get(value.name)
-        while node is not None and node.op_type in _BOUNDED_STILL:
+        while node is not None and node.op_type in traits.STILL_BOUNDED:
             node = producers.get(node.input[0])
         branches = (
             [units_of for body in bodies(node) if (units_of := _units(body, producers))] if node is not None else []

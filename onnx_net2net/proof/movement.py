@@ -19,9 +19,6 @@ from onnx_net2net.proof.divergence import differ
 from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, InputSpec, draw
 
-_SHAPE_ONLY = traits.SHAPES | {"EyeLike", "RandomNormalLike", "RandomUniformLike"}
-"""Operators that read the shape of their first input, and no values."""
-
 _BOLD = (3.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 """Standard deviations of float inputs, or factors of given ones, that may move an output which others did not."""
 
@@ -35,7 +32,7 @@ def that_should_move(proto: onnx.ModelProto) -> list[str]:
     graph = inlined(proto).graph
     moving = {value.name for value in free_inputs(graph)}
     for node in graph.node:
-        if node.op_type not in _SHAPE_ONLY and not moving.isdisjoint((*node.input, *captured([node]))):
+        if node.op_type not in traits.SHAPE_ONLY and not moving.isdisjoint((*node.input, *captured([node]))):
             moving.update(node.output)
     return [value.name for value in graph.output if value.name in moving]
 

@@ -123,6 +123,6 @@ def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:
     place = list(node.input).index(weight.name)
     if len(dims) < 2 or flags & {"transA", "axis"} or place != (node.op_type != "Gather"):
         return []
-    if node.op_type == "Conv":
+    if node.op_type in traits.PLAIN_CONVOLUTIONS:
         return [dims[0], *[1] * (len(dims) - 2)]
-    return [dims[0 if "transB" in flags else -1]] if node.op_type in {"MatMul", "Gemm", "Gather"} else []
+    return [dims[0 if "transB" in flags else -1]] if node.op_type in traits.MATRICES | {"Gather"} else []

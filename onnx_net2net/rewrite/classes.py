@@ -10,6 +10,7 @@ from onnx_net2net.algebra.dims import Dim, leaf_set, leaves
 from onnx_net2net.algebra.maps import NEVER, ORIGINS, compose
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.rewriting import Rewriting
+from onnx_net2net.rules import traits
 
 
 def _classes(rewriting: Rewriting, origin: str) -> set[Dim]:
@@ -24,7 +25,7 @@ def find_biases(rewriting: Rewriting) -> dict[Dim, Place]:
     for place, use in sorted(analysis.uses.items()):
         contractions = analysis.said[use.node].contractions
         weighs = any(index == use.input for contraction in contractions for index, _ in contraction.sides)
-        if analysis.nodes[use.node].op in ("Add", "Sum") or (contractions and not weighs):
+        if analysis.nodes[use.node].op in traits.SUMS or (contractions and not weighs):
             for dim in leaf_set(*use.axes) & classes:
                 biases.setdefault(dim, place)
     return biases

@@ -25,6 +25,7 @@ from onnx_net2net.graph.graph import Constant, Place
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rewrite.sums import Compute, Weighers, axis_growths
+from onnx_net2net.rules import traits
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _alike(rewriting: Rewriting, uses: list[Use], demands: Demands, style: Style
 
 def _fitting(rewriting: Rewriting, use: Use, growth: WeightGrowth, groups: Iterable[_Alike]) -> _Alike | None:
     """Return a version for a node that does not read values: one of the same shape, or any if it only reads a type."""
-    is_shape = rewriting.nodes[use.node].op in ("Shape", "Size")
+    is_shape = rewriting.nodes[use.node].op in traits.SHAPES
     return next((group for group in groups if not is_shape or group.growth.shape == growth.shape), None)
 
 

@@ -21,8 +21,9 @@ from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.edit import Version, add_node, assign, drop_unread
 from onnx_net2net.graph.graph import Node, Place, Tensor, Variable
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, made_by
 from onnx_net2net.rewrite.rewriting import Rewriting
+from onnx_net2net.rules import traits
 
 Times = dict[Dim, int]
 """How often each unit of a dim counts in a statistic."""
@@ -228,17 +229,17 @@ def unfill(analysis: Analysis) -> list[Fill]:
 
 def _source_of(analysis: Analysis, tensor: Tensor) -> tuple[Tensor, int, np.ndarray] | None:
     """Return the tensor and the axis whose units are read more than once, and the places that are read."""
-    node = tensor.inputs[0] if tensor.inputs else None
+    node = made_by(tensor, {"Gather", *traits.JOINS})
     if node is None or len(tensor.outputs) != 1:
         return None
     if node.op == "Gather":
         places = _constant(analysis, node.inputs[1])
         return None if places is None or places.ndim != 1 else (node.inputs[0], int(node.attrs.get("axis", 0)), places)
-    if node.op != "Concat" or len(node.inputs) != 2:
+    if len(node.inputs) != 2:
         return None
     source, axis = node.inputs[0], int(node.attrs["axis"])
-    again = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
-    if again is None or again.op not in ("Slice", "Gather") or again.inputs[0] is not source:
+    again = made_by(node.inputs[1], ("Slice", "Gather"))
+    if again is None or again.inputs[0] is not source:
         return None
     size = analysis.axes[source.name][axis].size if source.name in analysis.axes else 0
     rest = _sliced(analysis, again, axis) if again.op == "Slice" else _constant(analysis, again.inputs[1])

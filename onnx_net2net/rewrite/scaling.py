@@ -24,7 +24,7 @@ from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, made_by
 from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
@@ -140,7 +140,7 @@ class _Stream:
         What an expanded constant holds is known, too, where it is small; it is scaled like any other.
         """
         node = self._analysis.nodes[number]
-        inputs = node.inputs[:1] if node.op == "CastLike" else node.inputs
+        inputs = node.inputs[:1] if node.op in traits.CASTS else node.inputs
         floats = [t for t in inputs if t.name and self._analysis.sizes.dtype(t.name) in DIVISIBLE]
         return [t for t in floats if constant_of(t) is None and t.name not in self._sizes]
 
@@ -156,12 +156,12 @@ class _Stream:
             return
         if said.contractions:
             self._relate_sum(number, data, result)
-        elif node.op in ("Mul", "Div"):
-            self._relate_product(number, result, -1 if node.op == "Div" else 1)
+        elif node.op in traits.FACTORS:
+            self._relate_product(number, result, traits.DEGREES[node.op][1])
         elif node.op == "Pow" and (power := self._power(number)) is not None:
             self._scale(data[0], result, power, number)
-        elif node.op in ("Sqrt", "Reciprocal"):
-            self._scale(data[0], result, 0.5 if node.op == "Sqrt" else -1.0, number)
+        elif len(traits.DEGREES.get(node.op, ())) == 1:
+            self._scale(data[0], result, traits.DEGREES[node.op][0], number)
         elif node.op in traits.HOMOGENEOUS or said.pointwise in ("linear", "relu"):
             for output in node.outputs:
                 self._equal(data, output, number)
@@ -190,7 +190,7 @@ class _Stream:
             return None
         return float(self._analysis.draft.read(constant).reshape(-1)[0])
 
-    def _relate_product(self, number: int, result: Tensor, sign: int) -> None:
+    def _relate_product(self, number: int, result: Tensor, sign: float) -> None:
         """Add up the exponents of factors; a vector with more than one number can have any."""
         node = self._analysis.nodes[number]
         if self._vector(number) is not None:
@@ -248,21 +248,21 @@ class _Stream:
         source = self._source(number, index)
         table = self._ties.tied.get(source) if source is not None else None
         node = self._analysis.nodes[table[0]] if table is not None and table != source else None
-        return list(node.outputs) if node is not None and node.op == "Gather" else []
+        return list(node.outputs) if node is not None and (node.op, 0) in traits.TABLES else []
 
     def _is_centred(self, tensor: Tensor) -> bool:
         """Tell whether padding units hold zero in a tensor: squares of them, or what is left of the mean."""
         while True:
             if self._states.get(tensor.name, {}).get(self._dim) == "zero":
                 return True
-            node = tensor.inputs[0] if tensor.inputs else None
-            if node is None or node.op not in ("Mul", "Pow", "Cast", "Sub", "Abs"):
+            node = made_by(tensor, {"Mul", "Pow", "Cast", "Sub", "Abs"})
+            if node is None:
                 return False
             if node.op == "Sub":
                 break
             tensor = node.inputs[0]
-        mean = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
-        return mean is not None and mean.op == "ReduceMean" and mean.inputs[0] is node.inputs[0]
+        mean = made_by(node.inputs[1], {"ReduceMean"})
+        return mean is not None and mean.inputs[0] is node.inputs[0]
 
     def _weights(self, number: int) -> int | None:
         """Return the input of a layer that holds its weights."""
@@ -277,7 +277,7 @@ class _Stream:
     def _undecided(self) -> Tensor | None:
         """Return a tensor of unknown exponent that a product relates to scaled ones."""
         for number, node in enumerate(self._analysis.nodes):
-            if node.op in ("Mul", "Div") and self._vector(number) is None and node.outputs:
+            if node.op in traits.FACTORS and self._vector(number) is None and node.outputs:
                 tensors = [t for t in (*self._data(number), node.outputs[0]) if t.name]
                 unknown = [t for t in tensors if self._exponent(t) is None]
                 if unknown and any(self._exponent(t) for t in tensors):
@@ -302,10 +302,8 @@ class _Stream:
                     continue
                 if normalises:
                     yield (number, index), after  # gamma has been corrected for the padding already
-                elif node.op == "Mul" and index == self._vector(number):
-                    yield (number, index), after - before
-                elif node.op == "Div" and index == self._vector(number):
-                    yield (number, index), before - after
+                elif node.op in traits.FACTORS and index == self._vector(number):
+                    yield (number, index), (after - before) * traits.DEGREES[node.op][1]
                 elif after and (said.contractions or node.op in traits.HOMOGENEOUS) and self._is_value(number, index):
                     if math.prod(constant.shape) == 1:
                         raise RefusedError(f"{node.op} {node.name!r} adds a number to what would have to be scaled")

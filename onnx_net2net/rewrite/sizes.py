@@ -18,8 +18,10 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.edit import add_node
 from onnx_net2net.graph.graph import Tensor, Variable
+from onnx_net2net.graph.walk import made_by
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
+from onnx_net2net.rules import traits
 from onnx_net2net.rules.statements import Selection
 
 
@@ -150,8 +152,8 @@ def _supply(rewriting: Rewriting, tensor: Tensor, have: Array, need: Array) -> T
         result = Variable(graph.unique_name(f"{tensor.name}_grown"), dtype=tensor.dtype)
         return add_node(graph, kind, f"{tensor.name}_{kind}", inputs, result, **attrs)
 
-    producer = tensor.inputs[0] if tensor.inputs else None
-    if producer is not None and producer.op == "Concat" and have.ndim == 1:
+    producer = made_by(tensor, traits.JOINS)
+    if producer is not None and have.ndim == 1:
         parts, start = [], 0
         for part in producer.inputs:
             stop = start + int(np.prod(known.shape(part.name) or (1,)))

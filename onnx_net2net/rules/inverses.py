@@ -28,5 +28,8 @@ RECTIFIERS = frozenset({"Relu", "LeakyRelu", "Elu", "Celu", "Abs"})
 SPREADS = traits.MOVES | {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 """Operators that make of one number everywhere the same again."""
 
+ALIKE = traits.JOINS | traits.EXTREMES | {"Where", "Mean", "ScatterND"}
+"""Operators that make one number where all their data is that number."""
+
 NEUTRAL: Mapping[str, float] = {**dict.fromkeys(traits.SUMS, 0.0), "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 """What an operand (of Sub and Div the second) is that leaves the other one as it is."""

@@ -4,24 +4,49 @@ Each trait is a set of operator names; ask with `node.op in traits.MOVES`. A rul
 axes of its operands; a trait says what kind of operator it is. A list of operators anywhere else in the package is a
 trait that belongs here. A place that needs more or less than a trait says so where it asks (`MOVES | {"Clip"}`).
 
-    values      COPIES, CASTS, REFOLDS, REARRANGES, CUTS, PICKS, REPEATS, MOVES, HANDED_ON, JOINS, SHAPES
-    numbers     LOOKUPS, LENGTHS, COUNTS, LIMITS, DOMAINS, MASKING, RANDOM, BY_DATA, SIZED
-    arithmetic  SUMS, ADDITIONS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, MEANS, LINEAR, POSITIVE, HOMOGENEOUS,
-                LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, UNARY, BROADCASTING, FADING, STRICT
-    layers      PRODUCTS, LAST_LAYERS, LAYERS, CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS,
-                GATES, STATISTICS, LEARNT, POOLS, CHOICES
+    control     CONSTANTS, BRANCHES, LOOPS, COUNTED_LOOPS, SEQUENCES
+    values      RENAMES, COPIES, CASTS, REFOLDS, VIEWS, REARRANGES, CUTS, PICKS, SCATTERS, REPEATS, PIXEL_SHUFFLES,
+                MOVES, INDEX_PATHS, HANDED_ON, JOINS, SHAPES, SHAPE_ONLY, BY_PLACE
+    numbers     LOOKUPS, TABLES, LENGTHS, COUNTS, LIMITS, DOMAINS, LONG_LISTS, MASKING, RANDOM, BY_DATA, SIZED
+    arithmetic  SUMS, ADDITIONS, TERMS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, DEGREES, SQUARES, MEANS, LINEAR,
+                POSITIVE, HOMOGENEOUS, LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, STILL_BOUNDED, UNARY, ALONE,
+                BENDS, BROADCASTING, FADING, STRICT, PROBABILITIES
+    layers      MATRICES, PRODUCTS, PLAIN_CONVOLUTIONS, TRANSPOSED, KERNELS, BIASED, LAST_LAYERS, PLAIN_LAYERS, LAYERS,
+                CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, FIXED_NORMS, NORM_PARTS,
+                DEVIATIONS, GATES, STATISTICS, LEARNT, POOLS, CHOICES, WINNERS, WHOLE_BIASES
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 EVERY = range(1000)
 """All inputs."""
 
+# --- Control flow -------------------------------------------------------------------------------------------------
+
+CONSTANTS = frozenset({"Constant"})
+"""The result is an attribute."""
+
+BRANCHES = frozenset({"If"})
+"""One of the bodies runs; the first input says which one."""
+
+COUNTED_LOOPS = frozenset({"Loop"})
+"""Loops whose first two inputs say how long they run; so does the first output of the body, which they keep."""
+
+LOOPS = frozenset({*COUNTED_LOOPS, "Scan"})
+"""The body runs again and again; its inputs are those of the node, in their order."""
+
+SEQUENCES = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceInsert"})
+"""The result is a sequence."""
+
 # --- Values that are moved ----------------------------------------------------------------------------------------
 
-COPIES = frozenset({"Identity", "Dropout"})
+RENAMES = frozenset({"Identity"})
+"""The result is the first input under another name."""
+
+COPIES = frozenset({*RENAMES, "Dropout"})
 """The result is the first input (in inference)."""
 
 CASTS = frozenset({"Cast", "CastLike"})
@@ -30,7 +55,10 @@ CASTS = frozenset({"Cast", "CastLike"})
 REFOLDS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 """The result has the values of the first input in the same order, in other axes."""
 
-REARRANGES = frozenset({"Transpose", "Identity", *CASTS, *REFOLDS, "DequantizeLinear"})
+VIEWS = frozenset({*REFOLDS, "Transpose", "Expand"})
+"""The result shows the first input in other axes, as views of PyTorch do."""
+
+REARRANGES = frozenset({*RENAMES, *CASTS, *VIEWS - {"Expand"}, "DequantizeLinear"})
 """The result is the first input, each value once: a rearranged weight is still one weight, in other axes or types."""
 
 CUTS = frozenset({"Slice", "Split"})
@@ -39,14 +67,23 @@ CUTS = frozenset({"Slice", "Split"})
 PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
 """The result has the entries of the first input that the second one lists."""
 
+SCATTERS = frozenset({"ScatterND", "ScatterElements"})
+"""The result is the first input, with the third one written to or added at the places that the second one lists."""
+
 REPEATS = frozenset({"Expand", "Tile"})
 """The result repeats the first input."""
 
-MOVES = frozenset({*COPIES, *CASTS, *REFOLDS, "Transpose", *CUTS, *PICKS, *REPEATS, "DepthToSpace", "SpaceToDepth"})
+PIXEL_SHUFFLES = frozenset({"DepthToSpace", "SpaceToDepth"})
+"""The result has the values of the first input, with channels for places, or the other way round."""
+
+MOVES = frozenset({*COPIES, *CASTS, *VIEWS, *CUTS, *PICKS, *REPEATS, *PIXEL_SHUFFLES})
 """The results have values of the first input, in another place or type, and no others."""
 
+INDEX_PATHS = MOVES | {"Clip"}
+"""What may stand between indices that a model is given and the table that they are looked up in."""
+
 HANDED_ON: dict[str, Sequence[int]] = {
-    **dict.fromkeys((*MOVES - {"DepthToSpace", "SpaceToDepth"}, "Pad", "Clip", "ReduceMax", "ReduceMin",
+    **dict.fromkeys((*MOVES - PIXEL_SHUFFLES, "Pad", "Clip", "ReduceMax", "ReduceMin",
                      "ReverseSequence", "Floor", "Ceil", "Round", "Abs", "Trilu"), (0,)),
     **dict.fromkeys(("Concat", "Max", "Min"), EVERY), "Where": (1, 2), "ScatterND": (0, 2), "ScatterElements": (0, 2),
 }  # fmt: skip
@@ -56,6 +93,9 @@ JOINS = frozenset({"Concat"})
 """The result has the values of all inputs, end to end."""
 
 SHAPES = frozenset({"Shape", "Size"})
+"""The result is the shape of the input, or follows from it."""
+
+SHAPE_ONLY = SHAPES | {"EyeLike", "RandomNormalLike", "RandomUniformLike"}
 """The result depends on the shape of the input, not on its values."""
 
 BY_PLACE = MOVES | JOINS | SHAPES | {"ScatterElements", "Scatter", "OneHot"}
@@ -71,6 +111,9 @@ LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
 }  # fmt: skip
 """For each input that holds indices the table that it indexes, and the attribute (or number) of the table's axis."""
 
+TABLES = frozenset({("Gather", 0)})
+"""Inputs (operator, index) that are tables of rows, where they are weights: embeddings."""
+
 LENGTHS = {("LSTM", 4): "", ("GRU", 4): "", ("RNN", 4): "", ("ReverseSequence", 1): "time_axis"}
 """Inputs (operator, index) that are lengths of sequences, and the attribute of the axis of input 0 that they bound."""
 
@@ -83,6 +126,9 @@ LIMITS = frozenset({("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Clip", 1), 
 
 DOMAINS = frozenset({("Sqrt", 0), ("Log", 0), ("BatchNormalization", 4)})
 """Inputs (operator, index) that have to be positive."""
+
+LONG_LISTS = frozenset({("ScatterND", 1)})
+"""Inputs (operator, index) that list a place for each element that is written."""
 
 MASKING = frozenset({"Equal", "Not", "And", "Or", "Sub", "Mul", "ReduceSum", "CumSum", "Greater", "Less", "Where"})
 """Operators that read a mask of whole numbers."""
@@ -109,6 +155,9 @@ SUMS = frozenset({"Add", "Sum"})
 ADDITIONS = frozenset({*SUMS, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QLinearAdd"})
 """The operator adds activations to one another, whatever else it does."""
 
+TERMS = SUMS | {"Sub"}
+"""The result is the sum of the inputs, some of them with another sign."""
+
 FACTORS = frozenset({"Mul", "Div"})
 """The result is the first input times the second one, or its inverse."""
 
@@ -120,6 +169,14 @@ EXTREMES = frozenset({"Max", "Min"})
 
 COMMUTATIVE = frozenset({*SUMS, *EXTREMES, "Mul", "Mean"})
 """The inputs may change places."""
+
+DEGREES: dict[str, tuple[float, ...]] = {
+    "Mul": (1, 1), "MatMul": (1, 1), "Div": (1, -1), "Reciprocal": (-1,), "Sqrt": (0.5,),
+}  # fmt: skip
+"""Degrees of homogeneity: with an input a times as large the result is a^degree times as large, for positive a."""
+
+SQUARES: dict[str, float] = {"ReduceL2": 0.5, "ReduceSumSquare": 1.0}
+"""The result is the sum of squares of the first input along axes, to this power."""
 
 MEANS = frozenset({"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"})
 """The result is sums or means over parts of the first input."""
@@ -154,8 +211,14 @@ IN_PLACE = frozenset({*COPIES, *CASTS, *CUTS, *JOINS, "DequantizeLinear", "Neg",
                       "Trilu"})  # fmt: skip
 """The first input has the axes of the result, in the same places."""
 
-BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf"})
+PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
+"""The result lies between 0 and 1, and comes near to both."""
+
+BOUNDED = frozenset({*PROBABILITIES, "HardSigmoid", "Tanh", "Erf"})
 """The result lies between -1 and 1 whatever the input."""
+
+STILL_BOUNDED = MOVES | JOINS | {"ReduceMean"}
+"""The result lies between the smallest and the largest value of the inputs."""
 
 UNARY: dict[str, tuple[str, ...]] = {
     "linear": ("Identity", "Neg"),
@@ -174,6 +237,9 @@ make an infinity or no number of a unit of random values, which nobody could the
 ALONE = frozenset(kind for kinds in UNARY.values() for kind in kinds) | {"Clip", "Cast"}
 """Operators on each unit alone."""
 
+BENDS = (ALONE | {*EXTREMES, "Pow", "PRelu"}) - LINEAR - CASTS
+"""The result is no linear function of the first input, unit by unit."""
+
 BROADCASTING = frozenset({
     *ARITHMETIC, *SUMS, *EXTREMES, "Mean", "Where", "PRelu", "Pow", "Mod", "And", "Or", "Xor", "BitShift", "BitwiseAnd",
     "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
@@ -188,17 +254,47 @@ STRICT = frozenset({"Sigmoid", "Exp", "Softplus"})
 
 # --- Layers -------------------------------------------------------------------------------------------------------
 
-PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
+MATRICES = frozenset({"Gemm", "MatMul"})
+"""Products with a matrix, whose weight is input 1 as a rule; Gemm may have a bias."""
+
+PRODUCTS = frozenset({*MATRICES, "FusedMatMul"})
 """Products of matrices."""
+
+TRANSPOSED = frozenset({"ConvTranspose"})
+"""Transposed convolutions: axis 0 of the weight is what they read, axis 1 what they make (of each group)."""
+
+PLAIN_CONVOLUTIONS = frozenset({"Conv"})
+"""Convolutions of floats as torch's Conv is one."""
+
+KERNELS = frozenset({*PLAIN_CONVOLUTIONS, *TRANSPOSED})
+"""Convolutions with a weight (input 1) and perhaps a bias (input 2) of floats."""
+
+BIASED = frozenset({*KERNELS, "Gemm"})
+"""Layers that may have a bias, input 2."""
 
 LAST_LAYERS: dict[str, Sequence[int]] = {"MoE": (4, 5)}
 """Inputs that hold the weights and the bias of the last layers that are fused into an operator: the result is linear in
 both together."""
 
-LAYERS = frozenset({"Conv", "ConvTranspose", *PRODUCTS})
+LAYERS = frozenset({*KERNELS, *PRODUCTS})
 """Layers of weights whose result is linear in the weights and in the bias."""
 
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})
+PLAIN_LAYERS = frozenset({*PLAIN_CONVOLUTIONS, *MATRICES})
+"""Those that read what lies around each place: what PyTorch calls Linear and Conv."""
+
+
+def weight_axes(kind: str, attrs: Mapping[str, Any]) -> tuple[int, int]:
+    """Return which axis of the weight of a layer makes units, and which one reads them.
+
+    Args:
+        kind: The layer's operator, one of LAYERS.
+        attrs: Its attributes.
+    """
+    turned = kind in TRANSPOSED or (kind in PRODUCTS and not attrs.get("transB", 0))
+    return (1, 0) if turned else (0, 1)
+
+
+CONVOLUTIONS = frozenset({*KERNELS, "FusedConv", "ConvInteger", "QLinearConv"})
 """Convolutions: the channels are axis 1 of the data; kernels work along the axes behind it."""
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -213,8 +309,17 @@ ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLaye
 UNIT_NORMS = frozenset({*ROW_NORMS, "InstanceNormalization", "GroupNormalization"})
 """Normalisers by statistics of the data, which the model computes while it runs."""
 
-NORMS = frozenset({*UNIT_NORMS, "BatchNormalization"})
+FIXED_NORMS = frozenset({"BatchNormalization"})
+"""Normalisers by statistics that are constants (in inference): a scale and a shift of each channel."""
+
+NORMS = frozenset({*UNIT_NORMS, *FIXED_NORMS})
 """Normalisers with a scale (input 1) and perhaps a shift (input 2)."""
+
+NORM_PARTS = frozenset({"ReduceMean", "Sub", "Pow", "Mul", "Div"})
+"""What reads the data where a normalisation of rows is written in parts."""
+
+DEVIATIONS = frozenset({"Reciprocal", "Pow", "Div", "Sqrt"})
+"""What makes the factor 1 / deviation where a normalisation is written in parts."""
 
 GATES: dict[str, tuple[tuple[int, ...], ...]] = {
     "LSTM": ((0, 2, 3, 1),), "GRU": ((1, 0, 2), (0, 1, 2)), "RNN": ((0,),),
@@ -235,3 +340,9 @@ POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "Glo
 
 CHOICES = frozenset({"Softmax", "LogSoftmax", "ArgMax"})
 """The units along `axis` (the last by default) are choices."""
+
+WINNERS = frozenset({"TopK", "ArgMax"})
+"""The result lists the places of the largest units."""
+
+WHOLE_BIASES = frozenset({"DequantizeLinear", "QLinearConv", "QGemm"})
+"""Operators that may have a bias of whole numbers."""

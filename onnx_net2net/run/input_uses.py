@@ -75,17 +75,17 @@ class Flow:
             for index, name in enumerate(node.input):
                 self.readers[name].append((node, index))
             self.producers.update(dict.fromkeys(node.output, node))
-            if node.op_type == "Constant":
+            if node.op_type in traits.CONSTANTS:
                 self.constants.update((node.output[0], value.t) for value in node.attribute if value.name == "value")
             for body in bodies(node):
                 self._read(body)
                 self._join(node, body)
 
     def _join(self, node: onnx.NodeProto, body: onnx.GraphProto) -> None:
-        if node.op_type in {"Loop", "Scan"}:
+        if node.op_type in traits.LOOPS:
             for outer, inner in zip(node.input, body.input, strict=False):
                 self.aliases[outer].append(inner.name)
-        handed_out = body.output[1:] if node.op_type == "Loop" else body.output  # a Loop keeps its condition
+        handed_out = body.output[node.op_type in traits.COUNTED_LOOPS :]
         for inner, name in zip(handed_out, node.output, strict=False):
             self.aliases[inner.name].append(name)
 
@@ -128,7 +128,7 @@ class Flow:
         turns = []
         while name not in self.constants:
             node = self.producers.get(name)
-            if node is None or node.op_type not in {"Identity", "Cast", "DequantizeLinear", "Transpose"}:
+            if node is None or node.op_type not in traits.REARRANGES - traits.REFOLDS:
                 break
             turns += [node] if node.op_type == "Transpose" else []
             name = node.input[0]

@@ -22,6 +22,7 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.graph import Node, Variable
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.deepen.insert import Inserter
+from onnx_net2net.rules import traits
 
 _LEAST = 0.1
 """Least size of what the first factor has of a singular vector, beside what it has of the first one."""
@@ -105,11 +106,11 @@ def factorise(analysis: Analysis, inserter: Inserter, place: Place, rank: int | 
     node, draft = analysis.nodes[place.layer], analysis.draft
     constant = constant_of(node.inputs[1])
     assert constant is not None
-    turned = node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0))
+    turned = traits.weight_axes(node.op, node.attrs) == (1, 0)
     read = draft.reader(constant)
     own = tuple(int(size) for size in constant.shape)
     shape = own[::-1] if turned else own
-    group = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+    group = int(node.attrs.get("group", 1))
     full = min(shape[0] // group * math.prod(shape[3:]), shape[1] * math.prod(shape[2:3]))
     kind = draft.type_of(constant)
     factors = _Factors(
@@ -147,7 +148,7 @@ def _write(
     """Put the first factor and the activation in front of the layer, which becomes the second factor."""
     draft = analysis.draft
     attrs: dict[str, object] = {"transB": node.attrs.get("transB", 0)} if node.op == "Gemm" else {}
-    if node.op == "Conv":
+    if node.op in traits.CONVOLUTIONS:
         attrs, rest = _parted(dict(node.attrs), factors.kernels)
         node.attrs.update(rest)
     made = Variable(draft.unique_name(f"{place.name}_new0_out"))

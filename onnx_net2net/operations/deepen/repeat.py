@@ -127,7 +127,7 @@ def _copy(
 
 def name_of(tensor: Tensor) -> str:
     """Return the name of a constant: of the initializer, or of what a Constant node makes."""
-    return str(source(tensor, {"Identity"}).name)
+    return str(source(tensor, traits.RENAMES).name)
 
 
 class Shape(tuple[int, ...]):

@@ -25,6 +25,7 @@ from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import weighings
 from onnx_net2net.graph.graph import dtype_of
 from onnx_net2net.rewrite.norms import Fill
+from onnx_net2net.rules import traits
 from onnx_net2net.rules.statements import Contraction
 
 Classes = Mapping[Dim, np.ndarray]
@@ -221,7 +222,7 @@ class _Refinement:
     def _is_norm(self, number: int) -> bool:
         """Tell whether a node is a BatchNormalization that only scales and shifts each unit."""
         node, uses = self._analysis.nodes[number], self._analysis.uses
-        plain = node.op == "BatchNormalization" and len(node.outputs) == 1 and not node.attrs.get("training_mode", 0)
+        plain = node.op in traits.FIXED_NORMS and len(node.outputs) == 1 and not node.attrs.get("training_mode", 0)
         found = [uses[number, index] for index in range(1, 5) if (number, index) in uses] if plain else []
         return len(found) == 4 and all(is_float(dtype_of(use.constant)) for use in found)
 

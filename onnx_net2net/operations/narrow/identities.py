@@ -15,7 +15,8 @@ from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.graph.decisions import DOMAIN
 from onnx_net2net.graph.edit import drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, is_fixed_norm, made_by
+from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
 
 _ROUNDINGS = 16
@@ -87,7 +88,7 @@ class _Search:
         """Yield the identities; some that are behind others show only when these are gone."""
         for number, layer in sorted(self._network.layers.items()):
             node = self._analysis.nodes[number]
-            if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
+            if node.op not in traits.PLAIN_LAYERS or node.domain not in DEFAULT_DOMAIN:
                 continue
             place = self._finder.place(layer)
             if layer.weights == 1 and constant_of(node.inputs[1]) is not None:
@@ -176,12 +177,12 @@ class _Search:
 
     def _cancels(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is the difference of two computations that are the same."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        return node is not None and node.op == "Sub" and self._is_equal(*node.inputs)
+        node = made_by(tensor, {"Sub"})
+        return node is not None and self._is_equal(*node.inputs)
 
     def _same(self, node: Node) -> Iterator[Identity]:
         """Yield a Max or Min of a tensor and itself, which is left of maxout."""
-        if node.op in ("Max", "Min") and len({tensor.name for tensor in node.inputs}) == 1:
+        if node.op in traits.EXTREMES and len({tensor.name for tensor in node.inputs}) == 1:
             yield _single(node, 0)
 
     def _is_equal(self, one: Tensor, other: Tensor) -> bool:
@@ -232,7 +233,7 @@ class _Search:
             if not self._is(constants[0], 0):
                 return False
             (tensor,) = (value for value in node.inputs if constant_of(value) is None)
-        is_layer = self._analysis.numbers[id(node)] in self._network.layers and node.op in ("Conv", "Gemm", "MatMul")
+        is_layer = self._analysis.numbers[id(node)] in self._network.layers and node.op in traits.PLAIN_LAYERS
         complete = len(constants) == sum(1 for value in node.inputs if value.name) - 1
         return is_layer and complete and all(self._is(constant, 0) for constant in constants)
 
@@ -244,7 +245,7 @@ class _Search:
             return None
         if self._shape(node.inputs[0])[:1] != self._shape(node.outputs[0])[:1]:
             return None
-        if node.op == "Conv":
+        if node.op in traits.CONVOLUTIONS:
             return _at_middle(node, values)
         if values.ndim != 2 or node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
             return None
@@ -267,7 +268,7 @@ class _Search:
             if reader.op == "Add" and any(constant_of(value) is not None for value in reader.inputs):
                 added = self._added(reader, units, node)
                 bias = None if added is None else bias + added
-            elif reader.op == "BatchNormalization" and len(reader.outputs) == 1:
+            elif is_fixed_norm(reader, run[-1].outputs[0]):
                 gamma, beta, mean, variance = (self._vector(value, units) for value in reader.inputs[1:5])
                 if gamma is None or beta is None or mean is None or variance is None:
                     break
@@ -282,11 +283,12 @@ class _Search:
         """Return a constant that is added to each unit, None where it is added to more than units."""
         constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
         shape = tuple(constants[0].shape)
-        places = len(self._shape(node.outputs[0])[2:]) if layer.op == "Conv" else 0
+        convolves = layer.op in traits.CONVOLUTIONS
+        places = len(self._shape(node.outputs[0])[2:]) if convolves else 0
         full = (1,) * (len(self._shape(node.outputs[0])) - len(shape)) + shape
-        axis = 1 if layer.op == "Conv" else len(full) - 1
+        axis = 1 if convolves else len(full) - 1
         per_unit = full[axis] in (1, units) and all(size == 1 for p, size in enumerate(full) if p != axis)
-        per_unit = per_unit and len(full) == places + 2 if layer.op == "Conv" else per_unit
+        per_unit = per_unit and len(full) == places + 2 if convolves else per_unit
         if not per_unit:
             return None
         return np.broadcast_to(self._analysis.draft.read(constants[0]).astype(np.float64).reshape(-1), units)
@@ -301,7 +303,7 @@ class _Search:
         return np.broadcast_to(self._analysis.draft.read(constant).astype(np.float64).reshape(-1), units)
 
     def _units(self, tensor: Tensor, layer: Node) -> int:
-        return self._shape(tensor)[1 if layer.op == "Conv" else -1]
+        return self._shape(tensor)[1 if layer.op in traits.CONVOLUTIONS else -1]
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         return self._network.shape(tensor)
@@ -325,7 +327,8 @@ def _is_alike(one: Node, other: Node) -> bool:
     """Tell whether two nodes compute the same of the same inputs."""
     same = (one.op, one.domain, len(one.inputs)) == (other.op, other.domain, len(other.inputs))
     plain = all(isinstance(value, int | float | str | bytes | list) for value in one.attrs.values())
-    return same and plain and one.op not in {*traits.RANDOM, "Dropout"} and one.attrs == other.attrs
+    may_differ = one.op in traits.RANDOM | (traits.COPIES - traits.RENAMES)
+    return same and plain and not may_differ and one.attrs == other.attrs
 
 
 def _at_middle(node: Node, values: Array) -> Array | None:

@@ -18,6 +18,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.blocks import Block
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.segments import Segment
+from onnx_net2net.rules import traits
 
 _LOST = 1.0
 """The cost of leaving out a module of the teacher; a perfect match of two modules gains 1."""
@@ -67,9 +68,9 @@ def similarity(teacher: Module, target: Module) -> float:
     shape = teacher.shape
     if target.routes:
         return 0.0
-    if teacher.kind == "linear" and target.kind == "Conv":  # a kernel of one place
+    if teacher.kind == "linear" and target.kind in traits.PLAIN_CONVOLUTIONS:  # a kernel of one place
         shape = (*shape, *(1 for _ in target.shape[2:]))
-    elif teacher.kind == "Conv" and target.kind == "linear" and math.prod(shape[2:]) == 1:  # the same in groups
+    elif teacher.kind in traits.PLAIN_CONVOLUTIONS and target.kind == "linear" and math.prod(shape[2:]) == 1:
         shape = shape[:2]
     elif teacher.kind != target.kind:
         return 0.0

@@ -21,6 +21,7 @@ from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
+from onnx_net2net.rules import traits
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
 _DEFAULTS = {"group": 1, "alpha": 1.0, "beta": 1.0, "auto_pad": "NOTSET"}
@@ -77,7 +78,7 @@ class Conversion:
         """Return weights and a bias that have the normalisation of the teacher's layer in them."""
         old, values = self.old, self.values
         assert old.norm is not None
-        transposed = old.kind == "ConvTranspose"
+        transposed = old.kind in traits.TRANSPOSED
         grouped = transposed and self.networks.teacher.nodes[old.node].attrs.get("group", 1) != 1
         if "bias" not in self.new.parameters or grouped or not values.keys() >= _STATISTICS:
             self._hinder("it cannot hold the teacher's normalisation")
@@ -241,7 +242,7 @@ def _changes(networks: Networks, found: Alignment) -> Iterator[tuple[Module, int
 def _groups(network: Network, module: Module) -> int:
     """Return the number of groups of a convolution, 0 for other layers."""
     node = network.nodes[module.node]
-    return int(node.attrs.get("group", 1)) if node.op == "Conv" and module.is_layer else 0
+    return int(node.attrs.get("group", 1)) if node.op in traits.PLAIN_CONVOLUTIONS and module.is_layer else 0
 
 
 def _blocks(read: Compute, before: int, after: int) -> Array:

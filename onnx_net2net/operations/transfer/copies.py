@@ -21,15 +21,12 @@ from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.graph.edit import add_node, drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor, Variable
 from onnx_net2net.graph.sizes import versions_of
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
 from onnx_net2net.rules import traits
-
-_CHOOSES = ("TopK", "ArgMax")
-"""Operators that choose experts or groups of them."""
 
 _LONGEST = 60
 """Nodes between a choice and what its gates weigh, and some more."""
@@ -68,7 +65,7 @@ def check_gates(networks: Networks) -> None:
         for index, position in said.choices:
             chosen = leaf_set((target.analysis.input_axes(number, index) or ())[position])
             node = target.nodes[number]
-            if node.op in _CHOOSES and experts & chosen and not _sums_to_one(target, number):
+            if node.op in traits.WINNERS and experts & chosen and not _sums_to_one(target, number):
                 networks.hinder(node.name or node.outputs[0].name, _UNSUMMED)
 
 
@@ -83,7 +80,7 @@ def _sums_to_one(network: Network, number: int) -> bool:
                 continue
             seen.add(place)
             divides = reader.op == "Div" and any(node.op == "ReduceSum" for node in _makers(reader.inputs[1]))
-            if reader.op == "Softmax" or divides or reader.op in _CHOOSES:
+            if reader.op == "Softmax" or divides or reader.op in traits.WINNERS:
                 return True
             if reader.op in traits.MOVES | {"ReduceSum", "Add", "Max", "Clip", "Where", "ScatterElements", "Not"}:
                 pending += reader.outputs
@@ -94,7 +91,7 @@ def _makers(tensor: Tensor) -> Iterator[Node]:
     """Yield the nodes that a sum of gates is made by, behind what keeps it from being 0."""
     while tensor.inputs:
         yield tensor.inputs[0]
-        if tensor.inputs[0].op not in traits.MOVES | {"Add", "Max", "Clip"}:
+        if tensor.inputs[0].op not in traits.INDEX_PATHS | {"Add", "Max"}:
             return
         tensor = tensor.inputs[0].inputs[0]
 
@@ -164,9 +161,7 @@ class _Stacks:
 
     def _layer_behind(self, tensor: Tensor) -> int | None:
         """Return the layer that makes a tensor, but for moves."""
-        while tensor.inputs and tensor.inputs[0].op in traits.REARRANGES:
-            tensor = tensor.inputs[0].inputs[0]
-        number = self._layers.age(tensor)
+        number = self._layers.age(source(tensor, traits.REARRANGES))
         return number if number in self._layers.layers else None
 
 
@@ -302,7 +297,7 @@ def _weight(node: Node) -> tuple[Constant, bool]:
 
 def _bias(node: Node, made: Tensor) -> Constant | None:
     """Return the bias of a linear layer, whose result behind it is given."""
-    if node.op == "Gemm":
+    if node.op in traits.BIASED:
         return constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
     if made is node.outputs[0]:
         return None

@@ -29,11 +29,11 @@ _LARGEST = 20_000
 """Classes compute numbers of no larger sizes; each float is near a whole number in the range beyond."""
 
 _DATA = dict.fromkeys((*traits.BROADCASTING, "Cast", "Not"), range(99)) | dict.fromkeys(
-    ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"), range(2)
+    traits.PICKS | traits.SCATTERS, range(2)
 )
 """Inputs of operators that are data, be they integers, and no sizes or axes."""
 
-_MOVES = traits.REFOLDS | {"Transpose", "Identity", "Cast", "Expand", "Shape", "Constant"}
+_MOVES = traits.VIEWS | traits.RENAMES | traits.CONSTANTS | {"Cast", "Shape"}
 """Operators that exporters put in and leave out as they like."""
 
 

@@ -19,6 +19,7 @@ from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Networks
 from onnx_net2net.operations.transfer.segments import Segment
 from onnx_net2net.operations.transfer.values import Source, Values, real
+from onnx_net2net.rules import traits
 
 _NOTHING = 1e-8
 """An epsilon beside which a variance of 1 is 1 in single precision."""
@@ -203,7 +204,7 @@ class Filling:
             if epsilon > _NOTHING:
                 reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
                 self._networks.hinder(module.name, reason)
-        elif self._target.nodes[module.node].op in ("Mul", "Add", "BatchNormalization"):
+        elif self._target.nodes[module.node].op in traits.FIXED_NORMS | {"Mul", "Add"}:
             self._undo(module)
         elif module.is_layer:
             reason = (

@@ -22,16 +22,16 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.graph.graph import Node, Place, Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, is_fixed_norm, made_by
 from onnx_net2net.rules import traits
 
-_LEARNT = traits.NORMS | {"Conv", "ConvTranspose", "Gemm", "PRelu"}
+_LEARNT = traits.NORMS | traits.BIASED | {"PRelu"}
 """Operators that learn each input but the first, even a single number."""
 
 _QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^QGemm$|NBits")
 """Operators that have parameters only for constants: integers, scales and zero points."""
 
-_PLACES = traits.JOINS | traits.REPEATS | {"Unsqueeze", "Reshape", "Identity"}
+_PLACES = traits.JOINS | traits.REPEATS | traits.RENAMES | {"Unsqueeze", "Reshape"}
 """Operators that put a constant somewhere, as a class token is put in front of a sequence."""
 
 _VECTORS = ("scale", "shift", "mean", "variance")
@@ -235,7 +235,7 @@ class _Finding:
             return None
         self._taken.add(parameter.use)
         parameters = {"weight": parameter}
-        if node.op in ("Conv", "ConvTranspose", "Gemm") and self._is_parameter((layer.number, 2)):
+        if node.op in traits.BIASED and self._is_parameter((layer.number, 2)):
             parameters["bias"] = self._take((layer.number, 2))
         if _QUANTIZED.search(node.op):
             for use in [use for index in range(len(node.inputs)) if self._is_parameter(use := (layer.number, index))]:
@@ -244,7 +244,7 @@ class _Finding:
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
         while (reader := self._analysis.draft.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
-            if reader.op == "BatchNormalization" and reader.inputs[0] is tensor and len(reader.outputs) == 1:
+            if is_fixed_norm(reader, tensor):
                 parameters |= self._vectors(number)
                 norm = number
             elif "bias" in parameters or (bias := self._bias(number, tensor, axis)) is None:
@@ -254,7 +254,7 @@ class _Finding:
             tensor = reader.outputs[0]
         shape = tuple(axis.size for axis in parameter.axes(self._analysis))
         pointwise = layer.convolves and parameter.flat == 2
-        kind = "linear" if node.op in ("Gemm", "MatMul") or pointwise else node.op
+        kind = "linear" if node.op in traits.MATRICES or pointwise else node.op
         steps = [tuple(node.attrs.get(key) or ()) for key in ("strides", "dilations")] if layer.convolves else [(), ()]
         settings = (*(values if any(n != 1 for n in values) else () for values in steps),
                     layer.number in self._factors, self._is_product(node.inputs[1 - layer.weights]))  # fmt: skip
@@ -284,8 +284,8 @@ class _Finding:
         swapped = False
         while (number, index) not in self._uses:
             tensor = self._nodes[number].inputs[index]
-            producer = tensor.inputs[0] if tensor.inputs else None
-            if producer is None or producer.op not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
+            producer = made_by(tensor, traits.REARRANGES - traits.REFOLDS)
+            if producer is None:
                 return None
             if producer.op == "Transpose":
                 perm = list(producer.attrs.get("perm") or range(len(self._network.shape(tensor)))[::-1])
@@ -301,7 +301,7 @@ class _Finding:
             return Parameter((number, index), (1 - reads, reads), 2)
         group = int(node.attrs.get("group", 1))
         shape = self._uses[number, index].constant.shape
-        plain = node.op == "Conv" and group == 1 and all(size == 1 for size in shape[2:])
+        plain = node.op in traits.PLAIN_CONVOLUTIONS and group == 1 and all(size == 1 for size in shape[2:])
         return Parameter((number, index), tuple(range(rank)), 2 if plain else rank, 2 if layer.convolves else rank)
 
     def _bias(self, number: int, tensor: Tensor, axis: int) -> Place | None:
@@ -335,7 +335,7 @@ class _Finding:
 
     def _alone(self, number: int, node: Node) -> Module:
         """Return a module that is no layer: a normalisation, a scale, a shift, a table or another constant."""
-        norm = number if node.op == "BatchNormalization" else None
+        norm = number if node.op in traits.FIXED_NORMS else None
         if node.op in traits.NORMS:
             parameters, kind = self._vectors(number), "affine"
             if self._is_parameter((number, 0)):  # weights that are standardised
@@ -380,7 +380,7 @@ class _Finding:
     def _does_nothing(self, node: Node, tensor: Tensor) -> bool:
         """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
         if node.op != "Mul":
-            return bool(node.op == "Identity")
+            return node.op in traits.RENAMES
         constant = constant_of(node.inputs[1 if node.inputs[0] is tensor else 0])
         if constant is None or math.prod(constant.shape) != 1:
             return False
@@ -399,7 +399,7 @@ class _Finding:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
         is_float = self._analysis.draft.type_of(self._uses[parameter.use].constant) in DIVISIBLE
-        if layer.weights != 1 or node.op not in ("Conv", "Gemm", "MatMul") or source != result or not is_float:
+        if layer.weights != 1 or node.op not in traits.PLAIN_LAYERS or source != result or not is_float:
             return False
         kernel = parameter.axes(self._analysis)[2:]
         if any(axis.size % 2 == 0 for axis in kernel):

@@ -116,14 +116,13 @@ class Settling:
             return self._affine([(number, weights), (number, 1 - weights)], present[2:], value, node)
         if number in self._network.products or node.op == "Mul":
             return self._product(present, value)
-        if node.op in traits.SUMS | {"Sub", "Div"} and len(present) == 2:
+        if node.op in traits.TERMS | {"Div"} and len(present) == 2:
             return self._arithmetic(node.op, present[0], present[1], value)
         if node.op == "ScatterND" and (value or node.attrs.get("reduction", "none") not in ("none", "add")):
             raise RefusedError("what it writes into is not known to be so")
-        if node.op == "ScatterND":
-            return self.settle(dict.fromkeys(present[::2], value))
-        if node.op in traits.JOINS | traits.EXTREMES | {"Where", "Mean"} or (node.op in traits.SUMS and value == 0):
-            return self.settle(dict.fromkeys(present[node.op == "Where" :], value))
+        if node.op in inverses.ALIKE or (node.op in traits.SUMS and value == 0):
+            data = traits.HANDED_ON.get(node.op, traits.EVERY)
+            return self.settle(dict.fromkeys([place for place in present if place[1] in data], value))
         return self._input(present[0], self._before(node, number, value))
 
     def _affine(self, factors: Sequence[Place], shift: Sequence[Place], value: float, node: Node) -> Settled:

@@ -15,11 +15,9 @@ from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import ModelLike, load
+from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.watch import in_batches, watched
-
-_CHOOSES = ("TopK", "ArgMax")
-"""Operators that list the places of what they choose."""
 
 
 def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, Array]) -> dict[str, list[float]]:
@@ -60,7 +58,7 @@ def _places(analysis: Analysis) -> dict[Dim, str]:
     found: dict[Dim, str] = {}
     experts = chosen_dims(analysis)
     for node in analysis.nodes:
-        for tensor in node.outputs if node.op in _CHOOSES else ():
+        for tensor in node.outputs if node.op in traits.WINNERS else ():
             axis = analysis.places.get(tensor.name)
             dims = leaf_set(axis) & experts if axis is not None else set()
             if len(dims) == 1 and axis is not None and axis.size == next(iter(dims)).size:

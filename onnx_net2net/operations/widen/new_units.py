@@ -69,7 +69,7 @@ def interface_names(analysis: Analysis, groups: Sequence[Group]) -> dict[int, tu
         node = analysis.nodes[number]
         for axis in said.tables if node.op in traits.LOOKUPS else ():
             index = min(traits.LOOKUPS[node.op][0])
-            asked = source(node.inputs[index], traits.MOVES | {"Clip"})
+            asked = source(node.inputs[index], traits.INDEX_PATHS)
             for group in {of_dim[dim] for dim in leaf_set(axis) if dim in of_dim}:
                 if any(asked is tensor for tensor in graph.inputs):
                     names[id(group)] = (*names.get(id(group), ()), f"inputs.{asked.name}")

@@ -21,6 +21,7 @@ from onnx_net2net.analysis.weighing import scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.scaling import Scaling, rescale
+from onnx_net2net.rules import traits
 
 
 def allow_padding(analysis: Analysis, inspection: Inspection, ties: Ties) -> None:
@@ -35,7 +36,7 @@ def allow_padding(analysis: Analysis, inspection: Inspection, ties: Ties) -> Non
 def _tied(analysis: Analysis) -> Iterator[tuple[Place, Place]]:
     """Yield the reads of weights that a table is, too, with that of the table; all have to keep equal values."""
     tables = {id(use.constant): place for place, use in analysis.uses.items()
-              if analysis.nodes[place[0]].op == "Gather" and place[1] == 0}  # fmt: skip
+              if (analysis.nodes[place[0]].op, place[1]) in traits.TABLES}  # fmt: skip
     for place, use in analysis.uses.items():
         if id(use.constant) in tables:
             yield place, tables[id(use.constant)]

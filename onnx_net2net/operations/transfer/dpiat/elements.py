@@ -25,7 +25,7 @@ from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.rules import traits
 
 _NORM = "BatchNorm"
-_MOVES = (traits.MOVES | traits.JOINS | {"Pad"}) - {"DepthToSpace", "SpaceToDepth"}
+_MOVES = (traits.MOVES | traits.JOINS | {"Pad"}) - traits.PIXEL_SHUFFLES
 """Operators that are no modules of PyTorch."""
 
 
@@ -167,7 +167,7 @@ class Scored:
             alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))
             if module.is_layer and alpha and (kind := self._kind(module)):
                 owner = "matrix", id(self._constant(parts["weight"]))
-                group = int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 0
+                group = int(node.attrs.get("group", 1)) if node.op in traits.TRANSPOSED else 0
                 weight, bias = self._weight(owner, parts["weight"], group, alpha), None
                 if "bias" in parts:
                     factor = beta if parts["bias"].use[0] == module.node else 1.0
@@ -192,9 +192,9 @@ class Scored:
         """Return the class of a layer as PyTorch calls it, "" if DPIAT does not score it."""
         op, constant = self._nodes[module.node].op, self._constant(module.parameters["weight"])
         rank, is_float = len(constant.shape), self._network.is_float(constant)
-        if op in ("Gemm", "MatMul"):
+        if op in traits.MATRICES:
             return "Linear" if rank == 2 and is_float else ""
-        return f"{op}{rank - 2}d" if op in ("Conv", "ConvTranspose") and is_float else ""
+        return f"{op}{rank - 2}d" if op in traits.KERNELS and is_float else ""
 
     def _weight(self, owner: object, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> Weight:
         constant = self._constant(parameter)

@@ -12,6 +12,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network
+from onnx_net2net.rules import traits
 
 CHUNK = 1 << 22
 """So many elements are processed together."""
@@ -48,7 +49,7 @@ def reader_of(network: Network, module: Module) -> Reader | None:
     """Return a module with what it reads and makes, None if it is no such layer; before the network grows."""
     node, analysis = network.nodes[module.node], network.analysis
     weight = network.constant(module.parameters["weight"]) if module.is_layer else None
-    if weight is None or network.dtype(weight).kind != "f" or node.op not in ("Conv", "Gemm", "MatMul"):
+    if weight is None or network.dtype(weight).kind != "f" or node.op not in traits.PLAIN_LAYERS:
         return None
     if any(node.attrs.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         return None
@@ -57,7 +58,7 @@ def reader_of(network: Network, module: Module) -> Reader | None:
         data = [place for place in contraction.sides if not analysis.is_derived(module.node, place[0])]
         if axes is not None and len(contraction.sides) == 2 and [index for index, _ in data] == [0]:
             position = data[0][1]
-            makes = 1 if node.op == "Conv" else len(analysis.axes[result]) - 1
+            makes = 1 if node.op in traits.CONVOLUTIONS else len(analysis.axes[result]) - 1
             return Reader(
                 module, node, node.inputs[0].name, position, axes[position], result, makes, *_skip(network, module)
             )

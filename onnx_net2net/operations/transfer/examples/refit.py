@@ -30,6 +30,7 @@ from onnx_net2net.operations.transfer.fill import Changes
 from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks
+from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds
 from onnx_net2net.run.watch import Watch, watched
 
@@ -204,7 +205,7 @@ class LayerFit:
 
     def _windows(self, values: Array, places: tuple[int, ...]) -> Callable[[tuple[Array, ...]], Array] | None:
         """Return a function that gathers what the layer reads for r places of its result: [r, units, *kernel]."""
-        if self._new.node.op != "Conv":
+        if self._new.node.op not in traits.CONVOLUTIONS:
             read = np.moveaxis(values, self._new.position, -1)
             return read.__getitem__ if read.shape[:-1] == places else None
         attrs, rank, size = self._new.node.attrs, len(places) - 1, places[1:]
