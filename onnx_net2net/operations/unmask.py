@@ -103,7 +103,9 @@ def _penalty(graph: Graph, tensor: Tensor) -> float | None:
 def _are_sides(tensor: Tensor) -> bool:
     """Tell whether a tensor tells on which side of constant planes each position lies."""
     added = made_by(tensor, {"Add"})
-    product = added and made_by(added.inputs[0], {"MatMul"})
+    if added is None:
+        return False
+    product = made_by(added.inputs[0], {"MatMul"})
     return product is not None and all(constant_of(node.inputs[1]) is not None for node in (added, product))
 
 
