@@ -44,7 +44,6 @@ _LONGEST_BRANCH = 100
 """Nodes that are followed back from the end of a branch to the weights that can be zero."""
 
 _SUMMED = (None, "none", "add")  # reductions of ScatterND
-
 _NUMBERED = re.compile(r"^(.*?)[._/]?\d+(_new\d+)*(#\d+)?$")
 
 
