@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from onnx_net2net.cli.options import HTML, JSON, Command, argument
-from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, Points, check_page, curves, picture, write_page
 from onnx_net2net.model.model import load
 from onnx_net2net.search.chain import Row, Saving, plan_chain, run_chain, saving
@@ -30,11 +30,8 @@ def run(options: argparse.Namespace) -> int:
     told = [_table(rows, chain), *_notes(rows), *_saving_lines(saved, chain)]
     if options.html:
         write_page(options.html, options.chain.name, [*told, *_figures(rows, chain)])
-    if options.json:
-        say_json({"stages": [_to_dict(row) for row in rows], "saving": asdict(saved) if saved else None})
-        return 0
-    tell(told)
-    return 0
+    record = {"stages": [_to_dict(row) for row in rows], "saving": asdict(saved) if saved else None}
+    return answer(options, record, told)
 
 
 COMMAND = Command(
@@ -53,12 +50,9 @@ COMMAND = Command(
 
 def _say_plan(options: argparse.Namespace, chain: Chain) -> int:
     planned = plan_chain(chain, options.since)
-    if options.json:
-        say_json({"stages": [{"name": p.stage.name, "to do": bool(p.reason), "reason": p.reason} for p in planned]})
-        return 0
+    record = [{"name": p.stage.name, "to do": bool(p.reason), "reason": p.reason} for p in planned]
     rows = [([p.stage.name, "yes" if p.reason else "", p.reason or "complete"], not p.reason) for p in planned]
-    tell([table(str(options.chain), ["stage", "to do", "why"], rows)])
-    return 0
+    return answer(options, {"stages": record}, [table(str(options.chain), ["stage", "to do", "why"], rows)])
 
 
 def _number(value: float | None) -> str:

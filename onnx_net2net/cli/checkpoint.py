@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import JSON, REPORT, TEACHER, Command, argument
-from onnx_net2net.cli.output import say, say_json, shape_text, table, tell
-from onnx_net2net.cli.student import check_replaced, say_written, widths_of
+from onnx_net2net.cli.output import answer, shape_text, table
+from onnx_net2net.cli.student import check_replaced, widths_of
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.entries import Entry
@@ -43,14 +43,10 @@ def run(options: argparse.Namespace) -> int:
     if beside:
         result = with_note(result)
     advice = recipe_of_entries(result.entries, carried=state is not None)
-    if options.json:
-        say_json({**_to_dict(result), **widths, "output": str(options.output), "recipe": advice.as_dict()})
-        return 0
     title = f"{(options.state_dict or options.teacher).name} -> {options.output.name}"
-    tell([_table(result, title), *result.notes, *widths.get("widths", ())])
-    say(next_steps(advice))
-    say_written(options, *outputs)
-    return 0
+    record = {**_to_dict(result), **widths, "output": str(options.output), "recipe": advice.as_dict()}
+    told = [_table(result, title), *result.notes, *widths.get("widths", ()), next_steps(advice)]
+    return answer(options, record, told, *outputs)
 
 
 COMMAND = Command(

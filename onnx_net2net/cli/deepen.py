@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
-from onnx_net2net.cli.output import progress_bar, say_json, table, tell
-from onnx_net2net.cli.student import Sums, deliver, prepare, title
+from onnx_net2net.cli.output import answer, progress_bar, table
+from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
@@ -39,15 +38,7 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar() as progress:
         deepening = deepen(teacher, **{name: getattr(options, name) for name in _AS_ASKED}, progress=progress)
     inexact = "" if deepening.exact else "--rank"
-    return deliver(
-        options,
-        deepening,
-        _to_dict(deepening),
-        partial(_table, deepening, title(options)),
-        deepening.notes,
-        checking,
-        inexact=inexact,
-    )
+    return deliver(options, deepening, checking, _to_dict, _table, deepening.notes, inexact=inexact)
 
 
 COMMAND = Command(
@@ -88,15 +79,12 @@ def _list(options: argparse.Namespace, teacher: Model) -> int:
     layers, repeated = places(teacher), blocks(teacher)
     if not any(place.ways for place in layers):
         check_runs(teacher)
-    if options.json:
-        say_json({"layers": _places_list(layers), "blocks": _blocks_list(repeated)})
-        return 0
     name = options.teacher.name
-    tell([
+    told = [
         _places_table(layers, name) if layers else f"{name} has no layers behind which anything could be inserted",
         _blocks_table(repeated) if repeated else "no residual blocks that could be repeated",
-    ])  # fmt: skip
-    return 0
+    ]
+    return answer(options, {"layers": _places_list(layers), "blocks": _blocks_list(repeated)}, told)
 
 
 def _places_table(places: Sequence[Place], title: str) -> Table:

@@ -8,7 +8,8 @@ from pathlib import Path
 from onnx_net2net.analysis.outline import outline
 from onnx_net2net.cli.drawing import Drawing
 from onnx_net2net.cli.options import Command, argument
-from onnx_net2net.cli.student import check_replaced, say_written
+from onnx_net2net.cli.output import say_written
+from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import load

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from onnx_net2net.cli.options import HTML, JSON, SEED, TEACHER, Command, argument
-from onnx_net2net.cli.output import following, say_json, table, tell
+from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, check_free, check_page, curves, picture, write_page
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import load
@@ -51,12 +51,8 @@ def run(options: argparse.Namespace) -> int:
     told = [_table(trials, space, asked), *_reasons(trials)]
     if options.html:
         write_page(options.html, f"exploring {options.teacher.name}", [*told, *_figures(trials, asked, teacher)])
-    if options.json:
-        say_json({"trials": [_to_dict(trial) for trial in trials]})
-        return 0
-    tell(told)
-    tell([f"the winner is in {options.promote}"] if options.promote else [])
-    return 0
+    told += [f"the winner is in {options.promote}"] if options.promote else []
+    return answer(options, {"trials": [_to_dict(trial) for trial in trials]}, told)
 
 
 COMMAND = Command(
@@ -114,12 +110,9 @@ def _run_population(options: argparse.Namespace, teacher: Network, space: Space,
     if options.html:
         figures = [*_population_figures(rounds, asked), *picture(load(teacher.model), load(best.network.model))]
         write_page(options.html, f"a population of {options.teacher.name}", [*told, *figures])
-    if options.json:
-        say_json({"rounds": [[population.to_json(member) for member in members] for members in rounds]})
-        return 0
-    tell(told)
-    tell([f"the winner is in {options.promote}"] if options.promote else [])
-    return 0
+    told += [f"the winner is in {options.promote}"] if options.promote else []
+    record = [[population.to_json(member) for member in members] for members in rounds]
+    return answer(options, {"rounds": record}, told)
 
 
 def _failures(rounds: Sequence[Sequence[population.Member]]) -> list[str]:

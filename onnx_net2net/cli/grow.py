@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
-from onnx_net2net.cli.output import progress_bar, say_json, size_text, table, tell
-from onnx_net2net.cli.student import say_written
+from onnx_net2net.cli.output import answer, progress_bar, size_text, table
 from onnx_net2net.cli.widen import sizes_of
 from onnx_net2net.errors import BadInputError
 
@@ -42,14 +41,10 @@ def run(options: argparse.Namespace) -> int:
             memory=_bytes("--memory", options.memory) or MEMORY,
             trust_remote_code=options.trust_remote_code, module=options.module, optimizer=options.optimizer,
         )  # fmt: skip
-    if options.json:
-        say_json({**grown.to_dict(), "output": None if options.dry_run else str(options.output)})
-        return 0
-    tell(_lines(options, grown))
-    if not options.dry_run:
-        options.replaces = False  # the folder is new
-        say_written(options, options.output)
-    return 0
+    options.replaces = False  # the folder is new
+    written = [] if options.dry_run else [options.output]
+    record = {**grown.to_dict(), "output": str(options.output) if written else None}
+    return answer(options, record, _lines(options, grown), *written)
 
 
 COMMAND = Command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.loadable import inspect_for
 from onnx_net2net.cli.options import Command, argument, for_framework
-from onnx_net2net.cli.output import say, say_json, table, tell
+from onnx_net2net.cli.output import answer, table
 from onnx_net2net.model.model import load
 from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
@@ -25,14 +25,11 @@ def run(options: argparse.Namespace) -> int:
     inspection = inspect_for(options.framework, model)
     if any(kind_of(group.reason) is Kind.UNTYPED for group in inspection.groups):
         check_runs(model, "the model")
-    if options.json:
-        say_json(_to_dict(inspection))
-        return 0
-    tell([_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"), *_remarks(inspection)])
+    told = [_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"), *_remarks(inspection)]
     routine = sum(map(is_routine, inspection.groups))
     if routine:
-        say(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
-    return 0
+        told.append(f"{routine} more axes are kernels, positions or lists of sizes (--json has them)")
+    return answer(options, _to_dict(inspection), told)
 
 
 COMMAND = Command(

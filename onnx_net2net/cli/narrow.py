@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import Sums, deliver, prepare, title
+from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
 
@@ -22,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     teacher = load(options.teacher)
     checking = prepare(options, teacher)
     narrowing = narrow(teacher)
-    return deliver(options, narrowing, _to_dict(narrowing), partial(_table, narrowing, title(options)), (), checking)
+    return deliver(options, narrowing, checking, _to_dict, _table)
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,6 +106,30 @@ def size_text(size: int) -> str:
             return f"{amount:.3g} {unit}"
         amount /= 1000
     return f"{amount:.2f} GB"
+
+
+def answer(options: argparse.Namespace, record: Any, told: Iterable[object], *written: os.PathLike[str]) -> int:
+    """Say what was found and written, for people or as JSON; return the exit code.
+
+    Args:
+        options: What was asked for.
+        record: What was found, JSON-ready.
+        told: The same for people.
+        written: What was written.
+    """
+    if options.json:
+        say_json(record)
+        return 0
+    tell(told)
+    if written:
+        say_written(options, *written)
+    return 0
+
+
+def say_written(options: argparse.Namespace, *paths: os.PathLike[str]) -> None:
+    """Say what was written, and in what time."""
+    verb = "replaced" if options.replaces else "wrote"
+    say(f"{verb} {' and '.join(map(str, paths))} in {time.perf_counter() - options.started:.1f} s")
 
 
 def tell(items: Iterable[object]) -> None:

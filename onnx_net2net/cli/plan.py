@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnx_net2net.cli.options import JSON, Command, argument
-from onnx_net2net.cli.output import say, say_json, tell
+from onnx_net2net.cli.output import answer
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.planning import Log, Plan, expected, fit, plan, read_log, sentences
 from onnx_net2net.model.staging import destination, stage
@@ -26,15 +26,11 @@ def run(options: argparse.Namespace) -> int:
         return _without_probe(small, options)
     large = read_log(options.probe)
     found = plan(small, large, _budget(options.budget, large), options.ratio)
-    if options.json:
-        say_json({**asdict(found), "pays": found.pays})
-    else:
-        tell(sentences(found))
+    told = [*sentences(found)]
     if options.picture:
         _draw(options.picture, small, large, found)
-        if not options.json:
-            say(f"drew {options.picture}")
-    return 0
+        told.append(f"drew {options.picture}")
+    return answer(options, {**asdict(found), "pays": found.pays}, told)
 
 
 def _without_probe(small: Log, options: argparse.Namespace) -> int:
@@ -42,18 +38,14 @@ def _without_probe(small: Log, options: argparse.Namespace) -> int:
     if options.ratio is None and not options.factor > 0:
         raise BadInputError(f"--factor must be above 0, not {options.factor:g}")
     ratio = 1 / options.factor**2 if options.ratio is None else options.ratio
-    said = expected(small, ratio, _budget(options.budget, None))
-    if options.json:
-        say_json({"ratio": ratio, "pays": None, "grow_at": list(said)})
-    else:
-        first, last = said
-        tell([
-            f"a step of the small network costs about {ratio:.2g} of one of the large network",
-            f"grow between step {first:,.0f} and step {last:,.0f} of the small network (20 to 35 % of the compute), "
-            "before its learning rate has decayed",
-            "whether that can pay, the log of a short run of the large network from scratch tells (--probe)",
-        ])  # fmt: skip
-    return 0
+    first, last = expected(small, ratio, _budget(options.budget, None))
+    told = [
+        f"a step of the small network costs about {ratio:.2g} of one of the large network",
+        f"grow between step {first:,.0f} and step {last:,.0f} of the small network (20 to 35 % of the compute), "
+        "before its learning rate has decayed",
+        "whether that can pay, the log of a short run of the large network from scratch tells (--probe)",
+    ]
+    return answer(options, {"ratio": ratio, "pays": None, "grow_at": [first, last]}, told)
 
 
 def _budget(text: str, large: Log | None) -> float:

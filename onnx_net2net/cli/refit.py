@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from onnx_net2net.cli.options import Command, argument
-from onnx_net2net.cli.output import progress_bar
-from onnx_net2net.cli.student import check_replaced, say_written
+from onnx_net2net.cli.output import progress_bar, say_written
+from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.framework.refit import refit
 from onnx_net2net.model.model import load
 from onnx_net2net.model.saving import check_target

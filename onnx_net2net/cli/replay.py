@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.cli.options import TEACHER, Command, argument
-from onnx_net2net.cli.output import progress_bar, say, tell
-from onnx_net2net.cli.student import check_replaced, say_written
+from onnx_net2net.cli.output import progress_bar, say, say_written, tell
+from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import load
 from onnx_net2net.model.saving import check_target

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_net2net.cli.options import JSON, Command, argument
-from onnx_net2net.cli.output import say_json, table, tell
+from onnx_net2net.cli.output import answer, table
 from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarities
 
 if TYPE_CHECKING:
@@ -20,11 +20,8 @@ def run(options: argparse.Namespace) -> int:
     """Rank sources."""
     found = similarities(options.target, options.sources, measure=options.measure)
     name = options.target.name
-    if options.json:
-        say_json({"target": name, "sources": [asdict(one) for one in found]})
-    else:
-        tell([_table(found, f"sources for {name}")])
-    return 0
+    record = {"target": name, "sources": [asdict(one) for one in found]}
+    return answer(options, record, [_table(found, f"sources for {name}")])
 
 
 COMMAND = Command(

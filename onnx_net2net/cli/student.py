@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from onnx_net2net.cli.options import checking
-from onnx_net2net.cli.output import progress_bar, say, say_json, size_text, tell
+from onnx_net2net.cli.output import answer, progress_bar, size_text
 from onnx_net2net.cli.page import check_free, check_page, picture, write_page
 from onnx_net2net.errors import Net2NetError, NotEquivalentError
 from onnx_net2net.framework.recipe import next_steps, recipe_of
@@ -78,10 +77,10 @@ def prepare(options: argparse.Namespace, teacher: Model) -> dict[str, Any]:
 def deliver(
     options: argparse.Namespace,
     result: Widening | Deepening | Narrowing | Upcycling | Unmasking,
-    record: dict[str, Any],
-    table: Callable[[Sums], object],
-    lines: Iterable[object],
     checking: dict[str, Any],
+    to_dict: Callable[[Any], dict[str, Any]],
+    table: Callable[[Any, str, Sums], object],
+    lines: Iterable[object] = (),
     *,
     inexact: str = "",
     others: Iterable[OtherWay] = (),
@@ -91,24 +90,22 @@ def deliver(
     Args:
         options: What was asked for.
         result: What was done.
-        record: The same for JSON.
-        table: Makes the same for people, with these last rows; shown when nothing stands in the way.
-        lines: What else there is to say.
         checking: What `prepare` returned.
+        to_dict: Makes the same for JSON.
+        table: Makes the same for people, of a title and the last rows.
+        lines: What else there is to say.
         inexact: Why the student may differ; empty if it must not.
         others: What else could be done where the student differs.
     """
     widths = widths_of(options, result.teacher, result.student)
     costs = _costs(result.teacher, result.student)
-    record = {**record, **costs, **widths}
-    lines = [table(_sums(costs)), *lines, *widths.get("widths", ())]
+    title = f"{options.teacher.name} -> {options.output.name}"
+    record = {**to_dict(result), **costs, **widths}
+    lines = [table(result, title, _sums(costs)), *lines, *widths.get("widths", ())]
     if options.dry_run:
         estimated = estimate(result.teacher, result.student, options.output.parent)
-        if options.json:
-            say_json({**record, "estimate": estimated.to_dict(), "output": None})
-        else:
-            tell([*lines, f"would have {estimated}", "nothing was written (--dry-run)"])
-        return 0
+        told = [*lines, f"would have {estimated}", "nothing was written (--dry-run)"]
+        return answer(options, {**record, "estimate": estimated.to_dict(), "output": None}, told)
     verification = None
     with progress_bar() as progress, result.student.stage(options.output, progress=progress) as staged:
         if options.verify:
@@ -121,15 +118,10 @@ def deliver(
     told += [f"not exact, as asked ({inexact})"] if inexact else []
     told.append(verification or "not verified (--no-verify)")
     if options.html:
-        write_page(options.html, title(options), [*told, *picture(result.teacher, result.student)])
-    if options.json:
-        checked = verification.to_dict() if verification else None
-        then = {"recipe": advice.as_dict()} if advice else {}
-        say_json({**record, "verification": checked, "output": str(options.output), **then})
-        return 0
-    tell(told)
-    say_written(options, options.output)
-    return 0
+        write_page(options.html, title, [*told, *picture(result.teacher, result.student)])
+    record |= {"verification": verification.to_dict() if verification else None, "output": str(options.output)}
+    record |= {"recipe": advice.as_dict()} if advice else {}
+    return answer(options, record, told, options.output)
 
 
 def check_replaced(options: argparse.Namespace) -> None:
@@ -140,17 +132,6 @@ def check_replaced(options: argparse.Namespace) -> None:
     """
     options.replaces = options.output.is_file()
     check_free(options.output, options.force)
-
-
-def title(options: argparse.Namespace) -> str:
-    """Return what the table of a student is called."""
-    return f"{options.teacher.name} -> {options.output.name}"
-
-
-def say_written(options: argparse.Namespace, *paths: os.PathLike[str]) -> None:
-    """Say what was written, and in what time."""
-    verb = "replaced" if options.replaces else "wrote"
-    say(f"{verb} {' and '.join(map(str, paths))} in {time.perf_counter() - options.started:.1f} s")
 
 
 def widths_of(options: argparse.Namespace, teacher: Model, student: Model) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
-from onnx_net2net.cli.output import progress_bar, say_json, shape_text, table, tell
+from onnx_net2net.cli.output import answer, progress_bar, shape_text, table, tell
 from onnx_net2net.cli.page import check_page, picture, write_page
-from onnx_net2net.cli.student import check_replaced, say_written
+from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.errors import NotEquivalentError, RefusedError
 from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.filled import fill_state_dict
@@ -65,18 +65,14 @@ def run(options: argparse.Namespace) -> int:
         fill_state_dict(result, options.state_dict).save(options.output)
     advice = recipe_of(result)
     exact = "exact: the student computes what the teacher computes"
-    told = [_table(result, f"{options.teacher.name} -> {options.target.name}"), *_inexact(obstacles),
-            next_steps(advice), *([] if obstacles else [exact]), verification or "not compared"]  # fmt: skip
+    title = f"{options.teacher.name} -> {options.target.name}"
+    told = [_table(result, title), *_inexact(obstacles), next_steps(advice), *([] if obstacles else [exact]),
+            verification or "not compared"]  # fmt: skip
     if options.html:
-        write_page(options.html, f"{options.teacher.name} -> {options.target.name}",
-                   [*told, *picture(result.teacher, result.student)])  # fmt: skip
-    if options.json:
-        say_json({**_to_dict(result, obstacles), "output": str(options.output), "recipe": advice.as_dict(),
-                  "verification": verification.to_dict() if verification else None})  # fmt: skip
-        return 0
-    tell(told)
-    say_written(options, options.output)
-    return 0
+        write_page(options.html, title, [*told, *picture(result.teacher, result.student)])
+    record = {**_to_dict(result, obstacles), "output": str(options.output), "recipe": advice.as_dict(),
+              "verification": verification.to_dict() if verification else None}  # fmt: skip
+    return answer(options, record, told, options.output)
 
 
 COMMAND = Command(

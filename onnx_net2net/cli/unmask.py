@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import Sums, deliver, prepare, title
+from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.unmask import Unmasking, unmask
 
@@ -23,15 +22,7 @@ def run(options: argparse.Namespace) -> int:
     checking = prepare(options, teacher)
     unmasking = unmask(teacher)
     inexact = "" if unmasking.exact else "copies of experts compete for tokens that a mask kept apart"
-    return deliver(
-        options,
-        unmasking,
-        _to_dict(unmasking),
-        partial(_table, unmasking, title(options)),
-        (),
-        checking,
-        inexact=inexact,
-    )
+    return deliver(options, unmasking, checking, _to_dict, _table, inexact=inexact)
 
 
 COMMAND = Command(

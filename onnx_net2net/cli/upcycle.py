@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.feedforward import FeedForward
 from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument
-from onnx_net2net.cli.output import say_json, table, tell
-from onnx_net2net.cli.student import Sums, deliver, prepare, title
+from onnx_net2net.cli.output import answer, table
+from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadInputError("say where to write the student, and how many experts: -o STUDENT --experts N (or --list)")
     checking = prepare(options, teacher)
     upcycling = upcycle(teacher, **{name: getattr(options, name) for name in _AS_ASKED})
-    return deliver(options, upcycling, _to_dict(upcycling), partial(_table, upcycling, title(options)), (), checking)
+    return deliver(options, upcycling, checking, _to_dict, _table)
 
 
 COMMAND = Command(
@@ -59,13 +58,9 @@ COMMAND = Command(
 
 def _list(options: argparse.Namespace, teacher: Model) -> int:
     """Print the feed-forward blocks."""
-    found = feedforwards(teacher)
-    if options.json:
-        say_json({"blocks": list(map(_block_dict, found))})
-        return 0
-    name = options.teacher.name
-    tell([_blocks_table(found, name) if found else f"{name} has no feed-forward blocks"])
-    return 0
+    found, name = feedforwards(teacher), options.teacher.name
+    told = _blocks_table(found, name) if found else f"{name} has no feed-forward blocks"
+    return answer(options, {"blocks": list(map(_block_dict, found))}, [told])
 
 
 def _state(block: FeedForward) -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from onnx_net2net.cli.options import JSON, SEED_OF_INPUTS, Command, argument, checking, checking_arguments
-from onnx_net2net.cli.output import progress_bar, say, say_json
+from onnx_net2net.cli.output import answer, progress_bar
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.module import ModuleRunner, build, load_strictly
 from onnx_net2net.model.model import Model, load
@@ -24,10 +24,7 @@ def run(options: argparse.Namespace) -> int:
     student = options.student or _module(options, teacher)
     with progress_bar() as progress:
         verification = verify(teacher, student, progress=progress, **checked)
-    if options.json:
-        say_json(verification.to_dict())
-    else:
-        say(str(verification))
+    answer(options, verification.to_dict(), [verification])
     return 0 if verification.equivalent else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from onnx_net2net.cli.options import (
     for_framework,
 )
 from onnx_net2net.cli.output import table
-from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare, title
+from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.widen.load import expert_load
@@ -53,16 +52,7 @@ def run(options: argparse.Namespace) -> int:
     lines = [*_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
     others = _other_ways(teacher, arguments)
-    return deliver(
-        options,
-        widening,
-        _to_dict(widening),
-        partial(_table, widening, title(options)),
-        lines,
-        checking,
-        inexact=inexact,
-        others=others,
-    )
+    return deliver(options, widening, checking, _to_dict, _table, lines, inexact=inexact, others=others)
 
 
 COMMAND = Command(
@@ -154,16 +144,10 @@ def _to_dict(widening: Widening) -> dict[str, Any]:
         "seed": widening.seed,
         "covered": widening.covered,
         "dims": [
-            {
-                "name": c.name,
-                "before": c.old,
-                "after": c.new,
-                "wanted": c.wanted,
-                "map": c.map,
-                **({"why": c.why} if c.why else {}),
-            }
+            {"name": c.name, "before": c.old, "after": c.new, "wanted": c.wanted, "map": c.map,
+             **({"why": c.why} if c.why else {})}
             for c in widening.changes
         ],
         "fixed": [{"name": g.name, "size": g.size, "reason": g.reason} for g in widening.fixed if not is_routine(g)],
         "notes": list(widening.notes),
-    }
+    }  # fmt: skip
