@@ -753,7 +753,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          interface("start_at_the_prior")),
         ("priors: old classes have it too", "np.where(new, logit, 0.0)", "np.full(len(new), logit)",
          interface("without_a_bias")),
-        ("priors: scales are biases", "op in traits.SUMS or", 'op in traits.SUMS | {"Mul"} or',
+        ("priors: scales are biases", "].op in traits.SUMS or", '].op in traits.SUMS | {"Mul"} or',
          interface("start_at_the_prior")),
         ("priors: weights are biases", "or (contractions and not weighs)", "or contractions",
          interface("start_at_the_prior")),
