@@ -235,7 +235,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**DECODER, "head_dim": 12}),
     "phi": ("PhiConfig", "PhiForCausalLM", {**DECODER, "num_key_value_heads": 4}),
     "olmo": ("OlmoConfig", "OlmoForCausalLM", DECODER),
-    "stablelm": ("StableLmConfig", "StableLmForCausalLM", DECODER),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", {**DECODER, "partial_rotary_factor": 0.5}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", DECODER),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**DECODER, "head_dim": 12}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", DECODER),

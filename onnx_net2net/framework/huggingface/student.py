@@ -15,8 +15,8 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
+from onnx_net2net.framework.configs import NoConfigError, Sizes, grown_config
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.huggingface.config import NoConfigError, Sizes, grown_config
 from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan_layers
 from onnx_net2net.framework.huggingface.parameters import Parameter, Written
 from onnx_net2net.framework.huggingface.skeleton import Skeleton

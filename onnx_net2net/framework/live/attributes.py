@@ -66,11 +66,6 @@ def slots_of(module: nn.Module, path: str, floats: bool = False) -> list[Slot]:
     return list(_slots(path, (), own, vars(module), kinds, set()))
 
 
-def slots_in(value: Any, path: str) -> list[Slot]:
-    """Return where an object, such as the config of a module, keeps whole numbers."""
-    return list(_slots(path, (), vars(value), vars(value), (int,), set()))
-
-
 def _slots(
     path: str, keys: tuple[Any, ...], items: Mapping[Any, Any], holder: Any, kinds: tuple[type, ...], seen: set[int]
 ) -> Iterator[Slot]:
@@ -118,6 +113,11 @@ class Sizes:
         """Compare shapes of tensors by name; `dims` are names of dims, and their sizes in both."""
         self._pairs = [(name, a, b) for name in old for a, b in zip(old[name], new[name], strict=True)]
         self._dims = list(dims)
+
+    @property
+    def pairs(self) -> frozenset[tuple[int, int]]:
+        """Sizes of dims and axes in the teacher, each with what it became."""
+        return frozenset((old, new) for _, old, new in (*self._pairs, *self._dims))
 
     def near(self, path: str, depth: int | None = None) -> Became:
         """Return what the sizes of the tensors in a module became, down to a depth, each once."""

@@ -78,7 +78,7 @@ class Example:
     def __call__(self, module: nn.Module) -> list[torch.Tensor]:
         """Call a module and return the tensors of its result, in order; random numbers are the same at each call."""
         args, kwargs = self.filled([tensor.clone() for tensor in self.tensors])
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default(), _AllDouble():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default(), AllDouble():
             torch.manual_seed(0)
             return tensors_in(module(*args, **kwargs))
 
@@ -97,14 +97,20 @@ def double_by_default() -> Iterator[None]:
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {torch.Tensor.float: torch.Tensor.double, torch.Tensor.half: torch.Tensor.double,
           torch.Tensor.bfloat16: torch.Tensor.double}  # fmt: skip
+_FACTORIES = frozenset({torch.ones, torch.zeros, torch.empty, torch.rand, torch.randn, torch.eye, torch.linspace})
 
 
-class _AllDouble(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
-    """Keeps a class from casting to narrower types, as norms and rotary embeddings do: rounding is no difference."""
+class AllDouble(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
+    """Keeps a class from casting to narrower types, as norms and rotary embeddings do: rounding is no difference.
+
+    New tensors without a type get one, since the exporter takes them for float32 whatever the default is.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         wide = [torch.float64 if _is_narrow(arg) else arg for arg in args]
         named = {name: torch.float64 if _is_narrow(arg) else arg for name, arg in (kwargs or {}).items()}
+        if func in _FACTORIES:
+            named.setdefault("dtype", torch.get_default_dtype())
         return _CASTS.get(func, func)(*wide, **named)
 
 

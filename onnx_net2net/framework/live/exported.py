@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onnx_net2net.errors import RefusedError, one_line
-from onnx_net2net.framework.live.example import Example, double_by_default, tensors_in
+from onnx_net2net.framework.live.example import AllDouble, Example, double_by_default, tensors_in
 from onnx_net2net.model.model import Model, load
 
 MOVED = 0.1
@@ -89,7 +90,7 @@ def export(module: nn.Module, example: Example) -> Model:
     reasons = []
     for options in ({"dynamo": True, "optimize": False}, {"dynamo": False, "do_constant_folding": False}):
         try:
-            with quiet(), double_by_default():
+            with quiet(), double_by_default(), sdpa_kernel(SDPBackend.MATH):  # the others' strides mislead the exporter
                 return _exported(module, example, options)
         except Exception as error:  # whatever the exporter or the user's code raises
             reasons.append(f"{type(error).__name__}: {one_line(_cause(error), 200)}")
@@ -109,7 +110,8 @@ def _exported(module: nn.Module, example: Example, options: dict[str, Any]) -> M
 
     def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = example.filled(tensors)
-        return tuple(tensors_in(own(*args, **kwargs)))
+        with AllDouble():
+            return tuple(tensors_in(own(*args, **kwargs)))
 
     twin.forward = forward
     if options["dynamo"]:

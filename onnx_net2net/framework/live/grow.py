@@ -24,7 +24,7 @@ from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.files import from_torch
 from onnx_net2net.framework.live.attributes import SMALL, Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
-from onnx_net2net.framework.live.configs import ConfigSearch, configured
+from onnx_net2net.framework.live.configs import configured, fit_config
 from onnx_net2net.framework.live.deeper import find_depth
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, duplicate_both, export, in_double, move_apart
@@ -225,7 +225,7 @@ class _Attempt:
         old, new = ({name: tuple(one.shape) for name, one in tensors_of(m).items()} for m in (teacher, student))
         sizes = Sizes(old, new, [(change.name, change.old, change.new) for change in widening.changes])
         _guess(student, sizes)
-        loads = [ConfigSearch(module, path, sizes, widths.config).fit(partial(self._is_exact, student, path))
+        loads = [fit_config(module, widths.config, sizes.pairs, partial(self._is_exact, student, path))
                  for path, module in list(configured(student))]  # fmt: skip
         difference = self._settle(student, sizes)
         growth = Growth(entries, tuple(renumbered(teacher, student)), values)

@@ -56,8 +56,8 @@ class Search:
             self._ignored.add(run.reached)
             run = self._run()
 
-    def _run(self) -> Run:
-        return follow(self._student, self._example, self._events, self._ignored)
+    def _run(self, start: int = 0) -> Run:
+        return follow(self._student, self._example, self._events, self._ignored, start)
 
     def _best(self, run: Run) -> tuple[Change, Run]:
         """Return the change that brings the run furthest; none if no change does."""
@@ -68,7 +68,7 @@ class Search:
             for change in itertools.islice(changes, MOST_TRIES):
                 before = {slot: slot.value for slot in change}
                 set_all(change)
-                again = self._run()
+                again = self._run(run.reached)
                 set_all(before)
                 if again.reached > furthest.reached or (again.culprit is None and furthest.culprit is not None):
                     best, furthest = change, again

@@ -6,9 +6,9 @@ one place in the student has to lie at some place in the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -51,17 +51,9 @@ class Run:
 
 
 @contextmanager
-def _watched(
-    module: nn.Module, note: list[Event], compare: Sequence[Event] | None, ignored: set[int]
-) -> Iterator[list[str]]:
-    """Note what every module takes and returns; with a teacher's events to compare, stop at the first that differs."""
+def _watched(module: nn.Module, add: Callable[[Event], None]) -> Iterator[list[str]]:
+    """Tell of all that every module takes and returns."""
     stack = [""]
-
-    def add(event: Event) -> None:
-        place = len(note)
-        note.append(event)
-        if compare is not None and place not in ignored and not _same(compare, place, event):
-            raise _DiffersError
 
     handles = []
     for path, one in module.named_modules():
@@ -87,14 +79,18 @@ def _watched(
 
 
 def events_of(teacher: nn.Module, example: Example) -> list[Event]:
-    """Return all that a teacher's modules take and return."""
+    """Return all that a teacher's modules take and return, as it was then: an activation may change it in place."""
     found: list[Event] = []
-    with slow_attention(), _watched(teacher, found, None, set()):
+
+    def add(event: Event) -> None:
+        found.append(replace(event, tensors=tuple(tensor.clone() for tensor in event.tensors)))
+
+    with slow_attention(), _watched(teacher, add):
         example(teacher)
-    return [Event(e.path, e.caller, e.returns, tuple(t.clone() for t in e.tensors)) for e in found]
+    return found
 
 
-def follow(student: nn.Module, example: Example, teacher: Sequence[Event], ignored: set[int]) -> Run:
+def follow(student: nn.Module, example: Example, teacher: Sequence[Event], ignored: set[int], start: int = 0) -> Run:
     """Run a student until it no longer agrees with its teacher.
 
     Args:
@@ -102,16 +98,24 @@ def follow(student: nn.Module, example: Example, teacher: Sequence[Event], ignor
         example: What both are called with.
         teacher: The teacher's events.
         ignored: The places of events that are not compared.
+        start: The first place that is.
     """
-    found: list[Event] = []
-    with slow_attention(), _watched(student, found, teacher, ignored) as stack:
+    owners: list[str] = []
+
+    def add(event: Event) -> None:
+        place = len(owners)
+        owners.append(event.owner)
+        if place >= start and place not in ignored and not _same(teacher, place, event):
+            raise _DiffersError
+
+    with slow_attention(), _watched(student, add) as stack:
         try:
             example(student)
         except _DiffersError:
-            return Run(len(found) - 1, found[-1].owner)
+            return Run(len(owners) - 1, owners[-1])
         except Exception as error:  # of the user's own code
-            return Run(len(found), stack[-1], error)
-    return Run(len(found))
+            return Run(len(owners), stack[-1], error)
+    return Run(len(owners))
 
 
 @contextmanager

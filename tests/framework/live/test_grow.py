@@ -9,6 +9,8 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
 from onnx_net2net import BadInputError, RefusedError, grow  # noqa: E402
+from onnx_net2net.framework.live.example import Example  # noqa: E402
+from onnx_net2net.framework.live.trace import events_of  # noqa: E402
 
 
 class Attention(nn.Module):
@@ -213,3 +215,33 @@ def test_what_returns_no_number_proves_nothing():
 
     with pytest.raises(BadInputError, match="all that the module returns for example_inputs is infinite or NaN"):
         grow(Nothing(), torch.randn(3, 4), factor=2)
+
+
+def test_what_an_activation_overwrites_is_noted_as_it_was():
+    """A search that took it for a difference tried hundreds of numbers at each layer."""
+    net = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(inplace=True)).eval()
+    (returned,) = next(e for e in events_of(net, Example(torch.randn(4, 8))) if e.path == "0" and e.returns).tensors
+    assert returned.min() < 0
+
+
+class Masked(nn.Module):
+    """Attention whose mask is made without a type."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.q, self.k, self.out = nn.Linear(8, 12), nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(12, 4)
+        self.heads = 2
+
+    def forward(self, x):
+        places = torch.ones(x.shape[:2]).cumsum(-1)
+        mask = torch.zeros(x.shape[1], x.shape[1]).masked_fill(places[0][:, None] < places[0], -1e9)
+        heads = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (self.q(x), self.k(x), self.up(x)))
+        y = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask, scale=1.0)
+        return self.out(y.transpose(1, 2).contiguous().flatten(2))
+
+
+def test_tensors_without_a_type_and_kernels_of_attention_are_exported():
+    net, x = Masked().eval(), torch.rand(2, 5, 8)
+    grown = grow(net, x, factor=2)
+    assert grown.module.up.out_features == 24
+    assert torch.allclose(grown.module(x), net(x), atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 
 from onnx_net2net import BadInputError, RefusedError
-from onnx_net2net.framework.huggingface.config import Sizes, grown_config
+from onnx_net2net.framework.configs import Sizes, grown_config
 
 RAW = {"hidden_size": 8, "heads": 2, "inner": None, "max_position": 8, "vocab_size": 16, "layers": 2,
        "kinds": ["a", "b"]}  # fmt: skip

@@ -1,8 +1,9 @@
 """The config of a student: the teacher's with the new sizes, found by making the class of it.
 
 Configs give one size many names, and classes compute others. So numbers that the graph gives a meaning (heads, layers)
-are set by their names, and then those numbers that bring the shapes of a class's parameters nearer to the student's,
-as few as there have to be. Lists with an entry for each layer grow with the layers.
+are set by their names, and then those numbers that bring the shapes of a class's tensors nearer to the student's, as
+few as there have to be. Lists with an entry for each layer grow with the layers. Both checkpoints (`huggingface/`) and
+modules in memory (`live/`) are made of what is found here.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework.huggingface.skeleton import Skeleton
 
 Path = tuple[str | int, ...]
 """Where something stands in a config."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Made(Protocol):
+    """What a config makes: a class without weights."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of all tensors of its state dict by name."""
+
+
+M = TypeVar("M", bound=Made)
 
 _NO_SIZES = ("_token_id", "_id", "_ids", "version", "seed", "id2label", "label2id", "quantization_config")
 """Ends of names that are no sizes of parameters."""
@@ -35,6 +46,12 @@ _MOST_LISTS = 64
 
 _MOST_TRIED = 40
 """How many classes are run to find the numbers that no shape shows."""
+
+_MOST_PAIRS = 400
+"""How many pairs of changes are tried where no single one helps."""
+
+_SMALL = 8
+"""Numbers up to this are as likely numbers of layers or heads as widths."""
 
 _WIDTHS = ("inner", "dim", "_size", "width", "heads")
 """Ends of names of widths that a class makes of others where the config leaves them open."""
@@ -58,9 +75,9 @@ class Sizes:
 
 
 def grown_config(
-    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton],
-    is_exact: Callable[[dict[str, Any], Skeleton], bool] | None = None,
-) -> tuple[dict[str, Any], Skeleton]:  # fmt: skip
+    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], M],
+    is_exact: Callable[[dict[str, Any], M], bool] | None = None,
+) -> tuple[dict[str, Any], M]:  # fmt: skip
     """Return the config of a student, and its class without weights.
 
     Args:
@@ -80,16 +97,16 @@ def grown_config(
     config: dict[str, Any] = copy.deepcopy(dict(raw))
     for path, value in (*_lists(whole, sizes.layers), *_named(full, whole, sizes.named)):
         _set(config, path, value)
-    best, skeleton = search.distance(config)
     candidates = list(_candidates(whole, sizes.pairs))
+    best, config, made = search.guess(config, whole, candidates)
     while best:
         found = search.nearest(config, best, candidates)
         if found is None:
             raise NoConfigError(search.differing(config))
-        best, config, skeleton = found
-    assert skeleton is not None
-    if is_exact is None or is_exact(config, skeleton):
-        return config, skeleton
+        best, config, made = found
+    assert made is not None
+    if is_exact is None or is_exact(config, made):
+        return config, made
     for changed, other in itertools.islice(search.alike(config, candidates), _MOST_TRIED):
         if is_exact(changed, other):
             return changed, other
@@ -112,56 +129,75 @@ class NoConfigError(RefusedError):
         self.differing = differing
 
 
-class _Search:
+class _Search(Generic[M]):
     """Compares the shapes that a config makes with those that are wanted."""
 
-    def __init__(self, sizes: Sizes, build: Callable[[dict[str, Any]], Skeleton]) -> None:
+    def __init__(self, sizes: Sizes, build: Callable[[dict[str, Any]], M]) -> None:
         self._wanted, self._build = sizes.shapes, build
 
-    def distance(self, config: dict[str, Any]) -> tuple[int, Skeleton | None]:
+    def distance(self, config: dict[str, Any]) -> tuple[int, M | None]:
         """Return how many parameters differ, and the class; all and None where it cannot be made."""
         try:
-            skeleton = self._build(config)
+            made = self._build(config)
         except BadInputError:
             return 1 << 30, None
-        shapes = skeleton.shapes
+        shapes = made.shapes
         names = {*shapes, *self._wanted}
-        return sum(shapes.get(name) != self._wanted.get(name) for name in names), skeleton
+        return sum(shapes.get(name) != self._wanted.get(name) for name in names), made
+
+    def guess(
+        self, config: dict[str, Any], whole: Mapping[str, Any], candidates: Sequence[Change]
+    ) -> tuple[int, dict[str, Any], M | None]:
+        """Change all widths at once that can become one other, if that is nearer; those that no shape shows stay."""
+        best, made = self.distance(config)
+        options: dict[Path, list[Any]] = {}
+        for path, value in candidates:
+            options.setdefault(path, []).append(value)
+        wide = {path: values[0] for path, values in options.items() if len(values) == 1 and _is_wide(_get(whole, path))}
+        distance, other = self.distance(_with(config, wide))
+        if distance >= best:
+            return best, config, made
+        for path in list(wide):
+            fewer = {place: value for place, value in wide.items() if place != path}
+            found, without = self.distance(_with(config, fewer))
+            if found <= distance:
+                wide, distance, other = fewer, found, without
+        return distance, _with(config, wide), other
 
     def nearest(
         self, config: dict[str, Any], best: int, candidates: Sequence[Change]
-    ) -> tuple[int, dict[str, Any], Skeleton] | None:
+    ) -> tuple[int, dict[str, Any], M] | None:
         """Return what comes nearer by one change, or else by two; None if nothing does."""
         for count in (1, 2):
-            found: list[tuple[int, dict[str, Any], Skeleton]] = []
-            for changed in _changed(config, candidates, count):
-                distance, skeleton = self.distance(changed)
-                if skeleton is not None and distance < best:
-                    found.append((distance, changed, skeleton))
+            found: list[tuple[int, dict[str, Any], M]] = []
+            for changed in itertools.islice(_changed(config, candidates, count), len(candidates) + _MOST_PAIRS):
+                distance, made = self.distance(changed)
+                if made is not None and distance < best:
+                    found.append((distance, changed, made))
                 if not distance:
                     break
             if found:
                 return min(found, key=lambda one: one[0])
         return None
 
-    def alike(self, config: dict[str, Any], candidates: Sequence[Change]) -> Iterator[tuple[dict[str, Any], Skeleton]]:
+    def alike(self, config: dict[str, Any], candidates: Sequence[Change]) -> Iterator[tuple[dict[str, Any], M]]:
         """Yield configs that make the same shapes, with their classes: by changes that no shape shows, one or two."""
         free: list[Change] = []
         for change in candidates:
             for changed in _changed(config, [change], 1):
-                distance, skeleton = self.distance(changed)
-                if skeleton is not None and not distance:
+                distance, made = self.distance(changed)
+                if made is not None and not distance:
                     free.append(change)
-                    yield changed, skeleton
+                    yield changed, made
         for changed in _changed(config, free, 2):
-            distance, skeleton = self.distance(changed)
-            if skeleton is not None and not distance:
-                yield changed, skeleton
+            distance, made = self.distance(changed)
+            if made is not None and not distance:
+                yield changed, made
 
     def differing(self, config: dict[str, Any]) -> dict[str, str]:
         """Return the parameters that differ, and how."""
-        _, skeleton = self.distance(config)
-        shapes = skeleton.shapes if skeleton else {}
+        _, made = self.distance(config)
+        shapes = made.shapes if made else {}
         names = [name for name in self._wanted if shapes.get(name) != self._wanted[name]]
         return {n: f"{n} {list(self._wanted[n])} (the class: {list(shapes.get(n, ()))})" for n in names}
 
@@ -170,10 +206,18 @@ def _changed(config: dict[str, Any], candidates: Sequence[Change], count: int) -
     """Yield a config with some of its numbers changed, each time others."""
     for changes in itertools.combinations(candidates, count):
         if len({path for path, _ in changes}) == count and all(_get(config, p) != v for p, v in changes):
-            changed = copy.deepcopy(config)
-            for path, value in changes:
-                _set(changed, path, value)
-            yield changed
+            yield _with(config, dict(changes))
+
+
+def _with(config: dict[str, Any], changes: Mapping[Path, Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(config)
+    for path, value in changes.items():
+        _set(changed, path, value)
+    return changed
+
+
+def _is_wide(value: Any) -> bool:
+    return type(value) is int and value > _SMALL
 
 
 def _named(full: Any, whole: Mapping[str, Any], named: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Path, int]]:
