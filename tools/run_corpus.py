@@ -7,6 +7,7 @@ report and not the run. Packed graphs (``.onnx.xz``) may come without their weig
     python tools/run_corpus.py corpus --json results.jsonl
     python tools/run_corpus.py corpus --sample 40 --exit-code
     python tools/run_corpus.py corpus --sample 40 --transfer same wider --factors 1.5
+    python tools/run_corpus.py corpus/moe --set experts=2x experts=+1 --how split topk lift
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Job:
 
     Deeper by "each" is: behind one layer after another, in a random order and by all that is offered there in turn, as
     long as there is time (`seconds`). To narrow is to widen and to narrow again. To transfer is to fill one network
-    from another, of which the model is one, and the other is made of it (`TRANSFERS`).
+    from another, of which the model is one, and the other is made of it (`TRANSFERS`). With a `size` (``experts=2x``)
+    only the dims of that name grow, `how` as of `widen`.
     """
 
     path: Path
@@ -83,6 +85,8 @@ class Job:
     seconds: float = 0.0
     narrow: bool = False
     transfer: str = ""
+    size: str = ""
+    how: str = "split"
 
     @property
     def way(self) -> str:
@@ -93,6 +97,8 @@ class Job:
             return f"deeper ({self.deeper})"
         if self.narrow:
             return f"{self.factor:g}x and back"
+        if self.size:
+            return f"{self.size} {self.how}"
         return f"{self.factor:g}x{' norms kept' if self.keep_norms else ''}"
 
 
@@ -326,7 +332,11 @@ def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator
     from onnx_net2net.operations.widen.widen import widen
 
     start = time.perf_counter()
-    widening = widen(source, factor=job.factor, fill_norms=False if job.keep_norms else None)
+    if job.size:
+        pattern, _, size = job.size.partition("=")
+        widening = widen(source, sizes={pattern: size}, how=job.how)
+    else:
+        widening = widen(source, factor=job.factor, fill_norms=False if job.keep_norms else None)
     result.widen_seconds = time.perf_counter() - start
     result.nodes = len(widening.teacher.proto.graph.node)
     result.covered = widening.covered
@@ -336,7 +346,7 @@ def _widen(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator
     for group in widening.fixed:
         reasons[group.reason or ""] += group.elements
     result.fixed = dict(reasons.most_common(5))
-    if widening.covered < ENOUGH:
+    if widening.covered < ENOUGH and not job.size:
         result.stuck = _stuck(widening.teacher)
     yield widening.teacher, widening.student
 
@@ -661,7 +671,7 @@ def _counted(way: str) -> dict[str, Callable[[Result], bool]]:
             "partial": lambda result: result.status == "partial",
             "filled": lambda result: (result.covered or 0.0) >= ENOUGH,
         }
-    if "deeper" in way:
+    if "deeper" in way or "=" in way:
         return {}
     if "back" in way:
         return {"as small": lambda result: result.left is not None and result.left <= 1}
@@ -674,7 +684,8 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
     rank = {status: number for number, status in enumerate(statuses)}
     fates: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (rank[r.status], r.covered or 0.0, r.path, r.factor)):
-        if result.status != "exact" or (result.covered is not None and result.covered < ENOUGH):
+        little = result.covered is not None and result.covered < ENOUGH and "=" not in result.way
+        if result.status != "exact" or little:
             shared = result.error if result.status not in ("exact", "wrong") else result.path
             fates.setdefault((result.status, shared), []).append(result)
     for found in fates.values():
@@ -750,6 +761,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Widen and verify every model of some folders.")
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="searched for .onnx and .onnx.xz")
     parser.add_argument("--factors", metavar="F", nargs="+", type=float, default=[1.37, 2.0], help="default: 1.37 2")
+    parser.add_argument("--set", metavar="PATTERN=SIZE", nargs="+", default=[], help="sizes instead of factors")
+    parser.add_argument("--how", metavar="HOW", nargs="+", default=["split"], help="with --set: of `widen`")
     parser.add_argument("--keep-norms", action="store_true", help="factors that are not whole also with norms kept")
     parser.add_argument("--deepen", action="store_true", help="deepen everywhere instead of widening")
     parser.add_argument(
@@ -822,6 +835,9 @@ def _jobs(path: Path, options: argparse.Namespace) -> Iterator[Job]:
     if options.deepen:
         yield Job(path, family, deeper="identity")
         yield Job(path, family, deeper="residual")
+        return
+    if options.set:
+        yield from (Job(path, family, size=size, how=how) for size in options.set for how in options.how)
         return
     for factor in options.factors:
         yield Job(path, family, factor, narrow=options.narrow)

@@ -9,8 +9,8 @@ first axis and one along the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class _Factors:
         group: How many groups a convolution has.
         rank: Units between the factors in each group, not counting the negatives.
         dtype: The type of the factors.
+        scale: The second factor is divided by this.
+        held: What is known of a decomposition and not asked for yet.
     """
 
     read: Callable[[], Array]
@@ -45,6 +47,8 @@ class _Factors:
     group: int
     rank: int
     dtype: np.dtype[Any]
+    scale: float
+    held: dict[str, Array] = field(default_factory=dict)
 
     @property
     def kernels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -60,35 +64,42 @@ class _Factors:
         turned: Array = weight.transpose(0, 1, 4, 2, 3).reshape(self.group, out // self.group * rest, inside * first)
         return turned
 
-    def _singular(self) -> tuple[Array, Array, Array, Array]:
-        """Return singular vectors and values, and the part of each value that is for the first factor.
+    def _decomposed(self) -> Mapping[str, Array]:
+        """Return both factors, without negatives, and what part of the sum of the squared weights their product has.
 
-        That is the root of the value, but never nothing: a unit that neither factor has would never learn.
+        Each factor has the root of a singular value, but the first never nothing: a unit that neither has would never
+        learn.
         """
         left, values, right = np.linalg.svd(self._matrices(), full_matrices=False)
-        roots = np.sqrt(values)
+        roots, squares = np.sqrt(values), values**2
         largest = roots.max(1, keepdims=True)
         own = np.maximum(roots, np.where(largest > 0, _LEAST * largest, 1))
-        return left, values, right, own
+        kept = squares[:, : self.rank].sum() / max(squares.sum(), np.finfo(np.float64).tiny)
+        first = own[:, : self.rank, None] * right[:, : self.rank]
+        second = left[:, :, : self.rank] * (values / own)[:, None, : self.rank] / self.scale
+        return {"first": first.astype(self.dtype), "second": second.astype(self.dtype), "kept": kept}
+
+    def _part(self, name: str) -> Array:
+        """Return one of these; the others are held until they are asked for: large layers take minutes."""
+        if name not in self.held:
+            self.held.update(self._decomposed())
+        return self.held.pop(name)
 
     def kept(self) -> float:
         """Return the part of the sum of the squared weights that a product of this rank has."""
-        squares = np.linalg.svd(self._matrices(), compute_uv=False) ** 2
-        return float(squares[:, : self.rank].sum() / max(squares.sum(), np.finfo(np.float64).tiny))
+        return float(self._part("kept"))
 
     def first(self, shape: Sequence[int]) -> Array:
         """Return the first factor (2 group rank, in / group, *kernel): each unit, and behind those its negative."""
-        _, _, right, own = self._singular()
-        rows = own[:, : self.rank, None] * right[:, : self.rank]
-        return np.concatenate([rows, -rows], 1).reshape(tuple(shape)).astype(self.dtype)
+        rows = self._part("first")
+        return np.concatenate([rows, -rows], 1).reshape(tuple(shape))
 
-    def second(self, shape: Sequence[int], scale: float) -> Array:
-        """Return the second factor (out, 2 rank, *kernel), divided by `scale`."""
-        left, values, _, own = self._singular()
+    def second(self, shape: Sequence[int]) -> Array:
+        """Return the second factor (out, 2 rank, *kernel)."""
+        columns = self._part("second")
         out, _, *kernel = self.shape
-        columns = left[:, :, : self.rank] * (values / own)[:, None, : self.rank] / scale
         whole = np.concatenate([columns, -columns], 2).reshape(out, math.prod(kernel[1:]), 2 * self.rank)
-        return np.ascontiguousarray(whole.transpose(0, 2, 1)).reshape(tuple(shape)).astype(self.dtype)
+        return np.ascontiguousarray(whole.transpose(0, 2, 1)).reshape(tuple(shape))
 
 
 def factorise(analysis: Analysis, inserter: Inserter, place: Place, rank: int | None) -> str:
@@ -115,17 +126,16 @@ def factorise(analysis: Analysis, inserter: Inserter, place: Place, rank: int | 
     kind = draft.type_of(constant)
     factors = _Factors(
         (lambda: read().T) if turned else read, shape, group, min(rank or full, full),
-        helper.tensor_dtype_to_np_dtype(kind),
+        helper.tensor_dtype_to_np_dtype(kind), place.factor or 1.0,
     )  # fmt: skip
     between = 2 * factors.rank
     first = (between * group, shape[1], *factors.kernels[0])
     second = (shape[0], between, *factors.kernels[1])
-    scale = place.factor or 1.0
     weights = [
         draft.lazy_constant(f"{place.name}_new0.weight", kind, _order(first, turned),
                             lambda: _turn(factors.first(first), turned)),
         draft.lazy_constant(f"{place.name}_new1.weight", kind, _order(second, turned),
-                            lambda: _turn(factors.second(second, scale), turned)),
+                            lambda: _turn(factors.second(second), turned)),
     ]  # fmt: skip
     _write(analysis, inserter, place, node, weights, factors)
     kept = factors.kept() if factors.rank < full else 1.0
