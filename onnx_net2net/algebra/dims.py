@@ -397,21 +397,18 @@ def cut(axis: Axis, size: int) -> tuple[Axis, Axis] | None:
 def factor(axis: Axis, size: int, reason: str) -> tuple[Axis, Axis] | None:
     """Write an axis as (outer, inner) with `inner` of the given size; None where it does not divide so."""
     axis = resolve(axis)
-    if isinstance(axis, Product) or axis.size % size:
-        return None
-    if isinstance(axis, Dim):
-        halves = Dim(axis.size // size), Dim(size)
-        _replace(axis, Product(halves))
-        return halves
-    if any(part.size % size for part in axis.parts):
+    if axis.size % size or (isinstance(axis, Concat) and any(part.size % size for part in axis.parts)):
         return None
     inner = Dim(size)
-    outer = []
-    for part in axis.parts:
-        outer.append(Dim(part.size // size))
-        if not unify(part, Product((outer[-1], inner)), reason):
-            return None
-    return Concat(outer), inner
+    if isinstance(axis, Dim):
+        halves = Dim(axis.size // size), inner
+        _replace(axis, Product(halves))
+        return halves
+    parts = _terms(axis)
+    outer = [Dim(part.size // size) for part in parts]
+    if not all([unify(part, Product((one, inner)), reason) for part, one in zip(parts, outer, strict=True)]):
+        return None
+    return resolve(Concat(outer)), resolve(inner)
 
 
 def units(axis: Axis) -> list[Axis]:

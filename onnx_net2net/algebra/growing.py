@@ -345,6 +345,7 @@ class _Parting:
             return
         which = found[1]
         parts = self._units.random(places, which)
+        parts = parts.astype(np.promote_types(parts.dtype, block.dtype), copy=False)
         means = np.zeros_like(parts)
         for members in self._members:
             copies = members[self._index[which]]
@@ -354,7 +355,7 @@ class _Parting:
                 means[own] += np.take(parts, copies[there], axis=self._position)
             else:  # the others may be in other blocks
                 means[own] += self._units.random(copies[there], copies[there])
-        parts -= means * self._units.column(self._share, which).astype(np.float32)
+        parts -= means * self._units.column(self._share, which).astype(parts.dtype)
         block *= (1 + parts).astype(block.dtype)
 
 

@@ -114,7 +114,11 @@ def _scores(net: Network, tensor: Tensor) -> int | None:
             return None
         exponentiated |= node.op in ("Softmax", "Exp")
         dtype = net.analysis.sizes.dtype
-        whole = [t for t in net.whole(node, net.activations(node)) if dtype(t.name) != TensorProto.BOOL]
+        read = net.activations(node)
+        if node.op in traits.CUTS | traits.JOINS:  # scores beside which a sink stands
+            whole = sorted(read, key=net.elements)[-1:]
+        else:
+            whole = [t for t in net.whole(node, read) if dtype(t.name) != TensorProto.BOOL]
         if not whole:
             return None
         tensor = max(whole, key=net.age)

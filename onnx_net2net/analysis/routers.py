@@ -63,6 +63,25 @@ def chosen_dims(analysis: Analysis) -> set[Dim]:
     }
 
 
+def last_choices(analysis: Analysis) -> dict[Dim, Tensor]:
+    """Return for each dim of experts the tensor that lists the last choices among them."""
+    found: dict[Dim, Tensor] = {}
+    experts = chosen_dims(analysis)
+    for node in analysis.nodes:
+        for tensor in node.outputs if node.op in traits.WINNERS else ():
+            axis = analysis.places.get(tensor.name)
+            dims = leaf_set(axis) & experts if axis is not None else set()
+            if len(dims) == 1 and axis is not None and axis.size == next(iter(dims)).size:
+                found[dims.pop()] = tensor
+    return found
+
+
+def is_measured(analysis: Analysis, node: Node) -> bool:
+    """Tell whether nothing is read of what a node makes but its shape."""
+    readers = [(tensor, reader) for tensor in node.outputs for reader in tensor.outputs]
+    return bool(readers) and all(r.op in traits.SHAPES and t.name not in analysis.kept for t, r in readers)
+
+
 def routed_dims(analysis: Analysis) -> set[Dim]:
     """Return these dims, and those that count what is chosen."""
     return chosen_dims(analysis) | leaf_set(*(axis for said in analysis.said.values() for axis in said.chosen))
@@ -166,7 +185,7 @@ class _Walk:
         """Note the states of what a node makes; return a tensor that has to be masked first, if one has."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
         alone = node.op in traits.BY_PLACE or bool(said.counts) or selected(self._analysis, number) is not None
-        if not alone and any(True for _ in self._listed(node)):
+        if not alone and any(True for _ in self._listed(node)) and not is_measured(self._analysis, node):
             raise self._refuse(number, "computes with the places of experts, so that it tells copies apart")
         over = [(index, self._axes(number, index)[position]) for index, position in said.choices]
         over += [(0, axis) for axis in said.normalised]

@@ -16,6 +16,7 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.multipliers import number_of
+from onnx_net2net.analysis.routers import is_measured
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place
 from onnx_net2net.rules import traits
@@ -93,6 +94,8 @@ class _Walk:
     def visit(self, number: int) -> None:
         """Note the states of what a node makes."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
+        if is_measured(self._analysis, node):
+            return
         held = [self._state(number, index) for index in range(len(node.inputs)) if node.inputs[index].name]
         places = [self._analysis.places.get(tensor.name) for tensor in node.inputs]
         reads_places = any(axis is not None and not self._experts.isdisjoint(leaf_set(axis)) for axis in places)
@@ -111,12 +114,17 @@ class _Walk:
         state, axis = self._state(number, index), (self._analysis.input_axes(number, index) or ())[position]
         if self._experts.isdisjoint(leaf_set(axis)):
             if state in ("same", "times"):
-                self.found.grouped |= state == "times"
+                self.found.grouped |= state == "times" and axis.size > 1  # one group is always chosen
                 return state
             raise self._refuse(number, "chooses for each copy alone")
+        if node.domain:
+            raise self._refuse(number, "chooses and sums in one, and does not tell what (--how split)")
         chosen = self._analysis.axes[node.outputs[0].name][position] if node.op == "TopK" else None
-        if chosen is None or chosen.size == 1 or any(dim.fixed for dim in leaves(chosen)):
+        if chosen is None or chosen.size == 1:
             raise self._refuse(number, "chooses one expert, where copies tie (--how lift or split)")
+        why = next((dim.fixed for dim in leaves(chosen) if dim.fixed), "")
+        if why:
+            raise self._refuse(number, f"chooses so many experts always: {why} (--how lift or split)")
         self.found.chosen |= leaf_set(chosen)
         return state
 

@@ -13,6 +13,7 @@ from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
 from onnx_net2net.cli.output import answer, progress_bar, size_text, table
 from onnx_net2net.cli.widen import sizes_of
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.operations.widen.options import HOWS
 
 if TYPE_CHECKING:
     from onnx_net2net.framework.huggingface.grow import Grown
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadInputError("say where to write the student: -o OUT_DIR (or --dry-run)")
     request = Request(
         options.factor, sizes_of(options.sizes), tuple(options.only), options.depth, options.append, options.spread,
-        options.seed, options.keep_numbers,
+        options.seed, options.keep_numbers, options.how,
     )  # fmt: skip
     with progress_bar() as progress:
         grown = grow_checkpoint(
@@ -60,6 +61,9 @@ COMMAND = Command(
                  help="size of the dims of that name or role (ffn, heads, experts): units or a multiplier (1.5x)"),
         argument("--only", action="append", default=[], metavar="PATTERN",
                  help="names or roles (ffn) of the dims that --factor is for"),
+        argument("--how", default="split", choices=HOWS[1:],
+                 help="how a router treats copies of experts: chooses them all together (topk), or none until a "
+                 "balancer raises their bias (lift); or experts are cut into parts (granular)"),
         argument("--depth", metavar="F", help="how many times as many layers, like 2x"),
         argument("--append", action="store_true", help="put the new layers behind the last one"),
         argument("--keep-numbers", action="store_true",

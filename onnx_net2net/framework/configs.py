@@ -240,10 +240,12 @@ def _lists(config: Any, layers: Mapping[int, Sequence[int]], path: Path = ()) ->
 
 def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()) -> Iterator[Change]:
     """Yield the numbers of a config that may be sizes which grew, with what they may become."""
+    pairs = sorted(pairs)
     became: dict[int, list[int]] = {}
-    for old, new in sorted(pairs):
+    for old, new in pairs:
         if new != old:
             became.setdefault(old, []).append(new)
+    parted = sorted({old // new for old, new in pairs if 0 < new < old and not old % new})
     for key, value in config.items():
         where = (*path, key)
         if isinstance(value, dict):
@@ -253,7 +255,8 @@ def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], pat
         elif type(value) in (int, float) and _RATIOS.search(key):
             yield from ((where, _number(value * ratio)) for ratio in _ratios(pairs))
         elif type(value) is int and value > 0:
-            yield from ((where, new) for new in became.get(value, ()))
+            made_up = [value * times for times in parted]  # so many more of what has become smaller
+            yield from ((where, new) for new in dict.fromkeys((*became.get(value, ()), *made_up)))
         elif isinstance(value, list | tuple):
             yield from ((where, new) for new in _lists_of(value, became))
         elif value is None and key.endswith(_WIDTHS):  # the class makes it of others

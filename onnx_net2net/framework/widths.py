@@ -21,6 +21,7 @@ from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.multipliers import formula, frozen_constants, scalings
 from onnx_net2net.analysis.names import module_of, scope_of
+from onnx_net2net.analysis.routers import last_choices
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant
 from onnx_net2net.graph.walk import constant_of, source
@@ -198,7 +199,11 @@ def widths(model: Model, analysis: Analysis) -> Widths:
             epsilons.setdefault(name, float(node.attrs["epsilon"]))
     groups = inspect_analysis(model, analysis).groups
     rotary = tuple(sorted({group.size for group in groups if group.role == "rotary pairs"}))
-    return Widths(modules, _config(groups, modules), epsilons, rotary)
+    experts = {dim for group in groups if group.role == "experts" for dim in group.dims}
+    chosen = {analysis.sizes.shape(places.name)[-1] for dim, places in last_choices(analysis).items()
+              if dim in experts and places.inputs[0].op == "TopK"}  # fmt: skip
+    config = _config(groups, modules) | ({"num_experts_per_tok": chosen.pop()} if len(chosen) == 1 else {})
+    return Widths(modules, config, epsilons, rotary)
 
 
 _WEIGHTS = {"Gather": 0, "Attention": 1, "PRelu": 1}

@@ -302,6 +302,8 @@ def _type(
         return
     schema = defs.get_schema(node.op_type, versions.get(domain, 1), domain)
     known = {name: sizes.types[name] for name in node.input if name in sizes.types}
+    if node.op_type == "Split" and not domain and node.input[0] in known:
+        known[node.input[0]] = _as_cut(node, sizes)
     data = {name: _tensor(sizes.values[name], name) for name in node.input if name in sizes.values}
     if any(name and name not in known for name in node.input):
         raise ValueError("follows a tensor of unknown shape")
@@ -336,6 +338,21 @@ def _bind_lengths(node: onnx.NodeProto, place: int, sizes: Sizes) -> None:
             dim.dim_value = sizes.binding.setdefault(
                 key, _length(sum(k.startswith("length of ") for k in sizes.binding))
             )
+
+
+def _as_cut(node: onnx.NodeProto, sizes: Sizes) -> onnx.TypeProto:
+    """Return the type of what is split: a length that depends on data is that of the parts, where they are known."""
+    kind = onnx.TypeProto()
+    kind.CopyFrom(sizes.types[node.input[0]])
+    lists = {a.name: a for a in node.attribute}
+    parts = (
+        sizes.values.get(node.input[1]) if len(node.input) > 1 else lists["split"].ints if "split" in lists else None
+    )
+    dims, axis = kind.tensor_type.shape.dim, lists["axis"].i if "axis" in lists else 0
+    lengths = {size for key, size in sizes.binding.items() if key.startswith("length of ")}
+    if parts is not None and dims[axis].dim_value in lengths:
+        dims[axis].dim_value = int(sum(parts))
+    return kind
 
 
 def _length(number: int) -> int:

@@ -155,18 +155,21 @@ def axis_growths(
         scales: For dims that a later node scales: what reads the scale.
     """
     growths = []
+    place, parted = (use.node, use.input), rewriting.copies.parted
+    # What the last layers of experts that are chosen together read has to be the same for all copies of an expert.
+    even = bool(parted) and place not in parted and bool(rewriting.split_axes(use.axes))
     for position, axis in enumerate(use.axes):
-        weigher = weighers.get((use.node, use.input), {}).get(position)
+        weigher = weighers.get(place, {}).get(position)
         if weigher is not None:
-            growths.append(_weighed(rewriting, use.axes, position, weigher))
+            weighed = _weighed(rewriting, use.axes, position, weigher)
+            growths.append(replace(weighed, spread=weighed.spread and not even))
             continue
         scale = next((scales[dim] for dim in leaves(axis) if dim in scales), None) if scales else None
         map = compose(axis, rewriting.growth)
         copied = position in rewriting.split_axes(use.axes) and map.new > map.old and not map.kind.any()
-        parted = copied and (use.node, use.input) in rewriting.copies.parted
         # Of a step, copies that are chosen together get a part each, and so do copies that part the tokens.
         shares = 1 / np.bincount(map.index)[map.index] if copied else None
-        growths.append(AxisGrowth(map, scale=scale, parted=parted, shares=shares))
+        growths.append(AxisGrowth(map, scale=scale, parted=copied and place in parted, shares=shares))
     return _cut(rewriting, use.axes, growths)
 
 

@@ -278,6 +278,19 @@ def test_groups_are_a_factor_of_both_sides() -> None:
     assert free(channels, wider) == [3, 4, 6]
 
 
+def test_every_so_many_units_may_be_taken_again() -> None:
+    axis = Dim(12)
+    first, second = factor(axis, 2, "Slice"), factor(axis, 2, "Slice")
+    assert first is not None
+    assert second is not None
+    assert unify(first[0], second[0], "Mul")
+    assert spelled(axis) == spelled(Product(second))
+    finer = factor(axis, 4, "Slice")
+    assert finer is not None
+    assert [part.size for part in finer] == [3, 4]
+    assert free(axis) == [3, 2, 2]
+
+
 def test_an_axis_that_contains_itself_is_frozen() -> None:
     heads, width = Dim(4), Dim(6)
     assert not unify(Product((heads, width)), Product((width, heads)), "transposed")

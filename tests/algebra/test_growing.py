@@ -78,6 +78,12 @@ def test_parted_copies_differ_and_have_their_units_weight_on_average(
         assert len(np.unique(made[copies], axis=0)) == len(copies)
 
 
+def test_parts_of_double_precision_cancel_in_double_precision() -> None:
+    values = RNG.standard_normal((4, 5))
+    made = growing(values, [AxisGrowth(uniform(4, 12), parted=True), AxisGrowth(identity(5))], noise=0.0).whole()
+    assert np.abs(made.reshape(3, 4, 5).mean(axis=0) - values).max() < 1e-15
+
+
 def test_a_number_stays() -> None:
     assert growing(np.array(3.5), []).whole() == 3.5
 

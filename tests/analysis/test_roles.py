@@ -118,6 +118,18 @@ def test_heads_that_share_keys_and_values():
     assert found["value"] == "value head_dim"
 
 
+def test_heads_beside_whose_scores_a_sink_stands():
+    sunk = ATTENTION.replace(
+        "p = Softmax<axis=-1>(n)", "j = Concat<axis=3>(n, sink) o = Softmax<axis=-1>(j) p = Slice(o, start, end, three)"
+    )
+    shapes = {"few": [2, 6, 2, 5], "more": [2, 2, 2, 6, 5], "all": [2, 4, 6, 5], "two": [2]}
+    constants = {name: np.array(value) for name, value in shapes.items()}
+    constants |= {"start": np.array([0]), "end": np.array([-1]), "three": np.array([3])}
+    weights = {"query": (8, 20), "key": (8, 10), "value": (8, 10), "out": (20, 4), "sink": (2, 4, 6, 1)}
+    found = roles(net(f"{GROUPED}{sunk} y = MatMul(m, out) }}", **SHAPES, **constants, **weights))
+    assert [found[f"query[{place}]"] for place in range(2)] == ["kv heads", "heads per kv head"]
+
+
 def test_rotary_embeddings_turn_pairs():
     turned = """{0}1, {0}2 = Split<axis=3, num_outputs=2>({0}r) {0}3 = Neg({0}2) {0}4 = Concat<axis=3>({0}3, {0}1)
         {0}5 = Mul({0}r, cos) {0}6 = Mul({0}4, sin) {0}7 = Add({0}5, {0}6) """

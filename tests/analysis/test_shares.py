@@ -35,6 +35,12 @@ def test_sizes_of_what_is_chosen_are_no_shares():
     assert shares(ROUTERS["softmax, top-k"], flat)[1] == set()
 
 
+def test_places_of_which_the_shape_alone_is_read_tell_no_copies_apart():
+    again = "same = Max(i) sizes = Shape(same) gs = Reshape(g, sizes) gu = Unsqueeze(gs, last)"
+    flat = LOOKED_UP.replace("gu = Unsqueeze(g, last)", again)
+    assert shares(ROUTERS["softmax, top-k"], flat)[1] == set()
+
+
 def test_gates_that_nothing_divides_leave_that_to_the_experts():
     router = f"{LINEAR} p = Sigmoid(l) g, i = TopK<axis=-1>(p, k) "
     assert shares(router) == ({"down"}, {"down", "shift"}, {2})

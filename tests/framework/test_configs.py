@@ -47,6 +47,18 @@ def test_a_width_that_the_config_leaves_to_the_class_is_written_down():
     assert found(shapes, {(32, 48)}) == {**RAW, "inner": 48}
 
 
+def test_what_becomes_smaller_is_made_up_for_by_a_number_of_them():
+    raw = {"expert": 8, "shared": 1, "count": 4}
+
+    def make(config):
+        experts = dict.fromkeys(("up", "down"), (config["count"], config["expert"]))
+        return SimpleNamespace(shapes={**experts, "beside": (config["expert"] * config["shared"],)})
+
+    full = SimpleNamespace(to_dict=lambda: dict(raw), attribute_map={})
+    sizes = Sizes({"up": (8, 4), "down": (8, 4), "beside": (8,)}, frozenset({(8, 4), (4, 8)}), {}, {})
+    assert grown_config(raw, full, sizes, make)[0] == {"expert": 4, "shared": 2, "count": 8}
+
+
 def test_lists_of_layers_grow_with_the_layers():
     shapes = {"embed": (16, 8), **{f"{layer}.up": (32, 8) for layer in range(4)}}
     config = found(shapes, {(2, 4)}, {"num_hidden_layers": (2, 4)}, {2: [0, 0, 1, 1]})

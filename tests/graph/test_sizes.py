@@ -94,6 +94,15 @@ def test_lengths_that_data_decide_are_bound_each_to_a_size_of_its_own() -> None:
     assert sorted(found.binding.values()) == [47, 53]
 
 
+@pytest.mark.parametrize("opset", [11, 20])
+def test_who_cuts_a_length_into_known_parts_knows_it(opset: int) -> None:
+    cut = "a, b, c = Split(t, parts)" if opset > 12 else "a, b, c = Split<split=[1, 1, 1]>(t)"
+    text = f"""(float[5] x) => (int64[1, 1] y) {{ found = NonZero(x) t = Transpose<perm=[1, 0]>(found) {cut}
+        y = Identity(b) }}"""
+    found = infer(net(text, opset, parts=np.array([1, 1, 1])) if opset > 12 else net(text, opset))
+    assert [found.shape(name) for name in "abct"] == [(1, 1)] * 3 + [(47, 1)]
+
+
 LARGE = np.int64(1 << 24)
 
 

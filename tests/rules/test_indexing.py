@@ -230,6 +230,11 @@ NETS = {
         bias=draw(48), at=np.arange(16, 32)[:, None], none=np.zeros(16, FLOAT), n=np.array([16, 16, 16]),
     ),
     "Scatter": sequence("m = Scatter<axis = 1>(h, at, h)", opset=10, at=np.tile(np.arange(5)[::-1, None], (2, 1, 16))),
+    "Slice of every other unit, twice": sequence(
+        "g = Slice(h, zero, far, last, two) v = Slice(h, one, far, last, two) s = Sigmoid(g) m = Mul(s, v)",
+        zero=np.array([0]), one=np.array([1]), two=np.array([2]), last=np.array([-1]), far=np.array([2**63 - 1]),
+        down=draw(8, 4),
+    ),
     "TopK": sequence("m, at = TopK<axis = 1>(h, k)", k=np.array([2])),
     "CumSum": sequence("m = CumSum(h, one)", one=np.array(1)),
     "CumProd": sequence("m = CumProd(h, one)", opset=26, one=np.array(-2)),

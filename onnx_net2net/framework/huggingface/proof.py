@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from onnx_net2net.algebra.maps import Map
-from onnx_net2net.errors import NotEquivalentError
+from onnx_net2net.errors import NotEquivalentError, one_line
 from onnx_net2net.framework.huggingface.parameters import Parameter
 from onnx_net2net.framework.huggingface.running import MEMORY, Run, run
 from onnx_net2net.framework.huggingface.student import Student
@@ -161,9 +161,15 @@ class Yardstick:
         Args:
             student: The student.
             weights: Its parameters by their names in the class.
+
+        Raises:
+            NotEquivalentError: If the student does not run.
         """
         before, moved = self._before, self._run_moved(student)
-        after = run(student.skeleton, weights, self._inputs, self._dtype, memory=self._memory)
+        try:
+            after = run(student.skeleton, weights, self._inputs, self._dtype, memory=self._memory)
+        except Exception as error:  # of a class whose numbers do not fit its sizes
+            raise NotEquivalentError(f"the student's class does not run: {one_line(error)}") from error
         old, new = student.vocabulary
         if old != new and after.output.shape[-1] == new:
             after.output = after.output[..., :old]
@@ -181,7 +187,7 @@ class Yardstick:
         weights = {name: one.tensor() for name, one in student.parameters.items()}
         try:
             return self.compare(student, weights).is_equivalent
-        except Exception:  # of a class whose numbers do not fit its sizes
+        except NotEquivalentError:
             return False
 
 

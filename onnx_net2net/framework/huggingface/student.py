@@ -43,6 +43,7 @@ class Request:
         spread: How unevenly copies share their outgoing weights.
         seed: Seed of every random choice.
         keep_numbers: Whether the class computes none of its numbers from its sizes.
+        how: How routers treat copies of experts; a class has no masks.
     """
 
     factor: float | None = None
@@ -53,6 +54,7 @@ class Request:
     spread: float = 0.3
     seed: int = 0
     keep_numbers: bool = False
+    how: str = "split"
 
     @property
     def tokens(self) -> int | str | None:
@@ -228,6 +230,7 @@ def _widen(model: Model, request: Request, held: Mapping[str, int | str]) -> Wid
     return widen(
         model, factor=request.factor, sizes={**request.dims, **held}, only=request.only, spread=request.spread,
         seed=request.seed, framework="torch", keep_numbers=request.keep_numbers, scale_weights=True,
+        how=request.how,
     )  # fmt: skip
 
 
@@ -284,6 +287,8 @@ def _sizes(
     pairs |= set(layers.counts.values())
     config = compare_widths(teacher, student).config
     named = {name: pair for name, pair in config.items() if all(type(value) is int for value in pair)}
+    if "num_attention_heads" in named:  # keys have as many heads as queries, unless the graph tells them apart
+        named.setdefault("num_key_value_heads", named["num_attention_heads"])
     if len(set(layers.counts.values())) == 1:
         named["num_hidden_layers"] = next(iter(layers.counts.values()))
     if vocabulary[0] != vocabulary[1]:

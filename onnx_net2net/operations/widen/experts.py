@@ -83,18 +83,19 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
         if options.how == "topk":
             parted |= found.parted
             continue
-        units = _units(analysis, dim, found.parted, times)
-        if units in growth:
+        inside = _units(analysis, dim, found.parted, times)
+        if not inside.isdisjoint(growth):
             raise RefusedError("units inside of experts cannot grow while these are cut into parts: widen once more")
-        growth[units], parts[units] = keep(units.size, np.arange(units.size // times)), dim
+        for units in inside:
+            growth[units], parts[units] = keep(units.size, np.arange(units.size // times)), dim
         for use in found.parted:
-            if any(units in leaf_set(axis) for axis in analysis.uses[use].axes):
+            if not inside.isdisjoint(leaf_set(*analysis.uses[use].axes)):
                 factors[use] = factors.get(use, 1.0) * times
     return Copies(parted=frozenset(parted), factors=factors, parts=parts)
 
 
-def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int) -> Dim:
-    """Return the units inside of experts that are cut into so many parts.
+def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int) -> set[Dim]:
+    """Return the units inside of experts that are cut into so many parts; those of each layer that has such experts.
 
     Args:
         analysis: The dims.
@@ -106,18 +107,33 @@ def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int
         RefusedError: If they have none, or units of one expert do not stand for themselves.
     """
     network = Network(analysis)
-    inside = {
-        dim for number, layer in network.layers.items() if network.stack_of(number) in last for dim in layer.reads
-    }
-    inside -= {
-        dim for use in analysis.uses.values() if experts not in leaf_set(*use.axes) for dim in leaf_set(*use.axes)
-    }
-    if len(inside) != 1:
+    found = [
+        {dim for dim in layer.reads if not _outside(analysis, experts, dim)}
+        for number, layer in network.layers.items()
+        if network.stack_of(number) in last
+    ]
+    if not found or any(len(inside) != 1 for inside in found):
         raise RefusedError("experts cannot be cut into parts: they have no units that only they have")
-    (units,) = inside
-    if units.frozen or units.size % times:
-        why = units.frozen or f"{units.size} is no multiple of {times}"
-        raise RefusedError(f"experts of {units.size} units cannot be cut into {times} parts: {why}")
+    for (units,) in found:
+        if units.frozen or units.size % times:
+            why = units.frozen or f"{units.size} is no multiple of {times}"
+            raise RefusedError(f"experts of {units.size} units cannot be cut into {times} parts: {why}")
+        _check_apart(analysis, network, units)
+    return set().union(*found)
+
+
+def _outside(analysis: Analysis, experts: Dim, units: Dim) -> bool:
+    """Tell whether a weight without the experts has some units."""
+    known = (leaf_set(*use.axes) for use in analysis.uses.values())
+    return any(units in dims and experts not in dims for dims in known)
+
+
+def _check_apart(analysis: Analysis, network: Network, units: Dim) -> None:
+    """Refuse what reads all units of an expert together.
+
+    Raises:
+        RefusedError: Says which node does.
+    """
     for number, said in analysis.said.items():
         together = [axis for statistic in said.statistics for axis in statistic.axes] + said.normalised
         together += [contraction.axis for contraction in said.contractions if number not in network.layers]
@@ -127,4 +143,3 @@ def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int
                 f"experts cannot be cut into parts: {node.op} {node.name or node.outputs[0].name!r} reads all their "
                 "units together"
             )
-    return units

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
-from onnx_net2net.analysis.inference import Analysis, infer
-from onnx_net2net.analysis.routers import chosen_dims
+from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.routers import last_choices
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import ModelLike, load
-from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.watch import in_batches, watched
 
@@ -37,10 +35,10 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
     with paused_gc():
         opened = open_bodies(model)
         analysis = infer(opened.model)
-        places = _places(analysis)
+        places = last_choices(analysis)
         groups = {dim: group.name for group in inspect_analysis(opened.model, analysis).groups for dim in group.dims}
     shown = {name for node in model.proto.graph.node for name in node.output}
-    tensors = {name: dim for dim, name in places.items() if name in shown and dim in groups}
+    tensors = {t.name: dim for dim, t in places.items() if t.name in shown and dim in groups}
     if not tensors:
         raise BadInputError("there is no router that chooses experts, or none whose choices can be seen")
     specs = input_specs(model.proto)
@@ -51,19 +49,6 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
             for name, chosen in watch(batch, list(tensors)).items():
                 counts[name] += np.bincount(np.asarray(chosen).reshape(-1), minlength=len(counts[name]))
     return {groups[dim]: (counts[name] / max(counts[name].sum(), 1)).tolist() for name, dim in tensors.items()}
-
-
-def _places(analysis: Analysis) -> dict[Dim, str]:
-    """Return for each dim of experts the tensor that lists the last choices among them."""
-    found: dict[Dim, str] = {}
-    experts = chosen_dims(analysis)
-    for node in analysis.nodes:
-        for tensor in node.outputs if node.op in traits.WINNERS else ():
-            axis = analysis.places.get(tensor.name)
-            dims = leaf_set(axis) & experts if axis is not None else set()
-            if len(dims) == 1 and axis is not None and axis.size == next(iter(dims)).size:
-                found[dims.pop()] = str(tensor.name)
-    return found
 
 
 def copies_by_load(load: Sequence[float], new: int) -> Array:

@@ -315,6 +315,39 @@ def test_a_norm_over_the_units_of_an_expert_is_in_the_way():
         grown(proto, "2x", how="granular")
 
 
+def interleaved(router):
+    """Gate and value of each hidden unit lie beside one another, as GPT-OSS has them."""
+    gated = "a0 = Slice(h, zero, far, last, two_) a1 = Slice(h, one, far, last, two_) s = Sigmoid(a0) a = Mul(a1, s)"
+    dispatch = LOOKED_UP.replace("a = Tanh(h)", gated)
+    up = np.random.default_rng(1).normal(size=(E, D, 2 * H)).astype(np.float32) / 3
+    more = {"zero": np.array([0]), "two_": np.array([2]), "far": np.array([2**63 - 1])}
+    return moe(ROUTERS[router], dispatch, up=up, **more)
+
+
+@pytest.mark.parametrize("options", [{"how": "granular"}, {"how": "topk", "factor": 1.5}, {"factor": 2}])
+def test_experts_whose_gate_and_value_are_interleaved(options):
+    proto = interleaved("top-k, softmax")
+    widening = grown(proto, "2x", **options)
+    assert {change.new for change in widening.changes if change.old == H} == {
+        H // 2 if options.get("how") == "granular" else H * options["factor"]
+    }
+    verify(proto, widening.student).raise_if_different()
+
+
+def test_layers_that_share_one_dim_of_experts_are_cut_into_parts_together():
+    """The gates of both are scattered into one constant."""
+    none = "none = ConstantOfShape(flat_shape)"
+    layer = ROUTERS["softmax, top-k, normed"] + DISPATCHES["scattered"].replace(none, "")
+    other = re.sub(r"\b(l|p|v|i|total|g|scattered|hidden|a|e0|f|m|up|down|shift|router)\b", r"\1_", layer)
+    named = {f"{name}_": constants()[name][::-1].copy() for name in ("up", "down", "shift", "router")}
+    both = f"{none} {layer.replace('m = ', 'm1 = ')} {other} m = Add(m1, m_)"
+    proto = moe(both, "", **named)
+    assert [group.role for group in inspect(proto).groups].count("experts") == 1
+    widening = grown(proto, "2x", how="granular")
+    assert [change.new for change in widening.changes if change.old == H] == [H // 2] * 2
+    verify(proto, widening.student).raise_if_different()
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("double", np.float64), ("float16", np.float16)])
 def test_masks_are_of_the_type_of_the_scores(kind, dtype):
     text = (
