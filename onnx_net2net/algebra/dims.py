@@ -406,7 +406,7 @@ def factor(axis: Axis, size: int, reason: str) -> tuple[Axis, Axis] | None:
         return halves
     parts = _terms(axis)
     outer = [Dim(part.size // size) for part in parts]
-    if not all([unify(part, Product((one, inner)), reason) for part, one in zip(parts, outer, strict=True)]):
+    if not all(unify(part, Product((one, inner)), reason) for part, one in zip(parts, outer, strict=True)):
         return None
     return resolve(Concat(outer)), resolve(inner)
 

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     arguments = {name: getattr(options, name) for name in _AS_ASKED} | {"sizes": sizes_of(options.sizes)}
     if options.load is not None:
         arguments["loads"] = expert_load(teacher, options.load)
+    if options.utility is not None:
+        arguments["loads"] = _utility(teacher, options)
     widening = widen(teacher, **arguments)
     lines = [*_kept_lines(widening, options.framework), *widening.notes]
     inexact = "" if widening.exact else "random_pad" if options.map == "random_pad" else "noise"
@@ -82,6 +84,9 @@ COMMAND = Command(
                  help="with --for: the class computes no number (like alpha / r) from its sizes"),
         argument("--load", type=Path, metavar="NPZ",
                  help="inputs on which the choices of routers are counted: busy experts get more copies"),
+        argument("--utility", type=Path, metavar="OPTIMIZER",
+                 help="the state of Adam: experts with large gradients get more copies; needs --state-dict"),
+        argument("--state-dict", type=Path, metavar="FILE", help="with --utility: the teacher's, as its class has it"),
         argument("--how", default="split", choices=HOWS,
                  help="how a router treats copies of experts: it sees one at a time (split, by masks), chooses all of "
                  "them together (topk), or none until a balancer raises their bias (lift); or experts are cut "
@@ -108,6 +113,20 @@ def sizes_of(items: Sequence[str]) -> dict[str, str]:
             raise BadInputError(f"--set {item}: write PATTERN=SIZE, like 'layer3.*=96' or 'layer3.*=1.5x'")
         sizes[pattern] = size
     return sizes
+
+
+def _utility(teacher: Model, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the part of the squared gradients that each expert has.
+
+    Raises:
+        BadInputError: If it is not clear whose they are.
+    """
+    from onnx_net2net.framework.optimizer import read_state  # imports torch
+    from onnx_net2net.framework.utility import expert_utility
+
+    if options.load is not None or options.state_dict is None:
+        raise BadInputError("--utility needs --state-dict, and --load tells the same in another way: give one of both")
+    return expert_utility(teacher, options.state_dict, read_state(options.utility))
 
 
 def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[OtherWay]:

@@ -67,9 +67,7 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
         BadInputError: If it is no state of an optimizer, or of one with other parameters.
         RefusedError: If the student has new layers, or it is not known how the state of this optimizer grows.
     """
-    inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
-        raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
+    inner = _bare(state)
     by_relation = {entry.relation: entry.name for entry in reversed(checkpoint.entries)}
     if new := by_relation.get("new"):
         raise RefusedError(f"the student has new layers ({new}), and where a class has them is not known")
@@ -78,6 +76,26 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     entries = _parameters(inner, checkpoint)
     grown = {key: _grow_parameter(values, entries[key]) for key, values in inner["state"].items()}
     return {**inner, "state": grown}
+
+
+def squares_of(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Array]:
+    """Return the means of squared gradients that the state of an optimizer has, by the names of parameters.
+
+    Raises:
+        BadInputError: If it is no state of an optimizer, or of one with other parameters.
+    """
+    inner = _bare(state)
+    entries = _parameters(inner, checkpoint)
+    return {entries[key].name: _read(values["exp_avg_sq"]) for key, values in inner["state"].items()
+            if "exp_avg_sq" in values}  # fmt: skip
+
+
+def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of an optimizer out of what stands around it."""
+    inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(inner.get("state"), Mapping) or not isinstance(inner.get("param_groups"), list):
+        raise BadInputError("this is no state dict of an optimizer: there is no 'state' or no 'param_groups'")
+    return inner
 
 
 def grow_optimizers(optimizers: Iterable[Any], entries: Mapping[int, Entry]) -> None:
