@@ -83,10 +83,10 @@ MODULES = {
 """The part of one expert where each is a module of its own; `sum` of the last one is what all make."""
 
 
-def apart(kind: str) -> str:
+def apart(kind: str, experts: int = E) -> str:
     """A dispatch of experts that are modules of their own."""
     text, before = "none = ConstantOfShape(by_token)", "none"
-    for e in range(E):
+    for e in range(experts):
         source = f"x{e}" if kind == "picked rows" else "x"
         expert = f"h{e} = MatMul({source}, up{e}) a{e} = Tanh(h{e}) d{e} = MatMul(a{e}, down{e}) "
         expert += f"out{e} = Add(d{e}, shift{e})"
@@ -95,9 +95,9 @@ def apart(kind: str) -> str:
     return f"{text} m = Identity({before})"
 
 
-def constants(top: int = K) -> dict[str, Array]:
+def constants(top: int = K, width: int = D, hidden: int = H, experts: int = E, seed: int = 0) -> dict[str, Array]:
     """Weights at random, and the numbers that the texts use."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> Array:
         return rng.normal(size=shape).astype(np.float32)
@@ -106,14 +106,16 @@ def constants(top: int = K) -> dict[str, Array]:
         return np.array(values, np.int64)
 
     return {
-        "first": draw(6, D), "router": draw(E, D), "bias": draw(E), "up": draw(E, D, H) / 3, "down": draw(E, H, D),
-        "shift": draw(E, D), "head": draw(D, C), "k": whole(top), "one": whole(1), "last": whole(-1),
-        "two": np.float32(2), "minus": np.float32(-np.inf), "groups": whole(T, 2, E // 2),
-        "tokens_by_groups": whole(T, 2), "tokens_by_one": whole(T, 1), "flat_shape": whole(T, E),
-        "by_token": whole(T, D), "zero_row": whole(0), **{f"n{e}": np.array(e) for e in range(E)},
-        **{f"{name}{e}": draw(*shape) / 2 for e in range(E)
-           for name, shape in (("up", (D, H)), ("down", (H, D)), ("shift", (D,)))},
-        "depth": np.array(E), "off_on": np.float32([0, 1]), "counted": np.arange(E), "by_width": whole(T, top, D),
+        "first": draw(6, width), "router": draw(experts, width), "bias": draw(experts),
+        "up": draw(experts, width, hidden) / 3, "down": draw(experts, hidden, width), "shift": draw(experts, width),
+        "head": draw(width, C), "k": whole(top), "one": whole(1), "last": whole(-1),
+        "two": np.float32(2), "minus": np.float32(-np.inf), "groups": whole(T, 2, experts // 2),
+        "tokens_by_groups": whole(T, 2), "tokens_by_one": whole(T, 1), "flat_shape": whole(T, experts),
+        "by_token": whole(T, width), "zero_row": whole(0), **{f"n{e}": np.array(e) for e in range(experts)},
+        **{f"{name}{e}": draw(*shape) / 2 for e in range(experts)
+           for name, shape in (("up", (width, hidden)), ("down", (hidden, width)), ("shift", (width,)))},
+        "depth": np.array(experts), "off_on": np.float32([0, 1]), "counted": np.arange(experts),
+        "by_width": whole(T, top, width),
     }  # fmt: skip
 
 

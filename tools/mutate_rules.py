@@ -681,6 +681,9 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
          quantized("QLinearConv", "QGemm")),
     ],
     "algebra/dims.py": [
+        ("factor: of a product there is none", "    inner = Dim(size)\n    if isinstance(axis, Dim):",
+         "    inner = Dim(size)\n    if isinstance(axis, Product):\n        return None\n    if isinstance(axis, Dim):",
+         algebra("so_many_units")),
         ("dims: pins are lost", "pin(axis, dim.pinned)", "pass", algebra("carried_over")),
         ("dims: what is fixed is lost", "freeze(axis, dim.fixed)", "pass", algebra("frozen_spreads")),
         ("dims: copies are lost", "only_copies(axis, dim.copies)", "pass", algebra("carried_over")),
@@ -926,6 +929,118 @@ def _file_of(file: str, old: str) -> str:
             return str(having[0].relative_to(ROOT / PACKAGE))
     return file
 
+
+_ROWS |= {
+    "rules/experts.py": [
+        (
+            "MoE: gates and values by fours",
+            "op.unify(first[1], rows)",
+            "op.freeze(first[1], op.why('no'))",
+            contrib("MoE"),
+        ),
+        ("MoE: hidden units are not summed", "op.contract(hidden, [(4, 2)])", "pass", contrib("MoE")),
+        (
+            "MoE: the stream is not summed",
+            "op.contract(data[-1], [(0, len(data) - 1), (index, 2)])",
+            "pass",
+            contrib("MoE"),
+        ),
+        (
+            "MoE: values in front of all gates",
+            "Product((hidden, pair) if fusion == 1",
+            "Product((hidden, pair) if fusion != 1",
+            contrib("MoE"),
+        ),
+        (
+            "MoE: the bias is of the hidden units",
+            "(5, (expert, result[-1])),",
+            "(5, (expert, hidden)),",
+            contrib("MoE"),
+        ),
+        (
+            "QMoE: steps grow",
+            'op.freeze(axes[1:], "holds weights in steps, which cannot be divided among copies")',
+            "pass",
+            contrib("QMoE"),
+        ),
+    ],
+    "analysis/routers.py": [
+        (
+            "routers: what counts tokens mixes nothing",
+            "raise self._refuse(number, _MIXES)\n\n    def _written",
+            "return 'zero'\n\n    def _written",
+            ("experts", "capacity"),
+        ),
+        (
+            "routers: places may be computed with",
+            "if not alone and any(",
+            "if False and any(",
+            ("experts", "refused or places"),
+        ),
+        (
+            "routers: outputs are not looked at",
+            "        self._check_outputs()\n",
+            "",
+            ("experts", "places_that_are_returned"),
+        ),
+        (
+            "routers: a softmax makes any mask low",
+            'return "faint" if node.op == "Softmax" else "low"',
+            'return "low"',
+            ("experts", "every_router or soft"),
+        ),
+    ],
+    "analysis/shares.py": [
+        (
+            "shares: one expert may be chosen",
+            "if chosen is None or chosen.size == 1:",
+            "if chosen is None:",
+            ("shares", "single_expert"),
+        ),
+        (
+            "shares: groups of a class are as those of a graph",
+            'self.found.grouped |= state == "times" and axis.size > 1',
+            "pass",
+            ("experts", "cannot_be_cut"),
+        ),
+        (
+            "shares: what nothing divides is divided",
+            "self.found.divided |= weights | biases",
+            "pass",
+            ("shares", "nothing_divides"),
+        ),
+    ],
+    "rewrite/masks.py": [
+        (
+            "masks: no penalty",
+            "np.array([NEVER, 0.0], np.float32)",
+            "np.array([0.0, 0.0], np.float32)",
+            ("experts", "every_router"),
+        ),
+        (
+            "masks: planes read one unit of each copy",
+            "whole[inputs.index] * inputs.weight[:, None]",
+            "whole[inputs.index]",
+            ("experts", "widths_grow_together"),
+        ),
+    ],
+    "rewrite/sums.py": [
+        (
+            "parts: copies of an expert share hidden units each in its own way",
+            "spread=weighed.spread and not even",
+            "spread=weighed.spread",
+            ("experts", "interleaved"),
+        ),
+    ],
+    "graph/sizes.py": [
+        (
+            "lengths: who cuts them does not know them",
+            "dims[axis].dim_value = int(sum(parts))",
+            "pass",
+            ("sizes", "cuts_a_length"),
+        ),
+    ],
+}
 
 MUTATIONS = [Mutation(_file_of(file, row[1]), *row) for file, rows in _ROWS.items() for row in rows]
 

@@ -6,6 +6,10 @@ A student that differs, but is exact in double precision, counts as rounding (`d
 
     python tools/random_graphs.py --graphs 1000
     python tools/random_graphs.py --graphs 1 --seed 714 --out failures
+    python tools/random_graphs.py --graphs 200 --routers
+
+With `--routers` a graph has one or two mixtures of experts (`tests/random_routers.py`), whose experts get copies or
+parts.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ from onnx import TensorProto, defs, helper, numpy_helper
 from workers import in_processes
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "rules")]
+
+from moe import DISPATCHES, MODULES  # noqa: E402
+from random_routers import FORMS, routed  # noqa: E402
 
 from onnx_net2net import Net2NetError, NotEquivalentError, RefusedError, inspect, verify, widen  # noqa: E402
 from onnx_net2net.model.checks import OPSETS  # noqa: E402
@@ -325,16 +332,20 @@ def _draw(cases: Sequence[Piece], rng: np.random.Generator, opset: int | None) -
 # --- What becomes of them -------------------------------------------------------------------------------------------
 
 
-def check(seed: int, out: Path | None = None, timeout: int = TIMEOUT) -> Result:
+def check(seed: int, out: Path | None = None, timeout: int = TIMEOUT, routers: bool = False) -> Result:
     """Make a graph, widen it at random and verify the student."""
     kinds: tuple[str, ...] = ()
     teacher = None
-    pieces()  # takes long, once
+    if not routers:
+        pieces()  # takes long, once
     signal.signal(signal.SIGPROF, _late)
     signal.setitimer(signal.ITIMER_PROF, timeout)  # of its own time, however busy the machine is
     try:
-        teacher, kinds = random_graph(seed)
-        result = Result(seed, *_checked(teacher, seed, kinds))
+        if routers:
+            teacher, kinds, asked = routed(seed)
+        else:
+            (teacher, kinds), asked = random_graph(seed), _asked(seed)
+        result = Result(seed, *_checked(teacher, seed, kinds, asked))
     except TimeoutError:
         result = Result(seed, "timeout", kinds)
     except Exception:  # whatever it is, it is what this looks for
@@ -351,15 +362,19 @@ def _late(signum: int, frame: FrameType | None) -> None:
     raise TimeoutError
 
 
-def _checked(teacher: onnx.ModelProto, seed: int, kinds: tuple[str, ...]) -> tuple[str, tuple[str, ...], str]:
+def _asked(seed: int) -> dict[str, Any]:
+    """Draw options of `widen`."""
     rng = np.random.default_rng([seed, 1])
-    session = _session(teacher)
-    if session is None:
-        return "no teacher", kinds, ""
     factor, map = float(rng.choice(FACTORS)), str(rng.choice(MAPS))
-    spread = float(rng.choice([0.0, 0.3, 0.6]))
-    said = f"factor {factor}, map {map}, spread {spread}"
-    options: dict[str, Any] = {"factor": factor, "map": map, "spread": spread, "seed": seed}
+    return {"factor": factor, "map": map, "spread": float(rng.choice([0.0, 0.3, 0.6]))}
+
+
+def _checked(
+    teacher: onnx.ModelProto, seed: int, kinds: tuple[str, ...], asked: Mapping[str, Any]
+) -> tuple[str, tuple[str, ...], str]:
+    if _session(teacher) is None:
+        return "no teacher", kinds, ""
+    said, options = str(asked), {**asked, "seed": seed}
     try:
         widening = widen(teacher, **options)
     except RefusedError as error:
@@ -380,9 +395,9 @@ def _checked(teacher: onnx.ModelProto, seed: int, kinds: tuple[str, ...]) -> tup
     return "exact" if grew else "nothing grew", kinds, said
 
 
-def run(seeds: Sequence[int], jobs: int, out: Path | None) -> Iterator[Result]:
+def run(seeds: Sequence[int], jobs: int, out: Path | None, routers: bool = False) -> Iterator[Result]:
     """Check graphs, in processes of their own if there are several jobs."""
-    work = functools.partial(check, out=out)
+    work = functools.partial(check, out=out, routers=routers)
     if jobs == 1:
         yield from map(work, seeds)
         return
@@ -395,18 +410,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graphs", metavar="N", type=int, default=300, help="default: 300")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the first graph (default: 0)")
     parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument("--routers", action="store_true", help="mixtures of experts, whose experts get copies or parts")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="failing graphs are written there")
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
     exact: Counter[str] = Counter()
-    for result in run(range(options.seed, options.seed + options.graphs), options.jobs, options.out):
+    for result in run(range(options.seed, options.seed + options.graphs), options.jobs, options.out, options.routers):
         counts[result.status] += 1
         exact.update(result.kinds if result.status == "exact" else ())
         if result.status in FAILURES:
             print(f"{result.seed}: {result.status} ({', '.join(result.kinds)}) {result.said}", flush=True)
     print(", ".join(f"{number} {status}" for status, number in counts.most_common()))
-    never = sorted(set(pieces()) - set(exact))
-    print(f"{len(exact)} operators in exact students; in none: {', '.join(never) or 'no other'}")
+    known = {*FORMS, *DISPATCHES, *MODULES} if options.routers else set(pieces())
+    never = sorted(known - set(exact))
+    what = "forms" if options.routers else "operators"
+    print(f"{len(exact)} {what} in exact students; in none: {', '.join(never) or 'no other'}")
     return 1 if any(counts[status] for status in FAILURES) else 0
 
 

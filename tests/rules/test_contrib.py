@@ -168,6 +168,17 @@ row("EmbedLayerNormalization", IDS, None, (7, 5), (4, 5), None, (5,), (5,), free
 row("EmbedLayerNormalization", IDS, Fed(np.array([[0, 1, 1], [1, 0, 0]], np.int32)), (7, 5), (4, 5), (2, 5), (5,), (5,),
     Fed(np.array([[1, 1, 0], [1, 1, 1]], np.int32)), free={2, 5}, outputs="y m s")  # fmt: skip
 
+# Mixtures of experts: which are chosen of 4 stays, the width and the units of an expert grow.
+LOGITS = Fed(floats(7, 4, seed=3))
+row("MoE", (7, 3), LOGITS, (4, 5, 3), (4, 5), (4, 3, 5), (4, 3), free={3, 5, 7}, activation_type="relu", k=2,
+    normalize_routing_weights=1)  # fmt: skip
+row("MoE", (7, 3), LOGITS, (4, 5, 3), None, (4, 3, 5), free={3, 5, 7}, activation_type="gelu", k=1)
+row("MoE", (7, 3), LOGITS, (4, 10, 3), (4, 10), (4, 3, 5), (4, 3), free={3, 5, 7}, activation_type="swiglu",
+    swiglu_fusion=1, k=2)  # fmt: skip
+STEPS = np.random.default_rng(3).integers(0, 256, (4, 32, 16), np.uint8)
+row("QMoE", (7, 32), LOGITS, STEPS, (4, 32), None, STEPS[::-1].copy(), (4, 32), free=set(), activation_type="silu", k=2,
+    expert_weight_bits=4, normalize_routing_weights=1)  # fmt: skip
+
 
 @pytest.mark.parametrize(("kind", "operands", "free", "options"), ROWS)
 def test_a_grown_operator_computes_grown_outputs(

@@ -236,6 +236,11 @@ NETS = {
         down=draw(8, 4),
     ),
     "TopK": sequence("m, at = TopK<axis = 1>(h, k)", k=np.array([2])),
+    "Compress": sequence("m = Compress<axis = 1>(h, kept)", kept=np.array([True, False, True, True, False])),
+    "NonZero": sequence(
+        "s = ReduceMax<keepdims = 0>(x, last) b = Greater(s, zero) f = NonZero(b) p = Transpose(f) g = GatherND(h, p) "
+        "m = Unsqueeze(g, first)", last=np.array([2]), zero=floats(1)[0] * 0, first=np.array([0]),
+    ),
     "CumSum": sequence("m = CumSum(h, one)", one=np.array(1)),
     "CumProd": sequence("m = CumProd(h, one)", opset=26, one=np.array(-2)),
     "ReverseSequence": sequence("m = ReverseSequence<batch_axis = 0, time_axis = 1>(h, n)", n=np.array([3, 5])),

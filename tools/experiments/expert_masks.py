@@ -1,13 +1,15 @@
-"""Train a toy mixture with twice the experts: masks that stay, are annealed or dropped, copies alone, from scratch.
+"""Train a toy mixture with twice the experts: masks, top-k, lift with a balancer, copies alone, from scratch.
 
-Six experts (k = 2) are trained on clusters for 600 steps of Adam, then twelve for 700. Masks keep the function at step
-0; copies with noise on the router do not (Expert Upcycling). All losses have a balance loss in training. Five seeds:
+Six experts (k = 2) are trained on clusters for 600 steps of Adam, then twelve for 700. Masks, twice the k and a bias
+that rules copies out keep the function at step 0; copies with noise on the router do not (Expert Upcycling). The bias
+is raised by a balancer (Wang et al. 2024, loss-free balancing). All losses have a balance loss in training. Five seeds:
 
     python tools/experiments/expert_masks.py
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +19,8 @@ from torch.nn import functional
 
 WIDTH, HIDDEN, TOKENS, EXPERTS = 12, 12, 512, 6
 FULL, HELD, FADING = 1e4, 300, 200
+RAISED = 5e-3
+"""By how much a balancer raises or lowers a bias in each step."""
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,14 +47,20 @@ class Mixture(nn.Module):
         self.losers: torch.Tensor | None = None
         self.penalty = 0.0
         self.balance = torch.zeros(())
+        self.chosen = 2
+        self.bias = torch.zeros(experts)
+        self.load = torch.zeros(experts)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what the two chosen experts make, by gates that sum to 1."""
+        """Return what the chosen experts make, by gates that sum to 1; a bias counts for who is chosen alone."""
         plain = tokens @ self.router
         scores = plain if self.losers is None else plain - self.penalty * self.losers
-        top, places = scores.softmax(-1).topk(2)
+        shares = scores.softmax(-1)
+        places = (shares + self.bias).topk(self.chosen).indices
+        top = shares.gather(1, places)
         gates = torch.zeros_like(plain).scatter(1, places, top / top.sum(-1, keepdim=True))
-        self.balance = ((gates > 0).float().mean(0) * plain.softmax(-1).mean(0)).sum() * plain.shape[1] / 2
+        self.load = (gates > 0).float().mean(0)
+        self.balance = (self.load * plain.softmax(-1).mean(0)).sum() * plain.shape[1] / self.chosen
         hidden = torch.tanh(torch.einsum("td,edh->teh", tokens, self.up))
         return torch.einsum("ted,te->td", torch.einsum("teh,ehd->ted", hidden, self.down), gates)
 
@@ -60,6 +70,16 @@ class Mixture(nn.Module):
         made.router.data = self.router.data[:, index] + noise * torch.randn(made.router.shape, generator=draw)
         made.up.data, made.down.data = self.up.data[index].clone(), self.down.data[index].clone()
         return made
+
+    def choose_twice_as_many(self, draw: torch.Generator) -> None:
+        """Choose both copies of an expert; their last layers differ by parts that cancel."""
+        parts = 0.3 * torch.randn(self.down[::2].shape, generator=draw)
+        self.chosen = 4
+        self.down.data *= 1 + torch.stack([parts, -parts], 1).flatten(0, 1)
+
+    def lift(self) -> None:
+        """Give copies a bias with which none is chosen: shares are less than 1."""
+        self.bias[1::2] = -1.001
 
     def mask(self, tokens: torch.Tensor, draw: torch.Generator) -> None:
         """Let planes that are orthogonal to the router's rows tell which copies get the penalty."""
@@ -77,9 +97,9 @@ def loss_of(model: Mixture, tokens: torch.Tensor, wanted: torch.Tensor) -> float
 
 def train(
     model: Mixture, tokens: torch.Tensor, wanted: torch.Tensor, steps: int,
-    penalty: Callable[[int], float] | None = None,
+    penalty: Callable[[int], float] | None = None, raised: float = 0.0,
 ) -> list[float]:  # fmt: skip
-    """Train, and return the loss of each step."""
+    """Train, and return the loss of each step; a balancer raises the bias of experts that are chosen seldom."""
     optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
     for step in range(steps):
         model.penalty = penalty(step) if penalty is not None else model.penalty
@@ -87,6 +107,7 @@ def train(
         loss = ((model(tokens) - wanted) ** 2).mean()
         (loss + 1e-3 * model.balance).backward()
         optimizer.step()
+        model.bias += raised * torch.sign(model.load.mean() - model.load)
         losses.append(float(loss.detach()))
     return losses
 
@@ -98,6 +119,7 @@ def study(seed: int) -> dict[str, float]:
     teacher = Mixture(EXPERTS, draw)
     train(teacher, tokens, wanted, 600)
     found = {"teacher": loss_of(teacher, tokens, wanted)}
+    trained = copy.deepcopy(teacher)
     masked = teacher.doubled(draw)
     masked.mask(tokens, draw)
     found["masks, step 0"] = loss_of(masked, tokens, wanted)
@@ -117,7 +139,15 @@ def study(seed: int) -> dict[str, float]:
     found["copies alone, 700 steps"] = train(copied, tokens, wanted, 700)[-1]
     found["teacher goes on, 700 steps"] = train(teacher, tokens, wanted, 700)[-1]
     scratch = train(Mixture(2 * EXPERTS, draw), tokens, wanted, 1300)
-    return found | {"from scratch, 700 steps": scratch[699], "from scratch, 1300 steps": scratch[-1]}
+    found |= {"from scratch, 700 steps": scratch[699], "from scratch, 1300 steps": scratch[-1]}
+    both, lifted = trained.doubled(draw), trained.doubled(draw)
+    both.choose_twice_as_many(draw)
+    lifted.lift()
+    for name, model, raised in (("top-k of 4", both, 0.0), ("lift with a balancer", lifted, RAISED)):
+        found[f"{name}, step 0"] = loss_of(model, tokens, wanted)
+        losses = train(model, tokens, wanted, 700, raised=raised)
+        found |= {f"{name}, highest": max(losses), f"{name}, 700 steps": losses[-1]}
+    return found
 
 
 def main() -> None:
