@@ -52,7 +52,9 @@ def gradients(model, logits, length):
             ids = torch.randint(0, 120, (2, length), generator=generator)
             torch.nn.functional.cross_entropy(logits(ids).flatten(0, 1).float(), ids.flatten()).backward()
         for name, value in learning.items():
-            largest[name] = torch.maximum(largest[name], value.grad.float().abs().reshape(len(value), -1).amax(1))
+            if value.grad is not None:
+                found = value.grad.float().abs().reshape(len(value), -1).amax(1)
+                largest[name] = torch.maximum(largest[name], found)
         optimizer.step()
     return largest
 
