@@ -48,7 +48,7 @@ def gradients(model, logits, length):
     largest = {name: torch.zeros(len(value)) for name, value in learning.items()}
     for _ in range(2):
         optimizer.zero_grad()
-        for _ in range(4):  # so many positions that the teacher chooses each of its experts
+        for _ in range(24):  # so many positions that the teacher chooses each of its experts often
             ids = torch.randint(0, 120, (2, length), generator=generator)
             torch.nn.functional.cross_entropy(logits(ids).flatten(0, 1).float(), ids.flatten()).backward()
         for name, value in learning.items():
