@@ -200,8 +200,9 @@ def widths(model: Model, analysis: Analysis) -> Widths:
     groups = inspect_analysis(model, analysis).groups
     rotary = tuple(sorted({group.size for group in groups if group.role == "rotary pairs"}))
     experts = {dim for group in groups if group.role == "experts" for dim in group.dims}
-    chosen = {analysis.sizes.shape(places.name)[-1] for dim, places in last_choices(analysis).items()
-              if dim in experts and places.inputs[0].op == "TopK"}  # fmt: skip
+    lists = [places for dim, places in last_choices(analysis).items()
+             if dim in experts and places.inputs[0].op == "TopK"]  # fmt: skip
+    chosen = {shape[-1] for places in lists if (shape := analysis.sizes.shape(places.name))}
     config = _config(groups, modules) | ({"num_experts_per_tok": chosen.pop()} if len(chosen) == 1 else {})
     return Widths(modules, config, epsilons, rotary)
 

@@ -168,8 +168,8 @@ class Yardstick:
         before, moved = self._before, self._run_moved(student)
         try:
             after = run(student.skeleton, weights, self._inputs, self._dtype, memory=self._memory)
-        except Exception as error:  # of a class whose numbers do not fit its sizes
-            raise NotEquivalentError(f"the student's class does not run: {one_line(error)}") from error
+        except Exception as failure:  # of a class whose numbers do not fit its sizes
+            raise NotEquivalentError(f"the student's class does not run: {one_line(failure)}") from failure
         old, new = student.vocabulary
         if old != new and after.output.shape[-1] == new:
             after.output = after.output[..., :old]
