@@ -1,7 +1,11 @@
 """Searches that tests run: a small space, the training command of `chains`, and tables of what was found."""
 
 import dataclasses
+import random
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 from chains import TRAINER
 from commands import MLP
@@ -47,6 +51,19 @@ def population(folder, space=BRED, train=TRAIN, members=4, rounds=(2, 4, 6), see
     options = populations.Options(Template.of(train, folder, found.numbers), STOP, members, rounds, seed)
     teacher = Network(MLP.absolute(), MLP.absolute())
     return populations.Population(teacher, found, options, Local(2), folder / "work")
+
+
+def killed(code, folder, train, times=10):
+    """Run a search of a folder again and again, and kill it each time at a random moment."""
+    draw = random.Random(0)
+    begin = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from searches import *; "
+    arguments = "folder, train = Path(sys.argv[2]), sys.argv[3]; "
+    command = [sys.executable, "-c", begin + arguments + code, str(Path(__file__).parent), str(folder), train]
+    for _ in range(times):
+        runner = subprocess.Popen(command)
+        time.sleep(draw.uniform(3, 12))
+        runner.kill()
+        runner.wait()
 
 
 def stages_table(rows):

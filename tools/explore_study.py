@@ -11,8 +11,8 @@ training command, space and search; only the start differs. What is printed is w
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import math
 import random
 import statistics
 import subprocess
@@ -203,10 +203,10 @@ def progress(trials: Iterable[Trial], unit: float, before: Curve) -> Curve:
 
 
 def study_population(seed: int, folder: Path, command: str) -> dict[str, object]:
-    """Train a population of architectures, and plain ones of one architecture each, until they have spent as much.
+    """Train a population of architectures, and plain ones of one architecture each, for as many steps as cost the same.
 
-    All arms start from the same teacher, which is grown exactly for each of them, and choose their rates in the same
-    way. Only a population of architectures may take weights over from one architecture to another.
+    All arms have as many rounds, start from the same teacher, which is grown exactly for each of them, and choose
+    their rates in the same way. Only a population of architectures may take weights over to another architecture.
     """
     teacher = prepared(folder, seed, command)
     found: dict[str, object] = {"seed": seed}
@@ -216,9 +216,8 @@ def study_population(seed: int, folder: Path, command: str) -> dict[str, object]
         space_file.write_text(yaml.safe_dump(SPACE if share is None else fixed(share)))
         space = read_space(space_file)
         if share is not None:
-            each = MEMBERS * ROUNDS[0] * macs_of(teacher.network, space, folder / f"{arm} network") / teacher.cost.macs
-            count = max(len(ROUNDS), math.ceil((spent - TEACHER_STEPS) / each))
-            rounds = tuple(ROUNDS[0] * (number + 1) for number in range(count))
+            step = MEMBERS * macs_of(teacher.network, space, folder / f"{arm} network") / teacher.cost.macs
+            rounds = tuple(round((spent - TEACHER_STEPS) / step * end / ROUNDS[-1]) for end in ROUNDS)
         template = Template.of(f"{command} {TRIAL}", folder, space.numbers)
         options = PopulationOptions(template, STOP, MEMBERS, rounds, seed)
         members = Population(teacher.network, space, options, Local(1), folder / arm).run()
@@ -259,8 +258,8 @@ def macs_of(teacher: Network, space: Space, folder: Path) -> float:
 
 
 def at(curve: Sequence[tuple[float, float]], compute: float) -> float | None:
-    """Return the best metric at some compute."""
-    return min((value for spent, value in curve if spent <= compute), default=None)
+    """Return the best metric at some compute, which whole steps cannot hit better than to a hundredth."""
+    return min((value for spent, value in curve if spent <= 1.01 * compute), default=None)
 
 
 def reached(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
@@ -281,9 +280,6 @@ def compare(results: Sequence[dict], arms: Sequence[str]) -> list[str]:
         cells = [result["seed"], f"{equal:,.0f}", *(f"{v:.4f}" if v is not None else "-" for v in values),
                  f"{goal:.4f}", *(f"{c:,.0f}" if c is not None else "never" for c in costs)]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    for result in results:
-        lines += [f"seed {result['seed']}, {arm}: {', '.join(f'{v:.4f} after {c:,.0f}' for c, v in result[arm])}"
-                  for arm in arms if len(result[arm]) <= len(ROUNDS)]  # fmt: skip
     found = [[at(r[arm], min(r[a][-1][0] for a in arms)) for r in results] for arm in arms]
     means = [float("nan") if None in values else statistics.mean(values) for values in found]
     lines.append(
@@ -308,6 +304,21 @@ def chain_table(results: Sequence[dict]) -> list[str]:
             f"largest loss on features at step 0: {hints:.1e}"]  # fmt: skip
 
 
+def lines_of(result: dict) -> list[tuple[object, ...]]:
+    """Return seed, arm, compute and the best metric by then: where it became better, and at the end."""
+    if "alone" in result:
+        arms = {name: [(result["compute"], result[name])] for name in ("chain", "chain with features")}
+        arms["alone"] = [(int(steps), value) for steps, value in result["alone"].items()]
+    else:
+        arms = {
+            arm: [point for k, point in enumerate(curve) if not k or point[1] < curve[k - 1][1] or k + 1 == len(curve)]
+            for arm, curve in result.items() if arm != "seed"
+        }  # fmt: skip
+    return [
+        (result["seed"], arm, f"{spent:.0f}", f"{value:.4f}") for arm, curve in arms.items() for spent, value in curve
+    ]
+
+
 STUDIES = {"chain": study_chain, "explore": study_explore, "population": study_population}
 
 
@@ -316,17 +327,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what growing is worth in chains and searches.")
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, default=Path("explore_study"), help="results are kept and not done again")
     options = parser.parse_args()
     results = []
     options.out.mkdir(parents=True, exist_ok=True)
     with warm(EXAMPLE) as command:
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             path = options.out / f"{options.study}-{seed}.json"
             if not path.exists():
                 result = STUDIES[options.study](seed, options.out / f"{options.study}-{seed}", command)
                 path.write_text(json.dumps(result))
             results.append(json.loads(path.read_text()))
+    with open(options.out / f"{options.study}.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [("seed", "arm", "compute", "best"), *(line for result in results for line in lines_of(result))]
+        )
     if options.study == "chain":
         print("\n".join(chain_table(results)))
     else:

@@ -1,16 +1,12 @@
 """Exploring: the same trials whatever runs them, dropped for a reason, and gone on with after a kill."""
 
-import random
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
-from chains import TRAINER
 from commands import MLP
-from searches import SPACE, TRAIN, explore
+from searches import SPACE, TRAIN, explore, killed
 from searches import trials_table as table
 
 from onnx_net2net import verify
@@ -179,26 +175,11 @@ def test_a_storage_that_is_none_is_one_line(tmp_path):
         explore(tmp_path, storage=f"sqlite:///{tmp_path / 'notes.txt'}")
 
 
-RUN = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from searches import explore
-explore(Path(sys.argv[3]), train=sys.argv[4], jobs=2)
-"""
-
-
 @pytest.mark.slow
 def test_a_search_that_is_killed_ten_times_comes_to_the_same_table(tmp_path):
     train = TRAIN + " --wait 0.2"
-    calm, draw = explore(tmp_path / "calm", train=train), random.Random(0)
-    paths = [str(TRAINER.parent), str(TRAINER.parent.parent)]
-    for _ in range(10):
-        command = [sys.executable, "-c", RUN, *paths, str(tmp_path / "rough"), train]
-        runner = subprocess.Popen(command)
-        time.sleep(draw.uniform(3, 12))
-        runner.send_signal(signal.SIGKILL)
-        runner.wait()
+    calm = explore(tmp_path / "calm", train=train)
+    killed("explore(folder, train=train, jobs=2)", tmp_path / "rough", train)
     assert table(explore(tmp_path / "rough", train=train)) == table(calm)
     with sqlite3.connect(tmp_path / "rough" / "work" / "study.db") as database:
         assert database.execute("select count(*) from trials").fetchone() == (6,)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from searches import STOP, TRAIN, population
+from searches import STOP, TRAIN, killed, population
 from searches import rounds_table as table
 
 from onnx_net2net import load
@@ -49,6 +49,14 @@ def test_a_population_goes_on_where_it_was_ended(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             runner.run(interrupt)
     assert table(runner.run()) == table(calm)
+
+
+@pytest.mark.slow
+def test_a_population_that_is_killed_ten_times_comes_to_the_same(tmp_path):
+    train = TRAIN + " --wait 0.2"
+    calm = population(tmp_path / "calm", train=train).run()
+    killed("population(folder, train=train).run()", tmp_path / "rough", train)
+    assert table(population(tmp_path / "rough", train=train).run()) == table(calm)
 
 
 @pytest.mark.slow
