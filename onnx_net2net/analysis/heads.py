@@ -76,30 +76,30 @@ def _passed(analysis: Analysis, node: Node, tensor: Tensor, axis: int) -> list[t
         places = [place for place, size in enumerate(shape) if size == 1 and math.prod(shape[:place]) == before]
         ones = sum(size == 1 and math.prod(source[:place]) == before for place, size in enumerate(source[:axis]))
         return [(node.outputs[0], places[min(ones, len(places) - 1)])] if places else []
-    place = axis + len(shape) - len(source)
-    if node.op == "Transpose":
-        place = list(node.attrs.get("perm", range(len(source))[::-1])).index(axis)
-    elif node.op == "MatMul":
-        if axis >= len(source) - 2:
-            return None
-    elif node.op == "Gather" and node.inputs[0] is tensor:
-        along = node.attrs.get("axis", 0) % len(source)
-        place = axis if axis < along else place
-        if axis == along:
-            return None
-    elif node.op in _ALONG:
+    if node.op in _ALONG:
         if node.op not in traits.CUTS and node.attrs.get("axis", -1) % len(source) == axis:
             return None
         return [(result, axis) for result in node.outputs] if shape[axis] == 1 else None
-    elif node.op.startswith("Reduce"):
-        if len(shape) != len(source):
-            return None
+    place = _place(analysis, node, tensor, axis, len(source), len(shape))
+    is_one = place is not None and 0 <= place < len(shape) and shape[place] == 1
+    return [(node.outputs[0], place)] if place is not None and is_one else None
+
+
+def _place(analysis: Analysis, node: Node, tensor: Tensor, axis: int, rank: int, made: int) -> int | None:
+    """Return which of the axes that a node makes an axis of its input is, one of `rank`; None if it is none."""
+    place = axis + made - rank
+    if node.op == "Transpose":
+        return list(node.attrs.get("perm", range(rank)[::-1])).index(axis)
+    if node.op == "MatMul":
+        return place if axis < rank - 2 else None
+    if node.op == "Gather" and node.inputs[0] is tensor:
+        along = node.attrs.get("axis", 0) % rank
+        return None if axis == along else axis if axis < along else place
+    if node.op.startswith("Reduce"):
         axes = node.attrs.get("axes") or _values(analysis, node)
-        if axes is None or axis in [one % len(source) for one in axes]:
-            return None
-    elif node.op not in _PASSES:
-        return None
-    return [(node.outputs[0], place)] if 0 <= place < len(shape) and shape[place] == 1 else None
+        stays = made == rank and axes is not None and axis not in [one % rank for one in axes]
+        return place if stays else None
+    return place if node.op in _PASSES else None
 
 
 def _values(analysis: Analysis, node: Node) -> list[int] | None:
