@@ -17,7 +17,7 @@ from onnx_net2net.analysis.names import name_dims
 from onnx_net2net.analysis.padding import State, fillable, paddable
 from onnx_net2net.analysis.roles import Role, role_dims
 from onnx_net2net.analysis.weights import weight_uses
-from onnx_net2net.graph.flatten import open_bodies
+from onnx_net2net.graph.flatten import Opened, open_bodies
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.texts import table_html
 
@@ -136,10 +136,16 @@ def inspect(model: ModelLike) -> Inspection:
     Raises:
         BadInputError: If it cannot be used.
     """
-    loaded = load(model)
+    with analysing(load(model)) as (opened, analysis):
+        return inspect_analysis(opened.model, analysis)
+
+
+@contextlib.contextmanager
+def analysing(model: Model) -> Iterator[tuple[Opened, Analysis]]:
+    """Open the bodies of a model and infer the dims of the flat graph, with the garbage collector paused."""
     with paused_gc():
-        flat = open_bodies(loaded).model
-        return inspect_analysis(flat, infer(flat))
+        opened = open_bodies(model)
+        yield opened, infer(opened.model)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnx_net2net.algebra.dims import Dim
-from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
-from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.groups import analysing, inspect_analysis
 from onnx_net2net.analysis.layers import Network, dims_of
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.analysis.roles import Role
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import ModelLike, load
 
@@ -70,10 +68,8 @@ def outline(model: ModelLike) -> list[Stage]:
     Raises:
         BadInputError: If the model cannot be used.
     """
-    loaded = load(model)
-    with paused_gc():
-        flat = open_bodies(loaded).model
-        analysis = infer(flat)
+    with analysing(load(model)) as (opened, analysis):
+        flat = opened.model
         network, inspection = Network(analysis), inspect_analysis(flat, analysis)
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     stages = []

@@ -17,10 +17,8 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import is_float
-from onnx_net2net.analysis.groups import paused_gc
-from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.groups import analysing
 from onnx_net2net.analysis.weights import weight_uses
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
@@ -108,8 +106,7 @@ def trained_of(model: Model, reserved: Iterable[str] = ()) -> Plain:
 
 def _kinds(plain: Model) -> dict[str, Kind]:
     """Return what the float constants of a plain model are that training changes."""
-    with paused_gc():
-        analysis = infer(open_bodies(plain).model)
+    with analysing(plain) as (_, analysis):
         weights = {use.constant.name for use in weight_uses(analysis)}
     floats = {t.name for t in plain.proto.graph.initializer if _is_float(t) and not set(t.dims) & {0}}
     reads: dict[str, set[tuple[str, int]]] = {}

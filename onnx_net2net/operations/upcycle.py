@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.rows import Source
 from onnx_net2net.analysis.feedforward import FeedForward, cut_axis, find_feedforwards, module_names
-from onnx_net2net.analysis.groups import paused_gc
+from onnx_net2net.analysis.groups import analysing, paused_gc
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.names import matching
@@ -87,9 +87,8 @@ def feedforwards(model: ModelLike) -> list[FeedForward]:
     Raises:
         BadInputError: If the model cannot be used.
     """
-    with paused_gc():
-        flat = open_bodies(load(model)).model
-        return find_feedforwards(infer(flat), flat.proto)
+    with analysing(load(model)) as (opened, analysis):
+        return find_feedforwards(analysis, opened.model.proto)
 
 
 def upcycle(

@@ -17,14 +17,12 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.groups import paused_gc
-from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.groups import analysing
 from onnx_net2net.analysis.layers import Layer
 from onnx_net2net.analysis.layers import Network as Layers
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.carry import match_all, one_each
 from onnx_net2net.framework.match import constants_of
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import accepted, draw, input_specs
@@ -124,8 +122,7 @@ def _is_named(feature: Feature, patterns: Sequence[str]) -> bool:
 
 def _features(model: Model, state: Path) -> Iterator[Feature]:
     """Yield the results of the layers of a network, behind their biases."""
-    with paused_gc():
-        analysis = infer(open_bodies(model).model)
+    with analysing(model) as (_, analysis):
         layers = Layers(analysis)
     names = _modules(model, state)
     inner = {name for node in model.proto.graph.node for name in node.output}

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnx_net2net.analysis.blocks import Block, find_blocks
-from onnx_net2net.analysis.groups import paused_gc
-from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.groups import analysing
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.deeper import Placed, deepened
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.match import Match, Piece, constants_of
 from onnx_net2net.framework.stored import Stored
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.deepen.deepen import alike_groups, depth_factor, spread_copies
@@ -64,10 +63,8 @@ def plan_layers(model: Model, depth: str, append: bool, is_told: bool) -> Layers
         RefusedError: If no layer can be copied.
     """
     factor = depth_factor(depth)
-    with paused_gc():
-        flat = open_bodies(model).model
-        analysis = infer(flat)
-        found = find_blocks(analysis, flat.proto)
+    with analysing(model) as (opened, analysis):
+        found = find_blocks(analysis, opened.model.proto)
         alike = alike_groups(analysis, found)
     copies: list[Copy] = []
     ends: dict[str, float] = {}

@@ -19,12 +19,11 @@ import onnx
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import BEST, WAYS, Place, Way, find_places
 from onnx_net2net.analysis.blocks import Block, find_blocks
-from onnx_net2net.analysis.groups import inspect, paused_gc
-from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.groups import analysing, inspect
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import check_framework
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
@@ -96,9 +95,8 @@ def blocks(model: ModelLike) -> list[Block]:
 
 
 def _found(model: ModelLike, find: Callable[[Analysis, onnx.ModelProto], list[T]]) -> list[T]:
-    with paused_gc():
-        flat = open_bodies(load(model)).model
-        return find(infer(flat), flat.proto)
+    with analysing(load(model)) as (opened, analysis):
+        return find(analysis, opened.model.proto)
 
 
 def deepen(
@@ -198,9 +196,7 @@ def _inserted(
     progress: Progress | None,
 ) -> Deepening:
     """Insert layers behind those named, or behind all."""
-    with paused_gc():
-        opened = open_bodies(model)
-        analysis = infer(opened.model)
+    with analysing(model) as (opened, analysis):
         found = find_places(analysis, opened.model.proto)
         if pairs:
             found = [_for_pairs(place) for place in found]
@@ -224,9 +220,7 @@ def _inserted(
 
 def _factored(model: Model, after: Sequence[str], rank: int | None, seed: int) -> Deepening:
     """Put two factors in the place of layers that are named, or of all."""
-    with paused_gc():
-        opened = open_bodies(model)
-        analysis = infer(opened.model)
+    with analysing(model) as (opened, analysis):
         found = find_places(analysis, opened.model.proto)
         chosen = _named(found, after, "factor") if after else _all(found, "factor")
         inserter = Inserter(analysis, versions_of(model.proto)[""], seed, {})
@@ -287,9 +281,7 @@ def _repeated(
     framework: str | None,
 ) -> Deepening:  # fmt: skip
     """Insert copies of blocks."""
-    with paused_gc():
-        opened = open_bodies(model)
-        analysis = infer(opened.model)
+    with analysing(model) as (opened, analysis):
         found = find_blocks(analysis, opened.model.proto)
         if not found:
             raise RefusedError("there are no residual blocks to repeat")

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
-from onnx_net2net.analysis.inference import infer
+from onnx_net2net.analysis.groups import analysing, inspect_analysis
 from onnx_net2net.analysis.routers import last_choices
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import ModelLike, load
 from onnx_net2net.run.inputs import input_specs, read_npz
 from onnx_net2net.run.watch import in_batches, watched
@@ -32,9 +30,7 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
         BadInputError: If the model or the data cannot be used, or there is no router whose choices can be seen.
     """
     model = load(teacher)
-    with paused_gc():
-        opened = open_bodies(model)
-        analysis = infer(opened.model)
+    with analysing(model) as (opened, analysis):
         places = last_choices(analysis)
         groups = {dim: group.name for group in inspect_analysis(opened.model, analysis).groups for dim in group.dims}
     shown = {name for node in model.proto.graph.node for name in node.output}
