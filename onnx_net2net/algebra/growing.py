@@ -384,9 +384,5 @@ def _deviation(source: Source) -> float:
 
 def _is_whole(source: Source) -> bool:
     """Tell whether all weights are whole numbers, whose sums may have to be exact (in front of Sign)."""
-    read = source.rows()
-    return all(_are_whole(read(places)) for places in blocks(source.shape, source.dtype.itemsize))
-
-
-def _are_whole(values: Array) -> bool:
-    return bool(np.all(values == np.rint(values)))
+    parts = map(source.rows(), blocks(source.shape, source.dtype.itemsize))
+    return all(np.all(values == np.rint(values)) for values in parts)

@@ -19,7 +19,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.names import is_anonymous
-from onnx_net2net.graph.graph import Constant, Tensor
+from onnx_net2net.graph.graph import Constant
 from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
 
@@ -54,7 +54,7 @@ def computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Use, 
     for (number, index), use in analysis.uses.items():
         if id(use.constant) not in varying:
             read, name = analysis.draft.reader(use.constant), use.constant.name
-            in_node = listed and _is_in_node(analysis.nodes[number].inputs[index])
+            in_node = listed and not isinstance(source(analysis.nodes[number].inputs[index], traits.RENAMES), Constant)
             sure = in_node or _is_no_entry(told.get(name, {}), has_parameters)
             is_open = sure is None and (bool(kinds) or is_anonymous(name))
             values = read() if (sure or is_open) and max((a.size for a in use.axes), default=1) > 1 else np.zeros(0)
@@ -65,11 +65,6 @@ def computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Use, 
 
 
 _NONE: tuple[int, ...] = (-1,)
-
-
-def _is_in_node(tensor: Tensor) -> bool:
-    """Tell whether a constant is the value of a node."""
-    return not isinstance(source(tensor, traits.RENAMES), Constant)
 
 
 def _is_no_entry(notes: Mapping[str, str], has_parameters: bool) -> bool | None:

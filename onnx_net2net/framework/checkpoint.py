@@ -99,7 +99,7 @@ def checkpoint(
         recovered = recover(constants)
         entries: StateDict = recovered.entries
     else:
-        entries = _read(state_dict)
+        entries = statedict.from_torch(state_dict) if isinstance(state_dict, Mapping) else statedict.read(state_dict)
     steps = _steps(model, grown)
     with work_folder() as folder:
         runs = _redo(model, grown, steps, folder)
@@ -123,10 +123,6 @@ def checkpoint(
     files = [Path(state_dict)] if isinstance(state_dict, str | os.PathLike) else []
     sources = (*model.sources, *grown.sources, *files)
     return Checkpoint(tuple(_marked(result)), sources, tuple(notes), getattr(entries, "kept", None))
-
-
-def _read(state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
-    return statedict.from_torch(state_dict) if isinstance(state_dict, Mapping) else statedict.read(state_dict)
 
 
 def _notes(torn: Sequence[str], is_free: bool, numbers: Sequence[str]) -> Iterator[str]:

@@ -57,7 +57,8 @@ class ModuleRunner:
         tensors = list(_tensors(result))
         if len(tensors) != len(self._outputs):
             raise NotEquivalentError(f"the class returns {len(tensors)} tensors, the teacher {len(self._outputs)}")
-        return {name: _to_numpy(tensor) for name, tensor in zip(self._outputs, tensors, strict=True)}
+        made = statedict.from_torch({n: one.cpu() for n, one in zip(self._outputs, tensors, strict=True)})
+        return {name: stored.read() for name, stored in made.items()}
 
 
 def imported(path: str) -> Callable[..., Any]:
@@ -153,7 +154,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for member in value:
             yield from _tensors(member)
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    return statedict.from_torch({"": tensor.cpu()})[""].read()

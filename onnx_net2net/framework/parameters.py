@@ -216,7 +216,8 @@ def _hoist(proto: onnx.ModelProto) -> None:
         returned = set() if is_main else set(value_names(scope.output))
         kept = []
         for node in scope.node:
-            tensor = next((a.t for a in node.attribute if a.name == "value"), None) if _is_constant(node) else None
+            is_constant = node.op_type in traits.CONSTANTS and node.domain in DEFAULT_DOMAIN
+            tensor = next((a.t for a in node.attribute if a.name == "value"), None) if is_constant else None
             if tensor is None or (not is_main and (not _is_float(tensor) or node.output[0] in returned)):
                 kept.append(node)
                 continue
@@ -228,7 +229,3 @@ def _hoist(proto: onnx.ModelProto) -> None:
             moved = [_is_float(tensor) and tensor.name not in returned for tensor in scope.initializer]
             proto.graph.initializer.extend(itertools.compress(scope.initializer, moved))
             refill(scope.initializer, itertools.compress(list(scope.initializer), [not one for one in moved]))
-
-
-def _is_constant(node: onnx.NodeProto) -> bool:
-    return node.op_type in traits.CONSTANTS and node.domain in DEFAULT_DOMAIN

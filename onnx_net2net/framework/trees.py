@@ -62,7 +62,8 @@ def from_tree(tree: Any, where: str) -> Entries:
             others[path] = value
         else:
             name = "/".join(map(str, path))
-            if name in found or value.dtype.kind not in "fiubV" or (value.dtype.kind == "V" and not _is_small(value)):
+            kind = value.dtype.kind
+            if name in found or kind not in "fiubV" or (kind == "V" and value.dtype.name not in _SMALL):
                 what = "is there twice" if name in found else f"is of the type {value.dtype}, which is not supported"
                 raise BadInputError(f"{where}: {name} {what}")
             found[name], keys[name] = Stored.of(value), path
@@ -70,10 +71,6 @@ def from_tree(tree: Any, where: str) -> Entries:
         raise BadInputError(f"{where} has no tensors by name")
     found.kept = Tree(keys, others, frozenset(lists))
     return found
-
-
-def _is_small(array: Array) -> bool:
-    return array.dtype.name in _SMALL
 
 
 _SMALL = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}

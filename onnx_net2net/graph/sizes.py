@@ -304,7 +304,8 @@ def _type(
     known = {name: sizes.types[name] for name in node.input if name in sizes.types}
     if node.op_type == "Split" and not domain and node.input[0] in known:
         known[node.input[0]] = _as_cut(node, sizes)
-    data = {name: _tensor(sizes.values[name], name) for name in node.input if name in sizes.values}
+    values = {name: np.asarray(sizes.values[name], order="C") for name in node.input if name in sizes.values}
+    data = {name: numpy_helper.from_array(value, name) for name, value in values.items()}
     if any(name and name not in known for name in node.input):
         raise ValueError("follows a tensor of unknown shape")
     inferred = shape_inference.infer_node_outputs(
@@ -370,7 +371,3 @@ def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction
     results = function(types, attrs, [sizes.values.get(name) for name in node.input])
     for name, (dtype, shape) in zip(node.output, results, strict=False):
         sizes.types[name] = helper.make_tensor_type_proto(dtype, shape)
-
-
-def _tensor(value: np.ndarray, name: str) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.asarray(value, order="C"), name)

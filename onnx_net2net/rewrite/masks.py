@@ -57,10 +57,6 @@ def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: i
         add_node(rewriting.graph, "Add", f"{label}_mask", [plain, penalty], result)
 
 
-def _logits(rewriting: Rewriting, layer: int) -> str:
-    return str(rewriting.analysis.nodes[layer].outputs[0].name)
-
-
 def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) -> Tensor:
     """Return the penalties of copies, in the shape of the logits that a layer makes."""
     graph, node, analysis = rewriting.graph, rewriting.nodes[layer], rewriting.analysis
@@ -73,7 +69,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     most, lead = int(rank.max()) + 1, [0] * (len(network.axes(layer)) - 1)
     exists = np.zeros((axis.size, most), bool)
     exists[index, rank] = True
-    kind = analysis.sizes.dtype(_logits(rewriting, layer))
+    kind = analysis.sizes.dtype(analysis.nodes[layer].outputs[0].name)
     lowest = np.finfo(np.float16 if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else np.float32).min
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
     inputs = compose(read, rewriting.growth)

@@ -93,7 +93,7 @@ class Inserter:
         drawn = int(np.random.default_rng(seed).integers(1 << 30))
         made = self._layer(place, f"{name}.0", kernel, inner, _random(drawn), group=place.group)
         made = self.activate(place, made)
-        zero = self._layer(place, f"{name}.1", kernel, made, _zeros, group=place.group)
+        zero = self._layer(place, f"{name}.1", kernel, made, np.zeros, group=place.group)
         self._node("Add", f"{name}.Add", [inner, zero], result)
 
     def _layer(
@@ -243,10 +243,6 @@ def _random(seed: int) -> Callable[..., Array]:
         return values.astype(dtype)
 
     return compute
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    return np.zeros(shape, dtype)
 
 
 def calibrated(

@@ -89,7 +89,8 @@ def similarities(
             with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
                 alike = dpiat.similarity(*dpiat.elements_of(Scored(given), Scored(wanted)))
             measured = agreement(source, sink) if measure == "agreement" else None
-            found.append(Similarity(_name(source), kept, filled, alike, measured))
+            name = source.path.name if source.path is not None else source.proto.graph.name
+            found.append(Similarity(name, kept, filled, alike, measured))
     return sorted(found, key=lambda one: (getattr(one, measure) or 0.0, one.filled), reverse=True)
 
 
@@ -160,7 +161,3 @@ def _cosine(one: Array, other: Array) -> float:
     one, other = one - one.mean(0), other - other.mean(0)
     length = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float((one * other).sum() / length) if length > 0 and math.isfinite(length) else 0.0
-
-
-def _name(model: Model) -> str:
-    return model.path.name if model.path is not None else model.proto.graph.name
