@@ -6,7 +6,7 @@ import numpy as np
 from graphs import net
 
 from onnx_net2net.graph.graph import Graph, Tensor
-from onnx_net2net.graph.walk import constant_of, is_alias, makers, result, source
+from onnx_net2net.graph.walk import constant_of, is_alias, is_fixed_norm, made_by, makers, result, source
 from onnx_net2net.model.model import load
 
 GRAPH = Graph(
@@ -54,6 +54,26 @@ def test_makers_are_followed_by_first_inputs():
     assert source(tensor("flat"), kinds).name == "w"
     assert source(tensor("flat"), {"Reshape"}).name == "turned"
     assert source(tensor("z"), {"Reshape"}).name == "z"
+
+
+def test_the_maker_of_a_tensor_is_told_by_its_operator():
+    node = made_by(tensor("z"), {"Mul", "Add"})
+    assert node is not None
+    assert node.op == "Mul"
+    assert made_by(tensor("z"), {"Add"}) is None
+    assert made_by(tensor("x"), {"Mul"}) is None
+
+
+def test_a_batch_normalization_is_one_of_its_first_input_alone():
+    text = """(float[1,3] x, float[3] scale) => (float[1,3] y) {
+        y = BatchNormalization(x, scale, shift, mean, variance)
+    }"""
+    ones = np.ones(3, np.float32)
+    graph = Graph(load(net(text, shift=ones, mean=ones, variance=ones)))
+    (node,) = graph.nodes
+    assert is_fixed_norm(node, node.inputs[0])
+    assert not is_fixed_norm(node, node.inputs[1])
+    assert not is_fixed_norm(made_by(tensor("z"), {"Mul"}), tensor("both"))
 
 
 def test_results_are_followed_by_only_readers():

@@ -93,3 +93,34 @@ def test_a_rearranged_weight_is_moved_or_dequantized() -> None:
 def test_what_acts_on_units_alone_has_one_kind() -> None:
     kinds = [kind for row in traits.UNARY.values() for kind in row]
     assert len(kinds) == len(set(kinds))
+
+
+@pytest.mark.parametrize("kind", sorted(traits.DEGREES))
+def test_degrees_say_with_which_power_a_result_grows(kind: str) -> None:
+    values = [np.array([[0.5, 2.0], [3.0, 4.0]]) + place for place in range(len(traits.DEGREES[kind]))]
+    operator = ReferenceEvaluator(helper.make_node(kind, [f"x{place}" for place in range(len(values))], ["y"]))
+    for place, degree in enumerate(traits.DEGREES[kind]):
+        larger = [value * (3.0 if k == place else 1.0) for k, value in enumerate(values)]
+        plain, made = (operator.run(None, {f"x{k}": v for k, v in enumerate(x)})[0] for x in (values, larger))
+        np.testing.assert_allclose(made, 3.0**degree * plain)
+
+
+@pytest.mark.parametrize("kind", sorted(traits.SQUARES))
+def test_squares_are_summed_to_a_power(kind: str) -> None:
+    node = helper.make_node(kind, ["x", "axes"], ["y"], keepdims=0)
+    (made,) = ReferenceEvaluator(node).run(None, {"x": X.astype(np.float64), "axes": np.array([3])})
+    np.testing.assert_allclose(made, np.square(X.astype(np.float64)).sum(3) ** traits.SQUARES[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "shape"),
+    [("MatMul", {}, (3, 2)), ("Gemm", {}, (3, 2)), ("Gemm", {"transB": 1}, (2, 3)), ("Conv", {}, (2, 3, 1)),
+     ("ConvTranspose", {}, (3, 2, 1))],
+)  # fmt: skip
+def test_weights_read_and_make_along_these_axes(kind: str, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
+    made, read = traits.weight_axes(kind, attributes)
+    assert (shape[read], shape[made]) == (3, 2)
+    x = np.ones((1, 3, 1) if len(shape) == 3 else (1, 3), np.float32)
+    node = helper.make_node(kind, ["x", "w"], ["y"], **attributes)
+    (y,) = ReferenceEvaluator(node).run(None, {"x": x, "w": np.ones(shape, np.float32)})
+    assert y.shape[1] == 2
