@@ -16,7 +16,7 @@ from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, 
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.framework.stored import StateDict, Stored
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.protos import scopes
+from onnx_net2net.model.protos import constants_in, scopes
 from onnx_net2net.model.tensors import bits_of, dtype_of
 from onnx_net2net.rules import traits
 
@@ -88,11 +88,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
     found: dict[str, StoredConstant] = {}
     alias: dict[str, str] = {}
     for scope in scopes(model.proto):
-        tensors = [(tensor.name, tensor) for tensor in getattr(scope, "initializer", ())]
-        for node in scope.node:
-            if node.op_type in traits.CONSTANTS:
-                tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
-        for name, tensor in tensors:
+        for name, tensor in constants_in(scope).items():
             kind = tensor.data_type
             dtype = dtype_of(kind) if kind != onnx.TensorProto.STRING and bits_of(kind) >= 8 else None
             if dtype is not None and is_float(dtype) == floats:

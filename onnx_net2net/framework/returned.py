@@ -23,6 +23,7 @@ from onnx_net2net.framework.parameters import Trained
 from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
+from onnx_net2net.rules import traits
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -108,7 +109,7 @@ def _tensor_names(proto: onnx.ModelProto) -> Iterator[str]:
             yield from [""] * (attribute.HasField("t") + len(attribute.tensors))
         for node in scope.node:
             for attribute in node.attribute:
-                is_value = node.op_type == "StoredConstant" and attribute.name == "value"
+                is_value = node.op_type in traits.CONSTANTS and attribute.name == "value"
                 if attribute.HasField("t"):
                     yield node.output[0] if is_value else ""
                 yield from [""] * len(attribute.tensors)

@@ -26,7 +26,16 @@ from onnx_net2net.graph.sequences import without_sequences
 from onnx_net2net.model.checks import DEFAULT_DOMAIN, check_structure
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.protos import bodies, initializer_names, refill, scopes, sorted_indices, unused, value_names
+from onnx_net2net.model.protos import (
+    bodies,
+    initializer_names,
+    integer,
+    refill,
+    scopes,
+    sorted_indices,
+    unused,
+    value_names,
+)
 from onnx_net2net.rules import traits
 
 _FRAME = "frame"
@@ -250,7 +259,7 @@ class _Flat:
         else:
             self.home.update(dict.fromkeys((*given, steps), frame.bodies["body"]))
             counted = node.op_type in traits.COUNTED_LOOPS
-            states = given[2:] if counted else given[: len(given) - _scan_inputs(node)]
+            states = given[2:] if counted else given[: len(given) - integer(node, "num_scan_inputs")]
             frame.places = {frame.bodies["body"]: len(states) + 1}
             frame.counts = {"states": len(states), "conditions": int(counted)}
             read = [*states, steps, *read]
@@ -301,10 +310,6 @@ def _graphs(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
     """Return the bodies of a node by attribute; the `then_branch` comes first."""
     graphs = {attribute.name: attribute.g for attribute in node.attribute if attribute.HasField("g")}
     return dict(sorted(graphs.items(), reverse=True))
-
-
-def _scan_inputs(node: onnx.NodeProto) -> int:
-    return next(int(attribute.i) for attribute in node.attribute if attribute.name == "num_scan_inputs")
 
 
 def _is_plain(node: onnx.NodeProto, body: onnx.GraphProto) -> bool:

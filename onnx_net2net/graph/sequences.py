@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
-from onnx_net2net.model.protos import bodies, captured, initializer_names, refill, scopes, value_names
+from onnx_net2net.model.protos import bodies, captured, initializer_names, integer, refill, scopes, value_names
 from onnx_net2net.rules import traits
 
 
@@ -65,8 +65,8 @@ class _Unpacking:
         maker, parts = self._makers.get(node.input[0]), self._parts(node.input[0])
         place = self._known(node.input[1]) if node.op_type == "SequenceAt" else None
         if parts is not None and node.op_type == "ConcatFromSequence":
-            axis = _attribute(node, "axis", 0)
-            is_cat = parts and not _attribute(node, "new_axis", 0)
+            axis = integer(node, "axis")
+            is_cat = parts and not integer(node, "new_axis")
             return [helper.make_node("Concat", parts, node.output, node.name, axis=axis)] if is_cat else None
         if place is None:
             return None
@@ -92,8 +92,8 @@ class _Unpacking:
 
     def _part_of_split(self, split: onnx.NodeProto, node: onnx.NodeProto, place: int) -> list[onnx.NodeProto] | None:
         """Return the node that takes one part of a split; a scalar says how large all parts but the last are."""
-        source, axis = split.input[0], _attribute(split, "axis", 0)
-        if len(split.input) == 1 and not _attribute(split, "keepdims", 1):
+        source, axis = split.input[0], integer(split, "axis")
+        if len(split.input) == 1 and not integer(split, "keepdims", 1):
             index = self._constant(node, place)
             return [helper.make_node("Gather", [source, index], node.output, node.name, axis=axis)]
         lengths = self._known(split.input[1]) if len(split.input) > 1 else np.array(1)
@@ -123,7 +123,3 @@ class _Unpacking:
         self._names.add(name)
         self._graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
         return name
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

@@ -20,6 +20,7 @@ import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
+from onnx_net2net.model.protos import integer
 from onnx_net2net.rules import traits
 from onnx_net2net.rules.typing import SMALL, STEPS, TypeFunction, UntypableError, is_large, type_functions
 
@@ -330,7 +331,7 @@ def _bind_lengths(node: onnx.NodeProto, place: int, sizes: Sizes) -> None:
         and shape is not None
         and not sizes.types[node.output[place]].tensor_type.HasField("shape")
     ):
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(shape)
+        axis = integer(node, "axis") % len(shape)
         parts_ = [None if position == axis else size for position, size in enumerate(shape)]
         sizes.types[node.output[place]] = helper.make_tensor_type_proto(sizes.dtype(node.input[0]), parts_)
     key = " ".join((f"length of {node.op_type}", *node.input, *parts))

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.rules import traits
 
 
 def refill(repeated: Any, items: Iterable[Any]) -> None:
@@ -47,6 +48,20 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def integer(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    """Return a whole number that a node has as an attribute."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
+def constants_in(scope: Any) -> dict[str, onnx.TensorProto]:
+    """Return the tensors of a graph or a function that are constants: initializers, and values of Constant nodes."""
+    found = by_name(getattr(scope, "initializer", ()))
+    for node in scope.node:
+        if node.op_type in traits.CONSTANTS:
+            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    return found
 
 
 def scopes(proto: onnx.ModelProto) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from onnx_net2net.algebra.maps import compose
 from onnx_net2net.graph.edit import add_node
 from onnx_net2net.graph.graph import Tensor, Variable
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.protos import refill
+from onnx_net2net.model.protos import integer, refill
 from onnx_net2net.model.tensors import stub_key
 from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
 
@@ -87,7 +87,7 @@ def uncut(model: Model) -> tuple[Model, list[Cut]]:
         if shown is None or source not in made or source in cuts or places not in constants or readers[shown.name]:
             continue
         index = numpy_helper.to_array(constants[places])
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        axis = integer(node, "axis")
         rank = len(shown.type.tensor_type.shape.dim)
         if index.ndim == 1 and 0 <= axis < rank and index.min(initial=0) >= 0:
             cuts[source] = Cut(node, shown, axis, index)

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.model.protos import bodies
+from onnx_net2net.model.protos import bodies, constants_in, integer
 from onnx_net2net.rules import traits
 
 Size = int | str
@@ -67,7 +67,7 @@ class Flow:
         return sorted({int(value) for values in constants if values is not None for value in values.ravel()})
 
     def _read(self, graph: onnx.GraphProto) -> None:
-        self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
+        self.constants.update(constants_in(graph))
         for info in (*graph.input, *graph.value_info, *graph.output):
             if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
                 self.shapes[info.name] = declared_shape(info)
@@ -75,8 +75,7 @@ class Flow:
             for index, name in enumerate(node.input):
                 self.readers[name].append((node, index))
             self.producers.update(dict.fromkeys(node.output, node))
-            if node.op_type in traits.CONSTANTS:
-                self.constants.update((node.output[0], value.t) for value in node.attribute if value.name == "value")
+
             for body in bodies(node):
                 self._read(body)
                 self._join(node, body)
@@ -112,13 +111,13 @@ class Flow:
             depth = self._whole(node.input[1])
             return [] if depth is None else [(int(depth.max()), 0)]
         if (node.op_type, index) in traits.LENGTHS:  # from one to the whole length
-            axis = _attribute(node, traits.LENGTHS[node.op_type, index])
+            axis = integer(node, traits.LENGTHS[node.op_type, index])
             return [(size, -1) for size in self._sizes(node.input[0])[axis:][:1]] or [(1, -1)]
         tables, axis_name = traits.LOOKUPS.get(node.op_type, ({}, ""))
         if index not in tables or tables[index] >= len(node.input):
             return []
         sizes = self._sizes(node.input[tables[index]])
-        axis = -1 if axis_name == "-1" else _attribute(node, axis_name)
+        axis = -1 if axis_name == "-1" else integer(node, axis_name)
         if node.op_type.endswith("ND"):  # indexes several axes at once
             return [(size, 0) for size in sizes[axis:]]
         return [(sizes[axis], 0)] if -len(sizes) <= axis < len(sizes) else []
@@ -148,7 +147,3 @@ class Flow:
         except (ValueError, OSError):  # the data is not here
             return None
         return value if value.size else None
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)

@@ -234,6 +234,21 @@ def test_a_class_of_ones_own_goes_back_too(name, tmp_path):
     assert np.allclose(run(tmp_path / "trained.onnx", x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_that_are_values_of_nodes_come_back(tmp_path):
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(5, 4)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    proto = onnx.load(exported(module, x, tmp_path / "model.onnx"))
+    values = [onnx.helper.make_node("Constant", [], [one.name], value=one) for one in proto.graph.initializer]
+    nodes = [*values, *proto.graph.node]
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, tmp_path / "model.onnx")
+    state, expected = trained(module, x)
+    refit(tmp_path / "model.onnx", state, before=before).save(tmp_path / "trained.onnx")
+    assert np.allclose(run(tmp_path / "trained.onnx", x), expected, atol=1e-6)
+
+
 def test_a_grown_class_goes_back_from_its_checkpoint(tmp_path):
     torch.manual_seed(0)
     module, x = Convolutional(), torch.randn(2, 3, 12, 12)

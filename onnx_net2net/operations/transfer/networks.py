@@ -21,6 +21,7 @@ from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Constant, Place, dtype_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
+from onnx_net2net.model.protos import constants_in
 from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_of
 from onnx_net2net.operations.transfer.segments import Segment, grouped
 from onnx_net2net.operations.transfer.spares import Spare, find_spares
@@ -171,9 +172,7 @@ def reshaped(model: Model) -> Model:
     A Gather that only gives a tensor another shape is a Reshape: PyTorch's exporter writes `as_strided` so, and looks
     up 0, 1, 2, ... in a flat tensor. And the 1 of a single head is made where the units are that a head has.
     """
-    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
-    constants = (node for node in model.proto.graph.node if node.op_type == "Constant" and not node.domain)
-    tensors |= {node.output[0]: a.t for node in constants for a in node.attribute if a.name == "value"}
+    tensors = constants_in(model.proto.graph)
     makers = {name: node for node in model.proto.graph.node for name in node.output}
     shapes = sizes.infer(model.proto).shape
     nodes, shape_of = [], {}
