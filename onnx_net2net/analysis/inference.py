@@ -21,7 +21,7 @@ from onnx_net2net.analysis.shuffles import Shuffle, find_shuffles
 from onnx_net2net.analysis.singles import Position, Singles
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Topology
-from onnx_net2net.graph.walk import constant_of, is_alias
+from onnx_net2net.graph.walk import constant_of, is_alias, label_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.rules import lookup, traits
 from onnx_net2net.rules.op import Op
@@ -271,7 +271,7 @@ def _freeze_positions(analysis: Analysis) -> None:
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         for position in said.shares:
-            reason = f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis"
+            reason = f"{label_of(node)} normalises over this axis"
             axis = (analysis.input_axes(number, 0) or ())[position]
             shared.update({id(dim): reason for dim in dims.leaves(axis)})
     for number, said in analysis.said.items():

@@ -26,7 +26,7 @@ from onnx_net2net.analysis.equal_widths import follow_widths
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.groups import Inspection, inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, Use, infer
-from onnx_net2net.analysis.multipliers import FrozenConstant, held_numbers, label_of
+from onnx_net2net.analysis.multipliers import FrozenConstant, held_numbers
 from onnx_net2net.analysis.names import name_dims, scope_of
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.routers import routed_dims
@@ -36,6 +36,7 @@ from onnx_net2net.analysis.weight_norms import find_norms
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.flatten import Opened, open_bodies
 from onnx_net2net.graph.graph import Place
+from onnx_net2net.graph.walk import label_of
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
 from onnx_net2net.texts import FRAMEWORKS
@@ -145,7 +146,7 @@ def hold(
     for number, said in analysis.said.items():
         for contraction in said.contractions:
             if contraction.law == "mean" and is_unweighed(analysis, number, contraction, ties.tables):
-                dims.keep_uniform(contraction.axis, f"{label_of(analysis, number)} takes a mean over it")
+                dims.keep_uniform(contraction.axis, f"{label_of(analysis.nodes[number])} takes a mean over it")
     return ties
 
 
@@ -170,7 +171,7 @@ def _sums(
     zeros: Mapping[str, Collection[Dim]],
 ) -> Iterator[tuple[Axis, str]]:
     """Yield each axis that a node sums over and a class could not grow, with the reason."""
-    label = label_of(analysis, number)
+    label = label_of(analysis.nodes[number])
     for contraction in analysis.said[number].contractions:
         axis, indices = contraction.axis, [index for index, _ in contraction.sides]
         if contraction.law == "square" and analysis.is_derived(number, 0) and _is_read_elsewhere(analysis, number):
@@ -189,7 +190,7 @@ def _sums(
 
 def _places(analysis: Analysis, number: int) -> Iterator[tuple[Axis, str]]:
     """Yield each axis whose size or places a node uses and a class would not change, with the reason."""
-    said, label = analysis.said[number], label_of(analysis, number)
+    said, label = analysis.said[number], label_of(analysis.nodes[number])
     for position in said.shares:
         axes = analysis.input_axes(number, 0) or ()
         if leaf_set(axes[position]) <= routed_dims(analysis):
@@ -211,7 +212,10 @@ def _lists_and_outputs(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
             if any(index == use.input for index, _ in analysis.said[use.node].counts):
                 continue  # as long as there are experts
             for axis in use.axes:
-                yield axis, f"{label_of(analysis, use.node)} looks its units up by a list, which a class does not grow"
+                yield (
+                    axis,
+                    f"{label_of(analysis.nodes[use.node])} looks its units up by a list, which a class does not grow",
+                )
     for name in analysis.cut:
         for dim in leaf_set(*analysis.axes[name]):
             yield dim, f"is the model's output {name!r}, which a class would not cut"

@@ -18,7 +18,7 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.walk import constant_of, source
+from onnx_net2net.graph.walk import constant_of, label_of, number_in, source
 from onnx_net2net.rules import traits
 
 _ADVICE = "--keep-numbers if it does not; if it does, transfer fills the wider class"
@@ -62,21 +62,12 @@ def numbers_beside(analysis: Analysis, growth: Collection[Dim]) -> list[str]:
     return [first + (f" and {len(more)} more" if more else "") for first, *more in found.values()]
 
 
-def label_of(analysis: Analysis, number: int) -> str:
-    """Return how messages call a node."""
-    node = analysis.nodes[number]
-    return f"{node.op} {node.name or node.outputs[0].name!r}"
-
-
 def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
     """Return the one float that a constant is, or that follows from sizes; else None."""
     known = analysis.sizes.values.get(tensor.name)
     if known is not None:
         return float(known.reshape(-1)[0]) if known.size == 1 and known.dtype.kind == "f" else None
-    constant = constant_of(tensor)
-    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
-        return None
-    return float(analysis.draft.reader(constant)().reshape(-1)[0])
+    return number_in(analysis.draft, tensor)
 
 
 def _factors(analysis: Analysis, number: int) -> Iterator[tuple[int, float]]:
@@ -149,7 +140,7 @@ def scalings(analysis: Analysis) -> Iterator[ScaledNode]:
     """Yield the nodes that scale activations by one number, which they have as an operand or as an attribute."""
     products = Network(analysis).products
     for number, said in analysis.said.items():
-        label = label_of(analysis, number)
+        label = label_of(analysis.nodes[number])
         for index, factor in _factors(analysis, number):
             axes = tuple(_scaled(analysis, number, 1 - index, products))
             yield ScaledNode(label, abs(factor), axes, (number, 1 - index))
@@ -297,7 +288,7 @@ def _is_usual(value: float) -> bool:
 def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
     """Yield the nodes that multiply or divide activations or weights by one number."""
     for number, said in analysis.said.items():
-        node, label = analysis.nodes[number], label_of(analysis, number)
+        node, label = analysis.nodes[number], label_of(analysis.nodes[number])
         for index, factor in _factors(analysis, number):
             axes = analysis.input_axes(number, 1 - index) or ()
             is_whole = math.prod(axis.size for axis in axes) > 1

@@ -20,7 +20,7 @@ from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.modules import selected
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor
-from onnx_net2net.graph.walk import source
+from onnx_net2net.graph.walk import label_of, source
 from onnx_net2net.rules import traits
 
 State = Literal["copy", "low", "faint", "zero", "other"]
@@ -176,8 +176,7 @@ class _Walk:
         return self._states.get(self._analysis.nodes[number].inputs[index].name, "copy")
 
     def _refuse(self, number: int, why: str) -> RefusedError:
-        node = self._analysis.nodes[number]
-        return RefusedError(f"experts cannot get copies: {node.op} {node.name or node.outputs[0].name!r} {why}")
+        return RefusedError(f"experts cannot get copies: {label_of(self._analysis.nodes[number])} {why}")
 
     # -- node by node --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.analysis.routers import is_measured
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place
+from onnx_net2net.graph.walk import label_of
 from onnx_net2net.rules import traits
 
 State = Literal["same", "whole", "shared", "times", "marks", "marked"]
@@ -87,9 +88,8 @@ class _Walk:
         return "whole" if self._has(*(self._analysis.input_axes(number, index) or ())) else "same"
 
     def _refuse(self, number: int, why: str) -> RefusedError:
-        node = self._analysis.nodes[number]
-        return RefusedError(f"experts cannot get copies that are chosen together: {node.op} "
-                            f"{node.name or node.outputs[0].name!r} {why}")  # fmt: skip
+        label = label_of(self._analysis.nodes[number])
+        return RefusedError(f"experts cannot get copies that are chosen together: {label} {why}")
 
     def visit(self, number: int) -> None:
         """Note the states of what a node makes."""

@@ -23,7 +23,7 @@ from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.carry import Carrier, Version, match_all
 from onnx_net2net.framework.entries import is_matrix
 from onnx_net2net.framework.folded import out_axis, row_factors, rows
-from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, constants_of, single
+from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, constants_of, is_lost, left_over, single
 from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.operations.transfer.transfer import Transfer
 from onnx_net2net.operations.transfer.values import Source
@@ -89,10 +89,8 @@ def _tied(entries: StateDict) -> Iterator[tuple[str, str]]:
 
 def _match_repeated(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
     """Add to the matches the entries that the export repeated, like a class token for each image of the batch."""
-    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
-    lost = {name: single(entry.read()) for name, entry in entries.items()
-            if name not in matches and entry.shape and is_float(entry.dtype)}  # fmt: skip
-    for constant in [constant for name, constant in constants.items() if name not in known and constant.shape]:
+    lost = {name: single(entry.read()) for name, entry in entries.items() if is_lost(name, entry, matches)}
+    for constant in [constant for constant in left_over(constants, matches) if constant.shape]:
         values = single(constant.read())
         for axis, size in enumerate(values.shape):
             first = np.take(values, [0], axis)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, single
+from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, left_over, single
 from onnx_net2net.framework.stored import StateDict
 from onnx_net2net.rules import traits
 
@@ -52,17 +52,11 @@ def match_folded(entries: StateDict, constants: Mapping[str, StoredConstant], ma
     """
     _match_norms(entries, constants, matches)
     _match_scales(entries, constants, matches)
-    left = _left(constants, matches)
+    left = left_over(constants, matches)
     for name in _lost(entries, matches):
         found = [one for constant in left if (one := _looked_up(entries[name].read(), constant)) is not None]
         if found:
             matches[name] = found
-
-
-def _left(constants: Mapping[str, StoredConstant], matches: Matches) -> list[StoredConstant]:
-    """Return the constants that no entry is."""
-    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
-    return [constant for constant in constants.values() if constant.name not in known]
 
 
 def _lost(entries: StateDict, matches: Matches) -> list[str]:
@@ -72,7 +66,7 @@ def _lost(entries: StateDict, matches: Matches) -> list[str]:
 
 def _match_norms(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
     norms, biases, weights = list(_norms(entries)), biases_of(constants), _lost(entries, matches)
-    for constant in _left(constants, matches):
+    for constant in left_over(constants, matches):
         layer = next((read for read in constant.reads if read.operator in traits.LAYERS and read.input == 1), None)
         if layer is None or len(constant.shape) < 2:
             continue
@@ -98,7 +92,7 @@ def _match_scales(entries: StateDict, constants: Mapping[str, StoredConstant], m
     """Add the normalisations of which scale and variance were folded into one factor: gamma / sqrt(var + eps)."""
     vectors = {name: entry.read().astype(np.float64) for name, entry in entries.items()
                if name not in matches and is_float(entry.dtype) and len(entry.shape) == 1}  # fmt: skip
-    for constant in _left(constants, matches):
+    for constant in left_over(constants, matches):
         axis = next((axis for axis, size in enumerate(constant.shape) if size > 1), None)
         if axis is None or max(constant.shape) != np.prod(constant.shape):
             continue

@@ -157,9 +157,8 @@ def match_parts(entries: StateDict, constants: Mapping[str, StoredConstant], mat
         constants: The constants of the graph.
         matches: What was found so far; entries and constants in it are left out here.
     """
-    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
-    lost = {name: single(e.read()) for name, e in entries.items() if _is_lost(name, e, matches)}
-    left = {c.name: single(c.read()) for c in constants.values() if c.name not in known and c.shape}
+    lost = {name: single(e.read()) for name, e in entries.items() if is_lost(name, e, matches)}
+    left = {c.name: single(c.read()) for c in left_over(constants, matches) if c.shape}
     for name, values in left.items():
         for view, whole in _turned(values):
             for axis in range(whole.ndim):
@@ -187,8 +186,15 @@ def shown_again(constant: StoredConstant, part: Array) -> View | None:
     return None
 
 
-def _is_lost(name: str, entry: Stored, matches: Matches) -> bool:
+def is_lost(name: str, entry: Stored, matches: Matches) -> bool:
+    """Tell whether an entry of floats, and no single one, was not found in the graph."""
     return name not in matches and is_float(entry.dtype) and len(entry.shape) > 0
+
+
+def left_over(constants: Mapping[str, StoredConstant], matches: Matches) -> list[StoredConstant]:
+    """Return the constants that no entry is."""
+    known = {piece.constant for found in matches.values() for match in found for piece in match.pieces}
+    return [constant for constant in constants.values() if constant.name not in known]
 
 
 def _turned(values: Array) -> Iterator[tuple[View, Array]]:

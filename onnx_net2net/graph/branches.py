@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node
+from onnx_net2net.graph.walk import label_of
 from onnx_net2net.rules import traits
 
 
@@ -59,7 +60,7 @@ def find_branches(nodes: Sequence[Node], starts: Sequence[Node], kept: Collectio
     for node in mixed:
         adds = node.op in traits.SUMS or (node.op in traits.SCATTERS and node.attrs.get("reduction") == "add")
         if not adds and node.op not in traits.COPIES | traits.CASTS:
-            raise RefusedError(f"{_text(node)} puts together what experts make by other than a sum")
+            raise RefusedError(f"{label_of(node)} puts together what experts make by other than a sum")
     owner = {key: mark for key, mark in marks.items() if mark.bit_count() == 1}
     for node in reversed(nodes[:last]):
         if id(node) not in marks and node.op not in traits.CONSTANTS:
@@ -108,15 +109,11 @@ def _branch(nodes: list[Node], owner: dict[int, int], kept: Collection[str], mea
     for node in nodes:
         for tensor in node.outputs:
             if tensor.name in kept:
-                raise RefusedError(f"{_text(node)} makes something of one expert that more than the sum reads")
+                raise RefusedError(f"{label_of(node)} makes something of one expert that more than the sum reads")
             outside = [reader for reader in tensor.outputs if owner.get(id(reader)) != mark]
             joins.update((id(reader), reader) for reader in outside if id(reader) not in measured)
     if len(joins) != 1:
-        raise RefusedError(f"{_text(nodes[-1])} makes something of one expert that more than the sum reads")
+        raise RefusedError(f"{label_of(nodes[-1])} makes something of one expert that more than the sum reads")
     (join,) = joins.values()
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     return Branch(tuple(nodes), join, tuple(k for k, tensor in enumerate(join.inputs) if id(tensor) in made))
-
-
-def _text(node: Node) -> str:
-    return f"{node.op} {node.name or node.outputs[0].name!r}"

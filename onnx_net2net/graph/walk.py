@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
-from onnx_net2net.graph.graph import Constant, Node, Tensor
+from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
+
+
+def label_of(node: Node) -> str:
+    """Return how messages call a node."""
+    return f"{node.op} {node.name or node.outputs[0].name!r}"
+
+
+def number_in(graph: Graph, tensor: Tensor) -> float | None:
+    """Return the one number that a constant holds; None where a tensor is none, or has more."""
+    constant = constant_of(tensor)
+    if constant is None or constant.shape is None or math.prod(constant.shape) != 1:
+        return None
+    return float(graph.reader(constant)().reshape(-1)[0])
 
 
 def constant_of(tensor: Tensor) -> Constant | None:

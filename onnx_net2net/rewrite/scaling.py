@@ -24,7 +24,7 @@ from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Tensor
-from onnx_net2net.graph.walk import constant_of, made_by
+from onnx_net2net.graph.walk import constant_of, label_of, made_by, number_in
 from onnx_net2net.rules import traits
 
 Use = tuple[int, int]
@@ -128,10 +128,9 @@ class _Stream:
             self._known[tensor.name] = exponent
             self._queue += self._readers.get(tensor.name, ())
         elif not math.isclose(known, exponent, abs_tol=1e-9):
-            node = self._analysis.nodes[number]
             raise RefusedError(
-                f"{node.op} {node.name or node.outputs[0].name!r} cannot be scaled, which padding for a normalisation "
-                "that keeps its epsilon needs"
+                f"{label_of(self._analysis.nodes[number])} cannot be scaled, which padding for a normalisation that "
+                "keeps its epsilon needs"
             )
 
     def _data(self, number: int) -> list[Tensor]:
@@ -185,10 +184,7 @@ class _Stream:
 
     def _power(self, number: int) -> float | None:
         """Return the constant that a tensor is raised to."""
-        constant = constant_of(self._analysis.nodes[number].inputs[1])
-        if constant is None or math.prod(constant.shape) != 1:
-            return None
-        return float(self._analysis.draft.read(constant).reshape(-1)[0])
+        return number_in(self._analysis.draft, self._analysis.nodes[number].inputs[1])
 
     def _relate_product(self, number: int, result: Tensor, sign: float) -> None:
         """Add up the exponents of factors; a vector with more than one number can have any."""

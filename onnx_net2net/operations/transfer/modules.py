@@ -22,7 +22,7 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.graph.graph import Node, Place, Tensor
-from onnx_net2net.graph.walk import constant_of, is_fixed_norm, made_by
+from onnx_net2net.graph.walk import is_fixed_norm, made_by, number_in
 from onnx_net2net.rules import traits
 
 _LEARNT = traits.NORMS | traits.BIASED | {"PRelu"}
@@ -381,10 +381,7 @@ class _Finding:
         """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
         if node.op != "Mul":
             return node.op in traits.RENAMES
-        constant = constant_of(node.inputs[1 if node.inputs[0] is tensor else 0])
-        if constant is None or math.prod(constant.shape) != 1:
-            return False
-        return bool(self._analysis.draft.read(constant).reshape(-1)[0] == 1)
+        return number_in(self._analysis.draft, node.inputs[1 if node.inputs[0] is tensor else 0]) == 1
 
     def _first(self, number: int) -> Parameter:
         """Return the first parameter of a node."""

@@ -14,7 +14,7 @@ from onnx_net2net.analysis.inference import DIVISIBLE
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place, Tensor
-from onnx_net2net.graph.walk import constant_of
+from onnx_net2net.graph.walk import constant_of, number_in
 from onnx_net2net.rules import inverses, traits
 
 Settled = Mapping[Place, float]
@@ -97,10 +97,7 @@ class Settling:
 
     def _number(self, use: Place) -> float | None:
         """Return the one number that a constant holds everywhere and no parameter is, None for all others."""
-        constant = constant_of(self._analysis.nodes[use[0]].inputs[use[1]])
-        if constant is None or math.prod(constant.shape) != 1:
-            return None
-        return float(self._analysis.draft.read(constant).reshape(-1)[0])
+        return number_in(self._analysis.draft, self._analysis.nodes[use[0]].inputs[use[1]])
 
     def _made(self, tensor: Tensor, value: float) -> Settled:
         """Return what makes a computed tensor a number."""

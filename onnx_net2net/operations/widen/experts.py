@@ -15,6 +15,7 @@ from onnx_net2net.analysis.routers import find_lifts, find_masks
 from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
+from onnx_net2net.graph.walk import label_of
 from onnx_net2net.operations.widen.load import copies_by_load
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.rewrite.rewriting import Copies
@@ -138,8 +139,5 @@ def _check_apart(analysis: Analysis, network: Network, units: Dim) -> None:
         together = [axis for statistic in said.statistics for axis in statistic.axes] + said.normalised
         together += [contraction.axis for contraction in said.contractions if number not in network.layers]
         if any(units in leaf_set(axis) for axis in together):
-            node = analysis.nodes[number]
-            raise RefusedError(
-                f"experts cannot be cut into parts: {node.op} {node.name or node.outputs[0].name!r} reads all their "
-                "units together"
-            )
+            label = label_of(analysis.nodes[number])
+            raise RefusedError(f"experts cannot be cut into parts: {label} reads all their units together")

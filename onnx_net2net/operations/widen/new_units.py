@@ -9,7 +9,7 @@ from onnx_net2net.algebra.maps import Kind
 from onnx_net2net.analysis.groups import Group
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
-from onnx_net2net.graph.walk import source
+from onnx_net2net.graph.walk import label_of, source
 from onnx_net2net.rules import traits
 
 
@@ -88,7 +88,7 @@ def unfit_dims(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
     for number, said in analysis.said.items():
         for dim in (dim for axis in said.normalised for dim in leaves(axis)):
             node = analysis.nodes[number]
-            unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} normalises over this axis")
+            unfit.setdefault(dim, f"{label_of(node)} normalises over this axis")
     for _, dim, reason in _breaking(analysis, kind):
         unfit.setdefault(dim, reason)
     if kind == "zero_in":
@@ -104,7 +104,7 @@ def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
         made = [axis for tensor in node.outputs for axis in analysis.axes.get(tensor.name, ())]
         broken = analysis.input_axes(number, 1) or () if node.op == "Div" else made  # by zero, not of zero
         for dim in leaf_set(*broken) if reason else ():
-            yield number, dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}"
+            yield number, dim, f"{label_of(node)} {reason}"
 
 
 def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
@@ -119,7 +119,7 @@ def _note_lost_zeros(analysis: Analysis, unfit: dict[Dim, str]) -> None:
                 for dim in leaves(contraction.axis):
                     if held.get(dim, "zero") != "zero":
                         reason = "reads its units after an operation that does not keep zeros"
-                        unfit.setdefault(dim, f"{node.op} {node.name or node.outputs[0].name!r} {reason}")
+                        unfit.setdefault(dim, f"{label_of(node)} {reason}")
 
 
 UNFITTING: dict[str, dict[str, str]] = {
