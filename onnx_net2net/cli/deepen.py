@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import answer, progress_bar, table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -65,10 +65,7 @@ COMMAND = Command(
                  help="put copies behind the last block of the group, not behind their originals"),
         argument("--calibrate", type=Path, metavar="NPZ", help="inputs to calibrate normalisations on"),
         for_framework("only copies of blocks that a deeper class of the framework has"),
-        REPORT,
-        SEED,
-        HTML,
-        *PROOF,
+        *GROWN,
     ],
     run,
 )  # fmt: skip

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
+from onnx_net2net.cli.options import REDUCED, Command
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
@@ -24,18 +23,7 @@ def run(options: argparse.Namespace) -> int:
     return deliver(options, narrowing, checking, _to_dict, _table)
 
 
-COMMAND = Command(
-    "narrow",
-    "grown.onnx -o smaller.onnx",
-    [
-        argument("teacher", type=Path, metavar="MODEL"),
-        argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
-        SEED_OF_INPUTS,
-        HTML,
-        *PROOF,
-    ],
-    run,
-)  # fmt: skip
+COMMAND = Command("narrow", "grown.onnx -o smaller.onnx", REDUCED, run)
 
 
 def _table(narrowing: Narrowing, title: str, sums: Sums) -> Table:

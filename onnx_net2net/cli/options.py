@@ -170,6 +170,16 @@ PROOF = (
 )
 """How a student is compared before it is written."""
 
+GROWN = (REPORT, SEED, HTML, *PROOF)
+"""What the commands that grow a model take."""
+
+REDUCED = (
+    argument("teacher", type=Path, metavar="MODEL"),
+    argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
+    *(SEED_OF_INPUTS, HTML, *PROOF),
+)
+"""What the commands take that remove something from a model."""
+
 
 def for_framework(help: str) -> Argument:
     """Return the argument that names a framework whose class has to follow."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_net2net.cli.options import HTML, PROOF, SEED_OF_INPUTS, Command, argument
+from onnx_net2net.cli.options import REDUCED, Command
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
@@ -25,18 +24,7 @@ def run(options: argparse.Namespace) -> int:
     return deliver(options, unmasking, checking, _to_dict, _table, inexact=inexact)
 
 
-COMMAND = Command(
-    "unmask",
-    "trained.onnx -o plain.onnx",
-    [
-        argument("teacher", type=Path, metavar="MODEL"),
-        argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
-        SEED_OF_INPUTS,
-        HTML,
-        *PROOF,
-    ],
-    run,
-)  # fmt: skip
+COMMAND = Command("unmask", "trained.onnx -o plain.onnx", REDUCED, run)
 
 
 def _table(unmasking: Unmasking, title: str, sums: Sums) -> Table:

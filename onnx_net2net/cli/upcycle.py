@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.feedforward import FeedForward
-from onnx_net2net.cli.options import HTML, PROOF, REPORT, SEED, TEACHER, Command, argument
+from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument
 from onnx_net2net.cli.output import answer, table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -47,10 +47,7 @@ COMMAND = Command(
                  help="keep the block as a shared expert, and add experts that start at zero"),
         argument("--calibrate", type=Path, metavar="NPZ",
                  help="inputs on which routers are made to give all experts about as many positions"),
-        REPORT,
-        SEED,
-        HTML,
-        *PROOF,
+        *GROWN,
     ],
     run,
 )  # fmt: skip

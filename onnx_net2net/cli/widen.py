@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.maps import KINDS
 from onnx_net2net.cli.inspect import is_routine
-from onnx_net2net.cli.options import (
-    HTML,
-    OUTPUT,
-    PROOF,
-    REPORT,
-    SEED,
-    SPREAD,
-    TEACHER,
-    Command,
-    argument,
-    for_framework,
-)
+from onnx_net2net.cli.options import GROWN, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -91,10 +80,7 @@ COMMAND = Command(
                  help="how a router treats copies of experts: it sees one at a time (split, by masks), chooses all of "
                  "them together (topk), or none until a balancer raises their bias (lift); or experts are cut "
                  "into parts that are chosen together (granular)"),
-        REPORT,
-        SEED,
-        HTML,
-        *PROOF,
+        *GROWN,
     ],
     run,
 )  # fmt: skip
