@@ -8,6 +8,7 @@ exactly what it was, whatever the number of copies.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import Axes, Concat, Dim, Product
@@ -228,12 +229,6 @@ def _given(types: Types, index: int) -> Typed:
     return known
 
 
-def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    rank = max(map(len, shapes))
-    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
-    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
-
-
 @type_function("DequantizeLinear", "QuantizeLinear", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
                domain=MICROSOFT)  # fmt: skip
 def _type_unary(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
@@ -257,12 +252,12 @@ def _type_conv(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 @type_function("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def _type_broadcasting(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
     a, b = _given(types, 0), _given(types, 3)
-    return [(a[0], _broadcast(a[1], b[1]))]
+    return [(a[0], np.broadcast_shapes(a[1], b[1]))]
 
 
 @type_function("QLinearWhere", domain=MICROSOFT)
 def _type_where(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
-    return [(_given(types, 1)[0], _broadcast(*(_given(types, index)[1] for index in (0, 1, 4))))]
+    return [(_given(types, 1)[0], np.broadcast_shapes(*(_given(types, index)[1] for index in (0, 1, 4))))]
 
 
 @type_function("QLinearConcat", domain=MICROSOFT)
@@ -308,7 +303,7 @@ def _type_gemm(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 @type_function("MatMulIntegerToFloat", "DynamicQuantizeMatMul", domain=MICROSOFT)
 def _type_matmul(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
     (_, a), (_, b) = _given(types, 0), _given(types, 1)
-    return [(_given(types, 2)[0], (*_broadcast(a[:-2], b[:-2]), *a[-2:-1], *b[-1:] * (len(b) > 1)))]
+    return [(_given(types, 2)[0], (*np.broadcast_shapes(a[:-2], b[:-2]), *a[-2:-1], *b[-1:] * (len(b) > 1)))]
 
 
 @type_function("MatMulNBits", domain=MICROSOFT)
