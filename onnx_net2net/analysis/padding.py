@@ -201,7 +201,7 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     if said.pointwise == "linear":
         return _common(operands.values())
     if node.op in traits.FACTORS:
-        divisor = source(node.inputs[1], traits.VIEWS & traits.REPEATS)
+        divisor = source(node.inputs[1], {"Expand"})
         is_norm = dim not in leaf_set(*analysis.axes.get(divisor.name, ()))
         return _scaled(number, node.op, operands, is_norm)
     if node.op in traits.TERMS | traits.EXTREMES | {"Mean"}:
