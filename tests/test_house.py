@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
+from onnx import defs
+
+from onnx_net2net.rules import supported
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "onnx_net2net"
@@ -40,3 +44,20 @@ def test_the_list_of_long_modules_only_shrinks() -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(TESTED_ROOMS) and "__" not in m])
 def test_every_module_has_its_test_file(module: str) -> None:
     assert has_test(module), f"write tests/{Path(module).parent}/test_{Path(module).name}"
+
+
+def asked_for(module: str) -> set[str]:
+    """Return the names that a module compares the operators of nodes with; torch's own have small letters."""
+    compared = [node for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))
+                if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute)
+                and node.left.attr in ("op", "op_type", "operator")]  # fmt: skip
+    inside = (one for node in compared for other in node.comparators for one in ast.walk(other))
+    names = {one.value for one in inside if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    return {name for name in names if name[:1].isupper()}
+
+
+def test_operators_that_are_asked_for_exist() -> None:
+    known = {schema.name for schema in defs.get_all_schemas()} | {kind for _, kind, _ in supported()}
+    unknown = {module: names for module in MODULES if (names := asked_for(module) - known)}
+    assert not unknown
+    assert "Reshape" in asked_for("analysis/heads.py")
