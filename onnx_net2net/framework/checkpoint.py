@@ -99,7 +99,7 @@ def checkpoint(
         recovered = recover(constants)
         entries: StateDict = recovered.entries
     else:
-        entries = statedict.from_torch(state_dict) if isinstance(state_dict, Mapping) else statedict.read(state_dict)
+        entries = statedict.read(state_dict)
     steps = _steps(model, grown)
     with work_folder() as folder:
         runs = _redo(model, grown, steps, folder)

@@ -56,13 +56,13 @@ _DEPTH = 10
 """How many dicts a state dict may be inside of."""
 
 
-def read(path: str | os.PathLike[str]) -> StateDict:
+def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
     """Read a state dict.
 
     Args:
-        path: A file of the format that its name says: .safetensors, one of `TORCH` (which needs torch; the state dict
-            may be inside another dict, by one of `WRAPPERS`), .weights.h5 or .keras (h5py), .npz, .msgpack (msgpack),
-            or a folder of Orbax. No code in a file is run.
+        source: What `state_dict()` of a module returns, or a file of the format that its name says: .safetensors, one
+            of `TORCH` (which needs torch; the state dict may be inside another dict, by one of `WRAPPERS`),
+            .weights.h5 or .keras (h5py), .npz, .msgpack (msgpack), or a folder of Orbax. No code in a file is run.
 
     Returns:
         The tensors by their names.
@@ -70,7 +70,9 @@ def read(path: str | os.PathLike[str]) -> StateDict:
     Raises:
         BadInputError: If there is no state dict.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        return from_torch(source)
+    path = Path(source)
     if path.is_dir():
         return trees.read_orbax(path)
     if not path.is_file():

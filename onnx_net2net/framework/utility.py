@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.views import apply
-from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
-from onnx_net2net.analysis.inference import Analysis, infer
+from onnx_net2net.analysis.groups import analysing, inspect_analysis
+from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError
@@ -25,7 +24,6 @@ from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.match import constants_of, match
 from onnx_net2net.framework.optimizer import squares_of
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import ModelLike, load
 
 
@@ -46,13 +44,9 @@ def expert_utility(
         BadInputError: If a file cannot be used, or no weight that the optimizer knows has an axis of experts.
     """
     model = load(teacher)
-    with paused_gc():
-        opened = open_bodies(model)
-        analysis = infer(opened.model)
+    with analysing(model) as (opened, analysis):
         names = {dim: group.name for group in inspect_analysis(opened.model, analysis).groups for dim in group.dims}
-    entries = (
-        files.read(Path(state_dict)) if isinstance(state_dict, str | os.PathLike) else files.from_torch(state_dict)
-    )
+    entries = files.read(state_dict)
     constants = constants_of(model)
     matches = match(entries, constants)
     squares = squares_of(optimizer, Checkpoint(tuple(Entry(name, "", (), one) for name, one in entries.items())))

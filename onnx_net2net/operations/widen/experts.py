@@ -68,6 +68,11 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
         return Copies(masks=tuple(find_masks(analysis, routed)), modules=modules)
     if options.how == "lift":
         return Copies(lifts=find_lifts(analysis, routed), modules=modules)
+    return _together(analysis, routed, growth, options)
+
+
+def _together(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], options: WidenOptions) -> Copies:
+    """Return what changes where all copies or parts of an expert are chosen together; see `route`."""
     parted: set[Place] = set()
     parts: dict[Dim, Dim] = {}
     factors: dict[Place, float] = {}
