@@ -158,7 +158,7 @@ def _follow(analysis: Analysis, pads: dict[Dim, State], scales: Scales) -> Paddi
         for statistic in analysis.said[number].statistics:
             for dim in (d for axis in statistic.axes for d in leaves(axis) if d in pads):
                 summed = [held[i] for i in statistic.inputs if i < len(held) and node.inputs[i].name]
-                if any(state.get(dim) != pads[dim] for state in summed):
+                if any(state.get(dim) != PADS.get(statistic.law or "") for state in summed):
                     padding.noticed.add(dim)
         for output, tensor in enumerate(node.outputs):
             dims_here = {d for axis in analysis.axes.get(tensor.name, ()) for d in leaves(axis)} & pads.keys()

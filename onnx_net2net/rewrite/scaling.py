@@ -75,7 +75,8 @@ class _Stream:
         self._known: dict[str, float] = {}
         self._sizes = {name for name, value in analysis.sizes.values.items() if value.size == 1}
         self._queue: list[int] = []
-        self._states = follow(analysis, {dim: held}).states
+        padding = follow(analysis, {dim: held})
+        self._states, self._is_noticed = padding.states, bool(padding.noticed)
         self._readers: dict[str, list[int]] = {}
         for number, node in enumerate(analysis.nodes):
             for tensor in (*node.inputs, *node.outputs, *self._looked_up(number)):
@@ -103,6 +104,8 @@ class _Stream:
         while (tensor := self._undecided()) is not None:
             self._set(tensor, 0.0, -1)
             self._spread()
+        if self._is_noticed:
+            raise RefusedError(f"a normalization would notice padding that holds {self._held} values")
         return {use: e for use, e in self._constants() if e}
 
     def _squares(self, number: int) -> None:

@@ -13,7 +13,7 @@ from onnx_net2net import RefusedError, load
 from onnx_net2net.algebra.maps import pad
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.analysis.padding import paddable
+from onnx_net2net.analysis.padding import State, paddable
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
 
@@ -88,3 +88,12 @@ def test_what_cannot_be_scaled_is_refused_with_the_node(body: str, words: str) -
     kind = body.split()[2].split("(")[0]
     with pytest.raises(RefusedError, match=f"^{kind} .*{words}"):
         rescale(analysis, {dim: pad(8, 11, "mean")}, {dim: "mean"})
+
+
+@pytest.mark.parametrize("held", ["mean", "zero"])
+def test_a_normalization_behind_another_one_would_notice_padding(held: State) -> None:
+    """The first wants the mean in it and makes zeros of that, which the second takes for units (ConvNeXt's stem)."""
+    analysis = infer(load(teacher(f"k = {LAYER}(h, gain) z = {LAYER}(k, gain)")))
+    (dim,) = {dim for dim in analysis.dims() if dim.size == 8}
+    with pytest.raises(RefusedError, match=f"would notice padding that holds {held} values"):
+        rescale(analysis, {dim: pad(8, 11, held)}, {dim: held})
