@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,9 +69,20 @@ class InMemory:
 
 def blocks(shape: Sequence[int], itemsize: int) -> Iterator[Array]:
     """Yield the numbers of the rows of an array, in order, as many at a time as are a block."""
+    _keep_freed_memory()
     step = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], step):
         yield np.arange(start, min(start + step, shape[0]))
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next block: to get it from the system anew costs as much as to compute it.
+
+    By mallopt(3), M_MMAP_THRESHOLD, it does so with pieces up to the largest that it has mapped and freed, if that has
+    no more than 32 MB. Nothing is written here, so that no memory is taken.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 def is_fill(values: Array) -> bool:

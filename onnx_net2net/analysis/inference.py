@@ -7,7 +7,6 @@ sizes never mean equal dims.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -314,13 +313,18 @@ def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
     chosen = [op.known(index)[position] for index, position in op.said.choices]
     spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables, *chosen]
-    around = {id(dim) for axis in spoken for dim in dims.leaves(axis)}
-    operands = [dims.leaf_set(*(axes or ())) for axes in (*op.inputs, *op.outputs)]
-    holders = Counter(id(dim) for operand in operands for dim in operand)
+    around = dims.leaf_set(*spoken)
+    once: set[Dim] = set()
+    often: set[Dim] = set()
+    for operand in (*op.inputs, *op.outputs):
+        if operand:
+            found = dims.leaf_set(*operand)
+            often |= once & found
+            once |= found
     for index, axes in enumerate(op.inputs):
         for axis in axes or () if index not in op.said.ignored else ():
             dim = dims.resolve(axis)
-            if isinstance(dim, Dim) and id(dim) not in around and holders[id(dim)] < 2 and dim.copies is None:
+            if isinstance(dim, Dim) and dim not in around and dim not in often and dim.copies is None:
                 op.freeze(dim, UNREAD)
 
 

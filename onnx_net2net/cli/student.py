@@ -14,11 +14,11 @@ from onnx_net2net.cli.page import check_free, check_page, picture, write_page
 from onnx_net2net.errors import Net2NetError, NotEquivalentError
 from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.widths import compare_widths
-from onnx_net2net.graph.costs import costs_of
+from onnx_net2net.graph.costs import Costs
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.operations.deepen.deepen import Deepening
-from onnx_net2net.operations.estimate import estimate
+from onnx_net2net.operations.estimate import both_costs, estimate
 from onnx_net2net.operations.narrow.narrow import Narrowing
 from onnx_net2net.operations.unmask import Unmasking
 from onnx_net2net.operations.upcycle import Upcycling
@@ -35,13 +35,12 @@ _TRIED = 200_000_000
 """Bytes of a teacher up to which other ways to grow it are tried, to name one that works."""
 
 
-def _costs(teacher: Model, student: Model) -> dict[str, dict[str, int]]:
+def _costs(teacher: Model, student: Model, counted: tuple[Costs, Costs]) -> dict[str, dict[str, int]]:
     """Return what a teacher and its student cost: for each quantity, ``before`` and ``after``.
 
     Multiplications are those of one run, activations are bytes, both at the same sizes of dynamic axes.
     """
-    less = costs_of(teacher)
-    more = costs_of(student, less.binding)
+    less, more = counted
     pairs = {
         "parameters": (teacher.parameters, student.parameters),
         "bytes": (_file_size(teacher), student.nbytes),
@@ -98,12 +97,13 @@ def deliver(
         others: What else could be done where the student differs.
     """
     widths = widths_of(options, result.teacher, result.student)
-    costs = _costs(result.teacher, result.student)
+    counted = both_costs(result.teacher, result.student)
+    costs = _costs(result.teacher, result.student, counted)
     title = f"{options.teacher.name} -> {options.output.name}"
     record = {**to_dict(result), **costs, **widths}
     lines = [table(result, title, _sums(costs)), *lines, *widths.get("widths", ())]
     if options.dry_run:
-        estimated = estimate(result.teacher, result.student, options.output.parent)
+        estimated = estimate(result.teacher, result.student, counted, options.output.parent)
         told = [*lines, f"would have {estimated}", "nothing was written (--dry-run)"]
         return answer(options, {**record, "estimate": estimated.to_dict(), "output": None}, told)
     verification = None

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.graph.costs import costs_of
+from onnx_net2net.graph.costs import Costs, costs_of
 from onnx_net2net.model.model import Model
 
 _TRIED_SECONDS = 0.3
@@ -53,10 +53,15 @@ class Estimate:
         )
 
 
-def estimate(teacher: Model, student: Model, folder: Path) -> Estimate:
-    """Estimate what a student costs that is going to be written into a folder."""
+def both_costs(teacher: Model, student: Model) -> tuple[Costs, Costs]:
+    """Return what one run of teacher and student costs, at the same sizes of dynamic axes."""
     less = costs_of(teacher)
-    more = costs_of(student, less.binding)
+    return less, costs_of(student, less.binding)
+
+
+def estimate(teacher: Model, student: Model, costs: tuple[Costs, Costs], folder: Path) -> Estimate:
+    """Estimate what a student costs that is going to be written into a folder, from what `both_costs` returned."""
+    less, more = costs
     return Estimate(
         parameters=(teacher.parameters, student.parameters),
         multiplications=(less.multiplications, more.multiplications),

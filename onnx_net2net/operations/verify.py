@@ -51,7 +51,7 @@ def verify(
             full name of an onnxruntime execution provider.
         data: Inputs to use instead of generated ones: arrays by name, or an npz file of them.
         samples: The least number of generated inputs; there is at least one for every set of sizes of the dynamic
-            axes. By default 3; 2 if a run takes long, and more if it is fast.
+            axes. By default 3; 2 if a run takes more than 0.1 s of a processor, and more if it is fast.
         rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
         atol: Allowed absolute error.
         seed: Seed of the generated inputs.

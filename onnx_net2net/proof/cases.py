@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +34,15 @@ ENOUGH_ELEMENTS = 32
 MOST_DRAWS = 8
 """The noise of a single element may round to nothing: what has few of them is moved several times."""
 
+COSTLY_DRAWS = 3
+"""The same where runs are costly, and then all of them together have enough."""
+
 MOVING_SECONDS = 5.0
 """For so long inputs are looked for that move an output."""
 
-SLOW_SECONDS = 1.0
-"""A model whose runs take longer is compared on fewer samples and sizes."""
+COSTLY_SECONDS = 0.1
+"""A model whose runs take longer, of a processor, is compared on two samples and sizes, and moved no more than need be.
+Growing a model costs about as much as a few runs of it, and its proof shall not cost more."""
 
 
 @dataclass(eq=False)
@@ -99,12 +103,14 @@ class Gathered:
         unmoved: The outputs that none of the cases moves.
         feeds: Two sets of inputs of the same sizes.
         levels: The optimization levels at which the teacher runs.
+        seconds: Processor time of one run, if that is why there are few of them; else 0.
     """
 
     cases: list[Case]
     unmoved: list[str]
     feeds: tuple[Feeds, Feeds]
     levels: list[Level] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def gather(
@@ -202,9 +208,9 @@ class _Gathering:
         self._specs = specs
         self._progress = progress
         self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-        self._wanted = 3
         self._cases: list[Case] = []
         self._seconds: list[float] = []
+        self._elements = 0  # of the smallest output, moved so far
 
     def given(self, arrays: Mapping[str, Array], moving: Sequence[str]) -> Gathered:
         """Return the case of given inputs."""
@@ -214,33 +220,43 @@ class _Gathering:
 
     def generated(self, samples: int | None, moving: Sequence[str]) -> Gathered:
         """Return cases of generated inputs that the teacher accepts."""
-        self._wanted = samples or 3
-        found = accepted(self._specs, self._attempt, self._rng, slow=2 * SLOW_SECONDS)
-        is_slow = min(self._seconds) > SLOW_SECONDS
-        if not is_slow:
+        found = accepted(self._specs, self._attempt, self._rng, wanted=self._few)
+        if not self._is_costly:
             self._check_repeatable()
-        wanted = samples or (2 if is_slow else 3)
         for index in itertools.count(len(found)):
-            if index >= wanted and (index >= MOST_SAMPLES or sum(self._seconds) > QUICK_SECONDS):
+            if index >= (samples or self._few()) and (index >= MOST_SAMPLES or sum(self._seconds) > QUICK_SECONDS):
                 break
             with contextlib.suppress(Exception):  # a scale too large for this model, or an index beyond a table
                 scale = SCALES[index % len(SCALES)]
                 self._attempt(draw(self._specs, found[index % len(found)], self._rng, scale=scale))
         for index, case in enumerate(self._cases):
             case.binding = found[index % len(found)]
-        return self._moved(moving, self._cases[0].binding)
+        is_cut = self._is_costly and samples is None
+        gathered = self._moved(moving, self._cases[0].binding)
+        return replace(gathered, seconds=statistics.fmean(self._seconds) if is_cut else 0.0)
+
+    @property
+    def _is_costly(self) -> bool:
+        """Whether runs cost so much that there are few."""
+        return bool(self._seconds) and statistics.fmean(self._seconds) > COSTLY_SECONDS
+
+    def _few(self) -> int:
+        """Return how many samples and sizes are tried at least."""
+        return 2 if self._is_costly else 3
 
     def _attempt(self, feeds: Feeds) -> None:
         """Add a case, or raise whatever tells that the teacher refuses these inputs."""
-        self._progress("teacher", len(self._cases), max(self._wanted, len(self._cases) + 1))
-        started = time.perf_counter()
+        self._progress("teacher", len(self._cases), max(self._few(), len(self._cases) + 1))
+        wall, processor = time.perf_counter(), time.process_time()
         answer = self._run(feeds)
-        self._seconds.append(time.perf_counter() - started)
+        # Others may have the processors, and threads that wait for work count as if they had some.
+        self._seconds.append(min(time.perf_counter() - wall, time.process_time() - processor))
         if not any(np.any(finite(values)) for values in answer.values()):
             raise ValueError("all outputs are empty, NaN or infinite, so nothing can be compared")
         fewest = min((values.size for values in answer.values() if values.size), default=1)
-        most = MOST_DRAWS if self._seconds[-1] < SLOW_SECONDS else 3
-        draws = max(1, min(most, math.ceil(ENOUGH_ELEMENTS / fewest)))
+        known, most = (self._elements, COSTLY_DRAWS) if self._is_costly else (0, MOST_DRAWS)
+        draws = max(1, min(most, math.ceil((ENOUGH_ELEMENTS - known) / fewest)))
+        self._elements += draws * fewest
         moved = [nudged(feeds, self._specs, self._rng) for _ in range(draws)]
         try:
             answers = [[noisy(one, self._noise) for one in moved] for noisy in self._twins]

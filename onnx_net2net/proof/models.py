@@ -90,6 +90,7 @@ def compare_models(
         equivalent=failed is None and found.is_equivalent,
         provider=provider,
         runs=len(gathered.cases),
+        seconds=gathered.seconds,
         bindings=tuple({tuple(case.binding.items()): case.binding for case in gathered.cases}.values()),
         outputs=_worst(reports),
         diverges_at=found.diverges_at,

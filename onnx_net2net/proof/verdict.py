@@ -51,6 +51,7 @@ class Verification:
             inside that were compared instead. If there are no such tensors, nothing is shown and `equivalent` is
             False.
         departure: How the student differs from what its record says; `equivalent` is False then too.
+        seconds: Processor time of one run of the teacher, if that is why there are few; else 0.
     """
 
     equivalent: bool
@@ -61,6 +62,7 @@ class Verification:
     diverges_at: str | None = None
     unmoved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     departure: Departure | None = None
+    seconds: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON-ready values; an infinite number becomes None."""
@@ -86,6 +88,7 @@ class Verification:
     def __str__(self) -> str:
         worst = max(self.outputs, key=lambda report: report.severity, default=None)
         where = f"{self.runs} runs on {self.provider.removesuffix('ExecutionProvider')}"
+        where += f" (few, as each takes {self.seconds:.1f} s; --samples)" if self.seconds else ""
         if worst is None:
             return f"equivalent: no outputs, {where}"
         figures = f"output {worst.name!r} is off by {worst.max_abs:.2g} (relative {worst.max_rel:.2g}, "

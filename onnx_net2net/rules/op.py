@@ -185,7 +185,7 @@ class Op:
 
     def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
         """State that two axes are the same units in the same order."""
-        return dims.unify(a, b, self.why(reason))
+        return a is b or dims.unify(a, b, self.why(reason))
 
     def unify_all(self, left: Iterable[Axis], right: Iterable[Axis]) -> None:
         """State that two runs of axes are the same, one by one."""
@@ -408,7 +408,7 @@ class Op:
         for name in uniform.split():
             found = known.get(name, ())
             self.uniform(found if isinstance(found, tuple) else (found,))
-        for name, holders in signature.contracted().items():
+        for name, holders in signature.contracted.items():
             axis = known.get(name)
             sides = [(index, places[name, index]) for index in holders if (name, index) in places]
             if axis is not None and not isinstance(axis, tuple):

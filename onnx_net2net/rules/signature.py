@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeVar
 
 
@@ -41,6 +41,7 @@ class Signature:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
 
+    @cached_property
     def contracted(self) -> dict[str, list[int]]:
         """Return the names in two or more inputs and no output, with the inputs that hold them."""
         kept = {name for operand in self.outputs for term in operand for name in term.names}

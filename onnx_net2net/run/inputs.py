@@ -8,10 +8,8 @@ its values forward to the operators that limit them; which sizes are accepted, o
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,17 +103,15 @@ def accepted(
     run: Callable[[Feeds], object],
     rng: np.random.Generator,
     *,
-    wanted: int = 3,
-    slow: float = math.inf,
+    wanted: int | Callable[[], int] = 3,
 ) -> list[dict[str, int]]:
-    """Return up to ``wanted`` bindings with which the model runs.
+    """Return bindings with which the model runs.
 
     Args:
         specs: What `input_specs` returned.
         run: Runs the model once, and raises any exception where the model refuses.
         rng: Draws the values.
-        wanted: How many bindings are enough.
-        slow: Two are enough where a run takes longer than so many seconds.
+        wanted: How many bindings are enough, or what tells that after a run.
 
     Raises:
         BadInputError: The model refuses every candidate; the text ends with the last refusal.
@@ -127,14 +123,11 @@ def accepted(
         if found and max(binding.values()) > max(largest, _SIZES[1][1]):
             continue  # large sizes are costly and small ones are accepted
         try:
-            started = time.perf_counter()
             run(draw(specs, binding, rng, scale=SCALES[len(found) % len(SCALES)]))
             found.append(binding)
-            if time.perf_counter() - started > slow:
-                wanted = min(wanted, 2)
         except Exception as error:  # onnxruntime's errors have no base of their own
             refusal = error
-        if len(found) >= wanted:
+        if len(found) >= (wanted() if callable(wanted) else wanted):
             break
     if not found:
         raise BadInputError(f"no generated input is accepted (--data inputs.npz can give some): {one_line(refusal)}")

@@ -26,7 +26,7 @@ def test_verify_as_json(cli, teacher, student):
     code, out, err = cli("verify", teacher, student, "--json")
     record = json.loads(out)
     assert (code, err) == (0, "")
-    keys = {"equivalent", "provider", "runs", "bindings", "outputs", "diverges_at", "unmoved", "departure"}
+    keys = {"equivalent", "provider", "runs", "bindings", "outputs", "diverges_at", "unmoved", "departure", "seconds"}
     assert set(record) == keys
     assert (record["equivalent"], record["diverges_at"]) == (True, None)
     keys = {"name", "max_abs", "max_rel", "noise", "tolerance", "ratio", "different_fraction"}

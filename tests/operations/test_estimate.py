@@ -9,13 +9,13 @@ from small import mlp, save_external
 
 from onnx_net2net import BadInputError, load, widen
 from onnx_net2net.cli.main import main
-from onnx_net2net.operations.estimate import estimate
+from onnx_net2net.operations.estimate import both_costs, estimate
 
 
 def test_estimates_are_those_of_the_student(tmp_path):
     teacher = load(mlp(256))
     student = widen(teacher, factor=2).student
-    found = estimate(teacher, student, tmp_path)
+    found = estimate(teacher, student, both_costs(teacher, student), tmp_path)
     student.save(tmp_path / "m.onnx")
     size = (tmp_path / "m.onnx").stat().st_size
     assert size * 0.95 < found.nbytes <= size * 1.05

@@ -16,6 +16,7 @@ from onnx_net2net.operations.verify import verify
 from onnx_net2net.operations.widen.widen import widen
 from onnx_net2net.proof import cases
 from onnx_net2net.proof.compare import Typical, compare
+from onnx_net2net.run.session import Runner
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 MLP = "g (float[N, 8] x) => (float[N, 4] y) { h = MatMul(x, w1) r = Relu(h) m = MatMul(r, w2) y = Add(m, b) }"
@@ -116,6 +117,25 @@ def test_more_samples_are_run_while_they_are_quick(monkeypatch):
     assert verify(mlp(), mlp()).runs == cases.MOST_SAMPLES
     assert verify(mlp(), mlp(), samples=30).runs == 30
     assert verify(mlp(), mlp(), data={"x": np.ones((5, 8), np.float32)}).runs == 1
+
+
+def test_costly_models_are_run_less_often_and_the_verdict_says_so(monkeypatch):
+    runs = []
+    run = Runner.__call__
+    monkeypatch.setattr(Runner, "__call__", lambda *arguments: runs.append(1) or run(*arguments))
+    monkeypatch.setattr(cases, "QUICK_SECONDS", 0)
+    assert verify(mlp(), mlp()).seconds == 0
+    usual = len(runs)
+    runs.clear()
+    monkeypatch.setattr(cases, "COSTLY_SECONDS", -1.0)
+    result = verify(mlp(), mlp())
+    assert (result.runs, len(result.bindings)) == (2, 2)
+    assert result.seconds > 0
+    assert str(result).startswith("equivalent in 2 runs on CPU (few, as each takes 0.0 s; --samples): at worst")
+    assert len(runs) < usual / 2
+    assert not verify(mlp(), changed("w1", 1e-4)).equivalent
+    asked = verify(mlp(), mlp(), samples=4)
+    assert (asked.runs, asked.seconds) == (4, 0)
 
 
 @pytest.mark.parametrize("noise", ["RandomNormalLike(m)", "RandomUniformLike(m)"])
@@ -266,7 +286,7 @@ def test_the_record_is_json():
     assert record["equivalent"] is False
     assert record["diverges_at"] == "h"
     assert set(record) == {
-        *("equivalent", "provider", "runs", "bindings", "outputs", "diverges_at", "unmoved", "departure")
+        *("equivalent", "provider", "runs", "bindings", "outputs", "diverges_at", "unmoved", "departure", "seconds")
     }
 
 

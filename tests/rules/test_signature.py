@@ -44,7 +44,7 @@ def test_a_signature_is_parsed_into_terms(text: str) -> None:
     ],
 )
 def test_a_letter_in_two_inputs_and_no_output_is_contracted(text: str, contracted: dict[str, list[int]]) -> None:
-    assert parse(text).contracted() == contracted
+    assert parse(text).contracted == contracted
 
 
 NONSENSE = """
