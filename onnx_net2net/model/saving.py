@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from onnx_net2net.model.staging import Stage, destination, same_file, writing
 from onnx_net2net.model.staging import stage as stage_files
 from onnx_net2net.model.tensors import Weight, set_external, set_inline, stub_key
 from onnx_net2net.model.threads import in_threads
+from onnx_net2net.model.wire import Part, parts_of, size_of
 
 Content = Array | bytes
 
@@ -126,33 +127,47 @@ def write(
     report = progress or (lambda *_: None)
     proto = copy.deepcopy(proto)
     stubs = [(tensor, key) for tensor in all_tensors(proto) if (key := stub_key(tensor)) is not None]
-    shared = {key: weights[key] for _, key in stubs}  # a tensor that several share counts once
-    places = dict(zip(shared, itertools.accumulate((w.nbytes for w in shared.values()), initial=0), strict=False))
-    total = sum(weight.nbytes for weight in shared.values())
-
-    def tell(key: int) -> None:
-        report(shared[key].name, places[key], total)
-
     if data is None:
-        buffers = {key: np.empty(weight.nbytes, np.uint8) for key, weight in shared.items()}
-        in_threads(_jobs(shared, lambda key, offset, content: _put(buffers[key], offset, content), tell))
+        initializers = list(proto.graph.initializer)
+        around = set(map(id, initializers))
         for tensor, key in stubs:
-            set_inline(tensor, buffers[key].tobytes())
+            if id(tensor) not in around:  # it is in a body, or in a function
+                set_inline(tensor, weights[key].tobytes())
+        total = _write_parts(path, parts_of(proto, weights), weights, report)
     else:
-        with open(data, "wb", buffering=0) as file:
-            _reserve(file.fileno(), total)
-            lock = threading.Lock()  # the kernel lets one thread write to a file, while others spin
-
-            def write_piece(key: int, offset: int, content: Content) -> None:
-                with lock:
-                    _write_at(file.fileno(), places[key] + offset, content)
-
-            in_threads(_jobs(shared, write_piece, tell))
+        shared = {key: weights[key] for _, key in stubs}  # a tensor that several share counts once
+        places = dict(zip(shared, itertools.accumulate((w.nbytes for w in shared.values()), initial=0), strict=False))
+        total = _write_parts(data, list(shared), weights, report)
         for tensor, key in stubs:
             entries = {"location": data.name, "offset": places[key], "length": shared[key].nbytes}
             set_external(tensor, entries)
-    path.write_bytes(proto.SerializeToString())
+        path.write_bytes(proto.SerializeToString())
     report(path.name, total, total)
+
+
+def _write_parts(path: Path, parts: Sequence[Part], weights: Mapping[int, Weight], report: Progress) -> int:
+    """Write a file of bytes and weights, which are made in threads, and each once; return the bytes of weights."""
+    starts = list(itertools.accumulate((size_of(part, weights) for part in parts), initial=0))
+    places: dict[int, list[int]] = {}
+    with open(path, "wb", buffering=0) as file:
+        _reserve(file.fileno(), starts[-1])
+        for part, start in zip(parts, starts, strict=False):
+            if isinstance(part, bytes):
+                _write_at(file.fileno(), start, part)
+            else:
+                places.setdefault(part, []).append(start)
+        lock = threading.Lock()  # the kernel lets one thread write to a file, while others spin
+
+        def put(key: int, offset: int, content: Content) -> None:
+            with lock:
+                for place in places[key]:
+                    _write_at(file.fileno(), place + offset, content)
+
+        needed = {key: weights[key] for key in places}
+        before = dict(zip(needed, itertools.accumulate((w.nbytes for w in needed.values()), initial=0), strict=False))
+        total = sum(weight.nbytes for weight in needed.values())
+        in_threads(_jobs(needed, put, lambda key: report(weights[key].name, before[key], total)))
+    return total
 
 
 def _jobs(
@@ -176,11 +191,6 @@ def _jobs(
 
 def _make(put: Callable[[Content], None], read: Callable[[], Content]) -> None:
     put(read())
-
-
-def _put(buffer: Array, offset: int, content: Content) -> None:
-    made = _flat(content)
-    buffer[offset : offset + len(made)] = made
 
 
 def _flat(content: Content) -> Array:
