@@ -26,6 +26,7 @@ from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, check_room, stage, write
 from onnx_net2net.model.staging import work_folder, writing
 from onnx_net2net.model.tensors import Weight, Weights, data_of, detach, is_floating
+from onnx_net2net.model.wire import without_data
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -179,7 +180,7 @@ def load(source: ModelLike) -> Model:
     if isinstance(source, Model):
         return source
     path = Path(source) if isinstance(source, str | os.PathLike) else None
-    proto = parse(path) if path is not None else _proto(source)
+    proto = _parsed(path) if path is not None else _proto(source)
     weights: Weights = {}
     try:
         check(proto)
@@ -188,8 +189,18 @@ def load(source: ModelLike) -> Model:
     except (BadInputError, ValueError, TypeError, AssertionError) as error:
         raise BadInputError(f"{path or 'the model'} cannot be used: {one_line(error)}") from error
     # A fresh copy, because protobuf frees the memory of the removed data only with the message as a whole.
-    sources = () if path is None else (path, *files)
-    return Model(copy.deepcopy(proto), weights, path, bool(files), sources)
+    if path is None:
+        return Model(copy.deepcopy(proto), weights)
+    beside = [file for file in files if file != path.resolve()]
+    return Model(copy.deepcopy(proto), weights, path, bool(beside), (path, *beside))
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """Read a model file; the weights of a large one stay there."""
+    with contextlib.suppress(OSError):  # `parse` says what it is
+        if (proto := without_data(path)) is not None:
+            return proto
+    return parse(path)
 
 
 def _proto(source: object) -> onnx.ModelProto:

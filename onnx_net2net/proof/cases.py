@@ -18,6 +18,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.saving import Progress
+from onnx_net2net.model.wire import without_data
 from onnx_net2net.proof.compare import Judge, OutputReport, Typical, finite, largest_of, noise_of
 from onnx_net2net.proof.interfaces import Run
 from onnx_net2net.proof.movement import bolder, unmoved
@@ -184,7 +185,7 @@ class _Twin:
 
 def _twins(path: Path, level: Level, open_with: Callable[..., Runner]) -> Iterator[_Twin]:
     """Yield the noisy twin of a model; where quantizers choose their steps, also one that keeps these."""
-    proto = onnx.load(path, load_external_data=False)
+    proto = without_data(path) or onnx.load(path, load_external_data=False)
     for steps in (True, False) if is_rounded_dynamically(proto) else (True,):
         twin = copy.deepcopy(proto)
         errors = noisy_twin(twin, steps=steps)

@@ -20,6 +20,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, Net2NetError, one_line
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
+from onnx_net2net.model.wire import without_data
 from onnx_net2net.run.inputs import Feeds
 
 
@@ -106,7 +107,9 @@ class Runner:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
         source = str(model) if isinstance(model, Path) else model
-        if isinstance(model, Path) and model.is_symlink():
+        if isinstance(model, Path) and (bare := without_data(model)) is not None:
+            source, file = bare.SerializeToString(), model
+        elif isinstance(model, Path) and model.is_symlink():
             source, file = model.read_bytes(), model
         if isinstance(source, bytes) and file is not None:
             source, folder = _beside(source, file)
