@@ -158,7 +158,7 @@ def resolve(axis: Axis) -> Axis:
 
 def _known(axis: Axis) -> Axis | None:
     """Return the normal form of an axis where it is known."""
-    if type(axis) is Dim:
+    if isinstance(axis, Dim):
         return axis if axis._to is None else None
     return axis._normal if axis._seen == _changes else None
 

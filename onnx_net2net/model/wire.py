@@ -149,7 +149,7 @@ class _Bare:
         where = onnx.TensorProto()
         entries = {"location": self.name, "offset": data[0].content, "length": data[0].end - data[0].content}
         set_external(where, entries)
-        return self._read(start, data[0].start) + self._read(data[0].end, end) + where.SerializeToString()
+        return self._read(start, data[0].start) + self._read(data[0].end, end) + bytes(where.SerializeToString())
 
     def _replaced(self, start: int, end: int, number: int, replace: Callable[[int, int], bytes]) -> bytes:
         """Return a message in which large fields of a number are replaced."""
