@@ -335,6 +335,14 @@ def _widen(teacher: Path, target: Path, *options: str) -> list[str]:
     return _command("widen", teacher, "-o", target, *options)
 
 
+def one_file(model: Path) -> Path:
+    """Return a model beside one with external data that has its data in itself; it is written the first time."""
+    whole = model.with_name("whole.onnx")
+    if not whole.exists():
+        onnx.save(onnx.load(model), whole)
+    return whole
+
+
 def _contestants(teacher: Path, student: Path, target: Path) -> dict[str, list[str]]:
     """Return what is compared: commands that write to `target`."""
     files = [str(path) for path in sorted(student.parent.iterdir())]
@@ -342,6 +350,7 @@ def _contestants(teacher: Path, student: Path, target: Path) -> dict[str, list[s
         "onnx: load + save of the result": _task("onnx", student, target),
         "widen --no-verify": _widen(teacher, target, "--factor", str(FACTOR), "--no-verify"),
         "widen, verified": _widen(teacher, target, "--factor", str(FACTOR)),
+        "the same, all in one file": _widen(one_file(teacher), target, "--factor", str(FACTOR)),
         "cp of the result": ["cp", *files, str(target.parent)],
         "inspect": _command("inspect", teacher),
     }
@@ -512,6 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.task:
         _TASKS[options.task[0]](*options.task[1:])
         return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     figures: dict[str, Any] = {"gigabytes": options.gigabytes, "factor": FACTOR}
     with tempfile.TemporaryDirectory(prefix="benchmark.", dir=options.folder) as folder:
         if options.gigabytes:
