@@ -238,7 +238,7 @@ def task_class(name: str, state: str, target: str) -> None:
 def task_scale(source: str) -> None:
     """Find the dims, then widen, and print how long each part took, as JSON."""
     from onnx_net2net.analysis import inference
-    from onnx_net2net.analysis.groups import inspect
+    from onnx_net2net.analysis.groups import inspect, paused_gc
     from onnx_net2net.graph import sizes
     from onnx_net2net.model.model import load
     from onnx_net2net.operations.widen.widen import widen
@@ -257,7 +257,8 @@ def task_scale(source: str) -> None:
 
     sizes.infer = timed("sizes", sizes.infer)
     model = timed("load", load)(source)
-    timed("sizes and dims", inference.infer)(model)
+    with paused_gc():  # as all who infer do
+        timed("sizes and dims", inference.infer)(model)
     parts["dims"] = parts.pop("sizes and dims") - parts["sizes"]
     shown = dict(parts)
     timed("inspect", inspect)(model)
