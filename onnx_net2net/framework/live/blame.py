@@ -59,16 +59,17 @@ def refusal(
     numbers = f"its numbers are {some(kept, 6)}" if kept else "it keeps no number"
     line, code = _place(run.error, module) if run.error else _first_line(teacher, student, example)
     where = f" in line {line}: {code}" if line else ""
+    rest = f'; to grow the rest, give sizes={{"{run.culprit}.*": "1x"}}' if run.culprit else ""
     if run.error is None:
         return GrowthRefusedError(
             f"{name} computes something else when its layers grow{where}; no other value of its numbers changes that "
-            f"({numbers}), so that a number in its code depends on a width",
+            f"({numbers}), so that a number in its code depends on a width{rest}",
             run.culprit,
             line,
         )
     return GrowthRefusedError(
         f"{name} fails when its layers grow{where} ({type(run.error).__name__}: {one_line(run.error, 160)}); "
-        f"{numbers}, and no other value of them helps",
+        f"{numbers}, and no other value of them helps{rest}",
         run.culprit,
         line,
     )

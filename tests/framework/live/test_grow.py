@@ -144,6 +144,14 @@ def test_a_width_in_the_code_is_refused_with_its_line():
     assert found.value.line.startswith("test_grow.py:")
 
 
+def test_the_refusal_says_how_the_rest_grows():
+    net, x = nn.Sequential(nn.Linear(4, 8), Fixed(), nn.Linear(3, 6), nn.Linear(6, 2)), torch.randn(2, 4)
+    with pytest.raises(RefusedError, match=r'to grow the rest, give sizes=\{"1.\*": "1x"\}'):
+        grow(net, x, factor=2)
+    grown = grow(net, x, factor=2, sizes={"1.*": "1x"})
+    assert [grown.module[0].out_features, grown.module[1].one.out_features, grown.module[2].out_features] == [16, 24, 12]
+
+
 def test_a_branch_that_starts_at_zero_is_proved_too():
     """The norm behind a wrong head count is zero: only other weights show what it hides."""
 
