@@ -38,7 +38,7 @@ def routed(seed: int) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, Any]]
         own = constants(number, width, hidden, experts, int(rng.integers(1 << 30)))
         own |= {"up_t": own["up"].transpose(0, 2, 1), "down_t": own["down"].transpose(0, 2, 1)}
         own["none_"] = np.zeros((experts, hidden), np.float32)
-        part = f"{FORMS[router]} {_dispatched(dispatch, experts)}"
+        part = re.sub(r"\bwide\b", "broad", FORMS[router]) + _dispatched(dispatch, experts)
         if rng.random() < 0.5:
             part = part.replace("a = Tanh(h)", GATED)
         mark = f"_{layer}"
