@@ -113,7 +113,7 @@ def find_lifts(analysis: Analysis, grown: Collection[Dim]) -> dict[tuple[int, in
     Raises:
         RefusedError: If there is none where it would take one; says which node and why.
     """
-    walk = _Walk(analysis, grown)
+    walk = _Walk(analysis, grown, _WAYS | traits.STRICT)  # the bias of logits counts behind these as well
     walk.run()
     return dict(walk.bias(name) for name in walk.masked)
 
@@ -125,8 +125,8 @@ class _Walk:
         masked: The tensors that a penalty is added to.
     """
 
-    def __init__(self, analysis: Analysis, grown: Collection[Dim]) -> None:
-        self._analysis, self._grown = analysis, set(grown)
+    def __init__(self, analysis: Analysis, grown: Collection[Dim], ways: Collection[str] = _WAYS) -> None:
+        self._analysis, self._grown, self._ways = analysis, set(grown), ways
         self._network = Network(analysis)
         self._states: dict[str, State] = {}
         self._positions: set[Dim] = set()
@@ -290,7 +290,7 @@ class _Walk:
         tensor = self._analysis.nodes[number].inputs[index]
         while tensor.inputs:
             node = tensor.inputs[0]
-            before = node.inputs[0] if node.op in _WAYS else None
+            before = node.inputs[0] if node.op in self._ways else None
             if node.op == "Where":
                 maker = self._analysis.numbers[id(node)]
                 fills = [k for k in (1, 2) if not self._state(maker, k) and self._filled(node.inputs[k]) == "low"]

@@ -119,9 +119,10 @@ def test_gates_that_nothing_divides_halve_what_experts_make():
 
 
 @pytest.mark.parametrize("size", ["2x", "3x", "+1"])
-@pytest.mark.parametrize("router", ["top-k, softmax", "half precision", "sigmoid, bias", "groups"])
+@pytest.mark.parametrize("router", ["top-k, softmax", "half precision", "sigmoid, bias", "groups", "biased sigmoid"])
 def test_lifted_copies_are_never_chosen_until_their_bias_rises(router, size):
-    proto = moe(ROUTERS[router], LOOKED_UP)
+    biased = f"{BIASED} p = Sigmoid(l) g, i = TopK<axis=-1>(p, k) "
+    proto = moe(ROUTERS.get(router, biased), LOOKED_UP)
     student = weighty(grown(proto, size, how="lift").student)
     assert_close(run(student, feeds())[0], run(proto, feeds())[0], router, 0)
     bias = next(t for t in student.graph.initializer if t.name == "bias")
