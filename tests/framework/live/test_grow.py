@@ -149,7 +149,8 @@ def test_the_refusal_says_how_the_rest_grows():
     with pytest.raises(RefusedError, match=r'to grow the rest, give sizes=\{"1.\*": "1x"\}'):
         grow(net, x, factor=2)
     grown = grow(net, x, factor=2, sizes={"1.*": "1x"})
-    assert [grown.module[0].out_features, grown.module[1].one.out_features, grown.module[2].out_features] == [16, 24, 12]
+    first, inner, last = grown.module[0], grown.module[1].one, grown.module[2]
+    assert [first.out_features, inner.out_features, last.out_features] == [16, 24, 12]
 
 
 def test_a_branch_that_starts_at_zero_is_proved_too():
