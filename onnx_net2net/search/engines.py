@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,17 +105,17 @@ class Cluster:
         left = [number for number, outcome in enumerate(found) if outcome is None]
         if not left:
             return [outcome for outcome in found if outcome is not None]
-        with _connected(ray, self.workers):
-            tuner = tune.Tuner(
-                tune.with_parameters(_trainable, jobs=list(jobs)),
-                param_space={"number": tune.grid_search(left)},
-                tune_config=tune.TuneConfig(max_concurrent_trials=self.workers),
-                run_config=tune.RunConfig(
-                    name="trainings", storage_path=str(self.folder), verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=_DEATHS),
-                ),
-            )  # fmt: skip
-            results = tuner.fit()
+        _connect(ray, self.workers)
+        tuner = tune.Tuner(
+            tune.with_parameters(_trainable, jobs=list(jobs)),
+            param_space={"number": tune.grid_search(left)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=self.workers),
+            run_config=tune.RunConfig(
+                name="trainings", storage_path=str(self.folder), verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_DEATHS),
+            ),
+        )  # fmt: skip
+        results = tuner.fit()
         for number, result in zip(left, results, strict=True):
             found[number] = _result(result)
             outcome = found[number]
@@ -147,19 +146,12 @@ def _result(result: Any) -> Outcome | TrainingError:
     return TrainingError("crash", f"its worker died {_DEATHS + 1} times")
 
 
-@contextlib.contextmanager
-def _connected(ray: Any, workers: int) -> Iterator[None]:
-    """Connect to Ray; one that is started here ends with the context."""
-    is_ours = not ray.is_initialized()
-    if is_ours:
+def _connect(ray: Any, workers: int) -> None:
+    """Connect to Ray; one that is started here, which takes a while, serves all further trainings of this process."""
+    if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         size = {} if address else {"num_cpus": workers, "include_dashboard": False}
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **size)
-    try:
-        yield
-    finally:
-        if is_ours:
-            ray.shutdown()
 
 
 def _ray() -> tuple[Any, Any]:
