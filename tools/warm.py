@@ -44,8 +44,13 @@ def serve(script: Path, address: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(address))
     listener.listen(64)
-    while True:
-        connection, _ = listener.accept()
+    listener.settimeout(1)
+    starter = os.getppid()
+    while os.getppid() == starter:  # which may be killed
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -59,7 +64,8 @@ def serve(script: Path, address: Path) -> None:
             sys.argv = [str(script), *given["arguments"]]
             module.main()
             code = 0
-        connection.sendall(bytes([code]))
+        with contextlib.suppress(OSError):  # the client was ended
+            connection.sendall(bytes([code]))
         os._exit(code)
 
 
