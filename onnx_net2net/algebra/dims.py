@@ -267,6 +267,8 @@ def unify(a: Axis, b: Axis, reason: str) -> bool:
         Whether the two could be made the same.
     """
     a, b = resolve(a), resolve(b)
+    if isinstance(a, Dim) and isinstance(b, Dim) and a is not b and a.size == b.size:  # as nearly always
+        return _bind(a, b, reason)
     if a is b or (isinstance(a, Concat) and isinstance(b, Concat) and a.parts == b.parts):
         return True
     if a.size == b.size and max(a.length, b.length) <= LIMIT and _unify(a, b, reason):

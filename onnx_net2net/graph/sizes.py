@@ -65,7 +65,7 @@ class Sizes:
         if proto is None or not proto.tensor_type.HasField("shape"):
             return None
         shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
-        return shape if all(0 <= size <= _LONGEST for size in shape) else None
+        return shape if not shape or (min(shape) >= 0 and max(shape) <= _LONGEST) else None
 
     def dtype(self, name: str) -> int:
         """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
