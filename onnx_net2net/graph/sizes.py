@@ -213,12 +213,15 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
     if node.op_type in traits.SHAPES:
         return _measure(node, sizes)
     inputs = [sizes.values.get(name) if name else None for name in node.input]
+    if node.op_type in traits.CASTS and len(inputs) > 1 and inputs[0] is not None:  # only the type of a second is read
+        inputs[1] = np.zeros(1, helper.tensor_dtype_to_np_dtype(sizes.dtype(node.input[1])))
     if not _is_computed(node, inputs):
         return False
     operator = _operator(node.op_type, versions[""])
     with np.errstate(all="ignore"):
         results = operator(node, {"log": _silent, "opsets": versions, "verbose": 0, "new_ops": None}).run(*inputs)
-    fixed = all(name in sizes.constant for name in node.input if name)
+    read = node.input[:1] if node.op_type in traits.CASTS else node.input
+    fixed = all(name in sizes.constant for name in read if name)
     for name, result in zip(node.output, results, strict=False):
         result = np.asarray(result)
         if name and result.size <= SMALL:

@@ -50,6 +50,14 @@ def test_axes_of_one_name_share_a_size_and_nameless_ones_have_their_own() -> Non
     assert bind(graph, [5, 7]) == {"N": 5, "a:1": 7, "b:1": 9}, "an exhausted probe goes on in steps of two"
 
 
+def test_a_value_is_known_in_the_type_of_a_tensor_that_is_not() -> None:
+    """So exporters write the scale of an attention: 1 / sqrt(head_dim), in the type of the queries."""
+    text = """(float[2, 16] x) => (float[2, 16] y) {
+        s = Shape(x) d = Gather<axis = 0>(s, last) c = CastLike(d, x) r = Sqrt(c) y = Div(x, r) }"""
+    found = infer(net(text, last=np.array(-1)))
+    assert (found.values["r"], found.dtype("r"), "r" in found.constant) == (4.0, TensorProto.FLOAT, False)
+
+
 def test_values_tell_whether_they_depend_on_dynamic_sizes() -> None:
     found = infer(dynamic())
     assert "rest" in found.constant
