@@ -28,9 +28,15 @@ _NAMES = r"(?:router|bias|up_t|down_t|none_|(?:up|down|shift)\d*|x)"
 
 def routed(seed: int) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, Any]]:
     """Return a network, what it is made of, and options of `widen` that give its experts copies or parts."""
+    made = _routed(seed, 3)
+    return _routed(seed, 2) if {"groups", "sparse mixer"} & set(made[1]) else made  # which choose two
+
+
+def _routed(seed: int, most: int) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, Any]]:
+    """Return the same; experts are chosen up to so many at a time."""
     rng = np.random.default_rng(seed)
     width, hidden, experts = int(rng.integers(6, 11)), int(rng.choice([6, 12])), int(rng.choice([4, 6]))
-    top, known, text, kinds = int(rng.choice([2, 2, 3])), {}, "z = MatMul(inputs, first) x = Tanh(z)", []
+    top, known, text, kinds = min(int(rng.choice([2, 2, 3])), most), {}, "z = MatMul(inputs, first) x = Tanh(z)", []
     for layer in range(int(rng.integers(1, 3))):
         router, dispatch = _drawn(rng)
         number = 1 if router == "top-1" else top
