@@ -957,12 +957,6 @@ _ROWS |= {
             "(5, (expert, hidden)),",
             contrib("MoE"),
         ),
-        (
-            "QMoE: steps grow",
-            'op.freeze(axes[1:], "holds weights in steps, which cannot be divided among copies")',
-            "pass",
-            contrib("QMoE"),
-        ),
     ],
     "analysis/routers.py": [
         (
@@ -975,7 +969,7 @@ _ROWS |= {
             "routers: places may be computed with",
             "if not alone and any(",
             "if False and any(",
-            ("experts", "refused or places"),
+            ("experts", "compute_with_places"),
         ),
         (
             "routers: outputs are not looked at",
@@ -983,20 +977,8 @@ _ROWS |= {
             "",
             ("experts", "places_that_are_returned"),
         ),
-        (
-            "routers: a softmax makes any mask low",
-            'return "faint" if node.op == "Softmax" else "low"',
-            'return "low"',
-            ("experts", "every_router or soft"),
-        ),
     ],
     "analysis/shares.py": [
-        (
-            "shares: one expert may be chosen",
-            "if chosen is None or chosen.size == 1:",
-            "if chosen is None:",
-            ("shares", "single_expert"),
-        ),
         (
             "shares: groups of a class are as those of a graph",
             'self.found.grouped |= state == "times" and axis.size > 1',
@@ -1016,12 +998,6 @@ _ROWS |= {
             "np.array([NEVER, 0.0], np.float32)",
             "np.array([0.0, 0.0], np.float32)",
             ("experts", "every_router"),
-        ),
-        (
-            "masks: planes read one unit of each copy",
-            "whole[inputs.index] * inputs.weight[:, None]",
-            "whole[inputs.index]",
-            ("experts", "widths_grow_together"),
         ),
     ],
     "rewrite/sums.py": [

@@ -167,6 +167,12 @@ def test_places_that_are_returned_are_refused():
         grown(proto, "2x")
 
 
+def test_what_would_compute_with_places_is_refused():
+    also = "s = Add(i, zero_row) t = Cast<to=1>(s) n = ReduceSum<keepdims=1>(t, last) m = Add(m0, n)"
+    with pytest.raises(RefusedError, match="Add 's' computes with the places of experts"):
+        grown(moe(ROUTERS["softmax, top-k"], f"{LOOKED_UP.replace('m = ', 'm0 = ')} {also}"), "2x")
+
+
 def test_experts_that_no_router_is_known_of_never_get_dead_copies():
     router = f"{LINEAR} v, j = TopK<axis=-1>(l, k) i = Mod(j, five) g = Softmax<axis=-1>(v) "
     proto = moe(router, LOOKED_UP, five=np.array(5))
