@@ -8,19 +8,30 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Pre-norm attention over tokens: `heads` heads of queries share `shared` heads of keys and values."""
+    """Pre-norm attention over tokens: `heads` heads of queries share `shared` heads of keys and values.
 
-    def __init__(self, width: int = 16, heads: int = 4, shared: int = 2, head: int = 4) -> None:
+    Fused: one layer makes keys and values, and torch's own function does the rest, as in PVT and SegFormer.
+    """
+
+    def __init__(self, width: int = 16, heads: int = 4, shared: int = 2, head: int = 4, fused: bool = False) -> None:
         super().__init__()
-        self.heads, self.shared, self.head = heads, shared, head
+        self.heads, self.shared, self.head, self.fused = heads, shared, head, fused
         self.embed, self.norm = nn.Embedding(20, width), nn.LayerNorm(width)
-        self.q, self.k, self.v = (nn.Linear(width, n * head) for n in (heads, shared, shared))
+        self.q = nn.Linear(width, heads * head)
+        if fused:
+            self.kv = nn.Linear(width, 2 * shared * head)
+        else:
+            self.k, self.v = nn.Linear(width, shared * head), nn.Linear(width, shared * head)
         self.o, self.out = nn.Linear(heads * head, width), nn.Linear(width, 20)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
         y, (batch, length) = self.norm(x), tokens.shape
         q = self.q(y).view(batch, length, self.heads, self.head).transpose(1, 2)
+        if self.fused:
+            k, v = self.kv(y).view(batch, length, 2, self.shared, self.head).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(x + self.o(mixed.transpose(1, 2).reshape(batch, length, -1)))
         k, v = (one(y).view(batch, length, self.shared, self.head).transpose(1, 2) for one in (self.k, self.v))
         k, v = (one.repeat_interleave(self.heads // self.shared, 1) for one in (k, v))
         mixed = torch.softmax(q @ k.transpose(2, 3) * self.head**-0.5, -1) @ v
@@ -245,6 +256,11 @@ INPUTS = {
 
 FAMILIES = {
     "attention, one head -> two": ("Attention", {"heads": 1, "shared": 1}, {"heads": 2, "shared": 2}),
+    "attention, fused, one head -> two (x2)": (
+        "Attention",
+        {"heads": 1, "shared": 1, "head": 16, "fused": True},
+        {"heads": 2, "shared": 2, "head": 16, "width": 32, "fused": True},
+    ),
     "attention, one shared head -> two (x2)": ("Attention", {"shared": 1}, {"heads": 8, "shared": 2, "width": 32}),
     "attention, two shared heads -> four": ("Attention", {}, {"shared": 4}),
     "wavenet -> wider and deeper": ("WaveNet", {}, {"width": 9, "skip": 14, "depth": 4}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product, cut, factor
+from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product, cut, factor, resolve
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.op import Op, is_one, required
 from onnx_net2net.rules.reasons import LOOKED_UP
@@ -131,7 +133,7 @@ def _bound(op: Op, index: int, name: str, element: int, whole: Axis, *before: Ax
 def reshape(op: Op) -> None:
     """Merge and split axes, row-major: runs of axes with equal products are the same units."""
     source, shape = op.input(0), op.output()
-    match_runs(op, source, shape)
+    match_runs(op, source, shape, op.ints("shape", 1) or ())
     for element, axis in enumerate(shape or ()):
         if "shape" in op.attrs:
             op.attribute("shape", axis, element=element)
@@ -147,15 +149,32 @@ def refold(op: Op) -> None:
     op.scalars(1)
 
 
-def match_runs(op: Op, source: Axes | None, target: Axes | None) -> None:
-    """Unify the shortest runs of axes whose sizes have the same product."""
+def match_runs(op: Op, source: Axes | None, target: Axes | None, sizes: Sequence[int] = ()) -> None:
+    """Unify the shortest runs of axes whose sizes have the same product.
+
+    A hidden channel of size 1 fits into the run before and into the one behind. It is in the one whose other side has
+    such a channel, too, or takes what is left (a size of -1); else in the one behind.
+    """
     left, right = ([axis for axis in required(axes) if not is_one(axis)] for axes in (source, target))
+    rest = next((axis for axis, size in zip(target or (), sizes, strict=False) if size == -1), None)
     while left and right:
         xs, ys = [left.pop(0)], [right.pop(0)]
         while (m := Product(xs).size) != (n := Product(ys).size) and (left if m < n else right):
             xs.append(left.pop(0)) if m < n else ys.append(right.pop(0))
+        while left and left[0].size == 1 and (_singles(ys) > _singles(xs) or rest in ys):
+            xs.append(left.pop(0))
+        while right and right[0].size == 1 and _singles(xs) > _singles(ys):
+            ys.append(right.pop(0))
         op.unify(Product(xs), Product(ys), "regroups axes that have no common factors")
     op.freeze((*left, *right), "has an empty tensor")
+
+
+def _singles(axes: Sequence[Axis]) -> int:
+    """Return how many hidden channels of size 1 are factors of some axes."""
+    factors = (
+        factor for axis in map(resolve, axes) for factor in (axis.parts if isinstance(axis, Product) else (axis,))
+    )
+    return sum(factor.size == 1 for factor in factors)
 
 
 @rule("Transpose", pointwise="linear")

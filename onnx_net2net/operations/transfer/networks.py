@@ -187,7 +187,9 @@ def reshaped(model: Model) -> Model:
                 new = [helper.make_node("Reshape", [node.input[0], name], list(node.output), node.name)]
         elif node.op_type == "Reshape" and (turned := makers.get(node.input[0])) and turned.op_type == "Transpose":
             order = _with_head(turned, shapes(node.input[0]) or (), shapes(node.output[0]) or ())
-            if order:
+            before = makers.get(turned.input[0])
+            merges = before is not None and before.op_type == "Reshape" and 1 in (shapes(before.input[0]) or ())[1:]
+            if order and not merges:  # the 1 is that which was merged
                 name = f"{node.output[0]}_head"
                 shape_of[name] = [0] * (len(order) - 2) + [1, -1]
                 apart = helper.make_node("Reshape", [turned.input[0], name], [f"{name}s"], name)

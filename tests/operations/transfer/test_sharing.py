@@ -7,8 +7,11 @@ from onnx import helper
 from test_transfer import Net, fill
 
 
-def attention(seed, heads, kv=None, width=4, stream=8, fused=False, broadcast=False):
-    """Pre-norm attention with `heads` heads of queries and `kv` of keys and values."""
+def attention(seed, heads, kv=None, width=4, stream=8, merged=False):
+    """Pre-norm attention with `heads` heads of queries and `kv` of keys and values.
+
+    Merged: keys and values are made at once, and keys merged with rows, as PyTorch exports its attention.
+    """
     kv = heads if kv is None else kv
     net = Net(seed, (2, 5, 3), opset=20)
     net.width = 3
@@ -34,8 +37,24 @@ def attention(seed, heads, kv=None, width=4, stream=8, fused=False, broadcast=Fa
         return [2, kv, heads // kv, 5]
 
     queries = made("q", heads, [0, 2, 1, 3])
-    keys = repeated(made("k", kv, [0, 2, 3, 1]), "k")
-    values = repeated(made("v", kv, [0, 2, 1, 3]), "v")
+
+    def of_both(place):
+        """Return keys or values that one layer makes."""
+        net.last = both
+        return net.node("Gather", net.constant(f"place{place}", np.array(place)), axis=0).last
+
+    if merged:
+        net.last, net.width = normed, stream
+        net.linear("kv", 2 * kv * width, "MatMul")
+        net.node("Reshape", net.constant("kv_shape", np.array([2, 5, 2, kv, width])))
+        both = net.node("Transpose", perm=[2, 0, 3, 1, 4]).last
+        of_both(0)
+        net.node("Reshape", net.constant("k_merged", np.array([-1, 5, width]))).node("Transpose", perm=[0, 2, 1])
+        keys = net.node("Reshape", net.constant("k_apart", np.array([2, kv, width, 5]))).last
+        values = of_both(1)
+    else:
+        keys = repeated(made("k", kv, [0, 2, 3, 1]), "k")
+        values = repeated(made("v", kv, [0, 2, 1, 3]), "v")
     net.last = queries
     net.node("MatMul", keys).node("Mul", net.constant("scale", np.array(width**-0.5)))
     net.node("Add", net.constant("mask", np.zeros((1, 1, 5, 5)))).node("Softmax", axis=-1).node("MatMul", values)
@@ -49,6 +68,10 @@ def attention(seed, heads, kv=None, width=4, stream=8, fused=False, broadcast=Fa
 PAIRS = {
     "one head to two": (attention(0, 1), attention(1, 2)),
     "one head to three, wider": (attention(0, 1), attention(1, 3, stream=16)),
+    "one head to two, made at once and merged with rows": (
+        attention(0, 1, merged=True),
+        attention(1, 2, merged=True, stream=16),
+    ),
     "one head, wider": (attention(0, 1), attention(1, 1, width=6)),
     "2 shared heads to 4": (attention(0, 4, 2), attention(1, 4, 4)),
     "one shared head to 2": (attention(0, 4, 1), attention(1, 4, 2)),
