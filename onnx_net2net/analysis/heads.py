@@ -54,8 +54,8 @@ def _region(analysis: Analysis, start: Tensor, axis: int) -> set[Position]:
         if tensor.name in analysis.kept or not tensor.outputs:
             return set()
         for node in tensor.outputs:
-            if node.op in traits.SHAPES:
-                continue
+            if node.op in traits.SHAPES or (node.op in traits.CASTS and node.inputs[0] is not tensor):
+                continue  # it reads the shape or the type
             places = _passed(analysis, node, tensor, axis)
             if places is None:
                 return set()
