@@ -101,7 +101,7 @@ def rewrite(
     constants = tuple(grow_constants(teacher, rewriting, demands, style))
     for number, index, position, map in inserts:
         rewriting.insert("Mul", number, index, position, map.weight)
-    keep_shares(rewriting)
+    keep_shares(rewriting, unweighed)
     silence_classes(rewriting)
     resize(teacher, rewriting)
     mask_copies(rewriting, masks, rows, style.seed)

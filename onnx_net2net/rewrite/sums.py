@@ -206,13 +206,14 @@ def _weighed(rewriting: Rewriting, axes: Axes, position: int, weigher: Weigher) 
     return AxisGrowth(map, reads=True, spread=is_spread, silent=weigher.silent, shares=shares)
 
 
-def keep_shares(rewriting: Rewriting) -> None:
+def keep_shares(rewriting: Rewriting, unweighed: Collection[int]) -> None:
     """Let copies under a Softmax share what their unit had, and give each of them the whole of it behind.
 
-    With the logarithm of their number taken off c copies of x, their sum is c * e^(x - log c) = e^x.
+    With the logarithm of their number taken off c copies of x, their sum is c * e^(x - log c) = e^x. Those that are
+    unweighed are made up for elsewhere.
     """
     for number, said in rewriting.analysis.said.items():
-        for position in said.shares:
+        for position in said.shares if number not in unweighed else ():
             map = compose(rewriting.input_axes(number, 0)[position], rewriting.growth)
             old = map.kind == 0  # new classes are no copies
             shared = old & (map.weight < 1)  # of copies of experts one alone is in use

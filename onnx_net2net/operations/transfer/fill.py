@@ -48,7 +48,7 @@ class Filling:
         self._networks, self._target = networks, networks.target
         self._fit = fit
         self._changes = changes
-        self.values = Values(networks.target, fit.factors)
+        self.values = Values(networks.target, fit.factors, fit.offsets)
         self.kept: list[Module] = []
 
     # -- from the teacher --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from onnx_net2net.operations.transfer.attention import weigh_products
 from onnx_net2net.operations.transfer.counterparts import Counterparts, are_sizes, number_of
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
+from onnx_net2net.operations.transfer.softmaxes import share_gates
 from onnx_net2net.operations.transfer.ties import tie
 from onnx_net2net.operations.widen.new_units import interface_axes
 from onnx_net2net.operations.widen.options import WidenOptions
@@ -125,6 +126,7 @@ class Fit:
         growth: The map of each dim of the teacher that has another size now.
         scaled: The teacher's constants that were multiplied by a number, so that a normaliser behind does the same.
         factors: Numbers by which the units of some of the target's parameters are multiplied besides.
+        offsets: Numbers that are added to the units of some of the target's biases.
         weighed: The teacher's nodes with numbers that these factors replace.
         tied: For uses of tied constants of the target, the teacher's parameter that all get their values from.
         interface: Grown inputs and outputs, for the record of the operation.
@@ -134,6 +136,7 @@ class Fit:
     growth: Growth
     scaled: frozenset[Place]
     factors: dict[Place, Array]
+    offsets: dict[Place, Array]
     weighed: set[int]
     tied: dict[Place, Parameter]
     interface: dict[str, Any]
@@ -202,6 +205,8 @@ class _Fitting:
         model = self._networks.teacher.opened.model
         weighing = weigh_products(self._networks, self._found, growth)
         scaling = self._scaling()
+        gates = share_gates(self._networks, self._found, growth)
+        self._silent |= gates.nodes
         scaling.unweighed |= weighing.products | self._silent
         for use, factor in self._numbers(weighing.scaled):
             scaling.factors[use] = scaling.factors.get(use, 1.0) * factor
@@ -214,7 +219,9 @@ class _Fitting:
                 reason = f"growing it needs {inserted}, which the target does not have"
                 self._networks.hinder(inserted.place, reason)
         scaled_uses = frozenset(scaling.factors)
-        return Fit(self._asked, growth, scaled_uses, weighing.factors, weighing.scaled, self._tied, interface)
+        return Fit(
+            self._asked, growth, scaled_uses, weighing.factors, gates.offsets, weighing.scaled, self._tied, interface
+        )
 
     def _interface(self) -> dict[str, Any]:
         """Return the inputs and outputs that grow, for the record; outputs that are hidden units too are not cut."""
@@ -254,7 +261,7 @@ class _Fitting:
             return
         if size < group.size:
             self._crop(group, asked)
-        elif not self._pad(group, size) and not self._add_zeros(group, size):
+        elif not (self._pad(group, size) or self._add_zeros(group, size) or self._share(group, size)):
             self._grow(group, size, asked)
 
     def _crop(self, group: Group, asked: dict[Dim, int]) -> None:
@@ -307,6 +314,20 @@ class _Fitting:
                 return False
         self._silent |= set(products)
         self._plan.growth[dim] = padded(dim.size, size, "zero_in")
+        return True
+
+    def _share(self, group: Group, size: int) -> bool:
+        """Copy the experts of a mixture, if what its Softmaxes give them can be parted."""
+        (dim, *rest) = group.dims
+        numbers = {number for number, said in self._analysis.said.items() for place in said.shares
+                   if dim in leaf_set((self._analysis.input_axes(number, 0) or ())[place])}  # fmt: skip
+        is_shown = any(dim in leaf_set(axis) for _, _, axis in interface_axes(self._analysis, {dim}))
+        if rest or not numbers or not group.on_request or is_shown:
+            return False
+        copied = in_turn(dim.size, size)
+        if not numbers <= share_gates(self._networks, self._found, {dim: copied}).nodes:
+            return False
+        self._plan.growth[dim] = copied
         return True
 
     def _note_products(self, growth: Growth) -> None:

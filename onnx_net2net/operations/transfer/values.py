@@ -63,10 +63,14 @@ class Values:
     Args:
         network: The network; nothing of it changes before `write`.
         factors: Multiply the units of some parameters: float64 [n] along the first axis in the common order.
+        offsets: Are added to the units of some biases: float64 [n].
     """
 
-    def __init__(self, network: Network, factors: Mapping[Place, Array] | None = None) -> None:
-        self._network, self._factors = network, factors or {}
+    def __init__(
+        self, network: Network, factors: Mapping[Place, Array] | None = None,
+        offsets: Mapping[Place, Array] | None = None,
+    ) -> None:  # fmt: skip
+        self._network, self._factors, self._offsets = network, factors or {}, offsets or {}
         draft = network.analysis.draft
         self._initial = {key: draft.reader(use.constant) for key, use in network.analysis.uses.items()}
         self._values: dict[Place, _Value] = {}
@@ -99,7 +103,7 @@ class Values:
             uses: Other inputs that are the same constant and get the same values.
         """
         constant = self._network.original(parameter.use)
-        factors = self._factors.get(parameter.use)
+        factors, offset = self._factors.get(parameter.use), self._offsets.get(parameter.use)
         shape, kind, wanted = tuple(constant.shape), self._network.dtype(constant), self._network.shape(parameter)
 
         def values() -> Array:
@@ -111,10 +115,12 @@ class Values:
                 made = clip(made, initial) if made.ndim == initial.ndim else initial
             if factors is not None:
                 made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
+            if offset is not None:
+                made = made + offset.reshape(-1, *(1 for _ in made.shape[1:]))
             return parameter.own(made, shape).astype(kind, copy=False)
 
         for use in (parameter.use, *uses):
-            self.set(use, (*key, id(factors)), values, origin, teacher)
+            self.set(use, (*key, id(factors), id(offset)), values, origin, teacher)
 
     def fill(self, use: Place, value: float, origin: str, teacher: str = "") -> None:
         """Give all elements of a constant one value."""
