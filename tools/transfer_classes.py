@@ -228,6 +228,22 @@ class Vocoder(nn.Module):
         return torch.tanh(self.out(x))
 
 
+class Mixture(nn.Module):
+    """Experts that all compute, weighed by a Softmax (Jacobs et al. 1991)."""
+
+    def __init__(self, width: int = 8, experts: int = 4, hidden: int = 12) -> None:
+        super().__init__()
+        self.stem, self.router, self.head = nn.Linear(6, width), nn.Linear(width, experts), nn.Linear(width, 3)
+        self.up = nn.Parameter(torch.randn(experts, width, hidden) * 0.4)
+        self.down = nn.Parameter(torch.randn(experts, hidden, width) * 0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gates = torch.softmax(self.router(x), -1)
+        made = torch.einsum("bef,efd->bed", nn.functional.gelu(torch.einsum("bd,edf->bef", x, self.up)), self.down)
+        return self.head(x + (gates[..., None] * made).sum(1))
+
+
 def tokens() -> Tensor:
     """Return two rows of tokens."""
     return torch.randint(0, 20, (2, 6))
@@ -250,6 +266,7 @@ INPUTS = {
     "Highway": lambda: {"x": torch.randn(3, 4)},
     "Pooling": lambda: {"x": pictures()},
     "Rectified": lambda: {"x": pictures()},
+    "Mixture": lambda: {"x": torch.randn(4, 6)},
     "Vocoder": lambda: {"x": torch.randn(2, 4, 9)},
 }
 """What each is called with."""
@@ -273,6 +290,7 @@ FAMILIES = {
     "highway -> wider and deeper": ("Highway", {}, {"width": 12, "depth": 3}),
     "poolformer -> wider (x2) and deeper": ("Pooling", {}, {"width": 16, "depth": 3}),
     "rectified branches -> wider and deeper": ("Rectified", {}, {"width": 12, "depth": 3}),
+    "mixture, softmax -> six experts of four": ("Mixture", {}, {"experts": 6, "hidden": 20}),
     "vocoder, weight norm -> wider (x2) and deeper": ("Vocoder", {}, {"width": 16, "depth": 2}),
 }
 """Pairs: the class, and how the teacher and the target are made."""
