@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -76,6 +76,23 @@ def _options() -> Any:
     return options
 
 
+_NO_OVERFLOW = {"session.x64quantprecision": "1"}
+"""On x64 processors without VNNI, sums of unsigned by signed bytes overflow otherwise. It is an optimization."""
+
+# Weights are read where they are, in a mapped file. A copy of them that is laid out for a kernel costs more time than a
+# few runs take, and as much memory as the model has.
+_IN_PLACE = {"session.disable_prepacking": "1"}
+
+
+def _options_for(level: Level, entries: Mapping[str, str]) -> Any:
+    options = _options()
+    options.graph_optimization_level = getattr(_ort().GraphOptimizationLevel, level.value)
+    options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
+    for key, value in {**_IN_PLACE, **entries}.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 class Runner:
     """A model opened in onnxruntime; a call runs it."""
 
@@ -98,14 +115,7 @@ class Runner:
         Raises:
             BadInputError: If the provider does not load; anything else is an exception of onnxruntime.
         """
-        options = _options()
-        options.graph_optimization_level = getattr(_ort().GraphOptimizationLevel, level.value)
-        # On x64 processors without VNNI, sums of unsigned by signed bytes overflow otherwise. It is an optimization.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        # Weights are read where they are, in a mapped file. A copy of them that is laid out for a kernel costs more
-        # time than a few runs take, and as much memory as the model has.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.log_severity_level = 4  # errors come as exceptions; they need not be printed too
+        entries: dict[str, str] = {}
         source = str(model) if isinstance(model, Path) else model
         if isinstance(model, Path) and (bare := without_data(model)) is not None:
             source, file = bare.SerializeToString(), model
@@ -113,9 +123,14 @@ class Runner:
             source, file = model.read_bytes(), model
         if isinstance(source, bytes) and file is not None:
             source, folder = _beside(source, file)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            entries["session.model_external_initializers_file_folder_path"] = str(folder)
         providers = [(provider, _OPTIONS.get(provider, {}))]
-        self._session = _ort().InferenceSession(source, options, providers, enable_fallback=0)
+        try:
+            options = _options_for(level, {**entries, **_NO_OVERFLOW})
+            self._session = _ort().InferenceSession(source, options, providers, enable_fallback=0)
+        except Exception:  # that pass of onnxruntime gives two constants one name in some quantized models
+            options = _options_for(level, entries)
+            self._session = _ort().InferenceSession(source, options, providers, enable_fallback=0)
         if (got := self._session.get_providers()[0]) != provider:  # onnxruntime only prints a warning
             raise BadInputError(f"{provider} cannot be loaded, onnxruntime would run on {got}{_hint(provider)}")
         self._names = [value.name for value in self._session.get_outputs()]
