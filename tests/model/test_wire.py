@@ -111,3 +111,16 @@ def test_small_files_are_read(tmp_path):
     _, path = large_file(tmp_path)
     assert without_data(path) is None
     assert not load(path).is_fresh
+
+
+def test_files_of_tiny_fields_are_left_to_protobuf(is_large, monkeypatch, tmp_path):
+    """To read them one by one would take minutes."""
+    model, unknown = MLP_FILE.read_bytes(), b"\x78\0"  # field 15 is of no meaning
+    (tmp_path / "m.onnx").write_bytes(model + unknown)
+    assert without_data(tmp_path / "m.onnx") is not None
+    (tmp_path / "m.onnx").write_bytes(model + b"\0\0")  # there is no field 0
+    assert without_data(tmp_path / "m.onnx") is None
+    monkeypatch.setattr(wire, "_MOST_FIELDS", 200)
+    (tmp_path / "m.onnx").write_bytes(model + unknown * 300)
+    assert without_data(tmp_path / "m.onnx") is None
+    assert load(tmp_path / "m.onnx").to_bytes()
