@@ -38,7 +38,7 @@ _HEAD = 20
 
 
 _MOST_FIELDS = 1 << 20
-"""Fields of a file that are read one by one. Protobuf is faster where there are more, as in a file that is an attack."""
+"""Fields of a file that are read one by one. Protobuf is faster where there are more, as in an attack."""
 
 
 def parts_of(proto: onnx.ModelProto, weights: Mapping[int, Weight]) -> list[Part]:
