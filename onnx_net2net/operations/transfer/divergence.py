@@ -109,8 +109,9 @@ def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit)
         stages: The layers that correspond.
         fit: How the teacher has grown.
     """
+    changed = fit.scaled, fit.factors.keys() | fit.offsets.keys()
     seen = [stage for stage in stages if stage.axes and not any(
-        one.uses & uses for one, uses in zip(stage.layers, (fit.scaled, fit.factors.keys()), strict=True))]  # fmt: skip
+        one.uses & uses for one, uses in zip(stage.layers, changed, strict=True))]  # fmt: skip
     last = ""
     with contextlib.suppress(BadInputError):
         for stage, before, after in zip(seen, *_results(teacher, student, seen), strict=True):

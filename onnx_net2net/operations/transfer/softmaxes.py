@@ -51,9 +51,9 @@ def share_gates(networks: Networks, found: Alignment, growth: Growth) -> Sharing
         for position in said.shares:
             axis = (teacher.analysis.input_axes(number, 0) or ())[position]
             map = compose(axis, growth)
-            if not leaf_set(axis) & growth.keys() or map.kind.any():
-                continue
             sums = _sums_behind(teacher, number, position)
+            if not leaf_set(axis) & growth.keys() or map.kind.any() or not sums:
+                continue
             copies = np.bincount(map.index)[map.index]
             if np.ptp(copies):
                 made = source(teacher.nodes[number].inputs[0], traits.CASTS | traits.COPIES)
@@ -61,8 +61,7 @@ def share_gates(networks: Networks, found: Alignment, growth: Growth) -> Sharing
                 if layer is None or "bias" not in layer.parameters or layer.shape[0] != len(copies):
                     continue
                 sharing.offsets[layer.parameters["bias"].use] = -np.log(copies)
-            if sums:
-                sharing.nodes |= {number, *sums}
+            sharing.nodes |= {number, *sums}
     return sharing
 
 
