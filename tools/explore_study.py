@@ -31,8 +31,7 @@ from onnx_net2net.search.engines import Local
 from onnx_net2net.search.explore import Exploration, Options, Trial
 from onnx_net2net.search.folders import write_json
 from onnx_net2net.search.growing import Network, grow
-from onnx_net2net.search.population import Member, Population
-from onnx_net2net.search.population import Options as PopulationOptions
+from onnx_net2net.search.population import Member, Options as PopulationOptions, Population
 from onnx_net2net.search.space import Space, read_space
 from onnx_net2net.search.stages import read_chain
 from onnx_net2net.search.training import METRICS, Stop, Template, completed, train

@@ -110,8 +110,7 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
 
     import_torchvision()
     peak = Peak()
-    from onnx_net2net.framework.huggingface import grow as growing
-    from onnx_net2net.framework.huggingface import student as students
+    from onnx_net2net.framework.huggingface import grow as growing, student as students
     from onnx_net2net.framework.huggingface.parameters import parameters_of
     from onnx_net2net.framework.huggingface.proof import Yardstick
     from onnx_net2net.framework.huggingface.teacher import open_teacher

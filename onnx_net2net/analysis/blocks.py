@@ -27,8 +27,7 @@ from onnx_net2net.analysis.layers import LONGEST, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor, Topology
-from onnx_net2net.graph.walk import constant_of, made_by
-from onnx_net2net.graph.walk import result as result_of
+from onnx_net2net.graph.walk import constant_of, made_by, result as result_of
 from onnx_net2net.rules import traits
 
 Use = tuple[int, int]

@@ -214,8 +214,7 @@ def following() -> Iterator[Callable[[str, float, float], None]]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     with Bar(TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn(),
              console=Console(stderr=True), transient=True) as bar:  # fmt: skip

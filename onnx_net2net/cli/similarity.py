@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import answer, table
-from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarities
+from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Rank sources."""
-    found = similarities(options.target, options.sources, measure=options.measure)
+    found = similarity(options.target, options.sources, measure=options.measure)
     name = options.target.name
     record = {"target": name, "sources": [asdict(one) for one in found]}
     return answer(options, record, [_table(found, f"sources for {name}")])

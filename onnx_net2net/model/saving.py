@@ -22,8 +22,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.protos import all_tensors
-from onnx_net2net.model.staging import Stage, destination, same_file, writing
-from onnx_net2net.model.staging import stage as stage_files
+from onnx_net2net.model.staging import Stage, destination, same_file, stage as stage_files, writing
 from onnx_net2net.model.tensors import Weight, set_external, set_inline, stub_key
 from onnx_net2net.model.threads import in_threads
 from onnx_net2net.model.wire import Part, parts_of, size_of

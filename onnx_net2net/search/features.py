@@ -18,8 +18,7 @@ import numpy as np
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import analysing
-from onnx_net2net.analysis.layers import Layer
-from onnx_net2net.analysis.layers import Network as Layers
+from onnx_net2net.analysis.layers import Layer, Network as Layers
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.carry import match_all, one_each
 from onnx_net2net.framework.match import constants_of

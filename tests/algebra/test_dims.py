@@ -12,8 +12,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from graphs import random_growth
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from onnx_net2net.algebra.dims import (
     Axis,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from growths import SIZES, maps
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from onnx_net2net.algebra import rows as rows_module
 from onnx_net2net.algebra.growing import Growing

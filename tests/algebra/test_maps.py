@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from growths import SEEDS, SIZES, expansion, grown_axes, maps, weighing
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, leaves
 from onnx_net2net.algebra.maps import (

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from onnx_net2net import BadInputError
 from onnx_net2net.framework.planning import Log, fit, plan, read_log, sentences

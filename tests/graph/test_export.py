@@ -8,8 +8,7 @@ from onnx import helper
 from small import FEEDS, FLOAT, annotate, build, finish_and_run, info, mlp, normalised, run, tensor
 
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.model import model as model_module
-from onnx_net2net.model import tensors
+from onnx_net2net.model import model as model_module, tensors
 from onnx_net2net.model.model import load
 
 

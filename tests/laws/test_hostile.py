@@ -33,7 +33,7 @@ from onnx_net2net.operations.transfer import align as alignment
 from onnx_net2net.operations.transfer.align import align
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.segments import Segment
-from onnx_net2net.operations.transfer.similarity import similarities
+from onnx_net2net.operations.transfer.similarity import similarity
 
 ROOT = Path(__file__).resolve().parents[2]
 node, value, tensor = helper.make_node, helper.make_tensor_value_info, numpy_helper.from_array
@@ -204,10 +204,10 @@ def test_weights_that_double_are_looked_at_once() -> None:
 def test_more_layers_than_dpiat_can_match_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx_net2net.operations.transfer.dpiat.dpiat.LIMIT", 7)
     teacher = perceptron()
-    (found,) = similarities(teacher, [teacher], measure="kept")
+    (found,) = similarity(teacher, [teacher], measure="kept")
     assert (found.kept, found.dpiat) == (1, None)
     with pytest.raises(RefusedError, match="cubic"):
-        similarities(teacher, [teacher], measure="dpiat")
+        similarity(teacher, [teacher], measure="dpiat")
 
 
 # --- Overlapping frames and streams -------------------------------------------------------------------------------

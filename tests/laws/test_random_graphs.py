@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import assert_close, build, run, weighty
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 from onnx.reference import ReferenceEvaluator
 from random_nets import IMAGE, VECTOR, Net, network
 

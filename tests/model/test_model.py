@@ -10,8 +10,7 @@ from onnx import helper
 from small import FLOAT, build, info, mlp, normalised, rng, run, save_external
 
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.model import model as model_module
-from onnx_net2net.model import tensors
+from onnx_net2net.model import model as model_module, tensors
 from onnx_net2net.model.model import load
 
 

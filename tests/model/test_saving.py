@@ -11,8 +11,7 @@ from onnx_net2net import widen
 from onnx_net2net.algebra import rows
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.model import model as model_module
-from onnx_net2net.model import threads
+from onnx_net2net.model import model as model_module, threads
 from onnx_net2net.model.model import load
 
 

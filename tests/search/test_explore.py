@@ -6,8 +6,7 @@ import sys
 
 import pytest
 from commands import MLP
-from searches import SPACE, TRAIN, explore, killed
-from searches import trials_table as table
+from searches import SPACE, TRAIN, explore, killed, trials_table as table
 
 from onnx_net2net import verify
 from onnx_net2net.errors import BadInputError

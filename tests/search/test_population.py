@@ -3,8 +3,7 @@
 import itertools
 
 import pytest
-from searches import STOP, TRAIN, killed, population
-from searches import rounds_table as table
+from searches import STOP, TRAIN, killed, population, rounds_table as table
 
 from onnx_net2net import load
 from onnx_net2net.errors import BadInputError

@@ -45,7 +45,7 @@ from experiments.training import Training
 from experiments.transfer_results import ARMS, DPIAT, EPOCHS, MEASURES, RANDOM, TEST, VALIDATION, Alike, Pair, Run
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.dpiat.dpiat import transfer_dpiat
-from onnx_net2net.operations.transfer.similarity import similarities
+from onnx_net2net.operations.transfer.similarity import similarity
 from onnx_net2net.operations.transfer.transfer import transfer
 
 BATCH = 32
@@ -233,7 +233,7 @@ def run(pair: Pair, arm: str, rate: float, held_out: str, seed: int) -> Run:
 def alike(pair: Pair, seed: int) -> dict[str, float]:
     """Return how similar teacher and target are by each measure."""
     target = to_onnx(pair.data, pair.target, drawn(pair.data, pair.target, seed))
-    (one,) = similarities(target, [trained(pair.data, pair.teacher, seed)], measure="agreement")
+    (one,) = similarity(target, [trained(pair.data, pair.teacher, seed)], measure="agreement")
     return {measure: getattr(one, measure) or 0.0 for measure in MEASURES}
 
 

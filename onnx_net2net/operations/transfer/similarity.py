@@ -53,7 +53,7 @@ class Similarity:
     agreement: float | None = None
 
 
-def similarities(
+def similarity(
     target: str | os.PathLike[str] | onnx.ModelProto | Model,
     sources: Iterable[str | os.PathLike[str] | onnx.ModelProto | Model],
     *,

@@ -21,8 +21,7 @@ from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.operations.widen.scaled import allow_padding, scaling_for
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
-from onnx_net2net.rules.reasons import Kind as ReasonKind
-from onnx_net2net.rules.reasons import kind_of
+from onnx_net2net.rules.reasons import Kind as ReasonKind, kind_of
 from onnx_net2net.texts import table_html
 
 

@@ -88,8 +88,7 @@ def test_the_student_is_loaded_by_its_class_and_computes_the_same(transformers, 
 
 
 def test_a_wrong_weight_is_found_and_nothing_is_written(teacher, tmp_path, monkeypatch):
-    from onnx_net2net.framework.huggingface import grow as growing
-    from onnx_net2net.framework.huggingface import parameters
+    from onnx_net2net.framework.huggingface import grow as growing, parameters
 
     honest = parameters.Parameter.read
 

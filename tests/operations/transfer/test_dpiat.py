@@ -9,8 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from graphs import net, weights
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from nets import cifar_resnet, layer, linear
 from onnx import numpy_helper
 

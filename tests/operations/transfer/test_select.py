@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from onnx import helper
 from test_transfer import Net, attention, dense, dynamic, plain, resnet, transformer
 

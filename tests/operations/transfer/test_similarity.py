@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import net
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from onnx_net2net import BadInputError, load, widen
 from onnx_net2net.cli.main import main
-from onnx_net2net.operations.transfer.similarity import agreement, similarities
+from onnx_net2net.operations.transfer.similarity import agreement, similarity
 
 MODELS = Path(__file__).parents[3] / "models"
 
@@ -33,36 +32,36 @@ WIDTHS = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(lambda hidden: 
 
 
 def of(target, source, measure):
-    return getattr(similarities(target, [source], measure=measure)[0], measure)
+    return getattr(similarity(target, [source], measure=measure)[0], measure)
 
 
 @given(WIDTHS, WIDTHS)
 @settings(max_examples=10, deadline=None)
 def test_measures_are_shares_and_dpiats_is_symmetric(one, other):
     forth, back = mlp(*one), mlp(*other, seed=1)
-    there, here = (similarities(*pair, measure="kept")[0] for pair in ((forth, [back]), (back, [forth])))
+    there, here = (similarity(*pair, measure="kept")[0] for pair in ((forth, [back]), (back, [forth])))
     assert there.dpiat == here.dpiat
     assert all(0 <= value <= 1 for value in (there.dpiat, there.filled, there.kept))
-    (same,) = similarities(forth, [mlp(*one, seed=2)])
+    (same,) = similarity(forth, [mlp(*one, seed=2)])
     assert (same.dpiat, same.filled, same.kept) == (pytest.approx(1), 1, 1)
 
 
 def test_kept_and_filled_are_what_two_networks_have_in_common_by_the_size_of_each():
     common = 5 * 4 + 4 + 4 * 3 + 3
     sizes = {width: 5 * width + width + width * 3 + 3 for width in (4, 8)}
-    (wider,) = similarities(mlp(5, 8, 3), [mlp(5, 4, 3)])
+    (wider,) = similarity(mlp(5, 8, 3), [mlp(5, 4, 3)])
     assert (wider.kept, wider.filled) == (1, pytest.approx(common / sizes[8]))
-    (narrower,) = similarities(mlp(5, 4, 3), [mlp(5, 8, 3)])
+    (narrower,) = similarity(mlp(5, 4, 3), [mlp(5, 8, 3)])
     assert (narrower.kept, narrower.filled) == (pytest.approx(common / sizes[8]), 1)
 
 
 def test_sources_are_ranked_by_the_measure_and_then_by_what_they_fill():
     sources = [load(mlp(5, width, width, 3)) for width in (4, 30, 8, 12)]
     for measure in ("kept", "filled", "dpiat"):
-        ranked = similarities(mlp(5, 10, 10, 3), sources, measure=measure)
+        ranked = similarity(mlp(5, 10, 10, 3), sources, measure=measure)
         values = [(getattr(one, measure), one.filled) for one in ranked]
         assert values == sorted(values, reverse=True)
-    (first, second, *_) = similarities(mlp(5, 10, 10, 3), sources, measure="kept")
+    (first, second, *_) = similarity(mlp(5, 10, 10, 3), sources, measure="kept")
     assert (first.kept, second.kept) == (1, 1)
     assert (first.filled, second.filled) == (of(mlp(5, 10, 10, 3), sources[2], "filled"), pytest.approx(59 / 203))
 
@@ -71,7 +70,7 @@ def test_a_target_that_contains_the_source_agrees_with_it_whatever_its_weights()
     source = load(MODELS / "digits_mlp.onnx")
     target = widen(source, factor=1.5, seed=3).student
     assert agreement(source, target) == pytest.approx(1)
-    (one,) = similarities(target, [source], measure="agreement")
+    (one,) = similarity(target, [source], measure="agreement")
     assert one.agreement == pytest.approx(1)
     assert (one.kept, one.filled < 1) == (1, True)
 
@@ -101,4 +100,4 @@ def test_bad_requests_are_one_line(capsys):
     assert main(["similarity", str(MODELS / "digits_mlp.onnx"), "nowhere.onnx"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(BadInputError, match="no measure 'size'"):
-        similarities(mlp(5, 3), [mlp(5, 3)], measure="size")
+        similarity(mlp(5, 3), [mlp(5, 3)], measure="size")
