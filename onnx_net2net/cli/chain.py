@@ -38,9 +38,9 @@ COMMAND = Command(
     "chain",
     "chain.yaml --from large",
     [
-        argument("chain", type=Path, metavar="CHAIN", help="the networks and how they are trained (.yaml)"),
-        argument("--from", dest="since", metavar="STAGE", help="do this stage and those behind it again"),
-        argument("--dry-run", action="store_true", help="say what would be done, and why"),
+        argument("chain", type=Path, metavar="CHAIN", help="the networks, and how each is trained (.yaml)"),
+        argument("--from", dest="since", metavar="STAGE", help="do this stage and all later ones again"),
+        argument("--dry-run", action="store_true", help="do nothing; print which stages would be done, and why"),
         HTML,
         JSON,
     ],

@@ -54,17 +54,18 @@ COMMAND = Command(
     "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
     [
         TEACHER,
-        argument("student", type=Path, metavar="STUDENT"),
+        argument("student", type=Path, metavar="STUDENT", help="the model that was grown from it (.onnx)"),
         argument("--state-dict", type=Path, metavar="FILE",
-                 help="the teacher's state dict: a file of PyTorch, Keras or Flax (default: names from the graph)"),
+                 help="the teacher's state dict: a file of PyTorch, Keras or Flax (default: names and layouts of the "
+                 "graph)"),
         argument("-o", "--output", type=Path, required=True, metavar="FILE",
-                 help="the file to write (.safetensors, .pt, .weights.h5, .keras, .npz, .msgpack; without a suffix a "
-                 "folder of Orbax)"),
+                 help="the file to write (.safetensors, .pt, .weights.h5, .keras, .npz or .msgpack; without a suffix: "
+                 "a folder of Orbax)"),
         argument("--untie", action="store_true",
-                 help="let tied weights grow differently; the class must not tie them any more"),
+                 help="let tied weights grow differently; your class must not tie them any more"),
         argument("--optimizer", type=Path, metavar="FILE",
-                 help="state of the teacher's Adam, AdamW or SGD (.pt), to be grown too; it is written beside the "
-                 "output, with .optimizer.pt behind its name"),
+                 help="grow this state of the teacher's Adam, AdamW or SGD, too (.pt); it is written beside the output "
+                 "(student.safetensors: student.optimizer.pt)"),
         REPORT,
         JSON,
     ],

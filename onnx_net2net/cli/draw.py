@@ -48,8 +48,9 @@ COMMAND = Command(
     "draw",
     "teacher.onnx student.onnx -o growth.svg",
     [
-        argument("model", type=Path, metavar="MODEL"),
-        argument("student", type=Path, nargs="?", metavar="STUDENT", help="what it became"),
+        argument("model", type=Path, metavar="MODEL", help="the network to draw (.onnx)"),
+        argument("student", type=Path, nargs="?", metavar="STUDENT",
+                 help="the student that it became; what grew is drawn in colour"),
         argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the picture (.svg, .html)"),
     ],
     run,

@@ -35,9 +35,9 @@ def run(options: argparse.Namespace) -> int:
 COMMAND = Command(
     "inspect", "teacher.onnx",
     [
-        argument("model", type=Path, metavar="MODEL"),
-        for_framework("what may be done where a class of the framework has to follow"),
-        argument("--json", action="store_true", help="print JSON, with every fixed axis too"),
+        argument("model", type=Path, metavar="MODEL", help="the model to look at (.onnx)"),
+        for_framework("list what can grow if a class of this framework has to follow"),
+        argument("--json", action="store_true", help="print JSON, with the axes that are fixed, too"),
     ],
     run,
 )  # fmt: skip

@@ -26,25 +26,25 @@ from onnx_net2net.model import staging
 from onnx_net2net.model.signals import caught_signals
 
 _COMMANDS = {
-    "inspect": "list the dims of a model and what may be done with them",
-    "widen": "widen hidden dims; the student computes what the teacher computes",
-    "deepen": "insert layers; the student computes what the teacher computes",
+    "inspect": "list the dims of a model, and which of them can grow",
+    "widen": "widen hidden dims; the student computes the same as the teacher",
+    "deepen": "insert layers; the student computes the same as the teacher",
     "grow": "grow a checkpoint of Hugging Face, shard by shard, without loading it",
-    "upcycle": "make mixtures of experts of feed-forward blocks; the student computes what the teacher computes",
-    "unmask": "remove the masks of copies of experts from a trained student, and say how far that changes it",
-    "narrow": "remove identity layers, exact duplicates of units and units nobody reads",
+    "upcycle": "turn feed-forward blocks into mixtures of experts; the student computes the same as the teacher",
+    "unmask": "remove the masks of copied experts from a trained student, and print how far that changes it",
+    "narrow": "remove identity layers, exact duplicates of units, and units that no weight reads",
     "transfer": "fill a larger or different network of yours from a trained one",
     "verify": "compare all outputs of two models on several inputs and sizes",
-    "similarity": "rank trained models by how much of them a target can be filled with",
-    "replay": "do again what a student's record or a YAML recipe says",
+    "similarity": "rank trained models by how well each can fill a target",
+    "replay": "repeat the steps that a student's record or a YAML recipe lists",
     "checkpoint": "write a student's weights under the training framework's names",
-    "refit": "put trained weights back into the model that they were trained from",
-    "plan": "say when to grow a network, and whether that can pay, from the logs of its training",
-    "draw": "draw a network, and in colour what grew",
+    "refit": "put trained weights back into the model that the training started from",
+    "plan": "read training logs, and print when to grow a network and whether that can pay",
+    "draw": "draw a network, with what grew in colour",
     "chain": "train networks in ascending size, each grown from the last one",
     "explore": "search among networks grown from a teacher, each trained a little",
 }
-"""What there is, and what it does. The modules of other commands than the one that is asked for are not imported."""
+"""Each command with its help. Only the module of the command that is asked for is imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,15 +74,22 @@ def argument(*names: str, **settings: Any) -> Argument:
     return names, settings
 
 
-def checking_arguments(data: str = "inputs to compare on, instead of generated ones") -> list[Argument]:
-    """Return what says how two models are compared (`checking` reads it), with the help of ``--data``."""
+def checking_arguments(data: str = "compare on these inputs (arrays by name) and generate none") -> list[Argument]:
+    """Return the arguments that say how two models are compared (`checking` reads them).
+
+    Args:
+        data: The help of ``--data``.
+    """
     return [
-        argument("--provider", default="cpu", help="where to run: cpu, cuda, ... or an execution provider"),
+        argument("--provider", default="cpu",
+                 help="where both models run: cpu, cuda, ... or the full name of an execution provider of onnxruntime"),
         argument("--data", type=Path, metavar="NPZ", help=data),
-        argument("--samples", type=int, metavar="N", help="least number of generated inputs (default: 3 or so)"),
-        argument("--rtol", type=float, help="allowed relative error (default: from the teacher's noise)"),
-        argument("--atol", type=float, help="allowed absolute error (default: from the teacher's noise)"),
-    ]
+        argument("--samples", type=int, metavar="N",
+                 help="generate at least so many inputs (default: 3, or 2 if runs are slow)"),
+        argument("--rtol", type=float,
+                 help="allowed error, as a fraction of the teacher's value (default: from the teacher's float noise)"),
+        argument("--atol", type=float, help="allowed absolute error (default: from the teacher's float noise)"),
+    ]  # fmt: skip
 
 
 class Version(argparse.Action):
@@ -122,19 +129,19 @@ def _complete_files(parser: argparse.ArgumentParser, files: dict[str, Any]) -> N
                 _complete_files(command, files)
 
 
-FORCE = argument("--force", action="store_true", help="replace an existing file that this tool has not made")
+FORCE = argument("--force", action="store_true", help="replace an output file even if this tool has not made it")
 COMMON = (
-    argument("-q", "--quiet", action="store_true", help="print nothing but errors (and JSON)"),
+    argument("-q", "--quiet", action="store_true", help="print only errors and JSON"),
     argument("-v", "--verbose", action="store_true", help="print each step to stderr"),
-    argument("--all-rows", action="store_true", help="tables: a row for each of the layers that repeat"),
-    argument("--log-file", type=Path, metavar="FILE", help="also append all messages there, with their time"),
+    argument("--all-rows", action="store_true", help="in tables give each repeated layer a row of its own"),
+    argument("--log-file", type=Path, metavar="FILE", help="append all messages with their time to this file, too"),
     argument(
         "--rules",
         action="append",
         type=Path,
         default=[],
         metavar="FILE",
-        help="Python file with growth rules for operators of your own",
+        help="a Python file with growth rules for your own operators; may be given more than once",
     ),
     argument(
         "--custom-op-library",
@@ -142,30 +149,30 @@ COMMON = (
         type=Path,
         default=[],
         metavar="FILE",
-        help="shared library with which onnxruntime runs them",
+        help="a shared library with which onnxruntime runs your own operators; may be given more than once",
     ),
     argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS),
 )
 """What every command takes."""
 
-TEACHER = argument("teacher", type=Path, metavar="TEACHER")
+TEACHER = argument("teacher", type=Path, metavar="TEACHER", help="the trained model (.onnx)")
 OUTPUT = argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
 SPREAD = argument("--spread", type=float, default=0.3, metavar="S",
-                  help="how unevenly copies share their outgoing weights (exact; 0: evenly)")  # fmt: skip
+                  help="how unevenly copies share their outgoing weights (0: evenly); exact in any case")  # fmt: skip
 REPORT = argument("--report", choices=("text", "json"),
-                  help="also tell the new sizes of modules and configs (json: like --json)")  # fmt: skip
+                  help="also print the new sizes of modules and of config fields (json implies --json)")  # fmt: skip
 SEED = argument("--seed", type=int, default=0, help="seed of every random choice")
 SEED_OF_INPUTS = argument("--seed", type=int, default=0, help="seed of the generated inputs")
-HTML = argument("--html", type=Path, metavar="FILE", help="write a report here, too (.html)")
-JSON = argument("--json", action="store_true", help="print JSON")
+HTML = argument("--html", type=Path, metavar="FILE", help="write a report to this file, too (.html)")
+JSON = argument("--json", action="store_true", help="print JSON instead of tables")
 DRY_RUN = argument(
     "--dry-run",
     action="store_true",
-    help="write nothing; say what the student would cost: parameters, multiplications, disk and time",
+    help="write nothing; print what the student would cost: parameters, multiplications, activations, disk and time",
 )
 PROOF = (
     DRY_RUN,
-    argument("--no-verify", action="store_false", dest="verify", help="write without comparing"),
+    argument("--no-verify", action="store_false", dest="verify", help="do not compare student and teacher"),
     *(JSON, *checking_arguments()),
 )
 """How a student is compared before it is written."""
@@ -174,7 +181,7 @@ GROWN = (REPORT, SEED, HTML, *PROOF)
 """What the commands that grow a model take."""
 
 REDUCED = (
-    argument("teacher", type=Path, metavar="MODEL"),
+    argument("teacher", type=Path, metavar="MODEL", help="the model to make smaller (.onnx)"),
     argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
     *(SEED_OF_INPUTS, HTML, *PROOF),
 )
@@ -187,7 +194,13 @@ def for_framework(help: str) -> Argument:
 
 
 def checking(options: argparse.Namespace, teacher: Model, data: Mapping[str, Array] | None = None) -> dict[str, Any]:
-    """Return the options of the comparison, with data if it is read already; refused before anything costs time."""
+    """Return the options of the comparison as `verify` takes them; refuse bad ones before anything costs time.
+
+    Args:
+        options: The command line.
+        teacher: The reference.
+        data: The arrays of ``--data``, if they were read already.
+    """
     from onnx_net2net.proof.models import check_options
     from onnx_net2net.run.inputs import input_specs, read_npz
     from onnx_net2net.run.session import provider_name

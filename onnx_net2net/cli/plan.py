@@ -101,12 +101,13 @@ COMMAND = Command(
     "small.jsonl --probe large.jsonl --budget 20000",
     [
         argument("small", type=Path, metavar="SMALL",
-                 help='log of the small network, a line {"step": 10, "loss": 2.5, "cost": 1e12} each (all so far)'),
+                 help='log of the small network: lines like {"step": 10, "loss": 2.5, "cost": 1e12}; cost is the total '
+                 'so far, in FLOPs or seconds'),
         argument("--probe", type=Path, metavar="LARGE", help="log of a short run of the large network from scratch"),
         argument("--budget", required=True, metavar="N",
-                 help="all compute: steps of the large network (20000), or a cost in the unit of the logs (3e15flops)"),
-        argument("--ratio", type=float, help="cost of a step of the small network by that of the large one, "
-                 "if the logs do not tell"),
+                 help="all compute: steps of the large network (20000), or a cost as the logs count it (3e15flops)"),
+        argument("--ratio", type=float, help="cost of a step of the small network, as a fraction of the large one's "
+                 "(default: from the logs)"),
         argument("--factor", type=float, default=2.0,
                  help="without --probe: how many times as wide the large network is (default: 2)"),
         argument("--picture", type=Path, metavar="FILE", help="draw losses against compute (.png, .svg, .pdf)"),

@@ -28,12 +28,13 @@ COMMAND = Command(
     "refit",
     "student.onnx --state-dict trained.safetensors -o trained.onnx",
     [
-        argument("model", type=Path, metavar="MODEL"),
+        argument("model", type=Path, metavar="MODEL", help="the model that the training started from (.onnx)"),
         argument("--state-dict", type=Path, metavar="FILE", required=True,
-                 help="the weights, under the names of onnx_net2net.to_torch (.safetensors, .pt)"),
+                 help="the trained weights, under the names of onnx_net2net.to_torch or of your class (.safetensors, "
+                 ".pt)"),
         argument("--before", type=Path, metavar="FILE",
-                 help="where the weights are of a class of your own: its state dict as it was when the model had its "
-                 "weights"),
+                 help="needed for weights of your class: its state dict from before the training, with the weights "
+                 "that MODEL has"),
         argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write"),
     ],
     run,

@@ -56,9 +56,9 @@ COMMAND = Command(
     "teacher.onnx student.onnx",
     [
         TEACHER,
-        argument("steps", type=Path, metavar="RECORD", help="a student (.onnx) or a recipe (.yaml)"),
+        argument("steps", type=Path, metavar="RECORD", help="a student with a record (.onnx), or a recipe (.yaml)"),
         argument("-o", "--output", type=Path, metavar="STUDENT",
-                 help="the file to write (default: only compare with the bytes of the student)"),
+                 help="the file to write (default: write nothing, and compare with the bytes of the student)"),
     ],
     run,
 )  # fmt: skip

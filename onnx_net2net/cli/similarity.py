@@ -28,12 +28,13 @@ COMMAND = Command(
     "similarity",
     "target.onnx teacher1.onnx teacher2.onnx",
     [
-        argument("target", type=Path, metavar="TARGET"),
-        argument("sources", type=Path, nargs="+", metavar="SOURCE"),
+        argument("target", type=Path, metavar="TARGET", help="the network to fill (.onnx)"),
+        argument("sources", type=Path, nargs="+", metavar="SOURCE", help="trained models that it may be filled from"),
         argument("--measure", default="agreement", choices=MEASURES,
-                 help="what to rank by: how much the filled target answers like the source, for which it is filled and "
-                 "run; or, at once, the share of the source's parameters that have a place in the target, the share "
-                 "of the target's parameters that are filled, or DPIAT's similarity (default: %(default)s)"),
+                 help="what to rank by. agreement: how much the filled target answers like the source (fills the "
+                 "target and runs both). The others only look at the graphs. kept: the share of the source's "
+                 "parameters that have a place in the target. filled: the share of the target's parameters that are "
+                 "filled. dpiat: DPIAT's similarity (default: %(default)s)"),
         JSON,
     ],
     run,

@@ -86,16 +86,18 @@ COMMAND = Command(
         argument("--state-dict", type=Path, metavar="FILE",
                  help="the target's state dict, as it was when the target was exported"),
         argument("--method", default="net2net", choices=("net2net", "dpiat"),
-                 help="dpiat: crop and pad as Czyzewski et al. (2022) do, to compare with"),
+                 help="dpiat crops and pads as Czyzewski et al. (2022) do; it is never exact and serves as a baseline"),
         argument("--partial", action="store_true",
-                 help="write the student also if it is not exact (default: only with --data or --method dpiat)"),
-        argument("--exact", action="store_true", help="refuse what is not exact with --data or --method dpiat, too"),
+                 help="write the student even if it is not exact (default: only with --data or --method dpiat)"),
+        argument("--exact", action="store_true",
+                 help="write the student only if it is exact, also with --data or --method dpiat"),
         SPREAD,
         SEED,
         HTML,
         JSON,
         *checking_arguments(
-            "examples: they choose units and fit layers where the transfer is not exact, and both are compared on them"
+            "examples, without labels: where the transfer is not exact, they decide which units are kept and what "
+            "layers are fitted to; teacher and student are compared on them"
         ),
     ],
     run,

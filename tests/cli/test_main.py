@@ -23,8 +23,8 @@ def test_help_has_an_example(cli, command):
 def test_help_tells_the_defaults_that_there_are(cli, command):
     text = " ".join(cli(command, "--help").out.split())
     assert not re.search(r"\(default: (None|\[\]|False|True|==SUPPRESS==)\)", text)
-    assert "inputs (default: 3 or so)" in text
-    assert text.count("(default: from the teacher's noise)") == 2
+    assert "inputs (default: 3, or 2 if runs are slow)" in text
+    assert text.count("(default: from the teacher's float noise)") == 2
 
 
 def test_help_lists_the_commands(cli):
