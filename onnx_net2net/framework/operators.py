@@ -23,6 +23,8 @@ from torch.nn import functional
 Handler = Callable[[Any, onnx.NodeProto], Any]
 """Makes the FX node of an ONNX node, with a builder of onnx2fx."""
 
+_MICROSOFT = "com.microsoft"
+
 _HANDLERS: dict[tuple[str, str, int], Handler] = {}
 
 
@@ -92,6 +94,34 @@ def _scan(builder: Any, node: onnx.NodeProto) -> Any:
     return _returned(builder, node, scan_op(builder, node))
 
 
+def _optional(builder: Any, node: onnx.NodeProto, count: int) -> list[Any]:
+    """Return so many inputs of a node, None for those that it does not have."""
+    names = [*node.input, *[""] * count][:count]
+    return [builder.get_value(name) if name else None for name in names]
+
+
+def _function(
+    compute: Callable[..., Any], kind: str, count: int, several: bool = False, domain: str = _MICROSOFT, **defaults: Any
+) -> None:
+    """Let a function compute an operator.
+
+    Args:
+        compute: Takes inputs, and attributes by name.
+        kind: The operator.
+        count: How many inputs it has at most.
+        several: Whether the function returns a tuple.
+        domain: The operator's domain.
+        defaults: What attributes are where they are left out.
+    """
+
+    def handler(builder: Any, node: onnx.NodeProto) -> Any:
+        attributes = {name: get_attribute(node, name, default) for name, default in defaults.items()}
+        made = builder.call_function(compute, _optional(builder, node, count), attributes)
+        return _returned(builder, node, made) if several else made
+
+    _HANDLERS[domain, kind, 1] = handler
+
+
 def _gather(data: Tensor, places: Tensor, axis: int) -> Tensor:
     """Look entries up along an axis, negative places from its end."""
     axis %= data.dim()
@@ -99,11 +129,6 @@ def _gather(data: Tensor, places: Tensor, axis: int) -> Tensor:
     places = places.long()
     found = data.index_select(axis, torch.where(places < 0, places + size, places).reshape(-1))
     return found.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
-
-
-@_handles("Gather")
-def _gather_from(builder: Any, node: onnx.NodeProto) -> Any:
-    return builder.call_function(_gather, _optional(builder, node, 2), _attributes(node, axis=0))
 
 
 def _gather_nd(data: Tensor, places: Tensor, batch_dims: int) -> Tensor:
@@ -117,14 +142,13 @@ def _gather_nd(data: Tensor, places: Tensor, batch_dims: int) -> Tensor:
     return data[coordinates]
 
 
-@_handles("GatherND")
-def _gather_nd_from(builder: Any, node: onnx.NodeProto) -> Any:
-    return builder.call_function(_gather_nd, _optional(builder, node, 2), _attributes(node, batch_dims=0))
-
-
 def _scatter_nd(data: Tensor, places: Tensor, updates: Tensor, adds: bool) -> Tensor:
     """Write or add entries by coordinates, all at once; there may be none."""
     return data.index_put(places.long().unbind(-1), updates, accumulate=adds)
+
+
+_function(_gather, "Gather", 2, domain="", axis=0)
+_function(_gather_nd, "GatherND", 2, domain="", batch_dims=0)
 
 
 @_handles("ScatterND")
@@ -136,38 +160,6 @@ def _scatter_nd_from(builder: Any, node: onnx.NodeProto) -> Any:
 
 
 # --- Operators of onnxruntime's own (com.microsoft) ----------------------------------------------------------
-
-
-_MICROSOFT = "com.microsoft"
-
-
-def _optional(builder: Any, node: onnx.NodeProto, count: int) -> list[Any]:
-    """Return so many inputs of a node, None for those that it does not have."""
-    names = [*node.input, *[""] * count][:count]
-    return [builder.get_value(name) if name else None for name in names]
-
-
-def _attributes(node: onnx.NodeProto, **defaults: Any) -> dict[str, Any]:
-    """Return attributes of a node, by name."""
-    return {name: get_attribute(node, name, default) for name, default in defaults.items()}
-
-
-def _function(compute: Callable[..., Any], kind: str, count: int, several: bool = False, **defaults: Any) -> None:
-    """Let a function compute an operator of com.microsoft.
-
-    Args:
-        compute: Takes inputs, and attributes by name.
-        kind: The operator.
-        count: How many inputs it has at most.
-        several: Whether the function returns a tuple.
-        defaults: What attributes are where they are left out.
-    """
-
-    def handler(builder: Any, node: onnx.NodeProto) -> Any:
-        made = builder.call_function(compute, _optional(builder, node, count), _attributes(node, **defaults))
-        return _returned(builder, node, made) if several else made
-
-    _HANDLERS[_MICROSOFT, kind, 1] = handler
 
 
 def _gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -334,16 +326,6 @@ def _dynamically_quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ((x / scale).round() + zero_point).clamp(0, 255).to(torch.uint8), scale, zero_point.to(torch.uint8)
 
 
-@_handles("DequantizeLinear")
-def _dequantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
-    return builder.call_function(_dequantized, _optional(builder, node, 3), _attributes(node, axis=1, block_size=0))
-
-
-@_handles("QuantizeLinear")
-def _quantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
-    return builder.call_function(_quantized, _optional(builder, node, 3), _attributes(node, axis=1, block_size=0))
-
-
-@_handles("DynamicQuantizeLinear")
-def _dynamic_quantize_linear(builder: Any, node: onnx.NodeProto) -> Any:
-    return builder.call_function(_dynamically_quantized, _optional(builder, node, 1))
+_function(_dequantized, "DequantizeLinear", 3, domain="", axis=1, block_size=0)
+_function(_quantized, "QuantizeLinear", 3, domain="", axis=1, block_size=0)
+_function(_dynamically_quantized, "DynamicQuantizeLinear", 1, True, domain="")
