@@ -10,10 +10,11 @@ from pathlib import Path
 from chains import TRAINER
 from commands import MLP
 
-from onnx_net2net.search import population as populations
 from onnx_net2net.search.engines import Local
-from onnx_net2net.search.explore import Exploration, Options
+from onnx_net2net.search.explore import Exploration
 from onnx_net2net.search.growing import Network
+from onnx_net2net.search.population import Population
+from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import read_space
 from onnx_net2net.search.training import Stop, Template
 
@@ -48,9 +49,9 @@ def explore(folder, space=SPACE, train=TRAIN, engine=None, jobs=1, stop=STOP, na
 
 def population(folder, space=BRED, train=TRAIN, members=4, rounds=(2, 4, 6), seed=0):
     found = space_in(folder, space)
-    options = populations.Options(Template.of(train, folder, found.numbers), STOP, members, rounds, seed)
+    options = Options(Template.of(train, folder, found.numbers), STOP, rounds, seed=seed, members=members)
     teacher = Network(MLP.absolute(), MLP.absolute())
-    return populations.Population(teacher, found, options, Local(2), folder / "work")
+    return Population(teacher, found, options, Local(2), folder / "work")
 
 
 def killed(code, folder, train, times=10):

@@ -28,10 +28,11 @@ from onnx_net2net.model.model import load
 from onnx_net2net.search.chain import Row, run_chain
 from onnx_net2net.search.cost import cost_of
 from onnx_net2net.search.engines import Local
-from onnx_net2net.search.explore import Exploration, Options, Trial
+from onnx_net2net.search.explore import Exploration, Trial
 from onnx_net2net.search.folders import write_json
 from onnx_net2net.search.growing import Network, grow
-from onnx_net2net.search.population import Member, Options as PopulationOptions, Population
+from onnx_net2net.search.population import Member, Population
+from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import Space, read_space
 from onnx_net2net.search.stages import read_chain
 from onnx_net2net.search.training import METRICS, Stop, Template, completed, train
@@ -218,7 +219,7 @@ def study_population(seed: int, folder: Path, command: str) -> dict[str, object]
             step = MEMBERS * macs_of(teacher.network, space, folder / f"{arm} network") / teacher.cost.macs
             rounds = tuple(round((spent - TEACHER_STEPS) / step * end / ROUNDS[-1]) for end in ROUNDS)
         template = Template.of(f"{command} {TRIAL}", folder, space.numbers)
-        options = PopulationOptions(template, STOP, MEMBERS, rounds, seed)
+        options = Options(template, STOP, rounds, seed=seed, members=MEMBERS)
         members = Population(teacher.network, space, options, Local(1), folder / arm).run()
         found[arm] = curve = progress_of(members, rounds, teacher)
         spent = curve[-1][0] if share is None else spent

@@ -20,9 +20,10 @@ from onnx_net2net.model.model import load
 from onnx_net2net.model.staging import destination, stage
 from onnx_net2net.search import population
 from onnx_net2net.search.engines import ENGINES, Engine, engine_of
-from onnx_net2net.search.explore import COSTS, Exploration, Options, Trial, front
+from onnx_net2net.search.explore import COSTS, Exploration, Trial, front
 from onnx_net2net.search.growing import Network
 from onnx_net2net.search.promote import promote
+from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import Space, read_space
 from onnx_net2net.search.studies import SAMPLERS
 from onnx_net2net.search.training import Stop, Template
@@ -105,9 +106,8 @@ def _run_population(options: argparse.Namespace, teacher: Network, space: Space,
         raise BadInputError("--population has to be at least 2")
     if options.csv or options.study or options.objective:
         raise BadInputError("--csv, --study and --objective are for searches; leave them out with --population")
-    how = population.Options(asked.template, asked.stop, options.population, asked.rungs, asked.seed)
     with following() as follow:
-        rounds = population.Population(teacher, space, how, engine, options.work.absolute()).run(follow)
+        rounds = population.Population(teacher, space, asked, engine, options.work.absolute()).run(follow)
     best = population.best_of(rounds[-1], asked.stop)
     if options.promote:
         promote(best.network, options.promote)
@@ -182,7 +182,7 @@ def _options(options: argparse.Namespace, space: Space) -> Options:
         raise BadInputError("the training command needs {steps}: all candidates are compared after the same number")
     stop = Stop(options.metric, options.mode, silence=options.silence)
     return Options(template, stop, rungs, options.keep, options.budget, options.batch, tuple(options.objective),
-                   options.sampler, options.seed, options.study)  # fmt: skip
+                   options.sampler, options.seed, options.study, options.population or 0)  # fmt: skip
 
 
 def _columns(space: Space) -> list[str]:

@@ -10,57 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from onnx_net2net.errors import Net2NetError, RefusedError, WriteError, one_line
-from onnx_net2net.model.model import load
+from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.staging import writing
 from onnx_net2net.search import folders
-from onnx_net2net.search.cost import Cost, cost_of
-from onnx_net2net.search.engines import Engine, Job, Report
-from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
-from onnx_net2net.search.growing import Network, begin, grow, network_json, network_of, trained
-from onnx_net2net.search.space import Candidate, Space
+from onnx_net2net.search.cost import Cost
+from onnx_net2net.search.engines import Report
+from onnx_net2net.search.folders import read_json, write_json
+from onnx_net2net.search.growing import Network, network_json, network_of, trained
+from onnx_net2net.search.search import Search
+from onnx_net2net.search.space import Candidate
 from onnx_net2net.search.studies import Study
-from onnx_net2net.search.training import Outcome, Stop, Template
+from onnx_net2net.search.training import Outcome, Stop
 
 _MADE = "made.json"
 
 COSTS = ("parameters", "macs", "latency")
 """Costs that may be objectives beside the metric."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a teacher is explored.
-
-    Attributes:
-        template: The training command.
-        stop: The metric, and when a training counts as hung.
-        rungs: The steps at which candidates are compared, in ascending order.
-        keep: The part that goes on to the next rung.
-        budget: How many candidates there are.
-        batch: How many are made before results of the first are known.
-        objectives: Which of `COSTS` matter beside the metric.
-        sampler: How candidates are proposed, one of `studies.SAMPLERS`.
-        seed: Of every random choice.
-        storage: Where the study is kept; by default in the folder of the search.
-    """
-
-    template: Template
-    stop: Stop
-    rungs: tuple[int, ...]
-    keep: float = 1 / 3
-    budget: int = 16
-    batch: int = 8
-    objectives: tuple[str, ...] = ()
-    sampler: str = "auto"
-    seed: int = 0
-    storage: str | None = None
 
 
 @dataclass
@@ -110,20 +81,8 @@ class Trial:
         return 100 * (last.last - last.first) / (last.steps - last.curve[0][0])
 
 
-class Exploration:
+class Exploration(Search):
     """A search in a folder."""
-
-    def __init__(self, teacher: Network, space: Space, options: Options, engine: Engine, work: Path) -> None:
-        """Describe it; nothing is written yet.
-
-        Args:
-            teacher: The trained network.
-            space: What varies.
-            options: How it is explored.
-            engine: Where the trainings run.
-            work: The folder, which one runner has for itself.
-        """
-        self._given, self._space, self._options, self._engine, self._work = teacher, space, options, engine, work
 
     def run(self, report: Report = lambda *_: None) -> list[Trial]:
         """Explore, or go on where it was interrupted; return the trials, the best first.
@@ -135,9 +94,7 @@ class Exploration:
         """
         options = self._options
         with folders.alone_in(self._work):
-            teacher = begin(self._given.model, self._given.state if self._given.own else None,
-                            self._given.optimizer, self._work)  # fmt: skip
-            base = cost_of(load(teacher.model), self._is_timed)
+            self._begin()
             modes = [options.stop.mode, *("min" for _ in options.objectives)]
             storage = options.storage or f"sqlite:///{(self._work / 'study.db').absolute()}"
             study = Study(storage, "explore", self._space, modes, options.sampler, options.seed, options.batch)
@@ -145,24 +102,17 @@ class Exploration:
             trials: list[Trial] = []
             for batch in self._batches(study):
                 trials += [Trial(number, candidate) for number, candidate in batch]
-                self._explore(teacher, base, study, trials, len(batch), report)
+                self._explore(study, trials, len(batch), report)
         if not any(trial.outcomes for trial in trials) and trials:
             raise RefusedError(f"no candidate was trained; the first one was dropped: {trials[0].reason}")
         return ranked(trials, options.stop)
 
-    @property
-    def _is_timed(self) -> bool:
-        return self._space.is_timed or "latency" in self._options.objectives
-
     def _settings(self) -> dict[str, Any]:
         """Return what must stay as it is when the search goes on; the budget may grow."""
         options = self._options
-        training = [options.template.words, digest(options.template.files), asdict(options.stop)]
         return {
-            "teacher": digest(self._given.files), "space": digest_of(asdict(self._space)),
-            "training command": digest_of(training), "rungs": list(options.rungs), "keep": options.keep,
-            "batch": options.batch, "objective": list(options.objectives), "sampler": options.sampler,
-            "seed": options.seed, "work": str(self._work.absolute()),
+            **super()._settings(), "keep": options.keep, "batch": options.batch, "objective": list(options.objectives),
+            "sampler": options.sampler, "work": str(self._work.absolute()),
         }  # fmt: skip
 
     def _batches(self, study: Study) -> Any:
@@ -180,18 +130,16 @@ class Exploration:
             yield batch
             start += size
 
-    def _explore(
-        self, teacher: Network, base: Cost, study: Study, trials: list[Trial], size: int, report: Report
-    ) -> None:
+    def _explore(self, study: Study, trials: list[Trial], size: int, report: Report) -> None:
         """Make, train and judge a batch, which is the end of all trials so far."""
         batch = trials[-size:]
         for trial in batch:
-            self._make(trial, teacher, base)
+            self._make(trial)
             if trial.state != "running":
                 self._finish(study, trial)
         for rung, steps in enumerate(self._options.rungs):
             alive = [trial for trial in batch if trial.state == "running"]
-            self._train(alive, teacher, rung, report)
+            self._train(alive, rung, report)
             for trial in alive:
                 if trial.value is not None and not self._options.objectives:
                     study.report(trial.number, steps, trial.value)
@@ -207,52 +155,39 @@ class Exploration:
     def _folder(self, trial: Trial) -> Path:
         return self._work / "trials" / f"{trial.number:04}"
 
-    def _make(self, trial: Trial, teacher: Network, base: Cost) -> None:
+    def _make(self, trial: Trial) -> None:
         """Grow a candidate and measure it; what was made before is taken as it is."""
         folder = self._folder(trial)
         made = read_json(folder / _MADE)
         if made is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            made = self._made(trial, teacher, folder)
+            made = self._made(trial, folder)
             write_json(folder / _MADE, made)
         if "refused" in made:
             trial.state, trial.reason = "pruned", made["refused"]
             return
         trial.cost, trial.network = Cost(**made["cost"]), network_of(made["network"])
-        if excess := self._space.excess(trial.cost, base):
+        if excess := self._space.excess(trial.cost, self._base):
             trial.state, trial.reason = "pruned", excess
 
-    def _made(self, trial: Trial, teacher: Network, folder: Path) -> dict[str, Any]:
+    def _made(self, trial: Trial, folder: Path) -> dict[str, Any]:
         steps = self._space.steps(trial.candidate)
-        default = {"framework": "torch"} if teacher.own else {}
+        default = {"framework": "torch"} if self._teacher.own else {}
         recipe = [{**step, **default} for step in steps]
+        found = self._grown(self._teacher, steps, folder)
         with writing(folder):
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        try:
-            grown = grow(teacher, steps, folder)
-        except WriteError:
-            raise  # this is not about the candidate
-        except Net2NetError as error:
-            return {"refused": one_line(error)}
-        cost = cost_of(load(grown.network.model), self._is_timed)
+        if isinstance(found, str):
+            return {"refused": found}
+        grown, cost = found
         return {"network": network_json(grown.network), "cost": asdict(cost), "notes": list(grown.notes)}
 
-    def _train(self, alive: Sequence[Trial], teacher: Network, rung: int, report: Report) -> None:
+    def _train(self, alive: Sequence[Trial], rung: int, report: Report) -> None:
         """Train candidates to a rung, each from where it is."""
-        options = self._options
-        rungs = (0, *options.rungs)
-        jobs = []
-        for trial in alive:
-            assert trial.network is not None
-            values = {
-                **{key: trial.candidate[key] for key in self._space.numbers},
-                "init": trial.network.state, "optimizer": trial.network.optimizer or "",
-                "student": trial.network.model, "teacher": teacher.model, "name": f"trial-{trial.number}",
-                "seed": options.seed * 10_007 + trial.number, "start": rungs[rung],
-            }  # fmt: skip
-            out = self._folder(trial) / f"rung-{rung + 1}"
-            stop = replace(options.stop, steps=rungs[rung + 1])
-            jobs.append(Job(f"trial {trial.number}", options.template, values, out, stop))
+        jobs = [
+            self._job("trial", trial.number, trial.candidate, trial.network, rung,
+                      self._folder(trial) / f"rung-{rung + 1}")
+            for trial in alive
+        ]  # fmt: skip
         for trial, job, outcome in zip(alive, jobs, self._engine.run(jobs, report), strict=True):
             if isinstance(outcome, Outcome):
                 trial.outcomes.append(outcome)

@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.errors import Net2NetError, RefusedError, WriteError, one_line
-from onnx_net2net.model.model import load
+from onnx_net2net.errors import RefusedError
 from onnx_net2net.search import folders
-from onnx_net2net.search.cost import Cost, cost_of
-from onnx_net2net.search.engines import Engine, Job, Report
-from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
-from onnx_net2net.search.growing import Network, begin, grow, network_json, network_of, trained
-from onnx_net2net.search.space import Candidate, Space
-from onnx_net2net.search.training import Outcome, Stop, Template
+from onnx_net2net.search.cost import Cost
+from onnx_net2net.search.engines import Report
+from onnx_net2net.search.folders import read_json, write_json
+from onnx_net2net.search.growing import Network, network_json, network_of, trained
+from onnx_net2net.search.search import Search
+from onnx_net2net.search.space import Candidate
+from onnx_net2net.search.training import Outcome, Stop
 
 _ROUND = "round.json"
 
@@ -34,25 +34,6 @@ _REPLACED = 0.25
 
 _TRIES = 20
 """So many candidates are drawn for a member before the one that is there stays."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a population is trained.
-
-    Attributes:
-        template: The training command.
-        stop: The metric, and when a training counts as hung.
-        members: How many there are.
-        rounds: The steps at which members are compared, in ascending order.
-        seed: Of every random choice.
-    """
-
-    template: Template
-    stop: Stop
-    members: int
-    rounds: tuple[int, ...]
-    seed: int = 0
 
 
 @dataclass
@@ -82,20 +63,8 @@ class Member:
     curve: list[tuple[float, float]] = field(default_factory=list)
 
 
-class Population:
+class Population(Search):
     """A population in a folder."""
-
-    def __init__(self, teacher: Network, space: Space, options: Options, engine: Engine, work: Path) -> None:
-        """Describe it; nothing is written yet.
-
-        Args:
-            teacher: The trained network that all members are grown from.
-            space: What varies.
-            options: How it is trained.
-            engine: Where the trainings run.
-            work: The folder, which one runner has for itself.
-        """
-        self._given, self._space, self._options, self._engine, self._work = teacher, space, options, engine, work
 
     def run(self, report: Report = lambda *_: None) -> list[list[Member]]:
         """Train, or go on where it was interrupted; return the members at the end of each round.
@@ -105,38 +74,21 @@ class Population:
             RefusedError: If no member could be made or trained.
         """
         with folders.alone_in(self._work):
-            self._agree()
-            state = self._given.state if self._given.own else None
-            teacher = begin(self._given.model, state, self._given.optimizer, self._work)
-            base = cost_of(load(teacher.model), self._space.is_timed)
+            folders.agree(self._work / "settings.json", {**self._settings(), "population": self._options.members})
+            self._begin()
             rounds: list[list[Member]] = []
-            for number in range(len(self._options.rounds)):
+            for number in range(len(self._options.rungs)):
                 path = self._work / f"round-{number + 1}" / _ROUND
                 if read_json(path) is None:
-                    members = self._round(number, rounds[-1] if rounds else None, teacher, base, report)
+                    members = self._round(number, rounds[-1] if rounds else None, report)
                     write_json(path, [to_json(member) for member in members])
                 rounds.append([_of_json(value) for value in read_json(path)])
             return rounds
 
-    def _agree(self) -> None:
-        options = self._options
-        training = [options.template.words, digest(options.template.files), asdict(options.stop)]
-        settings = {
-            "teacher": digest(self._given.files), "space": digest_of(asdict(self._space)), "seed": options.seed,
-            "training command": digest_of(training), "population": options.members,
-            "rungs": list(options.rounds),
-        }  # fmt: skip
-        folders.agree(self._work / "settings.json", settings)
-
-    def _round(
-        self, number: int, before: Sequence[Member] | None, teacher: Network, base: Cost, report: Report
-    ) -> list[Member]:
+    def _round(self, number: int, before: Sequence[Member] | None, report: Report) -> list[Member]:
         folder = self._work / f"round-{number + 1}"
         draw = random.Random(self._options.seed * 1_000_003 + number)
-        if before is None:
-            members = list(self._first(teacher, base, folder, draw))
-        else:
-            members = list(self._successors(before, base, folder, draw))
+        members = list(self._first(folder, draw) if before is None else self._successors(before, folder, draw))
         if not members:
             raise RefusedError("no member could be grown within the limits")
         self._train(members, number, folder, report)
@@ -144,17 +96,17 @@ class Population:
             raise RefusedError(f"all members failed in round {number + 1}; the first: {members[0].note}")
         return members
 
-    def _first(self, teacher: Network, base: Cost, folder: Path, draw: random.Random) -> Iterator[Member]:
+    def _first(self, folder: Path, draw: random.Random) -> Iterator[Member]:
         """Yield the members of the first round, each grown from the teacher."""
         for number in range(self._options.members):
             for _ in range(_TRIES):
                 candidate = self._space.drawn(draw)
-                made = self._grown(number, teacher, candidate, None, base, folder)
+                made = self._member(number, self._teacher, candidate, None, folder)
                 if isinstance(made, Member):
                     yield made
                     break
 
-    def _successors(self, before: Sequence[Member], base: Cost, folder: Path, draw: random.Random) -> Iterator[Member]:
+    def _successors(self, before: Sequence[Member], folder: Path, draw: random.Random) -> Iterator[Member]:
         """Yield the members of the next round: most as they are, the weakest with what the strongest have learnt."""
         order = sorted(before, key=self._place)
         count = max(1, math.floor(_REPLACED * len(order))) if len(order) > 1 else 0
@@ -165,51 +117,38 @@ class Population:
                 yield replace(member, source=None, note="", curve=[])
                 continue
             source = draw.choice(strong)
-            yield self._successor(member, source, base, folder, draw)
+            yield self._successor(member, source, folder, draw)
 
-    def _successor(self, member: Member, source: Member, base: Cost, folder: Path, draw: random.Random) -> Member:
+    def _successor(self, member: Member, source: Member, folder: Path, draw: random.Random) -> Member:
         """Return a member with the weights and the optimizer of another one, at a size that both fit into."""
         joined = self._space.joined(member.candidate, source.candidate)
         note = ""
         for candidate in (self._space.varied(joined, draw), self._space.numbered(joined, draw),
                           self._space.numbered(dict(source.candidate), draw)):  # fmt: skip
-            made = self._grown(member.number, source.network, candidate, source.candidate, base, folder)
+            made = self._member(member.number, source.network, candidate, source.candidate, folder)
             if isinstance(made, Member):
                 return replace(made, source=source.number, compute=member.compute, note=note)
             note = made
         return replace(member, source=None, note=note, curve=[])
 
-    def _grown(
-        self, number: int, network: Network, candidate: Candidate, since: Candidate | None, base: Cost, folder: Path
+    def _member(
+        self, number: int, network: Network, candidate: Candidate, since: Candidate | None, folder: Path
     ) -> Member | str:
         """Return a member that is grown from a network, or why there is none."""
-        own = folder / f"member-{number}"
-        own.mkdir(parents=True, exist_ok=True)
-        try:
-            grown = grow(network, self._space.steps(candidate, since), own)
-        except WriteError:
-            raise  # this is not about the member
-        except Net2NetError as error:
-            return one_line(error)
-        cost = cost_of(load(grown.network.model), self._space.is_timed)
-        excess = self._space.excess(cost, base)
-        return excess or Member(number, candidate, grown.network, cost)
+        found = self._grown(network, self._space.steps(candidate, since), folder / f"member-{number}")
+        if isinstance(found, str):
+            return found
+        grown, cost = found
+        return self._space.excess(cost, self._base) or Member(number, candidate, grown.network, cost)
 
     def _train(self, members: Sequence[Member], number: int, folder: Path, report: Report) -> None:
         """Train all members for a round."""
-        options = self._options
-        steps = (0, *options.rounds)
-        jobs = []
-        for member in members:
-            values = {
-                **{key: member.candidate[key] for key in self._space.numbers},
-                "init": member.network.state, "optimizer": member.network.optimizer or "",
-                "student": member.network.model, "teacher": self._given.model, "name": f"member-{member.number}",
-                "seed": options.seed * 10_007 + member.number, "start": steps[number],
-            }  # fmt: skip
-            out = folder / f"member-{member.number}" / "train"
-            stop = replace(options.stop, steps=steps[number + 1])
-            jobs.append(Job(f"member {member.number}", options.template, values, out, stop))
+        steps = (0, *self._options.rungs)
+        jobs = [
+            self._job("member", member.number, member.candidate, member.network, number,
+                      folder / f"member-{member.number}" / "train")
+            for member in members
+        ]  # fmt: skip
         for member, job, outcome in zip(members, jobs, self._engine.run(jobs, report), strict=True):
             if not isinstance(outcome, Outcome):
                 member.value, member.note = None, str(outcome)
