@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from onnx_net2net.cli.options import HTML, JSON, Command, argument
 from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, Points, check_page, curves, picture, write_page
@@ -35,7 +33,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "chain",
     "chain.yaml --from large",
     [
         argument("chain", type=Path, metavar="CHAIN", help="the networks, and how each is trained (.yaml)"),
@@ -59,7 +56,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _table(rows: Sequence[Row], chain: Chain) -> Table:
+def _table(rows: Sequence[Row], chain: Chain) -> object:
     unit = rows[-1].cost.macs
     metric = chain.stages[-1].stop.metric
     columns = ["stage", ">parameters", ">size", ">steps", ">seconds", ">compute", ">teacher's last", ">at step 0",

@@ -6,7 +6,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.cli.options import JSON, REPORT, TEACHER, Command, argument
 from onnx_net2net.cli.output import answer, shape_text, table
@@ -18,9 +18,6 @@ from onnx_net2net.framework.files import check_output
 from onnx_net2net.framework.optimizer import grow_state, output_beside, read_state, with_note, write_state
 from onnx_net2net.framework.recipe import next_steps, recipe_of_entries
 from onnx_net2net.model.model import load
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "checkpoint",
     "teacher.onnx student.onnx --state-dict teacher.pt -o student.safetensors",
     [
         TEACHER,
@@ -73,7 +69,7 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(checkpoint: Checkpoint, title: str) -> Table:
+def _table(checkpoint: Checkpoint, title: str) -> object:
     """Return how the entries of a state dict were found in the graph, with an example that grew for each way."""
     by_relation: dict[str, list[Entry]] = {}
     for entry in checkpoint.entries:

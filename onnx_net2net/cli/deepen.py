@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.analysis.activations import WAYS, Place
 from onnx_net2net.analysis.blocks import Block
@@ -16,9 +16,6 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
 from onnx_net2net.run.session import check_runs
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "rank", "repeat", "depth", "append", "calibrate", "seed",
              "framework")  # fmt: skip
@@ -42,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "deepen",
     "teacher.onnx -o student.onnx --after 'layer3.*'",
     [
         TEACHER,
@@ -87,7 +83,7 @@ def _list(options: argparse.Namespace, teacher: Model) -> int:
     return answer(options, {"layers": _places_list(layers), "blocks": _blocks_list(repeated)}, told)
 
 
-def _places_table(places: Sequence[Place], title: str) -> Table:
+def _places_table(places: Sequence[Place], title: str) -> object:
     rows = (
         ([place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason], not place.ways)
         for place in places
@@ -102,7 +98,7 @@ def _places_list(places: Sequence[Place]) -> list[dict[str, Any]]:
     ]
 
 
-def _blocks_table(blocks: Sequence[Block]) -> Table:
+def _blocks_table(blocks: Sequence[Block]) -> object:
     rows = []
     for block in blocks:
         state = "yes" if not block.reason else f"{'no' if block.obstacle else 'only with cancel'}: {block.reason}"
@@ -119,7 +115,7 @@ def _blocks_list(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _table(deepening: Deepening, title: str, sums: Sums) -> Table:
+def _table(deepening: Deepening, title: str, sums: Sums) -> object:
     rows = (([insertion.name, insertion.way, str(insertion.count)], False) for insertion in deepening.insertions)
     below = [[name, f"{before} -> {after}"] for name, before, after in sums]
     return table(title, ["behind", "inserted", ">layers"], rows, below)

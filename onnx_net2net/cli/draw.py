@@ -45,7 +45,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "draw",
     "teacher.onnx student.onnx -o growth.svg",
     [
         argument("model", type=Path, metavar="MODEL", help="the network to draw (.onnx)"),

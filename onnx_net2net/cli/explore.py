@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from onnx_net2net.cli.options import HTML, JSON, SEED, TEACHER, Command, argument
 from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, check_free, check_page, curves, picture, write_page
@@ -57,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "explore",
     "teacher.onnx --space space.yaml --train 'python train.py --init {init} --out {out} --steps {steps}' "
     "--metric val_loss --rungs 100,300 --budget 16",
     [
@@ -145,7 +142,7 @@ def _figures(trials: Sequence[Trial], asked: Options, teacher: Network) -> list[
     ]
 
 
-def _population_table(rounds: Sequence[Sequence[population.Member]], space: Space, asked: Options) -> Table:
+def _population_table(rounds: Sequence[Sequence[population.Member]], space: Space, asked: Options) -> object:
     columns = [">round", ">member", *(f">{name}" for name in _columns(space)), ">parameters", f">{asked.stop.metric}",
                "what it started from"]  # fmt: skip
     rows = []
@@ -203,7 +200,7 @@ def _cells(trial: Trial, space: Space, names: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _table(trials: Sequence[Trial], space: Space, asked: Options) -> Table:
+def _table(trials: Sequence[Trial], space: Space, asked: Options) -> object:
     names = _columns(space)
     points = {t.number: _point(t, asked) for t in trials if t.cost and t.value is not None and t.state == "complete"}
     on_front = front(points)

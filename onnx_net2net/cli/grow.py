@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
 from onnx_net2net.cli.output import answer, progress_bar, size_text, table
 from onnx_net2net.cli.widen import sizes_of
@@ -49,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "grow",
     "llama-7b -o llama-25b --factor 2 --depth 1.5x",
     [
         argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="a folder with config.json and weights"),
@@ -110,8 +107,7 @@ def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
     sizes = [["parameters", *(f"{found['parameters'][when]:,}" for when in ("before", "after"))],
              ["bytes", *(size_text(found["bytes"][when]) for when in ("before", "after"))]]  # fmt: skip
     where = options.output or "(dry run)"
-    made: Table = table(f"{options.checkpoint} -> {where}", ["config", ">before", ">after"], rows, sizes)
-    yield made
+    yield table(f"{options.checkpoint} -> {where}", ["config", ">before", ">after"], rows, sizes)
     yield from found["notes"]
     largest = size_text(max(size for _, size in grown.shards))
     many = f"{len(grown.shards)} files of weights, the largest of {largest}"

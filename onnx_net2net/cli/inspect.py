@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.loadable import inspect_for
@@ -14,9 +14,6 @@ from onnx_net2net.model.model import load
 from onnx_net2net.rules.reasons import Kind, kind_of
 from onnx_net2net.run.session import check_runs
 from onnx_net2net.texts import lines_by_reason
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "inspect", "teacher.onnx",
+    "teacher.onnx",
     [
         argument("model", type=Path, metavar="MODEL", help="the model to look at (.onnx)"),
         for_framework("list what can grow if a class of this framework has to follow"),
@@ -48,7 +45,7 @@ def is_routine(group: Group) -> bool:
     return kind_of(group.reason) is Kind.ROUTINE
 
 
-def _table(inspection: Inspection, title: str) -> Table:
+def _table(inspection: Inspection, title: str) -> object:
     rows = (
         ([g.name, g.role, f"{g.size:,}", str(g.tensors), f"{g.elements:,}", _state(g)], bool(g.reason))
         for g in inspection.groups

@@ -147,7 +147,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     are_all_needed = any(argument.startswith("--print-completion") for argument in arguments)
     for name, help in _COMMANDS.items():
         if are_all_needed or name in arguments:
-            import_module(f"onnx_net2net.cli.{name}").COMMAND.add_to(commands, help)
+            import_module(f"onnx_net2net.cli.{name}").COMMAND.add_to(commands, name, help)
         else:
             commands.add_parser(name, help=help)
     return parser

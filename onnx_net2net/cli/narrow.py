@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.cli.options import REDUCED, Command
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.narrow.narrow import Narrowing, narrow
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,10 +20,10 @@ def run(options: argparse.Namespace) -> int:
     return deliver(options, narrowing, checking, _to_dict, _table)
 
 
-COMMAND = Command("narrow", "grown.onnx -o smaller.onnx", REDUCED, run)
+COMMAND = Command("grown.onnx -o smaller.onnx", REDUCED, run)
 
 
-def _table(narrowing: Narrowing, title: str, sums: Sums) -> Table:
+def _table(narrowing: Narrowing, title: str, sums: Sums) -> object:
     removed = [[name] for name in narrowing.removed]
     changed = [[change.name, f"{change.old:,}", f"{change.new:,}"] for change in narrowing.changes]
     rows = [(cells, False) for cells in removed + changed]

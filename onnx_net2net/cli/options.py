@@ -24,21 +24,19 @@ class Command:
     """A command.
 
     Attributes:
-        name: What it is called.
         example: Arguments that show it.
         arguments: What it takes.
         run: Carries it out and returns the exit code.
     """
 
-    name: str
     example: str
     arguments: Sequence[Argument]
     run: Callable[[argparse.Namespace], int]
 
-    def add_to(self, commands: Any, help: str) -> None:
+    def add_to(self, commands: Any, name: str, help: str) -> None:
         """Add a parser of it, with what it does, to those of the other commands."""
-        examples = "\n".join(f"  onnx-net2net {self.name} {line}" for line in self.example.splitlines())
-        parser = commands.add_parser(self.name, help=help, description=help, formatter_class=_Help,
+        examples = "\n".join(f"  onnx-net2net {name} {line}" for line in self.example.splitlines())
+        parser = commands.add_parser(name, help=help, description=help, formatter_class=_Help,
                                      epilog=f"for example:\n{examples}")  # fmt: skip
         for names, settings in self.arguments:
             parser.add_argument(*names, **settings)

@@ -97,7 +97,6 @@ def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
 
 
 COMMAND = Command(
-    "plan",
     "small.jsonl --probe large.jsonl --budget 20000",
     [
         argument("small", type=Path, metavar="SMALL",

@@ -25,7 +25,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "refit",
     "student.onnx --state-dict trained.safetensors -o trained.onnx",
     [
         argument("model", type=Path, metavar="MODEL", help="the model that the training started from (.onnx)"),

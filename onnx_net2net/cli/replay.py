@@ -52,7 +52,6 @@ def _write(options: argparse.Namespace, steps: Sequence[Mapping[str, Any]]) -> i
 
 
 COMMAND = Command(
-    "replay",
     "teacher.onnx student.onnx",
     [
         TEACHER,

@@ -6,14 +6,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import answer, table
 from onnx_net2net.operations.transfer.similarity import MEASURES, Similarity, similarity
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,7 +21,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "similarity",
     "target.onnx teacher1.onnx teacher2.onnx",
     [
         argument("target", type=Path, metavar="TARGET", help="the network to fill (.onnx)"),
@@ -41,7 +36,7 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _table(found: Sequence[Similarity], title: str) -> Table:
+def _table(found: Sequence[Similarity], title: str) -> object:
     """Return the sources, the most similar first."""
     columns = ["kept", "filled", "dpiat", *(["agreement"] if any(s.agreement is not None for s in found) else [])]
     rows = []

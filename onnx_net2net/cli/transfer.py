@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.cli.options import HTML, JSON, SEED, SPREAD, TEACHER, Command, argument, checking, checking_arguments
 from onnx_net2net.cli.output import answer, progress_bar, shape_text, table, tell
@@ -23,9 +23,6 @@ from onnx_net2net.operations.transfer.networks import Obstacle
 from onnx_net2net.operations.transfer.transfer import Transfer, proof, transfer
 from onnx_net2net.run.inputs import arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _ORIGINS = {
     "teacher": "the teacher's",
@@ -76,7 +73,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "transfer",
     "teacher.onnx target.onnx -o student.onnx",
     [
         TEACHER,
@@ -120,7 +116,7 @@ def _inexact(obstacles: Sequence[Obstacle]) -> list[str]:
     return [f"not exact: {obstacle}" for obstacle in obstacles]
 
 
-def _table(transfer: Transfer, title: str) -> Table:
+def _table(transfer: Transfer, title: str) -> object:
     """Return where the values of the target's tensors came from, with the largest tensor of each kind."""
     total = sum(math.prod(source.shape) for source in transfer.sources)
     rows = []

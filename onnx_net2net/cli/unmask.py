@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.cli.options import REDUCED, Command
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.unmask import Unmasking, unmask
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,10 +21,10 @@ def run(options: argparse.Namespace) -> int:
     return deliver(options, unmasking, checking, _to_dict, _table, inexact=inexact)
 
 
-COMMAND = Command("unmask", "trained.onnx -o plain.onnx", REDUCED, run)
+COMMAND = Command("trained.onnx -o plain.onnx", REDUCED, run)
 
 
-def _table(unmasking: Unmasking, title: str, sums: Sums) -> Table:
+def _table(unmasking: Unmasking, title: str, sums: Sums) -> object:
     rows = [([mask.name, f"{mask.penalty:g}"], False) for mask in unmasking.masks]
     below = [[name, f"{before} -> {after}"] for name, before, after in sums]
     return table(title, ["mask", ">penalty"], rows, below)

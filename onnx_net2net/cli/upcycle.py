@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.analysis.feedforward import FeedForward
 from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument
@@ -13,9 +13,6 @@ from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.upcycle import Upcycling, feedforwards, upcycle
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _AS_ASKED = ("experts", "k", "only", "shared", "calibrate", "seed")
 """The options that the operation has, too."""
@@ -34,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "upcycle",
     "dense.onnx -o moe.onnx --experts 8 --k 2",
     [
         TEACHER,
@@ -67,7 +63,7 @@ def _state(block: FeedForward) -> str:
     return "yes" if block.widens else "by name (--only): it makes other units than it reads, or has fewer inside"
 
 
-def _blocks_table(blocks: list[FeedForward], name: str) -> Table:
+def _blocks_table(blocks: list[FeedForward], name: str) -> object:
     rows = [
         ([block.name, f"{block.reads:,}", f"{block.hidden:,}", f"{block.makes:,}", _state(block)], bool(block.reason))
         for block in blocks
@@ -82,7 +78,7 @@ def _block_dict(block: FeedForward) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(upcycling: Upcycling, title: str, sums: Sums) -> Table:
+def _table(upcycling: Upcycling, title: str, sums: Sums) -> object:
     kind = f"{upcycling.experts}, {upcycling.k} chosen" + (" beside it" if upcycling.shared else "")
     rows = [([one.name, f"{one.units:,}", f"{one.hidden:,}", kind], False) for one in upcycling.mixtures]
     below = [[name, "", "", f"{before} -> {after}"] for name, before, after in sums]

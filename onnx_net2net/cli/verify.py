@@ -29,7 +29,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "verify",
     "teacher.onnx student.onnx --provider cuda",
     [
         argument("teacher", type=Path, metavar="A", help="the reference (.onnx)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_net2net.algebra.maps import KINDS
 from onnx_net2net.cli.inspect import is_routine
@@ -18,9 +18,6 @@ from onnx_net2net.operations.widen.load import expert_load
 from onnx_net2net.operations.widen.options import HOWS
 from onnx_net2net.operations.widen.widen import Widening, widen
 from onnx_net2net.texts import lines_by_reason
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _AS_ASKED = ("factor", "only", "multiple_of", "map", "spread", "noise", "seed", "prior", "fill_norms", "framework",
              "keep_numbers", "how")  # fmt: skip
@@ -47,7 +44,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "widen",
     "teacher.onnx -o student.onnx --factor 1.5 --set 'layer3.*=2x'",
     [
         TEACHER,
@@ -127,7 +123,7 @@ def _other_ways(teacher: Model, arguments: Mapping[str, Any]) -> Iterator[OtherW
         yield "--map zero_out", lambda: widen(teacher, **{**arguments, "map": "zero_out"})
 
 
-def _table(widening: Widening, title: str, sums: Sums) -> Table:
+def _table(widening: Widening, title: str, sums: Sums) -> object:
     """Return what grew, before and after."""
     rows = []
     for change in widening.changes:
