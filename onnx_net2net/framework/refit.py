@@ -30,8 +30,9 @@ def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None)
 
     Args:
         model: The model that they were trained from.
-        state_dict: The weights, under the names that `to_torch` gives them: a file (.safetensors, .pt), or what
-            `state_dict()` returns.
+        state_dict: The weights, under the names that `to_torch` gives them or those that they have in the file: a
+            file (.safetensors, .pt), or what `state_dict()` returns. Other constants of the file may be among them if
+            they are unchanged.
         before: If the weights are of a class of the user's own: its state dict as it was when the model had its
             weights, that is as it was exported or as `checkpoint` wrote it. What its entries are in the model is found
             by their values: some are transposed there, laid end to end, or folded into others.
@@ -48,7 +49,7 @@ def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None)
     entries, files = _read(state_dict)
     trained = trained_of(loaded).trained
     if before is None:
-        found = _by_name(trained, entries)
+        found = _by_name(loaded, trained, entries)
     else:
         own, more = _read(before)
         found, files = returned(loaded, trained, own, entries), [*files, *more]
@@ -68,10 +69,14 @@ def _copied(stored: Stored) -> Stored:
     return dataclasses.replace(stored, read=lambda: values, elements=None)
 
 
-def _by_name(trained: tuple[Trained, ...], entries: StateDict) -> dict[int, Callable[[], Array]]:
+def _by_name(model: Model, trained: tuple[Trained, ...], entries: StateDict) -> dict[int, Callable[[], Array]]:
     """Return what each constant becomes, by its number among the tensors of the model."""
     wanted = {one.name: one for one in trained}
-    unknown = [name for name in entries if name not in wanted]
+    if any(name not in entries for name in wanted):
+        in_file = {one.constant: one for one in trained}
+        wanted = in_file if all(name in entries for name in in_file) else wanted
+    others = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    unknown = [name for name in entries if name not in wanted and not _is(others.get(name), entries[name], model)]
     missing = [name for name in wanted if name not in entries]
     if unknown or missing:
         parts = [f"the model has no {some(unknown)}"] if unknown else []
@@ -87,6 +92,11 @@ def _by_name(trained: tuple[Trained, ...], entries: StateDict) -> dict[int, Call
         if stored.dtype != one.dtype:
             raise BadInputError(f"{name} is {stored.dtype}, in the model {one.dtype}; convert it first")
     return {one.tensor: _finite(name, entries[name].read) for name, one in wanted.items()}
+
+
+def _is(tensor: onnx.TensorProto | None, stored: Stored, model: Model) -> bool:
+    """Tell whether an entry is a constant of the model, unchanged."""
+    return tensor is not None and np.array_equal(model.tensor(tensor).numpy(), stored.read())
 
 
 def _finite(name: str, read: Callable[[], Array]) -> Callable[[], Array]:

@@ -117,6 +117,20 @@ def test_tensors_in_memory_are_taken_as_they_are_now():
     assert all(value.any() for value in weights(model).values())
 
 
+def test_all_initializers_come_back_by_their_names_in_the_file(tmp_path):
+    """As JAX has them: constants that are no weights, too, and names that a module cannot have."""
+    text = "(float[n, 6] x) => (float[n, 8] y) { a = MatMul(x, model.0.float) y = Reshape(a, shape) }"
+    proto = net(text.replace("model.0.float", "w"), w=array(6, 8), shape=np.array([-1, 8], np.int64))
+    proto.graph.initializer[0].name = proto.graph.node[0].input[1] = "model.0.float"
+    given = {"model.0.float": array(6, 8) + 1, "shape": np.array([-1, 8], np.int64)}
+    write(tmp_path / "all.safetensors", given, given.__getitem__)
+    assert np.array_equal(weights(refit(proto, tmp_path / "all.safetensors"))["model.0.float"], array(6, 8) + 1)
+    given["shape"][1] = 4
+    write(tmp_path / "all.safetensors", given, given.__getitem__)
+    with pytest.raises(BadInputError, match="the model has no shape"):
+        refit(proto, tmp_path / "all.safetensors")
+
+
 MLP = """(float[n, 6] x) => (float[n, 5] y) {
     a = MatMul(x, w1)
     b = Add(a, b1)
