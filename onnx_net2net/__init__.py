@@ -77,7 +77,7 @@ _EXTRAS = {"TrainerGrowth": "trainer", "LightningGrowth": "lightning"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what has this name."""
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

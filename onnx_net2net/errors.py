@@ -1,4 +1,4 @@
-"""What can go wrong, by the exit code that the command line gives it, and how text is shown in one line."""
+"""The errors of this package, each with the exit code of the command line, and how a text is shown in one line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 class Net2NetError(Exception):
-    """Base of every error this package raises on purpose; its text is one line meant for the user."""
+    """Base of all errors that this package raises on purpose. The text is one line for the user."""
 
     exit_code = 2
 
     def __str__(self) -> str:
-        """Return the text in one line, with what names of a file have in them escaped."""
+        """Return the text in one line; unprintable characters, for example of names in a file, are escaped."""
         return shown(super().__str__())
 
 
@@ -29,7 +29,7 @@ class BadInputError(Net2NetError):
 
 
 class WriteError(BadInputError):
-    """A file cannot be written, which says nothing of what was asked for: the disk may be full (exit 2)."""
+    """A file cannot be written, for example because the disk is full (exit 2). The request itself may be sound."""
 
 
 class RefusedError(Net2NetError):
@@ -46,9 +46,10 @@ _MESSAGE = 4000
 
 
 def shown(text: object) -> str:
-    """Return text as it is shown: what cannot be printed is escaped, so that it is one line, and it ends somewhere.
+    """Return a text as one line of limited length.
 
-    Escaped are line ends, control characters, marks that change the direction of writing, and what is no character.
+    Line ends, control characters, marks that change the direction of writing and invalid characters are escaped. Long
+    words lose their middle, and a long text its end.
     """
     half = _WORD // 2
     short = re.sub(rf"\S{{{_WORD + 1},}}", lambda word: f"{word[0][:half]}...{word[0][-half:]}", str(text))
@@ -57,7 +58,7 @@ def shown(text: object) -> str:
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """Return the text of an error, or else its type, in one line of at most `limit` characters."""
+    """Return the text of an error in one line of at most `limit` characters; its type if it has no text."""
     text = shown(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -1,1 +1,1 @@
-"""Dims, maps, and how a weight follows: arithmetic on numpy arrays that knows nothing of ONNX."""
+"""Dims, maps, and how weights grow by them: arithmetic on numpy arrays, without ONNX."""

@@ -1,1 +1,1 @@
-"""What a graph means: the dims of every tensor, layers, blocks, roles, and who weighs the copies of a sum."""
+"""What a graph means: the dims of every tensor, layers, blocks, roles, and the constants that can weigh copies."""

@@ -27,23 +27,23 @@ _SHOWN = 60
 
 @dataclass(eq=False)
 class Group:
-    """Dims that a user sees as one: usually a single dim, or the units of one that are rearranged one by one.
+    """Dims that a user sees as one dim: usually a single one, or one whose units are rearranged one by one.
 
     Attributes:
-        name: Module whose parameters make it.
+        name: The module whose parameters make the units.
         dims: The dims, in order.
         tensors: Number of constants that have it on an axis.
-        elements: Number of their elements.
-        reason: Why it cannot grow, or None.
-        role: What people call it, a text too.
-        padding: What units hold ("mean" or "zero") that let it have any width although a statistic runs over it.
-        fillable: Whether its normalisers can be given whole multiples where it is none, so that it has any width.
-        on_request: Whether `reason` holds only until it is named: it belongs to the interface (classes, vocabulary,
-            input channels).
-        follows: The groups whose growth it takes instead of a factor's, because a class makes one width of the others,
-            which are factors of one (see `onnx_net2net.analysis.loadable`).
-        step: What its sizes have to be multiples of, so that those that follow it are whole.
-        aliases: The names of dims that were found to be the same as it.
+        elements: Number of elements of these constants.
+        reason: Why it cannot grow; None if it can.
+        role: What people call it, like "ffn"; a str, too.
+        padding: What padding units hold ("mean" or "zero"), if they let it have any width although a norm reads it.
+        fillable: Whether the input of its norms can be filled up to a multiple, so that it can have any width.
+        on_request: Whether it grows if it is named, in spite of `reason`: it belongs to the interface of the model
+            (classes, vocabulary, input channels).
+        follows: Groups that it grows with, and not by the factor, as a class computes its size from theirs (see
+            `onnx_net2net.analysis.loadable`).
+        step: Its sizes are multiples of this, so that the sizes of groups that follow it are whole numbers.
+        aliases: Names of other dims that turned out to be the same.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Group:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether a statistic runs over it, which copies of all units keep."""
+        """Whether a statistic runs over it, so that all units get equally many copies."""
         return any(dim.ratio for dim in self.dims)
 
     @property
@@ -76,7 +76,7 @@ class Group:
 
     @property
     def state(self) -> str:
-        """Whether it can grow, in words."""
+        """Whether it can grow: "growable", "whole factors", or "fixed" with the reason."""
         return f"fixed: {self.reason}" if self.reason else "whole factors" if self.is_whole else "growable"
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The dims of a model.
+    """The dims of a model: a sequence of groups; `inspection[name]` is one of them.
 
     Attributes:
         groups: Every dim of a weight or another constant, whether it can grow or not.
@@ -114,10 +114,10 @@ class Inspection:
         return len(self.groups)
 
     def __getitem__(self, name: str) -> Group:
-        """Return the dim of a name, or of the only name that a pattern like ``layer1.*`` fits.
+        """Return the dim of a name, or the only dim that a pattern like ``layer1.*`` matches.
 
         Raises:
-            KeyError: There is none, or there are several.
+            KeyError: No dim matches, or several do.
         """
         found = [group for group in self.groups if name in (group.name, *group.aliases)]
         found = found or [group for group in self.groups if fnmatchcase(group.name, name)]
@@ -128,10 +128,10 @@ class Inspection:
 
 
 def inspect(model: ModelLike) -> Inspection:
-    """Find the dims of a model; no weight is read.
+    """Find the dims of a model, and tell which can grow. No weights are read.
 
     Args:
-        model: A path, a model in memory or a loaded model.
+        model: A path, a model in memory or a loaded model; see `load`.
 
     Raises:
         BadInputError: If it cannot be used.

@@ -1,1 +1,1 @@
-"""The way back into training: state dicts, the state of optimizers, the user's own class, its sizes."""
+"""The way back into training: state dicts, states of optimizers, the user's own class and its sizes."""

@@ -1,9 +1,9 @@
 """The way back into training: a grown model's weights under the names and in the layouts of the framework.
 
-The student's record says how it was grown. The steps are done again in memory, and what they do to each axis of each
-constant is done to the entries of the teacher's state dict that the constants were exported from. An entry that is
-in the graph, in whatever layout, gets the student's own values; one that the export folded away (the parts of a
-BatchNormalization) grows by the same maps.
+The student's record says how it was grown. These steps are repeated in memory. Each constant of the graph was exported
+from entries of the teacher's state dict. Whatever the steps do to the axes of the constant is done to these entries.
+An entry that is in the graph, in any layout, gets the student's values. An entry that the export folded into another
+one (a part of a BatchNormalization) grows by the same maps.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a student under the framework's names; computed when they are asked for.
+    """The weights of a student under the framework's names. Values are computed on demand.
 
     Attributes:
         entries: The student's state dict: the teacher's entries in their order, and then new ones.
-        sources: The files from which the entries are computed.
+        sources: The files that the values are computed from; they must stay until then.
         notes: Warnings for people.
-        kept: What the file of the teacher's state dict has beside tensors; see `onnx_net2net.framework.stored.Entries`.
+        kept: What the file of the teacher's state dict holds besides tensors, to be written again; see
+            `onnx_net2net.framework.stored.Entries`.
     """
 
     entries: tuple[Entry, ...]
@@ -56,15 +57,23 @@ class Checkpoint:
         return next(entry for entry in self.entries if entry.name == name)
 
     def arrays(self) -> dict[str, Array]:
-        """Return the values of all entries."""
+        """Return all values as numpy arrays, by the names of the entries."""
         return {entry.name: entry.value() for entry in self.entries}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the values as tensors, for `module.load_state_dict`; this needs PyTorch."""
+        """Return all values as tensors of torch, for `module.load_state_dict`."""
         return {name: statedict.to_torch(values) for name, values in self.arrays().items()}
 
     def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
-        """Write a state dict in the format that the name says; see `framework.files.write`."""
+        """Write the state dict in the format of the path's suffix; see `onnx_net2net.framework.files.write`.
+
+        Args:
+            path: The file, or a folder for Orbax.
+            beside: Further files to write; each is given a path to write to. All files appear together, or none does.
+
+        Raises:
+            BadInputError: There is no such format, or the file cannot be written.
+        """
         values = {entry.name: entry.value for entry in self.entries}
         statedict.write(path, values, lambda name: values[name](), self.sources, self.kept, beside)
 
@@ -76,21 +85,22 @@ def checkpoint(
     *,
     untie: bool = False,
 ) -> Checkpoint:
-    """Grow the teacher's state dict as the student was grown: the result loads into the wider class.
+    """Grow the teacher's state dict as the student was grown, so that it loads into the wider class.
 
     Args:
         teacher: The model that the student was grown from.
-        student: The student, with its record.
-        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.files.read`), or what `state_dict()`
-            returns. If None, names are those of the graph (see `onnx_net2net.framework.recover`).
-        untie: Whether entries that are tied may grow differently. If they do, the class must not tie them.
+        student: The student, which has a record in its metadata.
+        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.files.read`), or the result of
+            `module.state_dict()`. If None, the names and layouts of the graph are used (see
+            `onnx_net2net.framework.recover`).
+        untie: Whether tied entries may grow differently. If they do, the class must not tie them any more.
 
     Returns:
-        The student's state dict, which the same class takes at the student's sizes.
+        The student's state dict. The teacher's class, made at the student's sizes, loads it strictly.
 
     Raises:
-        BadInputError: If the student was not grown from the teacher, or a file cannot be used.
-        RefusedError: If the student was narrowed, or an entry must have grown and nothing tells how.
+        BadInputError: The student was not grown from the teacher, or a file cannot be used.
+        RefusedError: The student was narrowed, tied weights grew differently, or it is unknown how an entry grows.
     """
     model, grown = load(teacher), load(student)
     constants = constants_of(model)

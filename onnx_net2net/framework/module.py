@@ -1,7 +1,7 @@
-"""A PyTorch class of the user's, built, loaded and run like a model: the proof that a student came back.
+"""A PyTorch class of the user's, built, loaded and run like a model: proves that a student came back to its class.
 
-The class is imported from the current folder as Python would, the state dict is loaded strictly, and the module runs
-in eval mode. torch is imported when it is needed, and not before.
+The class is imported as Python would import it from the current folder. The state dict is loaded strictly, and the
+module runs in eval mode. torch is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ModuleRunner:
-    """A module that takes and returns what an ONNX model does; `verify` takes it as a student."""
+    """Runs a module like an ONNX model: arrays in, arrays out, by name. `verify` takes it as a student."""
 
     def __init__(
         self, module: torch.nn.Module, teacher: str | os.PathLike[str] | Model, *, device: str = "cpu"
@@ -34,8 +34,9 @@ class ModuleRunner:
 
         Args:
             module: The module; it is put into eval mode and onto the device.
-            teacher: The model whose inputs it takes, by name where its `forward` has parameters of all these names, by
-                position otherwise, and whose outputs it returns, in this order or in a mapping by name.
+            teacher: The model that has the names of inputs and outputs. Inputs are given by name if `forward` has
+                parameters of all these names, else by position. `forward` returns the outputs in the teacher's order,
+                or in a mapping by name.
             device: Where to run: "cpu" or "cuda".
         """
         graph = load(teacher).proto
@@ -46,7 +47,7 @@ class ModuleRunner:
         self._by_name = all(name in parameters for name in self._inputs)
 
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Run the module; return its outputs by the teacher's names."""
+        """Run the module on arrays by the teacher's names; return its outputs by the teacher's names."""
         import torch
 
         given = {name: statedict.to_torch(feeds[name]).to(self._device) for name in self._inputs}

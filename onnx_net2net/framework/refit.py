@@ -1,4 +1,4 @@
-"""Trained weights back into the file that they were trained from: by name, with everything else as it is."""
+"""Puts trained weights back into the file that the training started from, and leaves everything else as it is."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None) -> Model:
-    """Put trained weights into a model in the place of its own.
+    """Replace a model's weights by trained ones.
 
     Args:
-        model: The model that they were trained from.
-        state_dict: The weights, under the names that `to_torch` gives them or those that they have in the file: a
-            file (.safetensors, .pt), or what `state_dict()` returns. Other constants of the file may be among them if
-            they are unchanged.
-        before: If the weights are of a class of the user's own: its state dict as it was when the model had its
-            weights, that is as it was exported or as `checkpoint` wrote it. What its entries are in the model is found
-            by their values: some are transposed there, laid end to end, or folded into others.
+        model: The model that the training started from.
+        state_dict: The trained weights: a file (.safetensors, .pt), or the result of `module.state_dict()`. Names are
+            those of `to_torch` or those of the file, or with `before` those of your class. Other constants of the file
+            may be among them if they are unchanged.
+        before: Needed for weights of your own class: its state dict from before the training, with the values that the
+            model has. That is the state dict that was exported, or the one that `checkpoint` wrote. Its entries are
+            found in the model by their values; they may be transposed, concatenated or folded there.
 
     Returns:
-        The model with these weights. Everything else is as it was: nodes, metadata and with them the record of how it
-        was grown, types, and whether weights lie in a file of their own.
+        The model with the trained weights. Nodes, metadata with the record of growth, dtypes, and the layout of
+        external data are unchanged.
 
     Raises:
-        BadInputError: A file cannot be read, names are unknown or missing, or a shape or type is another one.
-        RefusedError: Weights of a class changed that the model has no place for.
+        BadInputError: A file cannot be read, a name is unknown or missing, or a shape or dtype differs.
+        RefusedError: An entry was trained that has no place in the model.
     """
     loaded = load(model)
     entries, files = _read(state_dict)

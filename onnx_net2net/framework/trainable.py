@@ -1,4 +1,4 @@
-"""Any model as a trainable module of PyTorch, which computes what onnxruntime computes of it."""
+"""Makes a trainable PyTorch module of any model, and checks that it computes the same as onnxruntime."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def to_torch(
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> torch.nn.Module:
-    """Make a trainable module of a model, and compare the two on some inputs.
+    """Make a trainable PyTorch module of a model, and compare the two on some inputs.
 
-    Its inputs and outputs are those of the model, by position. Its parameters are the weights of the layers, under
-    the names that they have in the file, as far as a module can have these (`module.meta["onnx"]` has both). What is
-    read twice is one parameter. Types stay as they are. The module is in eval mode; in training mode a
-    BatchNormalization uses the statistics of the batch, and moves its own. Dropout of the file stays off.
+    `forward` takes the model's inputs and returns its outputs, both by position. The parameters are the weights of the
+    layers under their names in the file. Names that a module cannot have are changed; `module.meta["onnx"]` maps one to
+    the other. A constant that the file reads twice is one parameter. Dtypes stay as they are. The module is in eval
+    mode. In training mode a BatchNormalization uses the statistics of the batch and updates its own. Dropout stays off.
 
     Args:
-        model: A file, or a model in memory, such as a student that was grown a moment ago.
-        data: Inputs to compare on, instead of generated ones: arrays by name, or an npz file of them.
-        seed: Of the generated inputs.
+        model: A path, a model in memory or a loaded model; see `load`.
+        data: Inputs to compare on (arrays by name, or an npz file of them). By default inputs are generated.
+        seed: Seed of the generated inputs.
 
     Returns:
         A `torch.fx.GraphModule`. `refit` puts its trained state dict back into the file.
 
     Raises:
-        BadInputError: PyTorch or onnx2fx is not installed, or there is an operator that cannot be converted.
-        NotEquivalentError: The module does not compute what onnxruntime does, within the model's own float noise.
+        BadInputError: PyTorch or onnx2fx is not installed, or an operator cannot be converted.
+        NotEquivalentError: The outputs of module and onnxruntime differ by more than the model's own float noise.
     """
     try:
         from onnx_net2net.framework.conversion import RESERVED, convert
@@ -63,11 +63,11 @@ def check_module(
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> None:
-    """Compare what a module computes in eval mode with what onnxruntime computes of a model; see `to_torch`.
+    """Compare a module in eval mode with a model in onnxruntime; see `to_torch`.
 
     Raises:
         BadInputError: onnxruntime does not run the model.
-        NotEquivalentError: The module computes something else, or fails.
+        NotEquivalentError: The outputs differ, or the module fails.
     """
     with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints the code of a module that fails
         found = compare_models(model, ModuleRunner(module, model), data=data, seed=seed)

@@ -1,1 +1,1 @@
-"""One flat graph with the size of every tensor: read, walked and edited with onnx-graphsurgeon."""
+"""One flat graph with the size of every tensor. It is read, walked and edited with onnx-graphsurgeon."""

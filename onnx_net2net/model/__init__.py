@@ -1,1 +1,1 @@
-"""A model file: a graph without weights, bytes that are read when somebody asks, and the record of what was done."""
+"""A model file: the graph without weights, weights that are read on demand, and the record of what was done."""

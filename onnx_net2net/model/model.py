@@ -1,8 +1,8 @@
 """Load and save ONNX models: nothing is lost, and weights are read only when they are needed.
 
-A `Model` is a *weightless* `onnx.ModelProto` plus a table of weights: its larger tensors are stubs (see
-`model.tensors`). `graph.Graph` makes it editable, which stays fast and harmless without the weights. A weight is an
-array, a place in a file, or what computes it at the moment it is written.
+A `Model` is an `onnx.ModelProto` without weights, plus a table of weights. In the proto, stubs stand for the larger
+tensors (see `model.tensors`). `graph.Graph` makes an editable copy; it is fast, as no weights are copied. A weight is
+an array, a place in a file, or a function that computes it when it is written.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ SINGLE_FILE_LIMIT = 1_900_000_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """An ONNX model, not to be changed: `graph.Graph(model)` is an editable copy.
+    """A loaded ONNX model. It never changes; `graph.Graph(model)` is an editable copy.
 
     Attributes:
-        proto: The model with stubs instead of all larger tensors; not to be saved (see `to_proto`).
-        weights: For each stub the tensor that reads or computes its bytes, by the stub's key.
-        path: The file that holds exactly this model, if there is one.
-        external: Whether the weights live, or will be saved, in a separate file.
+        proto: The model with stubs in the place of all larger tensors. Do not save it; see `to_proto`.
+        weights: For each stub, by its key: the tensor that reads or computes its bytes.
+        path: The file that holds exactly this model; None if there is none.
+        external: Whether the weights lie, or will be saved, in a separate file.
         sources: The files that `weights` may still read.
     """
 
@@ -73,7 +73,7 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Size of the saved model in bytes, to within the protobuf framing."""
+        """Size of the saved model in bytes, without the few bytes of protobuf's framing."""
         return int(self.proto.ByteSize() + sum(weight.nbytes for weight in self.weights.values()))
 
     @property
@@ -84,7 +84,7 @@ class Model:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it comes straight from an operation: its weights are computed when they are asked for."""
+        """Whether it comes straight from an operation, so that some weights are computed on demand."""
         return any(weight.is_computed for weight in self.weights.values())
 
     def tensor(self, tensor: onnx.TensorProto) -> Weight:
@@ -93,7 +93,7 @@ class Model:
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """Yield a file that onnxruntime can open: the original one if this is it, else a temporary one."""
+        """Yield a file that onnxruntime can open: the model's own file if it has one, else a temporary one."""
         if self.path is not None:
             yield self.path
             return
@@ -112,15 +112,16 @@ class Model:
         one file unless it would exceed `SINGLE_FILE_LIMIT`. Computed weights are computed now, one at a time.
 
         Args:
-            path: Destination; an existing file is replaced as a whole, by `commit`.
-            progress: Told about each tensor before it is written.
+            path: Destination; `commit` replaces an existing file as a whole.
+            progress: Called before each tensor is written.
 
         Returns:
-            A context in which there is what was written. On leaving it without `commit` everything is removed.
+            A context manager. Inside the context the written file exists; leaving it without `commit` removes the file.
 
         Raises:
-            BadInputError: On entering, if the folder is missing or not writable, or the destination is one of the
-                files that this model reads, or no file; also where a file that it reads has changed.
+            BadInputError: On entering: the folder is missing or not writable, the destination is no file or one that
+                this model reads, or a file that the model reads has changed.
+            WriteError: On entering: the file cannot be written, for example because the disk is full.
         """
         folder = Path(os.path.realpath(path)).parent
         if folder.is_dir():  # else `stage` says what is wrong
@@ -128,7 +129,18 @@ class Model:
         return stage(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
 
     def save(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
-        """Write the model to `path`, which holds either the old or the new model at any moment; see `stage`."""
+        """Write the model to `path`, with external data as in its source; see `stage`.
+
+        At any moment `path` holds either the old file or the whole new one.
+
+        Args:
+            path: Destination; an existing file is replaced.
+            progress: Called before each tensor is written.
+
+        Raises:
+            BadInputError: The destination cannot be used, or a file that the model reads has changed.
+            WriteError: The file cannot be written, for example because the disk is full.
+        """
         with self.stage(path, progress=progress) as staged:
             staged.commit()
 
@@ -136,7 +148,7 @@ class Model:
         """Return the model as one serialized message; computed weights are computed now.
 
         Raises:
-            BadInputError: If it is 2 GB or larger: such a model needs a file (`save`).
+            BadInputError: It is larger than `SINGLE_FILE_LIMIT`, so that it can only be saved to a file (`save`).
         """
         if self.nbytes > SINGLE_FILE_LIMIT:
             raise BadInputError(f"a model of {self.nbytes / 1e9:.1f} GB does not fit into one message: save it")
@@ -145,11 +157,15 @@ class Model:
             return (folder / "model.onnx").read_bytes()
 
     def to_proto(self) -> onnx.ModelProto:
-        """Return the whole model, weights included; `proto` has no weights. Raises like `to_bytes`."""
+        """Return the whole model with its weights; `proto` has none.
+
+        Raises:
+            BadInputError: It is too large; see `to_bytes`.
+        """
         return onnx.load_model_from_string(self.to_bytes())
 
     def session(self, *, provider: str = "cpu") -> Any:
-        """Open the model in onnxruntime (`onnxruntime.InferenceSession`); as `onnx_net2net.session`, which see."""
+        """Open the model in onnxruntime, as an `onnxruntime.InferenceSession`; see `onnx_net2net.session`."""
         from onnx_net2net.run.session import session  # a way up for people's convenience; nothing here depends on it
 
         return session(self, provider=provider)
@@ -163,19 +179,19 @@ class Model:
 
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | HasProto | Model"
-"""A file, a serialized model, a model of `onnx` or `onnx_ir`, what `torch.onnx.export` returns, or a loaded model."""
+"""A path, bytes, a model of `onnx` or `onnx_ir`, a result of `torch.onnx.export`, or a loaded model."""
 
 
 def load(source: ModelLike) -> Model:
     """Load a model without reading its external data.
 
     Args:
-        source: A file, or a model in memory: bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, or the `ONNXProgram` that
-            `torch.onnx.export` returns. It is copied, so that later changes to it do not matter.
+        source: A path, or a model in memory: bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, or the `ONNXProgram` that
+            `torch.onnx.export(..., dynamo=True)` returns. A model in memory is copied, so that it may change later. A
+            loaded model is returned as it is.
 
     Raises:
-        BadInputError: If there is no sound model that this package and onnxruntime can work with; the text is one
-            line that says why.
+        BadInputError: It is no valid model, or its versions of ONNX are not supported; the text says why.
     """
     if isinstance(source, Model):
         return source

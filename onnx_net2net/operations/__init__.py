@@ -1,1 +1,1 @@
-"""What can be done to a model, one folder or module an operation."""
+"""What can be done to a model: one folder or module for each operation."""

@@ -1,4 +1,4 @@
-"""Do again what was done to a model, as its record or a recipe says."""
+"""Repeats the steps that a model's record or a recipe lists."""
 
 from __future__ import annotations
 
@@ -31,10 +31,16 @@ _NOTES = {"operation", "version", "teacher", "filled", "interface", "inlined fun
 
 
 def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read steps from the record of a model (.onnx) or from a recipe (YAML: a list of operations with options).
+    """Read steps from the record of a student (.onnx) or from a recipe (.yaml).
+
+    Args:
+        source: The file. A recipe is a list of steps, each a mapping with `operation` and the options of that function.
+
+    Returns:
+        The steps, as `replay` takes them.
 
     Raises:
-        BadInputError: If there are none, or a step is not understood.
+        BadInputError: The file has no steps, or a step has an unknown operation or option.
     """
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
@@ -52,10 +58,14 @@ def steps_of(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check_step(step: object, where: str) -> None:
-    """Refuse a step that cannot be done again.
+    """Refuse a step that cannot be repeated.
+
+    Args:
+        step: The step, as it was read.
+        where: The file and the number of the step; messages begin with it.
 
     Raises:
-        BadInputError: There is no such operation, or something in it is not understood; the text begins with `where`.
+        BadInputError: The step has an unknown operation or option, or depends on data that no record holds.
     """
     check_values(step, where)
     assert isinstance(step, Mapping)
@@ -75,13 +85,13 @@ def replay(
     """Apply steps to a model, one after another, and write the student.
 
     Args:
-        teacher: The model that the first step was applied to.
-        steps: What `steps_of` returned.
-        output: The file to write; of the name that the student had, it has the student's bytes.
+        teacher: The model to start from: the one that the record names, or for a recipe any model.
+        steps: The steps; see `steps_of`.
+        output: The file to write. If it has the name that the student had, it gets the same bytes.
 
     Raises:
-        BadInputError: If a record is of another teacher, or a value makes no sense.
-        RefusedError: If a step cannot be carried out.
+        BadInputError: The record belongs to another teacher, or a value makes no sense.
+        RefusedError: A step cannot be carried out.
     """
     with work_folder() as folder:
         *_, last = redo(load(teacher), steps, folder)
@@ -89,19 +99,21 @@ def replay(
 
 
 def redo(model: Model, steps: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Any]:
-    """Apply steps to a model, one after another, each to what it was applied to: a student in memory, or its file.
+    """Apply steps to a model, one after another.
+
+    A step was applied either to a student in memory or to a student's file; here it is applied to the same.
 
     Args:
         model: The model that the first step was applied to.
-        steps: What `steps_of` returned.
-        folder: Where students that were files are written; it must last as long as the results.
+        steps: The steps; see `steps_of`.
+        folder: Where students that were files are written; it must exist as long as the results.
 
     Yields:
-        What the operations returned.
+        The result of each operation, like a `Widening`.
 
     Raises:
-        BadInputError: If a record is of another model, or a value makes no sense.
-        RefusedError: If a step cannot be carried out.
+        BadInputError: The record belongs to another model, or a value makes no sense.
+        RefusedError: A step cannot be carried out.
     """
     on_data = False
     for number, step in enumerate(steps, 1):

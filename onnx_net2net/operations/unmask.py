@@ -1,7 +1,8 @@
-"""Remove the masks of copies of experts from a trained student, so that its class needs no nodes of this package.
+"""Removes the masks of copied experts from a trained student, so that its class needs no further nodes.
 
-A mask adds a penalty to the scores of copies; hyperplanes of the router's input tell which (`rewrite.masks`). Without
-masks the copies compete for all tokens: that is the same only where training has lowered the penalty to 0.
+For each token a mask adds a penalty to the scores of all copies of an expert but one. Hyperplanes of the router's input
+decide which one that is (`rewrite.masks`). Without masks the copies compete for all tokens. The function stays the same
+only if training has lowered the penalty to 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FOLDS = traits.REFOLDS | traits.CASTS | traits.COPIES | {"Gather"}
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask that was removed: the node that added it, and the largest penalty that it had."""
+    """A mask that was removed: the name of the node that added it, and its largest penalty."""
 
     name: str
     penalty: float
@@ -33,12 +34,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class Unmasking:
-    """A model without masks.
+    """The result of `unmask`.
 
     Attributes:
         teacher: The model with masks.
-        student: The model without.
-        masks: What was removed.
+        student: The model without masks.
+        masks: The masks that were removed.
     """
 
     teacher: Model
@@ -47,22 +48,23 @@ class Unmasking:
 
     @property
     def exact(self) -> bool:
-        """Whether it computes the same: no mask had a penalty any more."""
+        """Whether both compute the same, because all penalties were 0."""
         return not any(mask.penalty for mask in self.masks)
 
 
 def unmask(teacher: ModelLike) -> Unmasking:
-    """Remove the masks of copies of experts, and their hyperplanes.
+    """Remove the masks of copied experts, and their hyperplanes.
 
     Args:
-        teacher: A path, a model in memory or a loaded model with masks; it is not changed.
+        teacher: A model with masks: a path, a model in memory or a loaded model; it is not changed.
 
     Returns:
-        The model without masks. It is another function unless all penalties were 0; by how far `verify` says.
+        The model without masks. Unless all penalties were 0 it computes something else; `verify` measures how far off
+        it is.
 
     Raises:
-        BadInputError: If the model cannot be used.
-        RefusedError: If it has no masks.
+        BadInputError: The model cannot be used.
+        RefusedError: The model has no masks.
     """
     model = load(teacher)
     with paused_gc():

@@ -51,7 +51,13 @@ _AXES_ARE_INPUTS = 13
 
 @dataclass(frozen=True)
 class Upcycled:
-    """A block that became a mixture of experts: its name, its units, and how many its experts have inside."""
+    """A block that became a mixture of experts.
+
+    Attributes:
+        name: The block.
+        units: The width of its input and output.
+        hidden: The hidden width of each expert.
+    """
 
     name: str
     units: int
@@ -60,15 +66,15 @@ class Upcycled:
 
 @dataclass(frozen=True)
 class Upcycling:
-    """A model whose feed-forward blocks became mixtures of experts.
+    """The result of `upcycle`.
 
     Attributes:
-        teacher: The model as it was.
-        student: The result; its weights are computed when it is saved or run.
-        mixtures: What became of which block, in order.
+        teacher: The dense model.
+        student: The model with mixtures of experts; its weights are computed when it is saved or run.
+        mixtures: The blocks that became mixtures, in order.
         experts: How many experts each mixture has.
-        k: How many of them each position chooses.
-        shared: Whether the block stays beside them, as a shared expert.
+        k: How many experts each position chooses.
+        shared: Whether the block stays beside the experts, as a shared expert.
         seed: Seed of the routers.
     """
 
@@ -101,30 +107,31 @@ def upcycle(
     calibrate: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> Upcycling:
-    """Make mixtures of experts of feed-forward blocks; the student computes what the teacher computes.
+    """Turn feed-forward blocks into mixtures of experts; the student computes the same as the teacher.
 
-    Without `shared` the experts are copies of the block, chosen by the k largest logits of a router, and weighed by the
-    softmax of these. With `shared` the block stays, and experts are added to it whose last layers are zero, weighed by
-    the softmax of all logits. Every expert that a position chooses, and its row of the router, has a gradient
-    within two steps.
+    Without `shared` the experts are copies of the block. A router chooses those of the k largest logits, and the
+    softmax of these logits weighs them. With `shared` the block stays, and experts whose last layers are zero are added
+    to it; the softmax of all logits weighs them. Every expert that a position chooses, and its row of the router, has a
+    gradient within two steps.
 
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
         experts: How many experts each mixture has, at least 2.
-        k: How many of them each position chooses, at most `experts`; without `shared` at least 2.
-        only: Names or patterns of blocks; by default all that make what they read, and have no fewer units inside.
+        k: How many experts each position chooses, at most `experts`; without `shared` at least 2.
+        only: Names or patterns of blocks. By default all blocks whose output is as wide as their input, and whose
+            hidden width is not smaller.
         shared: Whether the block stays beside the experts.
-        calibrate: Inputs (arrays by name, or an npz file of them) on which the mean of what each router reads is
-            measured. Its rows become orthogonal to that, so that all experts get about as many positions.
+        calibrate: Inputs (arrays by name, or an npz file of them) by which the routers are balanced: the rows of each
+            router become orthogonal to the mean of its input, so that all experts get about as many positions.
         seed: Seed of the routers' rows.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
-        BadInputError: If the model cannot be used, or an option makes no sense.
-        RefusedError: If there is no such block, one that was named cannot become an expert, or k is 1 and nothing is
-            shared: a gate that is always 1 has no gradient.
+        BadInputError: The model cannot be used, or an option makes no sense.
+        RefusedError: There is no such block, a named block cannot become an expert, or k is 1 without `shared`: a gate
+            that is always 1 has no gradient.
     """
     _check(experts, k, shared)
     model = load(teacher)

@@ -1,4 +1,4 @@
-"""What a comparison of teacher and student found, and how it is said."""
+"""The result of a comparison of teacher and student, as an object, JSON and text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from onnx_net2net.texts import table_html
 
 @dataclass(frozen=True)
 class Departure:
-    """How a student differs from what its record makes.
+    """How the weights of a student differ from those that its record makes.
 
     Attributes:
         tensor: The first tensor that differs; None if none does.
-        elements: How many elements of it.
-        size: How many it has.
-        off: The largest difference there, relative to the largest of the two values.
+        elements: How many of its elements differ.
+        size: How many elements it has.
+        off: The largest difference of an element, relative to the larger of the two values.
     """
 
     tensor: str | None = None
@@ -37,21 +37,21 @@ class Departure:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        equivalent: Whether all outputs agree in all runs.
+        equivalent: Whether the student was shown to compute the same as the teacher.
         provider: The onnxruntime execution provider that ran both models.
         runs: How many different inputs were run.
-        bindings: The sizes given to the dynamic axes; one empty binding for a static model or given data.
-        outputs: One report an output, in the teacher's order.
-        diverges_at: The first tensor of the teacher that the student does not reproduce, in the order of the graph.
+        bindings: The sizes given to the dynamic axes in each run; one empty dict for a static model or given data.
+        outputs: One report for each output, in the teacher's order; it is that of the worst run.
+        diverges_at: The first tensor of the teacher, in the order of the graph, that the student does not reproduce.
             None if all agree, or none could be compared.
-        unmoved: Outputs that were the same in all runs although they depend on the inputs, each with the tensors
-            inside that were compared instead. If there are no such tensors, nothing is shown and `equivalent` is
-            False.
-        departure: How the student differs from what its record says; `equivalent` is False then too.
-        seconds: Processor time of one run of the teacher, if that is why there are few; else 0.
+        unmoved: Outputs that were the same in all runs although they depend on the inputs, each with the inner tensors
+            that were compared instead. If there are no such tensors, `equivalent` is False.
+        departure: How the weights differ from those that the record makes; `equivalent` is False in that case. None
+            if they agree or were not compared.
+        seconds: Processor time of one run of the teacher, if there were few runs because of it; else 0.
     """
 
     equivalent: bool
@@ -65,7 +65,7 @@ class Verification:
     seconds: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as JSON-ready values; an infinite number becomes None."""
+        """Return the result as values that JSON has; an infinite number becomes None."""
         record = asdict(self)
         for report in record["outputs"]:
             report.update({k: None for k, v in report.items() if isinstance(v, float) and not math.isfinite(v)})
@@ -80,7 +80,7 @@ class Verification:
         """Do nothing if the models are equivalent.
 
         Raises:
-            NotEquivalentError: They are not; the text is that of this object.
+            NotEquivalentError: The models are not equivalent; its text is `str` of this object.
         """
         if not self.equivalent:
             raise NotEquivalentError(str(self))

@@ -1,1 +1,1 @@
-"""From maps to a student: weights, sizes, norms and the few nodes that a map needs."""
+"""Makes a student from the chosen maps: its weights, sizes, norms, and the few nodes that it needs."""

@@ -1,1 +1,1 @@
-"""Models run in onnxruntime, on inputs that they accept."""
+"""Runs models in onnxruntime, and finds inputs that they accept."""

@@ -1,4 +1,4 @@
-"""Run models in onnxruntime: providers without silent fallback, and types that numpy lacks."""
+"""Runs models in onnxruntime: without a silent fallback to another provider, and with dtypes that numpy lacks."""
 
 from __future__ import annotations
 
@@ -156,11 +156,14 @@ def session(model: ModelLike, *, provider: str = "cpu") -> Any:
     """Open a model in onnxruntime, with the optimizations that onnxruntime has by default.
 
     Args:
-        model: A path, a model in memory or a loaded model, also one that was not saved yet.
+        model: A path, a model in memory or a loaded model; it need not be saved.
         provider: Where to run: ``cpu``, ``cuda``, ... or the full name of an execution provider.
 
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
     Raises:
-        BadInputError: If the model cannot be used, or there is no such provider.
+        BadInputError: The model cannot be used, or there is no such provider.
     """
     name = provider_name(provider)
     with load(model).on_disk() as path, blaming(BadInputError, "the model does not run"):

@@ -1,1 +1,1 @@
-"""Checkpoints of transformers: grown shard by shard, without ever being loaded."""
+"""Grows checkpoints of transformers, of timm and of the user's classes shard by shard, without loading them."""

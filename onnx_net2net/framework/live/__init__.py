@@ -1,1 +1,1 @@
-"""Growth of what a training holds in memory: a module of the user's own, its optimizer, its schedule."""
+"""Grows what a training holds in memory: the user's module, its optimizer and its schedule."""

@@ -1,8 +1,8 @@
-"""`fill`: a module of the user's own is filled from a smaller trained one, and computes what that computes.
+"""`fill`: fills a module of the user's from a smaller trained one, so that both compute the same.
 
-It is `transfer` without files. Both modules are exported without folding, the target with weights that are all
-different, so that its entries are found by their values. What the target is filled with is loaded strictly; at the end
-it has computed in double precision what the teacher computes, or it is refused and stays as it was.
+It is `transfer` without files. Both modules are exported without folding. All weights of the exported target are
+different, so that its entries are found by their values. The target loads its new values strictly. At the end both run
+in double precision; where they differ, the target gets its old values back and the transfer is refused.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from onnx_net2net.operations.transfer.transfer import Transfer, proof, transfer
 
 @dataclass(frozen=True)
 class Filled:
-    """A module that was filled.
+    """The result of `fill`.
 
     Attributes:
         module: The target, with its new values.
-        error: The largest difference from the teacher in double precision, relative to the largest output.
-        filled: Share of the float elements of its state dict that have other values than before.
-        transfer: Where the values of each of its tensors came from.
+        error: The largest difference of the outputs in double precision, relative to the largest output.
+        filled: The fraction (0 to 1) of the float elements of the target's state dict that have new values.
+        transfer: The transfer between the exported graphs: it lists the source of each tensor's values.
     """
 
     module: nn.Module
@@ -50,22 +50,22 @@ def fill(
     spread: float = 0.3,
     seed: int = 0,
 ) -> Filled:
-    """Fill a module from a smaller one, so that it computes what that computes.
+    """Fill a module from a smaller trained one, so that both compute the same.
 
     Args:
-        target_module: The module to fill, with any weights, of any type and device. It gets its values in place, and
-            only if it computes what the teacher does.
+        target_module: The module to fill, with any weights, of any dtype and device. It is filled in place, and only if
+            it then computes the same as the teacher.
         teacher_module: The trained module; it is not changed.
-        example_inputs: What both are called with: a tensor, a tuple of arguments, or a dict of arguments by name.
-        spread: How unevenly copies share their outgoing weights, as in `onnx_net2net.widen`.
+        example_inputs: Inputs for both: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        spread: How unevenly copies share their outgoing weights (0: evenly), as in `onnx_net2net.widen`.
         seed: Seed of every random choice.
 
     Returns:
         The filled target. In eval mode its outputs are the teacher's, up to the rounding of its weights.
 
     Raises:
-        BadInputError: One of them cannot be called with the inputs, or an option makes no sense.
-        RefusedError: The target cannot compute what the teacher does; the text says which layer is in the way.
+        BadInputError: A module cannot be called with the inputs, or an option makes no sense.
+        RefusedError: The target cannot compute the same as the teacher; the text names the layer in the way.
     """
     example = Example(example_inputs)
     kinds = {one.dtype for module in (target_module, teacher_module) for one in module.parameters()}

@@ -1,9 +1,9 @@
-"""`grow`: the user's own module, wider, computing what it did.
+"""`grow`: makes the user's own module wider or deeper, and it computes the same as before.
 
-The module is exported without folding and widened as a class can follow; the maps of this growth are done to its own
-tensors (`framework.checkpoint`), and to the moments of its optimizer. The numbers that its layers keep are set; those
-that its own classes keep are searched (`search`). At the end the grown module has computed the same in double
-precision, or it is refused.
+The module is exported without folding, and the graph is widened as its class can follow. The maps of this growth are
+applied to the module's own tensors (`framework.checkpoint`) and to the moments of its optimizer. Sizes that torch's
+layers keep are set. For numbers that the user's classes keep, values are searched (`search`). At the end both modules
+run in double precision; where they differ, the growth is refused.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Grown:
-    """A module that was grown.
+    """The result of `grow`.
 
     Attributes:
-        module: The grown copy, of the same class, type, device and mode.
-        optimizer: The optimizer of its parameters, if one was given.
-        report: What grew, what did not and why, and the proof.
-        growth: What was done, to do it to other copies of the module too.
+        module: The grown copy, of the same class, dtype, device and mode.
+        optimizer: A grown copy of the optimizer, for the parameters of `module`; None if none was given.
+        report: What grew, what did not and why, and how far the outputs differ.
+        growth: The growth itself; it can be applied to other copies of the original module.
     """
 
     module: nn.Module
@@ -70,27 +70,28 @@ def grow(
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
 ) -> Grown:
-    """Grow a copy of a module without changing what it computes (Net2WiderNet, paper section 2.3, and deeper).
+    """Grow a copy of a module without changing what it computes (Net2Net: wider, deeper, or both).
 
     Args:
-        module: The module, of any class, type and device; it is not changed.
-        example_inputs: What it is called with: a tensor, a tuple of arguments, or a dict of arguments by name.
+        module: The module, of any class, dtype and device; it is not changed.
+        example_inputs: Inputs for it: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         factor: Width multiplier (>= 1), as in `onnx_net2net.widen`.
-        sizes: Sizes by name of the dim, pattern or role, as in `onnx_net2net.widen`.
+        sizes: New sizes by the name, pattern or role of a dim, as in `onnx_net2net.widen`.
         only: Names, patterns or roles of the dims that `factor` is for.
-        depth: How many times as deep every group of residual blocks gets (2 or "1.5x"), or how many copies by names or
-            patterns of blocks or groups ({"layers": 2}). A copy's branches end in zeros, and learn from there. The
-            blocks must be in an `nn.ModuleList` or `nn.Sequential` whose contents the class runs.
-        optimizer: An optimizer of the module's parameters. Its copy has the grown state; the parameters of copied
-            blocks are in the groups of the originals, and start without a state.
+        depth: How many times as deep every group of residual blocks becomes (2 or "1.5x"). Or the number of copies to
+            insert, by the name or pattern of blocks or groups ({"layers": 2}). The branches of a copy end in zeros, so
+            that it changes nothing at first, and learns. The class must hold the blocks in an `nn.ModuleList` or
+            `nn.Sequential`, and run all that these hold.
+        optimizer: An optimizer of the module's parameters. The result has a copy of it with the grown state. Parameters
+            of copied blocks join the groups of the originals, and start without a state.
         seed: Seed of every random choice.
 
     Returns:
-        The grown module, whose outputs in double precision are the old one's.
+        The grown module, its optimizer and a report. In double precision its outputs are those of `module`.
 
     Raises:
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
-        RefusedError: It cannot be grown exactly; the text says which attribute or line of it is in the way.
+        RefusedError: The module cannot be grown exactly; the text names the attribute or line in the way.
     """
     options = options_of(factor=factor, sizes=sizes, only=only, depth=depth, seed=seed)
     growth, report = find_growth(module, Example(example_inputs), options)

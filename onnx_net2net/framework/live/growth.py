@@ -1,4 +1,4 @@
-"""What growth does to a module: how its tensors grow, and which of its numbers change."""
+"""A growth of a module: how its tensors grow, and which of its numbers change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growth inside of the Trainer of transformers."""
+"""Growth inside the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from onnx_net2net.framework.optimizer import bare_optimizer
 
 
 class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-    """Grows the model of a `transformers.Trainer` at given steps; the Trainer's own schedule of the rate goes on.
+    """A callback that grows the model of a `transformers.Trainer` at given steps.
 
         growth = TrainerGrowth({"input_ids": ids}, at={2000: {"factor": 2}})
         Trainer(model, TrainingArguments(..., lr_scheduler_type="warmup_stable_decay"), callbacks=[growth], ...).train()
 
-    The config of the model grows too. To resume from a checkpoint behind a growth, make the model with
-    `from_pretrained(checkpoint)`, or give a fresh one to `restore`.
+    The Trainer's own learning rate schedule goes on, and the config of the model grows, too. To resume from a
+    checkpoint that was saved after a growth, make the model with `from_pretrained(checkpoint)`, or give a fresh model
+    to `restore`.
 
     Attributes:
-        reports: What the growths of this process did, by step.
+        reports: A report of each growth that this process did, by step.
     """
 
     def __init__(
         self, example_inputs: Inputs, at: Mapping[int, Options], *, averages: Sequence[nn.Module] = (),
         moments: bool = True,
     ) -> None:  # fmt: skip
-        """Make one; the arguments are those of `onnx_net2net.GrowthSchedule`."""
+        """Make a callback; the arguments are those of `onnx_net2net.GrowthSchedule`."""
         self.reports: dict[int, Report] = {}
         self._inputs, self._at, self._averages, self._moments = example_inputs, checked(at), tuple(averages), moments
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        """Grow if it is time.
+        """Grow the model if a growth is due at this step.
 
         Raises:
-            RefusedError: The model cannot be grown exactly, or it is spread over processes.
+            RefusedError: The model cannot be grown exactly, or several processes hold it.
         """
         options = self._at.get(state.global_step)
         if options is None:
@@ -56,7 +57,11 @@ class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is n
         )
 
     def restore(self, model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-        """Grow a fresh model in place as often as that of a Trainer's checkpoint was, so that its weights fit.
+        """Grow a fresh model in place to the sizes of a checkpoint of the Trainer, so that the weights there fit.
+
+        Args:
+            model: The model as its constructor makes it.
+            checkpoint: The checkpoint's folder.
 
         Raises:
             BadInputError: It is no checkpoint of a Trainer.

@@ -1,4 +1,4 @@
-"""Growth inside of the Trainer of Lightning."""
+"""Growth inside the Trainer of Lightning."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from onnx_net2net.framework.optimizer import bare_optimizer
 
 
 class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not followed
-    """Grows a module of a `LightningModule` at given steps; schedulers of the rate go on.
+    """A callback that grows a submodule of a `LightningModule` at given steps.
 
         growth = LightningGrowth("net", x, at={2000: {"factor": 2}})  # for `self.net`
         Trainer(callbacks=[growth], ...).fit(lightning_module, data)
 
-    A fit that is resumed from a checkpoint behind a growth grows the fresh module first, so that its weights fit.
+    Learning rate schedulers go on. When `fit` resumes from a checkpoint that was saved after a growth, the fresh module
+    is grown first, so that the weights fit.
 
     Attributes:
-        reports: What the growths of this process did, by step.
+        reports: A report of each growth that this process did, by step.
     """
 
     def __init__(self, name: str, example_inputs: Inputs, at: Mapping[int, Options], *, moments: bool = True) -> None:
-        """Make one.
+        """Make a callback.
 
         Args:
-            name: The attribute of the LightningModule that grows.
-            example_inputs: What that is called with, as in `onnx_net2net.grow`.
-            at: Options of `grow` by the number of steps after which it grows.
-            moments: Whether the optimizers' states grow too.
+            name: The attribute of the LightningModule that holds the module to grow.
+            example_inputs: Inputs for this module, as in `onnx_net2net.grow`.
+            at: Options of `onnx_net2net.grow`, by the step after which the module grows.
+            moments: Whether the states of the optimizers grow, too. If not, those of grown parameters are dropped.
         """
         self.reports: dict[int, Report] = {}
         self._name, self._inputs, self._at, self._moments = name, example_inputs, checked(at), moments
         self._grown: list[int] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let a fresh module grow to the sizes of a checkpoint, before Lightning loads its weights."""
+        """Have a fresh module grown to the sizes of a checkpoint before Lightning loads the weights."""
         own = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: Mapping[str, Any]) -> None:
@@ -53,10 +54,10 @@ class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not follo
         pl_module.on_load_checkpoint = on_load_checkpoint
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Grow if it is time.
+        """Grow the module if a growth is due at this step.
 
         Raises:
-            RefusedError: The module cannot be grown exactly, or it is spread over processes.
+            RefusedError: The module cannot be grown exactly, or several processes hold it.
         """
         step = trainer.global_step
         if step not in self._at or step in self._grown:
@@ -70,9 +71,9 @@ class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not follo
         self._grown.append(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which growths were done."""
+        """Return the steps of the growths that were done."""
         return {"grown": list(self._grown)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` returned; the module was grown by it before."""
+        """Take the result of `state_dict`; the module itself was grown before (see `setup`)."""
         self._grown = list(state_dict["grown"])

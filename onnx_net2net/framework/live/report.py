@@ -28,15 +28,17 @@ class Report:
     """What a growth did to a module.
 
     Attributes:
-        changes: The dims that grew: names, sizes before and after.
-        fixed: The dims that kept their size, with the reason.
-        numbers: The numbers that its modules keep, which changed.
-        kept: The numbers that classes computed of a width that grew, and that stay so that the function does.
-        parameters: How many parameters it has, before and after.
-        difference: How far the outputs of both are apart in double precision, relative to the largest.
-        covered: Share of the weights that grew.
-        notes: What else there is to say.
-        loads: Whether the module's config makes the grown one, so that it can be saved and loaded; None without config.
+        changes: The dims that grew: names, and sizes before and after.
+        fixed: The dims that kept their size, with the reasons.
+        numbers: Numbers in attributes of modules that were changed, like a number of heads.
+        kept: Numbers that classes once computed from a width that grew. They keep their value, so that the function
+            stays the same.
+        parameters: The number of parameters before and after.
+        difference: How far the outputs of the two modules differ in double precision, relative to the largest output.
+        covered: The fraction of the weight elements that lie on an axis that grew.
+        notes: Further remarks for people.
+        loads: Whether the module's config now makes the grown module, so that it can be saved and loaded; None if it
+            has no config.
         lists: The lists of blocks that got copies.
     """
 

@@ -1,8 +1,8 @@
-"""Growth inside of a training loop: at a step the module and its optimizer grow in place, and training goes on.
+"""Growth inside a training loop: at given steps the module and its optimizer grow in place, and training goes on.
 
-The objects stay: the loop, its optimizer, averages of the weights and schedulers of the rate hold what they held. The
-rate warms up, stays, and decays at the end. A growth is repeated by its options, so that a run can be resumed from
-before or behind it.
+The objects stay the same, so that the loop, averages of the weights and learning rate schedulers need no change. The
+learning rate warms up, stays, and decays at the end. A checkpoint holds the options of each growth, so that a run can
+be resumed from before or after it.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def refuse_processes(count: int) -> None:
 
 @dataclass(frozen=True)
 class Rates:
-    """A rate that warms up, stays, and decays: its part of the peak at a step.
+    """A learning rate that warms up, stays, and decays, as a fraction of its peak.
 
     Attributes:
-        warmup: Steps in which it rises from 0, at the start and again behind a growth without moments.
+        warmup: Steps in which it rises from 0, at the start and again after a growth that dropped the moments.
         total: All steps of the training.
-        decay: Part of the steps in which it falls at the end.
-        floor: Part of the peak that it falls to.
+        decay: The fraction of the steps in which it falls, at the end.
+        floor: The fraction of the peak that it falls to.
     """
 
     warmup: int
@@ -77,7 +77,7 @@ class Rates:
     floor: float = DECAYS_TO
 
     def at(self, step: int, since: int | None = None) -> float:
-        """Return the part of the peak at a step; `since` is the step from which on it warms up again."""
+        """Return the fraction of the peak at a step; `since` is the step at which a second warmup begins."""
         rise = min((step + 1 - start) / max(self.warmup, 1) for start in (0, *(() if since is None else (since,))))
         left = (self.total - step) / max(self.total * self.decay, 1e-12)
         fall = self.floor + (1 - self.floor) * max(left, 0.0)
@@ -93,19 +93,22 @@ def grow_in_place(
     moments: bool = True,
     **options: Any,
 ) -> Report:
-    """Grow a module in place, and what goes with it.
+    """Grow a module, its optimizer and averages of its weights in place.
 
     Args:
-        module: The module, perhaps compiled by `torch.compile`; it is compiled again when it is called next.
-        example_inputs: As in `grow`.
-        optimizer: The optimizer of its parameters, or several; other parameters that these have stay as they are.
-        averages: Copies of the module with other weights, or `torch.optim.swa_utils.AveragedModel` of it.
-        moments: Whether the optimizer's state grows too; else that of the parameters that grew is dropped.
-        options: As in `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
+        module: The module. If `torch.compile` compiled it, it is compiled again at its next call.
+        example_inputs: Inputs for it, as in `grow`.
+        optimizer: The optimizer of its parameters, or several. Other parameters of these stay as they are.
+        averages: Copies of the module with averaged weights, or `torch.optim.swa_utils.AveragedModel` of it.
+        moments: Whether the optimizer's state grows, too. If not, the state of grown parameters is dropped.
+        options: Options of `grow`: `factor`, `sizes`, `only`, `depth`, `seed`.
+
+    Returns:
+        What grew, what did not and why, and how far the outputs differ.
 
     Raises:
         BadInputError: The module cannot be called with the inputs, or an option makes no sense.
-        RefusedError: It cannot be grown exactly; nothing is changed.
+        RefusedError: The module cannot be grown exactly, or it is sharded. Nothing has changed.
     """
     module, others = unwrapped(module), [unwrapped(average) for average in averages]
     growth, report = find_growth(module, Example(example_inputs), options_of(**options))
@@ -124,10 +127,10 @@ def grow_in_place(
 
 
 def unwrapped(module: Any) -> nn.Module:
-    """Return a module out of what compiles or averages it.
+    """Return the user's module out of wrappers that compile or average it.
 
     Raises:
-        RefusedError: It is spread over processes.
+        RefusedError: Several processes hold it (DistributedDataParallel, FSDP).
     """
     while True:
         for kind in type(module).__mro__:
@@ -146,7 +149,7 @@ def unwrapped(module: Any) -> nn.Module:
 
 
 class GrowthSchedule:
-    """Grows a module and its optimizer at given steps of a loop, and sets the rate.
+    """Grows a module and its optimizer in place at given steps of a loop, and sets the learning rate.
 
         schedule = GrowthSchedule(module, optimizer, x, at={2000: {"factor": 2}}, warmup=100, total=10_000)
         for x, y in batches:
@@ -157,7 +160,7 @@ class GrowthSchedule:
 
     Attributes:
         steps: How many steps were taken.
-        reports: What the growths of this process did, by step.
+        reports: A report of each growth that this process did, by step.
     """
 
     def __init__(
@@ -173,23 +176,23 @@ class GrowthSchedule:
         averages: Sequence[nn.Module] = (),
         moments: bool = True,
     ) -> None:
-        """Make one.
+        """Make a schedule.
 
         Args:
             module: The module that is trained.
-            optimizer: Its optimizer; the rates of its groups are the peaks.
-            example_inputs: What the module is called with, as in `grow`.
-            at: Options of `grow` by the number of steps after which it grows. `onnx_net2net.framework.planning.plan`
-                tells that number from logs; 20 to 35 % of the compute are a start.
-            warmup: Steps in which the rate rises.
-            total: All steps. If None, the rates are left alone.
-            decay: Part of the steps in which the rate falls at the end.
-            averages: Averages of the module's weights, which grow with it.
-            moments: Whether the optimizer's state grows too; else it starts anew, and the rate warms up again.
+            optimizer: Its optimizer. The learning rates of its groups are the peaks.
+            example_inputs: Inputs for the module, as in `grow`.
+            at: Options of `grow`, by the step after which the module grows. `onnx_net2net.framework.planning.plan`
+                finds a good step from logs; a first guess is after 20 to 35 % of the compute.
+            warmup: Steps in which the learning rate rises.
+            total: All steps of the training. If None, the learning rates are left alone.
+            decay: The fraction of the steps in which the learning rate falls, at the end.
+            averages: Averages of the module's weights; they grow with it.
+            moments: Whether the optimizer's state grows, too. If not, it is dropped, and the rate warms up again.
 
         Raises:
             BadInputError: A number makes no sense.
-            RefusedError: The module is spread over processes.
+            RefusedError: Several processes hold the module (DistributedDataParallel, FSDP).
         """
         unwrapped(module)
         if warmup < 0 or not 0 <= decay <= 1:
@@ -207,10 +210,10 @@ class GrowthSchedule:
         self._set_rates()
 
     def step(self) -> Report | None:
-        """Count a step of the optimizer; grow if it is time, and set the rate of the next.
+        """Count a step of the optimizer, grow if a growth is due, and set the learning rate of the next step.
 
         Returns:
-            What a growth did, None if there was none.
+            The report of the growth, or None if there was none.
         """
         self.steps += 1
         report = self._grow(self.steps) if self.steps in self._at else None
@@ -238,16 +241,16 @@ class GrowthSchedule:
                 group["lr"] = new
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes: plain numbers, to be saved beside the module's state."""
+        """Return the steps and growths so far, as plain numbers; save it beside the state of the module."""
         return {"steps": self.steps, "grown": list(self._grown), "at": {k: dict(v) for k, v in self._at.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; call this before the module's and the optimizer's own `load_state_dict`.
+        """Go on from a checkpoint. Call this before `load_state_dict` of the module and of the optimizer.
 
-        A module as its constructor makes it is grown as often as that of the checkpoint was, so that its weights fit.
+        The module, as its constructor makes it, is grown to the sizes of the checkpoint, so that the weights fit.
 
         Raises:
-            BadInputError: The checkpoint is of another schedule.
+            BadInputError: The checkpoint was grown by another schedule.
         """
         at = {int(step): dict(options) for step, options in state["at"].items()}
         early = [step for step in state["grown"] if at.get(step) != dict(self._at.get(step, {}))]

@@ -1,1 +1,1 @@
-"""More layers (Net2DeeperNet): inserts what computes the identity."""
+"""More layers (Net2DeeperNet): inserts layers that compute the identity."""

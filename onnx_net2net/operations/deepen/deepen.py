@@ -1,7 +1,7 @@
-"""Net2DeeperNet on any graph: insert layers whose function is the identity and which can learn.
+"""Net2DeeperNet on any graph: inserts layers that compute the identity at first, and learn.
 
-Behind a layer with an idempotent activation a layer of the same kind with the same activation is inserted (paper,
-section 2.4); see `analysis.activations` for what is done elsewhere. Residual blocks are repeated as a whole, see
+Where phi(phi(v)) = phi(v), as for ReLU, a layer of the same kind with the same activation is inserted (paper, section
+2.4). `analysis.activations` says what is inserted elsewhere. Residual blocks are repeated as a whole; see
 `analysis.blocks`.
 """
 
@@ -44,7 +44,13 @@ WIDEST_KERNEL = 7
 
 @dataclass(frozen=True)
 class Insertion:
-    """What was inserted behind one layer or block."""
+    """What was inserted behind one layer or block.
+
+    Attributes:
+        name: The layer or block in front.
+        way: What was inserted; see `way` of `deepen`.
+        count: How many of it.
+    """
 
     name: str
     way: Way | Literal["block", "cancel"]
@@ -53,17 +59,17 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Deepening:
-    """A deepened model.
+    """The result of `deepen`.
 
     Attributes:
         teacher: The model that was deepened.
-        student: The result; its weights are computed when it is saved or run.
+        student: The deeper model; its weights are computed when it is saved or run.
         insertions: What was inserted, in the order of the layers.
         seed: Seed of every random choice.
         notes: Remarks for people.
-        copies: The copies of blocks, in the order of the graph; copies that cancel are not listed.
-        depths: For each group of numbered blocks, how many it has before and after.
-        exact: Whether the student computes what the teacher computes; not with factors of a lower rank.
+        copies: The copies of blocks, in the order of the graph, without those that cancel (way "cancel").
+        depths: For each group of numbered blocks: the number of blocks before and after.
+        exact: Whether the student computes the same as the teacher; False if `rank` is too small for that.
     """
 
     teacher: Model
@@ -121,37 +127,38 @@ def deepen(
 
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.
-        after: Names or patterns of the layers behind which something is inserted.
-        all: Insert behind every layer whose activation admits an identity; with `way`, behind every layer that admits
-            this.
+        after: Names or patterns of the layers behind which to insert.
+        all: Whether to insert behind every layer whose activation admits an identity. With `way`: behind every layer
+            that admits this way.
         count: How many layers to insert behind each.
         pairs: How many pairs of a horizontal and a vertical convolution to insert instead (paper, section 3.4).
-        way: What to insert, instead of the best for each place. "identity" is a layer with the network's activation.
-            "pair" is a layer with two columns for each unit. "residual" is a branch that ends in zero. "prelu" is a
-            layer with an activation of its own whose slopes start at 1. "maxout" is the larger of two equal
-            identities, which only noise or dropout tells apart. "factor" puts two layers in the place of the layer
-            itself, with an activation between (paper, section 2.4). For blocks there is "cancel": two copies with
-            opposite signs, also where a branch cannot end in zero.
-        width: Units of the new layers (`96`), or a multiplier (`"2x"`); not below the width of the layer in front.
-        rank: With the way "factor": units between the factors, half of which are the others' negatives. By default as
-            many as an exact student takes; with fewer it is the nearest one.
-        repeat: How many copies of residual blocks to insert, by names or patterns of blocks or of their groups
-            ({"layer3": 4} or ["layer3=+4"]). They are spread evenly over the blocks that match.
-        depth: How many times as deep every group of blocks gets, by copies (2 or "2x").
-        append: Put the copies behind the last block of the group, not behind the blocks that they are copies of.
+        way: What to insert; by default the best for each layer. "identity": a layer with the network's activation.
+            "pair": a layer with two columns for each unit (behind GELU and its kin). "residual": a branch whose last
+            weight is zero. "prelu": a layer with PReLU, whose slopes start at 1. "maxout": the larger of two equal
+            identities; only noise or dropout makes them different. "factor": two layers in the place of the layer
+            itself, with an activation between them (paper, section 2.4). For blocks there is also "cancel": two copies
+            with opposite signs, which works where a branch cannot end in zero.
+        width: Units of the new layers (`96`), or a multiplier (`"2x"`); at least the width of the layer in front.
+        rank: With the way "factor": the number of units between the two layers; half of them are the negatives of the
+            other half. By default so many that the student is exact; with fewer it is the nearest approximation.
+        repeat: How many copies of residual blocks to insert, by the names or patterns of blocks or of their groups
+            ({"layer3": 4} or ["layer3=+4"]). Copies are spread evenly over the blocks that match.
+        depth: How many times as deep every group of blocks becomes, by copies (2 or "2x").
+        append: Whether copies go behind the last block of the group, and not behind their originals.
         calibrate: Inputs (arrays by name, or an npz file of them) on which the statistics of inserted
-            BatchNormalizations are measured. By default they are generated. So the layers change little in training.
+            BatchNormalizations are measured, so that the new layers change little when training begins. By default
+            inputs are generated.
         seed: Seed of every random choice.
-        framework: ``"torch"``, ``"keras"`` or ``"flax"`` for a student whose weights fit a class made with more layers.
-            Then only numbered blocks are copied, each among blocks that compute the same.
-        progress: Called with the runs of the calibration that are done, and their number.
+        framework: ``"torch"``, ``"keras"`` or ``"flax"``: the weights of the student must fit a class of it, made with
+            more layers. Then only numbered blocks are copied, and only among blocks that compute the same.
+        progress: Called with the number of finished calibration runs, and of all.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
-        BadInputError: If the model cannot be used, or an option makes no sense.
-        RefusedError: If nothing can be inserted behind a layer that was named, or a block cannot be repeated.
+        BadInputError: The model cannot be used, or an option makes no sense.
+        RefusedError: Nothing can be inserted behind a layer that was named, or a block cannot be repeated.
     """
     check_framework(framework)
     if repeat or depth is not None:

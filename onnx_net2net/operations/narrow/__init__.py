@@ -1,1 +1,1 @@
-"""Fewer units and layers: removes what a network has twice, or for nothing."""
+"""Fewer units and layers: removes duplicates, and what has no effect."""

@@ -1,7 +1,6 @@
-"""The inverse of growing: remove what a network has more than once, or for nothing.
+"""The inverse of growing: removes identity layers, duplicate units, and units that no weight reads.
 
-Identity layers go, exact duplicates of units become one, and units that nobody reads are dropped, so that
-`narrow(widen(m))` and `narrow(deepen(m))` have the size of m again.
+So `narrow(widen(m))` and `narrow(deepen(m))` have the size of m again.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from onnx_net2net.rewrite.outputs import Cut, cut_again, uncut
 
 @dataclass(frozen=True)
 class Reduction:
-    """What became of one dim."""
+    """A dim that lost units: its name, and its sizes before (`old`) and after (`new`)."""
 
     name: str
     old: int
@@ -38,12 +37,12 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """A narrowed model: without duplicates and layers that do nothing.
+    """The result of `narrow`.
 
     Attributes:
         teacher: The model that was narrowed.
-        student: The result; its weights are computed when it is saved or run.
-        removed: The layers, activations and sums that were removed.
+        student: The smaller model; its weights are computed when it is saved or run.
+        removed: The names of the layers, activations and sums that were removed.
         changes: The dims that lost units.
     """
 
@@ -54,7 +53,7 @@ class Narrowing:
 
 
 def narrow(teacher: ModelLike) -> Narrowing:
-    """Remove identity layers, exact duplicates of units and units that nobody reads.
+    """Remove identity layers, exact duplicates of units, and units that no weight reads.
 
     Args:
         teacher: A path, a model in memory or a loaded model; it is not changed.

@@ -1,1 +1,1 @@
-"""A target of the user's, filled from a teacher."""
+"""Fills the user's own network, the target, from a trained one."""

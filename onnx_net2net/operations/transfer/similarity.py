@@ -1,4 +1,4 @@
-"""How much a trained network has to give to another one: which of several to transfer from."""
+"""How well trained networks can fill a target: tells which of several to transfer from."""
 
 from __future__ import annotations
 
@@ -34,16 +34,15 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Similarity:
-    """How a source compares with the target.
+    """How well one source can fill the target. All measures go from 0 to 1.
 
     Attributes:
-        name: The source: its file's name, or its graph's.
-        kept: The share of the source's parameters that the target has a place for; 1 where it may contain the source.
-        filled: The share of the target's parameters that these fill.
-        dpiat: DPIAT's similarity, which is symmetric; see `dpiat.dpiat.similarity`. None where there are too
-            many layers for it.
-        agreement: How the target, once filled, answers like the source, from 0 to 1; None where that was not asked for
-            or the two have different inputs or outputs. See `agreement`.
+        name: The name of the source's file, or of its graph.
+        kept: The fraction of the source's parameters that have a place in the target. It is 1 if all have one.
+        filled: The fraction of the target's parameters that the source fills.
+        dpiat: DPIAT's similarity, which is symmetric; see `dpiat.dpiat.similarity`. None if there are too many layers.
+        agreement: How much the filled target answers like the source; see `agreement`. None if another measure was
+            asked for, or the two have different inputs or outputs.
     """
 
     name: str
@@ -59,21 +58,21 @@ def similarity(
     *,
     measure: Measure = "agreement",
 ) -> list[Similarity]:
-    """Rank networks by how much of them a target can have.
+    """Rank trained networks by how well they can fill a target.
 
     Args:
-        target: What is to be filled: a path, a model in memory or a loaded model; its weights do not matter.
-        sources: What it could be filled from, likewise.
-        measure: What to rank by, and by the share that is filled where that is equal. For "agreement", which tells
-            best what a target gains by the transfer (tools/experiments/transfer.py), the transfers are done and run;
-            the others, of which "dpiat" tells most, only look at the graphs.
+        target: The network to fill: a path, a model in memory or a loaded model. Its weights do not matter.
+        sources: The trained networks, likewise.
+        measure: The attribute of `Similarity` to rank by; ties are ranked by `filled`. "agreement" predicts best what a
+            target gains by the transfer (tools/experiments/transfer.py); for it each transfer is done and run. The
+            others only look at the graphs; "dpiat" predicts best among these.
 
     Returns:
-        The sources, the most similar first.
+        One `Similarity` for each source, the best first.
 
     Raises:
-        BadInputError: If a model cannot be used, or there is no such measure.
-        RefusedError: If there are too many layers for "dpiat".
+        BadInputError: A model cannot be used, or there is no such measure.
+        RefusedError: There are too many layers for "dpiat".
     """
     if measure not in MEASURES:
         raise BadInputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
@@ -103,12 +102,12 @@ def _elements(network: Network) -> int:
 def overlap(source: Analysis, target: Analysis, alignment: Alignment) -> int:
     """Return how many elements of the source have a place in the target.
 
-    Of two tensors that correspond these are as many as the smaller size along each axis makes.
+    For two corresponding tensors it is the product of the smaller sizes along each axis.
 
     Args:
         source: The dims of the source.
         target: The dims of the target.
-        alignment: What corresponds to what.
+        alignment: Which parameters correspond.
     """
     common: dict[int, int] = {}
     for old, new in alignment.parameters:
@@ -126,10 +125,10 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int = 0) -> float | None:
-    """Return how a target that is filled from a source answers like it, from 0 to 1.
+    """Fill a target from a source, and return how much it answers like the source, from 0 to 1.
 
-    Both answer the same generated inputs. What counts is how their answers change from one input to the next: the
-    cosine of the two changes around their means, 0 where it is negative, averaged over the outputs.
+    Both get the same generated inputs. For each output the mean over the inputs is subtracted, and the cosine of the
+    two results is taken. The agreement is the average of these cosines, or 0 if that is negative.
 
     Returns:
         The agreement, or None where the target cannot be filled, or takes or returns other shapes.

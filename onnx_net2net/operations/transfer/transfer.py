@@ -52,14 +52,14 @@ from onnx_net2net.run.watch import in_batches
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """What the record of a transfer says besides its models.
+    """The options of a transfer that its record holds.
 
     Attributes:
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
 
     Raises:
-        BadInputError: If an option makes no sense.
+        BadInputError: An option makes no sense.
     """
 
     spread: float = 0.3
@@ -74,21 +74,21 @@ class TransferOptions:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A filled model.
+    """The result of `transfer`.
 
     Attributes:
         teacher: The model that the values came from.
         target: The model that was filled.
         student: The target with its new values, which are computed when it is saved or run.
-        sources: Where the values of each of the target's float tensors came from.
-        obstacles: Why the transfer is not exact. If there are none, the student computes what the teacher does; this
+        sources: For each float tensor of the target, where its values came from.
+        obstacles: Why the transfer is not exact. Without obstacles the student computes the same as the teacher; this
             has been measured unless `prove` was False.
         seed: Seed of every random choice.
-        doubts: Other differences between corresponding nodes. Most make no difference to the results; they are named
-            as reasons if the student turns out to compute something else.
-        reads: How many times as many units each weight of a layer sums over as the teacher's, by its name.
-        depth: How many times as many layers the target has as those that the teacher fills.
-        explain: Finds the place at which a student leaves its teacher.
+        doubts: Other differences between corresponding nodes. Most have no effect. They are named as reasons only if
+            the outputs of student and teacher differ.
+        reads: By the name of a layer's weight: the number of units that it sums over, relative to the teacher's.
+        depth: The number of the target's layers, relative to the number of those that the teacher fills.
+        explain: Runs both models and finds the first place where they differ.
     """
 
     teacher: Model
@@ -106,7 +106,7 @@ class Transfer:
 
     @property
     def filled(self) -> float:
-        """Share of the target's float elements that did not keep their initial values."""
+        """The fraction of the target's float elements that did not keep their initial values."""
         sizes = [(math.prod(source.shape), source.origin != "kept") for source in self.sources]
         return sum(n for n, is_filled in sizes if is_filled) / max(sum(n for n, _ in sizes), 1)
 
@@ -142,25 +142,25 @@ def transfer(
     prove: bool = True,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Fill a target from a teacher.
+    """Fill the user's own network, the target, from a trained one.
 
     Args:
-        teacher: The trained model: a path, a model in memory or a loaded model.
+        teacher: The trained model: a path, a model in memory or a loaded model; see `load`.
         target: The network to fill, likewise, with any weights. Neither model is changed.
         spread: How unevenly copies share their outgoing weights, as in `widen`.
         seed: Seed of every random choice.
         data: Examples (an npz file, or arrays under the names of the teacher's inputs). They improve a transfer that
             is not exact: a narrower target keeps the best units (`examples.select`), and its layers are fitted to the
             results of the teacher's layers (`examples.refit`). An exact transfer does not use them.
-        prove: Whether the two are run and compared if no obstacle is known. Pass False if you call `proof` anyway.
-        progress: Called with the number of layers that are fitted to the examples, and of all.
+        prove: Whether to run and compare the two if no obstacle is known. Pass False if you call `proof` yourself.
+        progress: Called with the number of layers that have been fitted to the examples, and of all.
 
     Returns:
-        The student. It computes what the teacher does if there are no obstacles; see `proof`.
+        The student with its obstacles. If there are none, it computes the same as the teacher.
 
     Raises:
-        BadInputError: If a model cannot be used, or an option makes no sense.
-        RefusedError: If the two have different interfaces, or nothing in common.
+        BadInputError: A model cannot be used, or an option makes no sense.
+        RefusedError: Inputs or outputs of the two differ in number, dtype or rank, or no layers correspond.
     """
     options = TransferOptions(spread, seed)
     old, new = load(teacher), load(target)
@@ -177,10 +177,10 @@ def transfer(
 
 
 def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
-    """Refuse models that take or return other kinds of things.
+    """Refuse models whose inputs or outputs do not correspond.
 
     Raises:
-        RefusedError: If there are other numbers of inputs or outputs, or other types or ranks of one.
+        RefusedError: Their number, or a dtype or rank, differs.
     """
     constants = {tensor.name for graph in (teacher, target) for tensor in graph.initializer}
     for what in ("input", "output"):
@@ -202,15 +202,15 @@ def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
 
 
 def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple[Obstacle, ...]]:
-    """Compare a student with its teacher.
+    """Run a student and its teacher, and compare them.
 
     Args:
         result: The transfer.
         checking: Options of `verify`.
 
     Returns:
-        The comparison, None where the two cannot be compared, and the obstacles. There are none if the student computes
-        what the teacher computes, even if some were expected.
+        The comparison (None if the two cannot be compared), and the obstacles. If both compute the same, there are no
+        obstacles, even if some were expected.
     """
     try:
         student = result.comparable

@@ -1,1 +1,1 @@
-"""More units (Net2WiderNet): chooses sizes and maps, and has them carried out."""
+"""More units (Net2WiderNet): chooses sizes and maps for the dims, and rewrites the graph by them."""

@@ -1,4 +1,4 @@
-"""Net2WiderNet on any graph: choose sizes and maps for its dims, and rewrite."""
+"""Net2WiderNet on any graph: chooses sizes and maps for its dims, and rewrites the graph by them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from onnx_net2net.texts import table_html
 
 @dataclass(frozen=True)
 class Widening:
-    """A widened model.
+    """The result of `widen`.
 
     Attributes:
         teacher: The model that was widened.
-        student: The result; its weights are computed when it is saved or run.
-        changes: What became of each dim that was to grow.
-        exact: Whether the student computes the teacher's function (False after `noise` or `random_pad`).
+        student: The wider model; its weights are computed when it is saved or run.
+        changes: The dims that were asked to grow: each with its size before and after, and its map.
+        exact: Whether the student computes the same as the teacher (False with `noise` or `random_pad`).
         seed: Seed of every random choice.
-        covered: Share of the weight elements that lie on an axis that grew.
-        fixed: The dims that could not grow, with the reason.
-        notes: What else was done to the graph, for people.
-        constants: How each constant grew that did.
-        inserted: What a framework's class would need besides weights of other sizes: nodes, and numbers that were kept.
-        numbers: Single numbers that scale something beside a dim that grew. A class that computes them from its sizes
-            would compute others.
+        covered: The fraction of the weight elements that lie on an axis that grew.
+        fixed: The dims that could not grow; the `reason` of each says why.
+        notes: Remarks for people on further changes of the graph.
+        constants: How each constant that grew did so.
+        inserted: What a framework's class would need besides larger weights: new nodes, and numbers that it computes
+            differently.
+        numbers: Single numbers that scale something beside a dim that grew. A class that computes such a number from
+            its sizes would get another value.
     """
 
     teacher: Model
@@ -58,7 +59,7 @@ class Widening:
 
     @property
     def kept(self) -> tuple[tuple[str, str], ...]:
-        """The dims that kept their size and the reasons, those on most weights first, without kernels and positions."""
+        """Names of dims that kept their size, with reasons; without kernels and positions, largest weights first."""
         fixed = [
             (g.elements, g.name, g.reason)
             for g in self.fixed
@@ -95,44 +96,49 @@ def widen(
     """Widen the hidden dims of a model without changing its function (Net2WiderNet, paper section 2.3).
 
     Args:
-        teacher: A path, a model in memory or a loaded model; it is not changed.
+        teacher: A path, a model in memory or a loaded model (see `load`); it is not changed.
         factor: Width multiplier (>= 1) for every hidden dim, or for those that `only` names. Each dim grows to the
             nearest size that it can have exactly. If an axis is a product (groups x channels), one factor of it grows:
             the one that comes near the multiplier and lets most weights grow.
-        sizes: Sizes by dim name, pattern or role: a number of units (`96`) or a multiplier (`"2x"`). Dims of the
-            interface (classes, vocabulary, input channels) grow only if they are named here. Their old units stay as
-            they are, and new ones are appended.
+        sizes: New sizes by the name, pattern or role of a dim: a number of units (`96`), more units (`"+4"`) or a
+            multiplier (`"2x"`). Dims of the interface (classes, vocabulary, input channels) grow only if they are named
+            here. Their old units stay first, and new ones are appended.
         only: Names, patterns or roles (`"ffn"`) of the dims that `factor` is for.
         multiple_of: New sizes are multiples of this.
-        map: How new units come about (see `onnx_net2net.algebra.maps`); dims that do not admit it are replicated.
-        spread: How unevenly copies share their outgoing weights, relative to each weight. The student stays exact.
-        noise: Noise on the incoming weights of copies, as in the paper, relative to the weights. Not exact.
+        map: What new units are. "replicate": copies. "zero_out": units with weights of their own that no weight reads
+            yet. "zero_in": units that are zero. "random_pad": random units, not exact. Dims that do not admit the map
+            are replicated. See `onnx_net2net.algebra.maps`.
+        spread: How unevenly copies share their outgoing weights, relative to each weight; 0 is evenly. The student is
+            exact in any case.
+        noise: Noise on the incoming weights of copies, relative to the weights, as in the paper. Not exact.
         seed: Seed of every random choice.
         prior: Probability (0 <= prior < 1) at which new classes start; by default 0.01 under a sigmoid. Under a
             softmax it can only be 0, because the old outputs would change otherwise.
         fill_norms: Whether a dim whose norm admits only multiples of its size may have any width. If so, nodes (Slice,
             Concat, Slice) fill the input of the norm up to the next multiple and cut its result. By default this is
             done where multiples would miss `factor` by more than a tenth, and not for `sizes`.
-        framework: ``"torch"``, ``"keras"`` or ``"flax"`` for a student whose weights fit a class made at the new sizes.
-            Dims whose growth a class could not follow keep their size (see `onnx_net2net.analysis.loadable`).
-        keep_numbers: Whether that class computes none of its numbers from its sizes (alpha / r of LoRA, width ** -0.5).
-            Then dims may grow although a number in the file is a function of their size.
-        how: How a router treats the copies that experts get. ``"split"``: masks let it see one of each expert, for each
-            token another one. ``"topk"``: it chooses all copies of an expert together, and so as many times more.
-            ``"lift"``: a bias rules them out until a balancer raises it. ``"granular"``: they are no copies but parts,
-            with a part of the units of their expert each, and chosen together. The last three need no nodes, as a
-            class of a framework has none.
-        scale_weights: With a framework, whether weights are scaled so that the class follows more growth: a stream in
-            front of norms at any width, without another epsilon, and dims of whose size it computes a number.
-        loads: For names of dims of experts how often each expert is chosen (`operations.widen.load.expert_load`): those
-            that have most to do get most copies. By default all get as many, and the first ones one more.
+        framework: ``"torch"``, ``"keras"`` or ``"flax"``: the weights of the student must fit a class of it, made at
+            the new sizes. Dims whose growth a class could not follow keep their size (see
+            `onnx_net2net.analysis.loadable`).
+        keep_numbers: Pass True if this class computes no number from its sizes (like alpha / r of LoRA, or
+            width ** -0.5). Then a dim may grow even if a number in the file looks like a function of its size.
+        how: How a router treats copies of an expert. ``"split"``: for each token masks let it see one copy only.
+            ``"topk"``: it chooses all copies of an expert together, so that k grows, too. ``"lift"``: a bias rules the
+            copies out until a load balancer raises it. ``"granular"``: experts are cut into parts instead, which are
+            chosen together. Only ``"split"`` needs new nodes, which no class of a framework has.
+        scale_weights: With `framework`: whether weights may be scaled so that the class can follow more growth. Then a
+            stream in front of norms may have any width without another epsilon, and dims may grow although the class
+            computes a number from their size.
+        loads: By the name of a dim of experts: how often each expert is chosen
+            (`onnx_net2net.operations.widen.load.expert_load`). Busy experts get more copies. By default all get equally
+            many; a remainder goes to the first ones.
 
     Returns:
         The student and what was done. Nothing is verified here; see `onnx_net2net.operations.verify`.
 
     Raises:
-        BadInputError: If the model cannot be used, or an option makes no sense.
-        RefusedError: If a size cannot be had exactly.
+        BadInputError: The model cannot be used, or an option makes no sense.
+        RefusedError: A size in `sizes` is not possible exactly, or nothing can grow.
     """
     options = WidenOptions(
         factor, dict(sizes or {}), tuple(only), multiple_of, map, spread, noise, seed, prior, fill_norms, framework,

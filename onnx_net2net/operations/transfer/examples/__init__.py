@@ -1,1 +1,1 @@
-"""What examples tell a transfer that is not exact: which units to keep, and what layers are fitted to."""
+"""Improves a transfer that is not exact by examples: chooses the units to keep, and fits the layers."""
