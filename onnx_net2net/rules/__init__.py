@@ -1,8 +1,9 @@
-"""The growth rules: one line or one short function an operator.
+"""The growth rules: one line or one short function for each operator.
 
-A rule states what `op(grown inputs) = grown op(inputs)` needs of the axes of a node; see
-`onnx_net2net.rules.op.Op` for what it may say and `onnx_net2net.rules.signature` for the language of the one-liners.
-An operator without a rule freezes its dims. Rules for operators of your own are registered from anywhere:
+A rule says under which conditions on the axes of a node `op(grown inputs) = grown op(inputs)` holds: which axes are the
+same, which are summed over, which keep their size. `onnx_net2net.rules.op.Op` has the statements that it can make, and
+`onnx_net2net.rules.signature` the language of the one-liners. An operator without a rule freezes its dims. Rules for
+operators of your own can be registered anywhere:
 
     from onnx_net2net.rules import rule, signature
 
@@ -12,11 +13,11 @@ An operator without a rule freezes its dims. Rules for operators of your own are
     def my_norm(op):
         op.apply("*b c, c -> *b c", uniform="c")
 
-On the command line `--rules FILE` runs such a file first; a package offers its rules by an entry point of the group
-`onnx_net2net.rules`, which names the module that registers them.
+On the command line `--rules FILE` runs such a file first. An installed package offers its rules by an entry point of
+the group `onnx_net2net.rules` that names the module.
 
-A rule has to look at all that its node has. An attribute that it neither reads nor calls inert freezes the node, and so
-does an operand that it does not read. `onnx_net2net.rules.traits` has the facts about operators that are no rules.
+A rule has to read every input, output and attribute of its node, or declare the attribute `inert`. Otherwise the node
+is frozen. `onnx_net2net.rules.traits` has facts about operators that are not about axes.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ _inert = inert_attributes.table()
 def rule(
     *kinds: str, domain: str = "", since: int = 1, pointwise: str | None = None, inert: str = ""
 ) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of operators.
+    """Register a function as the rule of operators; use it as a decorator.
 
     Args:
-        kinds: Operator types.
+        kinds: Operator types, like "Conv".
         domain: Operator domain; "" is ai.onnx.
-        since: First opset version that the rule is for. Of several rules the newest that fits is used.
+        since: First opset version that the rule is for. If several rules fit a node, the newest is used.
         pointwise: See `Op.pointwise`.
-        inert: Attributes, separated by spaces, on which no axis depends, so that the rule need not read them. A node
-            with any other attribute that the rule does not read is frozen, unless it has the schema's default.
+        inert: Names of attributes, separated by spaces, on which no axis depends; the rule need not read them. A node
+            with another attribute that the rule does not read is frozen, unless it has the schema's default value.
     """
 
     def register(function: Rule) -> Rule:
@@ -79,18 +80,18 @@ def rule(
 
 
 def _freeze_if_overlooked(op: Op, inert: Collection[str]) -> None:
-    """Freeze a node with an attribute or an operand that its rule knows nothing of."""
+    """Freeze a node with an attribute or an operand that its rule does not read."""
     known = _inert.get((op.domain, op.kind), set()).union(inert)
     for what, which in () if op.said.closed else op.overlooked():
         if what == "attribute" and (which in known or op.attrs[str(which)] == _default(op, str(which))):
             continue
         hint = " (see `inert` of onnx_net2net.rules.rule)" if what == "attribute" else ""
-        op.freeze_all(f"has the {what} {which!r}, of which its growth rule knows nothing{hint}")
+        op.freeze_all(f"has the {what} {which!r}, which its growth rule does not read{hint}")
         return
 
 
 def _default(op: Op, name: str) -> Any:
-    """Return what an attribute is where it is left out, None where no schema tells."""
+    """Return the default value of an attribute; None if no schema has one."""
     try:
         value = helper.get_attribute_value(
             defs.get_schema(op.kind, op.version, op.domain).attributes[name].default_value
@@ -111,16 +112,16 @@ def signature(
     pointwise: str | None = None,
     inert: str = "",
 ) -> None:
-    """Register a signature as the rule of operators; the last of `kinds` is the signature itself.
+    """Register a signature as the rule of operators; outside ai.onnx it also tells the shapes of their outputs.
 
     Args:
-        kinds: Operator types, then the signature.
-        domain: Operator domain.
-        since: First opset version.
+        kinds: Operator types, and last the signature (see `onnx_net2net.rules.signature`).
+        domain: Operator domain; "" is ai.onnx.
+        since: First opset version that the rule is for.
         sizes: See `Op.apply`.
         fixed: See `Op.apply`.
         uniform: See `Op.apply`.
-        scales: See `Op.scales`.
+        scales: The inputs that are factors or divisors; see `Op.scales`.
         pointwise: See `Op.pointwise`.
         inert: See `rule`.
     """
@@ -139,7 +140,7 @@ def signature(
 def _typed(
     signature: Signature, types: Sequence[Typed | None], attrs: Mapping[str, Any], values: Sequence[Any]
 ) -> list[Typed]:
-    """Type the outputs of an operator by its signature: letters have the sizes that they have in the inputs."""
+    """Return dtypes and shapes of an operator's outputs; letters have the sizes that they have in the inputs."""
     sizes: dict[str, tuple[int, ...]] = {}
     for operand, known in zip(signature.inputs, types, strict=False):
         for term, _, run in align(operand, known[1]) or () if known else ():
@@ -159,7 +160,7 @@ def load_rules(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers rules.
 
     Raises:
-        BadInputError: It cannot be read, or it raises.
+        BadInputError: The file cannot be read, or its code raises.
     """
     try:
         runpy.run_path(os.fspath(path), run_name="onnx_net2net_rules")
@@ -174,7 +175,7 @@ def _load_installed() -> None:
     """Load the rules that installed packages offer, once.
 
     Raises:
-        BadInputError: They cannot be loaded.
+        BadInputError: A package's rules cannot be loaded.
     """
     for entry in entry_points(group="onnx_net2net.rules"):
         try:

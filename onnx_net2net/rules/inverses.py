@@ -1,4 +1,4 @@
-"""What an operator has to be given, that it makes one number everywhere; and what leaves the other operand as it is."""
+"""Inputs for which an operator returns one given number everywhere, and operands that change nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ INVERSES: Mapping[str, Callable[[float], float]] = {
     "Exp": lambda v: math.log(v) if v else CLOSED, "Log": math.exp, "Neg": lambda v: -v, "Sqrt": lambda v: v * v,
     "Softplus": lambda v: math.log(math.expm1(v)) if v else CLOSED, "Reciprocal": lambda v: 1 / v,
 }  # fmt: skip
-"""What makes a number of an operator; numbers that it never makes raise ValueError or ZeroDivisionError."""
+"""For each operator: the input for a wanted output. ValueError or ZeroDivisionError: it never has that output."""
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu", "Elu", "Celu", "Abs"})
 """Operators that leave positive numbers as they are."""
 
 SPREADS = traits.MOVES | {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
-"""Operators that make of one number everywhere the same again."""
+"""Operators that return one number everywhere if their input is that number everywhere."""
 
 ALIKE = traits.JOINS | traits.EXTREMES | {"Where", "Mean", "ScatterND"}
-"""Operators that make one number where all their data is that number."""
+"""Operators that return one number everywhere if all their data inputs are that number everywhere."""
 
 NEUTRAL: Mapping[str, float] = {**dict.fromkeys(traits.SUMS, 0.0), "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
-"""What an operand (of Sub and Div the second) is that leaves the other one as it is."""
+"""The value of an operand (for Sub and Div the second one) that leaves the other operand unchanged."""

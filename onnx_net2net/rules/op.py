@@ -66,19 +66,19 @@ def is_one(axis: Axis) -> bool:
 
 
 class Op:
-    """One node as its rule sees it.
+    """One node as its rule sees it: methods that read the node, and methods that make statements about its axes.
 
-    What is read is noted, so that a node with an attribute or an operand that its rule overlooks can be frozen.
+    The object notes what a rule reads. If the rule overlooks an attribute or an operand, the node is frozen.
 
     Attributes:
         kind: Operator type. `domain` and `version` (the opset that the model imports) belong to it.
-        label: How messages call the node.
+        label: The node's name in messages.
         attrs: Attribute values by name.
-        inputs: For each input its axes, or None if it is left out or its shape is not known.
+        inputs: For each input its axes; None if the node leaves it out or its shape is not known.
         outputs: The same for outputs.
-        values: For each input its value if it is a small constant or follows from shapes, else None.
-        constant: For each input, whether its value is the same for all sizes of the dynamic axes.
-        listed: For each input that holds places along an axis, as a node chose them, that axis.
+        values: For each input its value as an array, if it is a small constant or follows from shapes; else None.
+        constant: For each input: whether its value is the same for all sizes of the dynamic axes.
+        listed: For each input with indices that a node chose along an axis (TopK, ArgMax): this axis.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class Op:
         return self._outputs
 
     def input(self, index: int) -> Axes | None:
-        """Return the axes of an input, or None where the node does not have it."""
+        """Return the axes of an input; None if the node leaves it out or its shape is not known."""
         self.read.add(("input", index))
         return self._inputs[index] if index < len(self._inputs) else None
 
     def output(self, index: int = 0) -> Axes | None:
-        """Return the axes of an output, or None where the node does not have it."""
+        """Return the axes of an output; None if the node leaves it out or its shape is not known."""
         self.read.add(("output", index))
         return self._outputs[index] if index < len(self._outputs) else None
 
     def known(self, index: int) -> Axes:
-        """Return the axes of an input that the operator cannot lack; without them the node is frozen.
+        """Return the axes of an input that the operator always has; without them the node is frozen.
 
         Raises:
-            UnknownShapeError: If its shape is not known.
+            UnknownShapeError: Its shape is not known; the node is then frozen.
         """
         return required(self.input(index))
 
@@ -141,12 +141,12 @@ class Op:
         return required(self.output())
 
     def value(self, index: int) -> np.ndarray | None:
-        """Return the known value of an input, or None."""
+        """Return the value of an input as an array; None if it is not known."""
         self.read.add(("input", index))
         return self.values[index] if index < len(self.values) else None
 
     def overlooked(self) -> Iterator[tuple[str, str | int]]:
-        """Yield what the node has and nobody read: ("attribute", name), ("input", index) and ("output", index)."""
+        """Yield what the node has and the rule did not read: ("attribute", name), ("input", i), ("output", i)."""
         yield from (("attribute", name) for name in self.attrs if name not in self.attrs.asked)
         for what, operands in (("input", self._inputs), ("output", self._outputs)):
             yield from (
@@ -165,7 +165,7 @@ class Op:
         return self.input(index) is not None
 
     def ints(self, name: str, index: int | None = None) -> list[int] | None:
-        """Return integers given by an attribute or, in newer opsets, by an input; None when neither is known."""
+        """Return the integers of an attribute or, as in newer opsets, of an input; None if neither is known."""
         if name in self.attrs:
             value = self.attrs[name]
             return [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
@@ -173,7 +173,7 @@ class Op:
         return None if known is None else [int(v) for v in known.reshape(-1)]
 
     def axis(self, rank: int, default: int, name: str = "axis") -> int:
-        """Return an axis attribute as a nonnegative number."""
+        """Return an attribute that names one of `rank` axes, as a number that is not negative."""
         return int(self.attrs.get(name, default)) % max(rank, 1)
 
     # -- saying ----------------------------------------------------------------------------------------
@@ -184,25 +184,25 @@ class Op:
         return Reason(text, reason.kind) if isinstance(reason, Reason) else text
 
     def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
-        """State that two axes are the same units in the same order."""
+        """State that two axes have the same units in the same order; return whether that is possible."""
         return a is b or dims.unify(a, b, self.why(reason))
 
     def unify_all(self, left: Iterable[Axis], right: Iterable[Axis]) -> None:
-        """State that two runs of axes are the same, one by one."""
+        """State that two sequences of axes are the same, one by one."""
         for a, b in zip(left, right, strict=True):
             self.unify(a, b)
 
     def freeze(self, axes: Axis | Iterable[Axis] | None, reason: str) -> None:
-        """Fix axes at their size and order."""
+        """State that axes keep their size and order; the reason follows the node's name in messages."""
         for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
             dims.freeze(axis, self.why(reason))
 
     def look_up(self, axis: Axis, index: int | None = None) -> None:
-        """State that entries along an axis are chosen at run time: it keeps its size, or gets new ones at its end.
+        """State that indices at run time pick entries along an axis: it keeps its size, or gets new entries at its end.
 
         Args:
             axis: The axis.
-            index: The input that holds their places; where a node chose these along an axis, that is the same one.
+            index: The input with the indices. If a node chose them along another axis, the two axes are the same.
         """
         dims.pin(axis, self.why(LOOKED_UP))
         self.said.tables.append(axis)
@@ -213,9 +213,9 @@ class Op:
     def choose(
         self, index: int, position: int, *outputs: int, reason: str = "ranks the entries along this axis"
     ) -> None:
-        """State that the largest entries along an axis of an input are chosen; these outputs hold their places.
+        """State that the largest entries along an axis of an input are chosen; `outputs` hold their indices.
 
-        The axis keeps its size, or gets copies of which one alone can be chosen (see `analysis.routers`).
+        The axis keeps its size. Or it gets copies, if only one copy can be chosen at a time (see `analysis.routers`).
         """
         axis = self.known(index)[position]
         dims.pin(axis, self.why(reason))
@@ -223,7 +223,7 @@ class Op:
         self.said.places.update(dict.fromkeys(outputs, axis))
 
     def chosen(self, axes: Sequence[Axis]) -> None:
-        """State that these axes of results, which are the same, count what was chosen; see `choose`."""
+        """State that these axes of outputs, which run over the chosen entries (TopK's k), are the same; see `choose`."""
         for axis in axes:
             self.unify(axes[0], axis)
             dims.pin(axis, self.why(RANKED))
@@ -254,8 +254,8 @@ class Op:
     ) -> None:
         """State that a statistic runs over axes, so that all their units are copied equally often.
 
-        With a `law` the dim may also have any width: it is padded by units that the statistic does not notice, and the
-        scale and the node's `epsilon` are corrected. See `Statistic`.
+        With a `law` the dim may also have any width: padding units that the statistic does not notice are added, and
+        the node's scale and `epsilon` are corrected. `Statistic` describes the arguments.
         """
         over = tuple(axes)
         for axis in over:
@@ -267,12 +267,12 @@ class Op:
         dims.only_copies(axis, self.why(reason))
 
     def shares(self, position: int) -> None:
-        """State that the node takes a softmax over hidden units: copies then share what their unit had."""
+        """State that a softmax runs over hidden units on an axis of input 0: copies share the unit's probability."""
         self.said.normalised += (self.input(0) or ())[position : position + 1]
         self.said.shares.append(position)
 
     def contract(self, axis: Axis, sides: Iterable[tuple[int, int]], law: str = "sum") -> None:
-        """State that the node sums over an axis."""
+        """State that the node sums over an axis; `Contraction` describes the arguments."""
         self.said.contractions.append(Contraction(axis, tuple(sides), law))
 
     def size(
@@ -293,7 +293,7 @@ class Op:
         self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
 
     def default(self, name: str, value: float, axis: Axis) -> None:
-        """State that an attribute that is left out stands for `value`, which would change if the axis grew."""
+        """State that an absent attribute stands for `value`; when the axis grows, this value has to be written."""
         self.said.defaults.append((name, value, axis))
 
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
@@ -301,14 +301,14 @@ class Op:
         self.said.selections.append(Selection(axis, tuple(units), order, index))
 
     def permute(self, position: int, source: Axis, target: Axis, order: np.ndarray, index: int | None = None) -> bool:
-        """State that unit `k` of `target` is unit `order[k]` of `source`, each unit a dim of its own.
+        """State that unit `k` of `target` is unit `order[k]` of `source`; each unit becomes a dim of its own.
 
         Args:
-            position: The axis of the source.
-            source: That axis.
-            target: The axis of the result.
-            order: Places in the source.
-            index: The input that lists them, if one does.
+            position: The position of the axis.
+            source: The axis of the input.
+            target: The axis of the output.
+            order: For each unit of the output, its position in the input.
+            index: The input that holds `order`, if there is one.
         """
         if all(dim.frozen for dim in (*dims.leaves(source), *dims.leaves(target))):
             return True
@@ -326,7 +326,7 @@ class Op:
         return self.unify(Concat(single[k] for k in order), target)
 
     def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
-        """State that an input lists a run of places; see `Run`."""
+        """State that an input lists a range of indices; `Run` describes the arguments."""
         self.said.runs.append(Run(index, column, along, before, units, rest))
 
     def pointwise(self, kind: str) -> None:
@@ -339,32 +339,32 @@ class Op:
         self.said.pointwise = kind
 
     def scales(self, *inputs: int) -> None:
-        """State that these inputs are factors or divisors: units of zeros get copies of them, not zeros."""
+        """State that these inputs are factors or divisors: for new units that are zero they are copied, not zero."""
         self.said.scales.update(inputs)
 
     def ignores(self, *inputs: int) -> None:
-        """State that only the type or the shape of these inputs is read: any size will do."""
+        """State that the node reads only the dtype or the shape of these inputs, so that any size will do."""
         self.read.update(("input", index) for index in inputs)
         self.said.ignored.update(inputs)
 
     def scalars(self, *inputs: int) -> None:
-        """State that these inputs are numbers for the whole node, like a ratio or a count, which no axis follows."""
+        """State that these inputs are numbers for the whole node, like a ratio or a count; their axes are frozen."""
         self.said.ignored.update(inputs)
         for index in inputs:
             self.freeze(self.input(index), UNREAD)
 
     def integers(self, index: int, zero_point: int, axis: int) -> None:
-        """State that an input holds integers to compute with; copies can share those of a constant in whole parts.
+        """State that an input holds integers to compute with; copies share those of a constant in whole parts.
 
         Args:
             index: The input.
-            zero_point: The input that holds their zero point, if the node has it.
-            axis: The axis of the integers that a zero point of one dimension lies along.
+            zero_point: The input that holds their zero point, if the node has one.
+            axis: The axis of the integers along which a one-dimensional zero point lies.
         """
         self.said.integers[index] = Integers(zero_point, axis)
 
     def broadcast(self, operands: Iterable[Axes | None], result: Axes) -> None:
-        """State the multidirectional broadcasting of the ONNX specification: aligned at the right, 1 stretches."""
+        """State that operands are broadcast to the result as in ONNX and numpy: aligned at the right, 1 stretches."""
         for axes in operands:
             for a, b in zip(reversed(axes or ()), reversed(result), strict=False):
                 if a.size == b.size and not (a.size == 1 and is_one(a) and not is_one(b)):
@@ -381,10 +381,10 @@ class Op:
 
         Args:
             text: The signature.
-            sizes: For letters whose size a product alone does not tell: a number, or the name of the attribute
-                that holds it (1 where it is absent) and follows the size when the dim grows.
+            sizes: For letters whose size does not follow from the shapes: a number, or the name of an attribute. The
+                attribute (1 if absent) holds the size, and is changed when the dim grows.
             fixed: Letters, separated by spaces, of axes that never grow.
-            uniform: Letters of axes that a statistic runs over.
+            uniform: Letters, separated by spaces, of axes that a statistic runs over.
         """
         signature = parse(text)
         known: dict[str, Axis | Axes] = {}

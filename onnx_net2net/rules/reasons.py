@@ -1,4 +1,4 @@
-"""Reasons for which axes are fixed."""
+"""Reasons why axes are fixed: texts for people, each with a kind for code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """Kinds of reasons for which axes are fixed, as far as somebody asks for them."""
+    """Kinds of reasons why axes are fixed, as far as code distinguishes them."""
 
     ROUTINE = "as in every network: kernels and positions, not channels"
     UNTYPED = "a shape could not be inferred"
@@ -25,12 +25,12 @@ class Reason(str):
         return reason
 
     def __reduce__(self) -> tuple[type[Reason], tuple[str, Kind]]:
-        """Give what makes the reason again in another process: a pickled ``str`` comes back without attributes."""
+        """Return what pickle needs: without it a ``str`` comes back without its attribute."""
         return Reason, (str(self), self.kind)
 
 
 def kind_of(reason: str | None) -> Kind:
-    """Return the kind of a reason; a text alone is of no special one."""
+    """Return the kind of a reason; that of a plain text is OTHER."""
     return reason.kind if isinstance(reason, Reason) else Kind.OTHER
 
 

@@ -2,10 +2,9 @@
 
     Conv   "n (g i) *x, (g o) i *k, (g o) -> n (g o) *y"
 
-A letter is a dim; `(a b)` a product, row-major; `*x` any number of axes; `~` after a term marks an axis that
-broadcasts when it is absent or has size 1. Inputs that a node leaves out are skipped. The same letter means
-the same units wherever it stands, and where it stands tells its role: in two inputs and no output it is
-contracted.
+A letter is a dim, `(a b)` a product of dims (row-major), and `*x` any number of axes. A `~` after a term marks an axis
+that may be absent or of size 1, and is then broadcast. Inputs that a node leaves out are skipped. The same letter means
+the same units everywhere. A letter in two inputs and in no output is summed over.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from typing import TypeVar
 
 @dataclass(frozen=True)
 class Term:
-    """One axis of a signature (or, starred, a run of axes).
+    """One axis of a signature, or with a star any number of axes.
 
     Attributes:
-        names: The dims whose product the axis is; a single one for a plain axis.
-        star: The term stands for any number of axes.
-        broadcast: The axis may be missing or of size 1.
+        names: The letters whose product the axis is; a single one for a plain axis.
+        star: Whether the term stands for any number of axes.
+        broadcast: Whether the axis may be absent or of size 1.
     """
 
     names: tuple[str, ...]
@@ -43,7 +42,7 @@ class Signature:
 
     @cached_property
     def contracted(self) -> dict[str, list[int]]:
-        """Return the names in two or more inputs and no output, with the inputs that hold them."""
+        """Return the letters in two or more inputs and no output, each with the inputs that have it."""
         kept = {name for operand in self.outputs for term in operand for name in term.names}
         holders: dict[str, list[int]] = {}
         for index, operand in enumerate(self.inputs):

@@ -1,4 +1,4 @@
-"""What a rule says about its node, beyond the dims that it unifies."""
+"""The statements of a rule about its node, besides the dims that it unifies. An axis is an expression over dims."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onnx_net2net.algebra.dims import Axis
 
 @dataclass(frozen=True)
 class Contraction:
-    """The node sums over an axis: copies of a unit must together weigh what the unit weighed.
+    """The node sums over an axis, so that the copies of a unit must be multiplied by shares that sum to 1.
 
     Attributes:
-        axis: What is summed over, as an expression over dims.
-        sides: (input, axis position) of each operand that has it; the weight is put on one of them.
+        axis: The axis that is summed over.
+        sides: (input, position of the axis) for each operand that has it; one of them is multiplied by the shares.
         law: "sum"; "mean" (the node divides by the size); "square" (it sums squares).
     """
 
@@ -27,11 +27,11 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Integers:
-    """An input holds integers to compute with, counted from a zero point.
+    """An input holds quantized integers, counted from a zero point.
 
     Attributes:
-        zero_point: The input that holds it, where the node has that; 0 otherwise.
-        axis: The axis along which a zero point of one dimension lies.
+        zero_point: The input that holds the zero point; where the node leaves it out, the zero point is 0.
+        axis: The axis of the integers along which a one-dimensional zero point lies.
     """
 
     zero_point: int
@@ -40,10 +40,11 @@ class Integers:
 
 @dataclass(frozen=True)
 class SizeInput:
-    """Element `element` of integer input `input` is the total size of `axes`.
+    """Element `element` of integer input `input` is the product of the sizes of `axes`.
 
-    Where it is a place on an axis, `whole` is that axis: negative places count from its end, large ones mean it.
-    Numbers in `instead` are no sizes, but stand for that of an axis (0 of Reshape), or for whatever fits (None).
+    If the element is an index along an axis (ends of Slice), `whole` is this axis: a negative index counts from its
+    end, and a large one means its end. Numbers in `instead` are no sizes: they stand for the size of an axis (0 of
+    Reshape), or for any size that fits (None).
     """
 
     input: int
@@ -55,7 +56,7 @@ class SizeInput:
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """Attribute `name` (its entry `element`, when it is a list) is the total size of `axes`; see `SizeInput`."""
+    """Attribute `name` (or entry `element` of a list) is the product of the sizes of `axes`; see `SizeInput`."""
 
     name: str
     element: int | None
@@ -68,10 +69,10 @@ class Selection:
     """The node picks units along an axis: result[k] = units[order[k]].
 
     Attributes:
-        axis: The axis.
-        units: The units of the source, in order.
-        order: int64, which of them the result has.
-        input: The input that lists the places; None where no input does, so that a grown node becomes a Gather.
+        axis: The position of the axis.
+        units: The units of the input along it, in order.
+        order: int64, the index of each unit of the output among `units`.
+        input: The input that holds `order`; None if there is none, so that the node becomes a Gather when it grows.
     """
 
     axis: int
@@ -82,15 +83,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Run:
-    """A list of places counts up along an axis of its own: all units of a run on an axis of the data, in order.
+    """An input holds indices (as of ScatterND) that count up along one of its axes: a range of an axis of the data.
 
     Attributes:
-        input: The input that is the list, whose last axis has the axes of the data.
-        column: The axis of the data.
-        along: The axis of the list along which the places count up.
-        before: What lies in front of the run.
-        units: The run.
-        rest: What lies behind it.
+        input: The input with the indices. Its last axis has one entry for each axis of the data.
+        column: The axis of the data, as a position in this last axis.
+        along: The axis of the input along which the indices count up.
+        before: The part of the data's axis in front of the range.
+        units: The range.
+        rest: The part behind the range.
     """
 
     input: int
@@ -106,13 +107,14 @@ class Statistic:
     """The node normalises by a statistic over axes.
 
     Attributes:
-        axes: What the statistic runs over.
-        law: "layer" (mean and variance) or "rms", which units that it does not notice can pad; None otherwise.
+        axes: The axes that the statistic runs over.
+        law: "layer" (mean and variance) or "rms" (mean square): padding is possible, by units that hold the mean or
+            zero. None for other statistics.
         inputs: The inputs whose sum is normalised, as far as the node has them.
-        scale: The input that scales the result.
-        shift: The input that is added to it, if any.
-        total: The output that is the sum, if any.
-        epsilon: What the attribute is where it is left out.
+        scale: The input that multiplies the result, if any.
+        shift: The input that is added to the result, if any.
+        total: The output that holds the sum of the inputs, if any.
+        epsilon: The value of the attribute `epsilon` if it is absent.
     """
 
     axes: tuple[Axis, ...]
@@ -126,7 +128,7 @@ class Statistic:
 
 @dataclass
 class Statements:
-    """What a rule said about its node, beyond the dims that it unified."""
+    """All statements of a rule about its node; `onnx_net2net.rules.op.Op` has a method for each."""
 
     contractions: list[Contraction] = field(default_factory=list)
     size_inputs: list[SizeInput] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""Traits of operators: facts that several parts of the package need and that no axis expresses.
+"""Traits of operators: facts that several parts of the package need, and that are not about axes.
 
-Each trait is a set of operator names; ask with `node.op in traits.MOVES`. A rule says how an operator treats the
-axes of its operands; a trait says what kind of operator it is. A list of operators anywhere else in the package is a
-trait that belongs here. A place that needs more or less than a trait says so where it asks (`MOVES | {"Clip"}`).
+Each trait is a set of operator names; ask with `node.op in traits.MOVES`. A rule says how an operator treats the axes
+of its operands; a trait says what kind of operator it is. A list of operators elsewhere in the package is a trait that
+belongs here. Code that needs more or less than a trait says so (`MOVES | {"Clip"}`).
 
     control     CONSTANTS, BRANCHES, LOOPS, COUNTED_LOOPS, SEQUENCES
     values      RENAMES, COPIES, CASTS, REFOLDS, VIEWS, REARRANGES, CUTS, PICKS, SCATTERS, REPEATS, PIXEL_SHUFFLES,
@@ -261,7 +261,7 @@ PRODUCTS = frozenset({*MATRICES, "FusedMatMul"})
 """Products of matrices."""
 
 TRANSPOSED = frozenset({"ConvTranspose"})
-"""Transposed convolutions: axis 0 of the weight is what they read, axis 1 what they make (of each group)."""
+"""Transposed convolutions: axis 0 of the weight is the input axis, axis 1 the output axis (of each group)."""
 
 PLAIN_CONVOLUTIONS = frozenset({"Conv"})
 """Convolutions of floats as torch's Conv is one."""
@@ -280,11 +280,11 @@ LAYERS = frozenset({*KERNELS, *PRODUCTS})
 """Layers of weights whose result is linear in the weights and in the bias."""
 
 PLAIN_LAYERS = frozenset({*PLAIN_CONVOLUTIONS, *MATRICES})
-"""Those that read what lies around each place: what PyTorch calls Linear and Conv."""
+"""Layers that PyTorch calls Linear and Conv."""
 
 
 def weight_axes(kind: str, attrs: Mapping[str, Any]) -> tuple[int, int]:
-    """Return which axis of the weight of a layer makes units, and which one reads them.
+    """Return the positions of the output axis and of the input axis of a layer's weight.
 
     Args:
         kind: The layer's operator, one of LAYERS.

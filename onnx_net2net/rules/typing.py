@@ -1,4 +1,4 @@
-"""Shapes of operators that have no schema in `onnx`: a rule's module registers how to type their outputs."""
+"""Dtypes and shapes of the outputs of operators that have no schema in `onnx`; modules of rules register them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Typed = tuple[int, tuple[int, ...]]
 """An element type (onnx.TensorProto.DataType) and a shape."""
 
 TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
-"""Types the outputs of an operator from the types of its inputs, its attributes and the known input values."""
+"""Returns dtype and shape of each output, given those of the inputs, the attributes, and the input values if known."""
 
 SMALL = 2048
-"""Elements up to which a tensor is evaluated; sizes and bounds are far below, lists of the units of a dim just so."""
+"""The largest number of elements of a tensor that is evaluated: more than sizes have, enough for a dim's units."""
 
 _LARGE = SMALL**2
 """Elements that two small inputs make at most; no node is evaluated that makes more."""
@@ -28,11 +28,16 @@ type_functions: dict[tuple[str, str], TypeFunction] = {}
 
 
 class UntypableError(ValueError):
-    """An operator has outputs without a shape; the text says why, as it stands behind the node's name."""
+    """The shapes of an operator's outputs cannot be told. The text says why; in messages it follows the node's name."""
 
 
 def type_function(*kinds: str, domain: str) -> Callable[[TypeFunction], TypeFunction]:
-    """Register how to type the outputs of operators that have no schema in `onnx`."""
+    """Register a function that tells the outputs of operators without a schema in `onnx`; use it as a decorator.
+
+    Args:
+        kinds: Operator types.
+        domain: Operator domain.
+    """
 
     def register(function: TypeFunction) -> TypeFunction:
         type_functions.update({(domain, kind): function for kind in kinds})
@@ -42,7 +47,7 @@ def type_function(*kinds: str, domain: str) -> Callable[[TypeFunction], TypeFunc
 
 
 def is_large(kind: str, inputs: Sequence[np.ndarray | None]) -> bool:
-    """Tell whether an operator makes so much of small inputs that it is better typed than computed."""
+    """Tell whether the result of an operator on small inputs is too large to be computed for the sake of its shape."""
     if kind in ("Sum", "Max", "Min", "Mean", "Where"):
         return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
     if kind == "OneHot":
