@@ -223,7 +223,7 @@ class Op:
         self.said.places.update(dict.fromkeys(outputs, axis))
 
     def chosen(self, axes: Sequence[Axis]) -> None:
-        """State that these axes of outputs, which run over the chosen entries (TopK's k), are the same; see `choose`."""
+        """State that these axes of outputs, which run over the chosen entries (as in TopK), are one; see `choose`."""
         for axis in axes:
             self.unify(axes[0], axis)
             dims.pin(axis, self.why(RANKED))
