@@ -1,7 +1,5 @@
 """The command `chain`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The command `deepen`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command `inspect`: the dims of a model, and what may be done with them."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

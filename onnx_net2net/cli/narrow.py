@@ -1,7 +1,5 @@
 """The command `narrow`."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

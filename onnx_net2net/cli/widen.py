@@ -1,7 +1,5 @@
 """The command `widen`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The entries of a grown state dict, and how each grew."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -9,8 +9,6 @@ if the small network, trained on with all of the compute, would not be better st
 Losses are taken to fall as floor + scale * step ** -power, as they do at a learning rate that has not decayed yet.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """New classes: they start at a chosen probability, and under a softmax at 0."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np

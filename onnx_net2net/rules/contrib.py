@@ -3,8 +3,6 @@
 Most are an operator of ai.onnx with another one fused into it. Operators that are not here freeze their dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freez
 (`uniform`), which are summed over (`contract`), and which numbers in the node are sizes (`sizes`, `attribute`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any

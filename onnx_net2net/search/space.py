@@ -4,8 +4,6 @@ A *candidate* has one of the choices of each size (`widen`) and number of copies
 that the training command takes (`train`).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

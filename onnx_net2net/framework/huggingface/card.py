@@ -1,7 +1,5 @@
 """The model card of a student: what was done to which teacher, how well they agree, and the record to do it again."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Growth inside the Trainer of transformers."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

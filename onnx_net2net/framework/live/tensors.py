@@ -1,7 +1,5 @@
 """The tensors that a module holds by name, and new values in their places."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writing the layers that `deepen` inserts: their nodes, and weights whose function is the identity."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 
