@@ -18,12 +18,19 @@ from onnx2fx.utils.attributes import get_attribute
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onnx_net2net.framework import resampling
+
 Handler = Callable[[Any, onnx.NodeProto], Any]
 """Makes the FX node of an ONNX node, with a builder of onnx2fx."""
 
 _MICROSOFT = "com.microsoft"
 
-_HANDLERS: dict[tuple[str, str, int], Handler] = {}
+_HANDLERS: dict[tuple[str, str, int], Handler] = {
+    ("", "Pad", 1): resampling.pad_from,
+    ("", "Pad", 11): resampling.pad_from,  # where onnx2fx has another one
+    ("", "Resize", 1): resampling.resize_from,
+    ("", "Upsample", 7): resampling.resize_from,
+}
 
 
 def _handles(kind: str, domain: str = "", since: int = 1) -> Callable[[Handler], Handler]:

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, NotEquivalentError
+from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line
 from onnx_net2net.framework.module import ModuleRunner
 from onnx_net2net.framework.parameters import trained_of
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.proof.models import compare_models
+from onnx_net2net.run.inputs import Feeds
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,18 @@ def check_module(
         BadInputError: onnxruntime does not run the model.
         NotEquivalentError: The outputs differ, or the module fails.
     """
+    runner = ModuleRunner(module, model)
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        try:
+            return runner(feeds)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            raise NotEquivalentError(
+                f"the module does not run on {shapes}, which onnxruntime takes (data= gives others): {one_line(error)}"
+            ) from None
+
     with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints the code of a module that fails
-        found = compare_models(model, ModuleRunner(module, model), data=data, seed=seed)
+        found = compare_models(model, run, data=data, seed=seed)
     if any(report.different_fraction for report in found.outputs):
         raise NotEquivalentError(f"the module does not compute what onnxruntime does: {found}")
