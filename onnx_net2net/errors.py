@@ -1,5 +1,7 @@
 """The errors of this package, each with the exit code of the command line, and how a text is shown in one line."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 

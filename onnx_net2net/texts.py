@@ -1,5 +1,7 @@
 """Names of frameworks, of repeated layers as one, and tables as notebooks show them."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
 from html import escape

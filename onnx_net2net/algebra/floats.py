@@ -1,5 +1,7 @@
 """Arrays, and the types of floats that they may have: those of numpy and of ml_dtypes."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import ml_dtypes

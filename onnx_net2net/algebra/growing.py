@@ -4,6 +4,8 @@ The rows of a block are gathered from the teacher's, then the steps of the axes 
 over an axis divides it among copies (`_Weighing`), one that makes the axis gives new units their values (`_Making`).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What is asked of a weight that grows: how each axis does, and how new values are drawn."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -1,5 +1,7 @@
 """Random numbers for the rows of a weight: the same ones in whatever order, and by whatever thread, rows are made."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array

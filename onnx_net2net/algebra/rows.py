@@ -1,5 +1,7 @@
 """Arrays that are read or computed some rows at a time. A row is what one index of the first axis has."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -8,6 +8,8 @@ not matter how an exporter wrote an activation. On request a new layer has an ac
 identity: PRelu of slope 1, or maxout of two equal pieces. Or two factors take the place of the layer itself.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

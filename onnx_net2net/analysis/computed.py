@@ -7,6 +7,8 @@ initializers and all else as Constant nodes. Where nothing is told, values that 
 taken to be computed; trained weights are none such.
 """
 
+from __future__ import annotations
+
 import ast
 import re
 from collections.abc import Iterator, Mapping

@@ -4,6 +4,8 @@ Such a layer is taken to be of a class that makes both of one size, be it all he
 dense layer in front of an output. Its channels then grow by the factor of the stream.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain

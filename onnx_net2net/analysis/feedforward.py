@@ -4,6 +4,8 @@ Between them every node treats each position alone and each hidden unit alone: a
 joint gate and value. So a block is a function of one position, of which a mixture of experts can hold many.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence

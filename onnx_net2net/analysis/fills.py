@@ -1,5 +1,7 @@
 """Tensors that are one number everywhere, however they are made."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from onnx_net2net.algebra.rows import fill_in, is_fill

@@ -4,6 +4,8 @@ An attention of one head has the form of one of several, with a 1 for their numb
 Reshapes broadcasts the axis or ends on it, it is a dim of one unit, and may grow as a number of heads does.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 

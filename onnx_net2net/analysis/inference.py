@@ -5,6 +5,8 @@ that Net2Net (Chen, Goodfellow, Shlens 2016, section 2.3) asks for. Dims are fou
 sizes never mean equal dims.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,5 +1,7 @@
 """Which nodes are layers of weights, which are products of activations, and what lies between them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ Units may be shared unevenly among copies as long as everything on the way is li
 admits positive factors only, so that all copies get equal shares in front of it, and of a sum of absolute values.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace

@@ -10,6 +10,8 @@ to be of such a class, be it all heads of an attention together or the dense lay
 grows by what the stream grows by.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial

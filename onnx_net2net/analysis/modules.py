@@ -1,5 +1,7 @@
 """Experts that are modules of their own: a node compares the places that a router chose with the number of each."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Names of dims: the module whose parameters make the dim, as the exporter wrote it."""
 
+from __future__ import annotations
+
 import ast
 import difflib
 import fnmatch

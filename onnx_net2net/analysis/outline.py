@@ -1,5 +1,7 @@
 """The layers of a model in order, with their widths: what a picture of it shows."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Sequence

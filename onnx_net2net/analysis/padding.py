@@ -10,6 +10,8 @@ Where a later node scales the units one by one (the layer scale of x + gamma * f
 mean of the scaled units into the padding, over the padding's own scale.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,5 +1,7 @@
 """Where in an input of a node stands what is multiplied in its result."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, replace
 

@@ -5,6 +5,8 @@ normalised or multiplied with one another. Names and sizes say nothing. Of sever
 one; where the structure says nothing it has none.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import Enum

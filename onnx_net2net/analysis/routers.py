@@ -6,6 +6,8 @@ to scores once, as early as it takes, and what follows is followed node by node:
 over them or normalises over them must see no copy but the one. Where that cannot be had the growth is refused.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal

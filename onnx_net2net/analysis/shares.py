@@ -6,6 +6,8 @@ part; so does a sum of gates that these are divided by, as it is m times as larg
 experts make is divided instead.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,5 +1,7 @@
 """Channel shuffles: Reshape, Transpose, Reshape that permute the units of one axis."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 

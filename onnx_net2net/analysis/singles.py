@@ -4,6 +4,8 @@ An axis of size 1 may be a unit or stand for any number of them, so that axes of
 of weights makes the axis, and all its readers are such layers again behind operations unit by unit, it is a unit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -5,6 +5,8 @@ the layers in front of the sum are made smaller instead, or what the matrix make
 readers; else its channels keep their number.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field

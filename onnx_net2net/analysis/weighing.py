@@ -1,5 +1,7 @@
 """Who weighs the channels of sums, and which constants scale what a node reads."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves

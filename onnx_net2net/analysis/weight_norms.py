@@ -1,5 +1,7 @@
 """Norms of weights: g * v / |v| (weight normalisation), whose gain makes up for the norm of a divided weight."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from onnx_net2net.algebra.dims import leaf_set

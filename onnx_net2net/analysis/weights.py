@@ -1,5 +1,7 @@
 """Which constants are weights: what layers sum with, look up or hold units of, and not masks, sizes and places."""
 
+from __future__ import annotations
+
 from onnx import TensorProto
 
 from onnx_net2net.algebra.dims import Axes, leaf_set

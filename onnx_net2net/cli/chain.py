@@ -1,5 +1,7 @@
 """The command `chain`."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict

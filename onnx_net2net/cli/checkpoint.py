@@ -1,5 +1,7 @@
 """The command `checkpoint`."""
 
+from __future__ import annotations
+
 import argparse
 import math
 from functools import partial

@@ -1,5 +1,7 @@
 """The command `deepen`."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The command `draw`."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 

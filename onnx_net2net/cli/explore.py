@@ -1,5 +1,7 @@
 """The command `explore`."""
 
+from __future__ import annotations
+
 import argparse
 import csv
 import os

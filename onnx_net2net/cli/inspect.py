@@ -1,5 +1,7 @@
 """The command `inspect`: the dims of a model, and what may be done with them."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 from typing import Any

@@ -5,6 +5,8 @@ equivalent, 2 bad input or usage, 3 refused, 128 + N stopped by signal N; a comm
 written nothing (`chain` and `explore` keep what was trained), and one that is stopped says whether it has.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os

@@ -1,5 +1,7 @@
 """The command `narrow`."""
 
+from __future__ import annotations
+
 import argparse
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A report as one file of HTML: what a command tells, with pictures; no script, and nothing from elsewhere."""
 
+from __future__ import annotations
+
 import argparse
 import io
 from collections.abc import Iterable, Mapping, Sequence

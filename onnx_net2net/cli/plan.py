@@ -1,5 +1,7 @@
 """The command `plan`."""
 
+from __future__ import annotations
+
 import argparse
 import re
 from dataclasses import asdict

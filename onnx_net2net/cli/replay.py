@@ -1,5 +1,7 @@
 """The command `replay`."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

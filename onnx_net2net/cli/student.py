@@ -1,5 +1,7 @@
 """What widen, deepen, upcycle and narrow have in common: they prove a student, write it, and say what was done."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os

@@ -1,5 +1,7 @@
 """The command `transfer`."""
 
+from __future__ import annotations
+
 import argparse
 import math
 from collections.abc import Sequence

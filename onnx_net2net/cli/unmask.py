@@ -1,5 +1,7 @@
 """The command `unmask`."""
 
+from __future__ import annotations
+
 import argparse
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The command `upcycle`."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 from typing import Any

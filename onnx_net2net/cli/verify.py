@@ -1,5 +1,7 @@
 """The command `verify`."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The command `widen`."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -4,6 +4,8 @@ A callback writes `metrics.jsonl` at each evaluation, ends the training on SIGTE
 continues the optimizer that it is given. See docs/exploring.md.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal

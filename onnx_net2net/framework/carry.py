@@ -5,6 +5,8 @@ An entry is found among the old constants by its values. A constant may have sev
 some of its readers; an entry is the version that is read in the entry's own module, as far as names tell.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

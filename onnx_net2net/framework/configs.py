@@ -6,6 +6,8 @@ few as there have to be. Lists with an entry for each layer grow with the layers
 modules in memory (`live/`) are made of what is found here.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import re

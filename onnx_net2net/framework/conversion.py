@@ -1,5 +1,7 @@
 """From a plain model to a module of PyTorch, by onnx2fx."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

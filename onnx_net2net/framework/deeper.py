@@ -6,6 +6,8 @@ Sequential one more module moves all behind it. All entries of a block are copie
 they are; what ends the branches of the copy is zero.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

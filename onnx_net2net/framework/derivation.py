@@ -1,5 +1,7 @@
 """The entries of the student's state dict, derived from what became of the constants of the graph that they are in."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

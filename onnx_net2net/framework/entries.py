@@ -1,5 +1,7 @@
 """The entries of a grown state dict, and how each grew."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

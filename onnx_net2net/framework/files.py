@@ -3,6 +3,8 @@
 .safetensors, torch's .pt, Keras' .weights.h5 and .keras, .npz, Flax' .msgpack, and folders of Orbax.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math

@@ -6,6 +6,8 @@ normalisations into layers, these stay in the state dict as they are, and the la
 them.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -7,6 +7,8 @@ table that a constant index looks up has the values of its units, in other place
 name.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping

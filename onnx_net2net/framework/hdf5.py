@@ -4,6 +4,8 @@ No code of Keras runs: h5py and zipfile read them. Names are paths in the file (
 file can do (links out of it, shapes without data, archives that swell) is refused.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import math

@@ -5,6 +5,8 @@ Which argument of a layer is the size of which tensor stands in one table. A lay
 size (`Reshape`, a class of the user's own), and the file is refused; weights alone (`.weights.h5`) need no config.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator, Mapping
 from typing import Any

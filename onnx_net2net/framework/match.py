@@ -1,5 +1,7 @@
 """Which entries of a state dict the constants of an exported graph are, and in what layout: found by their values."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -3,6 +3,8 @@
 They are put into its registry while a model is converted, and taken out again.
 """
 
+from __future__ import annotations
+
 import contextlib
 import operator
 from collections.abc import Callable, Iterator

@@ -12,6 +12,8 @@ the largest gradient. Where shares differ from reader to reader, half of the dif
 entries.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

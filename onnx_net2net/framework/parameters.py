@@ -4,6 +4,8 @@ A parameter is a float constant that is a weight (see `onnx_net2net.analysis.wei
 BatchNormalizations are measured, not trained. Masks, sizes, epsilons and integers are neither.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import keyword

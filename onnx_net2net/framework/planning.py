@@ -9,6 +9,8 @@ if the small network, trained on with all of the compute, would not be better st
 Losses are taken to fall as floor + scale * step ** -power, as they do at a learning rate that has not decayed yet.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os

@@ -3,6 +3,8 @@
 The advice is one table, `ADVICE`, each line with its evidence. Numbers follow from how much each weight grew.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

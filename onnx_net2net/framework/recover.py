@@ -6,6 +6,8 @@ adds the bias: scale sqrt(1 + eps), mean 0, variance 1. It computes the same, bu
 training would go on from, and its name is a guess.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,5 +1,7 @@
 """Puts trained weights back into the file that the training started from, and leaves everything else as it is."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Callable, Mapping

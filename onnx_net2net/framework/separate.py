@@ -4,6 +4,8 @@ A fresh network has many vectors of ones and zeros, and exporters write one tens
 apart. Which node reads whose parameter follows from the module that the node belongs to, as the exporter tells it.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 

@@ -4,6 +4,8 @@ Names are the keys of the tree, joined by `/` (`params/dense/kernel`). A file of
 of Orbax is read and written by Orbax itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

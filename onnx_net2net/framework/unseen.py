@@ -6,6 +6,8 @@ in another module with the same layers (`ema.fc1.weight` as `net.fc1.weight`). W
 takes the one size that all axes of its size got, unless an export may have folded the entry into a constant.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

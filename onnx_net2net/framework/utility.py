@@ -4,6 +4,8 @@ The square of an expert's gradient is the best measure of whom to copy in Expert
 4.2), which measures it in passes of its own. Adam holds its mean over the last steps: no pass is needed.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,6 +5,8 @@ agree, the products that sizes must stay, and the numbers that a class computes 
 constants. All of it is read off the graph; names only say what belongs to which module.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections import Counter

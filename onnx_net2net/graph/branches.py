@@ -1,5 +1,7 @@
 """Branches of a graph that end in one sum, as those of experts do that are modules of their own."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """What a network costs, as far as its graph tells: multiplications and activations of one run."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

@@ -1,5 +1,7 @@
 """Which bodies stay closed and which Ifs are replaced by a branch: seen only from the sizes of the opened graph."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import onnx

@@ -1,5 +1,7 @@
 """Edits of a graph that keep everything else as it is."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 

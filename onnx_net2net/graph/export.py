@@ -5,6 +5,8 @@ functions' annotations, unused initializers). So an edited graph never becomes t
 between its exports before and after are put into the original proto.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence

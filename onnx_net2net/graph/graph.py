@@ -1,5 +1,7 @@
 """Edit a model with onnx-graphsurgeon; weights are neither read nor copied for that."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import itertools

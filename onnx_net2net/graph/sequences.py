@@ -4,6 +4,8 @@
 scripted model SequenceConstruct. Their rules could say nothing: a sequence has no axes.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator
 

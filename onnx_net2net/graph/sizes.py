@@ -6,6 +6,8 @@ inference in `onnx`, with the known values as data. No weight is read. Where the
 its outputs and what follows from them alone stay unknown, which freezes them later.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache

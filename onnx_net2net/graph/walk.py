@@ -1,5 +1,7 @@
 """Walk a graph: from a tensor to what it is a copy of, or to who reads it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterator
 

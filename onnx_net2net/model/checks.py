@@ -1,5 +1,7 @@
 """Parse a model file, and refuse models that cannot be worked with: other versions, broken text, broken structure."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Functions of a model: check them, and put their nodes in the place of their calls."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

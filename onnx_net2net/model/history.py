@@ -1,5 +1,7 @@
 """What was done to a model, in its metadata."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Mapping

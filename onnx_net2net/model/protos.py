@@ -1,5 +1,7 @@
 """Walk ONNX's protobuf messages: bodies inside nodes, tensors wherever they are, names, and the order of nodes."""
 
+from __future__ import annotations
+
 import graphlib
 import heapq
 import itertools

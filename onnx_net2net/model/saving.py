@@ -1,5 +1,7 @@
 """Write a model and its external data, together or not at all (see `onnx_net2net.model.staging`)."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import errno

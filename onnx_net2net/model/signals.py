@@ -1,5 +1,7 @@
 """Signals that ask a process to end and leave it the time to clean up."""
 
+from __future__ import annotations
+
 import contextlib
 import signal
 import threading

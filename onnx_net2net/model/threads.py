@@ -1,5 +1,7 @@
 """Work on all processors: numpy lets other threads run while it computes, and so does the system while it writes."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable, Generator

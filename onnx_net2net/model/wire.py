@@ -4,6 +4,8 @@ A message that holds all weights is in memory several times until it is a file. 
 message.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import re

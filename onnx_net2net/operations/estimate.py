@@ -1,5 +1,7 @@
 """What a student will cost, before it is written."""
 
+from __future__ import annotations
+
 import shutil
 import time
 from collections.abc import Mapping

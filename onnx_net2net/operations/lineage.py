@@ -4,6 +4,8 @@ Outputs show an error only where it is larger than their float noise, and one wr
 But what a record says was done to a teacher makes every weight of the student again, and so any wrong one is found.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version

@@ -1,5 +1,7 @@
 """Repeats the steps that a model's record or a recipe lists."""
 
+from __future__ import annotations
+
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

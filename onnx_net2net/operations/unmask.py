@@ -5,6 +5,8 @@ decide which one that is (`rewrite.masks`). Without masks the copies compete for
 only if training has lowered the penalty to 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -8,6 +8,8 @@ All experts stand in stacks [experts, reads, makes]. The graph computes each at 
 that are 0 for those that are not chosen: that can be trained, and grown like any mixture of experts.
 """
 
+from __future__ import annotations
+
 import os
 import zlib
 from collections.abc import Mapping, Sequence

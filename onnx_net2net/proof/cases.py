@@ -1,5 +1,7 @@
 """The inputs on which two models are compared, and what the teacher makes of them."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import itertools

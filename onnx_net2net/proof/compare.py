@@ -1,5 +1,7 @@
 """Compare one tensor of a student with the teacher's; the yardstick is the teacher's float noise."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

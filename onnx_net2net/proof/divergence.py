@@ -1,5 +1,7 @@
 """Compare tensors inside two models: find the first that differs, and what to compare instead of unmoved outputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

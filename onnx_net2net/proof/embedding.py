@@ -4,6 +4,8 @@ Every map keeps the old units of a dim first and in order. So where an axis has 
 graphs, its dims in the student begin with those of the teacher, and the places of the teacher's units follow.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np

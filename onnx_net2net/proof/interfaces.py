@@ -1,5 +1,7 @@
 """Inputs and outputs of teacher and student: whether they fit, and how a student with more of them is run."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Collection, Mapping
 

@@ -4,6 +4,8 @@ An output that is the same in all runs proves nothing about a student: a detecto
 with weights of zero too.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

@@ -1,5 +1,7 @@
 """Float noise: move the inputs of a model and the results of its layers by one unit in the last place."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The result of a comparison of teacher and student, as an object, JSON and text."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

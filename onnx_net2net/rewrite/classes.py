@@ -1,5 +1,7 @@
 """New classes: they start at a chosen probability, and under a softmax at 0."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 import numpy as np

@@ -3,6 +3,8 @@
 Values are computed lazily: what is put into the graph here is computed when the student is saved.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ the largest wins. The planes are orthogonal to the router's row of the expert, s
 equal halves whatever its scores are. They are constants, and do not learn.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,5 +1,7 @@
 """Copies of experts that are modules of their own: their nodes, each with weights of its own, added to the sum."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -7,6 +7,8 @@ multiple, and its result is cut again (`fill_norms`, `unfill`): in its statistic
 as one with its copy.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 A cut is a Gather that picks units of a hidden tensor and makes an output of them.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 from collections import Counter

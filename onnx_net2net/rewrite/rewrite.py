@@ -1,5 +1,7 @@
 """From maps to a student: weights, attributes, sizes, and the few nodes that a map needs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from onnx_net2net.algebra.maps import ORIGINS, Growth

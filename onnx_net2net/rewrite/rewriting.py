@@ -1,5 +1,7 @@
 """A graph that is being brought to other sizes, and what it needs for that besides weights of other sizes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

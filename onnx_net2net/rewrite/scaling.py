@@ -11,6 +11,8 @@ inputs and outputs are related, and the constants take the rest. A decomposed no
 x * x has twice the exponent of x, and a mean over padded units two less.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field

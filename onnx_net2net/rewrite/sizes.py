@@ -5,6 +5,8 @@ input that reads them, and sizes taken from Shape follow by themselves. They do 
 that is used as data (the square root of a head's width, 1 / N) keeps the teacher's value.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,6 +3,8 @@
 That is a constant wherever one can be found (see `onnx_net2net.analysis.linearity`), and a node of its own elsewhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 

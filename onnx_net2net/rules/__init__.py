@@ -20,6 +20,8 @@ A rule has to read every input, output and attribute of its node, or declare the
 is frozen. `onnx_net2net.rules.traits` has facts about operators that are not about axes.
 """
 
+from __future__ import annotations
+
 import os
 import runpy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

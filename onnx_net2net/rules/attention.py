@@ -7,6 +7,8 @@ the size of d is written down when d grows; operands that hold queries or keys t
 not permuted: what runs over positions (softmax, masks, caches) works along them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,6 +3,8 @@
 Most are an operator of ai.onnx with another one fused into it. Operators that are not here freeze their dims.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

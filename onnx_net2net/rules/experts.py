@@ -1,5 +1,7 @@
 """Operators of com.microsoft that are whole mixtures of experts: a router's logits choose among stacked layers."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Indexing, searching, sampling and the rest of ai.onnx: the axes that are looked along stay, the others pass."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any

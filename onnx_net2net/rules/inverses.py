@@ -1,5 +1,7 @@
 """Inputs for which an operator returns one given number everywhere, and operands that change nothing."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 

@@ -1,5 +1,7 @@
 """Data movement: the same units in other places."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

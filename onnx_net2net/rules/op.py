@@ -5,6 +5,8 @@ which axes are the same (`unify`, `apply`, `broadcast`), which must stay (`freez
 (`uniform`), which are summed over (`contract`), and which numbers in the node are sizes (`sizes`, `attribute`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any

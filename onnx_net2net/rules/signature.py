@@ -7,6 +7,8 @@ that may be absent or of size 1, and is then broadcast. Inputs that a node leave
 the same units everywhere. A letter in two inputs and in no output is summed over.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property

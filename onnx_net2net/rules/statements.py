@@ -1,5 +1,7 @@
 """The statements of a rule about its node, besides the dims that it unifies. An axis is an expression over dims."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

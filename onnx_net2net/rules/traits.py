@@ -16,6 +16,8 @@ belongs here. Code that needs more or less than a trait says so (`MOVES | {"Clip
                 DEVIATIONS, GATES, STATISTICS, LEARNT, POOLS, CHOICES, WINNERS, WHOLE_BIASES
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Dtypes and shapes of the outputs of operators that have no schema in `onnx`; modules of rules register them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any

@@ -1,5 +1,7 @@
 """How often operators multiply and add: what most of the time of a network goes into."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any

@@ -1,5 +1,7 @@
 """Where the values of a graph's inputs go: which operators they reach, and which tables bound them."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Sequence
 

@@ -5,6 +5,8 @@ to look at, and two axes that share a name share a size. What an input is for is
 its values forward to the operators that limit them; which sizes are accepted, only a run can tell.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import re

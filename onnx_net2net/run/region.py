@@ -1,5 +1,7 @@
 """A few nodes of a model, cut out and run alone."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import onnx

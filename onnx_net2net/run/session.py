@@ -1,5 +1,7 @@
 """Runs models in onnxruntime: without a silent fallback to another provider, and with dtypes that numpy lacks."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import itertools

@@ -1,5 +1,7 @@
 """What tensors inside a model hold when it runs: single ones, and the mean and the variance of their units."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 

@@ -4,6 +4,8 @@ Each stage has a folder. What it was made from is noted there, so that a stage t
 one of which something has changed is *stale*. A runner that is killed goes on at the first stage that is not complete.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

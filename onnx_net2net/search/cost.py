@@ -1,5 +1,7 @@
 """What a network costs before anything is trained: parameters, multiplications, and the time of a run."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Where trainings run: in a pool of this machine, or on a cluster by Ray Tune."""
 
+from __future__ import annotations
+
 import json
 import os
 import threading

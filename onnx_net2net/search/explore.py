@@ -6,6 +6,8 @@ rung goes on to the next one, each from its own weights and optimizer (successiv
 the seed and on the results alone, not on which training ended first; so every engine comes to the same.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

@@ -5,6 +5,8 @@ teacher's. A random one makes the loss start at its worst. Here the map is read 
 each unit of the teacher is found among those of the student, up to a scale. So the loss starts at zero.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

@@ -1,5 +1,7 @@
 """The folders that chains and searches work in: one runner each, and files that tell what they were made from."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json

@@ -4,6 +4,8 @@ Weights are under the names of the user's class where the first network came wit
 the names that `to_torch` gives them, and everything is read off the file.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -8,6 +8,8 @@ fit into, maybe one step more, and computes the same there.
 A round depends on the seed, on its number and on the results before it, so that a runner that was killed goes on.
 """
 
+from __future__ import annotations
+
 import math
 import random
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,7 @@
 """The winner of a search as the next teacher."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What searches have in common: networks are grown from others, measured, and trained side by side up to rungs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

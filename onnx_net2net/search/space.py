@@ -4,6 +4,8 @@ A *candidate* has one of the choices of each size (`widen`) and number of copies
 that the training command takes (`train`).
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import random

@@ -1,5 +1,7 @@
 """The description of a chain, read from YAML."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,6 +5,8 @@ runner was killed comes to what it would have come to. Optuna's own samplers pro
 the trial is then written in one piece.
 """
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import os

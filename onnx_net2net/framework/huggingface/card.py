@@ -1,5 +1,7 @@
 """The model card of a student: what was done to which teacher, how well they agree, and the record to do it again."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence

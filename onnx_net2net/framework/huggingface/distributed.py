@@ -4,6 +4,8 @@ A tensor is in memory at a time, in reading and in writing. The library reads it
 classes of this table are made here, so that no code in it is run.
 """
 
+from __future__ import annotations
+
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

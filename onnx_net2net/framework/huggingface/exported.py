@@ -1,5 +1,7 @@
 """The graph of a model without weights, whose weights are read from a checkpoint's files when somebody asks."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,5 +1,7 @@
 """The folder of a checkpoint: its config, where the tensors of its shards lie, and other files; nothing is read yet."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Grow the folder of a checkpoint into another folder."""
 
+from __future__ import annotations
+
 import os
 import time
 from dataclasses import dataclass

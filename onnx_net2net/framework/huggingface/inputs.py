@@ -1,5 +1,7 @@
 """What a class is called with: token ids, pictures or sounds, as its config says, drawn at random or given."""
 
+from __future__ import annotations
+
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,6 +4,8 @@ A copy is of a whole module, as a class has no other layers. Its residual branch
 zero, or, where the class adds 1 to a scale, in weights of -1.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

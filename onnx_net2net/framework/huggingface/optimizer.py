@@ -4,6 +4,8 @@ The law is that of `framework.optimizer`. Copies of layers begin without a state
 to have one for each parameter, which is that of an optimizer before its first step: zeros.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -11,6 +11,8 @@ more, with each weight moved by half a unit in the last place: in that of single
 rounds it. How far that moves what a block makes is what rounding may do there.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

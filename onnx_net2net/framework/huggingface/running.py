@@ -5,6 +5,8 @@ product with a matrix is done some rows of the matrix at a time; tables are read
 experts where one is chosen. Any other operation gets the whole of the weights that it is called with.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import zlib

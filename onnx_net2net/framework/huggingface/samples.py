@@ -1,5 +1,7 @@
 """Inputs of the user's own: token ids or text, one sample a line of JSON; or tensors."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -5,6 +5,8 @@ them. A checkpoint may hold a parameter in parts (one tensor for each expert), w
 cuts are found by letting transformers cut tensors of the meta device, whose strides tell what was done.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import math

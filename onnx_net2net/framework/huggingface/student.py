@@ -4,6 +4,8 @@ Nothing is computed here. The class is exported without weights, and the usual o
 graph grows; as nothing is folded, constants are the parameters.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

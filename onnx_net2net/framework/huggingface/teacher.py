@@ -1,5 +1,7 @@
 """The teacher: a checkpoint's folder and its class without weights, whoever makes the class."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -3,6 +3,8 @@
 A new row is the mean of the old ones. So a new token is looked up as an average token, and its logit is the average.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any

@@ -4,6 +4,8 @@ A shard that is finished has its name. So a run that was killed goes on where it
 plan beside the shards, and finished ones are not made again if the plan is the same.
 """
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import json

@@ -1,5 +1,7 @@
 """The whole numbers that modules keep: in attributes, in tuples and lists, and in objects such as configs."""
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

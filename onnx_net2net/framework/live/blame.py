@@ -1,5 +1,7 @@
 """Which attribute or line of a module is in the way of its growth."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import linecache

@@ -1,5 +1,7 @@
 """Models that a config makes, as transformers' are: the config of the grown one, so that it can be saved and loaded."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import io

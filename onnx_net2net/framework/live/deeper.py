@@ -7,6 +7,8 @@ which blocks know their places (`layer_idx`) and how many there are (`num_layers
 what its list gained is refused: the copies are seen to run.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

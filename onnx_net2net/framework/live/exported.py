@@ -6,6 +6,8 @@ branch of a block that starts at zero). How entries grow does not depend on thei
 grow by the same maps.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import io

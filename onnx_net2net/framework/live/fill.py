@@ -5,6 +5,8 @@ different, so that its entries are found by their values. The target loads its n
 in double precision; where they differ, the target gets its old values back and the transfer is refused.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -6,6 +6,8 @@ layers keep are set. For numbers that the user's classes keep, values are search
 run in double precision; where they differ, the growth is refused.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

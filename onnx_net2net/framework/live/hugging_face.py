@@ -1,5 +1,7 @@
 """Growth inside the Trainer of transformers."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,7 @@
 """The sizes that torch's own layers keep beside their parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Growth inside the Trainer of Lightning."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What a growth did to a module, for people."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -5,6 +5,8 @@ learning rate warms up, stays, and decays at the end. A checkpoint holds the opt
 be resumed from before or after it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

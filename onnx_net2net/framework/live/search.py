@@ -5,6 +5,8 @@ number that is no longer right. Each is tried with its old value and with those 
 run further is kept.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Sequence
 

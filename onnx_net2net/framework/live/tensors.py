@@ -1,5 +1,7 @@
 """The tensors that a module holds by name, and new values in their places."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

@@ -4,6 +4,8 @@ A unit of the student is a copy of one of the teacher's, perhaps multiplied. So 
 one place in the student has to lie at some place in the teacher.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace

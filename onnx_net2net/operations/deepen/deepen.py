@@ -5,6 +5,8 @@ Where phi(phi(v)) = phi(v), as for ReLU, a layer of the same kind with the same 
 `analysis.blocks`.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import os

@@ -6,6 +6,8 @@ W x = [W2, -W2] phi([W1; -W1] x) / c, with W = W2 W1 by the singular values of W
 first axis and one along the rest.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

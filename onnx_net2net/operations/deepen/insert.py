@@ -1,5 +1,7 @@
 """Writing the layers that `deepen` inserts: their nodes, and weights whose function is the identity."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,5 +1,7 @@
 """Put copies of a residual block behind it, and tell which blocks compute the same but for their weights."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ Copies that share their outgoing weights unevenly differ in what they read until
 nothing less finds them. Sums of shares are compared up to the rounding of the weights' type, all else exactly.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Layers whose function is the identity: what `deepen` inserts, found by their weights, and taken out again."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """One unit for each class of duplicates: weights are folded, and nodes get the numbers that they need then."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

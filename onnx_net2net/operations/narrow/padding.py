@@ -5,6 +5,8 @@ zero in front of every RMSNormalization, change its statistic by a known factor,
 epsilon.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

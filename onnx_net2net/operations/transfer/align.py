@@ -5,6 +5,8 @@ Piechowiak 2022). It also looks at what shapes do not tell: operator, kernel, st
 segments of the target can be left out because they can compute the identity.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

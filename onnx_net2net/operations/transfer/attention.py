@@ -6,6 +6,8 @@ layer and product (which cut heads out of a joint projection, turn and scale the
 the place of the layer's result, and where they arrive at the product tells which unit is where.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 

@@ -3,6 +3,8 @@
 Also attributes that have to be equal, kernels that a ring of zeros makes larger, and convolutions in fewer groups.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 from collections.abc import Iterator, Sequence

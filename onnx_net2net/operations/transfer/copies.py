@@ -5,6 +5,8 @@ Experts that are equal make what one of them makes, as far as the gates of those
 Where the target stacks gate and value in one weight, the teacher's two layers are joined first.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial

@@ -7,6 +7,8 @@ operators on one side only) may come from the exporters alone; they are named wh
 what its teacher does.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Collection, Iterator

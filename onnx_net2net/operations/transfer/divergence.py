@@ -4,6 +4,8 @@ Names say nothing of this, as the two were exported apart. So the results of mat
 the maps by which their axes have grown.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence

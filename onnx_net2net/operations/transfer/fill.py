@@ -1,5 +1,7 @@
 """Values for a target's modules: the teacher's, those of layers that do nothing, or the ones that they had."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial

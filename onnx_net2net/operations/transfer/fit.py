@@ -1,5 +1,7 @@
 """Grow a teacher to the sizes of a target: axes of matched parameters tell the sizes; each dim gets a map."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 from collections import Counter

@@ -3,6 +3,8 @@
 A module is a layer of weights with its bias and its normalisation, or a scale, a shift or a table that stands alone.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence

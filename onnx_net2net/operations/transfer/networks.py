@@ -1,5 +1,7 @@
 """The two networks of a transfer, and what stands in the way of an exact one."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

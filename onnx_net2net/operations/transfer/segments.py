@@ -1,5 +1,7 @@
 """The modules of a network in rows that are matched together: those of a residual block, or a single one."""
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

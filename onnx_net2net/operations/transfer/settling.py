@@ -4,6 +4,8 @@ A layer without weights makes its bias, and what follows of one number unit by u
 from the tensor to the weights: a sum is 0 if its terms are, a gate is 1 if the bias in front of its Sigmoid is large.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -4,6 +4,8 @@ In grouped attention an axis of query heads is a product (k, r): r queries share
 The same function has m k heads of keys and values that r / m queries share, if each is there m times.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial

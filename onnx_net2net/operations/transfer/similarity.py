@@ -1,5 +1,7 @@
 """How well trained networks can fill a target: tells which of several to transfer from."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Iterable, Sequence

@@ -5,6 +5,8 @@ what their expert had, and the sum over all experts is what it was. The bias of 
 have equally many copies it makes no difference.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import numpy as np

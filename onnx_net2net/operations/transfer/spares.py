@@ -4,6 +4,8 @@ Such a part ends in exits, where something else goes on: x + f(x), x * gate(x), 
 All of its nodes are read by its nodes and exits alone.
 """
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Weights that a target has tied: what is one tensor there, like the embedding and the head, grows as one."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np

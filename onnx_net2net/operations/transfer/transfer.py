@@ -11,6 +11,8 @@ Transfer is growth to sizes that a target dictates, in five steps:
 No node of the target is added or changed, so that its class can load the weights.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 import os

@@ -1,5 +1,7 @@
 """New values for the constants of a network: the nodes that read a constant may get different ones."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

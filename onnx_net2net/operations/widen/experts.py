@@ -1,5 +1,7 @@
 """How the experts of a router get copies that together count as they did."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 import numpy as np

@@ -1,5 +1,7 @@
 """How often routers choose each expert, and how many copies each gets by that."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 

@@ -1,5 +1,7 @@
 """Which new units a dim admits: copies, or units of their own, and those that people append to the interface."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves

@@ -1,5 +1,7 @@
 """The options of widening, checked, and written into records as they are."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

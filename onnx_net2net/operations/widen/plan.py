@@ -1,5 +1,7 @@
 """Choosing what grows, to which size, and by which maps."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ instead (see `onnx_net2net.rewrite.scaling`). And a class computes numbers like 
 weights alone make what such a number scales, they are scaled by the ratio of the old number to the new one.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 

@@ -1,5 +1,7 @@
 """Net2WiderNet on any graph: chooses sizes and maps for its dims, and rewrites the graph by them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -6,6 +6,8 @@ not, and nothing is exact: a network that is transferred to itself computes some
 says what its layers and blocks are in a graph).
 """
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Sequence

@@ -11,6 +11,8 @@ the dim keep the same units; their errors are added up, each divided by the larg
 greedily, next the unit that lowers the error most, which is a Cholesky decomposition with this pivot.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
