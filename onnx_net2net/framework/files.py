@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import zipfile
 from collections import OrderedDict
@@ -139,17 +138,13 @@ def _read_safetensors(path: Path) -> StateDict:
             raise BadInputError(f"{path}: {name} is of the type {entry['dtype']}, which is not supported")
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         elements = partial(_elements, file, 8 + length + entry["data_offsets"][0], dtype)
-        found[name] = Stored(shape, dtype, partial(_all_of, elements, shape), elements=elements)
+        found[name] = Stored.in_parts(shape, dtype, elements)
     return found
 
 
 def _elements(file: DataFile, offset: int, dtype: np.dtype[Any], start: int, stop: int) -> Array:
     size = dtype.itemsize
     return file.read(offset + start * size, (stop - start) * size).view(dtype)
-
-
-def _all_of(elements: Callable[[int, int], Array], shape: tuple[int, ...]) -> Array:
-    return elements(0, math.prod(shape)).reshape(shape)
 
 
 def load_torch(path: Path) -> Any:

@@ -114,11 +114,11 @@ def _entries(path: Path, source: Path | io.BytesIO, members: Mapping[str, bytes]
         # By an open file of our own: HDF5 would lock a path, also against the framework in the same process.
         file = h5py.File(open(source, "rb") if isinstance(source, Path) else source, "r")  # noqa: SIM115
         found, attributes = Entries(), dict[str, Mapping[str, Any]]()
-        attributes[""] = _attributes(path, file)
+        attributes[""] = dict(file.attrs)
         for name, item in _walk(path, h5py, file, "", {_address(h5py, file)}):
             if isinstance(item, h5py.Dataset):
                 found[name] = _stored(path, name, item)
-            attributes[name] = _attributes(path, item)
+            attributes[name] = dict(item.attrs)
     except BadInputError:
         raise
     except Exception as error:  # of HDF5, h5py makes errors of many kinds
@@ -151,10 +151,6 @@ def _walk(path: Path, h5py: Any, group: Any, prefix: str, above: set[int]) -> It
             if own in above:
                 raise BadInputError(f"cannot read {path}: {name} is inside itself")
             yield from _walk(path, h5py, item, f"{name}/", above | {own})
-
-
-def _attributes(path: Path, item: Any) -> Mapping[str, Any]:
-    return dict(item.attrs)
 
 
 def _stored(path: Path, name: str, dataset: Any) -> Stored:

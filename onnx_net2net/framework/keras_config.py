@@ -8,7 +8,7 @@ size (`Reshape`, a class of the user's own), and the file is refused; weights al
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from onnx_net2net.errors import BadInputError, RefusedError
@@ -103,18 +103,13 @@ def _resize_layer(layer: dict[str, Any], path: str, shapes: Shapes) -> None:
         if config.get(inside) is not None:
             _resize_layer(config[inside], f"{path}{place}/", shapes)
             config[inside].pop("build_config", None)
-    new = dict(_new_sizes(kind, path, shapes))
+    new = {argument: shapes[f"{path}{tensor}"][axis] for argument, tensor, axis in _SIZES.get(kind, ())}
     changed = {name for name, size in new.items() if config[name] is not None and config[name] != size}
     if changed and config.get("groups", 1) != 1:
         raise _unknown(layer, "whose groups do not tell its width")
     if kind == "MultiHeadAttention" and config.get("output_shape") is not None:
         raise _unknown(layer, "which has an output_shape of its own")
     config.update((name, size) for name, size in new.items() if name in changed)
-
-
-def _new_sizes(kind: str, path: str, shapes: Shapes) -> Iterator[tuple[str, int]]:
-    for argument, tensor, axis in _SIZES.get(kind, ()):
-        yield argument, shapes[f"{path}{tensor}"][axis]
 
 
 def _is_own(layer: Mapping[str, Any]) -> bool:

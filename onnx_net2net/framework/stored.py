@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,11 @@ class Stored:
         """Return an array in memory as a tensor."""
         return cls(array.shape, array.dtype, lambda: array)
 
+    @classmethod
+    def in_parts(cls, shape: tuple[int, ...], dtype: np.dtype[Any], elements: Callable[[int, int], Array]) -> Stored:
+        """Return a tensor of which some elements can be read by themselves; see `elements`."""
+        return cls(shape, dtype, lambda: elements(0, math.prod(shape)).reshape(shape), elements=elements)
+
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
@@ -58,13 +62,8 @@ class Stored:
         shape, whole = self.shape[1:], self.elements
         if whole is None:
             return Stored(shape, self.dtype, lambda: self.read()[place])
-        width = math.prod(shape)
-        elements = partial(_shifted, whole, place * width)
-        return Stored(shape, self.dtype, lambda: elements(0, width).reshape(shape), elements=elements)
-
-
-def _shifted(elements: Callable[[int, int], Array], by: int, start: int, stop: int) -> Array:
-    return elements(by + start, by + stop)
+        first = place * math.prod(shape)
+        return Stored.in_parts(shape, self.dtype, lambda start, stop: whole(first + start, first + stop))
 
 
 _SMALL = 1 << 20

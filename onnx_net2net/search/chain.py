@@ -180,8 +180,8 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         if read_json(folder / _MADE) is None:
             grown = self._make(stage, folder, before)
-            cost = cost_of(load(grown.network.model))
-            write_json(folder / _MADE, {"key": key, **_grown_json(grown), "cost": asdict(cost)})
+            made = {"network": network_json(grown.network), "exact": grown.exact, "notes": list(grown.notes)}
+            write_json(folder / _MADE, {"key": key, **made, "cost": asdict(cost_of(load(grown.network.model)))})
         grown = _grown_of(read_json(folder / _MADE))
         network = grown.network
         if stage.template is not None:
@@ -253,10 +253,6 @@ def _set_aside(folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
-
-
-def _grown_json(grown: Grown) -> dict[str, Any]:
-    return {"network": network_json(grown.network), "exact": grown.exact, "notes": list(grown.notes)}
 
 
 def _grown_of(value: Mapping[str, Any]) -> Grown:

@@ -78,8 +78,7 @@ def _joined(name: str, shape: tuple[int, ...], parts: Sequence[tuple[Cut, Stored
         return stored
     if sum(math.prod(cut.shape) for cut, _ in parts) != math.prod(shape):
         raise BadInputError(f"the checkpoint does not fit its config: it lacks parts of {name}")
-    elements = partial(_elements_of, list(parts))
-    return Stored(shape, stored.dtype, lambda: elements(0, math.prod(shape)).reshape(shape), elements=elements)
+    return Stored.in_parts(shape, stored.dtype, partial(_elements_of, list(parts)))
 
 
 def _elements_of(parts: Sequence[tuple[Cut, Stored]], start: int, stop: int) -> Array:

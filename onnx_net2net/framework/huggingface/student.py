@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.configs import NoConfigError, Sizes, grown_config
@@ -266,12 +265,8 @@ def _copied(name: str, original: Parameter, end: float | None) -> Parameter:
     """Return the parameter of a layer's copy: the original's values, or one number where a branch ends."""
     if end is None:
         return replace(original, name=name)
-    shape, dtype = original.shape, original.dtype
-
-    def elements(start: int, stop: int) -> Array:
-        return np.full(stop - start, end, dtype)
-
-    return Parameter(name, Stored(shape, dtype, lambda: np.full(shape, end, dtype), elements=elements))
+    own = Stored.in_parts(original.shape, original.dtype, lambda low, high: np.full(high - low, end, original.dtype))
+    return Parameter(name, own)
 
 
 # --- The config ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -208,11 +208,6 @@ def _write_rest(folder: Path, student: Student, shards: Sequence[Shard]) -> None
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": student.nbytes},
-            "weight_map": dict(sorted(_weight_map(shards))),
+            "weight_map": dict(sorted((tensor.name, name) for name, tensors in shards for tensor in tensors)),
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _weight_map(shards: Sequence[Shard]) -> Iterator[tuple[str, str]]:
-    for name, tensors in shards:
-        yield from ((tensor.name, name) for tensor in tensors)

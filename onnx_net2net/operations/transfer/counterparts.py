@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.graph.graph import Constant, Place
+from onnx_net2net.graph.graph import Constant, Place, dtype_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.convert import attributes
@@ -125,9 +125,7 @@ class Counterparts:
             if one is None or other is None or tuple(one.shape) != tuple(other.shape):
                 continue
             read = teacher.analysis.draft.reader(one)
-            if teacher.dtype(one) == target.dtype(other) and not np.array_equal(
-                read(), target.analysis.draft.reader(other)()
-            ):
+            if dtype_of(one) == dtype_of(other) and not np.array_equal(read(), target.analysis.draft.reader(other)()):
                 yield Table(new, read, str(teacher.nodes[old[0]].inputs[old[1]].name))
 
     def differences(self) -> Iterator[Obstacle]:

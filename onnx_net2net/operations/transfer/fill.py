@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.graph.graph import Constant
+from onnx_net2net.graph.graph import Constant, dtype_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.deepen.insert import dirac
 from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
@@ -125,7 +125,7 @@ class Filling:
         own = self._target.original(parameter.use)
         if constant is None or (self._networks.teacher.is_float(constant) and self._target.is_float(own)):
             return True
-        return self._networks.teacher.dtype(constant) == self._target.dtype(own)
+        return dtype_of(constant) == dtype_of(own)
 
     def _misfit(self, module: Module, what: str, grown: Sequence[int], wanted: Sequence[int]) -> None:
         """Note once that a module is filled in part."""

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from onnx_net2net.analysis.heads import find_heads
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, infer
 from onnx_net2net.graph import sizes
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.graph.graph import Constant, Place, dtype_of
+from onnx_net2net.graph.graph import Constant, Place
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import constants_in
@@ -99,10 +98,6 @@ class Network:
         constant = self.constant(parameter)
         shape = tuple(constant.shape) if constant is not None else ()
         return parameter.shape(shape) if shape else ()
-
-    def dtype(self, constant: Constant) -> np.dtype[Any]:
-        """Return the type of a constant's elements."""
-        return dtype_of(constant)
 
     def original(self, use: Place) -> Constant:
         """Return the constant that an input of a node was before anything changed."""

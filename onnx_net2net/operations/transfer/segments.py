@@ -12,9 +12,9 @@ import onnx
 from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
-from onnx_net2net.operations.transfer.modules import Module, modules_of
+from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.settling import Settled
-from onnx_net2net.operations.transfer.spares import Spare, find_spares
+from onnx_net2net.operations.transfer.spares import Spare
 from onnx_net2net.rules import traits
 
 
@@ -50,12 +50,6 @@ class Segment:
         if self.block is None:
             return self.repeats or self.modules[0].neutral
         return self.block.normalised or not self.block.reason
-
-
-def segments_of(analysis: Analysis, proto: onnx.ModelProto) -> list[Segment]:
-    """Return the modules of a network in order, those of a residual block as one segment; see `modules_of`."""
-    modules = modules_of(analysis, proto)
-    return grouped(modules, analysis, proto, find_spares(Network(analysis), {module.node for module in modules}))
 
 
 def grouped(

@@ -77,9 +77,6 @@ class _Finding:
             if not nodes.isdisjoint(holders):
                 yield self._spare(exits, nodes, nodes & holders)
 
-    def _tensor(self, use: Place) -> Tensor:
-        return self._analysis.nodes[use[0]].inputs[use[1]]
-
     def _exits(self) -> Iterator[Place]:
         """Yield the inputs of nodes beside which there is one that could go on alone."""
         sizes, told = self._analysis.sizes, self._network.told
@@ -100,7 +97,7 @@ class _Finding:
     def _part(self, exits: Iterable[Place]) -> frozenset[int]:
         """Return the nodes that only exits read, by way of others."""
         exits, nodes = frozenset(exits), set[int]()
-        pending = [-self._network.age(self._tensor(use)) for use in exits]
+        pending = [-self._network.age(self._analysis.nodes[number].inputs[index]) for number, index in exits]
         heapq.heapify(pending)
         while pending and len(nodes) < LONGEST:
             number = -heapq.heappop(pending)  # the newest first, so that all readers of a node have been seen

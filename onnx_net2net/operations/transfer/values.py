@@ -13,7 +13,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import clip
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.edit import Version, assign
-from onnx_net2net.graph.graph import Place
+from onnx_net2net.graph.graph import Place, dtype_of
 from onnx_net2net.operations.transfer.modules import Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Network
 
@@ -104,7 +104,7 @@ class Values:
         """
         constant = self._network.original(parameter.use)
         factors, offset = self._factors.get(parameter.use), self._offsets.get(parameter.use)
-        shape, kind, wanted = tuple(constant.shape), self._network.dtype(constant), self._network.shape(parameter)
+        shape, kind, wanted = tuple(constant.shape), dtype_of(constant), self._network.shape(parameter)
 
         def values() -> Array:
             made = compute()
@@ -125,7 +125,7 @@ class Values:
     def fill(self, use: Place, value: float, origin: str, teacher: str = "") -> None:
         """Give all elements of a constant one value."""
         constant = self._network.original(use)
-        shape, kind = tuple(constant.shape), self._network.dtype(constant)
+        shape, kind = tuple(constant.shape), dtype_of(constant)
         self.set(use, (origin, value, shape), partial(np.full, shape, value, kind), origin, teacher)
 
     def has(self, use: Place) -> bool:

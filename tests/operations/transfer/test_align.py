@@ -8,10 +8,10 @@ from graphs import net
 from test_transfer import Net, dense, plain, resnet, transformer
 
 from onnx_net2net import load
-from onnx_net2net.analysis.inference import infer
 from onnx_net2net.operations.transfer.align import align, similarity
 from onnx_net2net.operations.transfer.modules import Module, Parameter
-from onnx_net2net.operations.transfer.segments import Segment, segments_of
+from onnx_net2net.operations.transfer.networks import Network
+from onnx_net2net.operations.transfer.segments import Segment
 
 
 def module(name="", kind="linear", shape=(4, 4), node=0, neutral=False, **changes):
@@ -25,8 +25,7 @@ def loose(*modules):
 
 
 def segments(proto):
-    model = load(proto)
-    return segments_of(infer(model, by_units=False), model.proto)
+    return Network(load(proto)).segments
 
 
 def pairs(teacher, target):

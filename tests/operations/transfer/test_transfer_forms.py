@@ -7,13 +7,11 @@ from onnx import TensorProto, helper
 from test_transfer import Net, fill, plain
 
 from onnx_net2net import RefusedError, transfer
-from onnx_net2net.analysis.inference import infer
 from onnx_net2net.framework.filled import fill_state_dict
 from onnx_net2net.framework.match import constants_of
-from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.align import align
-from onnx_net2net.operations.transfer.segments import segments_of
+from onnx_net2net.operations.transfer.networks import Network
 
 
 def residual(net, name, inner=None, flip=False):
@@ -183,8 +181,7 @@ def test_what_exporters_write_is_filled_exactly(name):
 
 def sides(*protos):
     """The segments of networks."""
-    opened = [open_bodies(load(proto)).model for proto in protos]
-    return [segments_of(infer(model, by_units=False), model.proto) for model in opened]
+    return [Network(load(proto)).segments for proto in protos]
 
 
 def test_units_stand_in_one_order_however_branches_are_sorted():

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.graph.graph import Node
+from onnx_net2net.graph.graph import Node, dtype_of
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.rules import traits
@@ -49,7 +49,7 @@ def reader_of(network: Network, module: Module) -> Reader | None:
     """Return a module with what it reads and makes, None if it is no such layer; before the network grows."""
     node, analysis = network.nodes[module.node], network.analysis
     weight = network.constant(module.parameters["weight"]) if module.is_layer else None
-    if weight is None or network.dtype(weight).kind != "f" or node.op not in traits.PLAIN_LAYERS:
+    if weight is None or dtype_of(weight).kind != "f" or node.op not in traits.PLAIN_LAYERS:
         return None
     if any(node.attrs.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         return None
