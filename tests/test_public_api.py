@@ -61,7 +61,7 @@ def test_a_student_is_whole_without_a_file():
 
 def test_the_weightless_part_of_a_model_is_not_taken_for_one(tmp_path):
     onnx.save(load(MLP).proto, tmp_path / "weightless.onnx")
-    with pytest.raises(BadInputError, match="it has no weights: it is the `proto` of a Model, which `save`"):
+    with pytest.raises(BadInputError, match="it is the `proto` of a Model, without weights: use `save`"):
         load(tmp_path / "weightless.onnx")
 
 

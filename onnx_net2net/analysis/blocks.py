@@ -376,7 +376,7 @@ class _Blocks:
             raise RefusedError("its branch ends in a normalisation without a scale")
         if node.op in traits.LINEAR | {"Div"} or self._is_symmetric(node):
             return self._zeros((number, 0), nodes)
-        raise RefusedError(f"its branch ends in {node.op}, behind which there is nothing that could be zero and learn")
+        raise RefusedError(f"its branch ends in {node.op}, where no weight could be zero and learn")
 
     def _all_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
         return set().union(*(self._zeros(use, nodes) for use in uses))
@@ -393,7 +393,7 @@ class _Blocks:
         for use in uses:
             if use not in known and not scales and made_by(self._tensor(use), traits.DEVIATIONS) is not None:
                 raise RefusedError("its branch ends in a normalisation without a scale")
-        refusals = [f"its branch ends in {self._analysis.nodes[number].op}, of which nothing could be zero and learn"]
+        refusals = [f"its branch ends in {self._analysis.nodes[number].op}, where no weight could be zero and learn"]
         for use in (*scales, *reversed(whole)):
             try:
                 return self._zeros(use, nodes)

@@ -44,12 +44,12 @@ def matching(pattern: str, named: Sequence[T], names_of: Callable[[T], Sequence[
                 return found
     names = list(dict.fromkeys(name for item in named for name in names_of(item) if name))
     if not names:
-        raise BadInputError(f"no {what} is named {pattern!r}; there is none")
+        raise BadInputError(f"no {what} is named {pattern!r}: the model has no {what}s")
     near = [
         name for close, name in heapq.nlargest(3, ((_closeness(pattern, name), name) for name in names)) if close > 0.4
     ]
     near = near or names[:3]
-    raise BadInputError(f"no {what} is named {pattern!r}; near it are {', '.join(near)}")
+    raise BadInputError(f"no {what} is named {pattern!r}; similar names are {', '.join(near)}")
 
 
 def _closeness(pattern: str, name: str) -> float:

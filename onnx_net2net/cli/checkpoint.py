@@ -23,7 +23,7 @@ from onnx_net2net.model.model import load
 def run(options: argparse.Namespace) -> int:
     """Write a student's weights as a state dict, and an optimizer's state beside it."""
     if options.optimizer and not options.state_dict:
-        raise BadInputError("--optimizer needs --state-dict, whose names its parameters have")
+        raise BadInputError("--optimizer needs --state-dict, for the names of its parameters")
     files = [path for path in (options.teacher, options.student, options.state_dict, options.optimizer) if path]
     check_output(options.output, files)
     check_replaced(options)

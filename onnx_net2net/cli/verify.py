@@ -56,7 +56,7 @@ def _module(options: argparse.Namespace, teacher: Model) -> ModuleRunner:
     if not isinstance(arguments, dict | list):
         raise BadInputError(f"--args {options.args}: write a JSON object or list, like '{{\"width\": 96}}'")
     if options.state_dict is None:
-        raise BadInputError("say what the module is loaded with: --state-dict student.safetensors")
+        raise BadInputError("give the weights of the module: --state-dict student.safetensors")
     module = build(options.module, arguments)
     load_strictly(module, options.state_dict)
     on_gpu = provider_name(options.provider) == "CUDAExecutionProvider"

@@ -111,7 +111,7 @@ def _utility(teacher: Model, options: argparse.Namespace) -> dict[str, list[floa
     from onnx_net2net.framework.utility import expert_utility
 
     if options.load is not None or options.state_dict is None:
-        raise BadInputError("--utility needs --state-dict, and --load tells the same in another way: give one of both")
+        raise BadInputError("--utility needs --state-dict, and excludes --load")
     return expert_utility(teacher, options.state_dict, read_state(options.utility))
 
 

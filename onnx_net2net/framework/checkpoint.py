@@ -163,7 +163,7 @@ def _invented(entries: Sequence[Entry]) -> Iterator[str]:
     names = [entry.name for entry in entries if entry.relation == "new"]
     nameless = [name for name in names if not all(s.isidentifier() or s.isdigit() for s in name.split("."))]
     if nameless:
-        raise RefusedError(f"no class has layers of these names: {some(nameless)}; fill a deeper class by transfer")
+        raise RefusedError(f"no class is known to have these layers: {some(nameless)}; fill a deeper class by transfer")
     if names:
         yield (
             f"warning: {len(names)} entries are of new layers, which a class has to have under these names (or fill a "
@@ -205,9 +205,9 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
     if any(step["operation"] == "unmask" for step in steps):
         raise RefusedError("masks were removed from the student, which is not carried over to a state dict")
     if any(step["operation"] == "upcycle" for step in steps):
-        raise RefusedError("a class calls experts by names of its own: fill it by transfer from the dense teacher")
+        raise RefusedError("names of experts in a class are unknown: fill it by transfer from the dense teacher")
     if any(step["operation"] == "transfer" for step in steps):
-        raise RefusedError("the student was filled by transfer, whose --state-dict writes its weights")
+        raise RefusedError("the student was filled by transfer: `transfer --state-dict` writes its weights")
     return steps
 
 
@@ -230,7 +230,7 @@ def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folde
     for result in redo(teacher, steps, folder):
         numbers += getattr(result, "numbers", ())
         if getattr(result, "inserted", ()):
-            raise RefusedError(f"the student has what a class has not: {some(result.inserted)} (grow with --for torch)")
+            raise RefusedError(f"the student needs what a class lacks: {some(result.inserted)} (grow with --for torch)")
         if any(insertion.way == "cancel" for insertion in getattr(result, "insertions", ())):
             raise RefusedError("the student has copies of blocks that cancel, which no class has; fill one by transfer")
         weights = constants_of(result.teacher)

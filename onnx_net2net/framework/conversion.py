@@ -97,7 +97,7 @@ def _check_operators(proto: onnx.ModelProto) -> None:
     if missing:
         found = ", ".join(f"{kind} (node {name!r})" for kind, name in list(missing.items())[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise BadInputError(f"cannot be made a module: onnx2fx does not have {found}{more}")
+        raise BadInputError(f"the model cannot become a module: onnx2fx lacks {found}{more}")
 
 
 class _Builder(GraphBuilder):  # type: ignore[misc]

@@ -58,7 +58,7 @@ def deepened(
     for copy in copies:
         own = _NUMBERED.match(copy.behind)
         if own is None or "#" in copy.behind:
-            raise RefusedError(f"{copy.behind} has no number in the class, so that none follows it; {_ADVICE}")
+            raise RefusedError(f"{copy.behind} has no number in the class, so that no copy can follow it; {_ADVICE}")
         home = f"{_parted(homes[copy.block])[0]}{own[2]}"
         behind.setdefault(home, []).append(copy)
         lists.insert(home, copy)
@@ -140,7 +140,7 @@ def _home(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, StoredC
     homes = [".".join(common[:end]) for end in range(len(common), 0, -1) if common[end - 1][-1:].isdigit()]
     named = [home for home in homes if f".{block}".endswith(f".{home}") or f".{home}".endswith(f".{block}")]
     if not homes:
-        raise RefusedError(f"copies of {block} have no number in a class, which has one such block; {_ADVICE}")
+        raise RefusedError(f"a class has one block {block} without a number, and no place for copies; {_ADVICE}")
     return (named or homes)[0]
 
 
@@ -160,7 +160,7 @@ def _copied(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, Store
         name, tensor = placed.entry.name, replace(placed.tensor, shared=None)
         found = next((one for match in placed.matches if (one := _of_copy(name, match, copy, constants))), None)
         if placed.matches and found is None:
-            raise RefusedError(f"{copy.block} was copied without {name}, which a class has in it; {_ADVICE}")
+            raise RefusedError(f"a class has {name} in each block, and the copy of {copy.block} lacks it; {_ADVICE}")
         if found is not None and found.axes is not None and found.pieces[0].constant in zeroed:
             if found.scales and not name.endswith("running_var"):
                 left -= {piece.constant for piece in found.pieces}
@@ -170,7 +170,7 @@ def _copied(copy: Copy, entries: Sequence[Placed], constants: Mapping[str, Store
             left -= {piece.constant for piece in found.pieces}
         result.append(Placed(placed.entry, tensor, [found] if found else [], is_copy=True))
     if left:
-        raise RefusedError(f"{copy.block} ends in {sorted(left)[0]}, which no entry of the state dict is; {_ADVICE}")
+        raise RefusedError(f"{copy.block} ends in {sorted(left)[0]}, which is no entry of the state dict; {_ADVICE}")
     return result
 
 

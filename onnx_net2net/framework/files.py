@@ -241,7 +241,7 @@ def write(
     others = {check_target(other, sources): write_other for other, write_other in (beside or {}).items()}
     for other in others:
         if other.parent != target.parent or not path.suffix:
-            raise BadInputError(f"cannot write {other} together with {target}, which is in another folder, or one")
+            raise BadInputError(f"cannot write {other} together with {target}: it is a folder, or in another folder")
     with stage(target) as staged:
         with writing(path):
             arrays = {name: np.asarray(value(name), order="C") for name in names}

@@ -70,7 +70,7 @@ def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     inner = _bare(state)
     by_relation = {entry.relation: entry.name for entry in reversed(checkpoint.entries)}
     if new := by_relation.get("new"):
-        raise RefusedError(f"the student has new layers ({new}), and where a class has them is not known")
+        raise RefusedError(f"the student has new layers ({new}), and it is unknown where a class has them")
     if copied := by_relation.get("copied"):
         return _with_copies(inner, checkpoint, copied)
     entries = _parameters(inner, checkpoint)
@@ -140,7 +140,7 @@ def _with_copies(state: Mapping[str, Any], checkpoint: Checkpoint, name: str) ->
     values = [state["state"].get(number, {}) for number in numbers]
     fits = len(groups) == 1 and len(numbers) == len(places)
     if not fits or not all(_fits(value, parameters[place]) for value, place in zip(values, places, strict=True)):
-        raise RefusedError(f"blocks were repeated ({name}), and which parameters the copies are is not clear")
+        raise RefusedError(f"blocks were repeated ({name}), and it is unclear which parameters are copies")
     names = {"param_names": [entry.name for entry in parameters]} if "param_names" in groups[0] else {}
     group = {**groups[0], "params": list(range(len(parameters))), **names}
     grown = {place: _grow_parameter(value, parameters[place]) for place, value in zip(places, values, strict=True)
@@ -214,11 +214,11 @@ def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, E
         by_name = {entry.name: entry for entry in checkpoint.entries}
         unknown = [name for name in names if name not in by_name]
         if unknown:
-            raise BadInputError(f"the optimizer has the parameter {unknown[0]!r}, which the state dict has not")
+            raise BadInputError(f"the optimizer has the parameter {unknown[0]!r}, which the state dict lacks")
         return dict(zip(numbers, (by_name[name] for name in names), strict=True))
     hint = "make it of named_parameters(), so that its state has their names"
     if len(groups) > 1:
-        raise BadInputError(f"the optimizer has {len(groups)} groups of parameters and does not say which; {hint}")
+        raise BadInputError(f"the optimizer has {len(groups)} groups of parameters without names; {hint}")
     values = [state["state"].get(number, {}) for number in numbers]
     for entries in _candidates(checkpoint.entries):
         if len(entries) == len(values) and all(map(_fits, values, entries)):
@@ -228,7 +228,7 @@ def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, E
         unlike = [(one.name, other.name) for one, other in zip(first, last, strict=True) if one is not other]
         if unlike:
             other, buffer = unlike[0]
-            raise BadInputError(f"{other!r} or {buffer!r} is no parameter, and both could be by their shapes; {hint}")
+            raise BadInputError(f"shapes do not tell which of {other!r} and {buffer!r} is a parameter; {hint}")
         if first:
             return dict(zip(numbers, first, strict=True))
     raise BadInputError(f"the optimizer's {len(numbers)} parameters are not those of the state dict, in order; {hint}")

@@ -176,7 +176,7 @@ class _News:
             mean = next((name for name in parts if name.endswith("running_mean")), "")
             order, axes = (parts[name].axes if name else None for name in (weight, mean))
             if order is None or axes is None:
-                raise RefusedError(f"{constant} was folded of {some(list(parts))}, which it is not known how to repeat")
+                raise RefusedError(f"{constant} was folded from {some(list(parts))} in an unknown way")
             prefix = mean.removesuffix("running_mean")
             norm = {what: f"{prefix}{what}" for what in _NORM if f"{prefix}{what}" in parts}
             own = next((name for name in parts if name != weight and name not in norm.values()), None)
@@ -190,7 +190,7 @@ class _News:
         fits = (e for e in EPSILONS if np.allclose(layer.weight(self._before, e), old, _CLOSE, slack))
         epsilon = next(fits, None)
         if epsilon is None:
-            raise RefusedError(f"{constant} was folded in a way that is not known")
+            raise RefusedError(f"{constant} was folded in an unknown way")
         shift = layer.bias(self._after, epsilon)
         if bias is None and np.any(np.abs(shift) > slack):
             raise RefusedError(f"{constant} was folded without a bias, and now has one")
@@ -219,7 +219,7 @@ class _News:
             order = np.argsort(single(old[row]))
             places = order[np.searchsorted(single(old[row])[order], single(flat[row])).clip(max=len(order) - 1)]
         if row is None or not np.array_equal(single(old[:, places]), single(flat)):
-            raise RefusedError(f"it is not clear at which places {constant.name} looks {name} up")
+            raise RefusedError(f"it is unclear which entries of {name} are in {constant.name}")
         found = np.moveaxis(new[:, places].reshape(values.shape), 0, axis)
         self.values[constant.name] = np.ascontiguousarray(found).astype(constant.dtype)
 

@@ -60,7 +60,7 @@ def find_branches(nodes: Sequence[Node], starts: Sequence[Node], kept: Collectio
     for node in mixed:
         adds = node.op in traits.SUMS or (node.op in traits.SCATTERS and node.attrs.get("reduction") == "add")
         if not adds and node.op not in traits.COPIES | traits.CASTS:
-            raise RefusedError(f"{label_of(node)} puts together what experts make by other than a sum")
+            raise RefusedError(f"{label_of(node)} combines the results of experts otherwise than by a sum")
     owner = {key: mark for key, mark in marks.items() if mark.bit_count() == 1}
     for node in reversed(nodes[:last]):
         if id(node) not in marks and node.op not in traits.CONSTANTS:
@@ -99,7 +99,7 @@ def _marked(nodes: Sequence[Node], starts: Sequence[Node], measured: Collection[
             marks[id(node)] = mark
         if mark == whole:
             return marks, place
-    raise RefusedError("what its experts make is not put together by one node")
+    raise RefusedError("the results of its experts are not combined by one node")
 
 
 def _branch(nodes: list[Node], owner: dict[int, int], kept: Collection[str], measured: Collection[int]) -> Branch:
@@ -109,11 +109,11 @@ def _branch(nodes: list[Node], owner: dict[int, int], kept: Collection[str], mea
     for node in nodes:
         for tensor in node.outputs:
             if tensor.name in kept:
-                raise RefusedError(f"{label_of(node)} makes something of one expert that more than the sum reads")
+                raise RefusedError(f"{label_of(node)} belongs to one expert, and more than the sum reads its result")
             outside = [reader for reader in tensor.outputs if owner.get(id(reader)) != mark]
             joins.update((id(reader), reader) for reader in outside if id(reader) not in measured)
     if len(joins) != 1:
-        raise RefusedError(f"{label_of(nodes[-1])} makes something of one expert that more than the sum reads")
+        raise RefusedError(f"{label_of(nodes[-1])} belongs to one expert, and more than the sum reads its result")
     (join,) = joins.values()
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     return Branch(tuple(nodes), join, tuple(k for k, tensor in enumerate(join.inputs) if id(tensor) in made))

@@ -29,7 +29,7 @@ def parse(path: Path) -> onnx.ModelProto:
         if not size:
             raise BadInputError(f"{path} is empty")
         if size >= 1 << 31:
-            raise BadInputError(f"{path} is no ONNX model: these end at 2 GiB, larger ones need external data")
+            raise BadInputError(f"{path} is no ONNX model: a file has at most 2 GiB, larger models need external data")
         return onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
@@ -93,7 +93,7 @@ def _check_types(proto: onnx.ModelProto) -> None:
         for value in (*getattr(scope, "initializer", ()), *scope.input, *scope.output, *scope.value_info):
             kind = value.type.tensor_type.elem_type if hasattr(value, "type") else getattr(value, "data_type", 1)
             if kind not in known:
-                raise BadInputError(f"{value.name} has the element type {kind}, which there is not")
+                raise BadInputError(f"{value.name} has the element type {kind}, which does not exist")
         for tensor in getattr(scope, "initializer", ()):
             if not tensor.data_type:
                 raise BadInputError(f"initializer {tensor.name} has no element type")

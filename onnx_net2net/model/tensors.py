@@ -329,10 +329,10 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
     for tensor in all_tensors(proto):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if tensor.data_type not in _TYPES:
-            raise BadInputError(f"tensor {tensor.name} has the element type {tensor.data_type}, which there is not")
+            raise BadInputError(f"tensor {tensor.name} has the element type {tensor.data_type}, which does not exist")
         if tensor.data_type in _OPAQUE_TYPES:
             if external:
-                raise BadInputError(f"tensor {tensor.name} is in an external file, but text and untyped ones cannot be")
+                raise BadInputError(f"tensor {tensor.name} is in an external file, and holds strings or has no type")
             continue
         size, key = _nbytes(tensor), stub_key(tensor)
         known = key in weights
@@ -392,7 +392,7 @@ def _external(tensor: onnx.TensorProto, size: int, path: Path | None, files: dic
     info = {entry.key: entry.value for entry in tensor.external_data}
     location = info.get("location", "")
     if _STUB in info:
-        raise BadInputError("it has no weights: it is the `proto` of a Model, which `save` or `to_proto` completes")
+        raise BadInputError("it is the `proto` of a Model, without weights: use `save` or `to_proto` of the Model")
     try:
         offset, length = int(info.get("offset", 0)), int(info.get("length", size))
     except ValueError as error:

@@ -123,9 +123,7 @@ def redo(model: Model, steps: Sequence[Mapping[str, Any]], folder: Path) -> Iter
             model.save(path)
             model = load(path)
         if on_data and teacher is not None:
-            raise BadInputError(
-                f"step {number} was applied to what was calibrated on data that the record does not have"
-            )
+            raise BadInputError(f"step {number} follows a calibration on data that the record does not have")
         on_data = step.get("calibrated on") == "data"
         if teacher not in (None, fingerprint(model)):
             raise BadInputError(f"step {number} was not applied to this model, but to another")

@@ -75,7 +75,7 @@ def unmask(teacher: ModelLike) -> Unmasking:
             masks.append(Mask(node.name or node.outputs[0].name, marks))
             _remove(graph, node, plain)
         if not masks:
-            raise RefusedError("it has no masks of copies of experts: nothing is to be removed")
+            raise RefusedError("the model has no masks of copied experts")
         drop_unread(graph, graph.kept)
         student = opened.close(graph.finish(record(model, "unmask", {}, opened.notes())))
     return Unmasking(model, student, tuple(masks))

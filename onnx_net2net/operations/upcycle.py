@@ -182,9 +182,7 @@ def _check(experts: int, k: int, shared: bool) -> None:
     if experts < 2 or not 1 <= k <= experts:
         raise BadInputError(f"experts must be at least 2, and k from 1 to that, not {experts} and {k}")
     if k == 1 and not shared:
-        raise RefusedError(
-            "a router that chooses one copy has a gate of 1 and never a gradient: k of 2 or more, or a shared expert"
-        )
+        raise RefusedError("with k of 1 the gate is always 1 and never has a gradient: give k of 2 or more, or shared")
 
 
 def _chosen(found: Sequence[FeedForward], only: Sequence[str]) -> list[FeedForward]:

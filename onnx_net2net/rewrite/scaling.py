@@ -132,8 +132,8 @@ class _Stream:
             self._queue += self._readers.get(tensor.name, ())
         elif not math.isclose(known, exponent, abs_tol=1e-9):
             raise RefusedError(
-                f"{label_of(self._analysis.nodes[number])} cannot be scaled, which padding for a normalisation that "
-                "keeps its epsilon needs"
+                f"{label_of(self._analysis.nodes[number])} cannot be scaled, and padding for a normalisation that "
+                "keeps its epsilon needs that"
             )
 
     def _data(self, number: int) -> list[Tensor]:

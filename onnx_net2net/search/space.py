@@ -171,7 +171,7 @@ def _sorted(choices: Any, read: Any, where: str) -> tuple[Any, ...]:
         raise BadInputError(f"{where} has to be a list of choices, not {one_line(choices, 60)}")
     found = [read(choice, where) for choice in choices]
     if len({type(choice) for choice in found}) > 1:
-        raise BadInputError(f"{where} has to be all numbers of units or all multiples")
+        raise BadInputError(f"{where} has to hold only numbers of units or only multiples")
     return tuple(sorted(dict.fromkeys(found), key=lambda choice: _factor(choice) or choice))
 
 

@@ -36,9 +36,9 @@ def test_stacks_are_no_modules():
         (apart("masked").replace("Equal(i, n3)", "Equal(i, n2)"), "expert 2 is asked for twice"),
         (apart("masked").replace("Equal(i, n3)", "Equal(i, n9)"), "some have a module of their own, others have none"),
         (apart("masked").replace("sum2 = Add(sum1, term2)", "sum2 = Max(sum1, term2)"),
-         "Max 'sum2' puts together what experts make by other than a sum"),
+         "Max 'sum2' combines the results of experts otherwise than by a sum"),
         (apart("masked").replace("sum3 = Add(sum2, term3)", "again = Add(term1, term3) sum3 = Add(sum2, again)"),
-         "makes something of one expert that more than the sum reads"),
+         "belongs to one expert, and more than the sum reads its result"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_copied_is_refused(text, reason):

@@ -76,7 +76,7 @@ def test_the_next_sizes_are_said(tmp_path, capsys):
 def test_near_a_mistyped_pattern_stand_roles_too(tmp_path, capsys):
     teacher = perceptron(tmp_path / "teacher.onnx")
     assert main(["widen", teacher, "-o", str(tmp_path / "student.onnx"), "--set", "output=4"]) == 2
-    assert "near it are outputs" in capsys.readouterr().err
+    assert "similar names are outputs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("working", "said"), [

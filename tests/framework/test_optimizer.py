@@ -334,7 +334,7 @@ def test_parameters_are_found_by_name_where_the_optimizer_has_names(tmp_path):
     steps(wider, other, [Mlp.batch()])
     optimizer.param_groups[0].pop("param_names")
     optimizer.param_groups[1].pop("param_names")
-    with pytest.raises(BadInputError, match=r"2 groups of parameters and does not say which; make it of named_param"):
+    with pytest.raises(BadInputError, match=r"2 groups of parameters without names; make it of named_param"):
         grow_state(optimizer.state_dict(), made)
 
 

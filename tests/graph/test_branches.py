@@ -49,5 +49,5 @@ def test_sizes_alone_tie_no_branches_together():
 
 def test_what_ends_in_no_sum_is_refused():
     graph, made = opened(net("(float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { y = Abs(x) z = Exp(x) }"))
-    with pytest.raises(RefusedError, match="not put together by one node"):
+    with pytest.raises(RefusedError, match="not combined by one node"):
         find_branches(in_order(graph.nodes), [made["y"], made["z"]], graph.kept)

@@ -354,7 +354,7 @@ def test_a_node_that_joins_nothing_is_inspected() -> None:
 def test_element_types_that_there_are_not_are_refused() -> None:
     made = perceptron()
     made.graph.input[0].type.tensor_type.elem_type = 99
-    with pytest.raises(BadInputError, match="x has the element type 99, which there is not"):
+    with pytest.raises(BadInputError, match="x has the element type 99, which does not exist"):
         load(made)
     made = perceptron()
     made.graph.initializer[0].data_type = TensorProto.UNDEFINED

@@ -54,7 +54,7 @@ BAD_MODELS = {
     "wrong field": (build(initializers=[TensorProto(name="w", data_type=1, dims=[1], int64_data=[1])]), "bytes"),
     "external text": (
         build(initializers=[TensorProto(name="w", data_type=TensorProto.STRING, dims=[1], data_location=1)]),
-        "tensor w is in an external file, but text",
+        "tensor w is in an external file, and holds strings",
     ),
     "stub": (load(mlp()).proto, "tensor w is in an external file; load such a model by its path"),
 }
@@ -81,7 +81,7 @@ def test_what_onnx_graphsurgeon_cannot_take():
     proto = build()
     proto.graph.value_info.append(info("y"))
     proto.graph.value_info[0].type.tensor_type.elem_type = 95
-    with pytest.raises(BadInputError, match="y has the element type 95, which there is not"):
+    with pytest.raises(BadInputError, match="y has the element type 95, which does not exist"):
         Graph(load(proto))
 
 
@@ -102,7 +102,7 @@ def test_bad_files(tmp_path):
         load(tmp_path / "none")
     with open(tmp_path / "huge", "wb") as file:
         file.truncate(3 << 30)
-    with pytest.raises(BadInputError, match="these end at 2 GiB"):
+    with pytest.raises(BadInputError, match="a file has at most 2 GiB"):
         load(tmp_path / "huge")
 
 

@@ -61,9 +61,9 @@ def test_with_a_penalty_it_says_how_far_it_is_off(tmp_path, capsys):
 
 def test_what_has_no_masks_is_refused():
     form = ROUTERS["groups"], LOOKED_UP  # chooses and marks, too
-    with pytest.raises(RefusedError, match="it has no masks"):
+    with pytest.raises(RefusedError, match="the model has no masks"):
         unmask(moe(*form))
-    with pytest.raises(RefusedError, match="it has no masks"):
+    with pytest.raises(RefusedError, match="the model has no masks"):
         unmask(moe(ROUTERS["softmax, top-k, normed"], DISPATCHES["one hot"]))
 
 

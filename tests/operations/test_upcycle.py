@@ -97,7 +97,7 @@ def test_numbers_that_make_no_sense_are_bad_input(experts, k):
 
 
 def test_what_could_not_learn_or_not_be_exact_is_refused():
-    with pytest.raises(RefusedError, match="a gate of 1 and never a gradient"):
+    with pytest.raises(RefusedError, match="always 1 and never has a gradient"):
         upcycle(dense("relu"), experts=4, k=1)
     with pytest.raises(RefusedError, match="no feed-forward block"):
         upcycle(dense("m = MatMul(x, square)", square=np.ones((D, D), np.float32)), experts=4)

@@ -76,7 +76,7 @@ def test_limits_are_numbers_or_multiples(tmp_path):
     ("text", "words"),
     [
         ("widen: {ffn: [0.5x]}", "0.5x is neither a number of units nor a multiple"),
-        ("widen: {ffn: [2x, 64]}", "all numbers of units or all multiples"),
+        ("widen: {ffn: [2x, 64]}", "only numbers of units or only multiples"),
         ("widen: {ffn: 2x}", "has to be a list of choices"),
         ("repeat: {blocks: [-1]}", "-1 is no number of copies"),
         ("train: {rate: {low: 1, high: 1}}", "low has to be below high"),

@@ -42,7 +42,7 @@ def draw(model: nn.Module, config: Any, seed: int = 0, length: int = LENGTH) -> 
     elif name == "input_values":
         shape = (BATCH, 400)
     else:
-        raise BadInputError(f"{type(model).__name__} is called with {name}, of which nothing is known")
+        raise BadInputError(f"{type(model).__name__} needs an input {name}, and nothing tells what to draw for it")
     drawn = {name: torch.randn(shape, generator=generator)}
     if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_decoder") and _has_decoder(model):
         drawn["decoder_input_ids"] = ids(config, generator, length)

@@ -79,7 +79,7 @@ def _distributed(student: Student, state: Distributed) -> Callable[[Path], None]
         *path, parameter, kind = key
         if parameter not in names:
             raise BadInputError(
-                f"{state.path} has the state of {parameter!r}, which the class has not (get_optimizer_state_dict has "
+                f"{state.path} has the state of {parameter!r}, which the class lacks (get_optimizer_state_dict has "
                 "names)"
             )
         for own in names[str(parameter)]:

@@ -121,7 +121,7 @@ def grow(teacher: Teacher, request: Request, compare: Compare | None = None) -> 
         RefusedError: If it cannot be exact, or the class could not hold it.
     """
     if request.factor is None and not request.sizes and request.depth is None:
-        raise BadInputError("give a factor, sizes or a depth, or there is nothing to grow")
+        raise BadInputError("nothing to grow: give a factor, sizes or a depth")
     if request.tokens is not None:
         tokens_of(teacher.skeleton, request.tokens)
     places = _places(teacher.skeleton, teacher.graph)

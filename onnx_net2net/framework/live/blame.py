@@ -51,25 +51,25 @@ def refusal(
     """
     if run is None or run.culprit is None:
         off = f"by {difference.error:.1e} (relative)" if difference else "and fails"
-        return GrowthRefusedError(f"the grown module computes something else, {off}, and no module of it tells where")
+        return GrowthRefusedError(f"the grown module computes something else, {off}, and no single module is to blame")
     module = dict(student.named_modules())[run.culprit]
     name = f"{run.culprit} ({type(module).__name__})" if run.culprit else type(module).__name__
     kept = [f"{slot.keys[0] if len(slot.keys) == 1 else '.'.join(map(str, slot.keys))}={slot.value}"
             for slot in slots_of(module, run.culprit)]  # fmt: skip
-    numbers = f"its numbers are {some(kept, 6)}" if kept else "it keeps no number"
+    numbers = f"no other values of {some(kept, 6)} help" if kept else "it keeps no number in an attribute"
     line, code = _place(run.error, module) if run.error else _first_line(teacher, student, example)
-    where = f" in line {line}: {code}" if line else ""
+    where = f" ({line}: {code})" if line else ""
     rest = f'; to grow the rest, give sizes={{"{run.culprit}.*": "1x"}}' if run.culprit else ""
     if run.error is None:
         return GrowthRefusedError(
-            f"{name} computes something else when its layers grow{where}; no other value of its numbers changes that "
-            f"({numbers}), so that a number in its code depends on a width{rest}",
+            f"{name} computes something else when its layers grow{where}: a number in its code depends on a width, "
+            f"and {numbers}{rest}",
             run.culprit,
             line,
         )
     return GrowthRefusedError(
-        f"{name} fails when its layers grow{where} ({type(run.error).__name__}: {one_line(run.error, 160)}); "
-        f"{numbers}, and no other value of them helps{rest}",
+        f"{name} fails when its layers grow{where}: {type(run.error).__name__}: {one_line(run.error, 160)}; "
+        f"{numbers}{rest}",
         run.culprit,
         line,
     )

@@ -199,7 +199,7 @@ def _shared(module: nn.Module) -> RefusedError | None:
         differing = [one for one, step in zip(name.split("."), other.split("."), strict=False) if one != step]
         if other != name and len(differing) == 1 and differing[0].isdigit():
             return RefusedError(
-                f"{other} and {name} are one tensor, and which a copy of its block would have is not told"
+                f"{other} and {name} are one tensor, and it is unclear which one a copy of the block would have"
             )
     return None
 

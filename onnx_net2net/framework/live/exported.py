@@ -94,7 +94,7 @@ def export(module: nn.Module, example: Example) -> Model:
                 return _exported(module, example, options)
         except Exception as error:  # whatever the exporter or the user's code raises
             reasons.append(f"{type(error).__name__}: {one_line(_cause(error), 200)}")
-    raise RefusedError(f"torch.onnx.export does not take the module: {reasons[0]}; by TorchScript: {reasons[1]}")
+    raise RefusedError(f"torch.onnx.export cannot export the module: {reasons[0]}; with TorchScript: {reasons[1]}")
 
 
 def _cause(error: BaseException) -> BaseException:

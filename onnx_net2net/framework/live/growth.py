@@ -100,7 +100,7 @@ class Growth:
         """
         own = {id(parameter) for parameter in module.parameters()}
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise BadInputError("the optimizer has parameters that the module has not; make it of module.parameters()")
+            raise BadInputError("the optimizer has parameters that the module lacks; make it from module.parameters()")
 
     def _forget(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Drop the state of optimizers for the parameters that grow."""
@@ -190,7 +190,7 @@ class Yardstick:
         made = called(lambda: cls(module, examples, rounding), whose)
         floats = [one for one in made._runs[0][1] if one.is_floating_point()]
         if floats and not any(bool(torch.isfinite(one).any()) for one in floats):
-            raise BadInputError(f"all that the {whose} returns for example_inputs is infinite or NaN; give others")
+            raise BadInputError(f"the {whose} returns only infinite numbers and NaN for example_inputs; give others")
         return made
 
     @property

@@ -164,7 +164,7 @@ def deepen(
     if repeat or depth is not None:
         for_layers = after or all or count != 1 or pairs or width is not None or calibrate is not None or rank
         if for_layers or way not in (None, "cancel") or (repeat and depth is not None):
-            raise BadInputError("repeat and depth are for blocks: one of them, and nothing for layers")
+            raise BadInputError("repeat and depth copy blocks: give one of them, and no options for layers")
         factor = None if depth is None else depth_factor(depth)
         return _repeated(load(teacher), _counts(repeat), factor, append, way == "cancel", seed, framework)
     if framework:
@@ -173,17 +173,17 @@ def deepen(
             "transfer"
         )
     if append or way == "cancel":
-        raise BadInputError("append and cancel are for blocks")
+        raise BadInputError("append and cancel are for blocks (repeat, depth)")
     if bool(after) == all:
-        raise BadInputError("say behind which layers (after), or all; or which blocks to repeat")
+        raise BadInputError("say where to insert layers (after, or all), or which blocks to copy (repeat, depth)")
     if count < 1 or pairs < 0:
         raise BadInputError(f"count must be at least 1 and pairs at least 0, not {count} and {pairs}")
     if pairs and way not in (None, "identity"):
-        raise BadInputError("pairs of convolutions are identities")
+        raise BadInputError("pairs are always identities; give no other way")
     if way is not None and way not in WAYS:
         raise BadInputError(f"there is no way {way!r}; there are {', '.join(WAYS)}")
     if way == "factor" and (count != 1 or width is not None):
-        raise BadInputError("a layer has two factors: no count and no width")
+        raise BadInputError("the way factor takes neither count nor width")
     if rank is not None and (way != "factor" or rank < 1):
         raise BadInputError("rank is the number of units between two factors, at least 1 (--with factor)")
     if way == "factor":
@@ -245,7 +245,7 @@ def _widened(deepening: Deepening, width: int | str) -> Deepening:
     groups = inspect(deepening.student).groups
     sizes = {group.name: width for group in groups if group.name.startswith(new) and group.reason is None}
     if not sizes:
-        raise RefusedError("new layers can have no width of their own here: their units are those of others")
+        raise RefusedError("new layers cannot have another width here: their units are tied to other layers")
     widening = widen(deepening.student, sizes=sizes, seed=deepening.seed)
     return replace(deepening, student=widening.student, notes=(*deepening.notes, *widening.notes))
 

@@ -47,13 +47,13 @@ class Settling:
         for use, value in wanted.items():
             part = self._input(use, value)
             if any(found.get(weight, number) != number for weight, number in part.items()):
-                raise RefusedError("one weight would have to be two numbers")
+                raise RefusedError("one weight would have to hold two different numbers")
             found |= part
         return found
 
     def _first(self, ways: Iterable[Mapping[Place, float]]) -> Settled:
         """Return what makes inputs the numbers that are wanted in the first way in which something does."""
-        refusal = RefusedError("nothing in it could be set")
+        refusal = RefusedError("it has no weight that could be set")
         for wanted in ways:
             try:
                 return self.settle(wanted)
@@ -88,7 +88,7 @@ class Settling:
             return {}
         found = self._analysis.uses.get(use)
         if found is None or not found.constant.shape or self._analysis.draft.type_of(found.constant) not in DIVISIBLE:
-            raise RefusedError(f"{self._analysis.nodes[use[0]].op} has a number of its own there")
+            raise RefusedError(f"{self._analysis.nodes[use[0]].op} has a fixed number there")
         same = (other for other in self._analysis.uses.values() if other.constant is found.constant)
         is_matrix = sum(size > 1 for size in found.constant.shape) > 1
         if is_matrix and any(other.node not in self._inside for other in same):
@@ -116,7 +116,7 @@ class Settling:
         if node.op in traits.TERMS | {"Div"} and len(present) == 2:
             return self._arithmetic(node.op, present[0], present[1], value)
         if node.op == "ScatterND" and (value or node.attrs.get("reduction", "none") not in ("none", "add")):
-            raise RefusedError("what it writes into is not known to be so")
+            raise RefusedError("it writes into a tensor that may hold other numbers")
         if node.op in inverses.ALIKE or (node.op in traits.SUMS and value == 0):
             data = traits.HANDED_ON.get(node.op, traits.EVERY)
             return self.settle(dict.fromkeys([place for place in present if place[1] in data], value))
@@ -171,11 +171,11 @@ class Settling:
             if node.op == "HardSigmoid":
                 return (value - float(node.attrs.get("beta", 0.5))) / float(node.attrs.get("alpha", 0.2))
         except (ValueError, ZeroDivisionError):
-            raise RefusedError(f"{node.op} never is {value:g}") from None
+            raise RefusedError(f"{node.op} never returns {value:g}") from None
         low, high = (self._bound(node, number, index) for index in (0, 1))
         if node.op == "Clip" and low <= value <= high:
             return value
-        raise RefusedError(f"it ends in {node.op}, behind which nothing could make it {value:g}")
+        raise RefusedError(f"it ends in {node.op}, and nothing could make its result {value:g}")
 
     def _bound(self, node: Node, number: int, index: int) -> float:
         """Return a bound of a Clip."""

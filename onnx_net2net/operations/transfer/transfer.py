@@ -322,7 +322,7 @@ def _examples(teacher: Model, target: Model, data: Mapping[str, Array]) -> list[
     own = {rename.get(name, name): array for name, array in data.items()}
     filled = in_batches(own, input_specs(target.proto), "data, for the target,")
     if len(given) != len(filled):
-        raise BadInputError("data: teacher and target do not take equally many examples at once")
+        raise BadInputError("data: teacher and target have different fixed batch sizes")
     return list(zip(given, filled, strict=True))
 
 

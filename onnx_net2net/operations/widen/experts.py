@@ -34,12 +34,13 @@ def copied(name: str, old: int, new: int, options: WidenOptions) -> Map:
         why = f"a class of {options.framework} has no masks of copies; --how topk, lift or granular"
         raise RefusedError(f"{name!r} cannot have {new} units: {why}")
     if options.how in _TOGETHER and new % old:
-        raise RefusedError(f"{name!r} cannot have {new} units: all have to be chosen as often; --how lift or split")
+        why = "each expert needs equally many copies; --how lift and split admit other numbers"
+        raise RefusedError(f"{name!r} cannot have {new} units: {why}")
     counts = np.full(old, new // old) + (np.arange(old) < new % old)
     if name in options.loads:
         if options.how in _TOGETHER or len(options.loads[name]) != old:
             raise RefusedError(
-                f"{name!r} has {old} experts, of which each gets copies by its load with split or lift alone"
+                f"{name!r}: loads need one number for each of its {old} experts, and --how split or lift"
             )
         counts = copies_by_load(options.loads[name], new)
     return lifted(counts) if options.how == "lift" else split(counts)
@@ -62,7 +63,7 @@ def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], o
     modules = find_modules(analysis, routed)
     if modules and (options.framework or options.how in _TOGETHER):
         raise RefusedError(
-            "experts that are modules of their own get copies in the graph alone, and by --how split or lift"
+            "experts that are separate modules get copies only without --for, and only by --how split or lift"
         )
     if options.how == "split":
         return Copies(masks=tuple(find_masks(analysis, routed)), modules=modules)
@@ -80,18 +81,18 @@ def _together(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map
         times = growth[dim].new // dim.size
         found = find_shares(analysis, {dim})
         if options.framework and found.grouped:
-            raise RefusedError(f"a class of {options.framework} chooses groups of experts by fixed numbers of scores")
+            raise RefusedError(f"a class of {options.framework} chooses groups of experts by a fixed number of scores")
         for chosen in found.chosen:
             known = growth.setdefault(chosen, split(np.full(chosen.size, times)))
             if known.new != chosen.size * times:
-                raise RefusedError("experts that are chosen together with others need as many copies as these")
+                raise RefusedError("all experts that are chosen together need equally many copies")
         factors.update(dict.fromkeys(found.divided, 1 / times))
         if options.how == "topk":
             parted |= found.parted
             continue
         inside = _units(analysis, dim, found.parted, times)
         if not inside.isdisjoint(growth):
-            raise RefusedError("units inside of experts cannot grow while these are cut into parts: widen once more")
+            raise RefusedError("units of experts cannot grow while experts are cut into parts: widen again for that")
         for units in inside:
             growth[units], parts[units] = keep(units.size, np.arange(units.size // times)), dim
         for use in found.parted:
@@ -119,7 +120,7 @@ def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int
         if network.stack_of(number) in last
     ]
     if not found or any(len(inside) != 1 for inside in found):
-        raise RefusedError("experts cannot be cut into parts: they have no units that only they have")
+        raise RefusedError("experts cannot be cut into parts: they have no hidden units of their own")
     for (units,) in found:
         if units.frozen or units.size % times:
             why = units.frozen or f"{units.size} is no multiple of {times}"

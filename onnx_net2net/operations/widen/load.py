@@ -36,7 +36,7 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
     shown = {name for node in model.proto.graph.node for name in node.output}
     tensors = {t.name: dim for dim, t in places.items() if t.name in shown and dim in groups}
     if not tensors:
-        raise BadInputError("there is no router that chooses experts, or none whose choices can be seen")
+        raise BadInputError("no router that chooses experts was found, or its choices cannot be observed")
     specs = input_specs(model.proto)
     feeds = read_npz(data, specs) if isinstance(data, str | os.PathLike) else data
     counts = {name: np.zeros(dim.size) for name, dim in tensors.items()}

@@ -273,7 +273,7 @@ class Plan:
         shown = {dim: map for dim, map in self.growth.items() if dim.pinned}  # outputs lose what else they get
         for name, _, axis in interface_axes(self._analysis, {dim}):
             if not compose(axis, shown).first[: axis.size].all():
-                raise RefusedError(f"{group.name!r} cannot have {size} units: those of {name!r} would be shifted")
+                raise RefusedError(f"{group.name!r} cannot have {size} units: the units of {name!r} would be shifted")
 
     def _is_routed(self, group: Group) -> bool:
         return group.role is Role.EXPERTS or not self._chosen.isdisjoint(group.dims)
@@ -289,14 +289,14 @@ class Plan:
         if size == group.size:
             return
         if len(group.dims) > 1:
-            raise RefusedError(f"{group.name!r} cannot have {size} units: its units are taken one by one")
+            raise RefusedError(f"{group.name!r} cannot have {size} units: its units are rearranged one by one")
         (dim,) = group.dims
         listed = leaf_set(*(axis for said in self._analysis.said.values() for axis in said.tables))
         if dim in self._chosen:
             self.growth[dim] = copied(group.name, dim.size, size, self._options)
             self.routed.add(dim)
         elif dim in listed:
-            raise RefusedError(f"{group.name!r} cannot have {size} units: nothing is known of who chooses among them")
+            raise RefusedError(f"{group.name!r} cannot have {size} units: no router that chooses among them was found")
         else:
             self._grow(group, size)
 

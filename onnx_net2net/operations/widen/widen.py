@@ -146,7 +146,7 @@ def widen(
         {name: list(numbers) for name, numbers in (loads or {}).items()},
     )  # fmt: skip
     if factor is None and not sizes:
-        raise BadInputError("give a factor or sizes, or there is nothing to widen")
+        raise BadInputError("nothing to widen: give a factor or sizes")
     model = load(teacher)
     with paused_gc():
         return _widen(model, options)

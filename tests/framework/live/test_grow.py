@@ -209,7 +209,7 @@ def test_bad_inputs_are_said():
     with pytest.raises(BadInputError, match="cannot be called with example_inputs"):
         grow(nn.Linear(2, 3), torch.randn(1, 5), factor=2)
     other = torch.optim.Adam(nn.Linear(4, 4).parameters())
-    with pytest.raises(BadInputError, match="parameters that the module has not"):
+    with pytest.raises(BadInputError, match="parameters that the module lacks"):
         grow(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(1, 2), factor=2, optimizer=other)
 
 
@@ -222,7 +222,7 @@ def test_what_returns_no_number_proves_nothing():
         def forward(self, x):
             return self.two(self.one(x).relu()) * float("nan")
 
-    with pytest.raises(BadInputError, match="all that the module returns for example_inputs is infinite or NaN"):
+    with pytest.raises(BadInputError, match="the module returns only infinite numbers and NaN for example_inputs"):
         grow(Nothing(), torch.randn(3, 4), factor=2)
 
 

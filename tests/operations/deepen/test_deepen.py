@@ -332,7 +332,7 @@ def test_the_width_of_new_layers(name, options, units, tmp_path):
 
 def test_a_width_needs_units_of_its_own():
     text = """(float[N, 6] x) => (float[N, 6] y) { v = MatMul(x, up) a = Relu(v) y = Add(x, a) }"""
-    with pytest.raises(RefusedError, match="no width of their own"):
+    with pytest.raises(RefusedError, match="cannot have another width here"):
         deepen(net(text, up=draw(6, 6)), after=["up"], width=9)
 
 
@@ -347,9 +347,9 @@ def test_names_never_collide():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, BadInputError, "say behind which layers"),
-        ({"after": ["fc1"], "all": True}, BadInputError, "say behind which layers"),
-        ({"after": ["fc9"]}, BadInputError, "no layer is named 'fc9'; near it are fc3"),
+        ({}, BadInputError, "say where to insert layers"),
+        ({"after": ["fc1"], "all": True}, BadInputError, "say where to insert layers"),
+        ({"after": ["fc9"]}, BadInputError, "no layer is named 'fc9'; similar names are fc3"),
         ({"all": True, "count": 0}, BadInputError, "count must be at least 1"),
         ({"all": True, "way": "magic"}, BadInputError, "there is no way 'magic'"),
         ({"all": True, "way": "cancel"}, BadInputError, "cancel are for blocks"),

@@ -141,7 +141,7 @@ def test_what_has_no_factors_is_refused():
     with pytest.raises(RefusedError, match="one matrix of single or double precision has factors"):
         deepen(half, after=["w"], way="factor")
     for options in ({"count": 2}, {"width": 20}):
-        with pytest.raises(BadInputError, match="a layer has two factors"):
+        with pytest.raises(BadInputError, match="the way factor takes neither"):
             deepen(linear(), after=["w"], way="factor", **options)
     for options in ({"way": "residual", "rank": 4}, {"way": "factor", "rank": 0}):
         with pytest.raises(BadInputError, match="units between two factors"):

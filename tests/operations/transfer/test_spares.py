@@ -174,7 +174,7 @@ def test_what_cannot_do_nothing_is_named_with_the_reason():
     _, _, obstacles = fill(gated(0), gated(1, depth=1, gate="Softplus"))
     assert obstacles == []  # log(1 + e^x) is 1 for one x
     _, _, obstacles = fill(rectified(0, activation="Cos"), rectified(1, depth=2, activation="Cos"))
-    assert ["it ends in Cos, behind which nothing could make it 0" in text for text in obstacles] == [True]
+    assert ["it ends in Cos, and nothing could make its result 0" in text for text in obstacles] == [True]
     net = Net(1, (2, 3, 6, 6)).conv("a", 5).node("Relu")
     entry = net.last
     net.node("GlobalAveragePool").conv("up", 5, kernel=1, bias=False).node("Sigmoid").node("Mul", entry)

@@ -262,7 +262,7 @@ def test_units_that_a_statistic_reads_are_refused():
 def test_old_outputs_are_never_shifted():
     text = "(float[N, 8] x) => (float[N, 9] y) { a = MatMul(x, one) b = MatMul(x, two) y = Concat<axis=1>(a, b) }"
     teacher = net(text, one=draw(8, 4), two=draw(8, 5))
-    with pytest.raises(RefusedError, match="those of 'y' would be shifted"):
+    with pytest.raises(RefusedError, match="the units of 'y' would be shifted"):
         widen(teacher, sizes={name_of(teacher, 4): 6})
     grow(teacher, sizes={name_of(teacher, 5): 6})
 
