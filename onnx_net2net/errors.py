@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 class Net2NetError(Exception):
@@ -36,6 +38,18 @@ class RefusedError(Net2NetError):
     """A sound request on a sound model that cannot be done exactly (exit 3)."""
 
     exit_code = 3
+
+
+def optional(package: str, otherwise: str) -> Any:
+    """Import a package that not everybody needs.
+
+    Raises:
+        BadInputError: If it cannot be imported; says `otherwise`, and why.
+    """
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # large packages import much, which may fail in any way
+        raise BadInputError(f"{otherwise} ({one_line(error)})") from error
 
 
 _WORD = 200

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.analysis.outline import Section, Stage, sections
 from onnx_net2net.cli.output import shape_text
-from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.errors import optional, shown
 from onnx_net2net.texts import shorten
 
 if TYPE_CHECKING:
@@ -159,11 +159,7 @@ class _Pen:
     """Draws shapes and texts; notes are shown where the pointer rests."""
 
     def __init__(self, width: float, height: float) -> None:
-        try:
-            import drawsvg
-        except ImportError as error:
-            raise BadInputError("pictures need drawsvg: pip install 'onnx-net2net[draw]'") from error
-        self._made = drawsvg
+        self._made = drawsvg = optional("drawsvg", "pictures need drawsvg: pip install 'onnx-net2net[draw]'")
         self.drawing = drawsvg.Drawing(width, height, id="onnx_net2net", font_family="Helvetica, Arial, sans-serif")
         self.drawing.append(drawsvg.Rectangle(0, 0, width, height, fill="white"))
 

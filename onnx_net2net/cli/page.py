@@ -15,7 +15,7 @@ from rich.table import Table
 
 from onnx_net2net.analysis.outline import outline
 from onnx_net2net.cli.drawing import Drawing
-from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.errors import BadInputError, optional, shown
 from onnx_net2net.framework.files import is_made
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.staging import destination, stage, writing
@@ -152,9 +152,6 @@ def _item(item: object) -> dict[str, Any]:
 
 
 def _template() -> Any:
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise BadInputError("--html needs jinja2: pip install 'onnx-net2net[report]'") from error
+    jinja2 = optional("jinja2", "--html needs jinja2: pip install 'onnx-net2net[report]'")
     text = files("onnx_net2net.cli").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True).from_string(text)
+    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(text)

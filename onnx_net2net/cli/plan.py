@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import answer
-from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.errors import BadInputError, one_line, optional
 from onnx_net2net.framework.planning import Log, Plan, expected, fit, plan, read_log, sentences
 from onnx_net2net.model.staging import destination, stage
 
@@ -70,11 +70,8 @@ def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
     Raises:
         BadInputError: If matplotlib is not installed, or does not know the kind of file.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BadInputError("pictures need matplotlib (pip install 'onnx-net2net[plot]')") from error
-    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    plots = optional("matplotlib.figure", "pictures need matplotlib: pip install 'onnx-net2net[plot]'")
+    figure = plots.Figure(figsize=(7, 4.3), layout="constrained")
     axes: Any = figure.add_subplot()
     for log, name, cost, color in ((small, "small", found.ratio, "tab:blue"), (large, "large", 1.0, "tab:orange")):
         curve, steps = fit(log), np.geomspace(log.steps[0], found.budget / cost, 400)

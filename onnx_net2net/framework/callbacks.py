@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.errors import BadInputError
+from onnx_net2net.errors import optional
 from onnx_net2net.framework.files import load_torch, save_torch
 from onnx_net2net.framework.optimizer import bare_optimizer
 
@@ -81,13 +81,10 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
     Raises:
         BadInputError: If transformers is not installed.
     """
-    try:
-        from transformers import TrainerCallback
-    except ImportError as error:
-        raise BadInputError("this callback needs transformers: pip install 'onnx-net2net[trainer]'") from error
+    base = optional("transformers", "this callback needs transformers: pip install 'onnx-net2net[trainer]'")
     run = _Run(out, optimizer, start)
 
-    class Follow(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    class Follow(base.TrainerCallback):  # type: ignore[misc, name-defined]
         """Writes what `chain` and `explore` follow."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -116,13 +113,10 @@ def lightning(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "
     Raises:
         BadInputError: If Lightning is not installed.
     """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError as error:
-        raise BadInputError("this callback needs lightning: pip install 'onnx-net2net[lightning]'") from error
+    base = optional("lightning.pytorch", "this callback needs lightning: pip install 'onnx-net2net[lightning]'")
     run = _Run(out, optimizer, start)
 
-    class Follow(Callback):  # type: ignore[misc, unused-ignore]
+    class Follow(base.Callback):  # type: ignore[misc, name-defined]
         """Writes what `chain` and `explore` follow."""
 
         def on_fit_start(self, trainer: Any, module: Any) -> None:

@@ -19,9 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, WriteError, one_line
+from onnx_net2net.errors import BadInputError, WriteError, one_line, optional
 from onnx_net2net.framework import hdf5, trees
-from onnx_net2net.framework.stored import Entries, StateDict, Stored, optional
+from onnx_net2net.framework.stored import Entries, StateDict, Stored
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target

@@ -19,9 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.errors import BadInputError, one_line, optional
 from onnx_net2net.framework.keras_config import resized
-from onnx_net2net.framework.stored import Entries, Stored, optional
+from onnx_net2net.framework.stored import Entries, Stored
 
 H5 = (".h5", ".hdf5")
 """What the names of HDF5 files end in."""

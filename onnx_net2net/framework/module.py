@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line, some
+from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line, optional, some
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import Feeds, input_specs
@@ -98,7 +98,7 @@ def build(path: str, args: Mapping[str, Any] | Sequence[Any] = ()) -> torch.nn.M
     Raises:
         BadInputError: If there is no torch, no such factory, or it fails or makes no module.
     """
-    torch = _torch()
+    torch = optional("torch", "--module needs PyTorch: pip install torch")
     factory = imported(path)
     try:
         module = factory(**args) if isinstance(args, Mapping) else factory(*args)
@@ -134,14 +134,6 @@ def load_strictly(module: torch.nn.Module, state_dict: str | os.PathLike[str]) -
         module.load_state_dict({name: statedict.to_torch(stored.read()) for name, stored in state.items()})
     except RuntimeError as error:  # a class may have rules of its own
         raise NotEquivalentError(f"{Path(state_dict).name} does not fit the class: {one_line(error)}") from error
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise BadInputError("--module needs PyTorch: pip install torch") from error
-    return torch
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

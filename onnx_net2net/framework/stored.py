@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.rows import InMemory, Rows
-from onnx_net2net.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -120,15 +118,3 @@ class Entries(dict[str, Stored]):
 
     kept: Any = None
     notes: tuple[str, ...] = ()
-
-
-def optional(package: str, otherwise: str) -> Any:
-    """Import a package that only some files need.
-
-    Raises:
-        BadInputError: If it is not installed; says `otherwise`.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise BadInputError(otherwise) from error

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.stored import Entries, Stored, optional
+from onnx_net2net.errors import BadInputError, one_line, optional
+from onnx_net2net.framework.stored import Entries, Stored
 
 MSGPACK = ".msgpack"
 """What the names of Flax's files end in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from onnx_net2net.errors import BadInputError, WriteError
+from onnx_net2net.errors import WriteError, optional
 from onnx_net2net.search.training import Outcome, Stop, Template, TrainingError, Watch, completed, failure_of, train
 
 ENGINES = ("local", "ray")
@@ -159,12 +160,8 @@ def _ray() -> tuple[Any, Any]:
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled"),
                         ("RAY_AIR_NEW_OUTPUT", "0"), ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")):  # fmt: skip
         os.environ.setdefault(name, value)
-    try:
-        import ray
-        from ray import tune
-    except ImportError as error:
-        raise BadInputError("--engine ray needs Ray Tune: pip install 'onnx-net2net[ray]'") from error
-    return ray, tune
+    tune = optional("ray.tune", "--engine ray needs Ray Tune: pip install 'onnx-net2net[ray]'")
+    return importlib.import_module("ray"), tune
 
 
 def engine_of(name: str, workers: int, work: Path) -> Engine:

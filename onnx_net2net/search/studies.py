@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.errors import BadInputError, one_line, optional
 from onnx_net2net.search.space import Candidate, Space, Variable
 
 SAMPLERS = ("auto", "tpe", "nsga2", "gp", "random")
@@ -177,10 +177,7 @@ def _key(candidate: Candidate) -> str:
 
 def _optuna() -> Any:
     os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
-    try:
-        import optuna
-    except ImportError as error:
-        raise BadInputError("explore needs Optuna: pip install 'onnx-net2net[explore]'") from error
+    optuna = optional("optuna", "explore needs Optuna: pip install 'onnx-net2net[explore]'")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.errors import BadInputError, one_line, optional
 from onnx_net2net.framework.huggingface.folder import CONFIG
 from onnx_net2net.framework.huggingface.inputs import BATCH
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton, first_names, strides_of
@@ -60,10 +60,7 @@ def of_timm(config: Mapping[str, Any]) -> Make:
     Raises:
         BadInputError: If timm is not installed.
     """
-    try:
-        import timm
-    except Exception as error:  # it imports much, which may fail in any way
-        raise BadInputError(f"checkpoints of timm need timm: pip install timm ({one_line(error)})") from error
+    timm = optional("timm", "checkpoints of timm need timm: pip install timm")
 
     def create(raw: dict[str, Any]) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:  # timm reads its config from a folder

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from onnx_net2net.errors import BadInputError, one_line, some
+from onnx_net2net.errors import BadInputError, one_line, optional, some
 from onnx_net2net.framework.huggingface.inputs import LENGTH, draw
 
 IMPLEMENTATIONS = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
@@ -91,13 +91,7 @@ def import_transformers() -> Any:
     Raises:
         BadInputError: If it cannot be imported.
     """
-    try:
-        import transformers
-    except Exception as error:  # it imports much, which may fail in any way
-        raise BadInputError(
-            f"checkpoints need transformers: pip install 'onnx-net2net[hf]' ({one_line(error)})"
-        ) from error
-    return transformers
+    return optional("transformers", "checkpoints need transformers: pip install 'onnx-net2net[hf]'")
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
