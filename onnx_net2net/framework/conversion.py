@@ -43,11 +43,13 @@ def convert(plain: Plain) -> fx.GraphModule:
             node.target = one.name
         _put(module, one.name, values[0], one.kind == "parameter" and bool(read))
     own = {one.name for one in plain.trained}
-    for name, value in list(module.named_buffers(recurse=False)):
-        if name not in own:
-            delattr(module, name)
-            if name in readers:
-                module.register_buffer(name, value, persistent=False)
+    for path, value in list(module.named_buffers()):
+        if path not in own:
+            holder, _, name = path.rpartition(".")
+            part = module.get_submodule(holder)
+            delattr(part, name)
+            if part is not module or name in readers:  # a part is a body of the model
+                part.register_buffer(name, value, persistent=False)
     _thaw(module, {one.name for one in plain.trained if one.kind == "statistic"})
     module.meta["onnx"] = {one.name: one.constant for one in plain.trained}
     module.recompile()
