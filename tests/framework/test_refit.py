@@ -133,13 +133,16 @@ def test_all_initializers_come_back_by_their_names_in_the_file(tmp_path):
 
 def test_constants_of_bodies_are_no_part_of_a_modules_state(tmp_path):
     pytest.importorskip("onnx2fx")
-    proto = net("""(float[2, 6] x, bool flag) => (float[2, 8] y) {
+    text = """(float[2, 6] x, bool flag) => (float[2, 8] y) {
         a = MatMul(x, w)
-        y = If(flag)<
-            then_branch = yes () => (float[2, 8] p) { two = Constant<value = float[2] {2.0, 3.0}>() t = Constant<value = int64[2] {2, 1}>()
-                s = Reshape(two, t) p = Mul(a, s) },
+        y = If(flag)<then_branch = yes () => (float[2, 8] p) {
+                two = Constant<value = float[2] {2.0, 3.0}>()
+                shape = Constant<value = int64[2] {2, 1}>()
+                column = Reshape(two, shape)
+                p = Mul(a, column) },
             else_branch = no () => (float[2, 8] q) { q = Tanh(a) }>
-    }""", w=array(6, 8))
+    }"""
+    proto = net(text, w=array(6, 8))
     state = to_torch(proto).state_dict()
     assert list(state) == ["w"]
     onnx.save(proto, tmp_path / "if.onnx")
