@@ -392,7 +392,7 @@ def test_a_buffer_that_could_be_a_parameter_by_its_shape_is_refused_without_name
     module, optimizer = trained(Doubtful, torch.optim.Adam, 1, lr=0.01)
     _, made = grown(module, tmp_path)
     with pytest.raises(
-        BadInputError, match=r"'down.weight_scale' or 'b.gain' is no parameter.* make it of named_parameters"
+        BadInputError, match=r"which of 'down.weight_scale' and 'b.gain' is a parameter; make it of named_parameters"
     ):
         grow_state(optimizer.state_dict(), made)
     named = torch.optim.Adam(module.named_parameters(), lr=0.01)
