@@ -1,20 +1,20 @@
 """How a dim grows: from old units to new ones, and how maps compose along an axis.
 
-A dim of n units grown to q has a pair (E, D) with D E = I: E copies old units to new ones, D says what readers
-of the new units must weigh them by. Both are held as vectors: unit j of the student is a copy of unit `index[j]`
-of the teacher, and is weighed by `weight[j]`, which sums to 1 over the copies of one unit.
+When a dim grows from n to q units, a pair of matrices (E, D) with D E = I describes it. E copies old units to new ones;
+D multiplies the units by their shares where a layer sums over them. Both are held as vectors: unit j of the student is
+a copy of unit `index[j]` of the teacher and has the share `weight[j]`. The shares of the copies of a unit sum to 1.
 
-    replicate   Net2WiderNet (paper, section 2.3): old units in place, new ones copies of random old ones
-    uniform     every unit copied equally often, for dims that a statistic reads
-    zero_out    new units with values of their own that nobody reads yet: exact where no statistic reads the dim
-    zero_in     new units that compute 0 = phi(0) and are read at random
-    random_pad  the paper's baseline: new units of their own, read at random. Not exact.
+    replicate   Net2WiderNet (paper, section 2.3): old units in place, new ones are copies of random old ones
+    uniform     every unit is copied equally often, for dims that a statistic reads
+    zero_out    new units with random incoming and zero outgoing weights: exact where no statistic reads the dim
+    zero_in     new units that compute 0 = phi(0), with random outgoing weights
+    random_pad  the paper's baseline: new units with random weights on both sides. Not exact.
     mean_pad    whole copies of all units, and then units that hold their mean, for LayerNormalization
-    zero_pad    the same with units that hold zero, for RMSNormalization
-    split       copies of experts side by side, of which masks let a router choose one at a time
-    lift        copies of experts whose bias is so low that a router chooses them only when a balancer raises it
-    prior       new classes: no weights yet, and a bias that gives each a chosen probability
-    never       new classes under a softmax: no weights yet, and so much is taken off that their probability is 0
+    zero_pad    whole copies of all units, and then units that hold zero, for RMSNormalization
+    split       copies of experts side by side; masks let a router choose one copy at a time
+    lift        copies of experts with such a low bias that a router chooses them only when a balancer raises it
+    prior       new classes with zero weights, and a bias that gives each a chosen probability
+    never       new classes under a softmax, with zero weights and a logit so low that their probability is 0
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Value = TypeVar("Value")
 Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
 KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
 ORIGINS = (*KINDS, "mean", "prior", "never", "lifted")
-"""How a unit came about; "mean" ones pad a dim that a LayerNormalization reads, the next two are new classes, and the
-last are copies of experts that no router chooses yet."""
+"""How a unit came about. "mean": it pads a dim that a LayerNormalization reads. "prior" and "never": it is a new class.
+"lifted": it is a copy of an expert that no router chooses yet."""
 
 NEVER = -1e4
 """A logit whose exponential is 0 in every format, half precision included."""
@@ -46,8 +46,8 @@ class Map:
     Attributes:
         old: Number of units of the teacher.
         index: int64 [q], the teacher's unit that each unit of the student copies.
-        weight: float64 [q], what readers of the copies multiply them by.
-        kind: int8 [q], position in `ORIGINS` of the way a unit came about; 0 for old units and copies.
+        weight: float64 [q], the share of each unit: its factor where a layer sums over the units.
+        kind: int8 [q], the position in `ORIGINS` of the way in which each unit came about; 0 for old units and copies.
         first: bool [q], whether the unit is the teacher's own rather than a new one.
     """
 
@@ -69,7 +69,7 @@ class Map:
 
     @property
     def is_even(self) -> bool:
-        """Whether all copies of a unit that are weighed have the same share."""
+        """Whether all copies of a unit that have a share have the same one."""
         return bool(np.all((self.weight == 1) | np.isclose(self.weight, _even(self), rtol=1e-9, atol=0)))
 
     @staticmethod
@@ -149,7 +149,7 @@ def from_index(old: int, index: np.ndarray) -> Map:
 
 
 def split(counts: np.ndarray) -> Map:
-    """Return the map of units that get so many copies each, side by side, of which one alone is in use at a time."""
+    """Return the map in which each unit gets so many copies, side by side; only one copy is in use at a time."""
     map = from_index(len(counts), np.repeat(np.arange(len(counts)), counts))
     return replace(map, weight=np.ones(map.new))
 
@@ -162,7 +162,7 @@ def ranks(index: np.ndarray) -> np.ndarray:
 
 
 def lifted(counts: np.ndarray) -> Map:
-    """Return the map of units behind which stand copies that nothing chooses: so many in all of each unit."""
+    """Return the map in which copies that no router chooses follow the old units; `counts` includes the old units."""
     old = len(counts)
     more = np.repeat(np.arange(old), counts - 1)
     map = split(np.ones(old, np.int64))
@@ -224,7 +224,7 @@ def halved(map: Map) -> Map:
 
 
 def padded(old: int, new: int, kind: str) -> Map:
-    """Keep the old units and add `new - old` units that are no copies; readers weigh them by 0."""
+    """Return the map that keeps the old units and adds `new - old` units that are no copies; their share is 0."""
     added = new - old
     return Map(
         old,

@@ -1,13 +1,13 @@
-"""Growth that a framework's own class can hold: its weights and sizes grow, everything else it computes anew.
+"""Growth that a framework's class can follow: only its weights and sizes grow, and it computes all other numbers anew.
 
 A student in a file may have nodes, attributes and constants that its teacher did not have. A class that is made at
-other sizes has the teacher's operations only, and computes from its sizes what the file holds as constants: the scale
-`head_dim ** -0.5` of an attention, the table of a rotary embedding, `sqrt(hidden)` behind an embedding. So the dims
-whose growth asks for more than other weights and sizes keep their size here, each with the reason.
+other sizes has only the teacher's operations. Some constants of the file it computes from its sizes: the scale
+`head_dim ** -0.5` of an attention, the table of a rotary embedding, `sqrt(hidden)` behind an embedding. So dims whose
+growth needs more than other weights and sizes are frozen here, each with the reason.
 
-Classes also make several widths of one size: a layer that makes as many units as it reads of a residual stream is taken
-to be of such a class, be it all heads of an attention together or the dense layer in front of an output. What it makes
-grows by what the stream grows by.
+Classes also use one size for several widths. If a layer reads a residual stream and has as many outputs, the two widths
+are taken to be one size of the class: all heads of an attention together, or the dense layer in front of an output.
+These outputs then grow with the stream.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ LISTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def check_framework(framework: str | None) -> None:
-    """Refuse a framework that nothing is known of.
+    """Refuse the name of an unknown framework.
 
     Raises:
-        BadInputError: If it is none of `FRAMEWORKS`.
+        BadInputError: It is none of `FRAMEWORKS`.
     """
     if framework is not None and framework not in FRAMEWORKS:
         raise BadInputError(f"there is no framework {framework!r}; there are {', '.join(FRAMEWORKS)}")
@@ -68,17 +68,17 @@ def analyse(
     model: Model, framework: str | None, *, keep_numbers: bool = False, with_zeros: bool = False,
     scale_weights: bool = False,
 ) -> Loadable:  # fmt: skip
-    """Find the dims of a model, and hold those that a class of a framework could not follow.
+    """Find the dims of a model, and freeze those whose growth a class of a framework could not follow.
 
     Args:
         model: A loaded model.
-        framework: One of `onnx_net2net.texts.FRAMEWORKS`, or None for growth that a file can hold.
+        framework: One of `onnx_net2net.texts.FRAMEWORKS`, or None if a file is enough.
         keep_numbers: Whether the class is known to compute none of its numbers from sizes.
-        with_zeros: Whether new units hold zeros where they can, of which a norm gets nothing.
-        scale_weights: Whether weights will be scaled to make up for numbers that it computes anew.
+        with_zeros: Whether new units hold zeros where possible, so that they add nothing to the statistic of a norm.
+        scale_weights: Whether weights will be scaled to cancel the change of numbers that the class computes anew.
 
     Raises:
-        BadInputError: If there is no such framework.
+        BadInputError: There is no such framework.
     """
     check_framework(framework)
     opened = open_bodies(model)
@@ -96,7 +96,7 @@ def analyse(
 
 
 def inspect_for(framework: str | None, model: ModelLike) -> Inspection:
-    """Return what `inspect` does, as growth for a class of a framework sees it.
+    """Do the same as `inspect`, for growth that a class of a framework can follow.
 
     Args:
         framework: As in `analyse`.
@@ -120,10 +120,10 @@ def hold(
     with_zeros: bool = False,
     scale_weights: bool = False,
 ) -> Ties:
-    """Keep the dims whose growth a class could not follow; called before anything is planned.
+    """Freeze the dims whose growth a class could not follow; call this before planning.
 
     Returns:
-        What else changes for tied weights.
+        How tied weights are handled.
     """
     _join_layers(analysis, proto)
     scaled = partial(_is_scalable, analysis) if scale_weights else lambda _: False

@@ -70,8 +70,8 @@ def _is_figure(value: object) -> bool:
 def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "", start: int = 0) -> Any:
     """Return a callback for the Trainer of transformers.
 
-    The metric of an evaluation is called as the Trainer calls it (`eval_loss`). `eval_on_start=True` writes the line in
-    front of the first step, and `max_steps` has to be the steps that are left.
+    Metrics have the names that the Trainer gives them (`eval_loss`). Give `TrainingArguments` two options:
+    `eval_on_start=True`, so that there is a line before the first step, and `max_steps`, the number of steps left.
 
     Args:
         out: The folder of the training (`{out}`).
@@ -107,8 +107,9 @@ def hugging_face(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] 
 def lightning(out: str | os.PathLike[str], optimizer: str | os.PathLike[str] = "", start: int = 0) -> Any:
     """Return a callback for the Trainer of Lightning.
 
-    What the module logs in validation is written. `num_sanity_val_steps=-1` writes the line in front of the first step,
-    and `max_steps` has to be the steps that are left. See `hugging_face` for the arguments.
+    Metrics are those that the module logs in validation. Give the Trainer two options: `num_sanity_val_steps=-1`, so
+    that there is a line before the first step, and `max_steps`, the number of steps left. See `hugging_face` for the
+    arguments.
 
     Raises:
         BadInputError: If Lightning is not installed.

@@ -1,6 +1,6 @@
-"""Read and write the checkpoints of training frameworks, each by the name of its file.
+"""Reads and writes state dicts of training frameworks; the suffix of the file tells the format.
 
-.safetensors, torch's .pt, Keras' .weights.h5 and .keras, .npz, Flax' .msgpack, and folders of Orbax.
+Formats are .safetensors, torch's .pt, Keras' .weights.h5 and .keras, .npz, Flax' .msgpack, and folders of Orbax.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
     """Read a state dict.
 
     Args:
-        source: What `state_dict()` of a module returns, or a file of the format that its name says: .safetensors, one
-            of `TORCH` (which needs torch; the state dict may be inside another dict, by one of `WRAPPERS`),
-            .weights.h5 or .keras (h5py), .npz, .msgpack (msgpack), or a folder of Orbax. No code in a file is run.
+        source: The result of `module.state_dict()`, or a file: .safetensors, .npz, .weights.h5 or .keras (needs h5py),
+            .msgpack (needs msgpack), a folder of Orbax, or a file of torch with one of the suffixes `TORCH` (needs
+            torch; the state dict may be inside another dict under one of the keys `WRAPPERS`). No code in a file is
+            run.
 
     Returns:
-        The tensors by their names.
+        The tensors by name; values are read on demand.
 
     Raises:
-        BadInputError: If there is no state dict.
+        BadInputError: There is no state dict, or a package is missing.
     """
     if isinstance(source, Mapping):
         return from_torch(source)
@@ -222,19 +223,19 @@ def write(
     kept: Any = None,
     beside: Mapping[Path, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Write a state dict, in the format that the file's name says; it appears as a whole or not at all.
+    """Write a state dict in the format of the path's suffix. The file appears as a whole or not at all.
 
     Args:
         path: The file; a name without a suffix is a folder of Orbax.
         names: The names of the tensors.
         value: Returns the values of a tensor.
-        sources: Files that are read, and are not to be written over.
-        kept: What the file of the teacher's state dict has beside tensors; see `Entries`.
-        beside: More files for the same folder, and what writes them; all appear, or none.
+        sources: Files that are still read; they must not be overwritten.
+        kept: What the file of the teacher's state dict holds besides tensors; see `Entries`.
+        beside: Further files in the same folder, each with a function that writes it. All appear together, or none.
 
     Raises:
-        BadInputError: If it cannot be written there.
-        RefusedError: If the format needs a config that does not tell all sizes.
+        BadInputError: There is no such format, or the file cannot be written there.
+        RefusedError: The format needs a config, and its new sizes cannot be told.
     """
     path = Path(path)
     target = check_output(path, sources)

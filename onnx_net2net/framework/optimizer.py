@@ -1,15 +1,15 @@
-"""The state of an optimizer, grown with the weights: Adam, AdamW, SGD with momentum, Lion, Muon and Adafactor.
+"""Grows the state of an optimizer with the weights: Adam, AdamW, SGD with momentum, Lion, Muon and Adafactor.
 
-A weight that makes c copies of a channel has its gradient divided among them, by the shares that their readers give
-them. A weight that reads c copies has its gradient copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the
-gradient, and means of squares (`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the channel.
-Channels that are no copies start with no state. The law is in growth-math.md, section 3.2.
+Let a channel have c copies. The gradient of its incoming weights is divided among the copies by their shares, and the
+gradient of its outgoing weights is copied. Means of gradients (`exp_avg`, `momentum_buffer`) follow the gradient, and
+means of squares (`exp_avg_sq`) its square. Adam then moves every copy by the whole step of the channel. Channels that
+are no copies start without a state. The law is in growth-math.md, section 3.2.
 
-All readers of a copy must give it the same share, or its gradient does not follow from the channel's. They do in
-students that were grown for a class (`algebra.maps.uneven`). The gradient is then exact, except for the part that goes
-through the statistic of a normalisation or through a tied weight: that is shared evenly, and misses some hundredths of
-the largest gradient. Where shares differ from reader to reader, half of the difference is lost; `with_note` names these
-entries.
+This needs one share for each copy, in all weights that read it; otherwise its gradient does not follow from the
+channel's. Students that were grown for a class have that (`algebra.maps.uneven`). The gradient is then exact, except
+for the part that goes through the statistic of a normalisation or through a tied weight. That part is shared evenly,
+and misses some hundredths of the largest gradient. Where shares differ between weights, half of the difference is lost;
+`with_note` names these entries.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ _PARAMETERS = ("weight", "bias")
 
 
 def grow_state(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """Grow what an optimizer's `state_dict()` returned.
+    """Grow the result of an optimizer's `state_dict()`.
 
     Args:
-        state: The teacher's, of torch tensors. Its parameters are those of the state dict, in order, as of
-            `Adam(model.parameters())`; or they are found by their names (`Adam(model.named_parameters())`).
+        state: The state of the teacher's optimizer, with torch tensors. Parameters are found by their names
+            (`Adam(model.named_parameters())`), or else by their order in the model's state dict
+            (`Adam(model.parameters())`).
         checkpoint: How the state dict of the model grew.
 
     Returns:
-        The same for an optimizer of the student, made in the same way.
+        The state for an optimizer of the student that is made in the same way.
 
     Raises:
-        BadInputError: If it is no state of an optimizer, or of one with other parameters.
-        RefusedError: If the student has new layers, or it is not known how the state of this optimizer grows.
+        BadInputError: It is no state of an optimizer, or its parameters are not those of the model.
+        RefusedError: The student has new layers, or it is not known how the state of this optimizer grows.
     """
     inner = _bare(state)
     by_relation = {entry.relation: entry.name for entry in reversed(checkpoint.entries)}

@@ -1,12 +1,12 @@
 """When to grow a network, and whether that can pay: from the log of the small one and a short probe of the large one.
 
-A student starts where its teacher ended. So T steps of the small network stand for D(T) steps of the large one: those
-that the large one needs from scratch to the same loss. They cost r T, where r is the cost of a small step by that of a
-large one. Growing pays as far as D(T) is more than r T. With S steps after it, the compute from scratch to the same end
-is (D + S) / (r T + S) times as much, at most: the student may lose a little when its training begins. And it pays only
-if the small network, trained on with all of the compute, would not be better still.
+A student starts where its teacher ended. So T steps of the small network replace D(T) steps of the large one: as many
+as the large one needs from scratch to the same loss. They cost r T, where r is the cost of a small step divided by that
+of a large one. Growing pays if D(T) is more than r T. If S steps follow, training from scratch to the same end takes at
+most (D + S) / (r T + S) times as much compute; it may be less, as the student may lose a little when its training
+begins. It also pays only if the small network, trained on with all of the compute, would not be better still.
 
-Losses are taken to fall as floor + scale * step ** -power, as they do at a learning rate that has not decayed yet.
+Losses are assumed to fall as floor + scale * step ** -power, as they do at a learning rate that has not decayed yet.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Log:
     Attributes:
         steps: float64 [n], rising, above 0.
         losses: float64 [n].
-        cost: Of one step, in any unit that both logs share (FLOPs, seconds); None if the log does not tell.
+        cost: Cost of one step, measured as in the other log (FLOPs, seconds); None if the log does not tell.
     """
 
     steps: Array
@@ -80,17 +80,17 @@ class Plan:
     """When to grow.
 
     Attributes:
-        ratio: Cost of a step of the small network by that of the large one (r).
+        ratio: Cost of a step of the small network, divided by that of the large one (r).
         budget: All compute, in steps of the large network.
-        grow_at: The step of the small network at which to grow (T); 0 where growing does not pay.
-        stands_for: Steps of the large network from scratch to the loss of that moment (D).
+        grow_at: The step of the small network after which to grow (T); 0 if growing does not pay.
+        stands_for: The number of steps that the large network needs from scratch to the same loss (D).
         after: Steps of the student (S) that the budget leaves.
-        share: Part of the compute that is spent before.
-        saves: How many times the compute of training the large network from scratch to the same end is, at most.
-        grown: The loss that this comes to at best, at a learning rate that does not decay.
+        share: The fraction of the compute that is spent before growing.
+        saves: Compute of the large network from scratch to the same end, divided by the compute of growing; at most.
+        grown: The best loss that growing can reach, at a learning rate that does not decay.
         scratch: The loss of the large network from scratch for the same compute.
         small: The loss of the small network trained on for the same compute.
-        beyond: Which logs end before the steps that this rests on: "small", "large".
+        beyond: The logs that end before the steps that the plan uses: "small", "large".
     """
 
     ratio: float

@@ -1,6 +1,6 @@
-"""What to do next: how a student is trained on, so that growing it pays.
+"""Advice on how to train a student on, so that growing it pays.
 
-The advice is one table, `ADVICE`, each line with its evidence. Numbers follow from how much each weight grew.
+The table `ADVICE` has all advice, each with its evidence. Numbers follow from how much each weight grew.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class GrownWeight(NamedTuple):
         name: Of the parameter.
         rank: Its number of axes; convolutions have three or more.
         elements: Its number of elements.
-        reads: How many times as many units it sums over as the teacher's.
+        reads: The number of units that it sums over, relative to the teacher's.
     """
 
     name: str
@@ -87,11 +87,11 @@ class Recipe:
     """How to train a student on.
 
     Attributes:
-        adam: Peak rate of Adam and AdamW, by the teacher's peak rate: for most of the weights.
-        sgd: The same of SGD.
-        scales: By what the peak rate of Adam is multiplied, by the names of parameters; others keep the teacher's.
-        warmup: Part of the steps in which the rate rises; 0 if the optimizer's state was carried over.
-        advice: What to do, with its evidence.
+        adam: Peak learning rate of Adam and AdamW for most of the weights, relative to the teacher's peak rate.
+        sgd: The same for SGD.
+        scales: By the name of a parameter: the factor of its peak rate with Adam. Others keep the teacher's rate.
+        warmup: The fraction of the steps in which the rate rises; 0 if the optimizer's state was carried over.
+        advice: All advice, with its evidence.
     """
 
     adam: float
@@ -146,7 +146,7 @@ def recipe(weights: Iterable[GrownWeight], depth: float = 1.0, *, carried: bool 
 
 
 def recipe_of(result: Widening | Deepening | Transfer) -> Recipe:
-    """Say how to train on what grew or was filled; weights have the names of the student's constants.
+    """Return how to train on the result of an operation; weights have the names of the student's constants.
 
     What is narrower than its teacher keeps the rate: nothing was measured of it.
     """

@@ -1,9 +1,9 @@
-"""A state dict from a graph alone, where the teacher's own is not at hand: as far as names in the graph tell it.
+"""A state dict from a graph alone, for users without the teacher's own: as far as names in the graph tell it.
 
-Parameters keep their names in most exports, and the modules of nodes name the others. A convolution whose bias no
-parameter was named after had a BatchNormalization, which was folded. It comes back as one that changes nothing but
-adds the bias: scale sqrt(1 + eps), mean 0, variance 1. It computes the same, but its statistics are not those that
-training would go on from, and its name is a guess.
+Most exports keep the names of parameters, and the modules of nodes name the others. If a convolution has a bias without
+the name of a parameter, a BatchNormalization was folded into it. It comes back as one that only adds the bias: scale
+sqrt(1 + eps), mean 0, variance 1. It computes the same, but its statistics are not those of the training, and its name
+is a guess.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Recovered:
 
 
 def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
-    """Name the parameters of a graph as the framework names them.
+    """Return the parameters of a graph under the names that the framework gives them.
 
     Args:
-        constants: What `onnx_net2net.framework.match.constants_of` returned for the teacher.
+        constants: The constants of the teacher (see `onnx_net2net.framework.match.constants_of`).
     """
     found = Recovered()
     biases = biases_of(constants)

@@ -1,4 +1,4 @@
-"""State dicts: tensors of a checkpoint by name, which are not read yet, and what its file keeps beside them."""
+"""State dicts: tensors of a checkpoint by name, read on demand, and what the file holds besides tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from onnx_net2net.algebra.rows import InMemory, Rows
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a state dict, which is not read yet.
+    """A tensor of a state dict, read on demand.
 
     Attributes:
         shape: Its shape.
-        dtype: Its type, as of numpy or ml_dtypes.
-        read: Returns the values, not to be written to; raises BadInputError if the file has changed.
-        shared: The same for the entries that are one tensor in memory, None where the file does not tell.
-        elements: Returns the values from one place of all, row-major, up to another, as a vector; None where all have
-            to be read.
+        dtype: Its dtype, of numpy or ml_dtypes.
+        read: Returns the values; do not write to them. Raises BadInputError if the file has changed.
+        shared: Equal for entries that are one tensor in memory; None if the file does not tell.
+        elements: Returns the elements from one index (row-major, over all) up to another, as a vector. None if the
+            tensor can only be read as a whole.
     """
 
     shape: tuple[int, ...]
@@ -108,12 +108,12 @@ StateDict = Mapping[str, Stored]
 
 
 class Entries(dict[str, Stored]):
-    """A state dict as its file has it.
+    """A state dict that was read from a file.
 
     Attributes:
-        kept: What the file keeps beside tensors, for a file of the same format: the versions of modules' classes of
-            torch (`_metadata`), the groups of HDF5 and the config of .keras, the keys of a tree.
-        notes: What was left out, for people.
+        kept: What the file holds besides tensors, for writing the same format: torch's `_metadata` (versions of
+            modules), the groups of HDF5, the config of .keras, or the keys of a tree.
+        notes: Remarks for people on what was left out.
     """
 
     kept: Any = None

@@ -43,16 +43,16 @@ class Typical:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """How one output compares, in the run where it compares worst.
+    """How one output of the student compares with the teacher's, in the worst run.
 
     Attributes:
         name: The output.
-        max_abs: Largest absolute difference among elements finite in both.
-        max_rel: ``max_abs`` as a part of the teacher's largest magnitude.
+        max_abs: Largest absolute difference among elements that are finite in both.
+        max_rel: ``max_abs`` divided by the teacher's largest magnitude.
         noise: The teacher's own float noise, absolute; 0 for integers.
-        tolerance: The absolute difference that is allowed to the largest element.
+        tolerance: The allowed absolute difference; the largest one if it varies between elements.
         ratio: ``max_abs / noise``; 0 for integers.
-        different_fraction: The part of the elements that is out of tolerance.
+        different_fraction: The fraction of the elements that are out of tolerance.
     """
 
     name: str
@@ -89,9 +89,9 @@ def compare(
         teacher: The teacher's values at each optimization level.
         moved: The teacher's values with everything nudged, one a draw.
         typical: What the tensor is like in most runs.
-        rtol: Allowed error as a part of the teacher's value; with this or `atol` given the noise does not matter.
+        rtol: Allowed error, as a fraction of the teacher's value. With `rtol` or `atol` the noise does not matter.
         atol: Allowed absolute error.
-        cap: The largest error that any noise excuses, as a part of the largest value.
+        cap: The largest error that any noise excuses, as a fraction of the largest value.
         units: The natural size of the values of some tensors, by name: a probability of 1e-6 is as noisy as one of 1.
     """
     first = teacher[0]

@@ -1,4 +1,4 @@
-"""How often routers choose each expert, and how many copies each gets by that."""
+"""Counts how often routers choose each expert, and decides how many copies each expert gets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
         data: Inputs: arrays by name, or an npz file of them, with examples along the first axis.
 
     Returns:
-        For the name of each dim of experts, the part of all choices that each expert gets; `widen` takes it (`loads`).
+        By the name of each dim of experts: the fraction of all choices that each expert gets, as `loads` of `widen`.
 
     Raises:
-        BadInputError: If the model or the data cannot be used, or there is no router whose choices can be seen.
+        BadInputError: The model or the data cannot be used, or no router was found whose choices can be observed.
     """
     model = load(teacher)
     with analysing(model) as (opened, analysis):
@@ -48,11 +48,11 @@ def expert_load(teacher: ModelLike, data: str | os.PathLike[str] | Mapping[str, 
 
 
 def copies_by_load(load: Sequence[float], new: int) -> Array:
-    """Return how many there are to be of each expert: one, and more of those that have most to do for each.
+    """Return how often the student has each expert: once, and further copies go to those with most load for each copy.
 
     Args:
         load: How often each expert is chosen.
-        new: How many there are to be in all.
+        new: The number of experts in the student.
 
     Returns:
         int64 [experts].

@@ -1,4 +1,4 @@
-"""Choosing what grows, to which size, and by which maps."""
+"""Chooses the dims that grow, their new sizes, and their maps; `Plan` matches the patterns of options to dims."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MOST_UNITS = 2**27
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one group: its size before and after, and the size that was asked for; why it stayed, if so."""
+    """What became of one group: its size before and after, the size that was asked for, and why it stayed if it did."""
 
     name: str
     old: int
