@@ -59,7 +59,7 @@ def deepened(
         own = _NUMBERED.match(copy.behind)
         if own is None or "#" in copy.behind:
             raise RefusedError(f"{copy.behind} has no number in the class, so that no copy can follow it; {_ADVICE}")
-        home = f"{_parted(homes[copy.block])[0]}{own[2]}"
+        home = f"{parted(homes[copy.block])[0]}{own[2]}"
         behind.setdefault(home, []).append(copy)
         lists.insert(home, copy)
     ends = {home: max(k for k, p in enumerate(entries) if p.entry.name.startswith(f"{home}.")) for home in behind}
@@ -81,7 +81,7 @@ def deepened(
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 
-def _parted(home: str) -> tuple[str, int]:
+def parted(home: str) -> tuple[str, int]:
     """Return what is in front of the number that the path of a module ends in, and the number."""
     found = _NUMBERED.match(home)
     assert found is not None
@@ -98,12 +98,12 @@ class _Lists:
             path = name.split(".")
             for depth, step in enumerate(path[:-1], 1):
                 if step[-1:].isdigit():
-                    before, number = _parted(".".join(path[:depth]))
+                    before, number = parted(".".join(path[:depth]))
                     self._last[before] = max(number, self._last.get(before, 0))
 
     def insert(self, home: str, copy: Copy) -> None:
         """Put a copy behind a numbered module and its earlier copies."""
-        before, number = _parted(home)
+        before, number = parted(home)
         if before not in self._last:
             raise RefusedError(f"{copy.behind} has no number in the state dict; {_ADVICE}")
         if number < self._last[before] and not copy.alike:
@@ -120,10 +120,10 @@ class _Lists:
         new = list(path)
         for depth, step in enumerate(path, 1):
             if step[-1:].isdigit():
-                before, number = _parted(".".join(path[:depth]))
+                before, number = parted(".".join(path[:depth]))
                 more = sum(count for place, count in self._copies.get(before, {}).items() if place < number)
                 more += copy if depth == len(path) else 0
-                new[depth - 1] = f"{_parted(step)[0]}{number + more}" if more else step
+                new[depth - 1] = f"{parted(step)[0]}{number + more}" if more else step
         return ".".join(new)
 
 

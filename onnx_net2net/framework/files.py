@@ -21,7 +21,7 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError, one_line, optional
 from onnx_net2net.framework import hdf5, trees
-from onnx_net2net.framework.stored import Entries, StateDict, Stored
+from onnx_net2net.framework.stored import SMALL_FLOATS, Entries, StateDict, Stored
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
@@ -37,11 +37,6 @@ _MADE = "onnx_net2net"
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts put the state dict beside other things."""
-
-_NO_NUMPY: dict[str, Any] = {
-    "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
-}  # fmt: skip
-"""Types of torch that numpy lacks, by the name that both give them."""
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -203,10 +198,10 @@ def _of_torch(name: str, tensor: Any) -> Stored:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or tensor.is_complex():
         raise BadInputError(f"{name} is no plain tensor on the CPU, which is not supported")
     kind = str(tensor.dtype).removeprefix("torch.")
-    dtype = np.dtype(_NO_NUMPY.get(kind, kind))
+    dtype = np.dtype(SMALL_FLOATS.get(kind, kind))
 
     def read() -> Array:
-        if kind not in _NO_NUMPY:
+        if kind not in SMALL_FLOATS:
             return np.asarray(tensor.numpy())
         bits = torch.uint8 if tensor.element_size() == 1 else torch.int16
         return np.asarray(tensor.contiguous().view(bits).numpy()).view(dtype)
@@ -334,7 +329,7 @@ def to_torch(array: Array) -> Any:
     """Return a torch tensor of the same type and values."""
     import torch
 
-    if array.dtype.name not in _NO_NUMPY:
+    if array.dtype.name not in SMALL_FLOATS:
         return torch.from_numpy(np.array(array))
     bits = np.array(array).view(np.uint8 if array.dtype.itemsize == 1 else np.int16)
     return torch.from_numpy(bits).view(getattr(torch, array.dtype.name))

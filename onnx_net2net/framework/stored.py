@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
@@ -103,6 +104,9 @@ class Reading:
 
         return read if stored.elements and stored.nbytes > _SMALL else InMemory(self()).rows()
 
+
+SMALL_FLOATS = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
+"""Types of floats that numpy lacks, by the names that torch and Flax give them, too."""
 
 StateDict = Mapping[str, Stored]
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line, optional
-from onnx_net2net.framework.stored import Entries, Stored
+from onnx_net2net.framework.stored import SMALL_FLOATS, Entries, Stored
 
 MSGPACK = ".msgpack"
 """What the names of Flax's files end in."""
@@ -63,7 +62,7 @@ def from_tree(tree: Any, where: str) -> Entries:
         else:
             name = "/".join(map(str, path))
             kind = value.dtype.kind
-            if name in found or kind not in "fiubV" or (kind == "V" and value.dtype.name not in _SMALL):
+            if name in found or kind not in "fiubV" or (kind == "V" and value.dtype.name not in SMALL_FLOATS):
                 what = "is there twice" if name in found else f"is of the type {value.dtype}, which is not supported"
                 raise BadInputError(f"{where}: {name} {what}")
             found[name], keys[name] = Stored.of(value), path
@@ -71,10 +70,6 @@ def from_tree(tree: Any, where: str) -> Entries:
         raise BadInputError(f"{where} has no tensors by name")
     found.kept = Tree(keys, others, frozenset(lists))
     return found
-
-
-_SMALL = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
-"""Types of floats that numpy lacks."""
 
 
 def _leaves(node: Any, path: Keys, where: str) -> Iterator[tuple[Keys, Any, bool]]:
@@ -164,7 +159,7 @@ class _Scalar:
 
 
 def _type(name: str) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(_SMALL.get(name, name))
+    dtype: np.dtype[Any] = np.dtype(SMALL_FLOATS.get(name, name))
     if dtype.hasobject or dtype.itemsize == 0:
         raise ValueError(f"arrays of the type {name} are not supported")
     return dtype

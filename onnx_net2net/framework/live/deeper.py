@@ -20,7 +20,7 @@ from torch import nn
 
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.carry import Carrier, match_all, versions_of
-from onnx_net2net.framework.deeper import Placed, deepened
+from onnx_net2net.framework.deeper import Placed, deepened, parted
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.files import from_torch
 from onnx_net2net.framework.live.attributes import Slot, slots_of
@@ -219,15 +219,9 @@ def _place(module: nn.Module, new: str, old: str) -> tuple[str, int, int, str]:
             f"{old.rpartition('.')[0]} is in no nn.ModuleList or nn.Sequential that could get a copy; {_ADVICE}"
         )
     names = list(dict(holder.named_children()))
-    _, first = _parted(names[0])
+    _, first = parted(names[0])
     (one, other), rest = steps[differing[0]], ".".join(step for step, _ in steps[differing[0] + 1 :])
-    return path, _parted(one)[1] - first, _parted(other)[1] - first, rest
-
-
-def _parted(step: str) -> tuple[str, int]:
-    """Return what is in front of the number that a name ends in, and the number."""
-    before = step.rstrip("0123456789")
-    return before, int(step[len(before) :])
+    return path, parted(one)[1] - first, parted(other)[1] - first, rest
 
 
 def _is_zeroed(placed: Placed, constants: Mapping[str, StoredConstant]) -> bool:
@@ -245,7 +239,7 @@ def _lengthen(module: nn.Module, one: Lengthened, origins: dict[int, nn.Paramete
     holder = module.get_submodule(one.path)
     children = dict(holder.named_children())
     names, blocks = list(children), list(children.values())
-    before, first = _parted(names[0])
+    before, first = parted(names[0])
     rest = iter(blocks)
     copies = {place: _copy(module, blocks[own.source], own, origins) for place, own in one.inserted.items()}
     new = [copies[place] if place in copies else next(rest) for place in range(one.new)]

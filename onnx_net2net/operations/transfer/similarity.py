@@ -23,7 +23,7 @@ from onnx_net2net.operations.transfer.dpiat.elements import Scored
 from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.operations.transfer.transfer import transfer
 from onnx_net2net.run.inputs import accepted, draw, input_specs
-from onnx_net2net.run.session import LEVELS, Runner, provider_name
+from onnx_net2net.run.session import LEVELS, Runner
 
 Measure: TypeAlias = Literal["kept", "filled", "dpiat", "agreement"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -124,7 +124,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return math.prod(map(min, one, other)) if len(one) == len(other) else 0
 
 
-def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int = 0) -> float | None:
+def agreement(source: Model, target: Model) -> float | None:
     """Fill a target from a source, and return how much it answers like the source, from 0 to 1.
 
     Both get the same generated inputs. For each output the mean over the inputs is subtracted, and the cosine of the
@@ -137,10 +137,10 @@ def agreement(source: Model, target: Model, *, provider: str = "cpu", seed: int 
         student = transfer(source, target, prove=False).comparable
     except Net2NetError:
         return None
-    specs, rng = input_specs(source.proto), np.random.default_rng(seed)
+    specs, rng = input_specs(source.proto), np.random.default_rng(0)
     with source.on_disk() as one, student.on_disk() as other:
         try:
-            runners = [Runner(path, LEVELS[-1], provider=provider_name(provider)) for path in (one, other)]
+            runners = [Runner(path, LEVELS[-1]) for path in (one, other)]
             binding = accepted(specs, runners[0], rng, wanted=1)[0]
             inputs = [draw(specs, binding, rng) for _ in range(SAMPLES)]
             old, new = ([runner(feeds) for feeds in inputs] for runner in runners)

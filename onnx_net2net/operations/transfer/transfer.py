@@ -17,7 +17,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,32 +44,11 @@ from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacl
 from onnx_net2net.operations.transfer.segments import put_together
 from onnx_net2net.operations.transfer.sharing import shared_less
 from onnx_net2net.operations.transfer.values import Source
+from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
 from onnx_net2net.run.inputs import Feeds, arrays_of, input_specs
 from onnx_net2net.run.watch import in_batches
-
-
-@dataclass(frozen=True)
-class TransferOptions:
-    """The options of a transfer that its record holds.
-
-    Attributes:
-        spread: How unevenly copies share their outgoing weights, as in `widen`.
-        seed: Seed of every random choice.
-
-    Raises:
-        BadInputError: An option makes no sense.
-    """
-
-    spread: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise BadInputError(f"the seed must be at least 0, not {self.seed}")
-        if not (math.isfinite(self.spread) and self.spread >= 0):
-            raise BadInputError(f"spread must be a number of at least 0, not {self.spread}")
 
 
 @dataclass(frozen=True)
@@ -162,12 +141,12 @@ def transfer(
         BadInputError: A model cannot be used, or an option makes no sense.
         RefusedError: Inputs or outputs of the two differ in number, dtype or rank, or no layers correspond.
     """
-    options = TransferOptions(spread, seed)
+    style = WidenOptions(spread=spread, seed=seed).style
     old, new = load(teacher), load(target)
     check_interfaces(old.proto.graph, new.proto.graph)
     arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
-        result = _transfer(old, new, options, arrays, progress)
+        result = _transfer(old, new, style, arrays, progress)
     if not prove or result.obstacles:
         return result
     try:
@@ -239,7 +218,7 @@ def _at_sizes_of(teacher: Model, student: Model) -> Model:
 
 
 def _transfer(
-    teacher: Model, target: Model, options: TransferOptions, data: Mapping[str, Array] | None, progress: Progress | None
+    teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
     take_copies(networks)
@@ -253,7 +232,7 @@ def _transfer(
     choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
     reconstruction = Reconstruction(networks, found.pairs) if examples else None
     stages = stages_of(networks, found)
-    fitted = fit(networks, found, Style(options.seed, options.spread), choice if examples else None)
+    fitted = fit(networks, found, style, choice if examples else None)
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
@@ -270,12 +249,12 @@ def _transfer(
         origins = _origins(networks.target, [*found.pairs, *((None, module) for module in filling.kept)], changes)
         sources = [replace(source, origin=origins.get(source.name, source.origin)) for source in sources]
         notes["calibrated on"] = "data"
-    metadata = record(teacher, "transfer", asdict(options), notes)
+    metadata = record(teacher, "transfer", {"spread": style.spread, "seed": style.seed}, notes)
     layers = [(old, new) for old, new in found.pairs if new.is_layer]
     depth = sum(module.is_layer for module in networks.target.modules) / max(len(layers), 1)
     reads = dict(_reads(networks.target, layers))
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
-    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), options.seed,
+    return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed,
                     doubts=doubts, reads=reads, depth=depth,
                     explain=lambda: explained(teacher, student, stages, fitted))  # fmt: skip
 
