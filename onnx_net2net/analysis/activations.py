@@ -49,8 +49,8 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layer and what may be inserted behind it.
+class Site:
+    """A layer, and what may be inserted behind it.
 
     Attributes:
         name: The module of the layer.
@@ -81,7 +81,7 @@ class Place:
     reason: str = ""
 
 
-def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Place]:
+def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
     """List the layers of a model, in order, with what can be inserted behind each.
 
     Args:
@@ -103,14 +103,14 @@ class Finder:
         self._inside = {name for node in self._analysis.nodes for name in self._analysis.draft.captured(node)}
         self._tried: dict[tuple[bytes, ...], tuple[bool, float | None, bool]] = {}
 
-    def place(self, layer: Layer) -> Place:
+    def place(self, layer: Layer) -> Site:
         """Return what can be inserted behind a layer."""
         node = self._analysis.nodes[layer.number]
         weights = node.inputs[layer.weights].name
         name = module_of(node, self._proto.graph.node[layer.number], weights)
         reason = self._obstacle(layer, node)
         if reason:
-            return Place(name, layer.number, node.outputs[0].name, reason=reason)
+            return Site(name, layer.number, node.outputs[0].name, reason=reason)
         tensor, norm = self.behind_bias_and_norm(node.outputs[0], layer)
         activation, result = self.activation(tensor)
         idempotent, factor, straight = self.try_out(activation, tensor)
@@ -133,7 +133,7 @@ class Finder:
         channels = shape[1] if layer.convolves else shape[-1]
         matrix = node.op if node.op in traits.MATRICES and len(shape) == 2 else "MatMul"
         operator = "Conv" if node.op in traits.KERNELS else matrix
-        return Place(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
+        return Site(name, layer.number, result.name, operator, tuple(kernel), group, channels, norm,
                      tuple(activation), factor, ways, why)  # fmt: skip
 
     def _has_factors(self, layer: Layer, node: Node) -> bool:

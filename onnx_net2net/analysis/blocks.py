@@ -26,12 +26,9 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.layers import LONGEST, Network
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.graph import Node, Tensor, Topology
+from onnx_net2net.graph.graph import Node, Place, Tensor, Topology
 from onnx_net2net.graph.walk import constant_of, made_by, result as result_of
 from onnx_net2net.rules import traits
-
-Use = tuple[int, int]
-"""An input of a node: the number of the node, and which input."""
 
 LISTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 """Element types of lists of sizes and of masks, which no weight has."""
@@ -68,7 +65,7 @@ class Block:
     exit: str = ""
     nodes: tuple[int, ...] = ()
     last: int = -1
-    zeroed: frozenset[Use] = frozenset()
+    zeroed: frozenset[Place] = frozenset()
     reason: str = ""
     obstacle: str = ""
     parts: int = 1
@@ -139,7 +136,7 @@ class _Blocks:
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
         self._finder = Finder(network, proto)
-        self._answers: dict[str, set[Use] | RefusedError] = {}  # of `_zeros`, for one block
+        self._answers: dict[str, set[Place] | RefusedError] = {}  # of `_zeros`, for one block
         self._depth = 0
 
     def kind(self, block: Block) -> tuple[object, ...]:
@@ -180,9 +177,9 @@ class _Blocks:
                     entries.update(dict.fromkeys(parts, found[0]))
                     yield self._region(*found)
 
-    def _terms(self, number: int) -> tuple[list[Use], set[int]]:
+    def _terms(self, number: int) -> tuple[list[Place], set[int]]:
         """Return what a sum adds up, and the sums inside it."""
-        terms: list[Use] = []
+        terms: list[Place] = []
         added: set[int] = set()
         pending = self._inputs(number)
         while pending:
@@ -198,14 +195,14 @@ class _Blocks:
                 terms.append(use)
         return terms, added
 
-    def _inputs(self, number: int) -> list[Use]:
+    def _inputs(self, number: int) -> list[Place]:
         """Return the inputs of a node, the last first."""
         return [(number, index) for index in reversed(range(len(self._analysis.nodes[number].inputs)))]
 
-    def _tensor(self, use: Use) -> Tensor:
+    def _tensor(self, use: Place) -> Tensor:
         return self._analysis.nodes[use[0]].inputs[use[1]]
 
-    def _block(self, number: int, terms: Sequence[Use], added: set[int]) -> Block | None:
+    def _block(self, number: int, terms: Sequence[Place], added: set[int]) -> Block | None:
         """Return the block that ends in a sum; None if there is none."""
         network, result = self._network, self._analysis.nodes[number].outputs[0]
         found = self._branches(result, terms)
@@ -227,7 +224,7 @@ class _Blocks:
             nodes.add(network.age(entry))
             entry = moved
         nodes |= self._weights(nodes)
-        zeroed: set[Use] = set()
+        zeroed: set[Place] = set()
         self._answers.clear()
         obstacle = self._obstacle(nodes, entry, exit)
         again = "" if obstacle else self._normalised_again(nodes, result)
@@ -241,12 +238,12 @@ class _Blocks:
         return Block(name, entry.name, exit.name, tuple(sorted(nodes)), last, frozenset(zeroed), reason or again,
                      obstacle, normalised=bool(again) and not reason)  # fmt: skip
 
-    def _live(self, result: Tensor, terms: Sequence[Use]) -> tuple[list[Use], list[Use]]:
+    def _live(self, result: Tensor, terms: Sequence[Place]) -> tuple[list[Place], list[Place]]:
         """Return the terms of a sum that depend on what the model is given, and those as large as the sum."""
         live = [use for use in terms if self._tensor(use).name in self._network.live]
         return live, [use for use in live if self._network.shape(self._tensor(use)) == self._network.shape(result)]
 
-    def _branches(self, result: Tensor, terms: Sequence[Use]) -> tuple[Tensor, list[Use]] | None:
+    def _branches(self, result: Tensor, terms: Sequence[Place]) -> tuple[Tensor, list[Place]] | None:
         """Return the oldest term of a sum and the others; None if it adds up less than two activations."""
         live, whole = self._live(result, terms)
         if len(live) < 2 or not whole:
@@ -254,7 +251,7 @@ class _Blocks:
         start = min(whole, key=lambda use: self._network.age(self._tensor(use)))
         return self._tensor(start), [use for use in terms if use != start]
 
-    def _region(self, entry: Tensor, ends: Sequence[Use]) -> set[int]:
+    def _region(self, entry: Tensor, ends: Sequence[Place]) -> set[int]:
         """Return the nodes between a tensor and others; what only depends on its shape is the same in a copy."""
         return set(self._network.region(entry, map(self._tensor, ends)))
 
@@ -334,7 +331,7 @@ class _Blocks:
 
     # -- zeros -------------------------------------------------------------------------------------------------
 
-    def _zeros(self, use: Use, nodes: Collection[int]) -> set[Use]:
+    def _zeros(self, use: Place, nodes: Collection[int]) -> set[Place]:
         """Return the weights that must be zero for an input of a node to be zero, and to have a gradient."""
         tensor = self._tensor(use)
         if constant_of(tensor) is not None or fill_of(self._analysis, tensor) == 0:
@@ -354,7 +351,7 @@ class _Blocks:
             raise answer
         return answer
 
-    def _zeros_of(self, tensor: Tensor, nodes: Collection[int]) -> set[Use]:
+    def _zeros_of(self, tensor: Tensor, nodes: Collection[int]) -> set[Place]:
         """Do the same for a tensor that is computed."""
         number = self._network.age(tensor)
         node = self._analysis.nodes[number] if number in nodes else None
@@ -378,10 +375,10 @@ class _Blocks:
             return self._zeros((number, 0), nodes)
         raise RefusedError(f"its branch ends in {node.op}, where no weight could be zero and learn")
 
-    def _all_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+    def _all_zeros(self, uses: Sequence[Place], nodes: Collection[int]) -> set[Place]:
         return set().union(*(self._zeros(use, nodes) for use in uses))
 
-    def _any_zeros(self, uses: Sequence[Use], nodes: Collection[int]) -> set[Use]:
+    def _any_zeros(self, uses: Sequence[Place], nodes: Collection[int]) -> set[Place]:
         """Return what makes a product zero: a scale of each unit, or a factor as large as the result."""
         number = uses[0][0]
         known = [use for use in uses if self._analysis.is_derived(*use)]

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, SHAREABLE, Analysis
-from onnx_net2net.analysis.preimages import Place, place_before, read_by, whole
+from onnx_net2net.analysis.preimages import Multiplied, place_before, read_by, whole
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import makers
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
@@ -92,7 +92,7 @@ def weighings(
         for index, position in some:
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = read_twice(analysis) if alone else set()
-            place = Place(position, whole(analysis, number, index), analysis.nodes[number].op in traits.POSITIVE)
+            place = Multiplied(position, whole(analysis, number, index), analysis.nodes[number].op in traits.POSITIVE)
             carriers = search.operand(number, index, place)
             if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
                 yield Weighing(tuple(carriers), index, frozenset(search.together))
@@ -124,7 +124,7 @@ def carriers_of(
     """
     search = _Search(analysis, number, axis, "square", leaf_set(axis).__contains__, False)
     search.avoided = set(avoided)
-    return search.operand(number, index, Place(position, whole(analysis, number, index)))
+    return search.operand(number, index, Multiplied(position, whole(analysis, number, index)))
 
 
 class _Search:
@@ -144,7 +144,7 @@ class _Search:
         self.avoided: set[int] = set()
         self.together: set[int] = set()
 
-    def operand(self, number: int, index: int, place: Place, depth: int = 0) -> list[Carrier] | None:
+    def operand(self, number: int, index: int, place: Multiplied, depth: int = 0) -> list[Carrier] | None:
         """Return the constants that are multiplied for an operand, None if there are none."""
         use = self._analysis.uses.get((number, index))
         if use is not None:
@@ -156,7 +156,7 @@ class _Search:
         if not tensor.inputs or tensor.name in self._analysis.kept or depth > DEEPEST:
             return None
         before = set(self.together)
-        shared: Place | None = place
+        shared: Multiplied | None = place
         if len(self._readers(tensor)) > 1:
             shared = None if self._nearby else self._shared(tensor, number, index, place)
         carriers = self._node(tensor, shared, depth + 1) if shared else None
@@ -164,7 +164,7 @@ class _Search:
             self.together = before
         return carriers
 
-    def _constant(self, number: int, index: int, place: Place) -> list[Carrier] | None:
+    def _constant(self, number: int, index: int, place: Multiplied) -> list[Carrier] | None:
         use = self._analysis.uses[number, index]
         if id(use.constant) in self.avoided:
             return None
@@ -182,7 +182,7 @@ class _Search:
     def _grown(self, axis: Axis) -> set[Dim]:
         return {dim for dim in leaves(axis) if self._grows(dim)}
 
-    def _node(self, tensor: Tensor, place: Place, depth: int) -> list[Carrier] | None:
+    def _node(self, tensor: Tensor, place: Multiplied, depth: int) -> list[Carrier] | None:
         """Return what is multiplied for a node's result."""
         node = tensor.inputs[0]
         number = self._analysis.numbers.get(id(node))
@@ -216,7 +216,7 @@ class _Search:
                 return found + carriers
         return None if one else found
 
-    def _input(self, number: int, index: int, result: Tensor, place: Place, depth: int) -> list[Carrier] | None:
+    def _input(self, number: int, index: int, result: Tensor, place: Multiplied, depth: int) -> list[Carrier] | None:
         """Return what is multiplied for an input of a node in place of its result."""
         before = place_before(self._analysis, self._dims, number, index, result, place)
         if before is None:
@@ -236,7 +236,7 @@ class _Search:
             if any(operand is tensor and position not in unread for position, operand in enumerate(reader.inputs))
         ]
 
-    def _shared(self, tensor: Tensor, number: int, index: int, place: Place) -> Place | None:
+    def _shared(self, tensor: Tensor, number: int, index: int, place: Multiplied) -> Multiplied | None:
         """Return where a tensor is multiplied that others read, too; None where they must not see it.
 
         They may read other elements (of q, k and v in one), or sum over the same channels themselves.

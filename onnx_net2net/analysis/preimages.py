@@ -1,4 +1,4 @@
-"""Where in an input of a node stands what is multiplied in its result."""
+"""From the elements of a node's result that are multiplied to those of its input that can be multiplied instead."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from onnx_net2net.rules import traits
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """Where in a tensor channels are multiplied."""
+class Multiplied:
+    """Which elements of a tensor are multiplied, and which axis has the channels."""
 
     position: int  # the axis of the channels
     mask: np.ndarray  # bool, of the tensor's rank and broadcast to its shape: which elements are multiplied
@@ -28,8 +28,8 @@ def whole(analysis: Analysis, number: int, index: int) -> np.ndarray:
 
 
 def place_before(
-    analysis: Analysis, dims: set[Dim], number: int, index: int, result: Tensor, place: Place
-) -> Place | None:
+    analysis: Analysis, dims: set[Dim], number: int, index: int, result: Tensor, place: Multiplied
+) -> Multiplied | None:
     """Return where an input is multiplied in place of a node's result; None where that cannot be.
 
     Args:
@@ -80,7 +80,7 @@ def place_before(
     return None if mask is None else replace(place, position=holders[0], mask=mask)
 
 
-def _aligned(place: Place, shape: tuple[int, ...], own: tuple[int, ...]) -> Place | None:
+def _aligned(place: Multiplied, shape: tuple[int, ...], own: tuple[int, ...]) -> Multiplied | None:
     """Return where an operand is multiplied that is broadcast to a shape."""
     shift = len(shape) - len(own)
     position = place.position - shift
@@ -152,7 +152,7 @@ def _integers(analysis: Analysis, number: int, name: str, index: int) -> list[in
     return None if value is None else [int(entry) for entry in value.reshape(-1)]
 
 
-def _unpicked(pick: _Pick, own: tuple[int, ...], place: Place) -> Place:
+def _unpicked(pick: _Pick, own: tuple[int, ...], place: Multiplied) -> Multiplied:
     """Return where a tensor is multiplied in place of what is taken of it."""
     position, mask = place.position, place.mask
     for axis, places in pick.items():
@@ -175,10 +175,10 @@ def read_by(analysis: Analysis, number: int, index: int) -> np.ndarray:
         return all_
     own = tuple(analysis.sizes.shape(analysis.nodes[number].inputs[0].name) or ())
     dropped = sum(places.ndim == 0 for places in picks[0].values())
-    return _unpicked(picks[0], own, Place(0, np.ones((1,) * (len(own) - dropped), bool))).mask
+    return _unpicked(picks[0], own, Multiplied(0, np.ones((1,) * (len(own) - dropped), bool))).mask
 
 
-def _part(analysis: Analysis, dims: set[Dim], number: int, index: int, place: Place) -> Place | None:
+def _part(analysis: Analysis, dims: set[Dim], number: int, index: int, place: Multiplied) -> Multiplied | None:
     """Return where one of the parts of a Concat is multiplied; nowhere where it has none of the channels."""
     node = analysis.nodes[number]
     sizes = [[axis.size for axis in analysis.input_axes(number, i) or ()] for i in range(len(node.inputs))]

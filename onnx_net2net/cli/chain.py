@@ -57,7 +57,7 @@ def _number(value: float | None) -> str:
 
 
 def _table(rows: Sequence[Row], chain: Chain) -> object:
-    unit = rows[-1].cost.macs
+    step_cost = rows[-1].cost.macs
     metric = chain.stages[-1].stop.metric
     columns = ["stage", ">parameters", ">size", ">steps", ">seconds", ">compute", ">teacher's last", ">at step 0",
                f">{metric}", ">best", "ended"]  # fmt: skip
@@ -67,7 +67,7 @@ def _table(rows: Sequence[Row], chain: Chain) -> object:
         best = stage.stop.best([value for _, value in done.curve]) if done else None
         cells.append(([
             row.name, f"{row.cost.parameters:,}", f"{row.cost.macs / rows[0].cost.macs:.3g}x",
-            f"{done.steps:g}" if done else "", f"{done.duration:.0f}" if done else "", _number(row.compute / unit),
+            f"{done.steps:g}" if done else "", f"{done.duration:.0f}" if done else "", _number(row.compute / step_cost),
             _number(row.expected), _number(done.first if done else None), _number(done.last if done else None),
             _number(best), done.ended if done else "not trained",
         ], row.kind == "alone"))  # fmt: skip
@@ -76,13 +76,13 @@ def _table(rows: Sequence[Row], chain: Chain) -> object:
 
 def _figures(rows: Sequence[Row], chain: Chain) -> list[Figure]:
     """Return the metric against compute, and what grew from the first network to the last."""
-    unit, spent = rows[-1].cost.macs, 0.0
+    step_cost, spent = rows[-1].cost.macs, 0.0
     lines: dict[str, Points] = {}
     for row in rows:
         start = 0.0 if row.kind == "alone" else spent
         if row.outcome:
-            lines[row.name] = [(start + step * row.cost.macs / unit, value) for step, value in row.outcome.curve]
-            spent += row.compute / unit if row.kind != "alone" else 0.0
+            lines[row.name] = [(start + step * row.cost.macs / step_cost, value) for step, value in row.outcome.curve]
+            spent += row.compute / step_cost if row.kind != "alone" else 0.0
     metric = chain.stages[-1].stop.metric
     grown = [row for row in rows if row.kind != "alone"]
     first, last = load(grown[0].network.model), load(grown[-1].network.model)

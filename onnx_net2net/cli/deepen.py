@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.analysis.activations import WAYS, Place
+from onnx_net2net.analysis.activations import WAYS, Site
 from onnx_net2net.analysis.blocks import Block
 from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import answer, progress_bar, table
@@ -83,7 +83,7 @@ def _list(options: argparse.Namespace, teacher: Model) -> int:
     return answer(options, {"layers": _places_list(layers), "blocks": _blocks_list(repeated)}, told)
 
 
-def _places_table(places: Sequence[Place], title: str) -> object:
+def _places_table(places: Sequence[Site], title: str) -> object:
     rows = (
         ([place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason], not place.ways)
         for place in places
@@ -91,7 +91,7 @@ def _places_table(places: Sequence[Place], title: str) -> object:
     return table(title, ["layer", "kind", ">units", "what can be inserted", "why not more"], rows)
 
 
-def _places_list(places: Sequence[Place]) -> list[dict[str, Any]]:
+def _places_list(places: Sequence[Site]) -> list[dict[str, Any]]:
     return [
         {"name": p.name, "kind": p.operator, "units": p.channels, "ways": list(p.ways), "reason": p.reason or None}
         for p in places

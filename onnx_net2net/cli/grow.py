@@ -16,7 +16,7 @@ from onnx_net2net.operations.widen.options import HOWS
 if TYPE_CHECKING:
     from onnx_net2net.framework.huggingface.grow import Grown
 
-_UNITS = {"MB": 10**6, "GB": 10**9}
+_SUFFIXES = {"MB": 10**6, "GB": 10**9}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -92,11 +92,11 @@ COMMAND = Command(
 
 def _bytes(option: str, text: str) -> int | None:
     """Return a number of bytes written like 5GB; None for nothing."""
-    unit = _UNITS.get(text[-2:])
+    factor = _SUFFIXES.get(text[-2:])
     try:
-        if text and (unit is None or float(text[:-2]) * unit < 1):
+        if text and (factor is None or float(text[:-2]) * factor < 1):
             raise ValueError
-        return int(float(text[:-2]) * unit) if unit else None
+        return int(float(text[:-2]) * factor) if factor else None
     except ValueError:
         raise BadInputError(f"{option} {text}: write a size like 500MB or 5GB") from None
 

@@ -99,11 +99,11 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes in a unit that fits."""
+    """Return a number of bytes with a suffix that fits."""
     amount = float(size)
-    for unit in ("B", "kB", "MB"):
+    for suffix in ("B", "kB", "MB"):
         if amount < 1000:
-            return f"{amount:.3g} {unit}"
+            return f"{amount:.3g} {suffix}"
         amount /= 1000
     return f"{amount:.2f} GB"
 

@@ -23,12 +23,9 @@ from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.graph import Tensor
+from onnx_net2net.graph.graph import Place, Tensor
 from onnx_net2net.graph.walk import constant_of, label_of, made_by, number_in
 from onnx_net2net.rules import traits
-
-Use = tuple[int, int]
-"""An input of a node: the number of the node, and which input."""
 
 
 @dataclass
@@ -40,7 +37,7 @@ class Scaling:
         unweighed: Nodes that take a mean over padded units, which needs no correction.
     """
 
-    factors: dict[Use, float] = field(default_factory=dict)
+    factors: dict[Place, float] = field(default_factory=dict)
     unweighed: set[int] = field(default_factory=set)
 
 
@@ -83,7 +80,7 @@ class _Stream:
                 self._readers.setdefault(tensor.name, []).append(number)
         self.means: set[int] = set()
 
-    def solve(self) -> dict[Use, float]:
+    def solve(self) -> dict[Place, float]:
         """Return the exponents of constants."""
         graph = self._analysis.draft.graph
         for tensor in (*graph.inputs, *graph.outputs):
@@ -283,7 +280,7 @@ class _Stream:
                     return unknown[0]
         return None
 
-    def _constants(self) -> Iterator[tuple[Use, float]]:
+    def _constants(self) -> Iterator[tuple[Place, float]]:
         """Yield the exponent of each constant that has one."""
         for number, node in enumerate(self._analysis.nodes):
             said = self._analysis.said.get(number)
@@ -308,7 +305,7 @@ class _Stream:
                         raise RefusedError(f"{node.op} {node.name!r} adds a number to what would have to be scaled")
                     yield (number, index), after
 
-    def _source(self, number: int, index: int) -> Use | None:
+    def _source(self, number: int, index: int) -> Place | None:
         """Return the constant that an input is a rearrangement of."""
         while (number, index) not in self._analysis.uses:
             tensor = self._analysis.nodes[number].inputs[index]

@@ -279,8 +279,8 @@ def saving(rows: Sequence[Row], stop: Stop) -> Saving | None:
     *chain, last = rows
     if last.kind != "alone" or last.outcome is None or not chain[-1].outcome:
         return None
-    unit = last.cost.macs
-    spent = sum(row.compute for row in chain[:-1]) / unit
+    step_cost = last.cost.macs
+    spent = sum(row.compute for row in chain[:-1]) / step_cost
     goal = stop.best([value for _, value in chain[-1].outcome.curve])
     alone_best = stop.best([value for _, value in last.outcome.curve])
     goal = goal if not stop.is_better(goal, alone_best) else alone_best

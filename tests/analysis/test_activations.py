@@ -11,7 +11,7 @@ from graphs import net
 
 from onnx_net2net import load
 from onnx_net2net.analysis import activations
-from onnx_net2net.analysis.activations import Place, find_places
+from onnx_net2net.analysis.activations import Site, find_places
 from onnx_net2net.analysis.inference import infer
 
 
@@ -19,7 +19,7 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
 
 
-def places(proto: onnx.ModelProto) -> dict[str, Place]:
+def places(proto: onnx.ModelProto) -> dict[str, Site]:
     model = load(proto)
     return {place.name: place for place in find_places(infer(model), model.proto)}
 
@@ -37,7 +37,7 @@ NUMBERS = {
 }
 
 
-def behind(activation: str, kind: str = "float", dtype: type = np.float32, opset: int = 20) -> Place:
+def behind(activation: str, kind: str = "float", dtype: type = np.float32, opset: int = 20) -> Site:
     """The place behind a dense layer with a bias and this activation of b, called r."""
     text = f"""({kind}[N, 6] x) => ({kind}[N, 4] y) {{
         a = MatMul(x, up) b = Add(a, bias) {activation} y = MatMul(r, down) }}"""

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.activations import BEST, WAYS, Place, Way, find_places
+from onnx_net2net.analysis.activations import BEST, WAYS, Site, Way, find_places
 from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.groups import analysing, inspect
 from onnx_net2net.analysis.inference import Analysis
@@ -82,7 +82,7 @@ class Deepening:
     exact: bool = True
 
 
-def places(model: ModelLike) -> list[Place]:
+def places(model: ModelLike) -> list[Site]:
     """List the layers of a model and what can be inserted behind each.
 
     Raises:
@@ -397,20 +397,20 @@ def _last_like(analysis: Analysis, found: Sequence[Block], block: Block) -> Bloc
     return [other for other in group if analysis.sizes.shape(other.exit) == shape][-1]
 
 
-def _for_pairs(place: Place) -> Place:
+def _for_pairs(place: Site) -> Site:
     """Allow nothing but a place behind a convolution of images."""
     if len(place.kernel) == 2 and max(place.kernel) > 1:
         return place
     return replace(place, ways=(), reason=place.reason or "only kernels with two axes can be pairs")
 
 
-def _kernels(place: Place, in_pairs: bool) -> list[tuple[int, ...]]:
+def _kernels(place: Site, in_pairs: bool) -> list[tuple[int, ...]]:
     """Return the kernels of what is inserted at once: like that of the layer, with a middle, and not too large."""
     sizes = tuple(min(size - 1 + size % 2, WIDEST_KERNEL) for size in place.kernel)
     return [(1, max(sizes)), (max(sizes), 1)] if in_pairs else [sizes]
 
 
-def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
+def _all(found: Sequence[Site], way: Way | None) -> list[tuple[Site, Way]]:
     """Choose every place where an identity, or the way that is asked for, can be inserted."""
     wanted = (way,) if way else BEST
     chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
@@ -422,8 +422,8 @@ def _all(found: Sequence[Place], way: Way | None) -> list[tuple[Place, Way]]:
     return chosen
 
 
-def _named(found: Sequence[Place], after: Sequence[str], way: Way | None) -> list[tuple[Place, Way]]:
-    chosen: dict[int, tuple[Place, Way]] = {}
+def _named(found: Sequence[Site], after: Sequence[str], way: Way | None) -> list[tuple[Site, Way]]:
+    chosen: dict[int, tuple[Site, Way]] = {}
     for pattern in after:
         matches = matching(pattern, found, lambda place: (place.name,), "layer")
         fit = [(place, way or place.ways[0]) for place in matches if place.ways and way in (None, *place.ways)]

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.activations import Place
+from onnx_net2net.analysis.activations import Site
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.graph import Node, Variable
 from onnx_net2net.graph.walk import constant_of
@@ -102,7 +102,7 @@ class _Factors:
         return np.ascontiguousarray(whole.transpose(0, 2, 1)).reshape(tuple(shape))
 
 
-def factorise(analysis: Analysis, inserter: Inserter, place: Place, rank: int | None) -> str:
+def factorise(analysis: Analysis, inserter: Inserter, place: Site, rank: int | None) -> str:
     """Put two layers in the place of one.
 
     Args:
@@ -153,7 +153,7 @@ def _turn(values: Array, turned: bool) -> Array:
 
 
 def _write(
-    analysis: Analysis, inserter: Inserter, place: Place, node: Node, weights: Sequence[Any], factors: _Factors
+    analysis: Analysis, inserter: Inserter, place: Site, node: Node, weights: Sequence[Any], factors: _Factors
 ) -> None:
     """Put the first factor and the activation in front of the layer, which becomes the second factor."""
     draft = analysis.draft

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.activations import Place, Way
+from onnx_net2net.analysis.activations import Site, Way
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor, Variable
@@ -34,9 +34,9 @@ class Inserter:
         self._tensors = dict(analysis.draft.graph.tensors())
         self._version = version
         self._known = {node.op for node in analysis.nodes}
-        self._place: Place | None = None
+        self._place: Site | None = None
 
-    def insert(self, place: Place, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
+    def insert(self, place: Site, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
         """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already.
 
         Raises:
@@ -58,7 +58,7 @@ class Inserter:
             self._residual(place, name, kernel, inner, source, seed=[self._seed, place.layer, number])
 
     def _layers(
-        self, place: Place, way: Way, name: str, kernels: Sequence[tuple[int, ...]], inner: Variable,
+        self, place: Site, way: Way, name: str, kernels: Sequence[tuple[int, ...]], inner: Variable,
         result: Variable,
     ) -> None:  # fmt: skip
         """Write layers in a row that compute the identity, with the activation of the place or one of their own."""
@@ -71,7 +71,7 @@ class Inserter:
             made = self._normalise(place, made, own) if place.norm is not None else made
             made = activate(place, made, result if position == len(kernels) - 1 else None)
 
-    def _pair(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
+    def _pair(self, place: Site, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
         """Write two columns for each unit, v and -v, and take phi(v) - phi(-v)."""
         assert place.factor is not None
         units, group = place.channels, place.group
@@ -79,14 +79,14 @@ class Inserter:
         made = self.activate(place, self._layer(place, f"{name}.0", kernel, inner, there, makes=2 * units, group=group))
         self._layer(place, f"{name}.1", kernel, made, back, reads=2 * units, group=group, output=result)
 
-    def _maxout(self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
+    def _maxout(self, place: Site, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable) -> None:
         """Write two identities and take the larger."""
         identity = dirac(place.channels, place.group)
         pieces = [self._layer(place, f"{name}.{n}", kernel, inner, identity, group=place.group) for n in (0, 1)]
         self._node("Max", f"{name}.Max", pieces, result)
 
     def _residual(
-        self, place: Place, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable,
+        self, place: Site, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable,
         seed: list[int],
     ) -> None:  # fmt: skip
         """Write a branch whose first layer is random and whose last is zero."""
@@ -97,7 +97,7 @@ class Inserter:
         self._node("Add", f"{name}.Add", [inner, zero], result)
 
     def _layer(
-        self, place: Place, name: str, kernel: tuple[int, ...], source: Tensor, values: Callable[..., Array],
+        self, place: Site, name: str, kernel: tuple[int, ...], source: Tensor, values: Callable[..., Array],
         reads: int = 0, makes: int = 0, group: int = 1, has_bias: bool = True, output: Variable | None = None,
     ) -> Variable:  # fmt: skip
         """Add a layer of the kind of a place, with a bias of zeros; in front of a normalisation a bias is nothing.
@@ -122,7 +122,7 @@ class Inserter:
             kernel_shape=list(kernel), pads=pads * 2, group=group,
         )  # fmt: skip
 
-    def _normalise(self, place: Place, tensor: Tensor, name: str) -> Variable:
+    def _normalise(self, place: Site, tensor: Tensor, name: str) -> Variable:
         """Add a BatchNormalization like that of the layer, whose scale and shift undo what it does."""
         node = self._analysis.nodes[place.norm or 0]
         kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(node.inputs[1].name))
@@ -134,7 +134,7 @@ class Inserter:
         inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
         return self._node("BatchNormalization", f"{name}.BatchNormalization", [tensor, *inputs], **node.attrs)
 
-    def activate(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
+    def activate(self, place: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Repeat the activation of a place; where it has none, max(x, 0)."""
         if not place.activation:
             return self.rectify(tensor, output)
@@ -148,7 +148,7 @@ class Inserter:
             made[self._name_of(node)] = result
         return result
 
-    def between(self, place: Place, tensor: Tensor) -> Variable:
+    def between(self, place: Site, tensor: Tensor) -> Variable:
         """Apply the activation of a place for which phi(v) - phi(-v) = c v, elsewhere max(x, 0)."""
         self._place = place
         return self.activate(place, tensor) if place.factor is not None else self.rectify(tensor)
@@ -157,7 +157,7 @@ class Inserter:
         """Add max(x, 0)."""
         return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
 
-    def _prelu(self, place: Place, tensor: Tensor, output: Variable | None = None) -> Variable:
+    def _prelu(self, place: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Add a PRelu that starts as the identity: each unit has the slope 1."""
         kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(place.tensor))
         name = tensor.inputs[0].name.rpartition(".")[0]
@@ -247,7 +247,7 @@ def _random(seed: int) -> Callable[..., Array]:
 
 def calibrated(
     model: Model,
-    chosen: Sequence[tuple[Place, Way]],
+    chosen: Sequence[tuple[Site, Way]],
     data: str | os.PathLike[str] | Mapping[str, Array] | None,
     seed: int,
     progress: Progress | None,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_net2net.analysis.blocks import LISTS, Block, Use
+from onnx_net2net.analysis.blocks import LISTS, Block
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.names import scope_of
-from onnx_net2net.graph.graph import Constant, Node, Tensor, Variable
+from onnx_net2net.graph.graph import Constant, Node, Place, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.rules import traits
 
@@ -84,7 +84,7 @@ def insert_copy(
 
 
 def _copy(
-    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Use], inner: Variable,
+    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Place], inner: Variable,
     behind: Variable, name: str,
 ) -> list[CopiedConstant]:  # fmt: skip
     """Write a copy of a block that reads one tensor and makes another.

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import Array, is_float, spacing
-from onnx_net2net.analysis.activations import Finder, Place
+from onnx_net2net.analysis.activations import Finder, Site
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network
 from onnx_net2net.graph.decisions import DOMAIN
@@ -101,7 +101,7 @@ class _Search:
             yield from self._same(node)
             yield from self._all(node)
 
-    def _plain(self, layer: Layer, place: Place) -> Iterator[Identity]:
+    def _plain(self, layer: Layer, place: Site) -> Iterator[Identity]:
         """Yield a layer with its bias and normalisation that computes the identity."""
         node = self._analysis.nodes[layer.number]
         matrix = self._matrix(node)
@@ -133,7 +133,7 @@ class _Search:
         )  # fmt: skip
         return node.inputs[index], (node, index)
 
-    def _pair(self, layer: Layer, place: Place) -> Iterator[Identity]:
+    def _pair(self, layer: Layer, place: Site) -> Iterator[Identity]:
         """Yield two layers that compute (phi(v) - phi(-v)) / c = v."""
         first = self._analysis.nodes[layer.number]
         up = self._matrix(first)
