@@ -978,7 +978,7 @@ _ROWS |= {
             ("experts", "places_that_are_returned"),
         ),
     ],
-    "analysis/shares.py": [
+    "analysis/joint_experts.py": [
         (
             "shares: groups of a class are as those of a graph",
             'self.found.grouped |= state == "times" and axis.size > 1',
@@ -989,7 +989,7 @@ _ROWS |= {
             "shares: what nothing divides is divided",
             "self.found.divided |= weights | biases",
             "pass",
-            ("shares", "nothing_divides"),
+            ("joint_experts", "nothing_divides"),
         ),
     ],
     "rewrite/masks.py": [

@@ -9,10 +9,10 @@ import numpy as np
 from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.maps import Map, keep, lifted, split
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.joint_experts import find_joint_experts
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.modules import find_modules
 from onnx_net2net.analysis.routers import find_lifts, find_masks
-from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.graph.walk import label_of
@@ -79,7 +79,7 @@ def _together(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map
     factors: dict[Place, float] = {}
     for dim in routed:
         times = growth[dim].new // dim.size
-        found = find_shares(analysis, {dim})
+        found = find_joint_experts(analysis, {dim})
         if options.framework and found.grouped:
             raise RefusedError(f"a class of {options.framework} chooses groups of experts by a fixed number of scores")
         for chosen in found.chosen:

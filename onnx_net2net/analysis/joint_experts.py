@@ -1,9 +1,9 @@
-"""Copies of experts that are chosen together: a router that chooses k of them chooses all m copies of each, m k in all.
+"""Copies of experts that are chosen together: a router that chose k experts chooses all m copies of each, m k in all.
 
-Nothing but weights and the number k changes then, so that a class of a framework can follow. It has to be shown that
-the copies of an expert together count as it did: a softmax over experts, or over those chosen, gives each copy an m-th
-part; so does a sum of gates that these are divided by, as it is m times as large. Where gates are neither, what the
-experts make is divided instead.
+Then only weights and the number k change, so that a class of a framework can follow. The copies of an expert together
+must count as the expert did. A softmax over all or over the chosen experts gives each copy an m-th part. So does a
+division of the gates by their sum, which is m times as large. Where gates are neither, the results of the experts are
+divided instead.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from onnx_net2net.graph.walk import label_of
 from onnx_net2net.rules import traits
 
 State = Literal["same", "whole", "shared", "times", "marks", "marked"]
-"""What a tensor holds in the student: what it held, without the dims; for each copy what its expert had, or an m-th
-part of that; m times what it held; for each copy that is chosen a mark at the copy that it is, and such a mark times
-what copies share."""
+"""What a tensor holds in the student. "same": the teacher's values, without a dim of experts. "whole": for each copy
+the value of its expert. "shared": for each copy an m-th part of that value. "times": m times the teacher's values.
+"marks": for each chosen copy a mark (one-hot) at this copy. "marked": such marks times shared values."""
 
 _TINY = 1e-9
 """Numbers that are added to sums of gates so that nothing is divided by 0."""
 
 
 @dataclass
-class Shares:
+class JointExperts:
     """What else changes where copies of experts are chosen together.
 
     Attributes:
-        chosen: The dims of what is chosen, which grow as often as the experts have copies.
-        parted: What the last layers of the experts read: copies can differ there, as long as the differences cancel.
-        divided: What is divided by the number of copies.
-        grouped: Whether groups of experts are chosen by the sum of so many of their scores.
+        chosen: The dims that run over the chosen experts (k); they grow by the number of copies.
+        parted: The weights of the experts' last layers: copies can differ there, as long as the differences cancel.
+        divided: The constants that are divided by the number of copies.
+        grouped: Whether groups of experts are chosen by the sum of a fixed number of scores in each.
     """
 
     chosen: set[Dim] = field(default_factory=set)
@@ -48,7 +48,7 @@ class Shares:
     grouped: bool = False
 
 
-def find_shares(analysis: Analysis, grown: Collection[Dim]) -> Shares:
+def find_joint_experts(analysis: Analysis, grown: Collection[Dim]) -> JointExperts:
     """Return what changes where all copies of an expert are chosen together.
 
     Args:
@@ -74,7 +74,7 @@ class _Walk:
 
     def __init__(self, analysis: Analysis, grown: Collection[Dim]) -> None:
         self._analysis, self._experts = analysis, set(grown)
-        self.found = Shares()
+        self.found = JointExperts()
         self.states: dict[str, State] = {}
         self.listed: set[str] = set()
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from moe import BIASED, DISPATCHES, LINEAR, LOOKED_UP, ROUTERS, TOP_1, moe
 
+from onnx_net2net.analysis.joint_experts import find_joint_experts
 from onnx_net2net.analysis.loadable import analyse
 from onnx_net2net.analysis.routers import chosen_dims
-from onnx_net2net.analysis.shares import find_shares
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.model import load
 
@@ -14,7 +14,7 @@ from onnx_net2net.model.model import load
 def shares(router, dispatch=LOOKED_UP, **changed):
     """What is found for a router, with the names of constants for places."""
     analysis = analyse(load(moe(router, dispatch, **changed)), None).analysis
-    found = find_shares(analysis, {dim for dim in chosen_dims(analysis) if dim.size > 2})
+    found = find_joint_experts(analysis, {dim for dim in chosen_dims(analysis) if dim.size > 2})
     names = [{analysis.uses[place].constant.name for place in places} for places in (found.parted, found.divided)]
     return names[0], names[1], {dim.size for dim in found.chosen}
 
