@@ -56,10 +56,10 @@ _MOST_BITS = 12
 
 
 def bits_of(spread: float) -> int:
-    """Return how many binary places the step between uneven shares has, of which each is an odd multiple of one half.
+    """Return the number b of binary places of uneven shares: each share is an odd multiple of half of 2 ** -b.
 
-    So no share is zero, two copies have never the same, and sums of whole numbers stay exact: the 9 places of a share
-    leave 15 of float32's 24 bits for these.
+    So no share is zero, no two copies have the same share, and sums of whole numbers stay exact: the 9 places of a
+    share leave 15 of float32's 24 bits for the numbers.
     """
     return max(8, math.ceil(8 + math.log2(0.3 / spread)))
 

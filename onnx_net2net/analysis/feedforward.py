@@ -1,7 +1,7 @@
 """Feed-forward blocks: one or two layers that read one tensor, what lies between, and a layer that reads the result.
 
-Between them every node treats each position alone and each hidden unit alone: activations, gates, biases and cuts of a
-joint gate and value. So a block is a function of one position, of which a mixture of experts can hold many.
+Between them every node treats each position alone and each hidden unit alone: activations, gates, biases, and cuts of a
+joint gate and value. So a block is a function of one position, and can become an expert of a mixture.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def _sums(
     for contraction in analysis.said[number].contractions:
         axis, indices = contraction.axis, [index for index, _ in contraction.sides]
         if contraction.law == "square" and analysis.is_derived(number, 0) and _is_read_elsewhere(analysis, number):
-            yield axis, f"{label} takes a norm of weights over it, which no gain could make up for"
+            yield axis, f"{label} takes a norm of weights over it, and no gain could correct it"
         held = zeros.get(analysis.nodes[number].inputs[indices[0]].name, ()) if len(indices) == 1 else ()
         growing = [dim for dim in leaves(axis) if is_free(dim) and dim not in held]
         if contraction.law != "mean" and growing and ways[number, contraction.sides] is None:
@@ -185,7 +185,7 @@ def _sums(
         is_zero = any(fill_of(analysis, inputs[index]) == 0 for index in indices)  # a state that starts at zeros
         is_constant = is_constant and not is_zero and not _is_norm(analysis, number)
         if is_constant and any(_may_be_computed(analysis, number, index, doubtful) for index in indices):
-            yield axis, f"{label} multiplies constants, some of which a class may compute"
+            yield axis, f"{label} multiplies constants, and a class may compute some of them"
 
 
 def _places(analysis: Analysis, number: int) -> Iterator[tuple[Axis, str]]:

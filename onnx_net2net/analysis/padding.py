@@ -1,13 +1,14 @@
-"""Widths that are no multiples, for dims that a LayerNormalization or RMSNormalization reads.
+"""Padding: widths that are no multiples, for dims that a LayerNormalization or RMSNormalization reads.
 
-Copying every unit equally often is not the only way to keep a statistic. Units that hold the mean of the others
-change no mean, and a variance only by a factor; units that hold zero change a mean square only by a factor. The
-factor goes into the scale and the epsilon of the normaliser (growth-math section 2). Which of the two holds where,
-a forward pass tells: what makes the units is linear, so that they can hold the mean; a normaliser turns means into
-zeros; whatever else is neither, and must not reach a normaliser.
+Copying every unit equally often is not the only way to keep a statistic. Padding units that hold the mean of the others
+do not change the mean, and change the variance only by a factor. Padding units that hold zero change a mean square only
+by a factor. The factor goes into the scale and the epsilon of the normaliser (growth-math section 2).
 
-Where a later node scales the units one by one (the layer scale of x + gamma * f(x)), what makes them has to put the
-mean of the scaled units into the padding, over the padding's own scale.
+A forward pass tells what padding holds in each tensor. Layers are linear in their weights, so that their padding units
+can hold the mean. A normaliser turns means into zeros. Other values must not reach a normaliser.
+
+A later node may scale the units one by one (the layer scale gamma of x + gamma * f(x)). Then the layer in front has to
+put into the padding the mean of the scaled units, divided by the padding's own scale.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def paddable(analysis: Analysis) -> dict[Dim, State]:
 
 
 def _is_alone(analysis: Analysis, number: int, statistic: Statistic) -> bool:
-    """Tell whether a statistic runs over one plain dim and all that makes up for padding can be corrected.
+    """Tell whether a statistic runs over one plain dim, and the node can be corrected for padding.
 
-    These are its scale and shift, if they are constants, and its epsilon, whose type is not as precise as doubles.
+    Scale and shift must be constants. The epsilon is an attribute in single precision, which is not enough for doubles.
     """
     if analysis.sizes.dtype(analysis.nodes[number].inputs[0].name) == TensorProto.DOUBLE:
         return False

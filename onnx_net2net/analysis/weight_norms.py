@@ -1,4 +1,4 @@
-"""Norms of weights: g * v / |v| (weight normalisation), whose gain makes up for the norm of a divided weight."""
+"""Norms of weights: g * v / |v| (weight normalisation). If v is divided among copies, the gain g corrects its norm."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from onnx_net2net.rules import traits
 class Norm:
     """A sum of squares of a weight, by which the weight is divided: g * v / |v| (weight normalisation).
 
-    Copies of what v reads get shares of v, which have another norm. Where a gain is multiplied on for each unit that
-    the norm is of, it makes up for that.
+    When v is divided among the copies of its inputs, its norm changes. A gain for each unit that has a norm of its own
+    can correct that.
     """
 
     uses: tuple[tuple[int, int], ...]  # the reads of v (node, input) that only the norm is for
     weight: tuple[int, int]  # another read of v
     kept: int  # the axis of v that each unit has a norm along
     power: float  # to which power of the sum of squares the weight is proportional
-    gains: tuple[Carrier, ...]  # what makes up for another norm
+    gains: tuple[Carrier, ...]  # the gains that correct the norm
 
 
 def find_norms(analysis: Analysis) -> dict[int, Norm]:
-    """Return the norms of weights that gains can make up for, by the node that sums the squares."""
+    """Return the norms of weights that gains can correct, by the node that sums the squares."""
     twice = read_twice(analysis)
     norms = {}
     for number, said in analysis.said.items():

@@ -1,9 +1,9 @@
 """The weights of a filled target under the names of its own state dict.
 
-The state dict is the target's, as it was when the target was exported: its entries are found in the file by their
-values (`matching`, `folding`), and each gets the values that the student has in that place. Where the export folded
-normalisations into layers, these stay in the state dict as they are, and the layer's weights and the shift make up for
-them.
+The state dict is the target's, from the time of its export. Its entries are found in the file by their values (`match`,
+`folded`), and each gets the student's values of that constant. Where the export folded a normalisation into a layer,
+the entries of the normalisation stay as they are, except its shift. The layer's weights are chosen so that both together
+compute the same as the student.
 """
 
 from __future__ import annotations

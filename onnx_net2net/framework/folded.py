@@ -89,7 +89,7 @@ def _match_norms(entries: StateDict, constants: Mapping[str, StoredConstant], ma
 
 
 def _match_scales(entries: StateDict, constants: Mapping[str, StoredConstant], matches: Matches) -> None:
-    """Add the normalisations of which scale and variance were folded into one factor: gamma / sqrt(var + eps)."""
+    """Add the normalisations whose scale and variance were folded into one factor: gamma / sqrt(var + eps)."""
     vectors = {name: entry.read().astype(np.float64) for name, entry in entries.items()
                if name not in matches and is_float(entry.dtype) and len(entry.shape) == 1}  # fmt: skip
     for constant in left_over(constants, matches):

@@ -1,8 +1,8 @@
 """The config of a Keras model at the sizes of other weights.
 
-Keras makes a model of its config, so that a `.keras` file is right only if its layers have the sizes of its tensors.
-Which argument of a layer is the size of which tensor stands in one table. A layer of which nothing is known may hold a
-size (`Reshape`, a class of the user's own), and the file is refused; weights alone (`.weights.h5`) need no config.
+Keras makes a model from its config, so that the layers in a `.keras` file must have the sizes of its tensors. A table
+maps the arguments of Keras' own layers to the axes of their tensors. Any other layer (`Reshape`, a class of the user's)
+may hold a size, and the file is refused. Weights alone (`.weights.h5`) need no config.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Stored:
 
     @classmethod
     def in_parts(cls, shape: tuple[int, ...], dtype: np.dtype[Any], elements: Callable[[int, int], Array]) -> Stored:
-        """Return a tensor of which some elements can be read by themselves; see `elements`."""
+        """Return a tensor that can be read in parts; see `elements`."""
         return cls(shape, dtype, lambda: elements(0, math.prod(shape)).reshape(shape), elements=elements)
 
     @property

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _SUFFIX = ".net2net"
 _WORK_FOLDER = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(_SUFFIX), re.DOTALL)
-_NAME_BYTES = 40  # of a work folder's name, of which file systems allow some 255
+_NAME_BYTES = 40  # of a work folder's name; file systems allow some 255
 _PATIENCE = 30.0
 """Seconds to wait for the lock of a folder. Whoever holds it for longer is no writer of ours, and is ignored."""
 

@@ -200,7 +200,7 @@ def _chosen(found: Sequence[FeedForward], only: Sequence[str]) -> list[FeedForwa
 
 
 def _named(found: Sequence[FeedForward], only: Sequence[str]) -> list[FeedForward]:
-    """Return the blocks that patterns name, and of which experts can be made."""
+    """Return the blocks that patterns name, if all of them can become experts."""
     named: set[str] = set()
     for pattern in only:
         matches = matching(pattern, found, lambda block: (block.name,), "block")

@@ -1,8 +1,8 @@
-"""Masks of copies of experts: for each token one copy alone of each expert keeps its score.
+"""Masks of copies of experts: for each token only one copy of each expert keeps its score.
 
-Which one it is, hyperplanes of what the router reads tell: for expert e and copy j the number n_ej x + o_ej, of which
-the largest wins. The planes are orthogonal to the router's row of the expert, so that they part its tokens in about
-equal halves whatever its scores are. They are constants, and do not learn.
+Hyperplanes in the router's input x decide which copy that is. For expert e and copy j the number n_ej x + o_ej is
+computed, and the copy with the largest number wins. The planes are orthogonal to the router's row of the expert, so
+that they divide its tokens in about equal halves, whatever its scores are. They are constants, and do not learn.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Sums over copied units: somebody has to weigh the copies, so that the sum stays what it was.
+"""Sums over copied units: copies have to be multiplied by their shares, so that each sum keeps its value.
 
-That is a constant wherever one can be found (see `onnx_net2net.analysis.linearity`), and a node of its own elsewhere.
+A constant that can be multiplied is used if there is one (see `onnx_net2net.analysis.linearity`), and else a new node.
 """
 
 from __future__ import annotations
@@ -207,10 +207,10 @@ def _weighed(rewriting: Rewriting, axes: Axes, position: int, weigher: Weigher) 
 
 
 def keep_shares(rewriting: Rewriting, unweighed: Collection[int]) -> None:
-    """Let copies under a Softmax share what their unit had, and give each of them the whole of it behind.
+    """Let the copies of a unit share its probability inside a Softmax, and give each the whole probability behind it.
 
-    With the logarithm of their number taken off c copies of x, their sum is c * e^(x - log c) = e^x. Those that are
-    unweighed are made up for elsewhere.
+    The logarithm of their number c is subtracted from the copies of x in front of the Softmax, so that their sum is
+    c * e^(x - log c) = e^x. Behind it the copies are multiplied by c. Nodes in `unweighed` are handled elsewhere.
     """
     for number, said in rewriting.analysis.said.items():
         for position in said.shares if number not in unweighed else ():

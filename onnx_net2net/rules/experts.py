@@ -50,7 +50,7 @@ def mixture(op: Op) -> None:
 
 @rule("QMoE", domain=MICROSOFT, inert=f"{_INERT} {_QUANTIZED}")
 def quantized_mixture(op: Op) -> None:
-    """The same with weights in steps, of which several lie in one byte: the experts alone can get copies."""
+    """The same with quantized weights, several in one byte: only the experts can get copies."""
     logits, expert = op.known(1), op.known(2)[0]
     op.unify(logits[-1], expert)
     op.choose(1, len(logits) - 1)

@@ -1,7 +1,8 @@
 """A chain: networks in ascending size, each grown from the last one and trained by the user's own command.
 
-Each stage has a folder. What it was made from is noted there, so that a stage that was completed is not done again, and
-one of which something has changed is *stale*. A runner that is killed goes on at the first stage that is not complete.
+Each stage has a folder, with a note of everything that it was made from. So a completed stage is not done again, unless
+one of these things has changed: then it is *stale*. A runner that was killed goes on at the first stage that is not
+complete.
 """
 
 from __future__ import annotations

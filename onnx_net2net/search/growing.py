@@ -72,7 +72,7 @@ class Grown:
 
 
 def begin(model: Path, state: Path | None, optimizer: Path | None, folder: Path) -> Network:
-    """Return the first network, of which there is a file and maybe more.
+    """Return the first network, from its file and perhaps its state dict and optimizer.
 
     Args:
         model: The file.

@@ -46,5 +46,5 @@ def test_a_normed_weight_without_a_gain_stays():
     text = """(float[N, 6, 9] x) => (float[N, 3, L] y) {
         h = Conv(x, up) r = Relu(h) n = ReduceL2<keepdims = 1>(v, axes) w = Div(v, n) y = Conv(r, w) }"""
     teacher = net(text, up=draw(8, 6, 1), v=draw(3, 8, 2), axes=np.array([1, 2]))
-    with pytest.raises(RefusedError, match="takes a norm of weights over it, which no gain could make up for"):
+    with pytest.raises(RefusedError, match="takes a norm of weights over it, and no gain could correct it"):
         widen(teacher, factor=1.5, framework="torch")

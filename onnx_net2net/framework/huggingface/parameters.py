@@ -208,7 +208,7 @@ def _grown(stored: Stored, growth: WeightGrowth, name: str) -> GrownSource:
 
 
 def _rounds(axis: AxisGrowth) -> bool:
-    """Tell whether an axis has units of which neither they are copies, nor the sum over copies is what it was."""
+    """Tell whether values along an axis are rounded: it has new units that are no copies, or scaled shares."""
     if not axis.reads:
         return bool(axis.map.kind.any()) or axis.parted
     scaled = Shared.of(axis.map, spread=axis.spread).scaled

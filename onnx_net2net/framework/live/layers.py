@@ -22,7 +22,7 @@ _SIZES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.MultiheadAttention: {"embed_dim": ("out_proj.weight", 0), "kdim": ("k_proj_weight", 1),
                             "vdim": ("v_proj_weight", 1)},
 }  # fmt: skip
-"""Which axis of which parameter an attribute is the size of."""
+"""For each attribute that is a size: the parameter, and its axis of that size."""
 
 
 def resize_layer(layer: nn.Module, path: str, report: WidthReport) -> None:

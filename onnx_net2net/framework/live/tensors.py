@@ -35,7 +35,7 @@ def grown(entry: Entry, tensor: torch.Tensor, held: Held = "weight") -> torch.Te
 
 
 def computed_values(checkpoint: Checkpoint) -> dict[str, Array]:
-    """Return the entries whose values do not follow from their own by maps: gains that make up for other norms."""
+    """Return the entries whose new values need more than maps: gains that correct the norms of weights."""
     found = {}
     for entry in checkpoint.entries:
         if entry.carried is not None and entry.growths:

@@ -108,7 +108,7 @@ def factorise(analysis: Analysis, inserter: Inserter, place: Site, rank: int | N
     Args:
         analysis: The graph.
         inserter: Writes activations.
-        place: The layer, of which `place.ways` has "factor".
+        place: The layer; its `ways` must have "factor".
         rank: Units between the two in each group, not counting the negatives; None for an exact product.
 
     Returns:

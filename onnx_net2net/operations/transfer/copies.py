@@ -40,7 +40,7 @@ _SPLIT_SIZES_ARE_INPUTS = 13
 
 
 def experts_of(network: Network) -> set[Dim]:
-    """Return the dims of experts that have a matrix each, and of which a router chooses some."""
+    """Return the dims of experts with a matrix each, if a router chooses among them."""
     chosen = chosen_dims(network.analysis)
     uses = network.analysis.uses.values() if chosen else ()
     return {dim for use in uses if len(use.axes) > 2 for dim in leaf_set(*use.axes) & chosen if dim.size > 1}

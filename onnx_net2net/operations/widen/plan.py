@@ -279,7 +279,7 @@ class Plan:
         return group.role is Role.EXPERTS or not self._chosen.isdisjoint(group.dims)
 
     def multiply(self, group: Group, size: int) -> None:
-        """Give experts copies: of a router that chooses some of them, copies of which one at a time is in use.
+        """Give experts copies. If a router chooses some of them, only one copy of each is in use at a time.
 
         Raises:
             RefusedError: If they cannot have copies.

@@ -53,10 +53,10 @@ def _padding(analysis: Analysis, group: Group, known: dict[Dim, State], ties: Ti
 
 
 def scaling_for(analysis: Analysis, growth: Growth, ties: Ties) -> Scaling | None:
-    """Return what weights are multiplied by; None where nothing is padded and no number has to be made up for.
+    """Return the factors of weights; None if nothing is padded and no number of the class changes.
 
     Raises:
-        RefusedError: If something between two normalisations cannot be scaled.
+        RefusedError: A node between two normalisations cannot be scaled.
     """
     pads = pads_of(growth)
     scaling = rescale(analysis, growth, pads, ties)
@@ -78,7 +78,7 @@ def _compensations(analysis: Analysis, growth: Growth, ties: Ties) -> Iterator[t
 
 
 def _with_tied(analysis: Analysis, place: Place, factor: float, ties: Ties) -> Iterator[tuple[Place, float]]:
-    """Yield a weight in all places where it is read; the sum over it in a head is made up for in front of it."""
+    """Yield a weight in all places where it is read; in front of a tied head the factor is undone."""
     sums = weighed_axes(analysis)
     for other, use in analysis.uses.items():
         if use.constant is not analysis.uses[place].constant:
