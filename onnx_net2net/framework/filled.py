@@ -2,8 +2,8 @@
 
 The state dict is the target's, from the time of its export. Its entries are found in the file by their values (`match`,
 `folded`), and each gets the student's values of that constant. Where the export folded a normalisation into a layer,
-the entries of the normalisation stay as they are, except its shift. The layer's weights are chosen so that both together
-compute the same as the student.
+the entries of the normalisation stay as they are, except its shift. The layer's weights are chosen so that both
+together compute the same as the student.
 """
 
 from __future__ import annotations

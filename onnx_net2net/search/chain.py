@@ -34,17 +34,17 @@ _PARTS = {"teacher": "its teacher", "stage": "its description", "files": "its fi
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a stage.
+    """The result of a stage.
 
     Attributes:
-        name: What it is called.
-        kind: As of `Stage`.
-        cost: What the network costs.
-        exact: Whether it computes what its teacher does.
-        notes: What is worth knowing of how it was made.
-        outcome: What its training came to; None where it was not trained here.
-        expected: The metric with which its teacher ended.
-        network: The network as it is now.
+        name: The name of the stage.
+        kind: The `kind` of the `Stage`.
+        cost: The cost of the network.
+        exact: Whether it computed the same as its teacher before its training.
+        notes: Remarks for people on how it was made.
+        outcome: The result of its training; None if it was not trained here.
+        expected: The metric that its teacher ended with.
+        network: The network after its training.
     """
 
     name: str
@@ -262,12 +262,12 @@ def _grown_of(value: Mapping[str, Any]) -> Grown:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a chain saved against training its last network alone.
+    """What a chain saved, compared with training its last network alone.
 
     Attributes:
-        metric: The value that both came to.
-        chain: What the chain had spent by then, in steps of the last network.
-        alone: What the last network alone had spent; None if it never came there.
+        metric: The value that both reached.
+        chain: The compute of the chain up to this value, in steps of the last network.
+        alone: The compute of the last network alone up to this value; None if it never reached it.
     """
 
     metric: float

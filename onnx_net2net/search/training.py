@@ -1,12 +1,12 @@
-"""The training protocol: a command of the user's, what it is given, and what it leaves in a folder.
+"""The training protocol: how the user's training command is run, and what it leaves in a folder.
 
-The command is a template. `{init}`, `{optimizer}`, `{out}` and the like stand for files and numbers (`PLACES`); no
-shell is in between. While it runs it writes lines of JSON to `{out}/metrics.jsonl`, each with a `step` and whatever it
-measures, the first of them before its first step. When it ends, or is asked to by SIGTERM, it leaves its weights in
-`{out}/state.pt` (or `.safetensors`), and may leave `optimizer.pt` and `model.onnx`.
+The command is a template. `{init}`, `{optimizer}`, `{out}` and other places stand for files and numbers (`PLACES`); it
+runs without a shell. While it runs it writes lines of JSON to `{out}/metrics.jsonl`, each with a `step` and its
+metrics; the first line comes before the first step. When it ends, or gets SIGTERM, it leaves its weights in
+`{out}/state.pt` (or `.safetensors`). It may also leave `optimizer.pt` and `model.onnx`.
 
-A run writes into a folder of its own and takes its place when all of it is there. So a folder of the final name is a
-training that was completed, and what was stopped on the way is never taken for one.
+A run writes into a temporary folder, which gets its final name when it is complete. So a folder of the final name
+always holds a completed training.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ class Stop:
     """What is measured, and when a training has come far enough.
 
     Attributes:
-        metric: The name that the lines of `metrics.jsonl` have it under.
-        mode: Whether a small or a large value is good: "min" or "max".
+        metric: The key of the metric in the lines of `metrics.jsonl`.
+        mode: "min" if small values are good, "max" if large ones are.
         steps: End after this step. A command that takes `{steps}` does that itself.
-        target: End at this value.
+        target: End as soon as the metric reaches this value.
         patience: End after so many values without a better one.
-        seconds: End after this time.
+        seconds: End after so many seconds.
         silence: Seconds without a line after which a training counts as hung.
-        grace: Seconds to leave a checkpoint in, once asked to end.
+        grace: Seconds that the command has after SIGTERM to leave a checkpoint.
     """
 
     metric: str
@@ -120,13 +120,13 @@ class Stop:
 
 @dataclass
 class Outcome:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         ended: Why it ended: "finished", "steps", "target", "patience" or "seconds".
-        duration: Seconds that it took.
-        curve: The steps and the metric there.
-        extras: What else the last line has.
+        duration: How many seconds it took.
+        curve: Pairs of a step and the metric at this step.
+        extras: The other values of the last line.
     """
 
     ended: str = "finished"
