@@ -1,9 +1,9 @@
-"""Exploring: many candidates grown from one teacher, each trained a little, the better ones more, and ranked.
+"""Exploring: many candidates are grown from one teacher and trained a little; the better ones are trained more.
 
-Candidates come in batches. All of a batch are made and measured first, and those that cannot be exact or break a
-constraint are dropped before any training. The rest train to the first rung; the best part of all that ever reached a
-rung goes on to the next one, each from its own weights and optimizer (successive halving). What happens depends on
-the seed and on the results alone, not on which training ended first; so every engine comes to the same.
+Candidates come in batches. A batch is first made and measured. Candidates that cannot be exact or break a constraint
+are dropped before any training. The others train to the first rung. Of all candidates that ever reached a rung, the
+best fraction goes on to the next rung, each with its own weights and optimizer (successive halving). The search depends
+only on the seed and on the results, not on which training ended first. So every engine gives the same table.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ COSTS = ("parameters", "macs", "latency")
 
 @dataclass
 class Trial:
-    """A candidate and what became of it.
+    """A candidate and its results.
 
     Attributes:
         number: Its number.
-        candidate: What was chosen.
+        candidate: Its sizes, numbers of copies, and numbers for the training.
         state: "running", "complete", "pruned" or "fail".
         reason: Why it was dropped; empty if it was not.
-        cost: What it costs; None where it could not be made.
-        outcomes: What its training came to at each rung that it reached.
-        network: The network as it is now.
+        cost: The cost of its network; None if it could not be made.
+        outcomes: The result of its training at each rung that it reached.
+        network: Its network after the last rung.
     """
 
     number: int
@@ -242,7 +242,7 @@ def _settled(before: Network | None, out: Path, folder: Path) -> Network:
 
 
 def front(points: dict[int, tuple[float, ...]]) -> set[int]:
-    """Return the numbers of the points that no other one is at least as good as everywhere; small is good."""
+    """Return the numbers of the points on the Pareto front; small is good."""
     return {
         number for number, point in points.items()
         if not any(

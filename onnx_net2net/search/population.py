@@ -1,11 +1,12 @@
 """Training a population whose members differ in architecture, too (after Jaderberg et al., arXiv:1711.09846).
 
-All members train for a while, each at its own size and with numbers of its own. Then the weakest take over the weights
-and the optimizer of the strongest, and go on with numbers near theirs. Where plain population based training needs one
-architecture, here a weak member stays as large as it is: what it takes over is grown to the smallest size that both
-fit into, maybe one step more, and computes the same there.
+All members train for a while, each at its own size and with its own numbers. Then the weakest take over the weights and
+the optimizer of the strongest, and go on with numbers near theirs. Plain population based training needs one
+architecture. Here the strong network is first grown, exactly, to the smallest size that both fit into, or one step
+further. So a weak member keeps at least its size.
 
-A round depends on the seed, on its number and on the results before it, so that a runner that was killed goes on.
+A round depends only on the seed, on its number and on the results before it, so that a runner that was killed can go
+on.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ class Member:
         number: Its number.
         candidate: Its architecture and its numbers in this round.
         network: Its network.
-        cost: What that costs.
-        value: The metric at the end; None where its training failed.
-        compute: Steps times multiplications, over all rounds.
-        source: The member that it took over from before the round, if it did.
-        note: What went wrong, if anything did.
-        curve: The steps of the round and the metric there.
+        cost: The cost of its network.
+        value: The metric at the end; None if its training failed.
+        compute: Steps times multiplications, summed over all rounds.
+        source: The member whose weights it took over before the round; None if it kept its own.
+        note: What went wrong; empty if nothing did.
+        curve: Pairs of a step of the round and the metric at this step.
     """
 
     number: int

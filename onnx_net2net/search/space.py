@@ -1,7 +1,7 @@
-"""What may vary among networks that are grown from one teacher, read from YAML.
+"""The space of a search, read from YAML: what may vary among networks that are grown from one teacher.
 
-A *candidate* has one of the choices of each size (`widen`) and number of copies (`repeat`), and a value of each number
-that the training command takes (`train`).
+A *candidate* has a choice for each size (`widen`), a choice for each number of copies (`repeat`), and a value for each
+number that the training command takes (`train`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Variable:
     """Something that varies.
 
     Attributes:
-        name: What studies and tables call it.
+        name: Its name in studies and tables.
         kind: "widen", "repeat" or "train".
         key: The dim, pattern or role; the group of blocks; or the place in the training command.
-        choices: What it may be, in ascending order; empty if it is a number in a range.
+        choices: Its possible values, in ascending order; empty if it is a number in a range.
         low: The lowest value of a range.
-        high: The highest value.
-        log: Whether factors matter in it, not differences.
+        high: The highest value of a range.
+        log: Whether values are drawn on a logarithmic scale.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Space:
-    """What may vary, and what candidates must not exceed.
+    """The variables of a search, and the limits of its candidates.
 
     Attributes:
         variables: What varies.
-        limits: The most of each cost: a number, or text like "3x" for a multiple of the teacher's.
+        limits: The upper limit of each cost: a number, or a text like "3x" for a multiple of the teacher's.
     """
 
     variables: tuple[Variable, ...]

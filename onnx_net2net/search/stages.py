@@ -20,13 +20,13 @@ class Stage:
     """One network of a chain.
 
     Attributes:
-        name: What it is called.
-        steps: How it is grown from the last one.
+        name: The name of the stage.
+        steps: The steps that grow it from the last network.
         target: The network that is filled from the last one instead.
-        state: Its state dict.
-        exact: Whether it must compute what the last one does.
-        template: How it is trained; None where it is not.
-        stop: Until when.
+        state: The state dict of the target.
+        exact: Whether it must compute the same as the last network.
+        template: The training command; None if it is not trained.
+        stop: When its training ends.
         kind: "start", "grown", or "alone" for the last network trained from scratch.
     """
 
