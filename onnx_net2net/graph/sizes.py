@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count, islice
 from math import isqrt, prod
 from typing import Any
@@ -39,6 +39,9 @@ _EVALUATED = [np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.float32, np
 """Types on which the reference operators keep to the specification."""
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass
 class Sizes:
     """What is known of each tensor of a graph under one binding of its dynamic axes.
@@ -58,19 +61,34 @@ class Sizes:
     binding: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    _shapes: dict[int, tuple[Shape | None, onnx.TypeProto]] = field(default_factory=dict, repr=False, compare=False)
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
+    def shape(self, name: str) -> Shape | None:
         """Return the shape of a tensor, or None where it is not known or not a tensor."""
         proto = self.types.get(name)
-        if proto is None or not proto.tensor_type.HasField("shape"):
+        if proto is None:
             return None
-        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
-        return shape if not shape or (min(shape) >= 0 and max(shape) <= _LONGEST) else None
+        if (known := self._shapes.get(id(proto))) is None:
+            known = self._shapes[id(proto)] = _shape_of(proto), proto  # kept, so that its id stays its own
+        return known[0]
 
     def dtype(self, name: str) -> int:
         """Return the element type of a tensor (onnx.TensorProto.DataType), 0 where it is not known."""
         proto = self.types.get(name)
         return int(proto.tensor_type.elem_type) if proto is not None else 0
+
+
+def _shape_of(proto: onnx.TypeProto) -> Shape | None:
+    if not proto.tensor_type.HasField("shape"):
+        return None
+    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in proto.tensor_type.shape.dim)
+    return shape if not shape or (min(shape) >= 0 and max(shape) <= _LONGEST) else None
+
+
+@lru_cache(maxsize=1 << 12)
+def _tensor_type(dtype: int, shape: Shape) -> onnx.TypeProto:
+    """Return the type of a tensor: one object for many tensors, never to be changed."""
+    return helper.make_tensor_type_proto(dtype, shape)
 
 
 def infer(model: onnx.ModelProto) -> Sizes:
@@ -128,11 +146,14 @@ def infer_at(model: onnx.ModelProto, binding: Mapping[str, int]) -> Sizes:
         sizes.types[value.name] = typed.type
     for tensor in model.graph.initializer:
         note_constant(sizes, tensor.name, tensor)
-    unknown = {o for n in model.graph.node if not _is_known(n, versions_of(model)) for o in n.output}
+    versions = versions_of(model)
+    unknown = {o for n in model.graph.node if not _is_known(n, versions) for o in n.output}
     sizes.types.update({v.name: v.type for v in model.graph.value_info if v.name in unknown})
     for sparse in model.graph.sparse_initializer:
         sizes.types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
-    walk(model.graph.node, sizes, versions_of(model), model.ir_version)
+    walk = _Walk(sizes, versions, model.ir_version)
+    for node in model.graph.node:
+        walk.visit(node)
     return sizes
 
 
@@ -147,10 +168,11 @@ def reevaluate(model: onnx.ModelProto, old: Sizes, types: dict[str, onnx.TypePro
     new = Sizes(types=types, binding=old.binding)
     computed = {name for node in model.graph.node for name in node.output if name in old.values}
     new.values = {name: value for name, value in old.values.items() if name not in computed}
+    versions = versions_of(model)
     for node in model.graph.node:
         if any(name in computed for name in node.output):
             try:
-                _evaluate(node, new, versions_of(model))
+                _evaluate(node, new, versions)
             except Exception:  # arithmetic on weights, whose values are not known here
                 continue
     return new
@@ -165,37 +187,100 @@ def versions_of(model: onnx.ModelProto) -> dict[str, int]:
 
 def note_constant(sizes: Sizes, name: str, tensor: onnx.TensorProto) -> None:
     """Record the type of a constant, and its value when it is small and its bytes are here."""
-    sizes.types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    sizes.types[name] = _tensor_type(tensor.data_type, tuple(tensor.dims))
     inline = tensor.data_location != onnx.TensorProto.EXTERNAL
     if inline and prod(tensor.dims) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
         sizes.values[name] = numpy_helper.to_array(tensor)
         sizes.constant.add(name)
 
 
-def walk(nodes: Iterable[onnx.NodeProto], sizes: Sizes, versions: dict[str, int], ir_version: int) -> None:
-    """Type the outputs of sorted nodes, in order."""
-    imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    for node in nodes:
+class _Walk:
+    """A walk over sorted nodes that types what they make, those that differ in nothing but names together."""
+
+    def __init__(self, sizes: Sizes, versions: dict[str, int], ir_version: int) -> None:
+        self._sizes, self._versions, self._ir_version = sizes, versions, ir_version
+        self._imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+        self._alike: dict[tuple[Any, ...], tuple[list[onnx.TypeProto], list[onnx.TypeProto | None]]] = {}
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        """Type the outputs of a node."""
+        sizes = self._sizes
         try:
-            if _evaluate(node, sizes, versions):
-                continue
+            if _evaluate(node, sizes, self._versions):
+                return
         except Exception:  # the reference operators do not cover every version and type; typing needs no values
             _forget(node, sizes)
         try:
-            _type(node, sizes, versions, imports, ir_version)
+            self._type(node)
         except defs.SchemaError:  # an operator that only the runtime knows: what the file says of its outputs
-            sizes.failures.update(
-                {
-                    name: f"{node.op_type} has no schema"
-                    for name in filter(None, node.output)
-                    if sizes.shape(name) is None
-                }
-            )
+            unknown = [name for name in filter(None, node.output) if sizes.shape(name) is None]
+            sizes.failures.update(dict.fromkeys(unknown, f"{node.op_type} has no schema"))
         except Exception as error:  # any operator's inference may reject its inputs, each in its own way
             reason = str(error).strip().splitlines() or [type(error).__name__]
             sizes.failures.update(dict.fromkeys(filter(None, node.output), reason[0]))
             if isinstance(error, UntypableError):
                 sizes.refused.update(filter(None, node.output))
+
+    def _type(self, node: onnx.NodeProto) -> None:
+        sizes, domain = self._sizes, "" if node.domain == "ai.onnx" else node.domain
+        if (domain, node.op_type) in type_functions:
+            _type_by_function(node, sizes, type_functions[domain, node.op_type])
+            return
+        by_data = node.op_type in traits.BY_DATA and not domain
+        if not by_data and self._type_alike(node, domain):
+            return
+        inferred = self._infer(node, domain, sizes.values)
+        for place, name in enumerate(node.output):
+            if name in inferred:
+                sizes.types[name] = inferred[name]
+                if by_data:
+                    _bind_lengths(node, place, sizes)
+        for name in node.output:
+            if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
+                raise ValueError("has an output whose shape depends on data, or is beyond all bounds")
+
+    def _type_alike(self, node: onnx.NodeProto, domain: str) -> bool:
+        """Type the outputs by types and by lists of sizes alone; tell whether these say all."""
+        sizes, outputs = self._sizes, list(filter(None, node.output))
+        types = [sizes.types.get(name) for name in node.input]
+        values = {name: sizes.values[name] for name in node.input if name in sizes.values}
+        lists = {name: value for name, value in values.items() if value.dtype == np.int64 and value.ndim < 2}
+        key = (
+            domain,
+            node.op_type,
+            tuple(map(id, types)),
+            tuple(lists[name].tobytes() if name in lists else None for name in node.input),
+            tuple(map(bool, node.output)),
+            tuple(attribute.SerializeToString() for attribute in node.attribute),
+        )
+        if key not in self._alike:
+            try:
+                inferred = self._infer(node, domain, lists)
+            except Exception:  # with all values there is another one, or none
+                return False
+            shapes = [_shape_of(inferred[name]) if name in inferred else None for name in outputs]
+            if None in shapes:
+                return False
+            found = [_tensor_type(inferred[n].tensor_type.elem_type, s) for n, s in zip(outputs, shapes, strict=True)]
+            self._alike[key] = found, types  # which are kept, so that their ids stay theirs
+        sizes.types.update(zip(outputs, self._alike[key][0], strict=True))
+        return True
+
+    def _infer(self, node: onnx.NodeProto, domain: str, values: Mapping[str, np.ndarray]) -> dict[str, onnx.TypeProto]:
+        """Return the types of outputs by the schema of the operator, as far as it tells them."""
+        sizes = self._sizes
+        schema = defs.get_schema(node.op_type, self._versions.get(domain, 1), domain)
+        known = {name: sizes.types[name] for name in node.input if name in sizes.types}
+        if any(name and name not in known for name in node.input):
+            raise ValueError("follows a tensor of unknown shape")
+        if node.op_type == "Split" and not domain:
+            known[node.input[0]] = _as_cut(node, sizes)
+        arrays = {name: np.asarray(values[name], order="C") for name in node.input if name in values}
+        data = {name: numpy_helper.from_array(value, name) for name, value in arrays.items()}
+        types: dict[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
+            schema, node, known, data, opset_imports=self._imports, ir_version=self._ir_version
+        )
+        return types
 
 
 def _forget(node: onnx.NodeProto, sizes: Sizes) -> None:
@@ -229,9 +314,7 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
             if fixed:
                 sizes.constant.add(name)
         elif name:
-            sizes.types[name] = helper.make_tensor_type_proto(
-                helper.np_dtype_to_tensor_dtype(result.dtype), result.shape
-            )
+            sizes.types[name] = _tensor_type(helper.np_dtype_to_tensor_dtype(result.dtype), result.shape)
     return True
 
 
@@ -248,9 +331,9 @@ def _measure(node: onnx.NodeProto, sizes: Sizes) -> bool:
 
 def _is_computed(node: onnx.NodeProto, inputs: list[np.ndarray | None]) -> bool:
     """Tell whether all that a node reads is known, and what it makes is a value of use, not too large."""
-    if not node.input or node.op_type in traits.RANDOM | traits.SIZED or any(a.type == a.GRAPH for a in node.attribute):
+    if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):  # as nearly always
         return False
-    if any(value is None and name for name, value in zip(node.input, inputs, strict=True)):
+    if not node.input or node.op_type in traits.RANDOM | traits.SIZED or any(a.type == a.GRAPH for a in node.attribute):
         return False
     if any(value is not None and value.dtype not in _EVALUATED for value in inputs):
         return False
@@ -276,7 +359,7 @@ def _operator(kind: str, version: int) -> Any:
 
 def _set_value(sizes: Sizes, name: str, value: np.ndarray) -> None:
     sizes.values[name] = value
-    sizes.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+    sizes.types[name] = _tensor_type(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
 
 def _constant(node: onnx.NodeProto, sizes: Sizes) -> bool:
@@ -290,39 +373,6 @@ def _constant(node: onnx.NodeProto, sizes: Sizes) -> bool:
     _set_value(sizes, node.output[0], np.array(helper.get_attribute_value(attribute), dtypes[attribute.name]))
     sizes.constant.add(node.output[0])
     return True
-
-
-def _type(
-    node: onnx.NodeProto,
-    sizes: Sizes,
-    versions: dict[str, int],
-    imports: list[onnx.OperatorSetIdProto],
-    ir_version: int,
-) -> None:
-    """Type the outputs of a node by the schema of its operator."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if (domain, node.op_type) in type_functions:
-        _type_by_function(node, sizes, type_functions[domain, node.op_type])
-        return
-    schema = defs.get_schema(node.op_type, versions.get(domain, 1), domain)
-    known = {name: sizes.types[name] for name in node.input if name in sizes.types}
-    if node.op_type == "Split" and not domain and node.input[0] in known:
-        known[node.input[0]] = _as_cut(node, sizes)
-    values = {name: np.asarray(sizes.values[name], order="C") for name in node.input if name in sizes.values}
-    data = {name: numpy_helper.from_array(value, name) for name, value in values.items()}
-    if any(name and name not in known for name in node.input):
-        raise ValueError("follows a tensor of unknown shape")
-    inferred = shape_inference.infer_node_outputs(
-        schema, node, known, data, opset_imports=imports, ir_version=ir_version
-    )
-    for place, name in enumerate(node.output):
-        if name in inferred:
-            sizes.types[name] = inferred[name]
-            if node.op_type in traits.BY_DATA and not domain:
-                _bind_lengths(node, place, sizes)
-    for name in node.output:
-        if name and inferred.get(name, onnx.TypeProto()).HasField("tensor_type") and sizes.shape(name) is None:
-            raise ValueError("has an output whose shape depends on data, or is beyond all bounds")
 
 
 def _bind_lengths(node: onnx.NodeProto, place: int, sizes: Sizes) -> None:
@@ -374,4 +424,4 @@ def _type_by_function(node: onnx.NodeProto, sizes: Sizes, function: TypeFunction
         raise ValueError("follows a tensor of unknown shape")
     results = function(types, attrs, [sizes.values.get(name) for name in node.input])
     for name, (dtype, shape) in zip(node.output, results, strict=False):
-        sizes.types[name] = helper.make_tensor_type_proto(dtype, shape)
+        sizes.types[name] = _tensor_type(dtype, tuple(shape))

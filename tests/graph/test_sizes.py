@@ -72,6 +72,25 @@ def test_what_cannot_be_typed_has_a_reason_and_so_has_what_follows() -> None:
     assert found.shape("z") == (2, 6)
 
 
+def test_nodes_that_differ_in_names_and_weights_are_typed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = []
+    inferred = sizes.shape_inference.infer_node_outputs
+    monkeypatch.setattr(
+        sizes.shape_inference,
+        "infer_node_outputs",
+        lambda schema, node, *rest, **more: typed.append(node.output[0]) or inferred(schema, node, *rest, **more),
+    )
+    text = """(float[2, 6] x) => (float[3, 4] r, float[3, 4] s, float[4, 6] y) {
+        a = MatMul(x, one) b = MatMul(a, two) c = MatMul(b, one) d = Relu(c) e = Relu(d)
+        f = Transpose(e) g = Transpose<perm = [1, 0]>(e) h = Transpose(d)
+        r = Reshape(f, shape) s = Reshape(h, shape) y = Resize(e, , double) }"""
+    weights = {"one": np.ones((6, 6), np.float32), "two": np.zeros((6, 6), np.float32)}
+    found = infer(net(text, **weights, shape=np.array([3, 4]), double=np.array([2, 1], np.float32)))
+    assert typed == [*"abdfgr", *"yy"], "scales are read where types and lists do not tell the shape"
+    assert [found.shape(name) for name in "ceghrsy"] == [(2, 6), (2, 6), (6, 2), (6, 2), (3, 4), (3, 4), (4, 6)]
+    assert not found.failures
+
+
 def test_what_the_file_says_counts_for_operators_without_a_schema_only() -> None:
     text = "(float[2, 6] x) => (float[2, 6] y) { u = my.company.Odd(x) h = Relu(u) y = Relu(h) }"
     proto = net(text, imports=', "my.company" : 1')
