@@ -17,7 +17,7 @@ than `LIMIT` dims is not followed: its dims are frozen.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, count
 from math import prod
 
@@ -28,7 +28,7 @@ LIMIT = 4096
 
 _serial = count()
 _changes = 0
-"""Counts what may have changed a normal form; one that was found since the last time still holds."""
+"""Counts what changed a normal form that is remembered; one that was found since the last time still holds."""
 
 
 class Dim:
@@ -46,7 +46,7 @@ class Dim:
     """
 
     length = 1
-    __slots__ = ("_to", "copies", "fixed", "origin", "pinned", "ratio", "serial", "size", "statistic")
+    __slots__ = ("_inside", "_to", "copies", "fixed", "origin", "pinned", "ratio", "serial", "size", "statistic")
 
     def __init__(self, size: int, fixed: str | None = None, origin: Dim | None = None) -> None:
         self.size = size
@@ -58,6 +58,7 @@ class Dim:
         self.origin = origin
         self.serial = next(_serial)
         self._to: Axis | None = None
+        self._inside = False  # whether a normal form that is remembered has it
         if size <= 1 and fixed is None and origin is None:
             self.fixed = "an axis of size 1 broadcasts"
 
@@ -86,8 +87,8 @@ class _Composite:
 
     def __init__(self, parts: Iterable[Axis], total: Callable[[Iterable[int]], int]) -> None:
         self.parts: tuple[Axis, ...] = tuple(parts)
-        self.size: int = total(part.size for part in self.parts)
-        self.length: int = sum(part.length for part in self.parts)
+        self.size: int = total([part.size for part in self.parts])
+        self.length: int = sum([part.length for part in self.parts])
         self._normal: Axis | None = None
         self._seen = -1
 
@@ -151,16 +152,16 @@ def resolve(axis: Axis) -> Axis:
                 building[-1][1].append(_normal(found_parts, kind is Concat))
     if isinstance(axis, Dim):
         axis._to = result[0]  # path compression
-    else:
+    elif not isinstance(result[0], Dim):
         axis._normal, axis._seen = result[0], _changes
     return result[0]
 
 
 def _known(axis: Axis) -> Axis | None:
     """Return the normal form of an axis where it is known."""
-    if isinstance(axis, Dim):
+    if type(axis) is Dim:
         return axis if axis._to is None else None
-    return axis._normal if axis._seen == _changes else None
+    return axis._normal if axis._seen == _changes else None  # type: ignore[union-attr]
 
 
 def _normal(parts: Iterable[Axis], is_concat: bool) -> Axis:
@@ -168,11 +169,16 @@ def _normal(parts: Iterable[Axis], is_concat: bool) -> Axis:
     axis = _concat(part for part in parts if part.size) if is_concat else _product(parts)
     if not isinstance(axis, Dim):
         axis._normal, axis._seen = axis, _changes
+        for part in axis.parts:
+            if type(part) is Dim:
+                part._inside = True
     return axis
 
 
 def _concat(parts: Iterable[Axis]) -> Axis:
-    flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, Concat) else (part,))]
+    flat: list[Axis] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, Concat) else (part,)
     return flat[0] if len(flat) == 1 else Concat(flat) if flat else Dim(0, "an empty axis")
 
 
@@ -188,23 +194,18 @@ def _product(parts: Iterable[Axis]) -> Axis:
     return Product(flat)
 
 
-def leaves(axis: Axis) -> Iterator[Dim]:
-    """Yield the dims of an axis in layout order; one that occurs twice is yielded twice."""
-    pending = [resolve(axis)]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, Dim):
-            yield part
-        else:
-            pending.extend(reversed(part.parts))
+def leaves(axis: Axis) -> Sequence[Dim]:
+    """Return the dims of an axis in layout order; one that occurs twice is there twice."""
+    axis = resolve(axis)
+    found = (axis,) if isinstance(axis, Dim) else axis.parts
+    while len(found) < axis.length:
+        found = tuple(leaf for part in found for leaf in ((part,) if isinstance(part, Dim) else part.parts))
+    return found  # type: ignore[return-value]
 
 
 def leaf_set(*axes: Axis) -> set[Dim]:
     """Return the dims of some axes."""
-    found: set[Dim] = set()
-    for axis in map(resolve, axes):
-        found.update((axis,) if type(axis) is Dim else leaves(axis))
-    return found
+    return set().union(*map(leaves, axes))
 
 
 def freeze(axis: Axis, reason: str) -> None:
@@ -225,7 +226,7 @@ def pin(axis: Axis, reason: str) -> None:
 
 def _hold(dim: Dim) -> None:
     """Tell the ratio of a dim that was frozen, and forget normal forms: a frozen unit is no factor of a product."""
-    if dim.size == 1:
+    if dim.size == 1 and dim._inside:
         _note_change()
     if dim.frozen and dim.ratio is not None:
         root = dim.ratio.root()
@@ -260,16 +261,22 @@ def only_copies(axis: Axis, reason: str) -> None:
         dim.copies = dim.copies or reason
 
 
+def join(a: Axis, b: Axis) -> bool:
+    """State that two axes are the same where they are dims of one size, as nearly always; tell whether they are now."""
+    a, b = resolve(a), resolve(b)
+    return a is b or (type(a) is Dim is type(b) and a.size == b.size and _bind(a, b))
+
+
 def unify(a: Axis, b: Axis, reason: str) -> bool:
     """State that two axes are the same; freeze both, with the reason, where they cannot be.
 
     Returns:
         Whether the two could be made the same.
     """
+    if join(a, b):
+        return True
     a, b = resolve(a), resolve(b)
-    if isinstance(a, Dim) and isinstance(b, Dim) and a is not b and a.size == b.size:  # as nearly always
-        return _bind(a, b, reason)
-    if a is b or (isinstance(a, Concat) and isinstance(b, Concat) and a.parts == b.parts):
+    if isinstance(a, Concat) and isinstance(b, Concat) and a.parts == b.parts:
         return True
     if a.size == b.size and max(a.length, b.length) <= LIMIT and _unify(a, b, reason):
         return True
@@ -280,9 +287,9 @@ def unify(a: Axis, b: Axis, reason: str) -> bool:
 
 def _unify(a: Axis, b: Axis, reason: str) -> bool:
     if isinstance(a, Dim):
-        return _bind(a, b, reason)
+        return _bind(a, b)
     if isinstance(b, Dim):
-        return _bind(b, a, reason)
+        return _bind(b, a)
     if isinstance(a, Concat) or isinstance(b, Concat):
         return _unify_concats(_terms(a), _terms(b), reason)
     return _unify_products(list(a.parts), list(b.parts), reason)
@@ -292,26 +299,30 @@ def _terms(axis: Axis) -> list[Axis]:
     return list(axis.parts) if isinstance(axis, Concat) else [axis]
 
 
-def _bind(dim: Dim, axis: Axis, reason: str) -> bool:
+def _bind(dim: Dim, axis: Axis) -> bool:
     if isinstance(axis, Dim) and axis.serial > dim.serial:  # the older dim stays, so that names are stable
         dim, axis = axis, dim
-    if not isinstance(axis, Dim) and dim in leaf_set(axis):
+    if dim._inside and not isinstance(axis, Dim) and dim in leaf_set(axis):
         return False
-    _inherit(axis, dim, reason)
-    _retire(dim, axis)
+    _replace(dim, axis)
     return True
 
 
-def _inherit(axis: Axis, dim: Dim, reason: str) -> None:
-    """Carry over to the axis what is known of the dim that it replaces."""
+def _replace(dim: Dim, axis: Axis) -> None:
+    """Bind a dim to an axis, which gets to know what is known of the dim."""
     if dim.fixed:
         freeze(axis, dim.fixed)
     if dim.pinned:
         pin(axis, dim.pinned)
     if dim.ratio:
-        keep_uniform(axis, dim.statistic or reason, dim.ratio)
+        keep_uniform(axis, dim.statistic or "a statistic runs over it", dim.ratio)
     if dim.copies:
         only_copies(axis, dim.copies)
+    dim._to = axis
+    if dim._inside:
+        _note_change()
+    if dim.ratio:
+        dim.ratio.root().members -= 1
 
 
 def _unify_concats(xs: list[Axis], ys: list[Axis], reason: str) -> bool:
@@ -428,19 +439,6 @@ def units(axis: Axis) -> list[Axis]:
             freeze(row, "its units are rearranged one by one")
         return [column for _ in rows for column in columns]
     return [unit for part in axis.parts for unit in units(part)]
-
-
-def _replace(dim: Dim, axis: Axis) -> None:
-    """Bind a dim to an axis of fresh dims."""
-    _inherit(axis, dim, dim.frozen or "a statistic runs over it")
-    _retire(dim, axis)
-
-
-def _retire(dim: Dim, axis: Axis) -> None:
-    dim._to = axis
-    _note_change()
-    if dim.ratio is not None:
-        dim.ratio.root().members -= 1
 
 
 def _note_change() -> None:

@@ -46,7 +46,7 @@ def _places(old: Axis, new: Axis) -> np.ndarray | None:
     """Return the place of each unit of `old` in `new`, or None where their structures differ."""
     if not _fits(old, new):
         return None
-    grown = leaves(new)
+    grown = iter(leaves(new))
     return table(old, lambda dim: (np.arange(dim.size), next(grown).size))[0]
 
 

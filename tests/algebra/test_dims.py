@@ -14,6 +14,7 @@ import pytest
 from graphs import random_growth
 from hypothesis import given, settings, strategies as st
 
+from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import (
     Axis,
     Concat,
@@ -405,3 +406,25 @@ def test_cutting_a_uniform_dim_keeps_it_uniform() -> None:
     cut(whole, 2)
     first, second = leaves(whole)
     assert first.ratio.root() is second.ratio.root()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layers", [20, 40])
+def test_what_reads_a_chain_of_concatenations_finds_each_of_them_once(
+    monkeypatch: pytest.MonkeyPatch, layers: int
+) -> None:
+    """As in DenseNet: only a dim that stands in a concatenation can change it, not one that is bound to it."""
+    built = []
+    normal = dims._normal
+    monkeypatch.setattr(dims, "_normal", lambda parts, kind: built.append(kind) or normal(parts, kind))
+    axis: Axis = Dim(4)
+    for layer in range(layers):
+        weight, made, result = Dim(axis.size), Dim(4), Dim(axis.size + 4)
+        assert unify(axis, weight, "")
+        assert unify(made, Dim(4), "")
+        assert unify(Concat([axis, made]), result, "")
+        axis = result
+        assert len(leaves(axis)) == layer + 2
+    assert len(built) == layers
+    assert unify(made, Concat([Dim(1), Dim(3)]), "")
+    assert len(leaves(axis)) == layers + 2
+    assert len(built) > layers
