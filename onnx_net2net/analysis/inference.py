@@ -311,24 +311,24 @@ def _is_shareable(analysis: Analysis, node: Node, said: Statements, index: int) 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
-    chosen = [op.known(index)[position] for index, position in op.said.choices]
-    spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables, *chosen]
-    around = dims.leaf_set(*spoken)
-    once: set[Dim] = set()
-    often: set[Dim] = set()
-    for operand in (*op.inputs, *op.outputs):
-        if operand:
-            found = dims.leaf_set(*operand)
-            often |= once & found
-            once |= found
-    for index, axes in enumerate(op.inputs):
-        for axis in axes or () if index not in op.said.ignored else ():
-            dim = dims.resolve(axis)
-            if isinstance(dim, Dim) and dim not in around and dim not in often and dim.copies is None:
-                op.freeze(dim, UNREAD)
+    operands = [[dims.resolve(axis) for axis in axes or ()] for axes in (*op.inputs, *op.outputs)]
+    alone: dict[Axis, int] = {}
+    for index, axes in enumerate(operands[: len(op.inputs)]):
+        if index not in op.said.ignored:
+            alone.update((a, index) for a in axes if type(a) is Dim and a.fixed is None and a.copies is None)
+    for index in reversed(range(len(operands))):  # what is in a result is nearly all, so that few axes are looked into
+        for axis in operands[index] if alone else ():
+            for dim in dims.leaves(axis):
+                if alone.get(dim, index) != index:
+                    del alone[dim]
+    if alone:
+        chosen = [op.known(index)[position] for index, position in op.said.choices]
+        spoken = [*(contraction.axis for contraction in op.said.contractions), *op.said.tables, *chosen]
+        op.freeze(alone.keys() - dims.leaf_set(*spoken), UNREAD)
 
 
 def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> Op:
+    singles = analysis.singles
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
     constants: list[bool] = []
@@ -345,13 +345,14 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
         is_long = value is None and constant is not None and (node.op, index) in traits.LONG_LISTS
         if is_long:
             value = analysis.draft.read(constant)
+        is_list = value is not None and _is_list(node, value) and not (node.op == "Equal" and listed)
         for position, axis in enumerate(axes or ()):
-            key = (number, index, position) if constant is not None else (tensor.name, position)
-            if axis.size == 1 and key in (analysis.singles.reads if constant is not None else analysis.singles.tensors):
-                continue
-            is_list = value is not None and _is_list(node, value) and not (node.op == "Equal" and listed)
-            if axis.size == 1 or is_list:
-                dims.freeze(axis, "an axis of size 1 broadcasts" if axis.size == 1 else LISTED)
+            if axis.size == 1:
+                key = (number, index, position) if constant is not None else (tensor.name, position)
+                if key not in (singles.reads if constant is not None else singles.tensors):
+                    dims.freeze(axis, "an axis of size 1 broadcasts")
+            elif is_list:
+                dims.freeze(axis, LISTED)
         inputs.append(axes)
         values.append(value)
         constants.append(is_long or tensor.name in analysis.sizes.constant)
@@ -418,6 +419,8 @@ def _freeze(axes: Iterable[Axis] | None, reason: str) -> None:
 
 def _is_partly_unknown(analysis: Analysis, op: Op, node: Node) -> bool:
     """Tell whether an operand that is a tensor has no known shape; its rule could then miss a tie."""
+    if None not in op.inputs and None not in op.outputs:
+        return False
     outputs = zip(op.outputs, node.outputs, strict=True)
     results = [(axes, t) for axes, t in outputs if t.outputs or t.name in analysis.kept]
     return any(axes is None and t.name for axes, t in (*zip(op.inputs, node.inputs, strict=True), *results))

@@ -58,6 +58,7 @@ def rule(
         inert: Names of attributes, separated by spaces, on which no axis depends; the rule need not read them. A node
             with another attribute that the rule does not read is frozen, unless it has the schema's default value.
     """
+    overlookable = frozenset(inert.split())
 
     def register(function: Rule) -> Rule:
         def speak(op: Op) -> None:
@@ -68,7 +69,7 @@ def rule(
                 function(op)
             except UnknownShapeError:
                 op.freeze_all("has operands of unknown shape")
-            _freeze_if_overlooked(op, inert.split())
+            _freeze_if_overlooked(op, overlookable)
 
         speak.__doc__ = function.__doc__
         for kind in kinds:
@@ -81,9 +82,10 @@ def rule(
 
 def _freeze_if_overlooked(op: Op, inert: Collection[str]) -> None:
     """Freeze a node with an attribute or an operand that its rule does not read."""
-    known = _inert.get((op.domain, op.kind), set()).union(inert)
+    known = _inert.get((op.domain, op.kind), ())
     for what, which in () if op.said.closed else op.overlooked():
-        if what == "attribute" and (which in known or op.attrs[str(which)] == _default(op, str(which))):
+        is_inert = what == "attribute" and (which in inert or which in known)
+        if is_inert or (what == "attribute" and op.attrs[str(which)] == _default(op, str(which))):
             continue
         hint = " (see `inert` of onnx_net2net.rules.rule)" if what == "attribute" else ""
         op.freeze_all(f"has the {what} {which!r}, which its growth rule does not read{hint}")

@@ -138,7 +138,7 @@ def pairwise_distance(op: Op) -> None:
     """Distance of each row of A to each of B: copies of a coordinate together weigh its square."""
     op.apply("m k, n k -> m n")
     sides = op.input(0), op.input(1)
-    op.said.contractions.clear()
+    op.said.contractions = ()
     for index, axes in enumerate(sides):
         if axes is not None:
             op.contract(axes[1], [(index, 1)], "square")

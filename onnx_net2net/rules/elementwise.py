@@ -84,4 +84,4 @@ def _count(op: Op) -> None:
         is_list = op.constant[1 - index] and len(wide) == 1
         if value is not None and is_list and np.array_equal(value.reshape(-1), np.arange(source.size)):
             op.look_up(axes[wide[0]], index)
-            op.said.counts.append((1 - index, wide[0]))
+            op.said.counts += ((1 - index, wide[0]),)

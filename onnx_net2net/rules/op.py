@@ -16,7 +16,7 @@ import numpy as np
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, RANKED, UNREAD, Reason
-from onnx_net2net.rules.signature import Term, align, parse
+from onnx_net2net.rules.signature import Term, parse
 from onnx_net2net.rules.statements import (
     Contraction,
     Integers,
@@ -102,30 +102,31 @@ class Op:
         self.constant = list(constant) or [False] * len(self._inputs)
         self.listed = listed
         self.said = Statements()
-        self.read: set[tuple[str, int]] = set()  # ("input", index) and ("output", index)
+        self.read_inputs: set[int] = set()
+        self.read_outputs: set[int] = set()
 
     # -- reading ---------------------------------------------------------------------------------------
 
     @property
     def inputs(self) -> list[Axes | None]:
         """The axes of each input; asking for them marks every input as read."""
-        self.read.update(("input", index) for index in range(len(self._inputs)))
+        self.read_inputs.update(range(len(self._inputs)))
         return self._inputs
 
     @property
     def outputs(self) -> list[Axes | None]:
         """The axes of each output; asking for them marks every output as read."""
-        self.read.update(("output", index) for index in range(len(self._outputs)))
+        self.read_outputs.update(range(len(self._outputs)))
         return self._outputs
 
     def input(self, index: int) -> Axes | None:
         """Return the axes of an input; None if the node leaves it out or its shape is not known."""
-        self.read.add(("input", index))
+        self.read_inputs.add(index)
         return self._inputs[index] if index < len(self._inputs) else None
 
     def output(self, index: int = 0) -> Axes | None:
         """Return the axes of an output; None if the node leaves it out or its shape is not known."""
-        self.read.add(("output", index))
+        self.read_outputs.add(index)
         return self._outputs[index] if index < len(self._outputs) else None
 
     def known(self, index: int) -> Axes:
@@ -142,23 +143,21 @@ class Op:
 
     def value(self, index: int) -> np.ndarray | None:
         """Return the value of an input as an array; None if it is not known."""
-        self.read.add(("input", index))
+        self.read_inputs.add(index)
         return self.values[index] if index < len(self.values) else None
 
     def overlooked(self) -> Iterator[tuple[str, str | int]]:
         """Yield what the node has and the rule did not read: ("attribute", name), ("input", i), ("output", i)."""
-        yield from (("attribute", name) for name in self.attrs if name not in self.attrs.asked)
-        for what, operands in (("input", self._inputs), ("output", self._outputs)):
-            yield from (
-                (what, index)
-                for index, axes in enumerate(operands)
-                if axes is not None and (what, index) not in self.read
-            )
+        yield from [("attribute", name) for name in self.attrs if name not in self.attrs.asked]
+        ends = ("input", self._inputs, self.read_inputs), ("output", self._outputs, self.read_outputs)
+        for what, operands, read in ends:
+            yield from [(what, k) for k, axes in enumerate(operands) if axes is not None and k not in read]
 
     def forget_readers(self) -> None:
         """Forget what was read so far."""
         self.attrs.asked.clear()
-        self.read.clear()
+        self.read_inputs.clear()
+        self.read_outputs.clear()
 
     def has(self, index: int) -> bool:
         """Tell whether the node has this input."""
@@ -185,7 +184,7 @@ class Op:
 
     def unify(self, a: Axis, b: Axis, reason: str = "cannot have different dims on this axis") -> bool:
         """State that two axes have the same units in the same order; return whether that is possible."""
-        return a is b or dims.unify(a, b, self.why(reason))
+        return a is b or dims.join(a, b) or dims.unify(a, b, self.why(reason))
 
     def unify_all(self, left: Iterable[Axis], right: Iterable[Axis]) -> None:
         """State that two sequences of axes are the same, one by one."""
@@ -205,7 +204,7 @@ class Op:
             index: The input with the indices. If a node chose them along another axis, the two axes are the same.
         """
         dims.pin(axis, self.why(LOOKED_UP))
-        self.said.tables.append(axis)
+        self.said.tables += (axis,)
         source = self.listed.get(index) if index is not None else None
         if source is not None and source.size == axis.size:
             self.unify(source, axis, "looks up what was chosen along another axis")
@@ -219,7 +218,7 @@ class Op:
         """
         axis = self.known(index)[position]
         dims.pin(axis, self.why(reason))
-        self.said.choices.append((index, position))
+        self.said.choices += ((index, position),)
         self.said.places.update(dict.fromkeys(outputs, axis))
 
     def chosen(self, axes: Sequence[Axis]) -> None:
@@ -227,13 +226,13 @@ class Op:
         for axis in axes:
             self.unify(axes[0], axis)
             dims.pin(axis, self.why(RANKED))
-        self.said.chosen += axes[:1]
+        self.said.chosen += tuple(axes[:1])
 
     def normalise(self, axes: Iterable[Axis]) -> None:
         """State that a softmax runs over axes: they keep their size, or get new entries whose probability is 0."""
         for axis in axes:
             dims.pin(axis, self.why("normalises over this axis"))
-            self.said.normalised.append(axis)
+            self.said.normalised += (axis,)
 
     def freeze_all(self, reason: str) -> None:
         """Fix every axis of the node."""
@@ -260,7 +259,7 @@ class Op:
         over = tuple(axes)
         for axis in over:
             dims.keep_uniform(axis, self.why("takes a statistic over it"))
-        self.said.statistics.append(Statistic(over, law, inputs, scale, shift, total, epsilon))
+        self.said.statistics += (Statistic(over, law, inputs, scale, shift, total, epsilon),)
 
     def only_copies(self, axis: Axis, reason: str) -> None:
         """Allow only growth whose new units are copies of old ones."""
@@ -269,11 +268,11 @@ class Op:
     def shares(self, position: int) -> None:
         """State that a softmax runs over hidden units on an axis of input 0: copies share the unit's probability."""
         self.said.normalised += (self.input(0) or ())[position : position + 1]
-        self.said.shares.append(position)
+        self.said.shares += (position,)
 
     def contract(self, axis: Axis, sides: Iterable[tuple[int, int]], law: str = "sum") -> None:
         """State that the node sums over an axis; `Contraction` describes the arguments."""
-        self.said.contractions.append(Contraction(axis, tuple(sides), law))
+        self.said.contractions += (Contraction(axis, tuple(sides), law),)
 
     def size(
         self,
@@ -284,21 +283,21 @@ class Op:
         instead: Mapping[int, Axis | None] = MappingProxyType({}),
     ) -> None:
         """State that an element of an integer input is the total size of the axes; see `SizeInput`."""
-        self.read.add(("input", index))
-        self.said.size_inputs.append(SizeInput(index, element, axes, whole, instead))
+        self.read_inputs.add(index)
+        self.said.size_inputs += (SizeInput(index, element, axes, whole, instead),)
 
     def attribute(self, name: str, *axes: Axis, element: int | None = None, whole: Axis | None = None) -> None:
         """State that an attribute (or one entry of it) is the total size of the axes; see `size`."""
         self.attrs.asked.add(name)
-        self.said.size_attributes.append(SizeAttribute(name, element, axes, whole))
+        self.said.size_attributes += (SizeAttribute(name, element, axes, whole),)
 
     def default(self, name: str, value: float, axis: Axis) -> None:
         """State that an absent attribute stands for `value`; when the axis grows, this value has to be written."""
-        self.said.defaults.append((name, value, axis))
+        self.said.defaults += ((name, value, axis),)
 
     def select(self, axis: int, units: Sequence[Axis], order: np.ndarray, index: int | None = None) -> None:
         """State that the node picks units along an axis; see `Selection`."""
-        self.said.selections.append(Selection(axis, tuple(units), order, index))
+        self.said.selections += (Selection(axis, tuple(units), order, index),)
 
     def permute(self, position: int, source: Axis, target: Axis, order: np.ndarray, index: int | None = None) -> bool:
         """State that unit `k` of `target` is unit `order[k]` of `source`; each unit becomes a dim of its own.
@@ -327,7 +326,7 @@ class Op:
 
     def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
         """State that an input lists a range of indices; `Run` describes the arguments."""
-        self.said.runs.append(Run(index, column, along, before, units, rest))
+        self.said.runs += (Run(index, column, along, before, units, rest),)
 
     def pointwise(self, kind: str) -> None:
         """State what the node does to each unit alone.
@@ -340,16 +339,16 @@ class Op:
 
     def scales(self, *inputs: int) -> None:
         """State that these inputs are factors or divisors: for new units that are zero they are copied, not zero."""
-        self.said.scales.update(inputs)
+        self.said.scales = self.said.scales.union(inputs)
 
     def ignores(self, *inputs: int) -> None:
         """State that the node reads only the dtype or the shape of these inputs, so that any size will do."""
-        self.read.update(("input", index) for index in inputs)
-        self.said.ignored.update(inputs)
+        self.read_inputs.update(inputs)
+        self.said.ignored = self.said.ignored.union(inputs)
 
     def scalars(self, *inputs: int) -> None:
         """State that these inputs are numbers for the whole node, like a ratio or a count; their axes are frozen."""
-        self.said.ignored.update(inputs)
+        self.said.ignored = self.said.ignored.union(inputs)
         for index in inputs:
             self.freeze(self.input(index), UNREAD)
 
@@ -393,16 +392,18 @@ class Op:
             for name, size in (sizes or {}).items()
         }
         places: dict[tuple[str, int], int] = {}
-        operands = [(index, self.input(index), operand) for index, operand in enumerate(signature.inputs)]
-        operands += [(-1, self.output(index), operand) for index, operand in enumerate(signature.outputs)]
-        for index, axes, operand in operands:
-            matched = align(operand, axes) if axes is not None else []
+        operands = [(index, self.input(index)) for index in range(len(signature.inputs))]
+        operands += [(-1, self.output(index)) for index in range(len(signature.outputs))]
+        for place, (index, axes) in enumerate(operands):
+            if axes is None:
+                continue
+            matched = signature.aligned(place, len(axes))
             if matched is None:
                 self.freeze_all("has an operand of unexpected rank")
                 return
             for term, position, run in matched:
-                places.update({(name, index): position for name in term.names})
-                self._bind(term, run, known, numbers)
+                places.update({(name, index): position for name in term.names if name in signature.contracted})
+                self._bind(term, axes[position : position + len(run)], known, numbers)
         for name in fixed.split():
             self.freeze(known.get(name), KERNEL)
         for name in uniform.split():

@@ -128,7 +128,7 @@ def dynamic_matmul(op: Op) -> None:
         return
     for axis in a:
         op.only_copies(axis, "quantizes by the extremes of this tensor")
-    op.said.contractions.clear()
+    op.said.contractions = ()
     rows = max(len(b) - 2, 0)
     op.contract(b[rows], [(1, rows)])
     for index in (2, 3, 4):
@@ -158,7 +158,7 @@ def matmul_nbits(op: Op) -> None:
     zeros = "(n z)" if len(op.input(3) or ()) == 1 else "n z"
     op.apply(f"*b (k c), n k p, {'(n k)' if len(scales) == 1 else 'n k'}, {zeros}, *g, n -> *b n",
              sizes={"n": packed[0].size, "k": packed[1].size}, fixed="c p z")  # fmt: skip
-    op.said.contractions.clear()
+    op.said.contractions = ()
     op.contract(packed[1], [(0, len(a) - 1), (2, len(scales) - 1)])
     op.attribute("K", a[-1])
     op.attribute("N", packed[0])

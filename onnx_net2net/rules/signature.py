@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Term:
 
 
 Operand = tuple[Term, ...]
+T = TypeVar("T")
+Aligned: TypeAlias = "list[tuple[Term, int, tuple[T, ...]]] | None"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Signature:
 
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
+
+    @cached_property
+    def _aligned(self) -> dict[tuple[int, int], Aligned[int]]:
+        return {}
+
+    def aligned(self, index: int, rank: int) -> Aligned[int]:
+        """Return how the terms of an operand (inputs, then outputs) lie on so many axes, by their numbers."""
+        if (index, rank) not in self._aligned:
+            self._aligned[index, rank] = align((*self.inputs, *self.outputs)[index], range(rank))
+        return self._aligned[index, rank]
 
     @cached_property
     def contracted(self) -> dict[str, list[int]]:
@@ -91,10 +103,7 @@ def _name(word: str) -> str:
     return word
 
 
-T = TypeVar("T")
-
-
-def align(operand: Operand, axes: Sequence[T]) -> list[tuple[Term, int, tuple[T, ...]]] | None:
+def align(operand: Operand, axes: Sequence[T]) -> Aligned[T]:
     """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
     terms = list(operand)
     stars = [i for i, term in enumerate(terms) if term.star]

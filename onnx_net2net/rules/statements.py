@@ -126,26 +126,26 @@ class Statistic:
     epsilon: float = 1e-5
 
 
-@dataclass
+@dataclass(slots=True)
 class Statements:
     """All statements of a rule about its node; `onnx_net2net.rules.op.Op` has a method for each."""
 
-    contractions: list[Contraction] = field(default_factory=list)
-    size_inputs: list[SizeInput] = field(default_factory=list)
-    size_attributes: list[SizeAttribute] = field(default_factory=list)
-    selections: list[Selection] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    statistics: list[Statistic] = field(default_factory=list)
-    defaults: list[tuple[str, float, Axis]] = field(default_factory=list)
-    shares: list[int] = field(default_factory=list)
+    contractions: tuple[Contraction, ...] = ()
+    size_inputs: tuple[SizeInput, ...] = ()
+    size_attributes: tuple[SizeAttribute, ...] = ()
+    selections: tuple[Selection, ...] = ()
+    runs: tuple[Run, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    defaults: tuple[tuple[str, float, Axis], ...] = ()
+    shares: tuple[int, ...] = ()
     pointwise: str | None = None
-    scales: set[int] = field(default_factory=set)
-    ignored: set[int] = field(default_factory=set)
+    scales: frozenset[int] = frozenset()
+    ignored: frozenset[int] = frozenset()
     integers: dict[int, Integers] = field(default_factory=dict)
-    tables: list[Axis] = field(default_factory=list)
-    choices: list[tuple[int, int]] = field(default_factory=list)
+    tables: tuple[Axis, ...] = ()
+    choices: tuple[tuple[int, int], ...] = ()
     places: dict[int, Axis] = field(default_factory=dict)
-    counts: list[tuple[int, int]] = field(default_factory=list)
-    chosen: list[Axis] = field(default_factory=list)
-    normalised: list[Axis] = field(default_factory=list)
+    counts: tuple[tuple[int, int], ...] = ()
+    chosen: tuple[Axis, ...] = ()
+    normalised: tuple[Axis, ...] = ()
     closed: bool = False

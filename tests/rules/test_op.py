@@ -58,7 +58,8 @@ def test_what_a_newer_operator_set_brings_freezes_until_a_rule_declares_it(monke
             continue
         asked = inert.table().get(("", kind), set()).union(*(op.attrs.asked for op in ops))
         new += [(kind, name, attribute) for name, attribute in schema.attributes.items() if name not in asked]
-        read = set().union(*(op.read for op in ops))
+        read = {("input", index) for op in ops for index in op.read_inputs}
+        read |= {("output", index) for op in ops for index in op.read_outputs}
         operands = [("input", k, part) for k, part in enumerate(schema.inputs)]
         operands += [("output", k, part) for k, part in enumerate(schema.outputs)]
         for what, index, part in operands:

@@ -142,7 +142,7 @@ def _check_apart(analysis: Analysis, network: Network, units: Dim) -> None:
         RefusedError: Says which node does.
     """
     for number, said in analysis.said.items():
-        together = [axis for statistic in said.statistics for axis in statistic.axes] + said.normalised
+        together = [*(axis for statistic in said.statistics for axis in statistic.axes), *said.normalised]
         together += [contraction.axis for contraction in said.contractions if number not in network.layers]
         if any(units in leaf_set(axis) for axis in together):
             label = label_of(analysis.nodes[number])
