@@ -1,11 +1,15 @@
 """Where a network can become deeper: behind which layers, and what can be inserted there.
 
-A new layer computes the identity. Behind a layer with the activation phi it may be followed by phi itself where
-phi(phi(v)) = phi(v) (paper, section 2.4); where phi(v) - phi(-v) is proportional to v, as for all of the form
-v * s(v) with s(v) + s(-v) = 1 (GELU, SiLU, HardSwish), it has two columns for each unit that are subtracted behind
-phi; elsewhere a residual branch that ends in zero can be inserted. Which holds is tried out on numbers, so that it does
-not matter how an exporter wrote an activation. On request a new layer has an activation of its own that starts as the
-identity: PRelu of slope 1, or maxout of two equal pieces. Or two factors take the place of the layer itself.
+A new layer computes the identity. Let the layer in front have the activation phi.
+
+* Where phi(phi(v)) = phi(v) (ReLU), an identity layer and phi are inserted (paper, section 2.4).
+* Where phi(v) - phi(-v) is proportional to v (GELU, SiLU and HardSwish, which are v * s(v) with s(v) + s(-v) = 1), the
+  new layer has two columns for each unit, which are subtracted behind phi.
+* Elsewhere a residual branch that ends in zero can be inserted.
+
+Properties of phi are found by running it on numbers, so that it does not matter how an exporter wrote it. On request a
+new layer has an activation of its own that starts as the identity (PRelu of slope 1, or maxout of two equal pieces), or
+two factors replace the layer itself.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Repeated blocks of residual networks: where they are, and how a copy that computes the identity is put behind one.
 
-A block is y = x + f(x), with or without an idempotent activation behind the sum; nothing inside f is read elsewhere.
-Blocks in a row that belong to one module, like the attention and the feed-forward part of a transformer's layer, are
-one block. In a copy the last weights of each branch are zero and all others are those of the original: what comes
-before the zeros is alive, so that they get a gradient at once (a zero in front of a ReLU would get none). On request,
-also where nothing could be zero, two copies that cancel are inserted instead: x + f(x) - f(x), each with weights of
-its own, which get opposite gradients and part at the first step.
+A block is y = x + f(x), with or without an idempotent activation behind the sum; no node outside reads tensors inside
+f. Successive blocks of one module, like the attention and the feed-forward part of a transformer's layer, are one
+block. In a copy the last weights of each branch are zero, and all others are those of the original. The tensors in
+front of the zeros are not zero, so that the zeros get a gradient at once (a zero in front of a ReLU would get none). On
+request two copies that cancel are inserted instead: x + f(x) - f(x). That also works where no weight could be zero.
+Each copy has its own weights; they get opposite gradients, and differ from the first step on.
 """
 
 from __future__ import annotations

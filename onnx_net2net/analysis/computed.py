@@ -1,10 +1,10 @@
-"""Constants of a file that a framework's class computes: no entry of a state dict, though the export wrote values.
+"""Constants of a file that a framework's class computes: they are no entries of its state dict.
 
 A class that is made at other sizes computes them anew: the frequencies of a sinusoidal embedding, an identity matrix,
-a window. Copies of their units would be in the file and not in the class. Exporters tell some of them: torch's newer
-one notes what each initializer was, and what folded ones were computed from; its older one writes parameters as
-initializers and all else as Constant nodes. Where nothing is told, values that a formula of few numbers makes are
-taken to be computed; trained weights are none such.
+a window. If their units were copied in the file, the class would not have the copies. Exporters tell some of them:
+torch's newer exporter notes what each initializer was, and what folded ones were computed from; its older one writes
+parameters as initializers and other constants as Constant nodes. Where an exporter tells nothing, values that follow a
+simple formula are taken to be computed; trained weights follow none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Single heads: axes of size 1 between a Reshape that makes one of units and the Reshape that lays them together again.
 
-An attention of one head has the form of one of several, with a 1 for their number. Where nothing between the two
-Reshapes broadcasts the axis or ends on it, it is a dim of one unit, and may grow as a number of heads does.
+An attention with one head looks like one with several, with a 1 for their number. If no node between the two Reshapes
+broadcasts this axis, and no tensor leaves them with it, it is a dim of one unit, and can grow like a number of heads.
 """
 
 from __future__ import annotations

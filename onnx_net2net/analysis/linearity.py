@@ -1,13 +1,12 @@
-"""Which constants a tensor is linear in, so that they can be multiplied instead of it.
+"""Which constants a tensor is linear in, so that they can be multiplied instead of the tensor.
 
-Where a sum runs over units that are copied, one of its operands has to be divided among the copies. That may be a
-constant, but also what follows from one: `x * attention` is as linear in the vector as a MatMul in its matrix, a
-weight times a number in the weight, and what a layer makes in the rows of its weight and its bias together. So one
-walks back from the operand through operators that are linear in one of their inputs, or in several together, as long
-as nobody else reads what would be multiplied.
+Where a sum runs over copied units, one of its operands has to be divided among the copies. That may be a constant, or a
+tensor that is linear in constants: `x * vector` is linear in the vector, a MatMul in its matrix, and the result of a
+layer in its weight and bias together. So the search walks back from the operand through operators that are linear in
+one input, or in several inputs together, as long as no other node reads the tensor that would be multiplied.
 
-Units may be shared unevenly among copies as long as everything on the way is linear: f(a) + f(b) = f(a + b). A ReLU
-admits positive factors only, so that all copies get equal shares in front of it, and of a sum of absolute values.
+Shares may be uneven as long as all operators on the way are linear: f(a) + f(b) = f(a + b). A ReLU admits only positive
+factors, so that all copies get equal shares in front of it. The same holds for a sum of absolute values.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Single numbers that scale what stands between dims, and those of them that a class computes from its sizes.
+"""Single numbers that scale tensors, and which of them a class computes from its sizes.
 
-A class has `head_dim ** -0.5` in its attention and `sqrt(hidden)` behind an embedding; a file has the number alone. So
-has it alpha / r of a LoRA layer, base / width of a muP network, and the gain / sqrt(inputs) by which an equalized
-learning rate multiplies weights. A class that is made at other sizes computes another number. Nothing in a file tells
-such a number from one that the class has fixed. So it is compared with powers of the widths that it scales or comes
-from, and with simple functions of the sizes that it can be of: of what the layer in front or behind sums over.
+A class has `head_dim ** -0.5` in its attention, `sqrt(hidden)` behind an embedding, alpha / r in a LoRA layer, base /
+width in a muP network, or gain / sqrt(inputs) for an equalized learning rate. A file has only the resulting number. A
+class that is made at other sizes computes another one. The file does not tell such a number from one that is fixed in
+the class. So it is compared with powers of the widths beside it, and with simple functions of the sizes that it can
+depend on: those that the layers in front of it and behind it sum over.
 """
 
 from __future__ import annotations

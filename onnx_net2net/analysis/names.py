@@ -1,4 +1,4 @@
-"""Names of dims: the module whose parameters make the dim, as the exporter wrote it."""
+"""Names of dims, and which names a pattern matches. A dim has the name of the module whose parameters make it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Routers: where copies of experts have to be masked, so that one copy alone of each can be chosen.
+"""Routers: where copies of experts have to be masked, so that only one copy of each can be chosen.
 
-Copies of an expert, each with a copy of the router's row, have equal scores: a router that chooses k experts would
-choose the copies of one expert k times. So all copies but one get a penalty, for each token another one. It is added
-to scores once, as early as it takes, and what follows is followed node by node: whatever chooses among experts, sums
-over them or normalises over them must see no copy but the one. Where that cannot be had the growth is refused.
+Copies of an expert, each with a copy of the router's row, have equal scores, so that a router that chooses k experts
+would choose several copies of one expert. So for each token all copies but one get a penalty. It is added to the scores
+once, as early as necessary. From there on all nodes are followed: nodes that choose among experts, sum over them or
+normalise over them must see only this one copy. Otherwise the growth is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tied weights: matrices that one reader sums over and another one makes channels with, like an embedding and its head.
 
-Copies of a channel share what is summed over, and are whole where they are made: one matrix cannot be both. Either
-the layers in front of the sum are made smaller instead, or what the matrix makes is divided, too, for all of its
-readers; else its channels keep their number.
+Where a matrix sums over copied channels, it has to be divided among the copies; where it makes channels, it has to be
+copied whole. One matrix cannot be both. Either the layers in front of the sum are divided instead, or the channels that
+the matrix makes are divided, too, for all of their readers. Otherwise these channels cannot grow.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Upcycling: feed-forward blocks become mixtures of experts, exactly (Komatsuzaki et al. 2023, made exact).
 
 Each expert starts as a copy of the block, and the gates of the experts that a position chooses sum to 1. So together
-they make what the block made, whatever the router chooses; they part with the first step, as each gets other positions.
-With a shared expert the block stays as it is, and what the experts add to it starts at zero.
+they compute the same as the block, whatever the router chooses. They become different at the first step, as each gets
+other positions. With a shared expert the block stays as it is, and the results of the added experts start at zero.
 
-All experts stand in stacks [experts, reads, makes]. The graph computes each at each position, and adds them up by gates
-that are 0 for those that are not chosen: that can be trained, and grown like any mixture of experts.
+Weights of all experts are stacked: [experts, inputs, outputs]. The graph computes every expert at each position, and
+sums them with gates that are 0 for experts that are not chosen. So it can be trained, and grown like any mixture of
+experts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The inputs on which two models are compared, and what the teacher makes of them."""
+"""The inputs on which two models are compared, and the teacher's outputs; bounds on the time that this takes."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from onnx_net2net.run.inputs import SCALES, Feeds, InputSpec, accepted, check_fe
 from onnx_net2net.run.session import LEVELS, Level, Runner, blaming
 
 QUICK_SECONDS = 0.2
-"""More than the asked samples are run while they take no longer than this."""
+"""Further samples are run as long as all runs together take less than this."""
 
 MOST_SAMPLES = 24
+"""The largest number of such samples."""
 
 ENOUGH_ELEMENTS = 32
 MOST_DRAWS = 8
-"""The noise of a single element may round to nothing: what has few of them is moved several times."""
+"""The noise of a single element may round to zero. So a smaller output is moved up to `MOST_DRAWS` times."""
 
 COSTLY_DRAWS = 3
-"""The same where runs are costly, and then all of them together have enough."""
+"""The same for a model with costly runs; there the elements of all samples count together."""
 
 MOVING_SECONDS = 5.0
-"""For so long inputs are looked for that move an output."""
+"""How long inputs are sought that move an output which has not moved so far."""
 
 COSTLY_SECONDS = 0.1
-"""A model whose runs take longer, of a processor, is compared on two samples and sizes, and moved no more than need be.
-Growing a model costs about as much as a few runs of it, and its proof shall not cost more."""
+"""If a run takes more processor time than this, two samples and sizes are compared instead of three, with few draws.
+Growing a model costs about as much as a few runs of it, and its proof should not cost more."""
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 How far apart two equal models may be is not a constant: a deep network or a half-precision one scatters more than a
 shallow one. The yardstick is the teacher's own float noise, which is how far its outputs move when onnxruntime
 rearranges its arithmetic (graph optimizations off or on) and when its float inputs and the results of its layers move
-by one unit in the last place. A student may be a few times as far away, and no farther.
+by one unit in the last place. A student may be off by a few times as much (`NOISE_FACTOR`), and no more.
 """
 
 from __future__ import annotations

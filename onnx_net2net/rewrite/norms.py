@@ -1,10 +1,10 @@
-"""Normalisers at widths that are no multiples: they get padding that they do not notice, or whole multiples to read.
+"""Normalisers (LayerNormalization and its kin) at widths that are no multiples of the old one.
 
-A statistic over some units copied more often than others is another statistic. Where padding units stand beside whole
-copies, the scale and the epsilon of the node are corrected for their share (`adapt_norms`, `correct_norms` when the
-padding goes). Where copies stand beside single units, the node gets all that it reads filled up to the next whole
-multiple, and its result is cut again (`fill_norms`, `unfill`): in its statistic a unit without a copy counts as often
-as one with its copy.
+If some units were copied more often than others, the statistic would change. There are two ways out. *Padding*: beside
+whole copies of all units there are padding units that the statistic does not notice. The scale and the epsilon of the
+node are corrected for their share (`adapt_norms`; `correct_norms` undoes it). *Filling*: some units have a copy and
+others have none. The input of the node is filled up to the next whole multiple by the units without a copy, and its
+result is cut again (`fill_norms`, `unfill`). So all units count equally often in the statistic.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ Times = dict[Dim, int]
 
 
 def adapt_norms(rewriting: Rewriting, *, keep_epsilon: bool = False) -> tuple[dict[Place, float], dict[Place, Filler]]:
-    """Make normalisers not notice padding: a mean square over more units is smaller by their share.
+    """Correct normalisers for padding: padding units make the variance or mean square smaller.
 
-    With share s of units that are copies, epsilon and the square of the scale shrink by s (growth-math section 2).
+    If the fraction s of the units are copies, epsilon and the square of the scale are multiplied by s (growth-math
+    section 2).
 
     Args:
         rewriting: The graph.
-        keep_epsilon: Whether what is normalised is scaled instead (see `onnx_net2net.rewrite.scaling`).
+        keep_epsilon: Whether the input of the normaliser is scaled instead (see `onnx_net2net.rewrite.scaling`).
 
     Returns:
-        For the scales and shifts: what they are multiplied by, and what they have for padding units.
+        For the scales and shifts of the nodes: their factors, and their values for padding units.
     """
     factors: dict[Place, float] = {}
     fillers: dict[Place, Filler] = {}

@@ -1,14 +1,14 @@
-"""Padded dims whose normalisers keep their epsilon and their nodes: all units are scaled instead.
+"""Padding without another epsilon: the units of a padded dim are scaled instead.
 
-Padding makes a variance or mean square smaller by the share s of units that are no padding. `widen` gives the
-normaliser another epsilon for that, which a class made at the new size would not have. Where all that makes the units
-is scaled by a = s ** -0.5, the statistic is what it was, epsilon and all, and the units are normalised to a times what
-they were, which goes into the scale behind. Most networks admit that: between the normalisations of a residual stream
-lie only sums and layers of weights.
+Let the fraction s of the units be no padding. Then a variance or mean square is s times as large as without padding.
+`widen` corrects the epsilon of the normaliser for that, but a class made at the new size has the old epsilon. If all
+weights that make the units are scaled by a = s ** -0.5, the statistic is the same as before, and the epsilon fits. The
+normalised units are then a times as large, and the scale of the normaliser is divided by a. Most networks admit that:
+between the normalisations of a residual stream there are only sums and layers of weights.
 
-Each tensor has an exponent e: the student has a ** e times the teacher's values in it. The nodes say how those of their
-inputs and outputs are related, and the constants take the rest. A decomposed normalisation is nothing special:
-x * x has twice the exponent of x, and a mean over padded units two less.
+Each tensor has an exponent e: the student's values in it are a ** e times the teacher's. The nodes relate the exponents
+of their inputs and outputs, and factors of constants do the rest. A decomposed normalisation needs no special case:
+x * x has twice the exponent of x, and a mean over padded units subtracts two.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def quantized_mixture(op: Op) -> None:
     stacks: list[Axes] = [axes for axes in op.inputs[2:] if axes is not None]
     for axes in stacks:
         op.unify(axes[0], expert)
-        op.freeze(axes[1:], "holds weights in steps, which cannot be divided among copies")
+        op.freeze(axes[1:], "holds quantized weights, which cannot be divided among copies")
     op.freeze((*op.known(0), *op.result(), *logits[:-1]), "multiplies weights in steps")
     op.pointwise("any")
 

@@ -1,7 +1,8 @@
-"""Which weights make a tensor hold one number everywhere, whatever the model is given.
+"""Which weights make a tensor hold one number everywhere, whatever the inputs of the model are.
 
-A layer without weights makes its bias, and what follows of one number unit by unit is one number. So one walks back
-from the tensor to the weights: a sum is 0 if its terms are, a gate is 1 if the bias in front of its Sigmoid is large.
+A layer whose weights are zero returns its bias, and elementwise operators turn one number into one number. So the
+search walks back from the tensor to weights: a sum is 0 if its terms are, and a gate is 1 if the bias in front of its
+Sigmoid is large.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Mixtures whose gates are a Softmax over all experts, with more of them in a target: copies share what one had.
 
-With the logarithm of their number taken off the logits of c copies, the Softmax gives each of them the c-th part of
-what their expert had, and the sum over all experts is what it was. The bias of the router takes it; where all experts
-have equally many copies it makes no difference.
+If log c is subtracted from the logits of an expert's c copies, the Softmax gives each copy the c-th part of the
+expert's gate, and the sum over all experts stays the same. The bias of the router takes log c; where all experts have
+equally many copies, that makes no difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Fit the weights of a student to what the teacher's layers make of the same examples.
+"""Fits the weights of a student to the results of the teacher's layers on the same examples.
 
-From the first layer to the last, teacher and student run side by side. If the student's layer reads x (for a
-convolution, all that is under its kernel) and the teacher's makes y, the student's weights W get the change
+From the first layer to the last, teacher and student run side by side. Let x be the input of the student's layer (for a
+convolution, the values under its kernel), and y the result of the teacher's layer. The weights W of the student get the
+change
 
     dW = (Cov(y, x) - W Cov(x, x)) (Cov(x, x) + r diag)^-1              and the bias E(y) - (W + dW) E(x),
 

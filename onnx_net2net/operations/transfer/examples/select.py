@@ -1,14 +1,14 @@
-"""Choose the units that a narrower target keeps: those that the others follow from best.
+"""Chooses the units that a narrower target keeps: those from which the others can be predicted best.
 
-A dim of n units that becomes one of k loses n - k of them wherever it stands. The lost ones still count as far as they
-follow from the kept ones K: least squares leave an error of
+A dim of n units becomes one of k, and loses n - k units in all tensors. If the lost units are predicted from the kept
+ones K by least squares, an error is left:
 
     tr(M (C - C[:, K] C[K, K]^-1 C[K, :]))
 
-where C is the covariance of what is read, and M is the weight of two units together: W^T W for a layer of weights W,
-the second moments of the other factor in a product of activations, 1 for a mean or a normalisation. All nodes that read
-the dim keep the same units; their errors are added up, each divided by the largest that there can be. K is chosen
-greedily, next the unit that lowers the error most, which is a Cholesky decomposition with this pivot.
+C is the covariance of the tensor that a node reads. M says how much two units matter to the node: W^T W for a layer
+with the weights W, the second moments of the other factor in a product of activations, 1 for a mean or a normalisation.
+All nodes that read the dim keep the same units; their errors are summed, each divided by the largest possible one. K is
+chosen greedily: next comes the unit that lowers the error most. This is a Cholesky decomposition with this pivot.
 """
 
 from __future__ import annotations
