@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Constant, Graph, Node, Tensor, Variable
@@ -49,27 +50,43 @@ def assign(graph: Graph, constant: Constant, versions: Sequence[Version], name: 
     return names
 
 
-def add_node(
-    graph: Graph, kind: str, name: str, inputs: Sequence[Tensor], result: Variable | str | None = None, **attrs: object
-) -> Variable:
-    """Add a node.
+class Writer:
+    """Writes nodes into a graph, each as a call: `op.Gather(table, places, axis=0)` adds one and returns what it makes.
 
-    Args:
-        graph: The graph.
-        kind: The operator.
-        name: The name of the node, made unique.
-        inputs: What it reads.
-        result: What it makes, or the name of that, made unique; by default it is called like the node.
-        attrs: Its attributes.
-
-    Returns:
-        What it makes.
+    A node is called like its operator, behind a prefix.
     """
-    name = graph.unique_name(name)
-    if not isinstance(result, Variable):
-        result = Variable(graph.unique_name(result or f"{name}_out"))
-    graph.graph.nodes.append(Node(kind, name, dict(attrs), list(inputs), [result]))
-    return result
+
+    def __init__(self, graph: Graph, prefix: str) -> None:
+        """Take the graph, and what the names of all nodes begin with."""
+        self._graph, self._prefix = graph, prefix
+
+    def __getattr__(self, kind: str) -> Callable[..., Variable]:
+        if not kind[0].isupper():
+            raise AttributeError(kind)
+        return partial(self.add, kind)
+
+    def add(
+        self, kind: str, *inputs: Tensor, name: str | None = None, domain: str | None = None,
+        result: Variable | Sequence[Variable] | None = None, **attrs: object,
+    ) -> Variable:  # fmt: skip
+        """Add a node of an operator that only its caller knows.
+
+        Args:
+            kind: The operator.
+            inputs: What the node reads.
+            name: What it is called behind the prefix, in place of the operator; the whole is made unique.
+            domain: The operator's domain.
+            result: What it makes; by default a new tensor that is called like the node.
+            attrs: Its attributes.
+
+        Returns:
+            What it makes, the first of that if it is several tensors.
+        """
+        label = self._graph.unique_name(f"{self._prefix}{kind if name is None else name}")
+        result = result or Variable(self._graph.unique_name(f"{label}_out"))
+        results = [result] if isinstance(result, Variable) else list(result)
+        self._graph.graph.nodes.append(Node(kind, label, dict(attrs), list(inputs), results, domain=domain))
+        return results[0]
 
 
 def drop_unread(graph: Graph, kept: Collection[str]) -> None:

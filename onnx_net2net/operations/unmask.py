@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onnx_net2net.analysis.groups import paused_gc
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Graph, Node, Tensor
 from onnx_net2net.graph.walk import constant_of, made_by, source
@@ -116,7 +116,7 @@ def _remove(graph: Graph, node: Node, plain: Tensor) -> None:
     result = node.outputs[0]
     node.outputs.clear()
     if result.name in graph.kept:
-        add_node(graph, "Identity", f"{result.name}_unmasked", [plain], result)
+        Writer(graph, result.name).Identity(plain, name="_unmasked", result=result)
         return
     for reader in list(result.outputs):
         for index in [index for index, value in enumerate(reader.inputs) if value is result]:

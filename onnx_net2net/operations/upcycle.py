@@ -28,7 +28,7 @@ from onnx_net2net.analysis.inference import infer
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Node, Tensor, Variable
 from onnx_net2net.graph.sizes import versions_of
@@ -229,49 +229,48 @@ class _Writer:
         self._network, self._analysis, self._draft = network, network.analysis, network.analysis.draft
         self._block, self._modules, self._version = block, modules, version
         self._experts, self._k, self._shared, self._seed, self._mean = experts, k, shared, seed, mean
+        self._op = Writer(self._draft, f"{block.name}.")
         self._entry = self._tensor(block.entry)
         self._type = self._analysis.sizes.dtype(block.entry)
 
     def write(self) -> None:
         """Do it."""
-        block, exit = self._block, self._tensor(self._block.exit)
+        op, block, exit = self._op, self._block, self._tensor(self._block.exit)
         inner = take_over(self._analysis, exit)
-        rows = self._add("Reshape", "tokens", [self._entry, self._numbers("rows", [-1, block.reads])])
+        rows = op.Reshape(self._entry, self._numbers("rows", [-1, block.reads]), name="tokens")
         gates = self._gates(rows)
-        made = self._made(self._add("Reshape", "each", [rows, self._numbers("one_row", [1, -1, block.reads])]))
-        weighed = self._add("Mul", "weighed", [made, gates])
+        made = self._made(op.Reshape(rows, self._numbers("one_row", [1, -1, block.reads]), name="each"))
+        weighed = op.Mul(made, gates, name="weighed")
         last = None if self._shared else exit
         if len(self._network.shape(exit)) == 2:
             result = self._sum(weighed, last)
         else:
-            result = self._add("Reshape", "result", [self._sum(weighed), self._shape()], last)
+            result = op.Reshape(self._sum(weighed), self._shape(), name="result", result=last)
         if self._shared:
-            self._add("Add", "sum", [inner, result], exit)
+            op.Add(inner, result, name="sum", result=exit)
 
     # -- the router ----------------------------------------------------------------------------------------------
 
     def _gates(self, rows: Tensor) -> Variable:
         """Return how much each expert counts at each position, [experts, positions, 1]."""
+        op = Writer(self._draft, f"{self._block.name}.router.")
         kind = TensorProto.DOUBLE if self._type == TensorProto.DOUBLE else TensorProto.FLOAT
-        read = rows if self._type == kind else self._add("Cast", "router.read", [rows], to=kind)
+        read = rows if self._type == kind else op.Cast(rows, name="read", to=kind)
         shape = (self._block.reads, self._experts)
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         draw = partial(_drawn, shape, dtype, [self._seed, zlib.crc32(self._block.name.encode())], self._mean)
         weight = self._draft.lazy_constant(f"{self._block.name}.router.weight", kind, shape, draw)
-        logits = self._add("MatMul", "router", [read, weight])
-        scores = self._add("Softmax", "router.scores", [logits], axis=-1) if self._shared else logits
+        logits = self._op.MatMul(read, weight, name="router")
+        scores = op.Softmax(logits, name="scores", axis=-1) if self._shared else logits
         top, places = (Variable(self._draft.unique_name(f"{self._block.name}.router.{n}")) for n in ("top", "chosen"))
-        name = self._draft.unique_name(f"{self._block.name}.router.TopK")
-        self._draft.graph.nodes.append(
-            Node("TopK", name, {"axis": -1}, [scores, self._numbers("k", [self._k])], [top, places])
-        )
-        gates = top if self._shared else self._add("Softmax", "router.gates", [top], axis=-1)
+        op.TopK(scores, self._numbers("k", [self._k]), result=[top, places], axis=-1)
+        gates = top if self._shared else op.Softmax(top, name="gates", axis=-1)
         zero = helper.make_tensor("zero", kind, [1], [0.0])
-        none = self._add("ConstantOfShape", "router.none", [self._add("Shape", "router.shape", [logits])], value=zero)
-        spread = self._add("ScatterElements", "router.spread", [none, places, gates], axis=1)
-        turned = self._add("Transpose", "router.turned", [spread], perm=[1, 0])
-        wide = self._add("Reshape", "router.wide", [turned, self._numbers("by_row", [self._experts, -1, 1])])
-        return wide if self._type == kind else self._add("Cast", "router.cast", [wide], to=self._type)
+        none = op.ConstantOfShape(op.Shape(logits, name="shape"), name="none", value=zero)
+        spread = op.ScatterElements(none, places, gates, name="spread", axis=1)
+        turned = op.Transpose(spread, name="turned", perm=[1, 0])
+        wide = op.Reshape(turned, self._numbers("by_row", [self._experts, -1, 1]), name="wide")
+        return wide if self._type == kind else op.Cast(wide, name="cast", to=self._type)
 
     # -- the experts ---------------------------------------------------------------------------------------------
 
@@ -294,11 +293,12 @@ class _Writer:
         zero = self._shared and number == self._block.layers[-1]
         weight = self._stack(f"{name}.weight", node.inputs[1], turn=bool(node.attrs.get("transB", 0)), zero=zero,
                              factor=float(node.attrs.get("alpha", 1.0)))  # fmt: skip
-        result = self._add("MatMul", f"{name}.MatMul", [rows, weight])
+        op = Writer(self._draft, f"{self._block.name}.{name}.")
+        result = op.MatMul(rows, weight)
         if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
             return result
         bias = self._stack(f"{name}.bias", node.inputs[2], zero=zero, factor=float(node.attrs.get("beta", 1.0)))
-        return self._add("Add", f"{name}.Add", [result, bias])
+        return op.Add(result, bias)
 
     def _repeat(self, number: int, made: dict[str, Tensor]) -> None:
         """Write a node between layers, or the one that adds the last bias, for all experts."""
@@ -351,18 +351,19 @@ class _Writer:
 
     def _sum(self, weighed: Tensor, result: Variable | None = None) -> Variable:
         if self._version < _AXES_ARE_INPUTS:
-            return self._add("ReduceSum", "total", [weighed], result, axes=[0], keepdims=0)
-        return self._add("ReduceSum", "total", [weighed, self._numbers("experts_axis", [0])], result, keepdims=0)
+            return self._op.ReduceSum(weighed, name="total", result=result, axes=[0], keepdims=0)
+        axis = self._numbers("experts_axis", [0])
+        return self._op.ReduceSum(weighed, axis, name="total", result=result, keepdims=0)
 
     def _shape(self) -> Tensor:
         """Return the shape of the result: that of what was read, but for the number of units."""
-        shape = self._add("Shape", "shape", [self._entry])
+        shape = self._op.Shape(self._entry, name="shape")
         if self._block.makes == self._block.reads:
             return shape
         rank = len(self._network.shape(self._entry))
         places = self._numbers("lead_places", list(range(rank - 1)))
-        lead = self._add("Gather", "lead", [shape, places], axis=0)
-        return self._add("Concat", "new_shape", [lead, self._numbers("units", [self._block.makes])], axis=0)
+        lead = self._op.Gather(shape, places, name="lead", axis=0)
+        return self._op.Concat(lead, self._numbers("units", [self._block.makes]), name="new_shape", axis=0)
 
     def _tensor(self, name: str) -> Variable:
         found: Variable = self._draft.graph.tensors()[name]
@@ -370,11 +371,6 @@ class _Writer:
 
     def _numbers(self, name: str, values: list[int]) -> Tensor:
         return self._draft.constant(f"{self._block.name}.{name}", np.array(values, np.int64))
-
-    def _add(
-        self, kind: str, name: str, inputs: Sequence[Tensor], result: Variable | None = None, **attrs: object
-    ) -> Variable:
-        return add_node(self._draft, kind, f"{self._block.name}.{name}", inputs, result, **attrs)
 
 
 def _drawn(shape: tuple[int, int], dtype: np.dtype, seed: Sequence[int], mean: Array | None) -> Array:

@@ -19,8 +19,8 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import NEVER, Map, compose, ranks
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.routers import Mask
-from onnx_net2net.graph.edit import add_node
-from onnx_net2net.graph.graph import Tensor, Variable
+from onnx_net2net.graph.edit import Writer
+from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rewrite.sums import Compute
 
@@ -47,14 +47,13 @@ def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: i
         node = rewriting.nodes[mask.node]
         rewriting.note("a mask of copies at", node)
         plain, result = rewriting.intercept(node, mask.output)
-        penalty, label = made[mask.layer], node.name or result.name
+        penalty, op = made[mask.layer], Writer(rewriting.graph, f"{node.name or result.name}_mask")
         kind = rewriting.type_of(result)
         if kind != TensorProto.FLOAT:
-            penalty = add_node(rewriting.graph, "Cast", f"{label}_mask_cast", [penalty], to=kind)
+            penalty = op.Cast(penalty, name="_cast", to=kind)
         if mask.folded:
-            shape = add_node(rewriting.graph, "Shape", f"{label}_mask_shape", [plain])
-            penalty = add_node(rewriting.graph, "Reshape", f"{label}_mask_folded", [penalty, shape])
-        add_node(rewriting.graph, "Add", f"{label}_mask", [plain, penalty], result)
+            penalty = op.Reshape(penalty, op.Shape(plain, name="_shape"), name="_folded")
+        op.Add(plain, penalty, name="", result=result)
 
 
 def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) -> Tensor:
@@ -77,22 +76,20 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     tiny = np.random.default_rng([seed, 1]).uniform(-_SMALL, _SMALL, exists.size)
     start = np.where(exists.reshape(-1), tiny, float(lowest)).astype(dtype)
 
-    def add(what: str, inputs: Sequence[Tensor], kind: str = "", **attrs: object) -> Variable:
-        return add_node(graph, kind or what, f"{label}_copies_{what}", inputs, **attrs)
-
     def numbers(what: str, values: Array) -> Tensor:
         return graph.constant(f"{label}_copies_{what}", values)
 
     planes = graph.lazy_constant(f"{label}_planes", kind, (inputs.new, exists.size), draw)
-    sides = add("Add", [add("MatMul", [data, planes]), numbers("offsets", start)])
-    apart = add("Apart", [sides, numbers("shape", np.array([*lead, axis.size, most]))], "Reshape")
-    winner = add("ArgMax", [apart], axis=-1, keepdims=0)
+    op = Writer(graph, f"{label}_copies_")
+    sides = op.Add(op.MatMul(data, planes), numbers("offsets", start))
+    apart = op.Reshape(sides, numbers("shape", np.array([*lead, axis.size, most])), name="Apart")
+    winner = op.ArgMax(apart, axis=-1, keepdims=0)
     marks = numbers("marks", np.array([NEVER, 0.0], np.float32))  # onnxruntime has no OneHot of every type
-    losers = add("OneHot", [winner, numbers("depth", np.array(most)), marks])
-    penalty = add("Together", [losers, numbers("units", np.array([*lead, axis.size * most]))], "Reshape")
+    losers = op.OneHot(winner, numbers("depth", np.array(most)), marks)
+    penalty = op.Reshape(losers, numbers("units", np.array([*lead, axis.size * most])), name="Together")
     places = index * most + rank
     if not np.array_equal(places, np.arange(exists.size)):
-        penalty = add("Gather", [penalty, numbers("places", places)], axis=-1)
+        penalty = op.Gather(penalty, numbers("places", places), axis=-1)
     return penalty
 
 

@@ -11,7 +11,7 @@ from onnx_net2net.algebra.maps import compose
 from onnx_net2net.analysis.inference import DIVISIBLE
 from onnx_net2net.analysis.modules import Modules
 from onnx_net2net.graph.branches import Branch, find_branches, in_order
-from onnx_net2net.graph.edit import add_node
+from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Node, Place, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rewrite.rewriting import Rewriting
@@ -68,11 +68,11 @@ class _Copy:
             self._write(node)
         join = self._branch.join
         parts = [self._made[id(join.inputs[index])] for index in self._branch.reads]
-        name = self._name(join.name or join.op)
+        op = Writer(self._graph, self._name(join.name or join.op))
         if join.op in traits.SUMS or self._branch.reads == (0,):  # the first of a row of scatters holds all of it
-            return add_node(self._graph, "Add", name, [so_far, parts[0]], result)
+            return op.Add(so_far, parts[0], name="", result=result)
         inputs = [so_far, *(self._made.get(id(tensor), tensor) for tensor in join.inputs[1:])]
-        return add_node(self._graph, join.op, name, inputs, result, **join.attrs)
+        return op.add(join.op, *inputs, name="", result=result, **join.attrs)
 
     def _write(self, node: Node) -> None:
         inputs = [self._read(tensor) for tensor in node.inputs]

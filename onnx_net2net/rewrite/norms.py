@@ -19,7 +19,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Numbers, table
 from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.graph.edit import Version, add_node, assign, drop_unread
+from onnx_net2net.graph.edit import Version, Writer, assign, drop_unread
 from onnx_net2net.graph.graph import Node, Place, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of, made_by
 from onnx_net2net.rewrite.rewriting import Rewriting
@@ -122,30 +122,25 @@ def _surround(rewriting: Rewriting, number: int, times: Times, odd: set[Dim], op
     """Give a node whole multiples: fill up its inputs, and cut its outputs."""
     node, graph = rewriting.nodes[number], rewriting.graph
     rewriting.note(f"nodes around {node.op}", node)
-
-    def label(kind: str) -> str:
-        return f"{node.name or node.outputs[0].name}_{kind}"
+    op = Writer(graph, f"{node.name or node.outputs[0].name}_")
 
     def take(source: Tensor, places: np.ndarray, axis: int, output: Variable | None = None) -> Variable:
         """Take places along an axis; a run of them is a Slice, which is faster than a Gather."""
         start, stop = int(places[0]), int(places[-1]) + 1
         if not np.array_equal(places, np.arange(start, stop)):
-            inputs = [source, graph.constant("places", places)]
-            return add_node(graph, "Gather", label("Gather"), inputs, output, axis=axis)
+            return op.Gather(source, graph.constant("places", places), result=output, axis=axis)
         if opset < 10:
-            bounds = {"starts": [start], "ends": [stop], "axes": [axis]}
-            return add_node(graph, "Slice", label("Slice"), [source], output, **bounds)
+            return op.Slice(source, result=output, starts=[start], ends=[stop], axes=[axis])
         inputs = [graph.constant(name, np.array([value])) for name, value in
                   (("start", start), ("stop", stop), ("axis", axis))]  # fmt: skip
-        return add_node(graph, "Slice", label("Slice"), [source, *inputs], output)
+        return op.Slice(source, *inputs, result=output)
 
     for index, tensor in enumerate(node.inputs):
         for position, axis in enumerate(rewriting.input_axes(number, index)):
             if odd & set(leaves(axis)):
                 places, size = _filled(rewriting, axis, times), rewriting.size(axis)
                 if np.array_equal(places[:size], np.arange(size)):
-                    parts = [tensor, take(tensor, places[size:], position)]
-                    node.inputs[index] = add_node(graph, "Concat", label("Concat"), parts, axis=position)
+                    node.inputs[index] = op.Concat(tensor, take(tensor, places[size:], position), axis=position)
                 else:
                     node.inputs[index] = take(tensor, places, position)
                 tensor = node.inputs[index]

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_net2net.algebra.maps import compose
-from onnx_net2net.graph.edit import add_node
+from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Tensor, Variable
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import integer, refill
@@ -44,7 +44,7 @@ def cut_outputs(rewriting: Rewriting) -> None:
         for position in grown:
             units = graph.constant(f"{output.name}_units", np.flatnonzero(maps[position].first))
             cut = output if position == grown[-1] else Variable(graph.unique_name(f"{output.name}_cut"), output.dtype)
-            source = add_node(graph, "Gather", f"{output.name}_Gather", [source, units], cut, axis=position)
+            source = Writer(graph, f"{output.name}_").Gather(source, units, result=cut, axis=position)
 
 
 def _replace(old: Tensor, new: Tensor) -> None:

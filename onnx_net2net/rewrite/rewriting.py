@@ -18,7 +18,7 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.modules import Modules
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
-from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of
 
@@ -153,7 +153,7 @@ class Rewriting:
         dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type))
         values = values.astype(dtype).reshape(-1, *(1,) * (len(known.shape.dim) - 1 - position))
         weights = self.graph.constant(f"{tensor.name}_weights", values)
-        add_node(self.graph, kind, f"{name}_weigh", [tensor, weights], result)
+        Writer(self.graph, name).add(kind, tensor, weights, name="_weigh", result=result)
         self.inserted.append(Inserted(f"{kind} at", name))
 
     # -- the end -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph import sizes
-from onnx_net2net.graph.edit import add_node
+from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Tensor, Variable
 from onnx_net2net.graph.walk import made_by
 from onnx_net2net.model.model import Model
@@ -148,10 +148,10 @@ def _supply(rewriting: Rewriting, tensor: Tensor, have: Array, need: Array) -> T
     if not known.binding or tensor.name in known.constant:
         return graph.constant(f"{tensor.name}_grown", need)
 
-    def emit(kind: str, inputs: Sequence[Tensor], **attrs: int) -> Tensor:
-        result = Variable(graph.unique_name(f"{tensor.name}_grown"), dtype=tensor.dtype)
-        return add_node(graph, kind, f"{tensor.name}_{kind}", inputs, result, **attrs)
+    def grown() -> Variable:
+        return Variable(graph.unique_name(f"{tensor.name}_grown"), dtype=tensor.dtype)
 
+    op = Writer(graph, f"{tensor.name}_")
     producer = made_by(tensor, traits.JOINS)
     if producer is not None and have.ndim == 1:
         parts, start = [], 0
@@ -160,10 +160,10 @@ def _supply(rewriting: Rewriting, tensor: Tensor, have: Array, need: Array) -> T
             same = np.array_equal(have[start:stop], need[start:stop])
             parts.append(part if same else _supply(rewriting, part, have[start:stop], need[start:stop]))
             start = stop
-        return emit("Concat", parts, axis=0)
+        return op.Concat(*parts, result=grown(), axis=0)
     times = graph.constant(f"{tensor.name}_times", need)
     over = graph.constant(f"{tensor.name}_over", np.where(have == 0, 1, have).astype(have.dtype))
-    return emit("Div", [emit("Mul", [tensor, times]), over])
+    return op.Div(op.Mul(tensor, times, result=grown()), over, result=grown())
 
 
 def _split_unequal(rewriting: Rewriting, number: int) -> None:
@@ -203,7 +203,7 @@ def _select(rewriting: Rewriting, number: int, selection: Selection) -> None:
     shuffle = rewriting.analysis.shuffles.get(number)
     source = (rewriting.nodes[shuffle.first] if shuffle is not None else node).inputs[0]
     label = node.name or output.name
-    add_node(graph, "Gather", f"{label}_Gather", [source, index], output, axis=selection.axis)
+    Writer(graph, f"{label}_").Gather(source, index, result=output, axis=selection.axis)
     rewriting.inserted.append(Inserted(f"Gather instead of {node.op}", label))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from graphs import net, run
 
-from onnx_net2net.graph.edit import Version, add_node, assign, drop_unread
-from onnx_net2net.graph.graph import Graph
+from onnx_net2net.graph.edit import Version, Writer, assign, drop_unread
+from onnx_net2net.graph.graph import Graph, Variable
 from onnx_net2net.model.model import Model, load
 
 TEXT = "(float[2, 3] x) => (float[2, 3] a, float[2, 3] b, float[2, 3] c) { a = Add(x, w) b = Mul(x, w) c = Sub(x, w) }"
@@ -59,15 +59,27 @@ def test_readers_of_one_version_share_it() -> None:
 def test_names_of_new_nodes_and_what_they_make_are_unique() -> None:
     made, _ = graph()
     (x,) = made.graph.inputs
-    first, second = (add_node(made, "Relu", "relu", [x]) for _ in range(2))
-    third = add_node(made, "LeakyRelu", "relu", [second], "a", alpha=0.5)
-    assert [tensor.name for tensor in (first, second, third)] == ["relu_out", "relu_1_out", "a_1"]
+    op = Writer(made, "layer.")
+    first, second = (op.Relu(x) for _ in range(2))
+    third = op.LeakyRelu(second, name="bent", alpha=0.5)
+    assert [tensor.name for tensor in (first, second, third)] == [
+        "layer.Relu_out", "layer.Relu_1_out", "layer.bent_out",
+    ]  # fmt: skip
     assert made.graph.nodes[-1].attrs == {"alpha": 0.5}
+
+
+def test_a_node_can_make_given_tensors() -> None:
+    made, _ = graph()
+    (x,) = made.graph.inputs
+    parts = [Variable("low"), Variable("high")]
+    assert Writer(made, "").Split(x, result=parts, axis=1) is parts[0]
+    assert made.graph.nodes[-1].outputs == parts
 
 
 def test_what_nobody_reads_goes_and_what_is_kept_stays() -> None:
     made, _ = graph()
     (x,) = made.graph.inputs
-    add_node(made, "Neg", "unread", [add_node(made, "Relu", "before", [x])])
+    op = Writer(made, "")
+    op.Neg(op.Relu(x))
     drop_unread(made, {"a", "c"})
     assert [node.op for node in made.graph.nodes] == ["Add", "Sub"]

@@ -19,6 +19,7 @@ from onnx import helper
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Site
 from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Node, Variable
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.deepen.insert import Inserter
@@ -156,17 +157,15 @@ def _write(
     analysis: Analysis, inserter: Inserter, place: Site, node: Node, weights: Sequence[Any], factors: _Factors
 ) -> None:
     """Put the first factor and the activation in front of the layer, which becomes the second factor."""
-    draft = analysis.draft
-    attrs: dict[str, object] = {"transB": node.attrs.get("transB", 0)} if node.op == "Gemm" else {}
+    draft, attrs, inputs = analysis.draft, dict[str, Any](), [node.inputs[0], weights[0]]
     if node.op in traits.CONVOLUTIONS:
         attrs, rest = _parted(dict(node.attrs), factors.kernels)
         node.attrs.update(rest)
-    made = Variable(draft.unique_name(f"{place.name}_new0_out"))
-    name = draft.unique_name(f"{place.name}_new0.{node.op}")
-    inputs = [node.inputs[0], weights[0]]
-    if node.op == "Gemm":  # whose bias was no option at first
+    elif node.op == "Gemm":  # whose bias was no option at first
+        attrs["transB"] = node.attrs.get("transB", 0)
         inputs.append(draft.constant(f"{place.name}_new0.bias", np.zeros(2 * factors.rank, factors.dtype)))
-    draft.graph.nodes.append(Node(node.op, name, attrs, inputs, [made]))
+    made = Variable(draft.unique_name(f"{place.name}_new0_out"))
+    Writer(draft, f"{place.name}_new0.").add(node.op, *inputs, result=made, **attrs)
     node.inputs[0], node.inputs[1] = inserter.between(place, made), weights[1]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -12,7 +14,8 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Site, Way
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.graph.graph import Node, Tensor, Variable
+from onnx_net2net.graph.edit import Writer
+from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
 from onnx_net2net.model.model import Model, Progress
 from onnx_net2net.operations.deepen.repeat import take_over
 from onnx_net2net.run.inputs import input_specs, read_npz
@@ -34,7 +37,6 @@ class Inserter:
         self._tensors = dict(analysis.draft.graph.tensors())
         self._version = version
         self._known = {node.op for node in analysis.nodes}
-        self._place: Site | None = None
 
     def insert(self, place: Site, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
         """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already.
@@ -43,7 +45,6 @@ class Inserter:
             RefusedError: If that takes an operator that onnxruntime lacks for the type of the layer's units.
         """
         name = f"{place.name}_new{number}"
-        self._place = place
         source = self._tensors[place.tensor]
         inner = take_over(self._analysis, source)
         if way in NORMED:
@@ -83,7 +84,7 @@ class Inserter:
         """Write two identities and take the larger."""
         identity = dirac(place.channels, place.group)
         pieces = [self._layer(place, f"{name}.{n}", kernel, inner, identity, group=place.group) for n in (0, 1)]
-        self._node("Max", f"{name}.Max", pieces, result)
+        self._writer(place, name).Max(*pieces, result=result)
 
     def _residual(
         self, place: Site, name: str, kernel: tuple[int, ...], inner: Variable, result: Variable,
@@ -94,7 +95,7 @@ class Inserter:
         made = self._layer(place, f"{name}.0", kernel, inner, _random(drawn), group=place.group)
         made = self.activate(place, made)
         zero = self._layer(place, f"{name}.1", kernel, made, np.zeros, group=place.group)
-        self._node("Add", f"{name}.Add", [inner, zero], result)
+        self._writer(place, name).Add(inner, zero, result=result)
 
     def _layer(
         self, place: Site, name: str, kernel: tuple[int, ...], source: Tensor, values: Callable[..., Array],
@@ -104,23 +105,19 @@ class Inserter:
 
         It reads and makes as many units as the layer in front, if nothing else is said.
         """
-        reads, makes = reads or place.channels, makes or place.channels
+        op, reads, makes = self._writer(place, name), reads or place.channels, makes or place.channels
         dtype = self._analysis.sizes.dtype(place.tensor)
         kind = helper.tensor_dtype_to_np_dtype(dtype)
         shape = (makes, reads // group, *kernel)
         bias = self._draft.constant(f"{name}.bias", np.zeros(makes, kind))
         if place.operator == "MatMul":  # the weight of a MatMul is the transpose of a Linear's
             weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape[::-1], lambda: values(shape, kind).T)
-            product = self._node("MatMul", f"{name}.MatMul", [source, weight])
-            return self._node("Add", f"{name}.Add", [product, bias], output)
+            return op.Add(op.MatMul(source, weight), bias, result=output)
         weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape, lambda: values(shape, kind))
         if place.operator == "Gemm":
-            return self._node("Gemm", f"{name}.Gemm", [source, weight, bias], output, transB=1)
-        pads = [size // 2 for size in kernel]
-        return self._node(
-            "Conv", f"{name}.Conv", [source, weight, *([bias] if has_bias else [])], output,
-            kernel_shape=list(kernel), pads=pads * 2, group=group,
-        )  # fmt: skip
+            return op.Gemm(source, weight, bias, result=output, transB=1)
+        inputs, pads = [source, weight, *([bias] if has_bias else [])], [size // 2 for size in kernel]
+        return op.Conv(*inputs, result=output, kernel_shape=list(kernel), pads=pads * 2, group=group)
 
     def _normalise(self, place: Site, tensor: Tensor, name: str) -> Variable:
         """Add a BatchNormalization like that of the layer, whose scale and shift undo what it does."""
@@ -132,30 +129,29 @@ class Inserter:
         scale = np.sqrt(variance.astype(np.float64) + epsilon).astype(kind)
         values = {"weight": scale, "bias": mean, "running_mean": mean, "running_var": variance}
         inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
-        return self._node("BatchNormalization", f"{name}.BatchNormalization", [tensor, *inputs], **node.attrs)
+        return self._writer(place, name).BatchNormalization(tensor, *inputs, **node.attrs)
 
     def activate(self, place: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Repeat the activation of a place; where it has none, max(x, 0)."""
         if not place.activation:
-            return self.rectify(tensor, output)
+            return self._rectify(place, tensor, output)
         nodes = [self._analysis.nodes[number] for number in place.activation]
         made = {name: tensor for node in nodes for name in self._outside(node, nodes)}
-        result = tensor
+        op, result = self._writer(place, tensor.name), tensor
         for node in nodes:
             inputs = [made.get(value.name, value) for value in node.inputs]
             last = output if node is nodes[-1] else None
-            result = self._node(node.op, f"{tensor.name}.{node.op}", inputs, last, node.domain, **node.attrs)
+            result = op.add(node.op, *inputs, domain=node.domain, result=last, **node.attrs)
             made[self._name_of(node)] = result
         return result
 
     def between(self, place: Site, tensor: Tensor) -> Variable:
         """Apply the activation of a place for which phi(v) - phi(-v) = c v, elsewhere max(x, 0)."""
-        self._place = place
-        return self.activate(place, tensor) if place.factor is not None else self.rectify(tensor)
+        return self.activate(place, tensor) if place.factor is not None else self._rectify(place, tensor)
 
-    def rectify(self, tensor: Tensor, output: Variable | None = None) -> Variable:
+    def _rectify(self, place: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Add max(x, 0)."""
-        return self._node("Relu", f"{tensor.name}.Relu", [tensor], output)
+        return self._writer(place, tensor.name).Relu(tensor, result=output)
 
     def _prelu(self, place: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Add a PRelu that starts as the identity: each unit has the slope 1."""
@@ -163,7 +159,7 @@ class Inserter:
         name = tensor.inputs[0].name.rpartition(".")[0]
         slopes = np.ones((place.channels, *(1 for _ in place.kernel)), kind)
         slope = self._draft.constant(f"{name}.prelu.weight", slopes)
-        return self._node("PRelu", f"{name}.PRelu", [tensor, slope], output)
+        return self._writer(place, name).PRelu(tensor, slope, result=output)
 
     def _outside(self, node: Node, nodes: Sequence[Node]) -> list[str]:
         """Return the names of the tensors that an activation is applied to."""
@@ -174,27 +170,29 @@ class Inserter:
     def _name_of(self, node: Node) -> str:
         return str(node.outputs[0].name)
 
-    def _node(
-        self, kind: str, name: str, inputs: list[Tensor], output: Variable | None = None,
-        domain: str | None = None, **attrs: object,
-    ) -> Variable:  # fmt: skip
-        name = self._draft.unique_name(name)
-        if kind not in self._known:
-            self._require(kind, name, len(inputs))
-        result = Variable(self._draft.unique_name(f"{name}_out")) if output is None else output
-        node = Node(kind, name, dict(attrs), inputs, [result], domain=domain)
-        self._draft.graph.nodes.append(node)
-        return result
+    def _writer(self, place: Site, name: str) -> Writer:
+        return _Checked(self._draft, f"{name}.", partial(self._require, place))
 
-    def _require(self, kind: str, name: str, inputs: int) -> None:
+    def _require(self, place: Site, kind: str, name: str, inputs: int) -> None:
         """Refuse an operator that onnxruntime lacks for a type that it has the layer for."""
-        assert self._place is not None
-        dtype = self._analysis.sizes.dtype(self._place.tensor)
-        if implements(self._place.operator, self._version, dtype, 2) and not implements(
-            kind, self._version, dtype, inputs
-        ):
+        dtype = self._analysis.sizes.dtype(place.tensor)
+        has = partial(implements, version=self._version, dtype=dtype)
+        if kind not in self._known and has(place.operator, inputs=2) and not has(kind, inputs=inputs):
             shown = helper.tensor_dtype_to_np_dtype(dtype)
             raise RefusedError(f"{name!r} cannot be inserted: onnxruntime has no {kind} of {shown}")
+
+
+class _Checked(Writer):
+    """Writes the nodes that `require` lets pass."""
+
+    def __init__(self, graph: Graph, prefix: str, require: Callable[[str, str, int], None]) -> None:
+        super().__init__(graph, prefix)
+        self._require = require
+
+    def add(self, kind: str, *inputs: Tensor, **rest: Any) -> Variable:
+        """Add a node of an operator if it may be there."""
+        self._require(kind, f"{self._prefix}{kind}", len(inputs))
+        return super().add(kind, *inputs, **rest)
 
 
 def dirac(channels: int, group: int) -> Callable[..., Array]:

@@ -12,6 +12,7 @@ import onnx
 from onnx_net2net.analysis.blocks import LISTS, Block
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.names import scope_of
+from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Constant, Node, Place, Tensor, Variable
 from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.rules import traits
@@ -76,10 +77,8 @@ def insert_copy(
     copies = [Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
     for part, copy in enumerate(copies):
         _copy(analysis, proto, block, frozenset(), inner, copy, f"{name}.{part}")
-    nothing = Variable(analysis.draft.unique_name(f"{name}.Sub_out"))
-    for kind, inputs, output in (("Sub", copies, nothing), ("Add", [inner, nothing], behind)):
-        node = Node(kind, analysis.draft.unique_name(f"{name}.{kind}"), {}, inputs, [output])
-        analysis.draft.graph.nodes.append(node)
+    op = Writer(analysis.draft, f"{name}.")
+    op.Add(inner, op.Sub(*copies), result=behind)
     return []
 
 

@@ -18,7 +18,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.feedforward import bias_of, find_feedforwards
 from onnx_net2net.analysis.routers import chosen_dims
-from onnx_net2net.graph.edit import add_node, drop_unread
+from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor, Variable
 from onnx_net2net.graph.sizes import versions_of
 from onnx_net2net.graph.walk import constant_of, source
@@ -268,12 +268,13 @@ def _join(network: layers.Network, name: str, numbers: Sequence[int], version: i
     kind = draft.type_of(weights[0][0])
     weight = draft.lazy_constant(f"{name}.joint.weight", kind, (reads, sum(sizes)), partial(_beside, readers))
     source = nodes[0].inputs[0]
-    whole = add_node(draft, "MatMul", f"{name}.joint", [source, weight])
+    op = Writer(draft, f"{name}.")
+    whole = op.MatMul(source, weight, name="joint")
     known = [bias for bias in biases if bias is not None]
     if known:
         rows = [(draft.reader(bias), False) for bias in known]
         bias = draft.lazy_constant(f"{name}.joint.bias", draft.type_of(known[0]), (sum(sizes),), partial(_beside, rows))
-        whole = add_node(draft, "Add", f"{name}.joint_bias", [whole, bias])
+        whole = op.Add(whole, bias, name="joint_bias")
     outputs = []
     for tensor in made:
         producer = tensor.inputs[0]
@@ -284,7 +285,7 @@ def _join(network: layers.Network, name: str, numbers: Sequence[int], version: i
         attrs["split"] = sizes
     else:
         inputs.append(draft.constant(f"{name}.joint_sizes", np.array(sizes, np.int64)))
-    draft.graph.nodes.append(Node("Split", draft.unique_name(f"{name}.joint_split"), attrs, inputs, outputs))
+    op.Split(*inputs, name="joint_split", result=outputs, **attrs)
     return True
 
 
