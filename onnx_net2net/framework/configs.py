@@ -32,6 +32,11 @@ class Made(Protocol):
         """The shapes of all tensors of its state dict by name."""
 
 
+def shapes_of(module: Any) -> Shapes:
+    """Return the shapes of the tensors of a module's state dict by name."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
 M = TypeVar("M", bound=Made)
 
 _NO_SIZES = ("_token_id", "_id", "_ids", "version", "seed", "id2label", "label2id", "quantization_config")
@@ -50,8 +55,8 @@ _MOST_TRIED = 40
 _MOST_PAIRS = 400
 """How many pairs of changes are tried where no single one helps."""
 
-_SMALL = 8
-"""Numbers up to this are as likely numbers of layers or heads as widths."""
+SMALL = 8
+"""Numbers up to this are as likely numbers of layers, heads or places as widths."""
 
 _WIDTHS = ("inner", "dim", "_size", "width", "heads")
 """Ends of names of widths that a class makes of others where the config leaves them open."""
@@ -217,7 +222,7 @@ def _with(config: dict[str, Any], changes: Mapping[Path, Any]) -> dict[str, Any]
 
 
 def _is_wide(value: Any) -> bool:
-    return type(value) is int and value > _SMALL
+    return type(value) is int and value > SMALL
 
 
 def _named(full: Any, whole: Mapping[str, Any], named: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Path, int]]:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line, optional, some
+from onnx_net2net.framework.configs import Shapes, shapes_of
 from onnx_net2net.framework.huggingface.inputs import LENGTH, draw
 
 IMPLEMENTATIONS = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
@@ -75,9 +76,9 @@ class Skeleton:
         return draw(self.model, self.config, length=length) if self.example is None else self.example
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """The shapes of all tensors of its state dict by name."""
-        return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        return shapes_of(self.model)
 
     @property
     def elements(self) -> int:

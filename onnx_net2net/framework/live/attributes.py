@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from onnx_net2net.framework.configs import SMALL
+
 Number = Any
 """A whole number, a tuple of such, or a float."""
 
@@ -28,9 +30,6 @@ NO_WIDTHS = re.compile(
     r"max_|position|seed|_id$|_ids$|tokens|stage|scale_factor|reduction|expansion|_ratio|version|eps|iter|steps|length)"
 )
 """Names of attributes that are no widths: they are changed only if the module needs it."""
-
-SMALL = 8
-"""Sizes up to this are as likely numbers of layers, heads or places."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.errors import BadInputError, RefusedError, one_line
-from onnx_net2net.framework.configs import Sizes, grown_config
+from onnx_net2net.framework.configs import Shapes, Sizes, grown_config, shapes_of
 from onnx_net2net.framework.live.attributes import slots_of
 
 
@@ -35,7 +35,7 @@ class _Made:
     config: Any
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         return shapes_of(self.module)
 
 
@@ -83,11 +83,6 @@ def fit_config(
             grown_config(before, config, Sizes(shapes_of(student), pairs, told, {}), build, is_right)
             return True
     return False
-
-
-def shapes_of(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of a module's state dict by name."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _assign(config: Any, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:

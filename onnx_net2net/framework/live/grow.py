@@ -20,9 +20,10 @@ from torch import nn
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
+from onnx_net2net.framework.configs import SMALL
 from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.files import from_torch
-from onnx_net2net.framework.live.attributes import SMALL, Sizes, likely, slots_of
+from onnx_net2net.framework.live.attributes import Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
 from onnx_net2net.framework.live.configs import configured, fit_config
 from onnx_net2net.framework.live.deeper import find_depth
