@@ -54,8 +54,7 @@ def added(carrier: Carrier) -> Iterator[tuple[Entry, Match]]:
     old = {version.final for versions in carrier.versions.values() for version in versions}
     for name, constant in carrier.new.items():
         if name not in old and constant.shape:
-            reads = any(read.operator == "MatMul" and read.input == 1 for read in constant.reads)
-            stored, match = as_parameter(constant, reads and len(constant.shape) == 2)
+            stored, match = as_parameter(constant, constant.is_turned)
             yield Entry(name, "new", (), stored), match
 
 

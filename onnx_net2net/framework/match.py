@@ -47,6 +47,11 @@ class StoredConstant:
     read: Callable[[], Array]  # returns its values
     reads: list[Read] = field(default_factory=list)  # the nodes that read it
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether it is the weight of a layer as MatMul reads it, with the axes of PyTorch's Linear the other way."""
+        return len(self.shape) == 2 and any(read.operator == "MatMul" and read.input == 1 for read in self.reads)
+
 
 def in_common(one: Iterable[str], other: Iterable[str]) -> int:
     """Return how many steps two paths have in common, from their start on."""

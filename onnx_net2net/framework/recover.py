@@ -56,8 +56,7 @@ def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
             continue
         kind = "weight" if read and read.input == 1 else "bias"
         name = constant.name if own or read is None else f"{read.scope}.{kind}"
-        turned = not own and read is not None and read.operator == "MatMul" and len(constant.shape) == 2
-        found.entries[name], match = as_parameter(constant, turned)
+        found.entries[name], match = as_parameter(constant, not own and constant.is_turned)
         found.matches[name] = [match]
     for name in [name for name in found.entries if name.endswith("running_mean")]:
         steps = np.zeros((), np.int64)  # no graph holds it, and a strict load asks for it

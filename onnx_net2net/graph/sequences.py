@@ -60,14 +60,18 @@ class _Unpacking:
 
     def _replaced(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """Return what computes the same as a node that reads a sequence, None where it is to stay."""
-        if node.domain not in DEFAULT_DOMAIN or node.op_type not in ("SequenceAt", "ConcatFromSequence"):
-            return None
-        maker, parts = self._makers.get(node.input[0]), self._parts(node.input[0])
-        place = self._known(node.input[1]) if node.op_type == "SequenceAt" else None
-        if parts is not None and node.op_type == "ConcatFromSequence":
-            axis = integer(node, "axis")
-            is_cat = parts and not integer(node, "new_axis")
-            return [helper.make_node("Concat", parts, node.output, node.name, axis=axis)] if is_cat else None
+        replace = {"SequenceAt": self._part, "ConcatFromSequence": self._joined}.get(node.op_type)
+        return replace(node) if replace is not None and node.domain in DEFAULT_DOMAIN else None
+
+    def _joined(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the node that joins the parts of a sequence."""
+        parts, axis = self._parts(node.input[0]), integer(node, "axis")
+        is_cat = parts and not integer(node, "new_axis")
+        return [helper.make_node("Concat", parts, node.output, node.name, axis=axis)] if is_cat else None
+
+    def _part(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """Return the node that takes a part of a sequence."""
+        maker, parts, place = self._makers.get(node.input[0]), self._parts(node.input[0]), self._known(node.input[1])
         if place is None:
             return None
         if parts is not None and -len(parts) <= place.item() < len(parts):

@@ -42,7 +42,7 @@ def silence_classes(rewriting: Rewriting) -> None:
         for position, axis in enumerate(rewriting.input_axes(number, 0)):
             if normalised & set(leaves(axis)):
                 new = compose(axis, rewriting.growth).kind == ORIGINS.index("never")
-                rewriting.insert("Add", number, 0, position, np.where(new, NEVER, 0.0))
+                rewriting.insert(number, 0, position, plus=np.where(new, NEVER, 0.0))
 
 
 def add_priors(rewriting: Rewriting, logit: float, biased: Collection[Dim]) -> None:
@@ -56,4 +56,4 @@ def add_priors(rewriting: Rewriting, logit: float, biased: Collection[Dim]) -> N
             made = rewriting.grown(axis) & classes
             if made:
                 new = compose(axis, rewriting.growth, made).kind == ORIGINS.index("prior")
-                rewriting.append("Add", number, position, np.where(new, logit, 0.0))
+                rewriting.append(number, position, plus=np.where(new, logit, 0.0))

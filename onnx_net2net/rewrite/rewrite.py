@@ -100,7 +100,7 @@ def rewrite(
     demands.gains = gains_for(rewriting, norms.values(), weighers, style)
     constants = tuple(grow_constants(teacher, rewriting, demands, style))
     for number, index, position, map in inserts:
-        rewriting.insert("Mul", number, index, position, map.weight)
+        rewriting.insert(number, index, position, times=map.weight)
     keep_shares(rewriting, unweighed)
     silence_classes(rewriting)
     resize(teacher, rewriting)

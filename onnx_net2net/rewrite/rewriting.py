@@ -115,20 +115,20 @@ class Rewriting:
 
     # -- nodes that weigh units --------------------------------------------------------------------------------
 
-    def insert(self, kind: str, number: int, index: int, position: int, values: Array) -> None:
-        """Multiply an operand of a node by one value for each unit of an axis, or add to it."""
+    def insert(self, number: int, index: int, position: int, **by: Array) -> None:
+        """Multiply an operand of a node by one value for each unit of an axis (`times`), or add that to it (`plus`)."""
         node = self.nodes[number]
         tensor = node.inputs[index]
         weighed = self._like(tensor, f"{tensor.name}_weighed")
         self.axes[weighed.name] = self.input_axes(number, index)
-        self._combine(kind, node.name or tensor.name, tensor, position, values, weighed)
+        self._combine(node.name or tensor.name, tensor, position, weighed, **by)
         node.inputs[index] = weighed
 
-    def append(self, kind: str, number: int, position: int, values: Array) -> None:
-        """Multiply the result of a node by one value for each unit of an axis, or add to it."""
+    def append(self, number: int, position: int, **by: Array) -> None:
+        """Multiply the result of a node by one value for each unit of an axis (`times`), or add that to it (`plus`)."""
         node = self.nodes[number]
         inner, result = self.intercept(node, 0)
-        self._combine(kind, node.name or result.name, inner, position, values, result)
+        self._combine(node.name or result.name, inner, position, result, **by)
 
     def intercept(self, node: Node, output: int) -> tuple[Variable, Variable]:
         """Let a node make a new tensor instead of one; return the new one, and the old one, which nobody makes yet."""
@@ -148,7 +148,12 @@ class Rewriting:
     def _type(self, tensor: Tensor) -> onnx.TypeProto:
         return self._types.get(tensor.name) or self.analysis.sizes.types[tensor.name]
 
-    def _combine(self, kind: str, name: str, tensor: Tensor, position: int, values: Array, result: Variable) -> None:
+    def _combine(
+        self, name: str, tensor: Tensor, position: int, result: Variable, times: Array | None = None,
+        plus: Array | None = None,
+    ) -> None:  # fmt: skip
+        kind, values = ("Mul", times) if plus is None else ("Add", plus)
+        assert values is not None
         known = self._type(tensor).tensor_type
         dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type))
         values = values.astype(dtype).reshape(-1, *(1,) * (len(known.shape.dim) - 1 - position))

@@ -219,5 +219,5 @@ def keep_shares(rewriting: Rewriting, unweighed: Collection[int]) -> None:
             shared = old & (map.weight < 1)  # of copies of experts one alone is in use
             copies = np.where(shared, np.bincount(map.index[old])[map.index], 1)
             if (copies != 1).any():
-                rewriting.insert("Add", number, 0, position, -np.log(copies))
-                rewriting.append("Mul", number, position, copies)
+                rewriting.insert(number, 0, position, plus=-np.log(copies))
+                rewriting.append(number, position, times=copies)

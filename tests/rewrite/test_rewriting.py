@@ -25,9 +25,9 @@ def result(made: Rewriting, x: np.ndarray) -> np.ndarray:
 
 def test_operands_and_results_are_weighed_along_several_axes() -> None:
     made, x = rewriting(), np.arange(1, 7, dtype=np.float32).reshape(2, 3)
-    made.insert("Mul", 1, 0, 0, np.array([1.0, 10]))
-    made.insert("Add", 1, 0, 1, np.array([0.0, 1, 2]))
-    made.append("Mul", 1, 1, np.array([1.0, 2, 3]))
+    made.insert(1, 0, 0, times=np.array([1.0, 10]))
+    made.insert(1, 0, 1, plus=np.array([0.0, 1, 2]))
+    made.append(1, 1, times=np.array([1.0, 2, 3]))
     expected = -(x * [[1], [10]] + [0, 1, 2]) * [1, 2, 3]
     np.testing.assert_array_equal(result(made, x), expected)
     assert [str(inserted) for inserted in made.inserted] == ["Mul at 'a'", "Add at 'a_weighed'", "Mul at 'y'"]
@@ -37,7 +37,7 @@ def test_operands_and_results_are_weighed_along_several_axes() -> None:
 def test_the_dims_of_the_teacher_stay_what_they_were() -> None:
     made = rewriting()
     before = dict(made.analysis.axes)
-    made.insert("Mul", 1, 0, 1, np.ones(3))
+    made.insert(1, 0, 1, times=np.ones(3))
     assert made.analysis.axes == before
 
 
