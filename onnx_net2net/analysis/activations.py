@@ -171,7 +171,7 @@ class Finder:
         while (reader := self._analysis.draft.only_reader(tensor)) is not None:
             number = self._analysis.numbers[id(reader)]
             others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
-            is_bias = reader.op in ("Add", "Mul") and all(self._analysis.is_derived(number, i) for i in others)
+            is_bias = reader.op in traits.AFFINE and all(self._analysis.is_derived(number, i) for i in others)
             is_norm = is_fixed_norm(reader, tensor)
             before, after = self._network.shape(tensor), self._network.shape(reader.outputs[0])
             is_rows = reader.op == "Reshape" and not layer.convolves and bool(after) and after[-1] == before[-1]
@@ -210,7 +210,7 @@ class Finder:
             (dtype, shape), (made, size) = self._type(start), self._type(node.outputs[0])
             same = len(node.outputs) == 1 and size == shape and made in (dtype, onnx.TensorProto.BOOL)
             numbers = all(self._network.elements(value) == 1 and self._is_constant(value) for value in others)
-            is_move = node.op in traits.MOVES | traits.JOINS | {"Pad"} and node.op not in traits.COPIES
+            is_move = node.op in traits.PLACED and node.op not in traits.COPIES
             has_body = any(isinstance(value, Topology) for value in node.attrs.values())
             if plain and same and numbers and not is_move and not has_body:
                 return number

@@ -285,7 +285,7 @@ class _Blocks:
 
     def _normalised_again(self, nodes: set[int], result: Tensor) -> str:
         """Return why no zero branch can follow where the sum is normalised, "" if one can."""
-        own = any(self._analysis.nodes[number].op in traits.UNIT_NORMS | {"ReduceMean"} for number in nodes)
+        own = any(self._analysis.nodes[number].op in traits.UNIT_NORMS | traits.AVERAGES for number in nodes)
         if own or not self._is_read_by_norm(result):
             return ""
         return "its sum is normalised (post-norm): normalising twice is not normalising once"
@@ -326,7 +326,7 @@ class _Blocks:
     def _is_read_by_norm(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is read by nothing but a normalisation."""
         readers = {reader.op for reader in result_of(tensor, traits.REARRANGES).outputs}
-        decomposed = "ReduceMean" in readers and readers <= traits.NORM_PARTS
+        decomposed = not readers.isdisjoint(traits.AVERAGES) and readers <= traits.NORM_PARTS
         return bool(readers) and (readers <= traits.UNIT_NORMS or decomposed)
 
     # -- zeros -------------------------------------------------------------------------------------------------
@@ -364,14 +364,14 @@ class _Blocks:
             return self._all_zeros([use for use in present if use[1] in traits.LAST_LAYERS[node.op]], nodes)
         if number in self._network.layers and node.op in traits.LAYERS | {"Einsum"}:
             return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
-        if node.op in traits.TERMS | traits.JOINS | {"ScatterND"} and node.attrs.get("reduction") in _SUMMED:
+        if node.op in traits.TERMS | traits.JOINS | traits.SCATTERS and node.attrs.get("reduction") in _SUMMED:
             data = traits.HANDED_ON.get(node.op, traits.EVERY)
             return self._all_zeros([use for use in present if use[1] in data], nodes)
-        if node.op == "Mul" or number in self._network.products:
+        if node.op in traits.TIMES or number in self._network.products:
             return self._any_zeros(present, nodes)
-        if node.op == "Div" and not self._analysis.is_derived(number, 1):
+        if node.op in traits.QUOTIENTS and not self._analysis.is_derived(number, 1):
             raise RefusedError("its branch ends in a normalisation without a scale")
-        if node.op in traits.LINEAR | {"Div"} or self._is_symmetric(node):
+        if node.op in traits.LINEAR | traits.QUOTIENTS or self._is_symmetric(node):
             return self._zeros((number, 0), nodes)
         raise RefusedError(f"its branch ends in {node.op}, where no weight could be zero and learn")
 

@@ -105,7 +105,7 @@ def _block(network: Network, proto: onnx.ModelProto, last: Layer) -> FeedForward
 
 def _whole(network: Network, tensor: Tensor) -> Tensor:
     """Return the tensor whose positions are the rows of another one, or that itself."""
-    for node in makers(tensor, {"Reshape"}):
+    for node in makers(tensor, traits.REFOLDS):
         if network.shape(node.inputs[0])[-1:] != network.shape(tensor)[-1:]:
             break
         tensor = node.inputs[0]
@@ -154,7 +154,7 @@ def _is_single(network: Network, number: int, live: Sequence[Tensor]) -> bool:
         return False
     if node.op in traits.CUTS:
         return cut_axis(network, number) == len(before) - 1
-    if node.op == "Reshape":
+    if node.op in traits.REFOLDS:
         return after[-1:] == before[-1:]
     single = node.op in traits.ALONE | traits.BROADCASTING | traits.COPIES | traits.CASTS and len(node.outputs) == 1
     return single and all(network.shape(value) == after for value in live)
@@ -164,7 +164,7 @@ def cut_axis(network: Network, number: int) -> int | None:
     """Return the axis along which a Split or a Slice cuts; None where it is not one, or not known."""
     node = network.analysis.nodes[number]
     rank = len(network.shape(node.inputs[0]))
-    if node.op == "Split":
+    if node.op in traits.SPLITS:
         return int(node.attrs.get("axis", 0)) % rank
     values = network.analysis.sizes.values.get(node.inputs[3].name) if len(node.inputs) > 3 else None
     axes = [] if values is None else values.reshape(-1).tolist()
@@ -175,7 +175,7 @@ def _bends(node: Node) -> bool:
     """Tell whether a node is no linear function of what it reads."""
     return (
         node.op in traits.BENDS
-        or (node.op == "Mul" and all(value.inputs for value in node.inputs))
+        or (node.op in traits.TIMES and all(value.inputs for value in node.inputs))
     )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def _obstacle(network: Network, nodes: Sequence[int], entry: Tensor, exit: Tenso
 def _constants(network: Network, number: int) -> Iterator[Tensor]:
     """Yield what a node reads that is neither computed of the block's input, nor a matrix, nor a list of sizes."""
     node = network.analysis.nodes[number]
-    if node.op in traits.CUTS | {"Reshape"}:
+    if node.op in traits.CUTS | traits.REFOLDS:
         return
     for index, value in enumerate(node.inputs):
         matrix = number in network.layers and index < 2 and _is_linear(network, number)

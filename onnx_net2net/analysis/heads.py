@@ -18,9 +18,6 @@ from onnx_net2net.rules import traits
 _PASSES = traits.BROADCASTING | traits.ALONE | traits.COPIES | traits.CASTS | traits.REPEATS
 """Operators that align the axes of their operands with those of the result at the right."""
 
-_ALONG = traits.ROW_NORMS | traits.CHOICES | traits.JOINS | traits.CUTS | {"LpNormalization", "RotaryEmbedding"}
-"""Operators that work along axes of their own, and keep the others."""
-
 
 def find_heads(analysis: Analysis) -> set[Position]:
     """Return the axes of size 1 (tensor and position) that stand for one head."""
@@ -76,7 +73,7 @@ def _passed(analysis: Analysis, node: Node, tensor: Tensor, axis: int) -> list[t
         places = [place for place, size in enumerate(shape) if size == 1 and math.prod(shape[:place]) == before]
         ones = sum(size == 1 and math.prod(source[:place]) == before for place, size in enumerate(source[:axis]))
         return [(node.outputs[0], places[min(ones, len(places) - 1)])] if places else []
-    if node.op in _ALONG:
+    if node.op in traits.ALONG:
         if node.op not in traits.CUTS and node.attrs.get("axis", -1) % len(source) == axis:
             return None
         return [(result, axis) for result in node.outputs] if shape[axis] == 1 else None
@@ -88,11 +85,11 @@ def _passed(analysis: Analysis, node: Node, tensor: Tensor, axis: int) -> list[t
 def _place(analysis: Analysis, node: Node, tensor: Tensor, axis: int, rank: int, made: int) -> int | None:
     """Return which of the axes that a node makes an axis of its input is, one of `rank`; None if it is none."""
     place = axis + made - rank
-    if node.op == "Transpose":
+    if node.op in traits.TURNS:
         return list(node.attrs.get("perm", range(rank)[::-1])).index(axis)
     if node.op == "MatMul":
         return place if axis < rank - 2 else None
-    if node.op == "Gather" and node.inputs[0] is tensor:
+    if node.op in traits.ROWS and node.inputs[0] is tensor:
         along = node.attrs.get("axis", 0) % rank
         return None if axis == along else axis if axis < along else place
     if node.op.startswith("Reduce"):

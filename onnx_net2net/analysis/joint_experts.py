@@ -134,7 +134,7 @@ class _Walk:
         if node.op == "OneHot" or said.counts:
             return "marks"
         if any(self._has(axis) for axis in said.normalised):
-            if node.op != "Softmax" or held[0] != "whole":
+            if node.op not in traits.SHARES or held[0] != "whole":
                 raise self._refuse(number, "normalises over copies in a way that is not known")
             return "shared"
         over = [c for c in said.contractions if self._has(c.axis)]
@@ -143,8 +143,10 @@ class _Walk:
         if node.op == "ReduceMax" and set(held) <= {"whole", "same"}:
             gone = not self._has(*self._analysis.axes.get(node.outputs[0].name, ()))
             return "same" if gone else "whole"
-        if node.op in traits.PICKS | {"ScatterElements"}:
-            return held[0] if node.op != "ScatterElements" else self._written(number)
+        if node.op in traits.PICKS:
+            return held[0]
+        if node.op in traits.MARKS:
+            return self._written(number)
         if node.op in traits.MOVES | traits.JOINS | traits.COPIES | {"Neg"}:
             if len({state for state in held if state != "same"}) == 1:
                 return next(state for state in held if state != "same")
@@ -167,7 +169,7 @@ class _Walk:
 
     def _product(self, number: int, held: list[State]) -> State:
         """Return the state of a product or a quotient."""
-        if self._analysis.nodes[number].op == "Div" and held[1] != "same":
+        if self._analysis.nodes[number].op in traits.QUOTIENTS and held[1] != "same":
             if held[0] in ("whole", "times") and held[1] == "times":
                 return "shared" if held[0] == "whole" else "same"
             if held == ["whole", "whole"]:
@@ -249,7 +251,7 @@ class _Walk:
 
     def _of_layer(self, number: int, node: Node) -> tuple[set[Place], set[Place]] | None:
         """Return the stacks of a layer, or those that one factor of a product is linear in."""
-        sides = range(2 if node.op != "Div" else 1)
+        sides = range(1 if node.op in traits.QUOTIENTS else 2)
         if self._analysis.said[number].contractions:
             found = next((one for i in sides if (one := self._linear_in(number, i, True)) is not None), None)
             if found is not None and node.op in traits.MATRICES and len(node.inputs) > 2:

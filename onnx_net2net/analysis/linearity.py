@@ -269,7 +269,7 @@ class _Search:
                 if inside and contraction.law == "sum" and self._grown(contraction.axis) == self._dims:
                     return number
             is_move = self._analysis.said[number].pointwise == "linear" and index == 0 and len(node.outputs) == 1
-            if not is_move and node.op not in ("Mul", "MatMul", "Einsum"):
+            if not is_move and node.op not in traits.BILINEAR:
                 return None
             result = node.outputs[0]
             axes = self._analysis.axes.get(result.name, ())

@@ -262,7 +262,7 @@ def _may_be_computed(analysis: Analysis, number: int, index: int, doubtful: Coll
             continue
         maker = analysis.numbers[id(tensor.inputs[0])] if tensor.inputs else -1
         node = analysis.nodes[maker]
-        if maker < 0 or node.op not in traits.MOVES | traits.PRODUCTS | {"Add", "Sub", "Mul"}:
+        if maker < 0 or node.op not in traits.MOVES | traits.PRODUCTS | (traits.ARITHMETIC - traits.QUOTIENTS):
             return True
         data = range(len(node.inputs)) if node.op not in traits.MOVES else (0,)
         pending += [(maker, other) for other in data if node.inputs[other].name]

@@ -73,10 +73,10 @@ def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
 def _factors(analysis: Analysis, number: int) -> Iterator[tuple[int, float]]:
     """Yield the inputs of a node that are one number, by which it multiplies or divides, with that as a factor."""
     node = analysis.nodes[number]
-    for index in (0, 1) if node.op == "Mul" else (1,) if node.op == "Div" else ():
+    for index in (0, 1) if node.op in traits.TIMES else (1,) if node.op in traits.QUOTIENTS else ():
         value = number_of(analysis, node.inputs[index])
         if value:
-            yield index, value if node.op == "Mul" else 1 / value
+            yield index, value if node.op in traits.TIMES else 1 / value
 
 
 # --- Powers of a width that a number scales ------------------------------------------------------------------
@@ -303,7 +303,7 @@ def multipliers(analysis: Analysis) -> Iterator[Multiplier]:
 
 def _in_residual(tensor: Tensor) -> bool:
     """Tell whether a tensor is added to one that others read too."""
-    adds = [reader for reader in tensor.outputs if reader.op == "Add"]
+    adds = [reader for reader in tensor.outputs if reader.op in traits.SUMS]
     return any(len(other.outputs) > 1 for add in adds for other in add.inputs if other is not tensor)
 
 

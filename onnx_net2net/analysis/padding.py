@@ -125,7 +125,7 @@ def _later_scales(analysis: Analysis, pads: dict[Dim, State]) -> Scales:
     scales: Scales = {}
     for (number, index), use in analysis.uses.items():
         wide = [resolve(axis) for axis in use.axes if axis.size > 1]
-        if analysis.nodes[number].op != "Mul" or len(wide) != 1:
+        if analysis.nodes[number].op not in traits.TIMES or len(wide) != 1:
             continue
         (dim,) = wide
         if isinstance(dim, Dim) and pads.get(dim) == "mean":
@@ -204,7 +204,7 @@ def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[d
     if node.op in traits.FACTORS:
         divisor = source(node.inputs[1], {"Expand"})
         is_norm = dim not in leaf_set(*analysis.axes.get(divisor.name, ()))
-        return _scaled(number, node.op, operands, is_norm)
+        return _scaled(number, node.op in traits.QUOTIENTS, operands, is_norm)
     if node.op in traits.TERMS | traits.EXTREMES | {"Mean"}:
         return _combined(node, operands)
     if said.contractions:
@@ -252,24 +252,24 @@ def _stays_zero(pointwise: str, state: Held) -> bool:
     return state == "zero" and pointwise in ("zero", "relu")
 
 
-def _scaled(number: int, kind: str, operands: dict[int, Held], is_norm: bool) -> Held:
+def _scaled(number: int, divides: bool, operands: dict[int, Held], is_norm: bool) -> Held:
     """Return what a product or quotient holds: an operand without the dim scales all units alike.
 
     Args:
         number: The node.
-        kind: Its operator.
+        divides: Whether it is a quotient.
         operands: What operands with the dim hold.
         is_norm: Whether the second operand is one number for all units, spread over them.
     """
-    if kind == "Mul" and "zero" in operands.values():
+    if not divides and "zero" in operands.values():
         return "zero"
-    if kind == "Div" and operands.get(0) == "zero" and operands.get(1) == "other" and is_norm:
+    if divides and operands.get(0) == "zero" and operands.get(1) == "other" and is_norm:
         return "zero"  # another divisor might be 0 where this is
     if any(state == Scale(number, 1 - index) for index, state in operands.items()):
         return "mean"
     if len(operands) > 1:
         return "other"
-    return operands.get(0, operands.get(1, "other") if kind == "Mul" else "other")
+    return operands.get(0, "other" if divides else operands.get(1, "other"))
 
 
 def _combined(node: Node, operands: dict[int, Held]) -> Held:

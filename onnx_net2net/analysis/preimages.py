@@ -47,7 +47,7 @@ def place_before(
     own = tuple(axis.size for axis in axes)
     if node.op in traits.BROADCASTING:
         return _aligned(place, tuple(shape), own)
-    if node.op == "Transpose":
+    if node.op in traits.TURNS:
         perm = list(node.attrs.get("perm") or range(len(own))[::-1])
         return replace(place, position=perm[place.position], mask=np.transpose(place.mask, np.argsort(perm)))
     picks = _picks(analysis, number)
@@ -120,16 +120,16 @@ _Pick = dict[int, np.ndarray]
 def _picks(analysis: Analysis, number: int) -> list[_Pick] | None:
     """Return what each output of a Slice, Split or Gather takes of the input, None for other nodes."""
     node = analysis.nodes[number]
-    shape = analysis.sizes.shape(node.inputs[0].name) if node.op in traits.CUTS | {"Gather"} else None
+    shape = analysis.sizes.shape(node.inputs[0].name) if node.op in traits.CUTS | traits.ROWS else None
     if shape is None:
         return None
-    if node.op == "Split":
+    if node.op in traits.SPLITS:
         axis = int(node.attrs.get("axis", 0)) % len(shape)
         sizes = [(analysis.sizes.shape(tensor.name) or shape)[axis] for tensor in node.outputs]
         if sum(sizes) != shape[axis]:
             return None
         return [{axis: np.arange(stop - size, stop)} for stop, size in zip(np.cumsum(sizes), sizes, strict=True)]
-    if node.op == "Gather":
+    if node.op in traits.ROWS:
         places = analysis.sizes.values.get(node.inputs[1].name)
         axis = int(node.attrs.get("axis", 0)) % len(shape)
         return None if places is None or places.ndim > 1 else [{axis: places % shape[axis]}]

@@ -16,6 +16,7 @@ from onnx import TensorProto
 from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit_of
+from onnx_net2net.analysis.modules import selected
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
@@ -112,7 +113,7 @@ def _scores(net: Network, tensor: Tensor) -> int | None:
             return number if exponentiated else None
         if number in net.layers and len(net.shape(node.outputs[0])) < 4:  # others may mix the heads of the scores
             return None
-        exponentiated |= node.op in ("Softmax", "Exp")
+        exponentiated |= node.op in traits.SHARES | {"Exp"}
         dtype = net.analysis.sizes.dtype
         read = net.activations(node)
         if node.op in traits.CUTS | traits.JOINS:  # scores beside which a sink stands
@@ -163,7 +164,7 @@ def _experts(net: Network) -> Found:
             stack = net.analysis.input_axes(net.number(pick), 0) or ()
             yield dims_of(stack[int(pick.attrs.get("axis", 0))]), Role.EXPERTS
             for node in net.behind(pick.inputs[1], stop=net.layers.keys()):
-                if node.op == "TopK":
+                if node.op in traits.WINNERS:
                     yield net.dims(net.number(node), 0) & net.made, Role.EXPERTS
 
 
@@ -174,11 +175,8 @@ def _routed(net: Network) -> Found:
     """
     analysis = net.analysis
     stacked = {dim for use in analysis.uses.values() if net.is_stack(use.constant) for dim in dims_of(*use.axes)}
-    apart: set[Dim] = set()
-    for node in analysis.nodes:
-        axes = [analysis.places[tensor.name] for tensor in node.inputs if tensor.name in analysis.places]
-        if axes and node.op == "Equal" and min(map(net.elements, node.inputs)) == 1:
-            apart |= dims_of(*axes)
+    selections = ((node, selected(analysis, number)) for number, node in enumerate(analysis.nodes))
+    apart = dims_of(*(analysis.places[node.inputs[1 - found[0]].name] for node, found in selections if found))
     chosen = [(dims_of((analysis.input_axes(number, index) or ())[position]), net.dims(number, index))
               for number, said in analysis.said.items() for index, position in said.choices]  # fmt: skip
     for whole, _ in chosen:

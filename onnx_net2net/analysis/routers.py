@@ -211,10 +211,10 @@ class _Walk:
             return "copy"  # nothing has the dims any more
         if said.counts:
             return "zero"
-        if node.op == "OneHot" or node.op in ("ScatterElements", "Scatter"):
+        if node.op in traits.MARKS:
             return self._written(number)
         if any(self._has(axis) for axis in said.normalised):
-            return "faint" if node.op == "Softmax" else "low"
+            return "faint" if node.op in traits.SHARES else "low"
         if not held or all(state == "copy" for state in held):
             return "copy"
         if node.op in traits.ALONE or node.op in traits.COPIES:
@@ -250,8 +250,8 @@ class _Walk:
         if state == "low":
             return "faint" if node.op in traits.STRICT else "zero" if node.op in traits.FADING else "other"
         keeps = self._analysis.said[self._analysis.numbers[id(node)]].pointwise in ("zero", "linear", "relu")
-        keeps |= node.op == "Sqrt"
-        return ("faint" if node.op == "Sqrt" else "zero") if state in _DEAD and keeps else "other"
+        is_root = node.op == "Sqrt"
+        return ("faint" if is_root else "zero") if state in _DEAD and (keeps or is_root) else "other"
 
     def _combined(self, number: int) -> State:
         """Return what an operator on broadcast operands makes."""
@@ -263,13 +263,13 @@ class _Walk:
             branches = {state or self._filled(node.inputs[k]) for k, state in enumerate(states) if k}
             branches = {"zero" if state == "faint" else state for state in branches}
             return branches.pop() if len(branches) == 1 else "other"
-        if node.op in traits.SUMS or (node.op == "Sub" and states[1] != "low"):
+        if node.op in traits.TERMS and (node.op in traits.SUMS or states[1] != "low"):
             if "low" in states:
                 return "low"
             return "zero" if all(state in _DEAD for state in states) else "other"
-        if node.op in ("Mul", "And") and any(state in _DEAD for state in states):
+        if node.op in traits.ABSORBING and any(state in _DEAD for state in states):
             return "zero"
-        if node.op == "Div" and states[0] in _DEAD and states[1] not in (*_DEAD, "low"):
+        if node.op in traits.QUOTIENTS and states[0] in _DEAD and states[1] not in (*_DEAD, "low"):
             return "zero"
         if node.op == "Max" and all(state in (*_DEAD, "low") for state in states) and "low" not in states:
             return "zero"

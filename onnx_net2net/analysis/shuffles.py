@@ -23,18 +23,21 @@ class Shuffle:
     order: np.ndarray
 
 
+_RUN = ("Reshape", "Transpose", "Reshape")
+
+
 def find_shuffles(nodes: list[Node], kept: Collection[str], shape_of: ShapeOf) -> Iterator[Shuffle]:
     """Find consecutive Reshape, Transpose, Reshape that permute the units of one axis and nothing else."""
     numbers = {id(node): number for number, node in enumerate(nodes)}
     for number, node in enumerate(nodes):
         run = [node]
-        while len(run) < 3 and run[-1].op in ("Reshape", "Transpose"):
+        while len(run) < len(_RUN) and run[-1].op == _RUN[len(run) - 1]:
             (between,) = run[-1].outputs
             readers = between.outputs
             if between.name in kept or len(readers) != 1 or readers[0].inputs[0] is not between:
                 break
             run.append(readers[0])
-        if [n.op for n in run] != ["Reshape", "Transpose", "Reshape"]:
+        if tuple(n.op for n in run) != _RUN:
             continue
         found = _permutation(shape_of, run)
         if found is not None:

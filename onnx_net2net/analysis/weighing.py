@@ -65,13 +65,13 @@ def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[Pl
         maker = analysis.numbers[id(node)]
         if maker not in analysis.said:
             return None
-        if node.op == "Div" or (node.op in traits.MOVES and len(node.outputs) == 1):
+        if node.op in traits.QUOTIENTS or (node.op in traits.MOVES and len(node.outputs) == 1):
             pending.append((maker, 0))
         elif node.op == "Add":
             pending += [(maker, 1), (maker, 0)]
         else:
             own = _own_scales(analysis, maker, axis)
-            if own is None and node.op in ("MatMul", "Einsum"):  # a product of activations: one of them is made larger
+            if own is None and node.op in traits.BILINEAR - traits.TIMES:  # of activations: one of them is made larger
                 operands = (scalable(analysis, maker, side, axis) for side in range(len(node.inputs)))
                 own = next((operand for operand in operands if operand), None)
             if own is None:
@@ -83,7 +83,7 @@ def scalable(analysis: Analysis, number: int, index: int, axis: Axis) -> list[Pl
 def _own_scales(analysis: Analysis, number: int, axis: Axis) -> list[Place] | None:
     """Return the weights of a node itself that scale its result, None where it has none with the axis."""
     node, said = analysis.nodes[number], analysis.said[number]
-    if node.op == "Mul":
+    if node.op in traits.TIMES:
         return next(([(number, side)] for side in (0, 1) if _has(analysis, number, side, axis)), None)
     scales = [(statistic.scale, statistic.shift) for statistic in said.statistics if statistic.scale is not None]
     if node.op in traits.PRODUCTS:

@@ -48,8 +48,8 @@ def _norm(analysis: Analysis, number: int, twice: set[int]) -> Norm | None:
     if node.op not in _ROOTS:
         return None
     squares = [(number, 0)]
-    if node.op == "ReduceSum":
-        source = made_by(node.inputs[0], {"Mul"})
+    if node.op not in traits.SQUARES:
+        source = made_by(node.inputs[0], traits.TIMES)
         if source is None or source.inputs[0] is not source.inputs[1]:
             return None
         squares = [(analysis.numbers[id(source)], index) for index in (0, 1)]

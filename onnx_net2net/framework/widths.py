@@ -185,7 +185,7 @@ def widths(model: Model, analysis: Analysis) -> Widths:
     uses = Counter(id(use.constant) for use in analysis.uses.values())
     for number, node in enumerate(analysis.nodes):
         read = _weight(analysis, number) if number in analysis.said else None
-        if read is None and node.op not in ("InstanceNormalization", "GroupNormalization"):  # whose weights may be made
+        if read is None and node.op not in traits.UNIT_NORMS - traits.ROW_NORMS:  # whose weights may be made
             continue
         module = _module(analysis, number, read[1] if read else 1)
         if module is None:
@@ -207,13 +207,10 @@ def widths(model: Model, analysis: Analysis) -> Widths:
     return Widths(modules, config, epsilons, rotary)
 
 
-_WEIGHTS = {"Gather": 0, "Attention": 1, "PRelu": 1}
-
-
 def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
     """Return the constant that a layer multiplies or scales by, perhaps rearranged, and which input it is."""
     node = analysis.nodes[number]
-    for index in (_WEIGHTS[node.op],) if node.op in _WEIGHTS else (1, 0) if node.op == "MatMul" else (1,):
+    for index in (0,) if (node.op, 0) in traits.TABLES else (1, 0) if node.op == "MatMul" else (1,):
         if index >= len(node.inputs):
             continue
         constant = constant_of(source(node.inputs[index], traits.REARRANGES - traits.REFOLDS))

@@ -273,7 +273,7 @@ class _Walk:
         known = {name: sizes.types[name] for name in node.input if name in sizes.types}
         if any(name and name not in known for name in node.input):
             raise ValueError("follows a tensor of unknown shape")
-        if node.op_type == "Split" and not domain:
+        if node.op_type in traits.SPLITS and not domain:
             known[node.input[0]] = _as_cut(node, sizes)
         arrays = {name: np.asarray(values[name], order="C") for name in node.input if name in values}
         data = {name: numpy_helper.from_array(value, name) for name, value in arrays.items()}
@@ -377,10 +377,10 @@ def _constant(node: onnx.NodeProto, sizes: Sizes) -> bool:
 
 def _bind_lengths(node: onnx.NodeProto, place: int, sizes: Sizes) -> None:
     """Give the axes of an output whose lengths depend on data a size of their own, the same for the same inputs."""
-    parts = (str(place),) if node.op_type == "Split" else ()  # the outputs of the others are equally long
+    parts = (str(place),) if node.op_type in traits.SPLITS else ()  # the outputs of the others are equally long
     shape = sizes.shape(node.input[0])
     if (
-        node.op_type == "Split"
+        node.op_type in traits.SPLITS
         and shape is not None
         and not sizes.types[node.output[place]].tensor_type.HasField("shape")
     ):

@@ -20,7 +20,7 @@ from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.rules import traits
 
-_FOLDS = traits.REFOLDS | traits.CASTS | traits.COPIES | {"Gather"}
+_FOLDS = traits.REFOLDS | traits.CASTS | traits.COPIES | traits.ROWS
 """Operators between the penalties of all copies and the scores that they are added to."""
 
 

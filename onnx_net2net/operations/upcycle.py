@@ -281,7 +281,7 @@ class _Writer:
             node = self._analysis.nodes[number]
             if number in self._block.layers:
                 made[node.outputs[0].name] = self._layer(number, made.get(node.inputs[0].name, rows))
-            elif node.op == "Reshape" or node.op in traits.COPIES:
+            elif node.op in traits.REFOLDS | traits.COPIES:
                 made[node.outputs[0].name] = made[node.inputs[0].name]
             else:
                 self._repeat(number, made)
@@ -295,7 +295,7 @@ class _Writer:
                              factor=float(node.attrs.get("alpha", 1.0)))  # fmt: skip
         op = Writer(self._draft, f"{self._block.name}.{name}.")
         result = op.MatMul(rows, weight)
-        if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        if len(node.inputs) < 3 or not node.inputs[2].name:
             return result
         bias = self._stack(f"{name}.bias", node.inputs[2], zero=zero, factor=float(node.attrs.get("beta", 1.0)))
         return op.Add(result, bias)
@@ -314,9 +314,9 @@ class _Writer:
                 label = self._label(self._layer_of(number))
                 what = "bias" if node.op == "Add" else f"{node.op.lower()}{index}"
                 inputs.append(self._stack(f"{label}.{what}", value, zero=self._shared and is_last))
-        if node.op == "Split":
+        if node.op in traits.SPLITS:
             attrs["axis"] = -1
-        elif node.op == "Slice":
+        elif node.op in traits.CUTS:
             assert cut_axis(self._network, number) is not None
             inputs[3] = self._numbers("cut_axis", [-1])
         outputs = [Variable(self._draft.unique_name(f"{self._block.name}.experts.{o.name}")) for o in node.outputs]

@@ -16,7 +16,7 @@ from onnx_net2net.model.protos import refill
 from onnx_net2net.rules import traits
 from onnx_net2net.run.inputs import Feeds, InputSpec
 
-_LAYERS = traits.LAYERS | traits.ARITHMETIC | {"Gather"}
+_LAYERS = traits.LAYERS | traits.ARITHMETIC | traits.ROWS
 """Where the error of one unit in the last place is put."""
 
 _SHIFTS = traits.ARITHMETIC - traits.FACTORS
@@ -121,8 +121,8 @@ def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:
     """Return the shape of one factor for each output unit of a layer, or of a single one where that is hard to tell."""
     dims, flags = list(weight.dims), {attribute.name for attribute in node.attribute if attribute.i}
     place = list(node.input).index(weight.name)
-    if len(dims) < 2 or flags & {"transA", "axis"} or place != (node.op_type != "Gather"):
+    if len(dims) < 2 or flags & {"transA", "axis"} or place != (node.op_type not in traits.ROWS):
         return []
     if node.op_type in traits.PLAIN_CONVOLUTIONS:
         return [dims[0], *[1] * (len(dims) - 2)]
-    return [dims[0 if "transB" in flags else -1]] if node.op_type in traits.MATRICES | {"Gather"} else []
+    return [dims[0 if "transB" in flags else -1]] if node.op_type in traits.MATRICES | traits.ROWS else []

@@ -25,6 +25,9 @@ from onnx_net2net.graph.walk import constant_of, made_by
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rules import traits
 
+_TAKES = traits.CUTS - traits.SPLITS | traits.ROWS
+"""What cuts a result that was filled up."""
+
 Times = dict[Dim, int]
 """How often each unit of a dim counts in a statistic."""
 
@@ -205,7 +208,7 @@ def unfill(analysis: Analysis) -> list[Fill]:
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
         cuts = [tensor.outputs[0] for tensor in node.outputs if len(tensor.outputs) == 1]
-        same = len(cuts) == len(node.outputs) and all(cut.op in ("Slice", "Gather") for cut in cuts)
+        same = len(cuts) == len(node.outputs) and all(cut.op in _TAKES for cut in cuts)
         fills = {index: fill for index, tensor in enumerate(node.inputs) if (fill := _source_of(analysis, tensor))}
         if not said.statistics or not same or 0 not in fills:
             continue
@@ -225,20 +228,20 @@ def unfill(analysis: Analysis) -> list[Fill]:
 
 def _source_of(analysis: Analysis, tensor: Tensor) -> tuple[Tensor, int, np.ndarray] | None:
     """Return the tensor and the axis whose units are read more than once, and the places that are read."""
-    node = made_by(tensor, {"Gather", *traits.JOINS})
+    node = made_by(tensor, traits.ROWS | traits.JOINS)
     if node is None or len(tensor.outputs) != 1:
         return None
-    if node.op == "Gather":
+    if node.op in traits.ROWS:
         places = _constant(analysis, node.inputs[1])
         return None if places is None or places.ndim != 1 else (node.inputs[0], int(node.attrs.get("axis", 0)), places)
     if len(node.inputs) != 2:
         return None
     source, axis = node.inputs[0], int(node.attrs["axis"])
-    again = made_by(node.inputs[1], ("Slice", "Gather"))
+    again = made_by(node.inputs[1], _TAKES)
     if again is None or again.inputs[0] is not source:
         return None
     size = analysis.axes[source.name][axis].size if source.name in analysis.axes else 0
-    rest = _sliced(analysis, again, axis) if again.op == "Slice" else _constant(analysis, again.inputs[1])
+    rest = _sliced(analysis, again, axis) if again.op in traits.CUTS else _constant(analysis, again.inputs[1])
     constant = constant_of(source)
     size = constant.shape[axis] if constant is not None else size
     return None if rest is None or not size else (source, axis, np.concatenate([np.arange(size), rest]))

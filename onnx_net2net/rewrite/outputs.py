@@ -21,6 +21,7 @@ from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import integer, refill
 from onnx_net2net.model.tensors import stub_key
 from onnx_net2net.rewrite.rewriting import Inserted, Rewriting
+from onnx_net2net.rules import traits
 
 
 def cut_outputs(rewriting: Rewriting) -> None:
@@ -83,7 +84,7 @@ def uncut(model: Model) -> tuple[Model, list[Cut]]:
     cuts: dict[str, Cut] = {}
     for node in graph.node:
         source, places = (*node.input, "", "")[:2]
-        shown = outputs.get(node.output[0]) if node.op_type == "Gather" else None
+        shown = outputs.get(node.output[0]) if node.op_type in traits.ROWS else None
         if shown is None or source not in made or source in cuts or places not in constants or readers[shown.name]:
             continue
         index = numpy_helper.to_array(constants[places])

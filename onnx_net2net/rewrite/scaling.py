@@ -108,7 +108,7 @@ class _Stream:
     def _squares(self, number: int) -> None:
         """Keep a mean of squares over the dim, as an epsilon is added to it: x has exponent 1."""
         node = self._analysis.nodes[number]
-        if not self._is_centred(node.inputs[0]) and node.op == "ReduceMean":
+        if not self._is_centred(node.inputs[0]) and node.op in traits.AVERAGES:
             return
         self._set(node.outputs[0], 0.0, number)
 
@@ -251,13 +251,13 @@ class _Stream:
         while True:
             if self._states.get(tensor.name, {}).get(self._dim) == "zero":
                 return True
-            node = made_by(tensor, {"Mul", "Pow", "Cast", "Sub", "Abs"})
+            node = made_by(tensor, traits.DISTANCES)
             if node is None:
                 return False
             if node.op == "Sub":
                 break
             tensor = node.inputs[0]
-        mean = made_by(node.inputs[1], {"ReduceMean"})
+        mean = made_by(node.inputs[1], traits.AVERAGES)
         return mean is not None and mean.inputs[0] is node.inputs[0]
 
     def _weights(self, number: int) -> int | None:

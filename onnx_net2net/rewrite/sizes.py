@@ -170,7 +170,7 @@ def _split_unequal(rewriting: Rewriting, number: int) -> None:
     """Write down the sizes of a Split that gave none, where its parts no longer are equal."""
     said = rewriting.analysis.said.get(number)
     node = rewriting.nodes[number] if said is not None and said.size_inputs else None
-    if node is None or said is None or node.op != "Split" or len(node.inputs) > 1:
+    if node is None or said is None or node.op not in traits.SPLITS or len(node.inputs) > 1:
         return
     totals = [_total(rewriting, size.axes) for size in said.size_inputs]
     if any(old != new for old, new in totals) and len({new for _, new in totals}) > 1:

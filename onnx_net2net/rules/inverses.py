@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from onnx_net2net.rules import traits
 
@@ -31,5 +32,28 @@ SPREADS = traits.MOVES | {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAverage
 ALIKE = traits.JOINS | traits.EXTREMES | {"Where", "Mean", "ScatterND"}
 """Operators that return one number everywhere if all their data inputs are that number everywhere."""
 
-NEUTRAL: Mapping[str, float] = {**dict.fromkeys(traits.SUMS, 0.0), "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
-"""The value of an operand (for Sub and Div the second one) that leaves the other operand unchanged."""
+NEUTRAL: Mapping[str, tuple[float, Sequence[int]]] = {
+    **dict.fromkeys(traits.SUMS, (0.0, traits.EVERY)), "Sub": (0.0, (1,)), "Mul": (1.0, traits.EVERY),
+    "Div": (1.0, (1,)), "PRelu": (1.0, (1,)),
+}  # fmt: skip
+"""The value of an operand that leaves the other operand unchanged, and which inputs can be that operand."""
+
+
+def before(kind: str, attrs: Mapping[str, Any], value: float) -> float:
+    """Return the number that the first input of an operator must be everywhere so that its result is another one.
+
+    Args:
+        kind: The operator.
+        attrs: Its attributes.
+        value: The number that the result is to be everywhere.
+
+    Raises:
+        ValueError: If the operator never returns this number.
+        ZeroDivisionError: The same.
+        KeyError: If nothing is known of the operator.
+    """
+    if kind in SPREADS or (kind in RECTIFIERS and value > 0):
+        return value
+    if kind == "HardSigmoid":
+        return (value - float(attrs.get("beta", 0.5))) / float(attrs.get("alpha", 0.2))
+    return INVERSES[kind](value)

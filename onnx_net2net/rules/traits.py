@@ -5,15 +5,17 @@ of its operands; a trait says what kind of operator it is. A list of operators e
 belongs here. Code that needs more or less than a trait says so (`MOVES | {"Clip"}`).
 
     control     CONSTANTS, BRANCHES, LOOPS, COUNTED_LOOPS, SEQUENCES
-    values      RENAMES, COPIES, CASTS, REFOLDS, VIEWS, REARRANGES, CUTS, PICKS, SCATTERS, REPEATS, PIXEL_SHUFFLES,
-                MOVES, INDEX_PATHS, HANDED_ON, JOINS, SHAPES, SHAPE_ONLY, BY_PLACE
+    values      RENAMES, COPIES, CASTS, REFOLDS, TURNS, VIEWS, REARRANGES, SPLITS, CUTS, ROWS, PICKS, SCATTERS, MARKS,
+                REPEATS, PIXEL_SHUFFLES, MOVES, INDEX_PATHS, GATE_PATHS, HANDED_ON, JOINS, PLACED, SHAPES, SHAPE_ONLY,
+                BY_PLACE
     numbers     LOOKUPS, TABLES, LENGTHS, COUNTS, LIMITS, DOMAINS, LONG_LISTS, MASKING, RANDOM, BY_DATA, SIZED
-    arithmetic  SUMS, ADDITIONS, TERMS, FACTORS, ARITHMETIC, EXTREMES, COMMUTATIVE, DEGREES, SQUARES, MEANS, LINEAR,
-                POSITIVE, HOMOGENEOUS, LINEAR_IN_EACH, LINEAR_IN_ALL, IN_PLACE, BOUNDED, STILL_BOUNDED, UNARY, ALONE,
-                BENDS, BROADCASTING, FADING, STRICT, PROBABILITIES
+    arithmetic  SUMS, ADDITIONS, SIGNS, TERMS, TIMES, QUOTIENTS, FACTORS, ABSORBING, ARITHMETIC, AFFINE, EXTREMES,
+                COMMUTATIVE, DEGREES, SQUARES, AVERAGES, MEANS, LINEAR, BILINEAR, POSITIVE, HOMOGENEOUS, LINEAR_IN_EACH,
+                LINEAR_IN_ALL, IN_PLACE, SHARES, PROBABILITIES, BOUNDED, STILL_BOUNDED, UNARY, ALONE, BENDS,
+                BROADCASTING, FADING, STRICT
     layers      MATRICES, PRODUCTS, PLAIN_CONVOLUTIONS, TRANSPOSED, KERNELS, BIASED, LAST_LAYERS, PLAIN_LAYERS, LAYERS,
                 CONVOLUTIONS, RECURRENT, ATTENTIONS, NORMS, UNIT_NORMS, ROW_NORMS, FIXED_NORMS, NORM_PARTS,
-                DEVIATIONS, GATES, STATISTICS, LEARNT, POOLS, CHOICES, WINNERS, WHOLE_BIASES
+                DISTANCES, DEVIATIONS, GATES, STATISTICS, LEARNT, POOLS, CHOICES, ALONG, WINNERS, WHOLE_BIASES
 """
 
 from __future__ import annotations
@@ -55,20 +57,32 @@ CASTS = frozenset({"Cast", "CastLike"})
 REFOLDS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 """The result has the values of the first input in the same order, in other axes."""
 
-VIEWS = frozenset({*REFOLDS, "Transpose", "Expand"})
+TURNS = frozenset({"Transpose"})
+"""The result has the values of the first input with its axes in another order."""
+
+VIEWS = frozenset({*REFOLDS, *TURNS, "Expand"})
 """The result shows the first input in other axes, as views of PyTorch do."""
 
 REARRANGES = frozenset({*RENAMES, *CASTS, *VIEWS - {"Expand"}, "DequantizeLinear"})
 """The result is the first input, each value once: a rearranged weight is still one weight, in other axes or types."""
 
-CUTS = frozenset({"Slice", "Split"})
+SPLITS = frozenset({"Split"})
+"""The results are the first input in parts, from its beginning to its end."""
+
+CUTS = frozenset({*SPLITS, "Slice"})
 """The results are ranges of the first input."""
 
-PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+ROWS = frozenset({"Gather"})
+"""The result has the entries along one axis of the first input that the second one lists."""
+
+PICKS = frozenset({*ROWS, "GatherND", "GatherElements"})
 """The result has the entries of the first input that the second one lists."""
 
 SCATTERS = frozenset({"ScatterND", "ScatterElements"})
 """The result is the first input, with the third one written to or added at the places that the second one lists."""
+
+MARKS = frozenset({"OneHot", "ScatterElements", "Scatter"})
+"""The result marks the places that an input lists, or has something written there."""
 
 REPEATS = frozenset({"Expand", "Tile"})
 """The result repeats the first input."""
@@ -82,6 +96,9 @@ MOVES = frozenset({*COPIES, *CASTS, *VIEWS, *CUTS, *PICKS, *REPEATS, *PIXEL_SHUF
 INDEX_PATHS = MOVES | {"Clip"}
 """What may stand between indices that a model is given and the table that they are looked up in."""
 
+GATE_PATHS = INDEX_PATHS | {"ReduceSum", "Add", "Max", "Where", "ScatterElements", "Not"}
+"""What may stand between the gates of a router, their sum and what they weigh: it keeps the sum from being 0."""
+
 HANDED_ON: dict[str, Sequence[int]] = {
     **dict.fromkeys((*MOVES - PIXEL_SHUFFLES, "Pad", "Clip", "ReduceMax", "ReduceMin",
                      "ReverseSequence", "Floor", "Ceil", "Round", "Abs", "Trilu"), (0,)),
@@ -92,13 +109,16 @@ HANDED_ON: dict[str, Sequence[int]] = {
 JOINS = frozenset({"Concat"})
 """The result has the values of all inputs, end to end."""
 
+PLACED = MOVES | JOINS | {"Pad"}
+"""The results have values of the inputs in other places, perhaps with constants around them."""
+
 SHAPES = frozenset({"Shape", "Size"})
 """The result is the shape of the input, or follows from it."""
 
 SHAPE_ONLY = SHAPES | {"EyeLike", "RandomNormalLike", "RandomUniformLike"}
 """The result depends on the shape of the input, not on its values."""
 
-BY_PLACE = MOVES | JOINS | SHAPES | {"ScatterElements", "Scatter", "OneHot"}
+BY_PLACE = MOVES | JOINS | SHAPES | MARKS
 """What may read the places that a node chose: it moves them, looks entries up or writes them."""
 
 # --- Numbers that are not data ---------------------------------------------------------------------------------------
@@ -111,7 +131,7 @@ LOOKUPS: dict[str, tuple[dict[int, int], str]] = {
 }  # fmt: skip
 """For each input that holds indices the table that it indexes, and the attribute (or number) of the table's axis."""
 
-TABLES = frozenset({("Gather", 0)})
+TABLES = frozenset((kind, 0) for kind in ROWS)
 """Inputs (operator, index) that are tables of rows, where they are weights: embeddings."""
 
 LENGTHS = {("LSTM", 4): "", ("GRU", 4): "", ("RNN", 4): "", ("ReverseSequence", 1): "time_axis"}
@@ -155,14 +175,29 @@ SUMS = frozenset({"Add", "Sum"})
 ADDITIONS = frozenset({*SUMS, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QLinearAdd"})
 """The operator adds activations to one another, whatever else it does."""
 
-TERMS = SUMS | {"Sub"}
+SIGNS: dict[str, tuple[int, int]] = {"Add": (1, 1), "Sub": (1, -1)}
+"""Sums of two terms: the sign of each."""
+
+TERMS = frozenset({*SUMS, *SIGNS})
 """The result is the sum of the inputs, some of them with another sign."""
 
-FACTORS = frozenset({"Mul", "Div"})
+TIMES = frozenset({"Mul"})
+"""The result is the product of the inputs, unit by unit."""
+
+QUOTIENTS = frozenset({"Div"})
+"""The result is the first input divided by the second one, unit by unit."""
+
+FACTORS = TIMES | QUOTIENTS
 """The result is the first input times the second one, or its inverse."""
 
-ARITHMETIC = frozenset({"Add", "Sub", *FACTORS})
+ABSORBING = TIMES | {"And"}
+"""The result is 0 wherever one of the inputs is."""
+
+ARITHMETIC = frozenset({*SIGNS, *FACTORS})
 """The four operations on two operands."""
+
+AFFINE = TIMES | {"Add"}
+"""What scales and shifts units where it reads a constant."""
 
 EXTREMES = frozenset({"Max", "Min"})
 """The result is the largest or smallest of the inputs, unit by unit."""
@@ -178,11 +213,17 @@ DEGREES: dict[str, tuple[float, ...]] = {
 SQUARES: dict[str, float] = {"ReduceL2": 0.5, "ReduceSumSquare": 1.0}
 """The result is the sum of squares of the first input along axes, to this power."""
 
-MEANS = frozenset({"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool"})
+AVERAGES = frozenset({"ReduceMean"})
+"""The result is the mean of the first input along axes."""
+
+MEANS = frozenset({*AVERAGES, "ReduceSum", "AveragePool", "GlobalAveragePool"})
 """The result is sums or means over parts of the first input."""
 
 LINEAR = frozenset({*MOVES, *MEANS, "Neg"})
 """f(a x) = a f(x) for every number a, where x is the first input."""
+
+BILINEAR = TIMES | {"MatMul", "Einsum"}
+"""The result is linear in each input, and nothing is added to it."""
 
 POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "MaxPool", "GlobalMaxPool", "Max", "Min", "ReduceMax",
                       "ReduceMin", "ReduceL1"})  # fmt: skip
@@ -211,13 +252,16 @@ IN_PLACE = frozenset({*COPIES, *CASTS, *CUTS, *JOINS, "DequantizeLinear", "Neg",
                       "Trilu"})  # fmt: skip
 """The first input has the axes of the result, in the same places."""
 
-PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
+SHARES = frozenset({"Softmax"})
+"""The results along an axis are above 0, and their sum is 1."""
+
+PROBABILITIES = SHARES | {"Sigmoid"}
 """The result lies between 0 and 1, and comes near to both."""
 
 BOUNDED = frozenset({*PROBABILITIES, "HardSigmoid", "Tanh", "Erf"})
 """The result lies between -1 and 1 whatever the input."""
 
-STILL_BOUNDED = MOVES | JOINS | {"ReduceMean"}
+STILL_BOUNDED = MOVES | JOINS | AVERAGES
 """The result lies between the smallest and the largest value of the inputs."""
 
 UNARY: dict[str, tuple[str, ...]] = {
@@ -315,8 +359,11 @@ FIXED_NORMS = frozenset({"BatchNormalization"})
 NORMS = frozenset({*UNIT_NORMS, *FIXED_NORMS})
 """Normalisers with a scale (input 1) and perhaps a shift (input 2)."""
 
-NORM_PARTS = frozenset({"ReduceMean", "Sub", "Pow", "Mul", "Div"})
+NORM_PARTS = frozenset({*AVERAGES, "Sub", "Pow", "Mul", "Div"})
 """What reads the data where a normalisation of rows is written in parts."""
+
+DISTANCES = frozenset({"Sub", "Pow", "Mul", "Abs", "Cast"})
+"""What makes squares of the distance from the mean where a normalisation is written in parts."""
 
 DEVIATIONS = frozenset({"Reciprocal", "Pow", "Div", "Sqrt"})
 """What makes the factor 1 / deviation where a normalisation is written in parts."""
@@ -338,8 +385,11 @@ LEARNT = frozenset({("PRelu", 1), ("SkipLayerNormalization", 4), ("SkipSimplifie
 POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"})
 """Poolings of each channel along positions."""
 
-CHOICES = frozenset({"Softmax", "LogSoftmax", "ArgMax"})
+CHOICES = SHARES | {"LogSoftmax", "ArgMax"}
 """The units along `axis` (the last by default) are choices."""
+
+ALONG = ROW_NORMS | CHOICES | JOINS | CUTS | {"LpNormalization", "RotaryEmbedding"}
+"""Operators that work along axes of their own, and keep the others."""
 
 WINNERS = frozenset({"TopK", "ArgMax"})
 """The result lists the places of the largest units."""

@@ -90,20 +90,20 @@ class Flow:
 
     def _step(self, node: onnx.NodeProto, index: int) -> int | None:
         """Return what the node adds at most to the values it hands on, None where it makes something else of them."""
-        if node.op_type in {"Add", "Sub"} and len(node.input) == 2:
-            other = self._whole(node.input[1 - index])
-            if other is not None and (node.op_type, index) != ("Sub", 1):
-                return int(other.max()) if node.op_type == "Add" else -int(other.min())
-            return 0 if node.op_type == "Add" and self._switched(node.input[1 - index]) else None
-        if node.op_type == "Mul" and self._switched(node.output[0]):
+        if node.op_type in traits.SIGNS:
+            signs, other = traits.SIGNS[node.op_type], self._whole(node.input[1 - index])
+            if other is not None and signs[index] > 0:
+                return int((signs[1 - index] * other).max())
+            return 0 if min(signs) > 0 and self._switched(node.input[1 - index]) else None
+        if node.op_type in traits.TIMES and self._switched(node.output[0]):
             return 0
         return 0 if index in traits.HANDED_ON.get(node.op_type, ()) else None
 
     def _switched(self, name: str) -> bool:
         """Tell whether a tensor is one side of ``a * switch + b * (1 - switch)``, which is Where in arithmetic."""
         node = self.producers.get(name)
-        factors = [self.producers.get(factor) for factor in node.input] if node and node.op_type == "Mul" else []
-        return any(factor is not None and factor.op_type == "Cast" for factor in factors)
+        factors = [self.producers.get(factor) for factor in node.input] if node and node.op_type in traits.TIMES else []
+        return any(factor is not None and factor.op_type in traits.CASTS for factor in factors)
 
     def _limits(self, node: onnx.NodeProto, index: int) -> list[tuple[Size, int]]:
         """Return the bounds that an input of the node puts on the values given to it."""
@@ -129,7 +129,7 @@ class Flow:
             node = self.producers.get(name)
             if node is None or node.op_type not in traits.REARRANGES - traits.REFOLDS:
                 break
-            turns += [node] if node.op_type == "Transpose" else []
+            turns += [node] if node.op_type in traits.TURNS else []
             name = node.input[0]
         sizes = list(self.constants[name].dims) if name in self.constants else list(self.shapes.get(name, ()))
         for node in reversed(turns) if sizes else ():

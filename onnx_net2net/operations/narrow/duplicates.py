@@ -217,7 +217,7 @@ class _Refinement:
     def _is_factor(self, number: int, use: Use, position: int) -> bool:
         """Tell whether a constant is one number for each unit, which all of it is multiplied by."""
         others = [axis for place, axis in enumerate(use.axes) if place != position]
-        return self._analysis.nodes[number].op == "Mul" and all(axis.size == 1 for axis in others)
+        return self._analysis.nodes[number].op in traits.TIMES and all(axis.size == 1 for axis in others)
 
     def _is_norm(self, number: int) -> bool:
         """Tell whether a node is a BatchNormalization that only scales and shifts each unit."""

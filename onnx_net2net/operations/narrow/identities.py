@@ -18,6 +18,7 @@ from onnx_net2net.graph.graph import Constant, Node, Tensor
 from onnx_net2net.graph.walk import constant_of, is_fixed_norm, made_by
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
+from onnx_net2net.rules.inverses import NEUTRAL
 
 _ROUNDINGS = 16
 """By how many roundings an identity may miss 1 and 0: its normalisation and merged copies are rounded."""
@@ -159,14 +160,13 @@ class _Search:
 
     def _neutral(self, node: Node) -> Iterator[Identity]:
         """Yield a node with an operand that changes nothing: ones for products and slopes, zeros for sums."""
-        for index, other in _OPERANDS.get(node.op, ()):
+        neutral, places = NEUTRAL.get(node.op, (0.0, ()))
+        for index, other in ((0, 1), (1, 0)) if len(node.inputs) == 2 else ():
             source, operand = node.inputs[index], node.inputs[other]
-            if self._shape(source) != self._shape(node.outputs[0]):
+            if other not in places or self._shape(source) != self._shape(node.outputs[0]):
                 continue
-            is_data = constant_of(source) is None
-            is_one = node.op != "Add" and self._are_ones(operand)
-            is_nothing = node.op == "Add" and self._is_zero(operand)
-            if (is_data and (is_one or is_nothing)) or (node.op == "Add" and self._cancels(operand)):
+            is_neutral = self._are_ones(operand) if neutral else self._is_zero(operand)
+            if (is_neutral and constant_of(source) is None) or (not neutral and self._cancels(operand)):
                 yield _single(node, index)
                 return
 
@@ -209,7 +209,7 @@ class _Search:
 
     def _all(self, node: Node) -> Iterator[Identity]:
         """Yield a Gather of all units in their order, which is left of an output that was cut."""
-        places = constant_of(node.inputs[1]) if node.op == "Gather" and constant_of(node.inputs[0]) is None else None
+        places = constant_of(node.inputs[1]) if node.op in traits.ROWS and constant_of(node.inputs[0]) is None else None
         if places is None or self._shape(node.inputs[0]) != self._shape(node.outputs[0]) or len(places.shape) != 1:
             return
         if np.array_equal(self._analysis.draft.read(places), np.arange(places.shape[0])):
@@ -313,10 +313,6 @@ class _Search:
         assert constant is not None
         epsilon = spacing(self._analysis.draft.read(constant).dtype)
         return bool(np.allclose(values, wanted, rtol=0, atol=_ROUNDINGS * epsilon))
-
-
-_OPERANDS = {"Add": ((0, 1), (1, 0)), "Mul": ((0, 1), (1, 0)), "PRelu": ((0, 1),)}
-"""For operators that may have a neutral operand: which operand stays then, and which is neutral."""
 
 
 def _single(node: Node, index: int) -> Identity:

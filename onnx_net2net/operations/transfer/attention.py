@@ -23,6 +23,7 @@ from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks
+from onnx_net2net.rules import traits
 from onnx_net2net.run.region import run_region
 
 _FAR = 8
@@ -157,7 +158,7 @@ class _Products:
         for _ in range(_FAR):
             if len(tensor.outputs) != 1 or not tensor.outputs[0].outputs:
                 return None
-            if tensor.outputs[0].op == "Softmax":
+            if tensor.outputs[0].op in traits.SHARES:
                 return tensor
             tensor = tensor.outputs[0].outputs[0]
         return None

@@ -79,10 +79,11 @@ def _sums_to_one(network: Network, number: int) -> bool:
             if place in seen:
                 continue
             seen.add(place)
-            divides = reader.op == "Div" and any(node.op == "ReduceSum" for node in _makers(reader.inputs[1]))
-            if reader.op == "Softmax" or divides or reader.op in traits.WINNERS:
+            if reader.op in traits.SHARES | traits.WINNERS:
                 return True
-            if reader.op in traits.MOVES | {"ReduceSum", "Add", "Max", "Clip", "Where", "ScatterElements", "Not"}:
+            if reader.op in traits.QUOTIENTS and any(node.op == "ReduceSum" for node in _makers(reader.inputs[1])):
+                return True
+            if reader.op in traits.GATE_PATHS:
                 pending += reader.outputs
     return False
 
@@ -91,7 +92,7 @@ def _makers(tensor: Tensor) -> Iterator[Node]:
     """Yield the nodes that a sum of gates is made by, behind what keeps it from being 0."""
     while tensor.inputs:
         yield tensor.inputs[0]
-        if tensor.inputs[0].op not in traits.INDEX_PATHS | {"Add", "Max"}:
+        if tensor.inputs[0].op not in traits.GATE_PATHS:
             return
         tensor = tensor.inputs[0].inputs[0]
 
@@ -224,7 +225,7 @@ def _halves(network: layers.Network, number: int) -> tuple[bool, bool] | None:
     parts: dict[int, Tensor] = {}
     for reader in _readers(result):
         values = network.analysis.sizes.values
-        if reader.op == "Split":
+        if reader.op in traits.SPLITS:
             parts.update(enumerate(reader.outputs))
         elif reader.op == "Slice" and (start := values.get(reader.inputs[1].name)) is not None and _steps_by_one(
             network, reader

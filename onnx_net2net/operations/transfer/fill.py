@@ -204,7 +204,7 @@ class Filling:
             if epsilon > _NOTHING:
                 reason = f"it normalises once more, which is not the same to about its epsilon of {epsilon:.0e}"
                 self._networks.hinder(module.name, reason)
-        elif self._target.nodes[module.node].op in traits.FIXED_NORMS | {"Mul", "Add"}:
+        elif self._target.nodes[module.node].op in traits.FIXED_NORMS | traits.AFFINE:
             self._undo(module)
         elif module.is_layer:
             reason = (

@@ -35,6 +35,7 @@ from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Plan
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
+from onnx_net2net.rules import traits
 
 _HELD: dict[int, State] = {ORIGINS.index("mean"): "mean", ORIGINS.index("zero_in"): "zero"}
 """The values of the units that a map pads with, by their origin."""
@@ -404,7 +405,7 @@ class _Fitting:
             if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
                 continue
             found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)
-            factor = other / own if self._analysis.nodes[number].op == "Div" else own / other
+            factor = other / own if self._analysis.nodes[number].op in traits.QUOTIENTS else own / other
             for use in next((places for places in found if places), ()):
                 yield from self._with_tied(use, factor)
 

@@ -287,7 +287,7 @@ class _Finding:
             producer = made_by(tensor, traits.REARRANGES - traits.REFOLDS)
             if producer is None:
                 return None
-            if producer.op == "Transpose":
+            if producer.op in traits.TURNS:
                 perm = list(producer.attrs.get("perm") or range(len(self._network.shape(tensor)))[::-1])
                 if perm not in ([1, 0], [0, 1]):
                     return None
@@ -340,7 +340,7 @@ class _Finding:
             parameters, kind = self._vectors(number), "affine"
             if self._is_parameter((number, 0)):  # weights that are standardised
                 parameters["normalised"] = self._take((number, 0))
-        elif node.op == "Mul":
+        elif node.op in traits.TIMES:
             parameters, kind = {"scale": self._first(number)}, "affine"
             if (shift := self._shift(parameters["scale"].use)) is not None:
                 parameters["shift"] = self._take(shift)
@@ -379,7 +379,7 @@ class _Finding:
 
     def _does_nothing(self, node: Node, tensor: Tensor) -> bool:
         """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
-        if node.op != "Mul":
+        if node.op not in traits.TIMES:
             return node.op in traits.RENAMES
         return number_in(self._analysis.draft, node.inputs[1 if node.inputs[0] is tensor else 0]) == 1
 

@@ -112,9 +112,9 @@ class Settling:
         if number in self._network.layers and node.op in traits.LAYERS:
             weights = self._network.layers[number].weights
             return self._affine([(number, weights), (number, 1 - weights)], present[2:], value, node)
-        if number in self._network.products or node.op == "Mul":
+        if number in self._network.products or node.op in traits.TIMES:
             return self._product(present, value)
-        if node.op in traits.TERMS | {"Div"} and len(present) == 2:
+        if node.op in traits.TERMS | traits.QUOTIENTS and len(present) == 2:
             return self._arithmetic(node.op, present[0], present[1], value)
         if node.op == "ScatterND" and (value or node.attrs.get("reduction", "none") not in ("none", "add")):
             raise RefusedError("it writes into a tensor that may hold other numbers")
@@ -132,10 +132,10 @@ class Settling:
     def _arithmetic(self, op: str, one: Place, other: Place, value: float) -> Settled:
         """Return what makes a sum, a difference or a quotient a number; a bias stands second."""
         numbers = self._number(one), self._number(other)
-        if op == "Div":
+        if op in traits.QUOTIENTS:
             return self._first([{one: value * (numbers[1] or 1.0), other: numbers[1] or 1.0},
                                 *([{one: 0.0}] if value == 0 else [])])  # fmt: skip
-        sign = -1.0 if op == "Sub" else 1.0
+        sign = float(traits.SIGNS.get(op, (1, 1))[1])
         ways = [{one: 0.0, other: sign * value}, {one: value, other: 0.0}]
         if numbers[1] is not None:
             ways.insert(0, {one: value - sign * numbers[1]})
@@ -162,21 +162,16 @@ class Settling:
         """Return what the first input of a node has to be, that its result is a number."""
         said = self._analysis.said.get(number)
         keeps_zero = node.op in traits.HOMOGENEOUS | traits.LINEAR or (said is not None and said.pointwise in _ZERO)
-        if node.op in inverses.SPREADS or (keeps_zero and value == 0):
+        if keeps_zero and value == 0:
             return value
-        if node.op in inverses.RECTIFIERS and value > 0:
+        if node.op == "Clip" and self._bound(node, number, 0) <= value <= self._bound(node, number, 1):
             return value
         try:
-            if node.op in inverses.INVERSES:
-                return inverses.INVERSES[node.op](value)
-            if node.op == "HardSigmoid":
-                return (value - float(node.attrs.get("beta", 0.5))) / float(node.attrs.get("alpha", 0.2))
+            return inverses.before(node.op, node.attrs, value)
         except (ValueError, ZeroDivisionError):
             raise RefusedError(f"{node.op} never returns {value:g}") from None
-        low, high = (self._bound(node, number, index) for index in (0, 1))
-        if node.op == "Clip" and low <= value <= high:
-            return value
-        raise RefusedError(f"it ends in {node.op}, and nothing could make its result {value:g}")
+        except KeyError:
+            raise RefusedError(f"it ends in {node.op}, and nothing could make its result {value:g}") from None
 
     def _bound(self, node: Node, number: int, index: int) -> float:
         """Return a bound of a Clip."""

@@ -81,7 +81,7 @@ def _sums_behind(network: Network, number: int, position: int) -> set[int]:
                 return set()
             if any(dims & leaf_set(contraction.axis) for contraction in said.contractions):
                 found.add(place)
-            elif reader.op == "Mul" or said.pointwise == "linear" or reader.op in traits.MOVES:
+            elif said.pointwise == "linear" or reader.op in traits.MOVES | traits.TIMES:
                 new = [output for output in reader.outputs if output.name not in seen]
                 seen.update(output.name for output in new)
                 pending += new

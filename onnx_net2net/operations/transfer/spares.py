@@ -83,8 +83,8 @@ class _Finding:
         for number, node in enumerate(self._analysis.nodes):
             if node.op not in NEUTRAL or sizes.dtype(node.outputs[0].name) not in DIVISIBLE:
                 continue
-            for index in range(len(node.inputs)) if node.op not in ("Sub", "Div") else (1,):
-                if node.inputs[index].name in told and self._beside((number, index)):
+            for index in range(len(node.inputs)):
+                if index in NEUTRAL[node.op][1] and node.inputs[index].name in told and self._beside((number, index)):
                     yield number, index
 
     def _beside(self, use: Place) -> list[Tensor]:
@@ -144,7 +144,7 @@ class _Finding:
         return all(any(self._network.age(tensor) not in nodes for tensor in self._beside(use)) for use in exits)
 
     def _spare(self, exits: Exits, nodes: frozenset[int], holders: frozenset[int]) -> Spare:
-        wanted = {use: NEUTRAL[self._analysis.nodes[use[0]].op] for use in sorted(exits)}
+        wanted = {use: NEUTRAL[self._analysis.nodes[use[0]].op][0] for use in sorted(exits)}
         is_branch = any(value == 0 and self._is_branch(use, nodes) for use, value in wanted.items())
         rank = 0 if is_branch else 1 if 1 in wanted.values() else 2
         try:

@@ -102,7 +102,7 @@ def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
         reason = UNFITTING[kind].get(said.pointwise or "")
         node = analysis.nodes[number]
         made = [axis for tensor in node.outputs for axis in analysis.axes.get(tensor.name, ())]
-        broken = analysis.input_axes(number, 1) or () if node.op == "Div" else made  # by zero, not of zero
+        broken = analysis.input_axes(number, 1) or () if node.op in traits.QUOTIENTS else made  # by zero, not of zero
         for dim in leaf_set(*broken) if reason else ():
             yield number, dim, f"{label_of(node)} {reason}"
 

@@ -25,7 +25,7 @@ from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.rules import traits
 
 _NORM = "BatchNorm"
-_MOVES = (traits.MOVES | traits.JOINS | {"Pad"}) - traits.PIXEL_SHUFFLES
+_MOVES = traits.PLACED - traits.PIXEL_SHUFFLES
 """Operators that are no modules of PyTorch."""
 
 
