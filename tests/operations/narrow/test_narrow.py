@@ -264,6 +264,32 @@ def test_layers_that_are_no_identity_stay():
     assert narrow(net(text, w=np.eye(4, dtype=np.float32), down=draw(4, 4))).removed
 
 
+NEUTRAL = {
+    "a product with ones": "z = Mul(ones, a)", "a quotient by ones": "z = Div(a, ones)",
+    "a slope of one": "z = PRelu(a, ones)", "a sum with zeros": "o = MatMul(x, zeros) z = Add(o, a)",
+    "a difference from zeros": "o = MatMul(x, zeros) z = Sub(a, o)",
+}  # fmt: skip
+MATTERS = {
+    "the inverse": "z = Div(ones, a)", "the negative": "o = MatMul(x, zeros) z = Sub(o, a)",
+    "a slope of what is read": "z = PRelu(ones, a)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operand", NEUTRAL | MATTERS)
+def test_an_operand_that_changes_nothing_goes_with_its_node(operand):
+    text = f"(float[N, 4] x) => (float[N, 4] y) {{ v = MatMul(x, w) a = Sigmoid(v) {(NEUTRAL | MATTERS)[operand]} " \
+           "y = MatMul(z, down) }"  # fmt: skip
+    given = {"ones": np.ones(4, np.float32), "zeros": np.zeros((4, 4), np.float32)}
+    teacher = net(text, w=draw(4, 4), down=draw(4, 4), **{name: given[name] for name in given if name in text})
+    if operand in MATTERS:
+        with pytest.raises(RefusedError):
+            narrow(teacher)
+        return
+    narrowing = narrow(teacher)
+    verify(teacher, narrowing.student).raise_if_different()
+    assert [node.op_type for node in narrowing.student.proto.graph.node] == ["MatMul", "Sigmoid", "MatMul"]
+
+
 def test_the_command(tmp_path, capsys):
     student, narrowed = tmp_path / "student.onnx", tmp_path / "narrowed.onnx"
     assert main(["widen", str(MODELS / "digits_mlp.onnx"), "-o", str(student), "--factor", "1.5"]) == 0
