@@ -37,7 +37,7 @@ def find_shuffles(nodes: list[Node], kept: Collection[str], shape_of: ShapeOf) -
             if between.name in kept or len(readers) != 1 or readers[0].inputs[0] is not between:
                 break
             run.append(readers[0])
-        if tuple(n.op for n in run) != _RUN:
+        if len(run) < len(_RUN) or run[-1].op != _RUN[-1]:
             continue
         found = _permutation(shape_of, run)
         if found is not None:
