@@ -13,7 +13,7 @@ from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import load
-from onnx_net2net.model.staging import destination, stage, writing
+from onnx_net2net.model.staging import destination, whole
 
 _SUFFIXES = (".svg", ".html")
 
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     output: Path = options.output
     if output.suffix not in _SUFFIXES:
         raise BadInputError(f"{output}: pictures are {' or '.join(_SUFFIXES)} files")
-    place = destination(output)
+    destination(output)
     check_replaced(options)
     model = load(options.model)
     drawing = Drawing(options.model.name, outline(model))
@@ -37,9 +37,8 @@ def run(options: argparse.Namespace) -> int:
     if not drawing.stages:
         raise BadInputError(f"{options.model} has no layers of weights to draw")
     picture = drawing.svg() if output.suffix == ".svg" else drawing.html()
-    with stage(place) as files, writing(place):
-        (files.folder / place.name).write_text(picture, encoding="utf-8")
-        files.commit(lambda: ([place.name], []))
+    with whole(output) as place:
+        place.write_text(picture, encoding="utf-8")
     say_written(options, output)
     return 0
 

@@ -15,7 +15,7 @@ from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, check_free, check_page, curves, picture, write_page
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import load
-from onnx_net2net.model.staging import destination, stage
+from onnx_net2net.model.staging import destination, whole
 from onnx_net2net.search import population
 from onnx_net2net.search.engines import ENGINES, Engine, engine_of
 from onnx_net2net.search.explore import COSTS, Exploration, Trial, front
@@ -226,15 +226,12 @@ def _reasons(trials: Sequence[Trial]) -> list[str]:
 
 def _write_csv(path: Path, trials: Sequence[Trial], space: Space) -> None:
     names = _columns(space)
-    target = destination(path)
-    with stage(target) as staged:
-        with open(staged.folder / target.name, "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["trial", *names, "parameters", "ms", "steps", "first", "metric", "slope", "state", "reason"])
-            for trial in trials:
-                cells = [cell.replace(",", "") for cell in _cells(trial, space, names)]
-                rows.writerow([*cells, trial.state, trial.reason])
-        staged.commit(lambda: ([target.name], []))
+    with whole(path) as place, open(place, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["trial", *names, "parameters", "ms", "steps", "first", "metric", "slope", "state", "reason"])
+        for trial in trials:
+            cells = [cell.replace(",", "") for cell in _cells(trial, space, names)]
+            rows.writerow([*cells, trial.state, trial.reason])
 
 
 def _to_dict(trial: Trial) -> dict[str, Any]:

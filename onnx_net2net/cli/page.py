@@ -18,7 +18,7 @@ from onnx_net2net.cli.drawing import Drawing
 from onnx_net2net.errors import BadInputError, optional, shown
 from onnx_net2net.framework.files import is_made
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.staging import destination, stage, writing
+from onnx_net2net.model.staging import destination, whole
 
 Points = Sequence[tuple[float, float]]
 
@@ -77,10 +77,8 @@ def write_page(path: Path, title: str, items: Iterable[object]) -> None:
         BadInputError: If it cannot be written there.
     """
     made = _template().render(title=shown(title), items=list(map(_item, items)), version=version("onnx-net2net"))
-    target = destination(path)
-    with stage(target) as staged, writing(path):
-        (staged.folder / target.name).write_text(made, encoding="utf-8")
-        staged.commit(lambda: ([target.name], []))
+    with whole(path) as place:
+        place.write_text(made, encoding="utf-8")
 
 
 def picture(teacher: Model, student: Model) -> list[Figure]:

@@ -14,7 +14,7 @@ from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import answer
 from onnx_net2net.errors import BadInputError, one_line, optional
 from onnx_net2net.framework.planning import Log, Plan, expected, fit, plan, read_log, sentences
-from onnx_net2net.model.staging import destination, stage
+from onnx_net2net.model.staging import whole
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,13 +84,11 @@ def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
         axes.axvline(spent, color="gray", ls=":", label=f"grow at step {found.grow_at:,.0f}")
     axes.set(xscale="log", xlabel="compute, in steps of the large network", ylabel="loss")
     axes.legend()
-    target = destination(path)
-    with stage(target) as staged:
+    with whole(path) as place:
         try:
-            figure.savefig(staged.folder / target.name)
+            figure.savefig(place)
         except ValueError as error:
             raise BadInputError(f"{path} cannot be drawn: {one_line(error)}") from error
-        staged.commit(lambda: ([target.name], []))
 
 
 COMMAND = Command(

@@ -28,7 +28,7 @@ from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint
 from onnx_net2net.framework.entries import Entry
-from onnx_net2net.model.staging import destination, stage, writing
+from onnx_net2net.model.staging import whole
 
 KINDS: dict[str, Held] = {
     "exp_avg": "gradient",  # Adam, AdamW, Lion
@@ -312,13 +312,8 @@ def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         BadInputError: If it cannot be written there.
     """
-    path = Path(path)
-    target = destination(path)
-    with stage(target) as staged:
-        with statedict.saving(path):
-            statedict.save_torch(dict(state), staged.folder / target.name)
-        with writing(path):
-            staged.commit(lambda: ([target.name], []))
+    with whole(Path(path)) as place, statedict.saving(Path(path)):
+        statedict.save_torch(dict(state), place)
 
 
 def output_beside(path: Path) -> Path:

@@ -113,6 +113,19 @@ def stage(target: Path) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file, which appears at a path as a whole or not at all.
+
+    Raises:
+        BadInputError: If it cannot be written there.
+    """
+    target = destination(path)
+    with stage(target) as staged, writing(path):
+        yield staged.folder / target.name
+        staged.commit(lambda: ([target.name], []))
+
+
+@contextlib.contextmanager
 def work_folder(parent: Path | None = None, name: str = "onnx_net2net") -> Iterator[Path]:
     """Make a folder that is removed on leaving the context, or else by who next makes one beside it.
 

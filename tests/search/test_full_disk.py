@@ -12,7 +12,7 @@ from commands import MLP
 from searches import explore, population, rounds_table, stages_table, trials_table
 
 from onnx_net2net.errors import BadInputError, WriteError
-from onnx_net2net.search import explore as exploring
+from onnx_net2net.search import search as searching
 from onnx_net2net.search.chain import run_chain
 from onnx_net2net.search.folders import write_json
 from onnx_net2net.search.growing import Network
@@ -83,7 +83,7 @@ def test_a_full_disk_does_not_drop_a_candidate(tmp_path, monkeypatch):
         raise WriteError("cannot write student.onnx: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(exploring, "grow", grow)
+        patched.setattr(searching, "grow", grow)
         with pytest.raises(WriteError):
             explore(tmp_path, budget=2, batch=2)
     assert {trial.state for trial in explore(tmp_path, budget=2, batch=2)} == {"complete", "pruned"}
