@@ -46,14 +46,14 @@ class Renumbered:
 
 @dataclass(frozen=True)
 class Growth:
-    """A growth that can be done to a module, and to copies of it (averages, a teacher of a distillation).
+    """A growth that can be applied to a module, and to copies of it (averages, a teacher of a distillation).
 
     Attributes:
         checkpoint: How each tensor grows.
-        numbers: The numbers that modules keep otherwise.
-        values: What tensors become that do not follow from their own values by maps (gains of weight norm); these are
-            the module's, and no copy's of other weights.
-        depth: The copies of blocks that it gets then.
+        numbers: The numbers in attributes of modules that change.
+        values: New values of tensors that do not follow from their old values by maps (gains of weight norm). They
+            fit the module's own weights, and no copy with other weights.
+        depth: The copies of blocks that are inserted after that.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -64,15 +64,15 @@ class Growth:
     def apply(
         self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = (), *, moments: bool = True
     ) -> None:
-        """Grow a module and its optimizer in place; parameters stay the same objects, and those who hold them see it.
+        """Grow a module and its optimizers in place; parameters stay the same objects.
 
         Args:
-            module: One of the class and sizes that the growth was found for.
-            optimizers: Those of its parameters; others that they have stay as they are.
-            moments: Whether their state grows too; else that of the parameters that grow is dropped.
+            module: A module of the class and sizes that the growth was found for.
+            optimizers: The optimizers of its parameters. Other parameters of these stay as they are.
+            moments: Whether the states of the optimizers grow, too. If not, those of grown parameters are dropped.
 
         Raises:
-            RefusedError: It is not known how an optimizer's state grows. All is as it was.
+            RefusedError: It is not known how an optimizer's state grows. Nothing has changed.
         """
         if moments:
             grow_optimizers(optimizers, {id(one): entry for one, entry in self._parameters(module)})
@@ -96,7 +96,7 @@ class Growth:
         """Refuse an optimizer of other parameters.
 
         Raises:
-            BadInputError: It has parameters that the module has not.
+            BadInputError: The optimizer has parameters that the module lacks.
         """
         own = {id(parameter) for parameter in module.parameters()}
         if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
@@ -126,7 +126,7 @@ def _are_nan(*values: Number) -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the outputs of two modules are apart, relative to the largest, and how far they may be."""
+    """How far the outputs of two modules differ, relative to the largest output, and how far they may."""
 
     error: float
     tolerance: float
@@ -149,7 +149,7 @@ class Found:
 
 
 class Yardstick:
-    """What a teacher returns for some examples, and how far that moves by rounding."""
+    """The teacher's outputs for some examples, and how far they move by rounding."""
 
     def __init__(self, teacher: nn.Module, examples: Sequence[Example], rounding: float = 0.0) -> None:
         """Run a teacher; examples that it does not take are left out, but for the first.
