@@ -1,4 +1,4 @@
-"""What there is to grow: the dims of a model as people see them."""
+"""The dims of a model as people see them: names, roles, sizes, and whether they can grow."""
 
 from __future__ import annotations
 

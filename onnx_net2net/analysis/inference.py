@@ -1,4 +1,4 @@
-"""The forward pass: the dims of every tensor, node by node, each asked through its rule.
+"""The forward pass: finds the dims of every tensor, node by node, by the rule of each operator.
 
 This is the "remapping inference algorithm that makes a forward pass through the graph, querying each operation"
 that Net2Net (Chen, Goodfellow, Shlens 2016, section 2.3) asks for. Dims are found by propagation alone: equal

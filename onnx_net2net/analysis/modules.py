@@ -1,4 +1,4 @@
-"""Experts that are modules of their own: a node compares the places that a router chose with the number of each."""
+"""Experts that are separate modules: a node compares the indices that a router chose with the number of each."""
 
 from __future__ import annotations
 

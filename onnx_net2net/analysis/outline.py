@@ -1,4 +1,4 @@
-"""The layers of a model in order, with their widths: what a picture of it shows."""
+"""The layers of a model in order, with their widths, for pictures of it."""
 
 from __future__ import annotations
 

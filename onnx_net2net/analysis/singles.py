@@ -1,7 +1,7 @@
 """Hidden channels of size 1: which axes of size 1 are units, and do not broadcast.
 
-An axis of size 1 may be a unit or stand for any number of them, so that axes of size 1 stay in general. Where a layer
-of weights makes the axis, and all its readers are such layers again behind operations unit by unit, it is a unit.
+An axis of size 1 may be a single unit, or may be broadcast to any number of units. So in general such axes keep their
+size. If a layer of weights makes the axis, and all readers are such layers behind elementwise operators, it is a unit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who weighs the channels of sums, and which constants scale what a node reads."""
+"""Which constants can multiply the channels of sums, and which constants scale the inputs of a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which constants are weights: what layers sum with, look up or hold units of, and not masks, sizes and places."""
+"""Which constants are weights: those that layers multiply by, add or look up, and not masks, sizes and indices."""
 
 from __future__ import annotations
 

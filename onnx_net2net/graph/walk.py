@@ -1,4 +1,4 @@
-"""Walk a graph: from a tensor to what it is a copy of, or to who reads it."""
+"""Walk a graph: from a tensor to the tensor that it is a copy of, or to the nodes that read it."""
 
 from __future__ import annotations
 

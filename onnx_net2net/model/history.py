@@ -1,4 +1,4 @@
-"""What was done to a model, in its metadata."""
+"""The record of a student: the steps that made it, kept in its metadata."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Is a student what its own record says, weight by weight?
+"""Compares a student with its own record, weight by weight.
 
-Outputs show an error only where it is larger than their float noise, and one wrong weight among thousands rarely is.
-But what a record says was done to a teacher makes every weight of the student again, and so any wrong one is found.
+Outputs show an error only if it is larger than their float noise, which a single wrong weight among thousands rarely
+causes. But the steps of the record, repeated on the teacher, make every weight of the student again. So any wrong
+weight is found.
 """
 
 from __future__ import annotations

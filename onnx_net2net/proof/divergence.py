@@ -1,4 +1,4 @@
-"""Compare tensors inside two models: find the first that differs, and what to compare instead of unmoved outputs."""
+"""Compares tensors inside two models: finds the first that differs, and inner tensors for outputs that never move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the teacher's units are in a student, found from the two graphs alone.
+"""Finds where the teacher's units are in a student, from the two graphs alone.
 
 Every map keeps the old units of a dim first and in order. So where an axis has the same structure in both
 graphs, its dims in the student begin with those of the teacher, and the places of the teacher's units follow.

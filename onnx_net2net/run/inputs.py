@@ -1,8 +1,8 @@
 """Inputs that a model accepts: sizes for its dynamic axes and values that its operators can use.
 
-Random numbers are not enough. An id has to lie inside the table that it indexes, a mask has to leave something
-to look at, and two axes that share a name share a size. What an input is for is read off the graph by following
-its values forward to the operators that limit them; which sizes are accepted, only a run can tell.
+Random numbers are not enough. An id must be an index of the table that it is looked up in, a mask must not mask
+everything, and two axes with the same name must have the same size. The use of an input follows from the operators that
+its values reach. Which sizes are accepted, only a run can tell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the experts of a router get copies that together count as they did."""
+"""How the experts of a router get copies, so that the copies of an expert together count as the expert did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which new units a dim admits: copies, or units of their own, and those that people append to the interface."""
+"""Which new units a dim admits: copies, units with weights of their own, or units appended to the interface."""
 
 from __future__ import annotations
 

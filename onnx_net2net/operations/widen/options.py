@@ -1,4 +1,4 @@
-"""The options of widening, checked, and written into records as they are."""
+"""The options of `widen`: they are checked here, and written into records."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Or they are no copies but parts, with a part of the units of their expert each, 
 
 @dataclass(frozen=True)
 class WidenOptions:
-    """What `onnx_net2net.widen` is asked for; its arguments say what each option means.
+    """The options of `onnx_net2net.widen`; its arguments explain them.
 
     Raises:
-        BadInputError: If an option makes no sense.
+        BadInputError: An option makes no sense.
     """
 
     factor: float | None = None
