@@ -213,7 +213,7 @@ class _Blocks:
         region = self._region(entry, rest)
         if any(network.age(self._tensor(use)) not in region for use in rest if use in live):
             name = _numbered(_common([module for use in live for module in self._nearest(self._tensor(use))]))
-            reason = "what it reads is not what it adds to: its input and output may differ"
+            reason = "it does not add to the tensor that it reads: its input and output may differ"
             return Block(name, reason=reason, obstacle=reason) if name and len(whole) == len(live) else None
         if region.isdisjoint(network.layers):
             return None

@@ -150,7 +150,7 @@ class _Walk:
         if node.op in traits.MOVES | traits.JOINS | traits.COPIES | {"Neg"}:
             if len({state for state in held if state != "same"}) == 1:
                 return next(state for state in held if state != "same")
-            raise self._refuse(number, "joins what copies share with what they do not")
+            raise self._refuse(number, "joins values that copies share with others")
         if said.contractions or node.op in traits.FACTORS:
             return self._product(number, held)
         if node.op in traits.TERMS:
@@ -196,7 +196,7 @@ class _Walk:
             return "whole"
         if len(counted) == 1:
             return counted.pop()
-        raise self._refuse(number, "adds what copies share to what they do not")
+        raise self._refuse(number, "adds values that copies share to others")
 
     def _summed(self, number: int, law: str, sides: list[State]) -> State:
         """Return the state of a sum over copies."""

@@ -43,7 +43,7 @@ _INNER = {
     "Bidirectional": {"layer": "forward_layer", "backward_layer": "backward_layer"},
     "TimeDistributed": {"layer": "layer"},
 }
-"""For each layer around others what its config and what its weights call these."""
+"""For each layer that wraps others: the names of these in its config, and in its weights."""
 
 _DIMENSIONS = ("1D", "2D", "3D")
 

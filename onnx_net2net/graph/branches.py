@@ -17,7 +17,7 @@ class Branch:
 
     Attributes:
         nodes: Its nodes, in order.
-        join: The node that adds what it makes to what others make.
+        join: The node that adds its result to those of other branches.
         reads: The inputs of that node that the branch makes.
     """
 

@@ -58,7 +58,7 @@ def quantized_mixture(op: Op) -> None:
     for axes in stacks:
         op.unify(axes[0], expert)
         op.freeze(axes[1:], "holds quantized weights, which cannot be divided among copies")
-    op.freeze((*op.known(0), *op.result(), *logits[:-1]), "multiplies weights in steps")
+    op.freeze((*op.known(0), *op.result(), *logits[:-1]), "multiplies quantized weights")
     op.pointwise("any")
 
 

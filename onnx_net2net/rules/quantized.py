@@ -1,4 +1,4 @@
-"""Quantized weights and activations: integers that count, in steps of a scale, from a zero point.
+"""Quantized weights and activations: an integer stands for its distance from a zero point, times a scale.
 
 Copying units copies their integers, and their scales and zero points where these are per unit. Readers of copies
 share the integers of a weight among them in whole parts (see `Op.integers`), so that every sum of integers is

@@ -83,7 +83,7 @@ class Search:
         self._base = cost_of(load(self._teacher.model), self._is_timed)
 
     def _grown(self, network: Network, steps: Sequence[Step], folder: Path) -> tuple[Grown, Cost] | str:
-        """Return what a network grows to and what that costs, or why it cannot be grown."""
+        """Return the grown network and its cost, or the reason why it cannot be grown."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
             grown = grow(network, steps, folder)

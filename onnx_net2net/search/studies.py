@@ -1,4 +1,4 @@
-"""Studies of Optuna: what to try next, and what is known of what was tried.
+"""Studies of Optuna: proposals of candidates, and the results of those that were tried.
 
 A proposal is a function of the seed, of its number and of the trials before it. So a study that goes on after its
 runner was killed comes to what it would have come to. Optuna's own samplers propose, on a copy of the study in memory;

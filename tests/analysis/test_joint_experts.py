@@ -53,5 +53,5 @@ def test_copies_of_a_single_expert_tie():
 
 def test_what_mixes_shares_with_others_is_refused():
     router = f"{BIASED} p = Softmax<axis=-1>(l) v, i = TopK<axis=-1>(p, k) g = Add(v, half) "
-    with pytest.raises(RefusedError, match="Add 'g' adds what copies share to what they do not"):
+    with pytest.raises(RefusedError, match="Add 'g' adds values that copies share to others"):
         shares(router, half=np.float32(0.5))

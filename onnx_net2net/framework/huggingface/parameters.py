@@ -29,7 +29,7 @@ from onnx_net2net.framework.stored import Reading, StateDict, Stored
 
 
 Naming = Callable[[str], str]
-"""Tells what a checkpoint calls what the class would save by a name."""
+"""Returns the name in the checkpoint for a name that the class would save."""
 
 
 def parameters_of(skeleton: Skeleton, tensors: StateDict) -> tuple[dict[str, Stored], Naming]:

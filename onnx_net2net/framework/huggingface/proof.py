@@ -1,14 +1,14 @@
-"""Teacher and student compute the same: both classes are run on the same inputs, with a part of a weight in memory.
+"""Compares a checkpoint's teacher and student: both classes run on the same inputs, with a part of a weight in memory.
 
-What is compared is what `from_pretrained` would make of the two folders: the classes themselves, at their own configs,
-with the weights of their files. Hidden states behind each block are compared through the map of the residual stream,
-and the output as it is.
+The two models are those that `from_pretrained` would load from the two folders: the classes at their own configs, with
+the weights of their files. Hidden states behind each block are compared through the map of the residual stream, and
+the output directly.
 
-The tolerance follows from what is rounded. Copies are what they were, and the parts in which copies share a weight sum
-to it, in half precision too. Other weights (scaled ones, means) are rounded to the type of the checkpoint. And classes
-compute in single precision here and there (norms, rotary tables), whatever they are run in. So the teacher runs once
-more, with each weight moved by half a unit in the last place: in that of single precision, or of its own type if growth
-rounds it. How far that moves what a block makes is what rounding may do there.
+The tolerance follows from rounding. Copies are not rounded, and the parts in which copies share a weight sum to it, in
+half precision, too. Other weights (scaled ones, means) are rounded to the dtype of the checkpoint. And classes compute
+some tensors in single precision (norms, rotary tables), whatever dtype they run in. So the teacher runs once more, with
+each weight moved by half a unit in the last place: that of single precision, or that of its own dtype if growth rounds
+it. The tolerance of a block's result follows from how far the result moves then.
 """
 
 from __future__ import annotations

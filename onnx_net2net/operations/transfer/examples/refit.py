@@ -367,7 +367,7 @@ def _times(weights: Array, values: Array) -> Array:
 
 
 def regression(own: Array, halves: Sequence[Moments], *, centred: bool) -> Array:
-    """Return the change of weights that brings what they make nearest to what they should make.
+    """Return the change of weights that brings their results nearest to the wanted ones.
 
     Args:
         own: The weights: float64 [g, m, n].
