@@ -66,19 +66,25 @@ class Graph:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._weights = dict(model.weights)
-        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
-            try:
-                self.graph = gs.import_onnx(portable(model.proto))
-            except Exception as error:  # whatever it stumbles over in a model that it does not expect
-                raise BadInputError(f"onnx-graphsurgeon cannot take the model: {one_line(error)}") from error
-        for node in self.graph.nodes:  # exporters leave the values of Constant nodes without a name
-            if node.op in traits.CONSTANTS and isinstance(node.attrs.get("value"), gs.Constant):
-                node.attrs["value"].name = node.outputs[0].name
+        self.graph = _imported(model)
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
-        self._before = self._export()
         _shorten(self.graph)
-        self._names = dict.fromkeys(_all_names(model.proto), 0)
+
+    @cached_property
+    def _names(self) -> dict[str, int]:
+        return dict.fromkeys(_all_names(self._model.proto), 0)
+
+    @cached_property
+    def _before(self) -> onnx.GraphProto:
+        """What onnx-graphsurgeon makes of the model as it is: few graphs are finished, so it is made then."""
+        return _exported(_imported(self._model))
+
+    @cached_property
+    def _captured(self) -> dict[int, frozenset[str]]:
+        """What the bodies of nodes use of the tensors of enclosing graphs, by the node's number, if anything."""
+        numbered = enumerate(self._model.proto.graph.node)
+        return {number: names for number, node in numbered if (names := frozenset(captured([node])))}
 
     @property
     def nodes(self) -> list[gs.Node]:
@@ -104,8 +110,7 @@ class Graph:
 
     def captured(self, node: gs.Node) -> frozenset[str]:
         """Return the names of the tensors of enclosing graphs that the node's bodies use (none for most nodes)."""
-        index = self._origin.get(id(node))
-        return frozenset() if index is None else frozenset(captured([self._model.proto.graph.node[index]]))
+        return self._captured.get(self._origin.get(id(node), -1), frozenset())
 
     def read(self, constant: gs.Constant) -> Array:
         """Return the values of a constant of the graph or of a node's attribute.
@@ -195,7 +200,7 @@ class Graph:
             BadInputError: If the edited graph is not a valid one.
         """
         self.graph.tensors(check_duplicates=True)
-        after = self._export()
+        after = _exported(self.graph)
         proto = copy.deepcopy(self._model.proto)
         nodes = [self._finished_node(node, new) for node, new in zip(self.graph.nodes, after.node, strict=True)]
         merge(proto, self._before, after, nodes)
@@ -210,18 +215,6 @@ class Graph:
         alive = {stub_key(tensor) for tensor in all_tensors(proto)}
         weights = {key: weight for key, weight in weights.items() if key in alive}
         return dataclasses.replace(self._model, proto=proto, weights=weights, path=None)
-
-    def _export(self) -> onnx.GraphProto:
-        seen: set[int] = set()
-        for constant in _constants(self.graph):
-            constant.data_location = None  # of the stub; would be written next to values set since
-            values = constant._values
-            if isinstance(values, LazyValues) and not isinstance(values, SparseValues):
-                if id(values.tensor) in seen:  # copies of a constant share it, and export writes their names into it
-                    constant.values = LazyValues(copy.deepcopy(values.tensor))
-                seen.add(id(values.tensor))
-        with G_LOGGER.suppress():
-            return gs.export_onnx(self.graph, do_type_check=False).graph
 
     def _finished_node(self, node: gs.Node, exported: onnx.NodeProto) -> onnx.NodeProto:
         index = self._origin.get(id(node))
@@ -238,6 +231,36 @@ class Graph:
         if like is not None:
             inherit(proto, _tensor_proto(like))
         return LazyValues(proto)
+
+
+def _imported(model: Model) -> gs.Graph:
+    """Return what onnx-graphsurgeon makes of a model.
+
+    Raises:
+        BadInputError: It cannot take it.
+    """
+    with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
+        try:
+            graph = gs.import_onnx(portable(model.proto))
+        except Exception as error:  # whatever it stumbles over in a model that it does not expect
+            raise BadInputError(f"onnx-graphsurgeon cannot take the model: {one_line(error)}") from error
+    for node in graph.nodes:  # exporters leave the values of Constant nodes without a name
+        if node.op in traits.CONSTANTS and isinstance(node.attrs.get("value"), gs.Constant):
+            node.attrs["value"].name = node.outputs[0].name
+    return graph
+
+
+def _exported(graph: gs.Graph) -> onnx.GraphProto:
+    seen: set[int] = set()
+    for constant in _constants(graph):
+        constant.data_location = None  # of the stub; would be written next to values set since
+        values = constant._values
+        if isinstance(values, LazyValues) and not isinstance(values, SparseValues):
+            if id(values.tensor) in seen:  # copies of a constant share it, and export writes their names into it
+                constant.values = LazyValues(copy.deepcopy(values.tensor))
+            seen.add(id(values.tensor))
+    with G_LOGGER.suppress():
+        return gs.export_onnx(graph, do_type_check=False).graph
 
 
 def _all_names(proto: onnx.ModelProto) -> set[str]:
