@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_net2net.cli.options import JSON, SEED, SPREAD, Command, argument
+from onnx_net2net.cli.options import FACTOR, JSON, ONLY, SEED, SPREAD, Command, argument
 from onnx_net2net.cli.output import answer, progress_bar, size_text, table
 from onnx_net2net.cli.widen import sizes_of
 from onnx_net2net.errors import BadInputError
@@ -54,13 +54,11 @@ COMMAND = Command(
                  help="a class of yours, or a function that returns a module, for checkpoints that neither "
                  "transformers nor timm can load; config.json has its arguments"),
         argument("-o", "--output", type=Path, metavar="OUT_DIR", help="the folder to write, which must not exist"),
-        argument("--factor", type=float, metavar="F",
-                 help="width multiplier of all hidden dims, or of those of --only"),
+        FACTOR,
         argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
                  help="size of the dims of this name, pattern or role (ffn, heads, experts): units (96), more units "
                  "(+4) or a multiplier (1.5x)"),
-        argument("--only", action="append", default=[], metavar="PATTERN",
-                 help="names, patterns or roles (ffn) of the dims that --factor is for"),
+        ONLY,
         argument("--how", choices=HOWS[1:], default="split",
                  help="how a router treats copies of an expert, for --set experts=...: it chooses all copies together "
                  "(topk), or none until a load balancer raises their bias (lift); granular cuts experts into parts "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnx_net2net.errors import BadInputError, shown
+from onnx_net2net.errors import BadInputError, optional, shown
 from onnx_net2net.texts import FRAMEWORKS
 
 if TYPE_CHECKING:
@@ -108,10 +108,7 @@ class Completion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, shell: Any, _option: Any = None) -> NoReturn:
         """Print it, and end."""
-        try:
-            import shtab
-        except ImportError:
-            parser.error("completion needs shtab: pip install 'onnx-net2net[completion]'")
+        shtab = optional("shtab", "completion needs shtab: pip install 'onnx-net2net[completion]'")
         _complete_files(parser, shtab.FILE)
         print(shtab.complete(parser, shell=shell))
         parser.exit()
@@ -155,6 +152,11 @@ COMMON = (
 
 TEACHER = argument("teacher", type=Path, metavar="TEACHER", help="the trained model (.onnx)")
 OUTPUT = argument("-o", "--output", type=Path, required=True, metavar="STUDENT", help="the file to write")
+FACTOR = argument(
+    "--factor", type=float, metavar="F", help="width multiplier of all hidden dims, or of those of --only"
+)
+ONLY = argument("--only", action="append", default=[], metavar="PATTERN",
+                help="names, patterns or roles (ffn) of the dims that --factor is for")  # fmt: skip
 SPREAD = argument("--spread", type=float, default=0.3, metavar="S",
                   help="how unevenly copies share their outgoing weights (0: evenly); exact in any case")  # fmt: skip
 REPORT = argument("--report", choices=("text", "json"),

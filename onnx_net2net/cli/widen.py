@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_net2net.algebra.maps import KINDS
 from onnx_net2net.cli.inspect import is_routine
-from onnx_net2net.cli.options import GROWN, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import FACTOR, GROWN, ONLY, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -48,13 +48,11 @@ COMMAND = Command(
     [
         TEACHER,
         OUTPUT,
-        argument("--factor", type=float, metavar="F",
-                 help="width multiplier of all hidden dims, or of those of --only"),
+        FACTOR,
         argument("--set", action="append", default=[], metavar="PATTERN=SIZE", dest="sizes",
                  help="size of the dims of this name, pattern or role: units (96), more units (+4) or a multiplier "
                  "(2x)"),
-        argument("--only", action="append", default=[], metavar="PATTERN",
-                 help="names, patterns or roles (ffn) of the dims that --factor is for"),
+        ONLY,
         argument("--multiple-of", type=int, default=1, metavar="M", help="make new sizes multiples of this"),
         argument("--map", default="replicate", choices=KINDS,
                  help="what new units are: copies (replicate), units that no weight reads yet (zero_out), units that "

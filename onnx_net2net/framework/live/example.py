@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,16 +49,13 @@ class Example:
 
     def filled(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with other tensors in their places."""
-        rest = iter(tensors)
-        leaves = [next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
-        args, kwargs = trees.tree_unflatten(leaves, self._tree)
+        args, kwargs = trees.tree_unflatten(self.with_tensors(tensors)._leaves, self._tree)
         return args, kwargs
 
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Example:
         """Return the same call with other tensors."""
-        args, kwargs = self.filled(tensors)
-        other = Example.__new__(Example)
-        other._leaves, other._tree = trees.tree_flatten((args, kwargs))
+        rest, other = iter(tensors), copy.copy(self)
+        other._leaves = [next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         return other
 
     def double(self) -> Example:
