@@ -236,7 +236,7 @@ def task_class(name: str, state: str, target: str) -> None:
 
 
 def task_scale(source: str) -> None:
-    """Find the dims, then widen, and print how long each part took, as JSON."""
+    """Find the dims, then widen, and print what each part took of a processor, as JSON."""
     from onnx_net2net.analysis import inference
     from onnx_net2net.analysis.groups import inspect, paused_gc
     from onnx_net2net.graph import sizes
@@ -247,11 +247,11 @@ def task_scale(source: str) -> None:
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 return function(*arguments, **options)
             finally:
-                parts[name] = time.perf_counter() - start
+                parts[name] = time.process_time() - start
 
         return call
 
@@ -539,7 +539,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for what, write in (("residual blocks", write_chain), ("chains of Concat", write_dense)):
             if options.nodes:
                 figures[what] = scale(Path(folder), options.nodes, options.timeout, write)
-                print(f"\nFinding dims of {what}:\n\n{nodes_table(figures[what])}", flush=True)
+                print(f"\nFinding dims of {what}, processor time:\n\n{nodes_table(figures[what])}", flush=True)
         print(f"\nStarting:\n\n{start_table(Path(folder), max(options.repeat, 3))}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

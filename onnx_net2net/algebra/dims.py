@@ -127,9 +127,12 @@ def resolve(axis: Axis) -> Axis:
     Nested products and concatenations are flat, frozen factors of size 1 are gone, and a product whose first
     factor is a concatenation is a concatenation of products.
     """
-    known = axis._to if type(axis) is Dim else axis  # a type is told faster than an instance, and this runs most
-    found = axis if known is None else _known(known)
-    if found is not None:
+    known = axis
+    if type(axis) is Dim:  # a type is told faster than an instance, and this runs most
+        known = axis if axis._to is None else axis._to
+        if type(known) is Dim and known._to is None:
+            return known
+    if (found := _known(known)) is not None:
         return found
     result: list[Axis] = []
     # What is being built: a kind of axis, the normal parts found so far, and the parts that are still to be looked at.
