@@ -364,7 +364,7 @@ class _Blocks:
             return self._all_zeros([use for use in present if use[1] in traits.LAST_LAYERS[node.op]], nodes)
         if number in self._network.layers and node.op in traits.LAYERS | {"Einsum"}:
             return self._all_zeros([(number, self._network.layers[number].weights), *present[2:]], nodes)
-        if node.op in traits.TERMS | traits.JOINS | traits.SCATTERS and node.attrs.get("reduction") in _SUMMED:
+        if node.op in traits.TERMS | traits.JOINS | {"ScatterND"} and node.attrs.get("reduction") in _SUMMED:
             data = traits.HANDED_ON.get(node.op, traits.EVERY)
             return self._all_zeros([use for use in present if use[1] in data], nodes)
         if node.op in traits.TIMES or number in self._network.products:
