@@ -24,9 +24,6 @@ SCRATCH = "scratch"
 WARMUP = 50
 """Steps of the warmup of networks that are trained from scratch."""
 
-VARIED = -2
-"""Which budget variants are trained with."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -115,7 +112,7 @@ class Lab:
         low, _, rate = self._rates(study, trials)
         for seed in seeds if study.variants else ():
             for variant in study.variants:
-                self.grown(study, variant, seed, study.budgets[VARIED], low, rate)
+                self.grown(study, variant, seed, study.budgets[study.varied], low, rate)
             self._say(f"{study.name}: variants, seed {seed}")
 
     def _rates(self, study: Study, trials: Sequence[int]) -> tuple[float, float, float]:
@@ -144,7 +141,7 @@ class Lab:
             stops = {round(budget * GROWN.share) for budget in study.budgets} | {
                 undecayed(budget) for budget in study.budgets
             }
-            stops |= {round(study.budgets[VARIED] * variant.share) for variant in study.variants}
+            stops |= {round(study.budgets[study.varied] * variant.share) for variant in study.variants}
             for stop in sorted(stops):
                 self._trunk(study.small, seed, rate, stop)
         for budget in study.budgets:

@@ -187,7 +187,7 @@ def curves_table(rows: Iterable[Row]) -> str:
         grown = arms[GROWN.name]
         cells = [study, f"{compute:,}", str(grown.seeds), *(_loss(arms.get(arm)) for arm in ARMS)]
         cells += [_ratio(grown.steps_ratio, grown), _ratio(grown.compute_ratio, grown)]
-        cells.append("-" if math.isnan(grown.gap) else f"{grown.gap:+.3f}, below on {grown.best} of {grown.seeds}")
+        cells.append(_gap(grown))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -195,21 +195,26 @@ def curves_table(rows: Iterable[Row]) -> str:
 def variants_table(rows: Sequence[Row]) -> str:
     """Write the variants, an arm a line."""
     lines = [
-        "| study | arm | share before | rate | seeds | loss | less that of `grown` | steps x | compute x |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| study | arm | compute | share before | rate | loss | less that of `grown` | steps x | compute x "
+        "| against the better one |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         if row.arm in ARMS:
             continue
-        cells = [row.study, row.arm, f"{row.share:.0%}", f"{row.rate:.2g}", str(row.seeds), _loss(row),
+        cells = [row.study, row.arm, f"{round(row.compute):,}", f"{row.share:.0%}", f"{row.rate:.2g}", _loss(row),
                  f"{row.against_grown:+.3f} ± {row.against_spread:.3f}",
-                 _ratio(row.steps_ratio, row), _ratio(row.compute_ratio, row)]  # fmt: skip
+                 _ratio(row.steps_ratio, row), _ratio(row.compute_ratio, row), _gap(row)]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _loss(row: Row | None) -> str:
     return f"{row.loss:.3f} ± {row.spread:.3f}" if row else "-"
+
+
+def _gap(row: Row) -> str:
+    return "-" if math.isnan(row.gap) else f"{row.gap:+.3f}, below on {row.best} of {row.seeds}"
 
 
 def _ratio(value: float, row: Row) -> str:

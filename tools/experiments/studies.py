@@ -83,6 +83,7 @@ MAPS = (
     Variant("zero_out", options=("--map", "zero_out")),
     Variant("random pad", options=("--map", "random_pad")),
 )
+LATE_SPREAD = Variant("grown late, spread 1", share=1 / 2, options=("--spread", "1"))
 OTHERS = (TENTH, NO_WARMUP, Variant("moments, no warmup", moments=True, warmup=0.0))
 
 
@@ -97,7 +98,8 @@ class Study:
         commands: What grows the file of the one into that of the other.
         budgets: All compute, in steps of the small network.
         longer: Budgets for the large network from scratch alone, to see how much it needs.
-        variants: Other ways to grow, at the last budget but one.
+        variants: Other ways to grow.
+        varied: Number of the budget that they have.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Study:
     budgets: tuple[int, ...]
     longer: tuple[int, ...]
     variants: tuple[Variant, ...] = ()
+    varied: int = 2
 
     @property
     def ratio(self) -> float:
@@ -208,17 +211,19 @@ def _small() -> Setting:
         inception("4 pairs", 1.0, 4),
     )
     budgets, longer = (3200, 4800, 7200, 10_800), (16_200,)
-    depth, images = (500, 800, 1300, 2100), (500, 750, 1100, 1600)
+    depth, images = (500, 800, 1300, 2100, 3100), (500, 750, 1100, 1600)
     return Setting(
         (
             Study("width 4x", lm16, lm64, fixed(["widen", "--factor", "4", "--for", "torch"]), budgets, longer,
                   (*TIMES, *OTHERS, *MAPS)),
-            Study("width 2x", lm16, lm32, fixed(["widen", "--factor", "2", "--for", "torch"]), budgets, longer),
-            Study("depth 2x", lm32, deep32, fixed(["deepen", "--depth", "2x"]), depth, (3100,), TIMES),
+            Study("width 2x", lm16, lm32, fixed(["widen", "--factor", "2", "--for", "torch"]),
+                  (3200, 4500, *budgets[1:]), longer, (LATE, MAPS[0], LATE_SPREAD), varied=1),
+            Study("depth 2x", lm32, deep32, fixed(["deepen", "--depth", "2x"]), depth, (4600,), TIMES,
+                  varied=4),
             Study("figure 4", narrow, standard, widen, images, (2400,), (ANNEALED, TENTH, MAPS[-1])),
-            Study("figure 5", standard, pairs2, fixed(deepen(2)), images[:2], (1100,)),
-            Study("figure 6, deeper", standard, pairs4, fixed(deepen(4)), images[:2], (1100,)),
-            Study("figure 6, wider", standard, wide, widen, images[:2], (1100,)),
+            Study("figure 5", standard, pairs2, fixed(deepen(2)), images[:3], (1600, 2400)),
+            Study("figure 6, deeper", standard, pairs4, fixed(deepen(4)), images[:3], (1600, 2400)),
+            Study("figure 6, wider", standard, wide, widen, images[:3], (1600,)),
             Study("wider and deeper", lm16, deep32,
                   fixed(["widen", "--factor", "2", "--for", "torch"], ["deepen", "--depth", "2x"]), budgets, longer),
             Study("MLP", _mlp(16), _mlp(64), widen, (500, 1000, 2000, 4000), (6000,), (*TIMES, *OTHERS, *MAPS)),
