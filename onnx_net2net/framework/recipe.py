@@ -43,17 +43,18 @@ ADVICE: tuple[Advice, ...] = (
         "Grow after about a third of the planned compute, and only if the large network is what you need: at equal "
         "compute the small one is often as good.",
         "language models: after a sixth worse by .01 to .04 nats; after a half better by .02 in short trainings, worse "
-        "by .02 to .03 in long ones; all compute 1.0 to 1.6 x less than from scratch, and the better of the fixed sizes "
-        "never beaten on all of five seeds (at best on four, by .012); `plan` computes both from logs",
+        "by .02 to .03 in long ones; all compute up to 1.6 x less than from scratch, and the better of the fixed sizes "
+        "beaten on four of five seeds at best, by .012; `plan` computes it from logs",
     ),
     Advice(
         "rate",
         "Peak at the large network's own rate. Adam: the teacher's peak, divided by the width factor for matrices, "
         "unchanged for convolutions, divided by the depth factor. A tenth of the teacher's rate is too low.",
-        "rates tuned on a seed of their own: language models 1/2 at width 4x, 1 at 2x, 1/2 at depth 2x, 1/2 at both; "
-        "Inception-BN 2 where wider from .55 of the channels, 1/2 where wider by 1.4 or deeper; so within a factor of "
-        "two of this rule. A tenth is worse by .018 (width 4x) and .074 nats (Inception-BN). In groups by weight it is "
-        "muP's rule (Yang and Hu 2021), which was not measured here; nor was SGD, where the teacher's rate is a start",
+        "rates tuned on a seed of their own: language models 1/2 of the teacher's at width 4x, 1 at 2x, 1/2 at depth "
+        "2x, 1/2 at both; Inception-BN 2 from .55 of the channels to all, 1/2 to 1.4 times, 1/2 and 1/4 with two and "
+        "four more pairs; so mostly within a factor of two of this rule. A tenth is worse by .018 (width 4x) and .074 "
+        "nats (Inception-BN). In groups by weight it is muP's rule (Yang and Hu 2021), which was not measured here; nor "
+        "was SGD, where the teacher's rate is a start",
     ),
     Advice(
         "schedule",
