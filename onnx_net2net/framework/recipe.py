@@ -53,7 +53,7 @@ ADVICE: tuple[Advice, ...] = (
         "rates tuned on a seed of their own: language models 1/2 of the teacher's at width 4x, 1 at 2x, 1/2 at depth "
         "2x, 1/2 at both; Inception-BN 2 from .55 of the channels to all, 1/2 to 1.4 times, 1/2 and 1/4 with two and "
         "four more pairs; so mostly within a factor of two of this rule. A tenth is worse by .018 (width 4x) and .074 "
-        "nats (Inception-BN). In groups by weight it is muP's rule (Yang and Hu 2021), which was not measured here; nor "
+        "nats (Inception-BN). In groups by weight it is muP's rule (Yang and Hu 2021). That was not measured here, nor "
         "was SGD, where the teacher's rate is a start",
     ),
     Advice(
