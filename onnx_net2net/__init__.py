@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RefusedError as RefusedError,
     )
     from onnx_net2net.framework.checkpoint import Checkpoint as Checkpoint, checkpoint as checkpoint
+    from onnx_net2net.framework.fx.trainable import to_torch as to_torch
     from onnx_net2net.framework.live.fill import Filled as Filled, fill as fill
     from onnx_net2net.framework.live.grow import Grown as Grown, grow as grow
     from onnx_net2net.framework.live.hugging_face import TrainerGrowth as TrainerGrowth
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from onnx_net2net.framework.live.schedule import GrowthSchedule as GrowthSchedule, grow_in_place as grow_in_place
     from onnx_net2net.framework.module import ModuleRunner as ModuleRunner
     from onnx_net2net.framework.refit import refit as refit
-    from onnx_net2net.framework.trainable import to_torch as to_torch
     from onnx_net2net.model.model import Model as Model, load as load
     from onnx_net2net.operations.deepen.deepen import Deepening as Deepening, deepen as deepen
     from onnx_net2net.operations.narrow.narrow import Narrowing as Narrowing, narrow as narrow
@@ -54,7 +54,7 @@ _NAMES = {
     "framework.live.schedule": "GrowthSchedule grow_in_place",
     "framework.module": "ModuleRunner",
     "framework.refit": "refit",
-    "framework.trainable": "to_torch",
+    "framework.fx.trainable": "to_torch",
     "model.model": "Model load",
     "operations.deepen.deepen": "Deepening deepen",
     "operations.narrow.narrow": "Narrowing narrow",

@@ -39,11 +39,11 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
     from checkpoint_table import import_torchvision
 
     import_torchvision()
-    from onnx_net2net.framework.files import DTYPES
+    from onnx_net2net.framework.formats.files import DTYPES
+    from onnx_net2net.framework.formats.stored import Stored
     from onnx_net2net.framework.huggingface.parameters import Parameter, Written
     from onnx_net2net.framework.huggingface.skeleton import build
     from onnx_net2net.framework.huggingface.writing import write_shard
-    from onnx_net2net.framework.stored import Stored
 
     name, options, count = KINDS[kind]
     model_class = getattr(transformers, name)

@@ -52,7 +52,7 @@ def _train(student: Any) -> float:
     from safetensors.numpy import save_file
 
     from onnx_net2net import refit, session
-    from onnx_net2net.framework.parameters import trained_of
+    from onnx_net2net.framework.fx.parameters import trained_of
 
     with tempfile.TemporaryDirectory() as folder:
         file, weights = Path(folder) / "student.onnx", Path(folder) / "trained.safetensors"

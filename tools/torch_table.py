@@ -110,7 +110,7 @@ def _run(path: Path, steps: int, result: Result) -> None:
 
 def _inputs(model: Model) -> list[list[torch.Tensor]]:
     """Return some sets of inputs that onnxruntime accepts."""
-    from onnx_net2net.framework.files import to_torch as tensor
+    from onnx_net2net.framework.formats.files import to_torch as tensor
     from onnx_net2net.run.inputs import accepted, draw, input_specs
     from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
@@ -177,7 +177,7 @@ def _train(module: torch.nn.Module, inputs: list[torch.Tensor], steps: int, resu
 def _check_refit(model: Model, module: torch.nn.Module) -> None:
     """Put the weights of a module back into the file, and compare."""
     from onnx_net2net import load, refit
-    from onnx_net2net.framework.trainable import check_module
+    from onnx_net2net.framework.fx.trainable import check_module
 
     with tempfile.TemporaryDirectory() as folder:
         student, trained = Path(folder) / "student.onnx", Path(folder) / "trained.onnx"

@@ -259,7 +259,7 @@ def class_error(pair: str, teacher: Path, student: Path) -> float:
 def attempt(pair: str, export: str, folder: Path) -> dict[str, Any]:
     """Export a pair, fill the target and compare, in onnxruntime and in the target's class."""
     from onnx_net2net import Net2NetError, transfer
-    from onnx_net2net.framework.filled import fill_state_dict
+    from onnx_net2net.framework.statedict.filled import fill_state_dict
     from onnx_net2net.operations.transfer.transfer import proof
 
     files = [folder / "teacher.onnx", folder / "target.onnx"]

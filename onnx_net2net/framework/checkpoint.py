@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.carry import Carrier, Step, match_all, versions_of
-from onnx_net2net.framework.deeper import Placed, deepened
-from onnx_net2net.framework.derivation import added, derive, untied
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.match import Matches, StoredConstant, constants_of
-from onnx_net2net.framework.recover import recover
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.statedict.carry import Carrier, Step, match_all, versions_of
+from onnx_net2net.framework.statedict.deeper import Placed, deepened
+from onnx_net2net.framework.statedict.derivation import added, derive, untied
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.match import Matches, StoredConstant, constants_of
+from onnx_net2net.framework.statedict.recover import recover
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.model.staging import work_folder
@@ -44,7 +44,7 @@ class Checkpoint:
         sources: The files that the values are computed from; they must stay until then.
         notes: Warnings for people.
         kept: What the file of the teacher's state dict holds besides tensors, to be written again; see
-            `onnx_net2net.framework.stored.Entries`.
+            `onnx_net2net.framework.formats.stored.Entries`.
     """
 
     entries: tuple[Entry, ...]
@@ -65,7 +65,7 @@ class Checkpoint:
         return {name: statedict.to_torch(values) for name, values in self.arrays().items()}
 
     def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
-        """Write the state dict in the format of the path's suffix; see `onnx_net2net.framework.files.write`.
+        """Write the state dict in the format of the path's suffix; see `onnx_net2net.framework.formats.files.write`.
 
         Args:
             path: The file, or a folder for Orbax.
@@ -90,9 +90,9 @@ def checkpoint(
     Args:
         teacher: The model that the student was grown from.
         student: The student, which has a record in its metadata.
-        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.files.read`), or the result of
+        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.formats.files.read`), or the result of
             `module.state_dict()`. If None, the names and layouts of the graph are used (see
-            `onnx_net2net.framework.recover`).
+            `onnx_net2net.framework.statedict.recover`).
         untie: Whether tied entries may grow differently. If they do, the class must not tie them any more.
 
     Returns:

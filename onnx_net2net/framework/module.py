@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line, optional, some
-from onnx_net2net.framework import files as statedict
+from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import Feeds, input_specs
 

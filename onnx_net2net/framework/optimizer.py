@@ -25,9 +25,9 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import AxisGrowth, Held
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.model.staging import whole
 
 KINDS: dict[str, Held] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from onnx_net2net.algebra.weights import WeightGrowth
-from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.operations.deepen.deepen import Deepening
 from onnx_net2net.operations.transfer.transfer import Transfer
 from onnx_net2net.operations.widen.widen import Widening

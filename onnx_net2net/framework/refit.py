@@ -13,10 +13,10 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, some
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.parameters import Trained, trained_of
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats.stored import StateDict, Stored
+from onnx_net2net.framework.fx.parameters import Trained, trained_of
 from onnx_net2net.framework.returned import returned
-from onnx_net2net.framework.stored import StateDict, Stored
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.tensors import Weight, make_stub, set_inline, stub_key

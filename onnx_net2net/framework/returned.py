@@ -1,6 +1,6 @@
 """What the constants of a model become when a class of the user's own was trained that it was exported from.
 
-`onnx_net2net.framework.carry` finds which constant an entry is, and in what layout, by the values from before
+`onnx_net2net.framework.statedict.carry` finds which constant an entry is, and in what layout, by the values from before
 training. Here the values from after it go the other way: into the place of the entry in the constant. A convolution
 into which a BatchNormalization was folded is folded again, and a table that was looked up is looked up again.
 """
@@ -16,11 +16,11 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.rows import is_fill
 from onnx_net2net.algebra.views import Once, apply
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework.carry import Carrier, match_all, one_each, versions_of
-from onnx_net2net.framework.folded import EPSILONS
-from onnx_net2net.framework.match import Match, StoredConstant, constants_of, single
-from onnx_net2net.framework.parameters import Trained
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.fx.parameters import Trained
+from onnx_net2net.framework.statedict.carry import Carrier, match_all, one_each, versions_of
+from onnx_net2net.framework.statedict.folded import EPSILONS
+from onnx_net2net.framework.statedict.match import Match, StoredConstant, constants_of, single
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes
 from onnx_net2net.rules import traits

@@ -19,11 +19,11 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Network
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.framework import files
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.match import constants_of, match
+from onnx_net2net.framework.formats import files
 from onnx_net2net.framework.optimizer import squares_of
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.match import constants_of, match
 from onnx_net2net.model.model import ModelLike, load
 
 

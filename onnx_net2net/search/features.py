@@ -19,9 +19,9 @@ from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import analysing
 from onnx_net2net.analysis.layers import Layer, Network as Layers
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.carry import match_all, one_each
-from onnx_net2net.framework.match import constants_of
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.statedict.carry import match_all, one_each
+from onnx_net2net.framework.statedict.match import constants_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import accepted, draw, input_specs

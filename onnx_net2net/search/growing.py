@@ -15,13 +15,13 @@ from typing import Any
 from onnx_net2net.analysis.groups import inspect
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import Net2NetError, RefusedError, WriteError
-from onnx_net2net.framework import files as statedict
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
-from onnx_net2net.framework.filled import fill_state_dict
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.fx.parameters import trained_of
 from onnx_net2net.framework.optimizer import grow_state, read_state, write_state
-from onnx_net2net.framework.parameters import trained_of
 from onnx_net2net.framework.refit import refit
-from onnx_net2net.framework.separate import separated
+from onnx_net2net.framework.statedict.filled import fill_state_dict
+from onnx_net2net.framework.statedict.separate import separated
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.staging import work_folder, writing

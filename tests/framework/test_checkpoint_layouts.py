@@ -6,8 +6,8 @@ from carried import check, f32, node
 from graphs import build
 
 from onnx_net2net import RefusedError
-from onnx_net2net.framework.match import constants_of, match
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
+from onnx_net2net.framework.statedict.match import constants_of, match
 from onnx_net2net.model.model import load
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2)}  # where ONNX's gates are among Keras' (ifco, zrh)

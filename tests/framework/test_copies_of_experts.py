@@ -13,8 +13,8 @@ from checkpoint_table import import_torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 
 from onnx_net2net import checkpoint, transfer, widen  # noqa: E402
-from onnx_net2net.framework.filled import fill_state_dict  # noqa: E402
 from onnx_net2net.framework.optimizer import grow_state  # noqa: E402
+from onnx_net2net.framework.statedict.filled import fill_state_dict  # noqa: E402
 
 WIDTH, HIDDEN, EXPERTS = 16, 24, 4
 

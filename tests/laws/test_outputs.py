@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_net2net import load, verify, widen
 from onnx_net2net.cli import main as cli
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.framework import files as statedict
+from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model import saving, staging
 from onnx_net2net.run.session import LEVELS, Runner

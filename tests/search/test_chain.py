@@ -14,7 +14,7 @@ from searches import stages_table as table
 
 from onnx_net2net import load, verify
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
-from onnx_net2net.framework import files as statedict
+from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.search.chain import plan_chain, run_chain, saving
 from onnx_net2net.search.stages import read_chain
 from onnx_net2net.search.training import TrainingError

@@ -15,10 +15,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line
+from onnx_net2net.framework.formats.stored import Reading, Stored
 from onnx_net2net.framework.huggingface.inputs import plainly_called
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.live.exported import quiet
-from onnx_net2net.framework.stored import Reading, Stored
 from onnx_net2net.model.checks import check
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.tensors import INLINE_BYTES, Weight, Weights, make_stub, set_inline

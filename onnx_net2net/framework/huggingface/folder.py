@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.errors import BadInputError, one_line, some
-from onnx_net2net.framework import files
-from onnx_net2net.framework.stored import StateDict, Stored
+from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats.stored import StateDict, Stored
 from onnx_net2net.model.tensors import data_file
 
 CONFIG = "config.json"

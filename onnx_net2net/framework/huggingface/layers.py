@@ -15,10 +15,10 @@ from onnx_net2net.analysis.groups import analysing
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.multipliers import number_of
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.deeper import Placed, deepened
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.match import Match, Piece, constants_of
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
+from onnx_net2net.framework.statedict.deeper import Placed, deepened
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.match import Match, Piece, constants_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.deepen.deepen import alike_groups, depth_factor, spread_copies

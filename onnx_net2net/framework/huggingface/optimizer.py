@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.framework import files
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.formats import files
 from onnx_net2net.framework.huggingface import distributed
 from onnx_net2net.framework.huggingface.distributed import Distributed, Key
 from onnx_net2net.framework.huggingface.student import Student
 from onnx_net2net.framework.optimizer import KINDS, grow_state, read_state
+from onnx_net2net.framework.statedict.entries import Entry
 
 _DEEPSPEED = ("*zero_pp_rank_*", "*_optim_states.pt", "global_step*", "zero_to_fp32.py")
 """Files that DeepSpeed writes."""

@@ -22,8 +22,8 @@ from onnx_net2net.algebra.rows import BLOCK_BYTES, blocks
 from onnx_net2net.algebra.shares import Shared
 from onnx_net2net.algebra.weights import AxisGrowth, GrownSource, WeightGrowth
 from onnx_net2net.errors import BadInputError, some
+from onnx_net2net.framework.formats.stored import Reading, StateDict, Stored
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton, is_whole, strides_of
-from onnx_net2net.framework.stored import Reading, StateDict, Stored
 
 # --- The teacher ------------------------------------------------------------------------------------------------
 

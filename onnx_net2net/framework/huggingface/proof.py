@@ -23,11 +23,11 @@ import torch
 
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.errors import NotEquivalentError, one_line
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.parameters import Parameter
 from onnx_net2net.framework.huggingface.running import MEMORY, Run, run
 from onnx_net2net.framework.huggingface.student import Student
 from onnx_net2net.framework.huggingface.teacher import Teacher
-from onnx_net2net.framework.stored import Stored
 
 PATIENCE = 5.0
 """How many times the teacher's movement by rounding a student may be away."""

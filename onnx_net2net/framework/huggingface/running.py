@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.framework import files
+from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.inputs import call, output_of
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
-from onnx_net2net.framework.stored import Stored
 
 MEMORY = 512_000_000
 """Bytes that a part of a weight takes while it is read, at most."""

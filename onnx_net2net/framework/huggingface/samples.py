@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework import files
+from onnx_net2net.framework.formats import files
 from onnx_net2net.framework.huggingface.teacher import Teacher
 
 MOST = 8

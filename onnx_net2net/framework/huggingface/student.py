@@ -15,14 +15,14 @@ import numpy as np
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.configs import NoConfigError, Sizes, grown_config
-from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan_layers
 from onnx_net2net.framework.huggingface.parameters import Parameter, Written
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.huggingface.vocabulary import NAME, tokens_of, with_tokens
-from onnx_net2net.framework.stored import Stored
-from onnx_net2net.framework.unseen import Unseen
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.unseen import Unseen
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from onnx_net2net.errors import BadInputError
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import factories
 from onnx_net2net.framework.huggingface.exported import export
 from onnx_net2net.framework.huggingface.folder import Folder, read_folder
 from onnx_net2net.framework.huggingface.parameters import Naming, parameters_of
 from onnx_net2net.framework.huggingface.skeleton import Skeleton, build, class_of, read_config
-from onnx_net2net.framework.stored import Stored
 from onnx_net2net.model.model import Model
 
 

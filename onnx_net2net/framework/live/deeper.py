@@ -19,15 +19,15 @@ import torch
 from torch import nn
 
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.carry import Carrier, match_all, versions_of
-from onnx_net2net.framework.deeper import Placed, deepened, parted
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import from_torch
+from onnx_net2net.framework.formats.files import from_torch
 from onnx_net2net.framework.live.attributes import Slot, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.exported import duplicate, export, move_apart
 from onnx_net2net.framework.live.tensors import tensors_of
-from onnx_net2net.framework.match import Match, StoredConstant, constants_of
+from onnx_net2net.framework.statedict.carry import Carrier, match_all, versions_of
+from onnx_net2net.framework.statedict.deeper import Placed, deepened, parted
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.match import Match, StoredConstant, constants_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.deepen.deepen import Deepening, deepen
 

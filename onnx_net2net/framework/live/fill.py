@@ -16,11 +16,11 @@ from torch import nn
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.filled import fill_state_dict
+from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, export, in_double, move_apart
 from onnx_net2net.framework.live.growth import Difference, Yardstick, called
+from onnx_net2net.framework.statedict.filled import fill_state_dict
 from onnx_net2net.operations.transfer.networks import Obstacle
 from onnx_net2net.operations.transfer.transfer import Transfer, proof, transfer
 

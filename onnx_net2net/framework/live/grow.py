@@ -21,8 +21,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.configs import SMALL
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.files import from_torch
+from onnx_net2net.framework.formats.files import from_torch
 from onnx_net2net.framework.live.attributes import Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
 from onnx_net2net.framework.live.configs import configured, fit_config
@@ -35,6 +34,7 @@ from onnx_net2net.framework.live.report import Report, deeper_report, report_of
 from onnx_net2net.framework.live.search import Search
 from onnx_net2net.framework.live.tensors import computed_values, grow_tensors, tensors_of
 from onnx_net2net.framework.live.trace import events_of
+from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.framework.widths import compare_widths
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.widen.widen import widen

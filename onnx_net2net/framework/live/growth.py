@@ -13,12 +13,12 @@ from torch import nn
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.entries import Entry
 from onnx_net2net.framework.live.attributes import Number, slots_of
 from onnx_net2net.framework.live.deeper import Depth
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.tensors import grow_tensors
 from onnx_net2net.framework.optimizer import grow_optimizers
+from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.operations.widen.widen import Widening
 
 T = TypeVar("T")

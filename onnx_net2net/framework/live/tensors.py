@@ -11,7 +11,7 @@ from torch import nn
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import Held
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.entries import Entry
+from onnx_net2net.framework.statedict.entries import Entry
 
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,10 +11,10 @@ pytest.importorskip("torch")
 from onnx_net2net import BadInputError
 from onnx_net2net.algebra.maps import identity, pad, replicate, uneven, uniform
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth, fold
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import parameters
 from onnx_net2net.framework.huggingface.parameters import Parameter, Written, parameters_of
 from onnx_net2net.framework.huggingface.skeleton import Cut
-from onnx_net2net.framework.stored import Stored
 
 RNG = np.random.default_rng(0)
 

@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from onnx_net2net.framework.formats.stored import Stored  # noqa: E402
 from onnx_net2net.framework.huggingface import running  # noqa: E402
 from onnx_net2net.framework.huggingface.skeleton import Skeleton  # noqa: E402
-from onnx_net2net.framework.stored import Stored  # noqa: E402
 
 
 class Net(nn.Module):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 pytest.importorskip("torch")
 
 from onnx_net2net import BadInputError, NotEquivalentError
+from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import writing
 from onnx_net2net.framework.huggingface.folder import read_folder
 from onnx_net2net.framework.huggingface.parameters import Parameter, Written
@@ -19,7 +20,6 @@ from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton
 from onnx_net2net.framework.huggingface.student import Request
 from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.huggingface.writing import shards_of, write
-from onnx_net2net.framework.stored import Stored
 
 VALUES = {name: np.full((4, 5), number, np.float32) for number, name in enumerate("abcd")}
 

@@ -13,7 +13,7 @@ from test_transfer import Net, attention, dense, dynamic, plain, resnet, transfo
 
 from onnx_net2net import BadInputError, load, transfer, widen
 from onnx_net2net.cli.main import main
-from onnx_net2net.framework.match import constants_of
+from onnx_net2net.framework.statedict.match import constants_of
 from onnx_net2net.operations.transfer.examples.moments import Moments
 from onnx_net2net.operations.transfer.examples.refit import regression
 from onnx_net2net.operations.transfer.examples.select import keep

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load, transfer, verify
 from onnx_net2net.cli.main import main
-from onnx_net2net.framework.filled import fill_state_dict
-from onnx_net2net.framework.match import constants_of
+from onnx_net2net.framework.statedict.filled import fill_state_dict
+from onnx_net2net.framework.statedict.match import constants_of
 from onnx_net2net.operations.transfer.transfer import proof
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_net2net import RefusedError, transfer, verify
 from onnx_net2net.cli.main import main
-from onnx_net2net.framework.filled import fill_state_dict
+from onnx_net2net.framework.statedict.filled import fill_state_dict
 
 STEPS = 6
 

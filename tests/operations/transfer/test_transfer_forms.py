@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 from test_transfer import Net, fill, plain
 
 from onnx_net2net import RefusedError, transfer
-from onnx_net2net.framework.filled import fill_state_dict
-from onnx_net2net.framework.match import constants_of
+from onnx_net2net.framework.statedict.filled import fill_state_dict
+from onnx_net2net.framework.statedict.match import constants_of
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.align import align
 from onnx_net2net.operations.transfer.networks import Network

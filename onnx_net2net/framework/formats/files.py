@@ -20,8 +20,8 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError, one_line, optional
-from onnx_net2net.framework import hdf5, trees
-from onnx_net2net.framework.stored import SMALL_FLOATS, Entries, StateDict, Stored
+from onnx_net2net.framework.formats import hdf5, trees
+from onnx_net2net.framework.formats.stored import SMALL_FLOATS, Entries, StateDict, Stored
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnx_net2net import BadInputError
-from onnx_net2net.framework import trees
-from onnx_net2net.framework.files import read, write
+from onnx_net2net.framework.formats import trees
+from onnx_net2net.framework.formats.files import read, write
 
 msgpack = pytest.importorskip("msgpack")
 

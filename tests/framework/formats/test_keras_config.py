@@ -3,7 +3,7 @@
 import pytest
 
 from onnx_net2net import BadInputError, RefusedError
-from onnx_net2net.framework.keras_config import resized
+from onnx_net2net.framework.formats.keras_config import resized
 
 NAMES = {"layers/a": "a", "layers/a/cell": "cell"}
 

@@ -14,7 +14,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply
 from onnx_net2net.analysis.names import scope_of
-from onnx_net2net.framework.stored import StateDict, Stored
+from onnx_net2net.framework.formats.stored import StateDict, Stored
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import constants_in, scopes
 from onnx_net2net.model.tensors import bits_of, dtype_of

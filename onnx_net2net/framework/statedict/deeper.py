@@ -17,10 +17,10 @@ from itertools import takewhile
 import numpy as np
 
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.carry import nearness
-from onnx_net2net.framework.entries import Entry, is_matrix
-from onnx_net2net.framework.match import Match, StoredConstant
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
+from onnx_net2net.framework.statedict.carry import nearness
+from onnx_net2net.framework.statedict.entries import Entry, is_matrix
+from onnx_net2net.framework.statedict.match import Match, StoredConstant
 from onnx_net2net.operations.deepen.repeat import Copy
 
 _ADVICE = "fill a deeper class by transfer"

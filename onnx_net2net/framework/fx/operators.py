@@ -20,7 +20,7 @@ from onnx2fx.utils.attributes import get_attribute
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onnx_net2net.framework import resampling
+from onnx_net2net.framework.fx import resampling
 
 Handler = Callable[[Any, onnx.NodeProto], Any]
 """Makes the FX node of an ONNX node, with a builder of onnx2fx."""

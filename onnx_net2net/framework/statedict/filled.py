@@ -19,12 +19,21 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array, are_equal, is_float
 from onnx_net2net.algebra.views import Reshape, Slice
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.carry import Carrier, Version, match_all
-from onnx_net2net.framework.entries import is_matrix
-from onnx_net2net.framework.folded import out_axis, row_factors, rows
-from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, constants_of, is_lost, left_over, single
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.statedict.carry import Carrier, Version, match_all
+from onnx_net2net.framework.statedict.entries import is_matrix
+from onnx_net2net.framework.statedict.folded import out_axis, row_factors, rows
+from onnx_net2net.framework.statedict.match import (
+    Match,
+    Matches,
+    Piece,
+    StoredConstant,
+    constants_of,
+    is_lost,
+    left_over,
+    single,
+)
 from onnx_net2net.operations.transfer.transfer import Transfer
 from onnx_net2net.operations.transfer.values import Source
 
@@ -42,7 +51,7 @@ class FilledState:
     Attributes:
         values: What computes each entry.
         sources: The files that it may still read.
-        kept: What the target's file has beside tensors; see `onnx_net2net.framework.stored.Entries`.
+        kept: What the target's file has beside tensors; see `onnx_net2net.framework.formats.stored.Entries`.
     """
 
     values: Mapping[str, Callable[[], Array]]
@@ -50,7 +59,7 @@ class FilledState:
     kept: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it in the format that the name says; see `onnx_net2net.framework.files.write`."""
+        """Write it in the format that the name says; see `onnx_net2net.framework.formats.files.write`."""
         statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.kept)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.analysis.names import scope_of
-from onnx_net2net.framework.match import single
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.statedict.match import single
 from onnx_net2net.graph.graph import Constant, Graph
 from onnx_net2net.model.model import Model
 

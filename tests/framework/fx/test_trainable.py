@@ -11,7 +11,7 @@ from graphs import net
 from ml_dtypes import bfloat16
 
 from onnx_net2net import BadInputError, NotEquivalentError, load, to_torch, widen
-from onnx_net2net.framework.parameters import _TAKEN, module_names, trained_of
+from onnx_net2net.framework.fx.parameters import _TAKEN, module_names, trained_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2fx")
@@ -180,7 +180,7 @@ def test_an_operator_that_there_is_none_of_is_named_with_its_node():
 
 
 def test_a_module_that_computes_something_else_is_refused_with_the_numbers(monkeypatch):
-    from onnx_net2net.framework import operators
+    from onnx_net2net.framework.fx import operators
 
     def wrong(builder, node):
         return builder.call_function(torch.abs, (builder.get_value(node.input[0]),))
@@ -191,7 +191,7 @@ def test_a_module_that_computes_something_else_is_refused_with_the_numbers(monke
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx_net2net.framework.conversion", None)
+    monkeypatch.setitem(__import__("sys").modules, "onnx_net2net.framework.fx.conversion", None)
     with pytest.raises(BadInputError, match=r"pip install 'onnx-net2net\[torch\]'"):
         to_torch(mlp())
 

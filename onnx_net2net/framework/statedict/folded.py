@@ -17,8 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, biases_of, in_common, left_over, single
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.statedict.match import (
+    Match,
+    Matches,
+    Piece,
+    StoredConstant,
+    biases_of,
+    in_common,
+    left_over,
+    single,
+)
 from onnx_net2net.rules import traits
 
 EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 1e-2, 0.0)

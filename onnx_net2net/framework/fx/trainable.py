@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line
+from onnx_net2net.framework.fx.parameters import trained_of
 from onnx_net2net.framework.module import ModuleRunner
-from onnx_net2net.framework.parameters import trained_of
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.run.inputs import Feeds
@@ -46,7 +46,7 @@ def to_torch(
         NotEquivalentError: The outputs of module and onnxruntime differ by more than the model's own float noise.
     """
     try:
-        from onnx_net2net.framework.conversion import RESERVED, convert
+        from onnx_net2net.framework.fx.conversion import RESERVED, convert
     except ImportError as error:
         raise BadInputError(
             f"to_torch needs {error.name}: pip install 'onnx-net2net[torch]' (and Python 3.11 or newer)"

@@ -12,9 +12,9 @@ from onnx2fx.op_registry import get_handler
 from torch import fx, nn
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework import files as statedict
-from onnx_net2net.framework.operators import BatchNorm, registered
-from onnx_net2net.framework.parameters import Plain
+from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.fx.operators import BatchNorm, registered
+from onnx_net2net.framework.fx.parameters import Plain
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import scopes, sorted_indices
 

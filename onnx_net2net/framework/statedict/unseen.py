@@ -15,9 +15,9 @@ from dataclasses import replace
 from onnx_net2net.algebra.floats import is_float
 from onnx_net2net.algebra.maps import identity
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
-from onnx_net2net.framework.entries import Entry
-from onnx_net2net.framework.match import in_common
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
+from onnx_net2net.framework.statedict.entries import Entry
+from onnx_net2net.framework.statedict.match import in_common
 
 _NUMBER = re.compile(r"\d+")
 

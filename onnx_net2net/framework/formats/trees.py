@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line, optional
-from onnx_net2net.framework.stored import SMALL_FLOATS, Entries, Stored
+from onnx_net2net.framework.formats.stored import SMALL_FLOATS, Entries, Stored
 
 MSGPACK = ".msgpack"
 """What the names of Flax's files end in."""

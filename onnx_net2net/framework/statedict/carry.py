@@ -17,9 +17,9 @@ from onnx_net2net.algebra import views
 from onnx_net2net.algebra.maps import ORIGINS, identity
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 from onnx_net2net.errors import RefusedError, some
-from onnx_net2net.framework.folded import match_folded
-from onnx_net2net.framework.match import Match, Matches, Piece, StoredConstant, in_common, match, match_parts
-from onnx_net2net.framework.stored import StateDict
+from onnx_net2net.framework.formats.stored import StateDict
+from onnx_net2net.framework.statedict.folded import match_folded
+from onnx_net2net.framework.statedict.match import Match, Matches, Piece, StoredConstant, in_common, match, match_parts
 from onnx_net2net.rewrite.constants import GrownConstant
 
 Step = Mapping[str, Sequence[GrownConstant]]

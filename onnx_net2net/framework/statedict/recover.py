@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_net2net.analysis.names import is_anonymous
-from onnx_net2net.framework.match import Match, Matches, Piece, Read, StoredConstant, as_parameter, biases_of
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
+from onnx_net2net.framework.statedict.match import Match, Matches, Piece, Read, StoredConstant, as_parameter, biases_of
 from onnx_net2net.rules import traits
 
 EPSILON = 1e-5
@@ -36,7 +36,7 @@ def recover(constants: Mapping[str, StoredConstant]) -> Recovered:
     """Return the parameters of a graph under the names that the framework gives them.
 
     Args:
-        constants: The constants of the teacher (see `onnx_net2net.framework.match.constants_of`).
+        constants: The constants of the teacher (see `onnx_net2net.framework.statedict.match.constants_of`).
     """
     found = Recovered()
     biases = biases_of(constants)

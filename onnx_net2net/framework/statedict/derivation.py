@@ -9,10 +9,10 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.errors import RefusedError, some
-from onnx_net2net.framework.carry import Carrier
-from onnx_net2net.framework.entries import Entry, is_matrix
-from onnx_net2net.framework.match import Match, Piece, as_parameter, shown_again
-from onnx_net2net.framework.unseen import Unseen
+from onnx_net2net.framework.statedict.carry import Carrier
+from onnx_net2net.framework.statedict.entries import Entry, is_matrix
+from onnx_net2net.framework.statedict.match import Match, Piece, as_parameter, shown_again
+from onnx_net2net.framework.statedict.unseen import Unseen
 
 
 def derive(carrier: Carrier) -> list[Entry]:

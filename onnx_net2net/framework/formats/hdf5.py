@@ -20,8 +20,8 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, one_line, optional
-from onnx_net2net.framework.keras_config import resized
-from onnx_net2net.framework.stored import Entries, Stored
+from onnx_net2net.framework.formats.keras_config import resized
+from onnx_net2net.framework.formats.stored import Entries, Stored
 
 H5 = (".h5", ".hdf5")
 """What the names of HDF5 files end in."""

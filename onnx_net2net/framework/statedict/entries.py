@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import Held, WeightGrowth
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.framework.stored import Stored
+from onnx_net2net.framework.formats.stored import Stored
 
 
 @dataclass(frozen=True)
