@@ -40,7 +40,7 @@ def test_blocks_are_listed(cli, teacher):
     [
         ([], 2, "say where to write the student, and how many experts"),
         (["--experts", "1"], 2, "experts must be at least 2"),
-        (["--experts", "4", "--k", "1"], 3, "never a gradient"),
+        (["--experts", "4", "--k", "1"], 3, "never has a gradient"),
         (["--experts", "4", "--only", "zork"], 2, "no block is named 'zork'"),
     ],
 )
