@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def main() -> None:
     parser.add_argument("--sample", metavar="N", type=int, help="only N graphs, spread over folders, always the same")
     parser.add_argument("--timeout", metavar="S", type=float, default=120, help="a graph (default: %(default)s)")
     options = parser.parse_args()
-    outcomes = list(in_processes(partial(run), find_models(options.folders, [], False, options.sample), 1,
+    outcomes = list(in_processes(run, find_models(options.folders, [], False, options.sample), 1,
                                  options.timeout, _lost))  # fmt: skip
     counts = Counter(status for _, status, _ in outcomes)
     print(markdown(["models", *counts], [[str(len(outcomes)), *map(str, counts.values())]], texts=0))

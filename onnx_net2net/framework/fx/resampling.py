@@ -83,15 +83,20 @@ class Resize(nn.Module):  # type: ignore[misc]
 
     def _resized(self, x: Tensor, axis: int, size: int, scale: float | None) -> Tensor:
         node = helper.make_node(self.kind, [], [], **self.attributes).SerializeToString()
-        parts = torch.from_numpy(_parts(node, self.opset, x.shape[axis], size, scale)).to(x.device)
-        if self.attributes.get("mode", "nearest") == "nearest":
-            return x.index_select(axis, parts.argmax(0))
-        return (x.movedim(axis, -1) @ parts.to(x.dtype)).movedim(-1, axis)
+        is_nearest = self.attributes.get("mode", "nearest") == "nearest"
+        found = torch.from_numpy(_resized_axis(node, self.opset, x.shape[axis], size, scale, is_nearest)).to(x.device)
+        if is_nearest:
+            return x.index_select(axis, found[0].round().long())
+        return (x.movedim(axis, -1) @ found.to(x.dtype)).movedim(-1, axis)
 
 
 @functools.lru_cache(256)
-def _parts(content: bytes, opset: int, before: int, after: int, scale: float | None) -> Array:
-    """Return which part of each entry of an axis is in each entry of the resized one, by resizing single ones."""
+def _resized_axis(content: bytes, opset: int, before: int, after: int, scale: float | None, is_nearest: bool) -> Array:
+    """Return what onnxruntime makes of an axis.
+
+    The nearest entries follow from one row, the numbers of the places. Else a row for each entry, in which it alone is
+    1, tells its part in each entry of the result.
+    """
     node, scales = onnx.NodeProto.FromString(content), np.array([1, 1, 1, scale or 1], np.float32)
     fed: dict[str, Array] = {"scales": scales} if scale else {"sizes": np.array([1, 1, before, after])}
     if node.op_type == "Upsample" and opset < 9:
@@ -101,13 +106,14 @@ def _parts(content: bytes, opset: int, before: int, after: int, scale: float | N
     node.input.extend(["x", *(name if name in fed else "" for name in others)] if fed else ["x"])
     node.output.append("y")
     of_type = functools.partial(helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
-    inputs, outputs = [of_type("x", shape=[1, 1, before, before])], [of_type("y", shape=[1, 1, before, None])]
+    rows = np.arange(before)[None] if is_nearest else np.eye(before)
+    inputs, outputs = [of_type("x", shape=[1, 1, *rows.shape])], [of_type("y", shape=[1, 1, len(rows), None])]
     constants = [onnx.numpy_helper.from_array(value, name) for name, value in fed.items()]
     graph = helper.make_graph([node], "resize", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    (found,) = session(model).run(None, {"x": np.eye(before, dtype=np.float32)[None, None]})
-    parts: Array = found[0, 0]
-    return parts
+    (found,) = session(model).run(None, {"x": rows.astype(np.float32)[None, None]})
+    resized: Array = found[0, 0]
+    return resized
 
 
 def pad_from(builder: Any, node: onnx.NodeProto) -> Any:
@@ -124,7 +130,7 @@ def resize_from(builder: Any, node: onnx.NodeProto) -> Any:
         ("coordinate_transformation", "mode"), ("keep_aspect_ratio", "policy")))  # fmt: skip
     if coordinates == "tf_crop_and_resize" or policy not in (None, "stretch"):
         return resize(builder, node)
-    named = [*node.input, "", ""]
+    named = [*node.input, "", "", ""]
     sizes = named[3] if builder.opset_version > 10 else ""
     scales = named[2] if builder.opset_version > 10 else named[1]
     given = builder.get_value(sizes or scales) if sizes or scales else get_attribute(node, "scales")

@@ -56,3 +56,13 @@ def test_older_opsets(mode):
     check(f'y = Resize<mode = "{mode}">(a, scales)', 10, scales=scales)
     check(f'y = Upsample<mode = "{mode}">(a, scales)', 9, scales=scales)
     check(f'y = Upsample<mode = "{mode}", scales = [1.0, 1.0, 2.0, 3.0]>(a)', 7)
+
+
+def test_a_long_axis_takes_no_matrix():
+    text = """(float[1, 1, 60000] x) => (float[1, 1, n] y) {
+        a = Conv(x, w)
+        y = Resize<coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(a, , scales)
+    }"""
+    module = to_torch(net(text, w=np.float32([[[2.0]]]), scales=np.float32([1, 1, 2])))
+    x = torch.arange(60_000.0)[None, None]
+    assert torch.equal(module(x), 2 * x.repeat_interleave(2, -1))
