@@ -24,6 +24,7 @@ BLOCKS = {
     "slopes": "u = MatMul(x, up) h = PRelu(u, slopes) m = MatMul(h, down)",
     "rows": "xr = Reshape(x, rows) u = Gemm<transB=1, alpha=0.5>(xr, up_t, up_bias) h = Relu(u) hr = Reshape(h, wide) "
     "d = MatMul(hr, down) m = Add(d, down_bias)",
+    "flattened": "xr = Flatten<axis=2>(x) u = MatMul(xr, up) h = Relu(u) hr = Reshape(h, wide) m = MatMul(hr, down)",
 }
 """From `x` to `m`, [B, S, D] each."""
 
