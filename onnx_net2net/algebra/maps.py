@@ -29,9 +29,9 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axis, Dim, Product, resolve
 
 Value = TypeVar("Value")
-Kind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
-KINDS: tuple[Kind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
-ORIGINS = (*KINDS, "mean", "prior", "never", "lifted")
+MapKind = Literal["replicate", "zero_out", "zero_in", "random_pad"]
+MAP_KINDS: tuple[MapKind, ...] = ("replicate", "zero_out", "zero_in", "random_pad")
+ORIGINS = (*MAP_KINDS, "mean", "prior", "never", "lifted")
 """How a unit came about. "mean": it pads a dim that a LayerNormalization reads. "prior" and "never": it is a new class.
 "lifted": it is a copy of an expert that no router chooses yet."""
 

@@ -20,7 +20,7 @@ from onnx_net2net.analysis.modules import selected
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import source
 from onnx_net2net.rules import traits
-from onnx_net2net.rules.reasons import Kind, kind_of
+from onnx_net2net.rules.reasons import ReasonKind, kind_of
 
 
 class Role(str, Enum):
@@ -329,7 +329,7 @@ def _channels(net: Network) -> Found:
 
 def _is_routine(dim: Dim) -> bool:
     """Tell whether a dim is fixed as positions, kernels and directions are."""
-    return kind_of(dim.frozen) is Kind.ROUTINE
+    return kind_of(dim.frozen) is ReasonKind.ROUTINE
 
 
 _MOST_SPECIFIC_FIRST = (_attention, _experts, _recurrences, _tables, _groups, _residuals, _ends, _channels)

@@ -11,7 +11,7 @@ from onnx_net2net.analysis.loadable import inspect_for
 from onnx_net2net.cli.options import Command, argument, for_framework
 from onnx_net2net.cli.output import answer, table
 from onnx_net2net.model.model import load
-from onnx_net2net.rules.reasons import Kind, kind_of
+from onnx_net2net.rules.reasons import ReasonKind, kind_of
 from onnx_net2net.run.session import check_runs
 from onnx_net2net.texts import lines_by_reason
 
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the dims."""
     model = load(options.model)
     inspection = inspect_for(options.framework, model)
-    if any(kind_of(group.reason) is Kind.UNTYPED for group in inspection.groups):
+    if any(kind_of(group.reason) is ReasonKind.UNTYPED for group in inspection.groups):
         check_runs(model, "the model")
     told = [_table(inspection, f"{options.model.name}: {inspection.elements:,} parameters"), *_remarks(inspection)]
     routine = sum(map(is_routine, inspection.groups))
@@ -42,7 +42,7 @@ COMMAND = Command(
 
 def is_routine(group: Group) -> bool:
     """Tell whether a dim is fixed for a reason that every network has: kernels, positions, lists of sizes."""
-    return kind_of(group.reason) is Kind.ROUTINE
+    return kind_of(group.reason) is ReasonKind.ROUTINE
 
 
 def _table(inspection: Inspection, title: str) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_net2net.algebra.maps import KINDS
+from onnx_net2net.algebra.maps import MAP_KINDS
 from onnx_net2net.cli.inspect import is_routine
 from onnx_net2net.cli.options import FACTOR, GROWN, ONLY, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
@@ -54,7 +54,7 @@ COMMAND = Command(
                  "(2x)"),
         ONLY,
         argument("--multiple-of", type=int, default=1, metavar="M", help="make new sizes multiples of this"),
-        argument("--map", default="replicate", choices=KINDS,
+        argument("--map", default="replicate", choices=MAP_KINDS,
                  help="what new units are: copies (replicate), units that no weight reads yet (zero_out), units that "
                  "are zero (zero_in), or random ones (random_pad, not exact)"),
         SPREAD,

@@ -30,7 +30,7 @@ from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.model.staging import whole
 
-KINDS: dict[str, Held] = {
+MOMENTS: dict[str, Held] = {
     "exp_avg": "gradient",  # Adam, AdamW, Lion
     "momentum_buffer": "gradient",  # SGD, Muon
     "exp_avg_sq": "square",
@@ -182,12 +182,12 @@ def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
         elif name in FACTORED:
             other = FACTORED[name]
             result[name], result[other] = _factored(_read(value), _read(values[other]), entry)
-        elif name in KINDS:
-            result[name] = statedict.to_torch(entry.grow(_read(value), KINDS[name]))
+        elif name in MOMENTS:
+            result[name] = statedict.to_torch(entry.grow(_read(value), MOMENTS[name]))
         elif name not in FACTORED.values():
             raise RefusedError(
-                f"how {name!r} grows is not known; known are {', '.join((*KINDS, *FACTORED))} (Adam, AdamW, SGD, Lion, "
-                "Muon, Adafactor)"
+                f"how {name!r} grows is not known; known are {', '.join((*MOMENTS, *FACTORED))} (Adam, AdamW, SGD, "
+                "Lion, Muon, Adafactor)"
             )
     return result
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, leaves
 from onnx_net2net.algebra.maps import (
-    KINDS,
-    Kind,
+    MAP_KINDS,
     Map,
+    MapKind,
     compose,
     from_index,
     keep,
@@ -85,11 +85,11 @@ def test_uniform_refuses_fractions() -> None:
         uniform(3, 7)
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_padding_weighs_new_units_by_nothing(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", MAP_KINDS[1:])
+def test_padding_weighs_new_units_by_nothing(kind: MapKind) -> None:
     map = padded(3, 8, kind)
     assert map.weight.tolist() == [1] * 3 + [0] * 5
-    assert [KINDS[k] for k in map.kind] == ["replicate"] * 3 + [kind] * 5
+    assert [MAP_KINDS[k] for k in map.kind] == ["replicate"] * 3 + [kind] * 5
     assert not map.is_identity
     assert ((map.index >= 0) & (map.index < 3)).all()
 

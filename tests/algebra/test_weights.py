@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from onnx_net2net.algebra.dims import Axis, Dim
 from onnx_net2net.algebra.maps import (
-    Kind,
     Map,
+    MapKind,
     compose,
     from_index,
     identity,
@@ -120,7 +120,9 @@ def test_the_teachers_weight_is_not_changed() -> None:
         ("random_pad", {"reads": True}, "own", "random"),
     ],
 )
-def test_new_units_start_as_their_kind_says(kind: Kind, side: dict[str, bool], filler: Filler, expected: str) -> None:
+def test_new_units_start_as_their_kind_says(
+    kind: MapKind, side: dict[str, bool], filler: Filler, expected: str
+) -> None:
     values = weight(40, 30)
     grown = grow(values, [AxisGrowth(padded(40, 70, kind), **side), AxisGrowth(identity(30))], PLAIN, rng(), filler)
     np.testing.assert_array_equal(grown[:40], values)

@@ -18,7 +18,7 @@ from onnx_net2net.framework.formats import files
 from onnx_net2net.framework.huggingface import distributed
 from onnx_net2net.framework.huggingface.distributed import Distributed, Key
 from onnx_net2net.framework.huggingface.student import Student
-from onnx_net2net.framework.optimizer import KINDS, grow_state, read_state
+from onnx_net2net.framework.optimizer import MOMENTS, grow_state, read_state
 from onnx_net2net.framework.statedict.entries import Entry
 
 _DEEPSPEED = ("*zero_pp_rank_*", "*_optim_states.pt", "global_step*", "zero_to_fp32.py")
@@ -98,7 +98,8 @@ def _distributed(student: Student, state: Distributed) -> Callable[[Path], None]
         value: torch.Tensor = state.value(name)
         if not value.ndim:
             return value
-        grown: torch.Tensor = files.to_torch(entry.grow(files.from_torch({"": value})[""].read(), KINDS[str(key[-1])]))
+        old = files.from_torch({"": value})[""].read()
+        grown: torch.Tensor = files.to_torch(entry.grow(old, MOMENTS[str(key[-1])]))
         return grown
 
     return lambda folder: distributed.write(folder / "optimizer", others, tensors, value_of)
@@ -114,8 +115,10 @@ def _checked(state: Distributed, name: str, kind: str, entry: Entry) -> tuple[in
     shape = state.shape(name)
     if shape == ():
         return ()
-    if kind not in KINDS:
-        raise RefusedError(f"how {kind!r} grows in a distributed checkpoint is not known; known are {', '.join(KINDS)}")
+    if kind not in MOMENTS:
+        raise RefusedError(
+            f"how {kind!r} grows in a distributed checkpoint is not known; known are {', '.join(MOMENTS)}"
+        )
     if shape != entry.old:
         raise BadInputError(f"{name} of {state.path} is {list(shape or ())}, and the parameter {list(entry.old)}")
     return entry.new

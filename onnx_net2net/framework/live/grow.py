@@ -28,7 +28,7 @@ from onnx_net2net.framework.live.configs import configured, fit_config
 from onnx_net2net.framework.live.deeper import find_depth
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, duplicate_both, export, in_double, move_apart
-from onnx_net2net.framework.live.growth import Difference, Found, Growth, Yardstick, renumbered
+from onnx_net2net.framework.live.growth import Difference, FoundGrowth, ModuleGrowth, Yardstick, renumbered
 from onnx_net2net.framework.live.layers import resize_layer
 from onnx_net2net.framework.live.report import Report, deeper_report, report_of
 from onnx_net2net.framework.live.search import Search
@@ -57,7 +57,7 @@ class Grown:
     module: nn.Module
     optimizer: torch.optim.Optimizer | None
     report: Report
-    growth: Growth = field(repr=False)
+    growth: ModuleGrowth = field(repr=False)
 
 
 def grow(
@@ -112,19 +112,19 @@ def options_of(
     return {"factor": factor, "sizes": dict(sizes or {}), "only": tuple(only), "seed": seed, **deeper}
 
 
-def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
+def find_growth(module: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[ModuleGrowth, Report]:
     """Find out how a module grows, and prove it; the module is not changed."""
     with torch.autocast("cpu", enabled=False):
         return _find_growth(in_double(module), example.double(), options)
 
 
-def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
+def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[ModuleGrowth, Report]:
     widths = {name: value for name, value in options.items() if name != "depth"}
     if "depth" not in options:
         return _find_wider(own, example, widths)
     if widths["factor"] is None and not widths["sizes"]:
         entries = (Entry(name, "same", (), stored) for name, stored in from_torch(tensors_of(own)).items())
-        growth, report = Growth(Checkpoint(tuple(entries)), ()), None
+        growth, report = ModuleGrowth(Checkpoint(tuple(entries)), ()), None
     else:
         growth, report = _find_wider(own, example, widths)
     wider = duplicate(own)
@@ -137,7 +137,7 @@ def _find_growth(own: nn.Module, example: Example, options: Mapping[str, Any]) -
     return growth, deeper_report(own, student, report, depth, yardstick.difference(student))
 
 
-def _find_wider(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[Growth, Report]:
+def _find_wider(own: nn.Module, example: Example, options: Mapping[str, Any]) -> tuple[ModuleGrowth, Report]:
     examples = [example, *example.variations()]
     real = Yardstick.of_user(own, examples, "module")
     teacher = duplicate(own)
@@ -185,7 +185,7 @@ class _Attempt:
         self._originals = {(path, slot.keys): slot.value for path, module in teacher.named_modules()
                            for slot in slots_of(module, path)}  # fmt: skip
 
-    def run(self, keep_numbers: bool) -> Found:
+    def run(self, keep_numbers: bool) -> FoundGrowth:
         """Grow it once.
 
         Raises:
@@ -213,7 +213,7 @@ class _Attempt:
             sizes.update({change.name: min(became[change.old]) for change in differing})
         return {**options, "sizes": sizes}
 
-    def _grown(self, options: Mapping[str, Any]) -> Found:
+    def _grown(self, options: Mapping[str, Any]) -> FoundGrowth:
         """Grow the teacher by options of `widen`."""
         teacher = self._teacher
         widening = widen(self._model, **options)
@@ -230,8 +230,8 @@ class _Attempt:
         loads = [fit_config(module, widths.config, sizes.pairs, partial(self._is_exact, student, path))
                  for path, module in list(configured(student))]  # fmt: skip
         difference = self._settle(student, sizes)
-        growth = Growth(entries, tuple(renumbered(teacher, student)), values)
-        return Found(growth, widening, options, difference, all(loads) if loads else None)
+        growth = ModuleGrowth(entries, tuple(renumbered(teacher, student)), values)
+        return FoundGrowth(growth, widening, options, difference, all(loads) if loads else None)
 
     def _settle(self, student: nn.Module, sizes: Sizes) -> Difference:
         """Search the numbers that are still wrong."""

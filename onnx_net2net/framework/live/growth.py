@@ -45,7 +45,7 @@ class Renumbered:
 
 
 @dataclass(frozen=True)
-class Growth:
+class ModuleGrowth:
     """A growth that can be applied to a module, and to copies of it (averages, a teacher of a distillation).
 
     Attributes:
@@ -138,10 +138,10 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundGrowth:
     """A growth that was found, and what is known of it."""
 
-    growth: Growth
+    growth: ModuleGrowth
     widening: Widening  # how the graph grew
     options: Mapping[str, Any]  # the options of `widen`
     difference: Difference  # how far the outputs are apart where all weights are different

@@ -11,7 +11,7 @@ from torch import nn
 from onnx_net2net.errors import some
 from onnx_net2net.framework.live.attributes import Sizes, slots_of
 from onnx_net2net.framework.live.deeper import Depth, Lengthened
-from onnx_net2net.framework.live.growth import Difference, Found, Renumbered
+from onnx_net2net.framework.live.growth import Difference, FoundGrowth, Renumbered
 from onnx_net2net.framework.live.tensors import tensors_of
 from onnx_net2net.operations.widen.plan import Change
 from onnx_net2net.texts import fold_names, fold_rows, lines_by_reason
@@ -75,7 +75,7 @@ class Report:
         yield f"computes the same: off by {self.difference:.1e} (relative) in double precision"
 
 
-def report_of(teacher: nn.Module, student: nn.Module, found: Found, difference: Difference) -> Report:
+def report_of(teacher: nn.Module, student: nn.Module, found: FoundGrowth, difference: Difference) -> Report:
     """Write the report of a growth; the difference is that of the module's own weights."""
     counts = tuple(sum(one.numel() for one in module.parameters()) for module in (teacher, student))
     notes = list(found.growth.checkpoint.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
-from onnx_net2net.algebra.maps import Kind
+from onnx_net2net.algebra.maps import MapKind
 from onnx_net2net.analysis.groups import Group
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
 from onnx_net2net.analysis.padding import State, follow
@@ -76,7 +76,7 @@ def interface_names(analysis: Analysis, groups: Sequence[Group]) -> dict[int, tu
     return names
 
 
-def unfit_dims(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
+def unfit_dims(analysis: Analysis, kind: MapKind) -> dict[Dim, str]:
     """Return the dims that do not admit a kind of new units, with the reason.
 
     Units that start at zero (`zero_in`) need phi(0) = 0 all the way, and learn nothing behind a ReLU; units of random
@@ -96,7 +96,7 @@ def unfit_dims(analysis: Analysis, kind: Kind) -> dict[Dim, str]:
     return unfit
 
 
-def _breaking(analysis: Analysis, kind: Kind) -> Iterator[tuple[int, Dim, str]]:
+def _breaking(analysis: Analysis, kind: MapKind) -> Iterator[tuple[int, Dim, str]]:
     """Yield each node whose function rules out a kind of new units, with a dim of its results and the reason."""
     for number, said in analysis.said.items():
         reason = UNFITTING[kind].get(said.pointwise or "")

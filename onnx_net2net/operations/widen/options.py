@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnx_net2net.algebra.maps import KINDS, Kind
+from onnx_net2net.algebra.maps import MAP_KINDS, MapKind
 from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.loadable import check_framework
 from onnx_net2net.errors import BadInputError
@@ -30,7 +30,7 @@ class WidenOptions:
     sizes: Mapping[str, int | str] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     multiple_of: int = 1
-    map: Kind = "replicate"
+    map: MapKind = "replicate"
     spread: float = 0.3
     noise: float = 0.0
     seed: int = 0
@@ -49,7 +49,7 @@ class WidenOptions:
              f"the factor must be a number of at least 1, not {self.factor}"),
             (self.seed >= 0, f"the seed must be at least 0, not {self.seed}"),
             (self.multiple_of >= 1, f"multiple_of must be at least 1, not {self.multiple_of}"),
-            (self.map in KINDS, f"there is no map {self.map!r}; there are {', '.join(KINDS)}"),
+            (self.map in MAP_KINDS, f"there is no map {self.map!r}; there are {', '.join(MAP_KINDS)}"),
             (self.prior is None or 0 <= self.prior < 1, f"the prior must be a probability below 1, not {self.prior}"),
             (self.how in HOWS, f"there is no way {self.how!r} for experts; there are {', '.join(HOWS)}"),
             (spread, f"spread must be a number of at least 0, not {self.spread}"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx_net2net.algebra.dims import leaves
-from onnx_net2net.algebra.maps import NEVER, Kind, is_never
+from onnx_net2net.algebra.maps import NEVER, MapKind, is_never
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse
@@ -21,7 +21,7 @@ from onnx_net2net.operations.widen.plan import Change, Plan
 from onnx_net2net.operations.widen.scaled import allow_padding, scaling_for
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
-from onnx_net2net.rules.reasons import Kind as ReasonKind, kind_of
+from onnx_net2net.rules.reasons import ReasonKind, kind_of
 from onnx_net2net.texts import table_html
 
 
@@ -81,7 +81,7 @@ def widen(
     sizes: Mapping[str, int | str] | None = None,
     only: Sequence[str] = (),
     multiple_of: int = 1,
-    map: Kind = "replicate",
+    map: MapKind = "replicate",
     spread: float = 0.3,
     noise: float = 0.0,
     seed: int = 0,
