@@ -36,8 +36,8 @@ _NEARBY = traits.REARRANGES - traits.CASTS
 
 
 @dataclass(frozen=True, eq=False)
-class Carrier:
-    """A constant whose units along an axis are multiplied in place of those of an operand."""
+class WeighedAxis:
+    """An axis of a constant whose units are multiplied in place of those of an operand."""
 
     node: int  # the node that reads it
     input: int  # which of its inputs it is
@@ -50,7 +50,7 @@ class Carrier:
 class Weighing:
     """What is multiplied for a sum."""
 
-    carriers: tuple[Carrier, ...]  # the constants, all of them together
+    axes: tuple[WeighedAxis, ...]  # of constants, all of them together
     index: int  # which operand of the sum that is in place of
     together: frozenset[int] = frozenset()  # other sums that read the same, and are weighed by it too
 
@@ -92,9 +92,9 @@ def weighings(
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = read_twice(analysis) if alone else set()
             place = Multiplied(position, whole(analysis, number, index), analysis.nodes[number].op in traits.POSITIVE)
-            carriers = search.operand(number, index, place)
-            if carriers and (table is None or table in [(place.node, place.input) for place in carriers]):
-                yield Weighing(tuple(carriers), index, frozenset(search.together))
+            axes = search.operand(number, index, place)
+            if axes and (table is None or table in [(place.node, place.input) for place in axes]):
+                yield Weighing(tuple(axes), index, frozenset(search.together))
 
 
 def _is_dequantized(analysis: Analysis, number: int, index: int) -> bool:
@@ -108,9 +108,9 @@ def read_twice(analysis: Analysis) -> set[int]:
     return {key for key, count in counts.items() if count > 1}
 
 
-def carriers_of(
+def weighed_axes_of(
     analysis: Analysis, number: int, index: int, position: int, axis: Axis, avoided: Collection[int]
-) -> list[Carrier] | None:
+) -> list[WeighedAxis] | None:
     """Return the constants that are multiplied for an axis of an operand, None if there are none.
 
     Args:
@@ -143,7 +143,7 @@ class _Search:
         self.avoided: set[int] = set()
         self.together: set[int] = set()
 
-    def operand(self, number: int, index: int, place: Multiplied, depth: int = 0) -> list[Carrier] | None:
+    def operand(self, number: int, index: int, place: Multiplied, depth: int = 0) -> list[WeighedAxis] | None:
         """Return the constants that are multiplied for an operand, None if there are none."""
         use = self._analysis.uses.get((number, index))
         if use is not None:
@@ -158,12 +158,12 @@ class _Search:
         shared: Multiplied | None = place
         if len(self._readers(tensor)) > 1:
             shared = None if self._nearby else self._shared(tensor, number, index, place)
-        carriers = self._node(tensor, shared, depth + 1) if shared else None
-        if carriers is None:
+        axes = self._node(tensor, shared, depth + 1) if shared else None
+        if axes is None:
             self.together = before
-        return carriers
+        return axes
 
-    def _constant(self, number: int, index: int, place: Multiplied) -> list[Carrier] | None:
+    def _constant(self, number: int, index: int, place: Multiplied) -> list[WeighedAxis] | None:
         use = self._analysis.uses[number, index]
         if id(use.constant) in self.avoided:
             return None
@@ -176,12 +176,12 @@ class _Search:
         if place.mask.size > place.mask.shape[place.position]:
             return None  # other elements on other axes
         units = None if place.mask.all() else place.mask.reshape(-1)
-        return [Carrier(number, index, place.position, units, place.even)]
+        return [WeighedAxis(number, index, place.position, units, place.even)]
 
     def _grown(self, axis: Axis) -> set[Dim]:
         return {dim for dim in leaves(axis) if self._grows(dim)}
 
-    def _node(self, tensor: Tensor, place: Multiplied, depth: int) -> list[Carrier] | None:
+    def _node(self, tensor: Tensor, place: Multiplied, depth: int) -> list[WeighedAxis] | None:
         """Return what is multiplied for a node's result."""
         node = tensor.inputs[0]
         number = self._analysis.numbers.get(id(node))
@@ -202,20 +202,22 @@ class _Search:
                 return None
             one = (0,)
         present = [i for i, t in enumerate(node.inputs) if t.name]
-        found: list[Carrier] = []
+        found: list[WeighedAxis] = []
         for index in (i for i in present if i in every):
-            carriers = self._input(number, index, tensor, place, depth)
-            if carriers is None:
+            axes = self._input(number, index, tensor, place, depth)
+            if axes is None:
                 return None
-            found += carriers
+            found += axes
         choices = sorted((i for i in one if i in present), key=lambda i: (number, i) not in self._analysis.uses)
         for index in choices:
-            carriers = self._input(number, index, tensor, place, depth)
-            if carriers is not None:
-                return found + carriers
+            axes = self._input(number, index, tensor, place, depth)
+            if axes is not None:
+                return found + axes
         return None if one else found
 
-    def _input(self, number: int, index: int, result: Tensor, place: Multiplied, depth: int) -> list[Carrier] | None:
+    def _input(
+        self, number: int, index: int, result: Tensor, place: Multiplied, depth: int
+    ) -> list[WeighedAxis] | None:
         """Return what is multiplied for an input of a node in place of its result."""
         before = place_before(self._analysis, self._dims, number, index, result, place)
         if before is None:

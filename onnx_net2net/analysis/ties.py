@@ -121,7 +121,7 @@ def _divided_tables(
         for contraction in said.contractions if number not in sums else ():
             if contraction.axis.size == axis.size:
                 for way in weighings(analysis, number, contraction, is_free, tables):
-                    reads = {(carrier.node, carrier.input) for carrier in way.carriers if carrier.units is None}
+                    reads = {(weighed.node, weighed.input) for weighed in way.axes if weighed.units is None}
                     found.update(((number, contraction.sides), key) for key in made if key in reads)
     return found if len(set(found.values())) == len(made) else {}
 

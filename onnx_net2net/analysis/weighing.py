@@ -33,8 +33,8 @@ def weighed_axes(analysis: Analysis, ways: Ways | None = None) -> dict[Place, di
     """Return for reads of constants (node, input) the axes that are summed over, with the node that sums."""
     weighed: dict[Place, dict[int, int]] = {}
     for (number, _), way in (find_ways(analysis) if ways is None else ways).items():
-        for carrier in way.carriers if way else ():
-            weighed.setdefault((carrier.node, carrier.input), {})[carrier.position] = number
+        for axis in way.axes if way else ():
+            weighed.setdefault((axis.node, axis.input), {})[axis.position] = number
     return weighed
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.linearity import DEEPEST, Carrier, carriers_of, read_twice
+from onnx_net2net.analysis.linearity import DEEPEST, WeighedAxis, read_twice, weighed_axes_of
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import made_by
 from onnx_net2net.rules import traits
@@ -24,7 +24,7 @@ class Norm:
     weight: tuple[int, int]  # another read of v
     kept: int  # the axis of v that each unit has a norm along
     power: float  # to which power of the sum of squares the weight is proportional
-    gains: tuple[Carrier, ...]  # the gains that correct the norm
+    gains: tuple[WeighedAxis, ...]  # the gains that correct the norm
 
 
 def find_norms(analysis: Analysis) -> dict[int, Norm]:
@@ -71,7 +71,7 @@ def _norm(analysis: Analysis, number: int, twice: set[int]) -> Norm | None:
     position = _position_of(analysis, reader, others[0], kept[0])
     if position is None or not power:
         return None
-    gains = carriers_of(analysis, *reader, position, axis, {id(use.constant)})
+    gains = weighed_axes_of(analysis, *reader, position, axis, {id(use.constant)})
     if not gains or any(gain.units is not None for gain in gains):
         return None
     return Norm(tuple(squares), others[0], kept[0], power * _ROOTS[node.op], tuple(gains))
@@ -96,7 +96,7 @@ def _position_of(analysis: Analysis, reader: tuple[int, int], source: tuple[int,
         if leaf_set(other) == leaf_set(axis):
             own_constant = analysis.uses[source].constant
             others = {id(use.constant) for use in analysis.uses.values() if use.constant is not own_constant}
-            found = carriers_of(analysis, *reader, own, axis, others)
+            found = weighed_axes_of(analysis, *reader, own, axis, others)
             if found and [(c.node, c.input, c.position) for c in found] == [(*source, position)]:
                 return own
     return None

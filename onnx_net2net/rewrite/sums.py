@@ -86,9 +86,9 @@ def find_weighers(rewriting: Rewriting, states: States, unweighed: Collection[in
             inserts.append((number, index, position, _map_of(rewriting, number, contraction, side, exact)))
             continue
         silent = _is_silent(rewriting, number, contraction, way.index, states)
-        for carrier in way.carriers:
-            weigher = Weigher(contraction, silent, carrier.units, carrier.even)
-            weighers.setdefault((carrier.node, carrier.input), {})[carrier.position] = weigher
+        for axis in way.axes:
+            weigher = Weigher(contraction, silent, axis.units, axis.even)
+            weighers.setdefault((axis.node, axis.input), {})[axis.position] = weigher
     return weighers, inserts
 
 

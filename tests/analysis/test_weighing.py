@@ -23,7 +23,7 @@ def test_the_weight_that_is_summed_over_weighs():
     analysis = analysed()
     last = number_of(analysis, "MatMul", 1)
     assert weighed_axes(analysis)[last, 1] == {0: last}
-    assert all(way is None or way.carriers for way in find_ways(analysis).values())
+    assert all(way is None or way.axes for way in find_ways(analysis).values())
 
 
 def test_a_norm_is_scaled_by_its_gain_and_shift_and_an_activation_by_nothing():

@@ -126,7 +126,7 @@ class _Refinement:
         self._squares: set[tuple[int, int]] = set()
         self._read: dict[int, Array] = {}
         free = self._candidates()
-        self._find_carriers(free)
+        self._find_weighed(free)
         self._classes = {dim: np.zeros(dim.size, np.intp) for dim in free}
         self._norms = [number for number in analysis.said if self._is_norm(number)]
         inside = {(number, index) for number in self._norms for index in range(1, 5)}
@@ -172,13 +172,13 @@ class _Refinement:
             free -= _squared(axis)
         return free
 
-    def _find_carriers(self, free: set[Dim]) -> None:
+    def _find_weighed(self, free: set[Dim]) -> None:
         """Find for each sum the weight in which classes are summed; dims without one keep their units."""
         summed: dict[Dim, list[tuple[tuple[int, int, int], set[Dim]]]] = {}
         for number, said in self._analysis.said.items():
             for contraction in said.contractions:
                 dims = leaf_set(contraction.axis) & free
-                place = self._carrier(number, contraction, dims) if dims else None
+                place = self._weighed_axis(number, contraction, dims) if dims else None
                 if place is None and contraction.law == "mean" and not isinstance(resolve(contraction.axis), Concat):
                     self._even |= dims
                     continue
@@ -196,14 +196,14 @@ class _Refinement:
             for (number, index, position), _ in summed[dim]:
                 self._summed.setdefault((number, index), {}).setdefault(position, set()).add(dim)
 
-    def _carrier(self, number: int, contraction: Contraction, dims: set[Dim]) -> tuple[int, int, int] | None:
+    def _weighed_axis(self, number: int, contraction: Contraction, dims: set[Dim]) -> tuple[int, int, int] | None:
         """Return (node, input, axis) of a constant that can hold the sums."""
         square = contraction.law == "square"
         read = {index for one in self._analysis.said[number].contractions for index, _ in one.sides}
         if square and len(read) > 1:
             return None  # squares of differences: what one operand is multiplied by says nothing of the other
         for way in weighings(self._analysis, number, contraction, dims.__contains__):
-            (place, *more) = way.carriers
+            (place, *more) = way.axes
             use = self._analysis.uses[place.node, place.input]
             alone = not (more or way.together) and place.units is None
             if alone and (square or place.even):

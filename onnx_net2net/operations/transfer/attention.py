@@ -34,7 +34,7 @@ _MASKED = 1e3
 
 
 @dataclass
-class Weighing:
+class Compensation:
     """Products that the layers in front of them compensate for.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Product:
         return self.operands[0].module.node, self.operands[1].module.node
 
 
-def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weighing:
+def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Compensation:
     """Let layers of the target weigh what its products of activations sum over.
 
     Args:
@@ -98,7 +98,7 @@ def weigh_products(networks: Networks, found: Alignment, growth: Growth) -> Weig
     Returns:
         The products that are compensated for; those that are not of attention, or do not run alone, are left out.
     """
-    weighing = Weighing()
+    weighing = Compensation()
     partner = {old.node: new.node for old, new in found.pairs}
     target = {product.layers: product for product in _Products(networks.target).find()} if growth else {}
     for product in _Products(networks.teacher).find() if target else ():
