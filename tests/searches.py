@@ -12,7 +12,7 @@ from commands import MLP
 
 from onnx_net2net.search.engines import Local
 from onnx_net2net.search.explore import Exploration
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.growing import SavedNetwork
 from onnx_net2net.search.population import Population
 from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import read_space
@@ -44,13 +44,13 @@ def explore(folder, space=SPACE, train=TRAIN, engine=None, jobs=1, stop=STOP, na
     options = Options(Template.of(train, folder, found.numbers), stop, (1, 2, 4), 0.4, 6, 3)
     options = dataclasses.replace(options, **changes)
     engine = engine or Local(jobs)
-    return Exploration(Network(MLP.absolute(), MLP.absolute()), found, options, engine, folder / name).run()
+    return Exploration(SavedNetwork(MLP.absolute(), MLP.absolute()), found, options, engine, folder / name).run()
 
 
 def population(folder, space=BRED, train=TRAIN, members=4, rounds=(2, 4, 6), seed=0):
     found = space_in(folder, space)
     options = Options(Template.of(train, folder, found.numbers), STOP, rounds, seed=seed, members=members)
-    teacher = Network(MLP.absolute(), MLP.absolute())
+    teacher = SavedNetwork(MLP.absolute(), MLP.absolute())
     return Population(teacher, found, options, Local(2), folder / "work")
 
 

@@ -30,7 +30,7 @@ from onnx_net2net.search.cost import cost_of
 from onnx_net2net.search.engines import Local
 from onnx_net2net.search.explore import Exploration, Trial
 from onnx_net2net.search.folders import write_json
-from onnx_net2net.search.growing import Network, grow
+from onnx_net2net.search.growing import SavedNetwork, grow_network
 from onnx_net2net.search.population import Member, Population
 from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import Space, read_space
@@ -247,10 +247,10 @@ def fixed(share: float) -> dict[str, object]:
     return {**SPACE, **{kind: {name: only(choices) for name, choices in SPACE[kind].items()} for kind in SIZES}}
 
 
-def macs_of(teacher: Network, space: Space, folder: Path) -> float:
+def macs_of(teacher: SavedNetwork, space: Space, folder: Path) -> float:
     """Return the multiplications of the only architecture of a space."""
     folder.mkdir(exist_ok=True)
-    grown = grow(teacher, space.steps(space.drawn(random.Random(0))), folder)
+    grown = grow_network(teacher, space.steps(space.drawn(random.Random(0))), folder)
     return cost_of(load(grown.network.model)).macs
 
 

@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array, epsilon
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor, Topology
 from onnx_net2net.graph.sizes import versions_of
@@ -92,7 +92,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
         analysis: The dims of the flat model.
         proto: That model.
     """
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     finder = Finder(network, proto)
     places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
     names = told_apart(place.name for place in places)  # a module that is called twice has one name
@@ -102,7 +102,7 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
 class Finder:
     """Finds what follows a layer: its bias, its norm and its activation."""
 
-    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+    def __init__(self, network: LayerGraph, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
         self._inside = {name for node in self._analysis.nodes for name in self._analysis.draft.captured(node)}
         self._tried: dict[tuple[bytes, ...], tuple[bool, float | None, bool]] = {}

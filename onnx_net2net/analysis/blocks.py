@@ -23,7 +23,7 @@ from onnx import TensorProto
 from onnx_net2net.analysis.activations import Finder
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
-from onnx_net2net.analysis.layers import LONGEST, Network
+from onnx_net2net.analysis.layers import LONGEST_BLOCK, LayerGraph
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place, Tensor, Topology
@@ -86,7 +86,7 @@ def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -
         proto: That model.
         join: Whether blocks in a row that belong to one module are one block; else each sum ends one.
     """
-    finder = _Blocks(Network(analysis), proto)
+    finder = _Blocks(LayerGraph(analysis), proto)
     blocks = finder.sums(innermost=not join)
     if join:
         found = _joined(blocks, lambda one, other: one.name == other.name and bool(_NUMBERED.match(one.name)))
@@ -95,7 +95,7 @@ def find_blocks(analysis: Analysis, proto: onnx.ModelProto, join: bool = True) -
     return [replace(block, name=name) for block, name in zip(blocks, names, strict=True)]
 
 
-def residual_depths(network: Network, proto: onnx.ModelProto) -> Counter[int]:
+def residual_depths(network: LayerGraph, proto: onnx.ModelProto) -> Counter[int]:
     """Count for each node in how many residual blocks it is, whether these can be repeated or not."""
     finder = _Blocks(network, proto)
     return Counter(itertools.chain.from_iterable(finder.regions()))
@@ -133,7 +133,7 @@ def _joined_siblings(blocks: Sequence[Block], finder: _Blocks) -> list[Block]:
 class _Blocks:
     """Finds the residual blocks of a network."""
 
-    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+    def __init__(self, network: LayerGraph, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
         self._finder = Finder(network, proto)
         self._answers: dict[str, set[Place] | RefusedError] = {}  # of `_zeros`, for one block
@@ -425,7 +425,7 @@ class _Blocks:
 
     def _nearest(self, tensor: Tensor) -> Iterator[str]:
         """Yield the module of the layer that a tensor comes from."""
-        for node in itertools.islice(self._network.behind(tensor, stop=self._network.layers), LONGEST):
+        for node in itertools.islice(self._network.behind(tensor, stop=self._network.layers), LONGEST_BLOCK):
             if self._network.number(node) in self._network.layers:
                 yield self._module(self._network.number(node))
                 return

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from onnx_net2net.algebra.dims import Dim, Product, leaf_set, leaves, resolve
 from onnx_net2net.analysis.groups import Group, Inspection
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.analysis.roles import HEAD_COUNTS, HEAD_WIDTHS, Role
 
 _KEYS = frozenset({Role.KEY_HEAD_DIM, Role.ROTARY_PAIRS})
@@ -30,7 +30,7 @@ class _Square(NamedTuple):
 
 def follow_widths(analysis: Analysis, inspection: Inspection) -> None:
     """Let groups follow others whose width a class makes them of, or keep their size with these."""
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     layers = _Layers(network, inspection.groups)
     _keep_head_widths(analysis, network, inspection.groups)
     squares = list(layers.squares())
@@ -59,7 +59,7 @@ def _follow(groups: Iterable[Group], leaders: tuple[Group, ...]) -> None:
             group.follows = leaders
 
 
-def _keep_head_widths(analysis: Analysis, network: Network, groups: Sequence[Group]) -> None:
+def _keep_head_widths(analysis: Analysis, network: LayerGraph, groups: Sequence[Group]) -> None:
     """Let heads grow in number, and in width only on request; where the keys keep theirs, so do the values."""
     keys = {group.size: group for group in _with_role(groups, _KEYS)}
     axes = [axis for axes in analysis.axes.values() for axis in map(resolve, axes) if isinstance(axis, Product)]
@@ -76,7 +76,7 @@ def _keep_head_widths(analysis: Analysis, network: Network, groups: Sequence[Gro
 class _Layers:
     """What layers read and make, as groups."""
 
-    def __init__(self, network: Network, groups: Iterable[Group]) -> None:
+    def __init__(self, network: LayerGraph, groups: Iterable[Group]) -> None:
         self._layers = list(network.layers.values())
         self._group_of = {dim: group for group in groups for dim in group.dims}
 

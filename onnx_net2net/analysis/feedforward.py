@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import constant_of, makers
@@ -63,13 +63,13 @@ def find_feedforwards(analysis: Analysis, proto: onnx.ModelProto) -> list[FeedFo
         analysis: The dims of the flat model.
         proto: That model.
     """
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     found = [block for _, layer in sorted(network.layers.items()) if (block := _block(network, proto, layer))]
     names = told_apart(block.name for block in found)
     return [replace(block, name=name) for block, name in zip(found, names, strict=True)]
 
 
-def module_names(network: Network, proto: onnx.ModelProto, numbers: Collection[int]) -> dict[int, str]:
+def module_names(network: LayerGraph, proto: onnx.ModelProto, numbers: Collection[int]) -> dict[int, str]:
     """Return the modules of layers, by number."""
     return {
         number: module_of(
@@ -80,7 +80,7 @@ def module_names(network: Network, proto: onnx.ModelProto, numbers: Collection[i
     }  # fmt: skip
 
 
-def _block(network: Network, proto: onnx.ModelProto, last: Layer) -> FeedForward | None:
+def _block(network: LayerGraph, proto: onnx.ModelProto, last: Layer) -> FeedForward | None:
     """Return the block that ends in a layer, if one does."""
     analysis = network.analysis
     if not _is_linear(network, last.number):
@@ -103,7 +103,7 @@ def _block(network: Network, proto: onnx.ModelProto, last: Layer) -> FeedForward
                        network.shape(exit)[-1], reason)  # fmt: skip
 
 
-def _whole(network: Network, tensor: Tensor) -> Tensor:
+def _whole(network: LayerGraph, tensor: Tensor) -> Tensor:
     """Return the tensor whose positions are the rows of another one, or that itself."""
     for node in makers(tensor, traits.REFOLDS):
         if network.shape(node.inputs[0])[-1:] != network.shape(tensor)[-1:]:
@@ -118,7 +118,7 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
     return [steps[0] for steps in same]
 
 
-def _is_linear(network: Network, number: int) -> bool:
+def _is_linear(network: LayerGraph, number: int) -> bool:
     """Tell whether a node multiplies the last axis of its first input by a constant matrix."""
     node = network.analysis.nodes[number]
     plain = node.op in traits.MATRICES and not node.attrs.get("transA", 0)
@@ -126,7 +126,7 @@ def _is_linear(network: Network, number: int) -> bool:
     return weights is not None and len(weights.shape) == 2 and len(network.shape(node.outputs[0])) > 1
 
 
-def _region(network: Network, tensor: Tensor) -> set[int] | None:
+def _region(network: LayerGraph, tensor: Tensor) -> set[int] | None:
     """Return the nodes back to the layers that hidden units come from; None where something else lies between."""
     pending, region = [tensor], set[int]()
     while pending and len(region) < _LONGEST:
@@ -146,7 +146,7 @@ def _region(network: Network, tensor: Tensor) -> set[int] | None:
     return region if region and not pending else None
 
 
-def _is_single(network: Network, number: int, live: Sequence[Tensor]) -> bool:
+def _is_single(network: LayerGraph, number: int, live: Sequence[Tensor]) -> bool:
     """Tell whether a node treats each position and each hidden unit alone, or cuts units into parts."""
     node = network.analysis.nodes[number]
     before, after = network.shape(live[0]), network.shape(node.outputs[0])
@@ -160,7 +160,7 @@ def _is_single(network: Network, number: int, live: Sequence[Tensor]) -> bool:
     return single and all(network.shape(value) == after for value in live)
 
 
-def cut_axis(network: Network, number: int) -> int | None:
+def cut_axis(network: LayerGraph, number: int) -> int | None:
     """Return the axis along which a Split or a Slice cuts; None where it is not one, or not known."""
     node = network.analysis.nodes[number]
     rank = len(network.shape(node.inputs[0]))
@@ -179,7 +179,7 @@ def _bends(node: Node) -> bool:
     )  # fmt: skip
 
 
-def bias_of(network: Network, tensor: Tensor) -> tuple[list[int], Tensor]:
+def bias_of(network: LayerGraph, tensor: Tensor) -> tuple[list[int], Tensor]:
     """Return the node that adds the bias of a layer, if one does, and its result."""
     reader = network.analysis.draft.only_reader(tensor)
     if reader is None or reader.op != "Add" or network.shape(reader.outputs[0]) != network.shape(tensor):
@@ -190,7 +190,7 @@ def bias_of(network: Network, tensor: Tensor) -> tuple[list[int], Tensor]:
     return [network.number(reader)], reader.outputs[0]
 
 
-def _obstacle(network: Network, nodes: Sequence[int], entry: Tensor, exit: Tensor) -> str:
+def _obstacle(network: LayerGraph, nodes: Sequence[int], entry: Tensor, exit: Tensor) -> str:
     """Return why a block cannot become an expert, "" if it can."""
     analysis = network.analysis
     if len(network.shape(exit)) != 2 and network.shape(entry)[:-1] != network.shape(exit)[:-1]:
@@ -210,7 +210,7 @@ def _obstacle(network: Network, nodes: Sequence[int], entry: Tensor, exit: Tenso
     return ""
 
 
-def _constants(network: Network, number: int) -> Iterator[Tensor]:
+def _constants(network: LayerGraph, number: int) -> Iterator[Tensor]:
     """Yield what a node reads that is neither computed of the block's input, nor a matrix, nor a list of sizes."""
     node = network.analysis.nodes[number]
     if node.op in traits.CUTS | traits.REFOLDS:

@@ -14,7 +14,7 @@ from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.rules import traits
 
-LONGEST = 2000
+LONGEST_BLOCK = 2000
 """No block has more nodes; in a recurrence of many steps a search for its layers would go back through all of them."""
 
 
@@ -52,7 +52,7 @@ class Layer:
         return self.kind in traits.CONVOLUTIONS
 
 
-class Network:
+class LayerGraph:
     """The layers of a graph.
 
     Attributes:
@@ -229,7 +229,7 @@ class Network:
         oldest = self.age(start)
         back: set[int] = set()
         pending = list(ends)
-        while pending and len(back) < LONGEST:
+        while pending and len(back) < LONGEST_BLOCK:
             number = self.age(pending.pop())
             is_new = number > oldest and number not in back and number not in stop
             if is_new and self.analysis.nodes[number].op not in traits.SHAPES:
@@ -254,7 +254,7 @@ class Network:
         while older.inputs and self.age(older) not in self.layers and len(self.activations(older.inputs[0])) == 1:
             (older,) = self.activations(older.inputs[0])
             trunk.add(older.name)
-        nodes = list(islice(self.behind(newer, after=self.age(older)), LONGEST))
+        nodes = list(islice(self.behind(newer, after=self.age(older)), LONGEST_BLOCK))
         if not any(tensor.name in trunk for node in nodes for tensor in node.inputs):
             return []
         return [self.layers[number] for number in map(self.number, nodes) if number in self.layers]

@@ -16,7 +16,7 @@ from typing import Literal
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.graph.walk import constant_of, label_of, number_in, source
 from onnx_net2net.rules import traits
@@ -126,7 +126,7 @@ def formula(size: int, power: float) -> str:
 
 def frozen_constants(analysis: Analysis) -> Iterator[FrozenConstant]:
     """Find the numbers by which activations are scaled that are powers of the width that they scale or come from."""
-    mixed = leaf_set(*Network(analysis).products.values())
+    mixed = leaf_set(*LayerGraph(analysis).products.values())
     for scaled in scalings(analysis):
         for place, axis in enumerate(scaled.axes):
             powers = _SHARED_POWERS if leaf_set(axis) & mixed else _POWERS
@@ -138,7 +138,7 @@ def frozen_constants(analysis: Analysis) -> Iterator[FrozenConstant]:
 
 def scalings(analysis: Analysis) -> Iterator[ScaledNode]:
     """Yield the nodes that scale activations by one number, which they have as an operand or as an attribute."""
-    products = Network(analysis).products
+    products = LayerGraph(analysis).products
     for number, said in analysis.said.items():
         label = label_of(analysis.nodes[number])
         for index, factor in _factors(analysis, number):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from onnx_net2net.algebra.dims import Dim
 from onnx_net2net.analysis.groups import analysing, inspect_analysis
-from onnx_net2net.analysis.layers import Network, dims_of
+from onnx_net2net.analysis.layers import LayerGraph, dims_of
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.analysis.roles import Role
 from onnx_net2net.graph.walk import constant_of
@@ -70,7 +70,7 @@ def outline(model: ModelLike) -> list[Stage]:
     """
     with analysing(load(model)) as (opened, analysis):
         flat = opened.model
-        network, inspection = Network(analysis), inspect_analysis(flat, analysis)
+        network, inspection = LayerGraph(analysis), inspect_analysis(flat, analysis)
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
     stages = []
     for number in sorted(network.layers):
@@ -94,7 +94,7 @@ def outline(model: ModelLike) -> list[Stage]:
     return stages
 
 
-def _made(network: Network, number: int, stack: set[Dim]) -> int:
+def _made(network: LayerGraph, number: int, stack: set[Dim]) -> int:
     """Return how many units a layer makes: the sizes of the axes of its result that have a dim which it makes.
 
     Of a stack of experts, those of one expert.

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit_of
+from onnx_net2net.analysis.layers import Layer, LayerGraph, dims_of, parts_of, unit_of
 from onnx_net2net.analysis.modules import selected
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import source
@@ -72,7 +72,7 @@ _GATES = 3
 
 def role_dims(analysis: Analysis) -> dict[Dim, Role]:
     """Tell what people call the dims; those that have no known role are left out."""
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     roles: dict[Dim, Role] = {}
     for rule in _MOST_SPECIFIC_FIRST:
         for dims, role in rule(network):
@@ -84,7 +84,7 @@ def role_dims(analysis: Analysis) -> dict[Dim, Role]:
 # --- Attention -----------------------------------------------------------------------------------------------
 
 
-def _attention(net: Network) -> Found:
+def _attention(net: LayerGraph) -> Found:
     """Queries times keys are exponentiated and weigh values; an operator may do it all."""
     for number in net.products:
         node = net.analysis.nodes[number]
@@ -102,7 +102,7 @@ def _attention(net: Network) -> Found:
             yield from _heads(net, said.contractions[-1].axis, heads, dims_of(axes[-1]) - heads)
 
 
-def _scores(net: Network, tensor: Tensor) -> int | None:
+def _scores(net: LayerGraph, tensor: Tensor) -> int | None:
     """Return the product of activations that was exponentiated to get the weights of a mean, or None."""
     exponentiated = False
     for _ in range(_DEEPEST):
@@ -126,14 +126,14 @@ def _scores(net: Network, tensor: Tensor) -> int | None:
     return None
 
 
-def _unfused(net: Network, scores: int, value: set[Dim]) -> Found:
+def _unfused(net: LayerGraph, scores: int, value: set[Dim]) -> Found:
     rows = dims_of(*net.axes(scores)[-2:])
     yield rows & net.made, Role.HEAD_DIM  # channels that attend to one another
     yield from _heads(net, net.products[scores], net.result(scores) & net.made - rows, value)
     yield rows, Role.POSITIONS
 
 
-def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Found:
+def _heads(net: LayerGraph, summed: Axis, heads: set[Dim], value: set[Dim]) -> Found:
     """Name the dims of an attention whose scores sum over an axis."""
     key = dims_of(summed) & net.made
     terms = [set(term) for layer in net.layers.values() for term in layer.terms]
@@ -154,7 +154,7 @@ def _heads(net: Network, summed: Axis, heads: set[Dim], value: set[Dim]) -> Foun
 # --- Mixtures of experts, recurrences, tables ----------------------------------------------------------------
 
 
-def _experts(net: Network) -> Found:
+def _experts(net: LayerGraph) -> Found:
     """A router makes the dim that matrices are stacked along, or chooses among its units the matrices to use."""
     yield from _routed(net)
     for layer in net.layers.values():
@@ -168,7 +168,7 @@ def _experts(net: Network) -> Found:
                     yield net.dims(net.number(node), 0) & net.made, Role.EXPERTS
 
 
-def _routed(net: Network) -> Found:
+def _routed(net: LayerGraph) -> Found:
     """A node chooses among experts that have a matrix each, or each a module of its own; others among groups of these.
 
     Masks of copies choose among those of each expert, as many as there are beside them.
@@ -190,7 +190,7 @@ def _routed(net: Network) -> Found:
                 yield whole, Role.EXPERTS
 
 
-def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
+def _picks(net: LayerGraph, weights: Tensor) -> Iterator[Node]:
     """Yield the nodes that pick matrices from a stack by places that depend on what the model is given."""
     while weights.inputs and weights.inputs[0].inputs:
         node = weights.inputs[0]
@@ -199,7 +199,7 @@ def _picks(net: Network, weights: Tensor) -> Iterator[Node]:
         weights = node.inputs[0]
 
 
-def _recurrences(net: Network) -> Found:
+def _recurrences(net: LayerGraph) -> Found:
     """A cell makes its state for each of its gates, and all gates read the state again."""
     for said in net.analysis.said.values():
         yield (
@@ -211,7 +211,7 @@ def _recurrences(net: Network) -> Found:
         yield (dim for dim in layer.reads if made[dim] >= _GATES), Role.STATE
 
 
-def _tables(net: Network) -> Found:
+def _tables(net: LayerGraph) -> Found:
     """Rows that are looked up by what the model is given are words; by counting, positions."""
     for number, node in enumerate(net.analysis.nodes):
         use = net.analysis.uses.get((number, 0)) if (node.op, 0) in traits.TABLES else None
@@ -224,13 +224,13 @@ def _tables(net: Network) -> Found:
             yield rows, Role.POSITIONS
 
 
-def _is_given(net: Network, tensor: Tensor) -> bool:
+def _is_given(net: LayerGraph, tensor: Tensor) -> bool:
     """Tell whether a tensor holds values that the model is given."""
     tensor = source(tensor, traits.INDEX_PATHS)
     return not tensor.inputs and tensor.name in net.told
 
 
-def _is_counted(net: Network, tensor: Tensor) -> bool:
+def _is_counted(net: LayerGraph, tensor: Tensor) -> bool:
     """Tell whether a tensor holds different numbers whatever the model is given."""
     value = net.analysis.sizes.values.get(tensor.name)
     varies = value is not None and value.size > 0 and value.min() < value.max()
@@ -240,7 +240,7 @@ def _is_counted(net: Network, tensor: Tensor) -> bool:
 # --- Streams -------------------------------------------------------------------------------------------------
 
 
-def _groups(net: Network) -> Found:
+def _groups(net: LayerGraph) -> Found:
     """Groups hold several channels each; those of a depthwise convolution are its channels."""
     groups: set[Dim] = set()
     for number, said in net.analysis.said.items():
@@ -257,7 +257,7 @@ def _groups(net: Network) -> Found:
                     yield part - groups, Role.CHANNELS_PER_GROUP
 
 
-def _is_depthwise(net: Network, number: int) -> bool:
+def _is_depthwise(net: LayerGraph, number: int) -> bool:
     layer, attrs = net.layers.get(number), net.analysis.nodes[number].attrs
     if layer is None or not layer.convolves:
         return False
@@ -265,7 +265,7 @@ def _is_depthwise(net: Network, number: int) -> bool:
     return channels.size == int(attrs.get("group", 1))
 
 
-def _residuals(net: Network) -> Found:
+def _residuals(net: LayerGraph) -> Found:
     """Layers read a residual stream and are added to it; a dim that one of them makes for another is its ffn."""
     branches: list[tuple[set[Dim], list[Layer]]] = []
     for number, node in enumerate(net.analysis.nodes):
@@ -283,7 +283,7 @@ def _residuals(net: Network) -> Found:
         yield (made & read) - stream - mixed, Role.FFN
 
 
-def _along_steps(net: Network) -> set[Dim]:
+def _along_steps(net: LayerGraph) -> set[Dim]:
     """Return the dims of what is taken apart, joined or summed along other axes, like the steps of a recurrence."""
     found: set[Dim] = set()
     for number, node in enumerate(net.analysis.nodes):
@@ -293,14 +293,14 @@ def _along_steps(net: Network) -> set[Dim]:
     return found
 
 
-def _convolved(net: Network) -> set[Dim]:
+def _convolved(net: LayerGraph) -> set[Dim]:
     """Return the dims that one convolution makes and another one mixes positions of."""
     convolutions = [layer for layer in net.layers.values() if layer.convolves]
     made = {dim for layer in convolutions for dim in layer.makes}
     return made & {dim for layer in convolutions if layer.kernel for dim in layer.reads | layer.makes}
 
 
-def _ends(net: Network) -> Found:
+def _ends(net: LayerGraph) -> Found:
     """A layer reads what the model is given, or makes what it returns."""
     graph = net.analysis.draft.graph
     returned = [axis for tensor in graph.outputs for axis in net.analysis.axes.get(tensor.name, ())]
@@ -316,7 +316,7 @@ def _ends(net: Network) -> Found:
             yield layer.reads & given, Role.INPUT_CHANNELS if layer.convolves else Role.INPUT_FEATURES
 
 
-def _channels(net: Network) -> Found:
+def _channels(net: LayerGraph) -> Found:
     """A convolution makes channels, and works along positions."""
     for layer in net.layers.values():
         yield layer.kernel, Role.KERNEL

@@ -16,7 +16,7 @@ from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.algebra.maps import NEVER
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.modules import selected
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Tensor
@@ -127,7 +127,7 @@ class _Walk:
 
     def __init__(self, analysis: Analysis, grown: Collection[Dim], ways: Collection[str] = _WAYS) -> None:
         self._analysis, self._grown, self._ways = analysis, set(grown), ways
-        self._network = Network(analysis)
+        self._network = LayerGraph(analysis)
         self._states: dict[str, State] = {}
         self._positions: set[Dim] = set()
         self.masked: dict[str, None] = {}

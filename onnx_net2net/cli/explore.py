@@ -19,7 +19,7 @@ from onnx_net2net.model.staging import destination, whole
 from onnx_net2net.search import population
 from onnx_net2net.search.engines import ENGINES, Engine, engine_of
 from onnx_net2net.search.explore import COSTS, Exploration, Trial, front
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.growing import SavedNetwork
 from onnx_net2net.search.promote import promote
 from onnx_net2net.search.search import Options
 from onnx_net2net.search.space import Space, read_space
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         check_free(options.csv, options.force)
     space = read_space(options.space)
     asked = _options(options, space)
-    teacher = Network(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
+    teacher = SavedNetwork(options.teacher.absolute(), (options.state_dict or options.teacher).absolute(),
                       options.optimizer and options.optimizer.absolute(), options.state_dict is not None)  # fmt: skip
     engine = engine_of(options.engine, options.jobs, options.work)
     if options.population is not None:
@@ -97,7 +97,9 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def _run_population(options: argparse.Namespace, teacher: Network, space: Space, asked: Options, engine: Engine) -> int:
+def _run_population(
+    options: argparse.Namespace, teacher: SavedNetwork, space: Space, asked: Options, engine: Engine
+) -> int:
     """Train a population, and tell how it went."""
     if options.population < 2:
         raise BadInputError("--population has to be at least 2")
@@ -130,7 +132,7 @@ def _population_figures(rounds: Sequence[Sequence[population.Member]], asked: Op
     return curves("members", "step", asked.stop.metric, lines)
 
 
-def _figures(trials: Sequence[Trial], asked: Options, teacher: Network) -> list[Figure]:
+def _figures(trials: Sequence[Trial], asked: Options, teacher: SavedNetwork) -> list[Figure]:
     """Return the curves as they ran, the metric against size, and what grew to the winner."""
     lines = {f"trial {trial.number}": trial.curve for trial in trials if trial.outcomes}
     points = {str(t.number): [(float(t.cost.parameters), t.value)] for t in trials if t.cost and t.value is not None}

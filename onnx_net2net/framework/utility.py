@@ -16,7 +16,7 @@ from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.views import apply
 from onnx_net2net.analysis.groups import analysing, inspect_analysis
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ def expert_utility(
 
 def _stacks(analysis: Analysis) -> Iterator[tuple[str, Dim, int]]:
     """Yield the weights of experts, each with the dim of these and the axis that they are stacked along."""
-    network, experts = Network(analysis), chosen_dims(analysis)
+    network, experts = LayerGraph(analysis), chosen_dims(analysis)
     for use in analysis.uses.values():
         layer = network.layers.get(use.node)
         if layer and not leaf_set(*use.axes) - layer.reads - experts and not layer.shared & experts:

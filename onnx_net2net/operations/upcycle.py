@@ -25,7 +25,7 @@ from onnx_net2net.algebra.rows import Source
 from onnx_net2net.analysis.feedforward import FeedForward, cut_axis, find_feedforwards, module_names
 from onnx_net2net.analysis.groups import analysing, paused_gc
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.edit import Writer, drop_unread
@@ -143,7 +143,7 @@ def upcycle(
             raise RefusedError(f"no router can be written in opset {version}: convert the model to {_FIRST_OPSET}")
         analysis = infer(opened.model)
         chosen = _chosen(find_feedforwards(analysis, opened.model.proto), only)
-        network = Network(analysis)
+        network = LayerGraph(analysis)
         means = {} if calibrate is None else _means(model, chosen, calibrate)
         for block in chosen:
             modules = module_names(network, opened.model.proto, block.layers)
@@ -223,7 +223,7 @@ class _Writer:
     """Writes one mixture of experts in the place of a block."""
 
     def __init__(
-        self, network: Network, block: FeedForward, modules: dict[int, str], version: int, experts: int, k: int,
+        self, network: LayerGraph, block: FeedForward, modules: dict[int, str], version: int, experts: int, k: int,
         shared: bool, seed: int, mean: Array | None = None,
     ) -> None:  # fmt: skip
         self._network, self._analysis, self._draft = network, network.analysis, network.analysis.draft

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import NEVER, Map, compose, ranks
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Tensor
@@ -60,7 +60,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     """Return the penalties of copies, in the shape of the logits that a layer makes."""
     graph, node, analysis = rewriting.graph, rewriting.nodes[layer], rewriting.analysis
     label = node.name or node.outputs[0].name
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     data, weights = node.inputs[1 - network.layers[layer].weights], network.layers[layer].weights
     axis, read = network.axes(layer)[-1], (analysis.input_axes(layer, 1 - weights) or ())[-1]
     index = compose(axis, rewriting.growth).index
@@ -100,7 +100,7 @@ def read_rows(rewriting: Rewriting, masks: Sequence[Mask]) -> Rows:
     """
     analysis, rows = rewriting.analysis, {}
     for layer in {mask.layer for mask in masks}:
-        weights = Network(analysis).layers[layer].weights
+        weights = LayerGraph(analysis).layers[layer].weights
         use = analysis.uses.get((layer, weights))
         if use is not None and len(use.axes) == 2:
             position = dict(analysis.said[layer].contractions[0].sides)[weights]

@@ -20,7 +20,16 @@ from onnx_net2net.search.cost import Cost, cost_of
 from onnx_net2net.search.engines import Report
 from onnx_net2net.search.features import write_features
 from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
-from onnx_net2net.search.growing import Grown, Network, begin, fill, grow, network_json, network_of, trained
+from onnx_net2net.search.growing import (
+    GrownNetwork,
+    SavedNetwork,
+    begin,
+    fill_network,
+    grow_network,
+    network_json,
+    network_of,
+    trained,
+)
 from onnx_net2net.search.stages import Chain, Stage
 from onnx_net2net.search.training import Outcome, Stop, Template, completed, train
 
@@ -54,7 +63,7 @@ class Row:
     notes: tuple[str, ...]
     outcome: Outcome | None
     expected: float | None
-    network: Network
+    network: SavedNetwork
 
     @property
     def compute(self) -> float:
@@ -118,7 +127,7 @@ class _Runner:
 
     def plan(self) -> Iterator[Planned]:
         """Yield what is to be done; behind a stage that is not complete everything is."""
-        before: Network | None = None
+        before: SavedNetwork | None = None
         again = False
         for number, stage in enumerate(self._chain.stages):
             folder = self._folder(number, stage)
@@ -149,7 +158,7 @@ class _Runner:
     def _folder(self, number: int, stage: Stage) -> Path:
         return self._chain.work / f"{number:02}-{stage.name}"
 
-    def _key(self, stage: Stage, before: Network | None) -> dict[str, str]:
+    def _key(self, stage: Stage, before: SavedNetwork | None) -> dict[str, str]:
         """Return what a stage is made from."""
         chain, template = self._chain, stage.template
         started = [path for path in (chain.model, chain.state, chain.optimizer) if path]
@@ -192,17 +201,17 @@ class _Runner:
             network = trained(grown.network, out, folder)
         write_json(folder / _RECORD, {"key": key, "network": network_json(network)})
 
-    def _make(self, stage: Stage, folder: Path, before: Row | None) -> Grown:
+    def _make(self, stage: Stage, folder: Path, before: Row | None) -> GrownNetwork:
         chain = self._chain
         if before is None:
-            return Grown(begin(chain.model, chain.state, chain.optimizer, folder), exact=True)
+            return GrownNetwork(begin(chain.model, chain.state, chain.optimizer, folder), exact=True)
         if stage.kind == "alone":
-            return Grown(_untrained(before, self._folder(len(chain.stages) - 2, chain.stages[-2])), exact=False)
+            return GrownNetwork(_untrained(before, self._folder(len(chain.stages) - 2, chain.stages[-2])), exact=False)
         if stage.target is not None:
-            return fill(before.network, stage.target, stage.state, folder, stage.exact)
-        return grow(before.network, stage.steps, folder, stage.exact)
+            return fill_network(before.network, stage.target, stage.state, folder, stage.exact)
+        return grow_network(before.network, stage.steps, folder, stage.exact)
 
-    def _train(self, stage: Stage, template: Template, folder: Path, grown: Grown, before: Row | None) -> None:
+    def _train(self, stage: Stage, template: Template, folder: Path, grown: GrownNetwork, before: Row | None) -> None:
         network, features = grown.network, ""
         if before is not None and stage.kind == "grown" and template.names("features"):
             path = folder / "features.json"
@@ -222,7 +231,7 @@ class _Runner:
 
         train(template, values, folder / _TRAIN, stage.stop, watch)
 
-    def _network(self, folder: Path) -> Network:
+    def _network(self, folder: Path) -> SavedNetwork:
         return network_of(read_json(folder / _RECORD)["network"])
 
     def _row(self, stage: Stage, folder: Path, before: Row | None) -> Row:
@@ -243,10 +252,10 @@ def _check_start(stage: Stage, value: float, past: Outcome) -> None:
         )
 
 
-def _untrained(last: Row, folder: Path) -> Network:
+def _untrained(last: Row, folder: Path) -> SavedNetwork:
     """Return the last network as it was before its training, for one that starts from scratch."""
     network = _grown_of(read_json(folder / _MADE)).network
-    return Network(network.model, network.state, None, last.network.own)
+    return SavedNetwork(network.model, network.state, None, last.network.own)
 
 
 def _set_aside(folder: Path) -> None:
@@ -256,8 +265,8 @@ def _set_aside(folder: Path) -> None:
     folder.rename(old)
 
 
-def _grown_of(value: Mapping[str, Any]) -> Grown:
-    return Grown(network_of(value["network"]), value["exact"], tuple(value["notes"]))
+def _grown_of(value: Mapping[str, Any]) -> GrownNetwork:
+    return GrownNetwork(network_of(value["network"]), value["exact"], tuple(value["notes"]))
 
 
 @dataclass(frozen=True)

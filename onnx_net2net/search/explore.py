@@ -22,7 +22,7 @@ from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost
 from onnx_net2net.search.engines import Report
 from onnx_net2net.search.folders import read_json, write_json
-from onnx_net2net.search.growing import Network, network_json, network_of, trained
+from onnx_net2net.search.growing import SavedNetwork, network_json, network_of, trained
 from onnx_net2net.search.search import Search
 from onnx_net2net.search.space import Candidate
 from onnx_net2net.search.studies import Study
@@ -54,7 +54,7 @@ class Trial:
     reason: str = ""
     cost: Cost | None = None
     outcomes: list[Outcome] = field(default_factory=list)
-    network: Network | None = None
+    network: SavedNetwork | None = None
 
     @property
     def value(self) -> float | None:
@@ -230,7 +230,7 @@ class Exploration(Search):
         study.tell(trial.number, trial.state, values)
 
 
-def _settled(before: Network | None, out: Path, folder: Path) -> Network:
+def _settled(before: SavedNetwork | None, out: Path, folder: Path) -> SavedNetwork:
     """Return a network as a training left it, with its file, which is written once."""
     assert before is not None
     record = read_json(folder / _MADE)

@@ -18,7 +18,7 @@ import numpy as np
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import analysing
-from onnx_net2net.analysis.layers import Layer, Network as Layers
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.framework.statedict.carry import match_all, one_each
 from onnx_net2net.framework.statedict.match import constants_of
@@ -27,7 +27,7 @@ from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import accepted, draw, input_specs
 from onnx_net2net.run.watch import watched
 from onnx_net2net.search.folders import write_json
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.growing import SavedNetwork
 
 _CLOSE = 1e-4
 """Two units are the same where their values differ by less than this part of their length."""
@@ -71,7 +71,7 @@ class Pair:
 
 
 def write_features(
-    teacher: Network, student: Network, path: Path, patterns: Sequence[str], more: Mapping[str, Any]
+    teacher: SavedNetwork, student: SavedNetwork, path: Path, patterns: Sequence[str], more: Mapping[str, Any]
 ) -> None:
     """Write which features of two networks are the same, and where the teacher's state dict is, as JSON.
 
@@ -92,7 +92,7 @@ def write_features(
     write_json(path, {**more, "state_dict": str(teacher.state.absolute()), "pairs": pairs})
 
 
-def features(teacher: Network, student: Network, patterns: Sequence[str] = ("*",)) -> list[Pair]:
+def features(teacher: SavedNetwork, student: SavedNetwork, patterns: Sequence[str] = ("*",)) -> list[Pair]:
     """Return the features of two networks that are the same up to scales, in the teacher's order; see `write_features`.
 
     Raises:
@@ -122,7 +122,7 @@ def _is_named(feature: Feature, patterns: Sequence[str]) -> bool:
 def _features(model: Model, state: Path) -> Iterator[Feature]:
     """Yield the results of the layers of a network, behind their biases."""
     with analysing(model) as (_, analysis):
-        layers = Layers(analysis)
+        layers = LayerGraph(analysis)
     names = _modules(model, state)
     inner = {name for node in model.proto.graph.node for name in node.output}
     for layer in layers.layers.values():
@@ -143,7 +143,7 @@ def _modules(model: Model, state: Path) -> dict[str, str]:
     return {found[0].pieces[0].constant: entry.rpartition(".")[0] for entry, found in matches.items()}
 
 
-def _behind_bias(layers: Layers, layer: Layer) -> str:
+def _behind_bias(layers: LayerGraph, layer: Layer) -> str:
     """Return the tensor that a layer makes, behind its bias where that is added by a node of its own."""
     analysis = layers.analysis
     tensor = analysis.nodes[layer.number].outputs[0]

@@ -35,7 +35,7 @@ Step = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Network:
+class SavedNetwork:
     """A network with its weights.
 
     Attributes:
@@ -57,7 +57,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrownNetwork:
     """A network that was made of another one.
 
     Attributes:
@@ -66,12 +66,12 @@ class Grown:
         notes: What is worth knowing, for people.
     """
 
-    network: Network
+    network: SavedNetwork
     exact: bool
     notes: tuple[str, ...] = ()
 
 
-def begin(model: Path, state: Path | None, optimizer: Path | None, folder: Path) -> Network:
+def begin(model: Path, state: Path | None, optimizer: Path | None, folder: Path) -> SavedNetwork:
     """Return the first network, from its file and perhaps its state dict and optimizer.
 
     Args:
@@ -86,10 +86,10 @@ def begin(model: Path, state: Path | None, optimizer: Path | None, folder: Path)
         if apart is not loaded:
             model = folder / "start.onnx"
             apart.save(model)
-        return Network(model, state, optimizer, own=True)
+        return SavedNetwork(model, state, optimizer, own=True)
     path = folder / "start.safetensors"
     _write_own(load(model), path)
-    return Network(model, path, optimizer)
+    return SavedNetwork(model, path, optimizer)
 
 
 def check_steps(steps: Sequence[Step], where: str) -> None:
@@ -98,7 +98,7 @@ def check_steps(steps: Sequence[Step], where: str) -> None:
         check_step(step, where)
 
 
-def grow(teacher: Network, steps: Sequence[Step], folder: Path, exact: bool = True) -> Grown:
+def grow_network(teacher: SavedNetwork, steps: Sequence[Step], folder: Path, exact: bool = True) -> GrownNetwork:
     """Grow a network, prove that it computes the same, and write it.
 
     Args:
@@ -119,7 +119,7 @@ def grow(teacher: Network, steps: Sequence[Step], folder: Path, exact: bool = Tr
         for source, path in ((teacher.model, student), (teacher.state, init), (teacher.optimizer, optimizer)):
             if source is not None and path is not None:
                 _copy(source, path)
-        return Grown(Network(student, init, optimizer, teacher.own), exact=True)
+        return GrownNetwork(SavedNetwork(student, init, optimizer, teacher.own), exact=True)
     model = load(teacher.model)
     default = {"framework": "torch"} if teacher.own else {}
     with work_folder() as work:
@@ -136,7 +136,7 @@ def grow(teacher: Network, steps: Sequence[Step], folder: Path, exact: bool = Tr
         _write_own(load(student), init)
     notes = list(made.notes) if teacher.own else []
     optimizer = _grow_optimizer(teacher, made, optimizer, notes)
-    return Grown(Network(student, init, optimizer, teacher.own), found.equivalent, tuple(notes))
+    return GrownNetwork(SavedNetwork(student, init, optimizer, teacher.own), found.equivalent, tuple(notes))
 
 
 def _needed(model: Model, steps: Sequence[Step]) -> list[Step]:
@@ -157,8 +157,10 @@ def _needed(model: Model, steps: Sequence[Step]) -> list[Step]:
     return left
 
 
-def fill(teacher: Network, target: Path, state: Path | None, folder: Path, exact: bool = True) -> Grown:
-    """Fill another network from a trained one; see `grow`.
+def fill_network(
+    teacher: SavedNetwork, target: Path, state: Path | None, folder: Path, exact: bool = True
+) -> GrownNetwork:
+    """Fill another network from a trained one; see `grow_network`.
 
     Args:
         teacher: The trained network.
@@ -179,10 +181,10 @@ def fill(teacher: Network, target: Path, state: Path | None, folder: Path, exact
     else:
         fill_state_dict(result, state).save(init)
     notes = ("the optimizer starts anew",) if teacher.optimizer else ()
-    return Grown(Network(student, init, None, state is not None), not obstacles, notes)
+    return GrownNetwork(SavedNetwork(student, init, None, state is not None), not obstacles, notes)
 
 
-def trained(before: Network, out: Path, folder: Path) -> Network:
+def trained(before: SavedNetwork, out: Path, folder: Path) -> SavedNetwork:
     """Return a network as a training left it; its weights are put back into its file, unless it wrote one itself.
 
     Args:
@@ -198,7 +200,7 @@ def trained(before: Network, out: Path, folder: Path) -> Network:
     if model is None:
         model = folder / "model.onnx"
         refit(before.model, state, before=before.state if before.own else None).save(model)
-    return Network(model, state, optimizer, before.own)
+    return SavedNetwork(model, state, optimizer, before.own)
 
 
 def _write_own(model: Model, path: Path) -> None:
@@ -208,7 +210,7 @@ def _write_own(model: Model, path: Path) -> None:
     statedict.write(path, places, lambda name: model.tensor(places[name]).numpy())
 
 
-def _grow_optimizer(teacher: Network, made: Checkpoint, path: Path | None, notes: list[str]) -> Path | None:
+def _grow_optimizer(teacher: SavedNetwork, made: Checkpoint, path: Path | None, notes: list[str]) -> Path | None:
     """Write the grown state of an optimizer; where it cannot grow, the reason is noted, and there is none."""
     if teacher.optimizer is None or path is None:
         return None
@@ -231,12 +233,14 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def network_json(network: Network) -> dict[str, Any]:
+def network_json(network: SavedNetwork) -> dict[str, Any]:
     """Return a network as JSON has it."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(network).items()}
 
 
-def network_of(value: Mapping[str, Any]) -> Network:
+def network_of(value: Mapping[str, Any]) -> SavedNetwork:
     """Return the network that `network_json` made this of."""
     optimizer = value["optimizer"]
-    return Network(Path(value["model"]), Path(value["state"]), Path(optimizer) if optimizer else None, value["own"])
+    return SavedNetwork(
+        Path(value["model"]), Path(value["state"]), Path(optimizer) if optimizer else None, value["own"]
+    )

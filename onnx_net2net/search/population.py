@@ -23,7 +23,7 @@ from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost
 from onnx_net2net.search.engines import Report
 from onnx_net2net.search.folders import read_json, write_json
-from onnx_net2net.search.growing import Network, network_json, network_of, trained
+from onnx_net2net.search.growing import SavedNetwork, network_json, network_of, trained
 from onnx_net2net.search.search import Search
 from onnx_net2net.search.space import Candidate
 from onnx_net2net.search.training import Outcome, Stop
@@ -55,7 +55,7 @@ class Member:
 
     number: int
     candidate: Candidate
-    network: Network
+    network: SavedNetwork
     cost: Cost
     value: float | None = None
     compute: float = 0.0
@@ -133,7 +133,7 @@ class Population(Search):
         return replace(member, source=None, note=note, curve=[])
 
     def _member(
-        self, number: int, network: Network, candidate: Candidate, since: Candidate | None, folder: Path
+        self, number: int, network: SavedNetwork, candidate: Candidate, since: Candidate | None, folder: Path
     ) -> Member | str:
         """Return a member that is grown from a network, or why there is none."""
         found = self._grown(network, self._space.steps(candidate, since), folder / f"member-{number}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.model import load
 from onnx_net2net.model.staging import writing
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.growing import SavedNetwork
 
 
-def promote(network: Network | None, folder: Path) -> None:
+def promote(network: SavedNetwork | None, folder: Path) -> None:
     """Write the best network: `teacher.onnx`, its weights `teacher.pt` (or .safetensors), and `teacher.optimizer.pt`.
 
     All of them appear, or none.

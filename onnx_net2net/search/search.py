@@ -12,7 +12,7 @@ from onnx_net2net.model.model import load
 from onnx_net2net.search.cost import Cost, cost_of
 from onnx_net2net.search.engines import Engine, Job
 from onnx_net2net.search.folders import digest, digest_of
-from onnx_net2net.search.growing import Grown, Network, Step, begin, grow
+from onnx_net2net.search.growing import GrownNetwork, SavedNetwork, Step, begin, grow_network
 from onnx_net2net.search.space import Candidate, Space
 from onnx_net2net.search.training import Stop, Template
 
@@ -51,7 +51,7 @@ class Options:
 class Search:
     """A search in a folder."""
 
-    def __init__(self, teacher: Network, space: Space, options: Options, engine: Engine, work: Path) -> None:
+    def __init__(self, teacher: SavedNetwork, space: Space, options: Options, engine: Engine, work: Path) -> None:
         """Describe it; nothing is written yet.
 
         Args:
@@ -82,18 +82,20 @@ class Search:
         self._teacher = begin(self._given.model, state, self._given.optimizer, self._work)
         self._base = cost_of(load(self._teacher.model), self._is_timed)
 
-    def _grown(self, network: Network, steps: Sequence[Step], folder: Path) -> tuple[Grown, Cost] | str:
+    def _grown(self, network: SavedNetwork, steps: Sequence[Step], folder: Path) -> tuple[GrownNetwork, Cost] | str:
         """Return the grown network and its cost, or the reason why it cannot be grown."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            grown = grow(network, steps, folder)
+            grown = grow_network(network, steps, folder)
         except WriteError:
             raise  # this is not about the network
         except Net2NetError as error:
             return one_line(error)
         return grown, cost_of(load(grown.network.model), self._is_timed)
 
-    def _job(self, kind: str, number: int, candidate: Candidate, network: Network | None, rung: int, out: Path) -> Job:
+    def _job(
+        self, kind: str, number: int, candidate: Candidate, network: SavedNetwork | None, rung: int, out: Path
+    ) -> Job:
         """Return the training of a network from where it is to a rung."""
         assert network is not None
         rungs = (0, *self._options.rungs)

@@ -10,7 +10,7 @@ from graphs import net
 from onnx_net2net import load
 from onnx_net2net.algebra.dims import Concat, Dim, Product
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.analysis.layers import Layer, Network, dims_of, parts_of, unit_of
+from onnx_net2net.analysis.layers import Layer, LayerGraph, dims_of, parts_of, unit_of
 from onnx_net2net.graph.graph import Tensor
 
 
@@ -18,19 +18,19 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
 
 
-def network(text: str, opset: int = 18, **weights: np.ndarray) -> Network:
-    return Network(infer(load(net(text, opset, **weights))))
+def network(text: str, opset: int = 18, **weights: np.ndarray) -> LayerGraph:
+    return LayerGraph(infer(load(net(text, opset, **weights))))
 
 
 def sizes(dims: frozenset[Dim]) -> list[int]:
     return sorted(dim.size for dim in dims)
 
 
-def tensor(found: Network, name: str) -> Tensor:
+def tensor(found: LayerGraph, name: str) -> Tensor:
     return found.analysis.draft.graph.tensors()[name]
 
 
-def only(found: Network) -> Layer:
+def only(found: LayerGraph) -> Layer:
     (layer,) = found.layers.values()
     return layer
 
@@ -100,11 +100,11 @@ BRANCH = """(float[N, 6] x) => (float[N, 4] y) {
     n = Shape(s) z = Reshape(s, n) y = MatMul(z, down) }"""
 
 
-def branch() -> Network:
+def branch() -> LayerGraph:
     return network(BRANCH, up=draw(6, 8), mid=draw(8, 10), out=draw(10, 8), down=draw(8, 4))
 
 
-def names(found: Network, numbers: list[int] | set[int]) -> list[str]:
+def names(found: LayerGraph, numbers: list[int] | set[int]) -> list[str]:
     return [found.analysis.nodes[number].outputs[0].name for number in sorted(numbers)]
 
 
@@ -157,5 +157,5 @@ def test_dims_parts_and_units_of_axes() -> None:
 def test_a_graph_without_weights_has_no_layers() -> None:
     proto = net("(float[N, 6] x) => (float[N, 6] y) { y = Relu(x) }")
     assert isinstance(proto, onnx.ModelProto)
-    found = Network(infer(load(proto)))
+    found = LayerGraph(infer(load(proto)))
     assert (found.layers, found.products, found.made) == ({}, {}, frozenset())

@@ -15,7 +15,7 @@ from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.search import search as searching
 from onnx_net2net.search.chain import run_chain
 from onnx_net2net.search.folders import write_json
-from onnx_net2net.search.growing import Network
+from onnx_net2net.search.growing import SavedNetwork
 from onnx_net2net.search.promote import promote
 from onnx_net2net.search.stages import read_chain
 
@@ -92,7 +92,7 @@ def test_a_full_disk_does_not_drop_a_candidate(tmp_path, monkeypatch):
 def test_the_winner_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     for name in ("state.pt", "optimizer.pt"):
         (tmp_path / name).write_bytes(b"new")
-    network, best = Network(MLP, tmp_path / "state.pt", tmp_path / "optimizer.pt", own=True), tmp_path / "best"
+    network, best = SavedNetwork(MLP, tmp_path / "state.pt", tmp_path / "optimizer.pt", own=True), tmp_path / "best"
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", full)
         with pytest.raises(WriteError, match=r"best: No space left on device"):
@@ -100,7 +100,7 @@ def test_the_winner_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(best) == []
     promote(network, best)
     assert sorted(os.listdir(best)) == ["teacher.onnx", "teacher.optimizer.pt", "teacher.pt"]
-    promote(Network(MLP, tmp_path / "state.pt", own=True), best)
+    promote(SavedNetwork(MLP, tmp_path / "state.pt", own=True), best)
     assert sorted(os.listdir(best)) == ["teacher.onnx", "teacher.pt"]
 
 

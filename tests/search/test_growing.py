@@ -8,7 +8,7 @@ import pytest
 
 from onnx_net2net import verify
 from onnx_net2net.search.features import features, write_features
-from onnx_net2net.search.growing import begin, grow, trained
+from onnx_net2net.search.growing import begin, grow_network, trained
 
 torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "digits"))
@@ -61,7 +61,7 @@ def test_what_is_grown_trains_on_and_grows_again(small, tmp_path):
     for name in ("second", "third"):
         folder = tmp_path / name
         folder.mkdir()
-        grown = grow(network, STEPS[:1] if name == "third" else STEPS, folder)
+        grown = grow_network(network, STEPS[:1] if name == "third" else STEPS, folder)
         assert grown.exact
         assert not grown.notes
         assert grown.network.optimizer
@@ -74,7 +74,7 @@ def test_what_is_grown_trains_on_and_grows_again(small, tmp_path):
 
 def test_copies_of_blocks_have_no_past_in_the_optimizer_and_others_keep_theirs(small, tmp_path):
     network = train(small, tmp_path / "first")
-    grown = grow(network, STEPS[1:], tmp_path).network
+    grown = grow_network(network, STEPS[1:], tmp_path).network
     module = module_of(grown)
     optimizer = torch.optim.AdamW(module.named_parameters())
     optimizer.load_state_dict(torch.load(grown.optimizer, weights_only=True))
@@ -92,7 +92,7 @@ def test_copies_of_blocks_have_no_past_in_the_optimizer_and_others_keep_theirs(s
 def test_features_of_a_student_are_those_of_its_teacher(small, tmp_path):
     """The loss that compares them is zero at step 0."""
     network = train(small, tmp_path / "first")
-    grown = grow(network, STEPS, tmp_path).network
+    grown = grow_network(network, STEPS, tmp_path).network
     pairs = features(network, grown)
     assert [pair.teacher.module for pair in pairs] == [
         "stem", "blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down", "head",
@@ -108,7 +108,7 @@ def test_features_of_a_student_are_those_of_its_teacher(small, tmp_path):
 def test_a_loss_on_features_starts_at_zero_in_the_example(small, tmp_path):
     network = train(small, tmp_path / "first")
     (tmp_path / "grown").mkdir()
-    grown = grow(network, STEPS, tmp_path / "grown").network
+    grown = grow_network(network, STEPS, tmp_path / "grown").network
     write_features(network, grown, tmp_path / "features.json", ["blocks.*"], {"weight": 0.3})
     train(grown, tmp_path / "second", 3, "--features", tmp_path / "features.json", "--every", 1)
     lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]

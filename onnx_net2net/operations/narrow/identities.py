@@ -11,7 +11,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array, is_float, spacing
 from onnx_net2net.analysis.activations import Finder, Site
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.graph.decisions import DOMAIN
 from onnx_net2net.graph.edit import drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor
@@ -82,7 +82,7 @@ class _Search:
 
     def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
         self._analysis = analysis
-        self._network = Network(analysis)
+        self._network = LayerGraph(analysis)
         self._finder = Finder(self._network, proto)
 
     def find(self) -> Iterator[Identity]:

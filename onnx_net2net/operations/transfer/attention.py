@@ -136,7 +136,7 @@ class _Products:
 
     def __init__(self, network: Network) -> None:
         self._network, self._analysis = network, network.analysis
-        self._layers = layers.Network(network.analysis)
+        self._layers = layers.LayerGraph(network.analysis)
         self._modules = {module.end: module for module in network.modules if module.is_layer}
 
     def find(self) -> Iterator[_Product]:

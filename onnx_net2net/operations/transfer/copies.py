@@ -102,7 +102,7 @@ class _Stacks:
 
     def __init__(self, network: Network, experts: Collection[Dim]) -> None:
         self._network, self._experts = network, set(experts)
-        self._layers = layers.Network(network.analysis)
+        self._layers = layers.LayerGraph(network.analysis)
 
     def modules(self) -> list[Module]:
         """Return the modules of the network, stacks as layers with their biases, and routers marked."""
@@ -193,7 +193,7 @@ def joined(networks: Networks, found: Alignment) -> Model | None:
     stacks = [module.node for module in networks.target.modules if module.copies]
     if not stacks:
         return None
-    teacher, target = (layers.Network(network.analysis) for network in networks)
+    teacher, target = (layers.LayerGraph(network.analysis) for network in networks)
     known = {number: halves for number in stacks if (halves := _halves(target, number)) is not None}
     dense = find_feedforwards(target.analysis, networks.target.opened.model.proto)
     default = next(iter(known.values()), None) if not any(len(block.layers) == 3 for block in dense) else None
@@ -214,7 +214,7 @@ def joined(networks: Networks, found: Alignment) -> Model | None:
     return networks.teacher.analysis.draft.finish()
 
 
-def _halves(network: layers.Network, number: int) -> tuple[bool, bool] | None:
+def _halves(network: layers.LayerGraph, number: int) -> tuple[bool, bool] | None:
     """Return for both halves that what a layer makes is cut into whether a function bends it; None if it is not cut."""
     result = network.analysis.nodes[number].outputs[0]
     while len({id(reader) for reader in _readers(result)}) == 1:
@@ -237,7 +237,7 @@ def _halves(network: layers.Network, number: int) -> tuple[bool, bool] | None:
     return None if one == other else (one, other)
 
 
-def _steps_by_one(network: layers.Network, node: Node) -> bool:
+def _steps_by_one(network: layers.LayerGraph, node: Node) -> bool:
     steps = network.analysis.sizes.values.get(node.inputs[4].name) if len(node.inputs) > 4 else np.ones(1)
     return steps is not None and bool((np.asarray(steps) == 1).all())
 
@@ -252,7 +252,7 @@ def _is_bent(tensor: Tensor) -> bool:
     return any(reader.op in traits.ALONE - traits.LINEAR - traits.CASTS for reader in _readers(tensor))
 
 
-def _join(network: layers.Network, name: str, numbers: Sequence[int], version: int) -> bool:
+def _join(network: layers.LayerGraph, name: str, numbers: Sequence[int], version: int) -> bool:
     """Put one layer in the place of two that read one tensor; return whether that can be done."""
     draft, nodes = network.analysis.draft, [network.analysis.nodes[number] for number in numbers]
     made = [bias_of(network, node.outputs[0])[1] for node in nodes]

@@ -298,7 +298,7 @@ class _Fitting:
         uses, identities = self._analysis.uses, self._networks.teacher.identities
         made = set(dims) & {dim for place in identities for dim in leaf_set(*uses[place].axes)}
         found |= {dim: [*found.get(dim, ())] for dim in made}
-        for number, axis in layers.Network(self._analysis).products.items() if made else ():
+        for number, axis in layers.LayerGraph(self._analysis).products.items() if made else ():
             for dim in leaf_set(axis) & made:
                 found.setdefault(dim, []).append(number)
         return found

@@ -19,7 +19,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Finder
 from onnx_net2net.analysis.blocks import residual_depths
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis
-from onnx_net2net.analysis.layers import Layer, Network
+from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.analysis.names import module_of
 from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.graph.walk import is_fixed_norm, made_by, number_in
@@ -167,7 +167,7 @@ class _Finding:
     def __init__(self, analysis: Analysis, proto: onnx.ModelProto) -> None:
         self._analysis, self._proto = analysis, proto
         self._nodes, self._uses = analysis.nodes, analysis.uses
-        self._network = Network(analysis)
+        self._network = LayerGraph(analysis)
         self._finder = Finder(self._network, proto)
         self._taken: set[Place] = set()
 

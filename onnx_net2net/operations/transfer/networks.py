@@ -68,7 +68,7 @@ class Network:
     @cached_property
     def spares(self) -> list[Spare]:
         """The parts of it that can do nothing, and those that cannot."""
-        return find_spares(layers.Network(self.analysis), {module.node for module in self.modules})
+        return find_spares(layers.LayerGraph(self.analysis), {module.node for module in self.modules})
 
     def runnable(self, *, filled: bool = False) -> Model:
         """Return the network with its bodies, as it was given or, if `filled`, as it is by now."""

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.inference import Analysis
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.settling import Settled
 from onnx_net2net.operations.transfer.spares import Spare
@@ -106,7 +106,7 @@ def put_together(added: Sequence[Segment], spares: Sequence[Spare]) -> tuple[Seg
 
 def _features(analysis: Analysis) -> Iterator[Block]:
     """Yield what makes features that are laid beside others, as in a DenseNet: readers can leave them out."""
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     for number in network.layers:
         made = analysis.nodes[number].outputs[0]
         while len(made.outputs) == 1 and made.outputs[0].op not in traits.JOINS | traits.UNIT_NORMS and (

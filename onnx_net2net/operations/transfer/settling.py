@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx_net2net.analysis.inference import DIVISIBLE
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.graph.walk import constant_of, number_in
@@ -33,7 +33,7 @@ class Settling:
         nodes: The nodes whose weights may be set.
     """
 
-    def __init__(self, network: Network, nodes: Collection[int]) -> None:
+    def __init__(self, network: LayerGraph, nodes: Collection[int]) -> None:
         self._network, self._analysis, self._inside = network, network.analysis, nodes
         self._found: dict[tuple[str, float], Settled | RefusedError] = {}
         self._depth = 0

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onnx_net2net.analysis.inference import DIVISIBLE
-from onnx_net2net.analysis.layers import LONGEST, Network
+from onnx_net2net.analysis.layers import LONGEST_BLOCK, LayerGraph
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Node, Place, Tensor
 from onnx_net2net.operations.transfer.settling import Settled, Settling
@@ -45,7 +45,7 @@ class Spare:
     rank: int = 0
 
 
-def find_spares(network: Network, holders: Collection[int]) -> list[Spare]:
+def find_spares(network: LayerGraph, holders: Collection[int]) -> list[Spare]:
     """Return the parts that have weights, the smallest first.
 
     Args:
@@ -56,7 +56,7 @@ def find_spares(network: Network, holders: Collection[int]) -> list[Spare]:
 
 
 class _Finding:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: LayerGraph) -> None:
         self._network, self._analysis = network, network.analysis
         self._before: list[int] = []  # for each node a mask of those that it depends on, itself included
         for number, node in enumerate(self._analysis.nodes):
@@ -99,7 +99,7 @@ class _Finding:
         exits, nodes = frozenset(exits), set[int]()
         pending = [-self._network.age(self._analysis.nodes[number].inputs[index]) for number, index in exits]
         heapq.heapify(pending)
-        while pending and len(nodes) < LONGEST:
+        while pending and len(nodes) < LONGEST_BLOCK:
             number = -heapq.heappop(pending)  # the newest first, so that all readers of a node have been seen
             if number < 0 or number in nodes or not self._is_alone(self._analysis.nodes[number], nodes, exits):
                 continue

@@ -10,7 +10,7 @@ from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.maps import Map, keep, lifted, split
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.joint_experts import find_joint_experts
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.modules import find_modules
 from onnx_net2net.analysis.routers import find_lifts, find_masks
 from onnx_net2net.errors import RefusedError
@@ -113,7 +113,7 @@ def _units(analysis: Analysis, experts: Dim, last: Collection[Place], times: int
     Raises:
         RefusedError: If they have none, or units of one expert do not stand for themselves.
     """
-    network = Network(analysis)
+    network = LayerGraph(analysis)
     found = [
         {dim for dim in layer.reads if not _outside(analysis, experts, dim)}
         for number, layer in network.layers.items()
@@ -135,7 +135,7 @@ def _outside(analysis: Analysis, experts: Dim, units: Dim) -> bool:
     return any(units in dims and experts not in dims for dims in known)
 
 
-def _check_apart(analysis: Analysis, network: Network, units: Dim) -> None:
+def _check_apart(analysis: Analysis, network: LayerGraph, units: Dim) -> None:
     """Refuse what reads all units of an expert together.
 
     Raises:

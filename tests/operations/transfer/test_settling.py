@@ -7,7 +7,7 @@ from small import run
 from test_transfer import Net
 
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.analysis.layers import Network
+from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.model import load
 from onnx_net2net.operations.transfer.settling import Settling
@@ -25,7 +25,7 @@ def settled(net, value):
     proto = net.build("y")
     analysis = infer(load(proto))
     number = len(analysis.nodes) - 1
-    found = Settling(Network(analysis), set(range(number))).settle({(number, 0): value})
+    found = Settling(LayerGraph(analysis), set(range(number))).settle({(number, 0): value})
     names = {analysis.nodes[node].inputs[index].name: held for (node, index), held in found.items()}
     for tensor in proto.graph.initializer:
         if tensor.name in names:

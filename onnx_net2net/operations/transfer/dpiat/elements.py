@@ -259,7 +259,7 @@ class Scored:
         Only what depends on the values of inputs counts: sizes, masks and positions that no layer made would otherwise
         lead around all blocks.
         """
-        graph = layers.Network(self._network.analysis)
+        graph = layers.LayerGraph(self._network.analysis)
         behind: dict[int, set[int]] = {}
         for number, node in enumerate(self._nodes):
             read = [tensor for tensor in node.inputs if tensor.name in graph.told]
