@@ -112,7 +112,7 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
     peak = Peak()
     from onnx_net2net.framework.huggingface import grow as growing, student as students
     from onnx_net2net.framework.huggingface.parameters import parameters_of
-    from onnx_net2net.framework.huggingface.proof import Yardstick
+    from onnx_net2net.framework.huggingface.proof import TeacherRun
     from onnx_net2net.framework.huggingface.teacher import open_teacher
 
     found: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def grow(folder: Path, out: Path, verify: bool, factor: float) -> None:
     note("plan and write")
     if verify:
         written, _ = parameters_of(grown.student.skeleton, growing.read_folder(out).tensors)
-        proof = Yardstick(teacher).compare(grown.student, written)
+        proof = TeacherRun(teacher).compare(grown.student, written)
         found["proof says"] = list(proof.lines())
         note("proof")
     for shard in sorted(out.glob("*.safetensors")):  # one at a time, so that the disk need not hold two of all

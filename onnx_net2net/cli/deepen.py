@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_net2net.analysis.activations import WAYS, Site
 from onnx_net2net.analysis.blocks import Block
-from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import GROWING, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import answer, progress_bar, table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -64,7 +64,7 @@ COMMAND = Command(
         argument("--calibrate", type=Path, metavar="NPZ",
                  help="inputs on which to measure the statistics of new BatchNormalizations (default: generated ones)"),
         for_framework("copy only blocks that a class of this framework made with more layers has"),
-        *GROWN,
+        *GROWING,
     ],
     run,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.operations.widen.options import HOWS
 
 if TYPE_CHECKING:
-    from onnx_net2net.framework.huggingface.grow import Grown
+    from onnx_net2net.framework.huggingface.grow import GrownCheckpoint
 
 _SUFFIXES = {"MB": 10**6, "GB": 10**9}
 
@@ -99,7 +99,7 @@ def _bytes(option: str, text: str) -> int | None:
         raise BadInputError(f"{option} {text}: write a size like 500MB or 5GB") from None
 
 
-def _lines(options: argparse.Namespace, grown: Grown) -> Iterator[Any]:
+def _lines(options: argparse.Namespace, grown: GrownCheckpoint) -> Iterator[Any]:
     found = grown.to_dict()
     rows = [([name, str(old), str(new)], False) for name, (old, new) in found["config"].items()]
     sizes = [["parameters", *(f"{found['parameters'][when]:,}" for when in ("before", "after"))],

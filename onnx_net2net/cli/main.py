@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from onnx_net2net.cli.options import Completion, Parser, Version
+from onnx_net2net.cli.options import Completion, Parser, ShowVersion
 from onnx_net2net.cli.output import complain, log, say, voice
 from onnx_net2net.errors import BadInputError, Net2NetError, RefusedError, one_line, shown
 from onnx_net2net.model import staging
@@ -139,7 +139,7 @@ def _open_log(options: argparse.Namespace) -> None:
 def _parser(arguments: Sequence[str]) -> Parser:
     """Return a parser, which knows the options of the commands that are named among the arguments."""
     parser = Parser(prog="onnx-net2net", description="Grow a trained ONNX model without changing what it computes.")
-    parser.add_argument("--version", action=Version, nargs=0, help="print the version")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from, and warnings")
     parser.add_argument("--print-completion", choices=("bash", "zsh", "tcsh"), action=Completion,
                         help="print what completes the command line in a shell")  # fmt: skip

@@ -90,7 +90,7 @@ def checking_arguments(data: str = "compare on these inputs (arrays by name) and
     ]  # fmt: skip
 
 
-class Version(argparse.Action):
+class ShowVersion(argparse.Action):
     """Prints the version."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
@@ -177,7 +177,7 @@ PROOF = (
 )
 """How a student is compared before it is written."""
 
-GROWN = (REPORT, SEED, HTML, *PROOF)
+GROWING = (REPORT, SEED, HTML, *PROOF)
 """What the commands that grow a model take."""
 
 REDUCED = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.analysis.feedforward import FeedForward
-from onnx_net2net.cli.options import GROWN, TEACHER, Command, argument
+from onnx_net2net.cli.options import GROWING, TEACHER, Command, argument
 from onnx_net2net.cli.output import answer, table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -44,7 +44,7 @@ COMMAND = Command(
                  help="keep the block as a shared expert, and add experts that start at zero"),
         argument("--calibrate", type=Path, metavar="NPZ",
                  help="inputs by which the routers are balanced, so that all experts get about as many positions"),
-        *GROWN,
+        *GROWING,
     ],
     run,
 )  # fmt: skip

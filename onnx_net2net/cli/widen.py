@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_net2net.algebra.maps import MAP_KINDS
 from onnx_net2net.cli.inspect import is_routine
-from onnx_net2net.cli.options import FACTOR, GROWN, ONLY, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
+from onnx_net2net.cli.options import FACTOR, GROWING, ONLY, OUTPUT, SPREAD, TEACHER, Command, argument, for_framework
 from onnx_net2net.cli.output import table
 from onnx_net2net.cli.student import OtherWay, Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
@@ -78,7 +78,7 @@ COMMAND = Command(
                  help="how a router treats copies of an expert: masks show it one copy for each token (split), it "
                  "chooses all copies together (topk), or it chooses none until a load balancer raises their bias "
                  "(lift); granular cuts experts into parts that are chosen together"),
-        *GROWN,
+        *GROWING,
     ],
     run,
 )  # fmt: skip

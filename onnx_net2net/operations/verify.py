@@ -13,7 +13,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.model.model import Model, ModelLike, Progress
 from onnx_net2net.proof.compare import MAX_TOLERANCE, NOISE_FACTOR
 from onnx_net2net.proof.divergence import Embed
-from onnx_net2net.proof.interfaces import Run
+from onnx_net2net.proof.interfaces import RunFunction
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Departure, Verification
 
@@ -22,7 +22,7 @@ __all__ = ["MAX_TOLERANCE", "NOISE_FACTOR", "Verification", "verify"]
 
 def verify(
     teacher: ModelLike,
-    student: ModelLike | Run,
+    student: ModelLike | RunFunction,
     *,
     provider: str = "cpu",
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,

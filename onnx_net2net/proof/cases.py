@@ -20,7 +20,7 @@ from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.saving import Progress
 from onnx_net2net.model.wire import without_data
 from onnx_net2net.proof.compare import Judge, OutputReport, Typical, finite, largest_of, noise_of
-from onnx_net2net.proof.interfaces import Run
+from onnx_net2net.proof.interfaces import RunFunction
 from onnx_net2net.proof.movement import bolder, unmoved
 from onnx_net2net.proof.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged
 from onnx_net2net.run.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw
@@ -151,7 +151,7 @@ def gather(
     return found
 
 
-def run_all(run: Run, cases: Sequence[Case], what: str, progress: Progress) -> list[dict[str, Array]]:
+def run_all(run: RunFunction, cases: Sequence[Case], what: str, progress: Progress) -> list[dict[str, Array]]:
     """Return the outputs of a model for each case."""
     found = []
     for done, case in enumerate(cases):

@@ -14,14 +14,14 @@ from onnx_net2net.errors import NotEquivalentError
 from onnx_net2net.model.protos import by_name, free_inputs
 from onnx_net2net.run.inputs import Feeds
 
-Run = Callable[[Feeds], dict[str, Array]]
+RunFunction = Callable[[Feeds], dict[str, Array]]
 """What answers to inputs by name with outputs by name."""
 
-Grown = Mapping[tuple[str, int], tuple[int, int]]
+GrownAxes = Mapping[tuple[str, int], tuple[int, int]]
 """The (input or output, axis) that have more units on request, with the sizes in teacher and student."""
 
 
-def check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto, grown: Grown) -> None:
+def check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto, grown: GrownAxes) -> None:
     """Refuse a student whose inputs or outputs are others.
 
     Raises:
@@ -39,7 +39,7 @@ def check_interfaces(teacher: onnx.GraphProto, student: onnx.GraphProto, grown: 
                 raise NotEquivalentError(f"{what} {texts[0]} of the teacher is {texts[1]} in the student")
 
 
-def on_old_part(run: Run, grown: Grown, rng: np.random.Generator) -> Run:
+def on_old_part(run: RunFunction, grown: GrownAxes, rng: np.random.Generator) -> RunFunction:
     """Let a student with a larger interface take the teacher's inputs, and return the teacher's part of its outputs.
 
     New entries of inputs get values of old ones, drawn at random: whatever they are, they must not matter.

@@ -27,7 +27,7 @@ from onnx_net2net.proof.cases import Case, Gathered, gather, run_all, typical
 from onnx_net2net.proof.compare import MAX_TOLERANCE, QUANTIZED_TOLERANCE, Judge, OutputReport, compare
 from onnx_net2net.proof.divergence import Embed, Insides, Stand
 from onnx_net2net.proof.embedding import embedding
-from onnx_net2net.proof.interfaces import Run, check_interfaces, on_old_part
+from onnx_net2net.proof.interfaces import RunFunction, check_interfaces, on_old_part
 from onnx_net2net.proof.movement import that_should_move
 from onnx_net2net.proof.verdict import Departure, Verification
 from onnx_net2net.rules import traits
@@ -40,7 +40,7 @@ Vouch = Callable[[Model, Model], Departure | None]
 
 def compare_models(
     teacher: ModelLike,
-    student: ModelLike | Run,
+    student: ModelLike | RunFunction,
     *,
     provider: str = "cpu",
     data: str | os.PathLike[str] | Mapping[str, Array] | None = None,
@@ -71,7 +71,7 @@ def compare_models(
     with old.on_disk() as old_path, (new or old).on_disk() as new_path:
         gathered = gather(old_path, open_with, specs, moving, given, samples, seed, progress)
 
-        def open_student(level: Level) -> Run:
+        def open_student(level: Level) -> RunFunction:
             run = student if callable(student) else open_with(new_path, level)
             return on_old_part(run, grown, np.random.default_rng(seed))
 
@@ -100,7 +100,7 @@ def compare_models(
 
 
 def _answers(
-    open_student: Callable[[Level], Run], levels: Iterable[Level], cases: Sequence[Case], progress: Progress
+    open_student: Callable[[Level], RunFunction], levels: Iterable[Level], cases: Sequence[Case], progress: Progress
 ) -> Iterator[list[dict[str, Array]]]:
     """Yield the student's answers to all cases, one list an optimization level."""
     for level in levels:

@@ -19,8 +19,8 @@ from onnx_net2net.rules.reasons import KERNEL, LOOKED_UP, RANKED, UNREAD, Reason
 from onnx_net2net.rules.signature import Term, parse
 from onnx_net2net.rules.statements import (
     Contraction,
+    IndexRange,
     Integers,
-    Run,
     Selection,
     SizeAttribute,
     SizeInput,
@@ -325,8 +325,8 @@ class Op:
         return self.unify(Concat(single[k] for k in order), target)
 
     def list_run(self, index: int, column: int, along: int, before: Axis, units: Axis, rest: Axis) -> None:
-        """State that an input lists a range of indices; `Run` describes the arguments."""
-        self.said.runs += (Run(index, column, along, before, units, rest),)
+        """State that an input lists a range of indices; `IndexRange` describes the arguments."""
+        self.said.runs += (IndexRange(index, column, along, before, units, rest),)
 
     def pointwise(self, kind: str) -> None:
         """State what the node does to each unit alone.

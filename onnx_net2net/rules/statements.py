@@ -82,7 +82,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Run:
+class IndexRange:
     """An input holds indices (as of ScatterND) that count up along one of its axes: a range of an axis of the data.
 
     Attributes:
@@ -134,7 +134,7 @@ class Statements:
     size_inputs: tuple[SizeInput, ...] = ()
     size_attributes: tuple[SizeAttribute, ...] = ()
     selections: tuple[Selection, ...] = ()
-    runs: tuple[Run, ...] = ()
+    runs: tuple[IndexRange, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     defaults: tuple[tuple[str, float, Axis], ...] = ()
     shares: tuple[int, ...] = ()

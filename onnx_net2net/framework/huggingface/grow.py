@@ -14,7 +14,7 @@ from onnx_net2net.framework.huggingface.card import changes
 from onnx_net2net.framework.huggingface.folder import read_folder
 from onnx_net2net.framework.huggingface.optimizer import optimizer_of
 from onnx_net2net.framework.huggingface.parameters import parameters_of
-from onnx_net2net.framework.huggingface.proof import Proof, Yardstick
+from onnx_net2net.framework.huggingface.proof import Proof, TeacherRun
 from onnx_net2net.framework.huggingface.running import MEMORY
 from onnx_net2net.framework.huggingface.samples import read_samples, read_tensors
 from onnx_net2net.framework.huggingface.student import Request, Student, grow
@@ -24,7 +24,7 @@ from onnx_net2net.model.saving import Progress
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrownCheckpoint:
     """What was done, or would be.
 
     Attributes:
@@ -68,7 +68,7 @@ def grow_checkpoint(
     optimizer: str | os.PathLike[str] | None = None,
     memory: int = MEMORY,
     progress: Progress | None = None,
-) -> Grown:
+) -> GrownCheckpoint:
     """Grow a checkpoint; it is never loaded, and the student's folder appears as a whole or not at all.
 
     Args:
@@ -100,8 +100,8 @@ def grow_checkpoint(
         inputs = read_samples(Path(samples), teacher)
 
     @cache
-    def yardstick() -> Yardstick:
-        return Yardstick(teacher, inputs, memory)
+    def yardstick() -> TeacherRun:
+        return TeacherRun(teacher, inputs, memory)
 
     student = grow(teacher, request, lambda student: yardstick().is_exact(student))
     if not any(p.growth or p.stored is not teacher.parameters.get(name) for name, p in student.parameters.items()):
@@ -126,4 +126,4 @@ def grow_checkpoint(
             raise BadInputError(f"cannot write {output}: the checkpoint is read from it")
         write(student, request, Path(output), check, limit=shard_size, progress=progress)
     seconds = time.perf_counter() - started if output is not None else seconds_for(student)
-    return Grown(student, shards, found[0] if found else None, seconds)
+    return GrownCheckpoint(student, shards, found[0] if found else None, seconds)

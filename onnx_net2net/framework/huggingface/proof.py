@@ -25,7 +25,7 @@ from onnx_net2net.algebra.maps import Map
 from onnx_net2net.errors import NotEquivalentError, one_line
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.parameters import Parameter
-from onnx_net2net.framework.huggingface.running import MEMORY, Run, run
+from onnx_net2net.framework.huggingface.running import MEMORY, BlockOutputs, run_blocks
 from onnx_net2net.framework.huggingface.student import Student
 from onnx_net2net.framework.huggingface.teacher import Teacher
 
@@ -40,7 +40,7 @@ _FLOOR = 1e3
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockError:
     """How far a block's hidden states are apart.
 
     Attributes:
@@ -69,7 +69,7 @@ class Proof:
     error: float
     largest: float
     tolerance: float
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockError, ...]
     precision: str
 
     @property
@@ -78,7 +78,7 @@ class Proof:
         return self.error <= self.tolerance and not self.differing
 
     @property
-    def differing(self) -> list[Block]:
+    def differing(self) -> list[BlockError]:
         """The blocks behind which the hidden states differ."""
         return [block for block in self.blocks if not block.error <= block.tolerance]
 
@@ -117,7 +117,7 @@ class Proof:
         raise NotEquivalentError(f"{next(self.lines())}{where}")
 
 
-class Yardstick:
+class TeacherRun:
     """A teacher that was run, to compare students with it."""
 
     def __init__(
@@ -135,14 +135,14 @@ class Yardstick:
         kinds = {stored.dtype.itemsize for stored in teacher.parameters.values() if stored.dtype.kind not in "iub"}
         self._dtype = torch.float64 if max(kinds, default=4) >= 4 else torch.float32
         self._before = self._run({})
-        self._moved: tuple[Mapping[str, float], Run] = ({}, self._before)
+        self._moved: tuple[Mapping[str, float], BlockOutputs] = ({}, self._before)
 
-    def _run(self, moved: Mapping[str, float]) -> Run:
+    def _run(self, moved: Mapping[str, float]) -> BlockOutputs:
         """Run the teacher, with its weights moved."""
         teacher = self._teacher
-        return run(teacher.skeleton, teacher.parameters, self._inputs, self._dtype, moved, self._memory)
+        return run_blocks(teacher.skeleton, teacher.parameters, self._inputs, self._dtype, moved, self._memory)
 
-    def _run_moved(self, student: Student) -> Run:
+    def _run_moved(self, student: Student) -> BlockOutputs:
         """Run the teacher with its weights moved as far as a student's are rounded."""
         single = float(np.finfo(np.float32).eps) / 2
         steps: dict[int, float] = {}
@@ -167,7 +167,7 @@ class Yardstick:
         """
         before, moved = self._before, self._run_moved(student)
         try:
-            after = run(student.skeleton, weights, self._inputs, self._dtype, memory=self._memory)
+            after = run_blocks(student.skeleton, weights, self._inputs, self._dtype, memory=self._memory)
         except Exception as failure:  # of a class whose numbers do not fit its sizes
             raise NotEquivalentError(f"the student's class does not run: {one_line(failure)}") from failure
         old, new = student.vocabulary
@@ -194,7 +194,9 @@ class Yardstick:
 # --- Hidden states ----------------------------------------------------------------------------------------------------
 
 
-def _compared(student: Student, before: Run, moved: Run, after: Run, floor: float) -> Iterator[Block]:
+def _compared(
+    student: Student, before: BlockOutputs, moved: BlockOutputs, after: BlockOutputs, floor: float
+) -> Iterator[BlockError]:
     """Yield the errors behind the blocks, with the copies behind each."""
     for name, old in before.blocks.items():
         group, _, number = name.rpartition(".")
@@ -205,7 +207,7 @@ def _compared(student: Student, before: Run, moved: Run, after: Run, floor: floa
             maps = list(_maps(student.parameters, name, old, new)) or [None]
             errors = [error for map in maps if (error := _difference(old, new, map)) is not None]
             noise = float((moved.blocks[name] - old).abs().max()) / (float(old.abs().max()) or 1.0)
-            yield from (Block(name, min(errors), max(PATIENCE * noise, floor)),) if errors else ()
+            yield from (BlockError(name, min(errors), max(PATIENCE * noise, floor)),) if errors else ()
 
 
 def _last(order: Sequence[tuple[int, bool]], layer: int) -> int:

@@ -35,17 +35,17 @@ _AT_WORK = 4
 
 
 @dataclass
-class Run:
-    """What a run made: its output, and what each block made."""
+class BlockOutputs:
+    """The outputs of a run: of the model, and of each block."""
 
     output: torch.Tensor
     blocks: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def run(
+def run_blocks(
     skeleton: Skeleton, weights: Mapping[str, Stored], inputs: Mapping[str, torch.Tensor], dtype: torch.dtype,
     moved: Mapping[str, float] = MappingProxyType({}), memory: int = MEMORY,
-) -> Run:  # fmt: skip
+) -> BlockOutputs:  # fmt: skip
     """Run a model.
 
     Args:
@@ -69,7 +69,7 @@ def run(
         stack.enter_context(_one_expert_at_a_time(model))
         cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         with torch.no_grad(), _FromDisk(model, weights, dtype, moved, memory):
-            return Run(call(model, type(model).forward, cast).detach(), found)
+            return BlockOutputs(call(model, type(model).forward, cast).detach(), found)
 
 
 def blocks_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -18,7 +18,7 @@ from onnx_net2net.errors import RefusedError, one_line, some
 from onnx_net2net.framework.live.attributes import slots_of
 from onnx_net2net.framework.live.example import Example, tensors_in
 from onnx_net2net.framework.live.growth import Difference
-from onnx_net2net.framework.live.trace import Run, agrees, slow_attention
+from onnx_net2net.framework.live.trace import Trace, agrees, slow_attention
 
 _NOT_THEIRS = tuple(os.path.join(os.path.dirname(one), "") for one in (torch.__file__, __file__))
 """Folders whose code is not the user's."""
@@ -38,7 +38,7 @@ class GrowthRefusedError(RefusedError):
 
 
 def refusal(
-    teacher: nn.Module, student: nn.Module, example: Example, run: Run | None, difference: Difference | None
+    teacher: nn.Module, student: nn.Module, example: Example, run: Trace | None, difference: Difference | None
 ) -> GrowthRefusedError:
     """Say what is in the way of a student that does not compute what its teacher does.
 

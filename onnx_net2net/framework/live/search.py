@@ -14,7 +14,7 @@ from torch import nn
 
 from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, set_all, slots_of
 from onnx_net2net.framework.live.example import Example
-from onnx_net2net.framework.live.trace import Event, Run, follow
+from onnx_net2net.framework.live.trace import Event, Trace, trace_student
 
 MOST_TRIES = 400
 """How many changes are tried at one module."""
@@ -37,7 +37,7 @@ class Search:
         self._example, self._events = example, events
         self._modules = dict(student.named_modules())
         self._ignored: set[int] = set()
-        self.blamed: Run | None = None
+        self.blamed: Trace | None = None
 
     def settle(self) -> None:
         """Go on until the run agrees to its end, or fails in a way that no number changes."""
@@ -56,10 +56,10 @@ class Search:
             self._ignored.add(run.reached)
             run = self._run()
 
-    def _run(self, start: int = 0) -> Run:
-        return follow(self._student, self._example, self._events, self._ignored, start)
+    def _run(self, start: int = 0) -> Trace:
+        return trace_student(self._student, self._example, self._events, self._ignored, start)
 
-    def _best(self, run: Run) -> tuple[Change, Run]:
+    def _best(self, run: Trace) -> tuple[Change, Trace]:
         """Return the change that brings the run furthest; none if no change does."""
         assert run.culprit is not None
         best: Change = {}

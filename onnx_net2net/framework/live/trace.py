@@ -42,8 +42,8 @@ class _DiffersError(Exception):
 
 
 @dataclass
-class Run:
-    """How far a student came."""
+class Trace:
+    """How far a student ran as its teacher does."""
 
     reached: int  # the number of events that agree with the teacher's
     culprit: str | None = None  # the path of the module whose code made the first that does not, or failed
@@ -90,7 +90,9 @@ def events_of(teacher: nn.Module, example: Example) -> list[Event]:
     return found
 
 
-def follow(student: nn.Module, example: Example, teacher: Sequence[Event], ignored: set[int], start: int = 0) -> Run:
+def trace_student(
+    student: nn.Module, example: Example, teacher: Sequence[Event], ignored: set[int], start: int = 0
+) -> Trace:
     """Run a student until it no longer agrees with its teacher.
 
     Args:
@@ -112,10 +114,10 @@ def follow(student: nn.Module, example: Example, teacher: Sequence[Event], ignor
         try:
             example(student)
         except _DiffersError:
-            return Run(len(owners) - 1, owners[-1])
+            return Trace(len(owners) - 1, owners[-1])
         except Exception as error:  # of the user's own code
-            return Run(len(owners), stack[-1], error)
-    return Run(len(owners))
+            return Trace(len(owners), stack[-1], error)
+    return Trace(len(owners))
 
 
 @contextmanager

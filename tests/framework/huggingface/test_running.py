@@ -75,7 +75,7 @@ def skeleton_of(model):
 def test_a_run_from_the_disk_computes_what_the_module_does(net, memory):
     read = []
     ids = torch.tensor([[1, 5, 5], [39, 0, 1]])
-    found = running.run(skeleton_of(net), on_disk(net, read), {"ids": ids}, torch.float64, memory=memory)
+    found = running.run_blocks(skeleton_of(net), on_disk(net, read), {"ids": ids}, torch.float64, memory=memory)
     with torch.no_grad():
         torch.testing.assert_close(found.output, net.double()(ids), rtol=1e-9, atol=1e-9)
     assert list(found.blocks) == ["blocks.0", "blocks.1"]
@@ -88,7 +88,7 @@ def test_weights_that_are_moved_are_moved_by_so_much(net):
     ids = torch.tensor([[1, 2]])
     skeleton, weights = skeleton_of(net), on_disk(net, [])
     runs = [
-        running.run(skeleton, weights, {"ids": ids}, torch.float64, moved).output
+        running.run_blocks(skeleton, weights, {"ids": ids}, torch.float64, moved).output
         for moved in ({}, {"blocks.0.weight": 1e-4}, {"blocks.0.weight": 1e-6}, {"blocks.0.weight": 1e-6})
     ]
     far, near, again = (float((one - runs[0]).abs().max()) for one in runs[1:])
