@@ -297,21 +297,21 @@ def _grow_and_verify(job: Job, result: Result) -> None:
 def _deepen_each(job: Job, result: Result, source: onnx.ModelProto | Path) -> Iterator[tuple[Model, Model]]:
     from onnx_net2net.errors import RefusedError
     from onnx_net2net.model.model import load
-    from onnx_net2net.operations.deepen.deepen import deepen, places
+    from onnx_net2net.operations.deepen.deepen import deepen, sites
 
     start = time.perf_counter()
     teacher = load(source)
-    found = [place for place in places(teacher) if place.ways]
+    found = [site for site in sites(teacher) if site.ways]
     if not found:
         raise RefusedError("nothing can be inserted")
     random.Random(0).shuffle(found)
     result.nodes, result.kept = len(teacher.proto.graph.node), len(found)
-    for number, place in enumerate(found):
+    for number, site in enumerate(found):
         if number and time.perf_counter() - start > job.seconds:
             return
-        way = place.ways[number % len(place.ways)]
-        result.error = f"{way} behind {place.name}: "  # as long as it is not known to be exact
-        yield teacher, deepen(teacher, after=[place.name], way=way).student
+        way = site.ways[number % len(site.ways)]
+        result.error = f"{way} behind {site.name}: "  # as long as it is not known to be exact
+        yield teacher, deepen(teacher, after=[site.name], way=way).student
         result.error = ""
         result.grown, result.kept = result.grown + 1, result.kept - 1
         result.widen_seconds = time.perf_counter() - start - (result.verify_seconds or 0.0)

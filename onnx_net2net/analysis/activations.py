@@ -85,7 +85,7 @@ class Site:
     reason: str = ""
 
 
-def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
+def find_sites(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
     """List the layers of a model, in order, with what can be inserted behind each.
 
     Args:
@@ -94,9 +94,9 @@ def find_places(analysis: Analysis, proto: onnx.ModelProto) -> list[Site]:
     """
     network = LayerGraph(analysis)
     finder = Finder(network, proto)
-    places = [finder.place(layer) for _, layer in sorted(network.layers.items())]
-    names = told_apart(place.name for place in places)  # a module that is called twice has one name
-    return [replace(place, name=name) for place, name in zip(places, names, strict=True)]
+    sites = [finder.site(layer) for _, layer in sorted(network.layers.items())]
+    names = told_apart(site.name for site in sites)  # a module that is called twice has one name
+    return [replace(site, name=name) for site, name in zip(sites, names, strict=True)]
 
 
 class Finder:
@@ -107,7 +107,7 @@ class Finder:
         self._inside = {name for node in self._analysis.nodes for name in self._analysis.draft.captured(node)}
         self._tried: dict[tuple[bytes, ...], tuple[bool, float | None, bool]] = {}
 
-    def place(self, layer: Layer) -> Site:
+    def site(self, layer: Layer) -> Site:
         """Return what can be inserted behind a layer."""
         node = self._analysis.nodes[layer.number]
         weights = node.inputs[layer.weights].name

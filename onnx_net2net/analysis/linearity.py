@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from onnx_net2net.algebra.dims import Axis, Dim, leaf_set, leaves
 from onnx_net2net.analysis.fills import fill_of
 from onnx_net2net.analysis.inference import DIVISIBLE, SHAREABLE, Analysis
-from onnx_net2net.analysis.preimages import Multiplied, place_before, read_by, whole
+from onnx_net2net.analysis.preimages import Multiplied, multiplied_before, read_by, whole_operand
 from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import makers
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
@@ -91,9 +91,11 @@ def weighings(
         for index, position in some:
             search = _Search(analysis, number, contraction.axis, contraction.law, grows, nearby)
             search.avoided = read_twice(analysis) if alone else set()
-            place = Multiplied(position, whole(analysis, number, index), analysis.nodes[number].op in traits.POSITIVE)
-            axes = search.operand(number, index, place)
-            if axes and (table is None or table in [(place.node, place.input) for place in axes]):
+            part = Multiplied(
+                position, whole_operand(analysis, number, index), analysis.nodes[number].op in traits.POSITIVE
+            )
+            axes = search.operand(number, index, part)
+            if axes and (table is None or table in [(axis.node, axis.input) for axis in axes]):
                 yield Weighing(tuple(axes), index, frozenset(search.together))
 
 
@@ -123,7 +125,7 @@ def weighed_axes_of(
     """
     search = _Search(analysis, number, axis, "square", leaf_set(axis).__contains__, False)
     search.avoided = set(avoided)
-    return search.operand(number, index, Multiplied(position, whole(analysis, number, index)))
+    return search.operand(number, index, Multiplied(position, whole_operand(analysis, number, index)))
 
 
 class _Search:
@@ -143,11 +145,11 @@ class _Search:
         self.avoided: set[int] = set()
         self.together: set[int] = set()
 
-    def operand(self, number: int, index: int, place: Multiplied, depth: int = 0) -> list[WeighedAxis] | None:
+    def operand(self, number: int, index: int, part: Multiplied, depth: int = 0) -> list[WeighedAxis] | None:
         """Return the constants that are multiplied for an operand, None if there are none."""
         use = self._analysis.uses.get((number, index))
         if use is not None:
-            return self._constant(number, index, place)
+            return self._constant(number, index, part)
         tensor = self._analysis.nodes[number].inputs[index]
         value = self._analysis.sizes.values.get(tensor.name)
         if value is not None and value.dtype.kind == "f" and not value.any():
@@ -155,33 +157,33 @@ class _Search:
         if not tensor.inputs or tensor.name in self._analysis.kept or depth > DEEPEST:
             return None
         before = set(self.together)
-        shared: Multiplied | None = place
+        shared: Multiplied | None = part
         if len(self._readers(tensor)) > 1:
-            shared = None if self._nearby else self._shared(tensor, number, index, place)
+            shared = None if self._nearby else self._shared(tensor, number, index, part)
         axes = self._node(tensor, shared, depth + 1) if shared else None
         if axes is None:
             self.together = before
         return axes
 
-    def _constant(self, number: int, index: int, place: Multiplied) -> list[WeighedAxis] | None:
+    def _constant(self, number: int, index: int, part: Multiplied) -> list[WeighedAxis] | None:
         use = self._analysis.uses[number, index]
         if id(use.constant) in self.avoided:
             return None
         type_ = self._analysis.sizes.dtype(use.constant.name)
         if type_ not in DIVISIBLE:
             said = self._analysis.said[number]
-            is_whole = self._law == "sum" and self._grown(use.axes[place.position]) == self._dims
-            if not (is_whole and place.mask.all() and index in said.integers and type_ in SHAREABLE):
+            is_whole = self._law == "sum" and self._grown(use.axes[part.position]) == self._dims
+            if not (is_whole and part.mask.all() and index in said.integers and type_ in SHAREABLE):
                 return None
-        if place.mask.size > place.mask.shape[place.position]:
+        if part.mask.size > part.mask.shape[part.position]:
             return None  # other elements on other axes
-        units = None if place.mask.all() else place.mask.reshape(-1)
-        return [WeighedAxis(number, index, place.position, units, place.even)]
+        units = None if part.mask.all() else part.mask.reshape(-1)
+        return [WeighedAxis(number, index, part.position, units, part.even)]
 
     def _grown(self, axis: Axis) -> set[Dim]:
         return {dim for dim in leaves(axis) if self._grows(dim)}
 
-    def _node(self, tensor: Tensor, place: Multiplied, depth: int) -> list[WeighedAxis] | None:
+    def _node(self, tensor: Tensor, part: Multiplied, depth: int) -> list[WeighedAxis] | None:
         """Return what is multiplied for a node's result."""
         node = tensor.inputs[0]
         number = self._analysis.numbers.get(id(node))
@@ -195,7 +197,7 @@ class _Search:
         if node.op in traits.CASTS and _bits(self._analysis, node.inputs[0]) < _bits(self._analysis, tensor):
             return None  # what is divided would be rounded
         if node.op in traits.POSITIVE:
-            place = replace(place, even=True)
+            part = replace(part, even=True)
         one, every = traits.LINEAR_IN_EACH.get(node.op, ()), traits.LINEAR_IN_ALL.get(node.op, ())
         if not one and not every:
             if said.pointwise != "linear":
@@ -204,22 +206,20 @@ class _Search:
         present = [i for i, t in enumerate(node.inputs) if t.name]
         found: list[WeighedAxis] = []
         for index in (i for i in present if i in every):
-            axes = self._input(number, index, tensor, place, depth)
+            axes = self._input(number, index, tensor, part, depth)
             if axes is None:
                 return None
             found += axes
         choices = sorted((i for i in one if i in present), key=lambda i: (number, i) not in self._analysis.uses)
         for index in choices:
-            axes = self._input(number, index, tensor, place, depth)
+            axes = self._input(number, index, tensor, part, depth)
             if axes is not None:
                 return found + axes
         return None if one else found
 
-    def _input(
-        self, number: int, index: int, result: Tensor, place: Multiplied, depth: int
-    ) -> list[WeighedAxis] | None:
+    def _input(self, number: int, index: int, result: Tensor, part: Multiplied, depth: int) -> list[WeighedAxis] | None:
         """Return what is multiplied for an input of a node in place of its result."""
-        before = place_before(self._analysis, self._dims, number, index, result, place)
+        before = multiplied_before(self._analysis, self._dims, number, index, result, part)
         if before is None:
             return None
         return self.operand(number, index, before, depth) if before.mask.any() else []
@@ -237,12 +237,12 @@ class _Search:
             if any(operand is tensor and position not in unread for position, operand in enumerate(reader.inputs))
         ]
 
-    def _shared(self, tensor: Tensor, number: int, index: int, place: Multiplied) -> Multiplied | None:
+    def _shared(self, tensor: Tensor, number: int, index: int, part: Multiplied) -> Multiplied | None:
         """Return where a tensor is multiplied that others read, too; None where they must not see it.
 
         They may read other elements (of q, k and v in one), or sum over the same channels themselves.
         """
-        total, elsewhere, even = place.mask, [], place.even
+        total, elsewhere, even = part.mask, [], part.even
         for reader in self._readers(tensor):
             other = self._analysis.numbers.get(id(reader))
             for position, operand in enumerate(reader.inputs):
@@ -260,7 +260,7 @@ class _Search:
                     even |= self._analysis.nodes[sums].op in traits.POSITIVE
         if any((total & read).any() for read in elsewhere):
             return None
-        return replace(place, mask=total if elsewhere else whole(self._analysis, number, index), even=even)
+        return replace(part, mask=total if elsewhere else whole_operand(self._analysis, number, index), even=even)
 
     def _sum_behind(self, number: int, index: int) -> int | None:
         """Return the sum over the same units that a reader is, or that alone reads what it makes."""

@@ -22,15 +22,15 @@ class Multiplied:
     even: bool = False  # whether copies of a channel have to get equal shares
 
 
-def whole(analysis: Analysis, number: int, index: int) -> np.ndarray:
+def whole_operand(analysis: Analysis, number: int, index: int) -> np.ndarray:
     """Return the mask of all elements of an operand."""
     return np.ones((1,) * len(analysis.input_axes(number, index) or ()), bool)
 
 
-def place_before(
-    analysis: Analysis, dims: set[Dim], number: int, index: int, result: Tensor, place: Multiplied
+def multiplied_before(
+    analysis: Analysis, dims: set[Dim], number: int, index: int, result: Tensor, part: Multiplied
 ) -> Multiplied | None:
-    """Return where an input is multiplied in place of a node's result; None where that cannot be.
+    """Return what of an input is multiplied in place of a node's result; None where nothing can be.
 
     Args:
         analysis: The dims.
@@ -38,7 +38,7 @@ def place_before(
         number: The node.
         index: The input.
         result: The result.
-        place: Where that is multiplied.
+        part: What of that is multiplied.
     """
     node = analysis.nodes[number]
     axes, shape = analysis.input_axes(number, index), analysis.sizes.shape(result.name)
@@ -46,49 +46,49 @@ def place_before(
         return None
     own = tuple(axis.size for axis in axes)
     if node.op in traits.BROADCASTING:
-        return _aligned(place, tuple(shape), own)
+        return _aligned(part, tuple(shape), own)
     if node.op in traits.TURNS:
         perm = list(node.attrs.get("perm") or range(len(own))[::-1])
-        return replace(place, position=perm[place.position], mask=np.transpose(place.mask, np.argsort(perm)))
+        return replace(part, position=perm[part.position], mask=np.transpose(part.mask, np.argsort(perm)))
     picks = _picks(analysis, number)
     if picks is not None:
-        before = _unpicked(picks[node.outputs.index(result)], own, place)
+        before = _unpicked(picks[node.outputs.index(result)], own, part)
         is_alone = len(node.inputs[0].outputs) == 1 or (number, index) in analysis.uses  # each read has its own version
-        nobody_reads_the_rest = place.mask.all() and len(picks) == 1 and is_alone
-        return replace(before, mask=whole(analysis, number, index)) if nobody_reads_the_rest else before
+        nobody_reads_the_rest = part.mask.all() and len(picks) == 1 and is_alone
+        return replace(before, mask=whole_operand(analysis, number, index)) if nobody_reads_the_rest else before
     if node.op in traits.JOINS:
-        return _part(analysis, dims, number, index, place)
+        return _part(analysis, dims, number, index, part)
     if node.op in traits.IN_PLACE and own == tuple(shape):
-        return place
+        return part
     summed = {position for c in analysis.said[number].contractions for side, position in c.sides if side == index}
     holders = [p for p, axis in enumerate(axes) if dims & leaf_set(axis) and p not in summed]
     if (
         node.op in traits.REFOLDS
     ):  # of several axes with the dims those that are a part of the result's, or have it as one
-        start, end = math.prod(shape[: place.position]), math.prod(shape[: place.position + 1])
+        start, end = math.prod(shape[: part.position]), math.prod(shape[: part.position + 1])
         bounds = {p: (math.prod(own[:p]), math.prod(own[: p + 1])) for p in holders}
         holders = [p for p, (a, b) in bounds.items() if (start <= a and b <= end) or (a <= start and end <= b)]
     if len(holders) != 1:
         return None
-    mask: np.ndarray | None = place.mask
+    mask: np.ndarray | None = part.mask
     if node.op in traits.REFOLDS:
-        mask = _reshaped(place.mask, tuple(shape), own)
-    elif place.mask.size > place.mask.shape[place.position]:
+        mask = _reshaped(part.mask, tuple(shape), own)
+    elif part.mask.size > part.mask.shape[part.position]:
         return None  # other elements on other axes
     else:
-        mask = place.mask.reshape([-1 if p == holders[0] else 1 for p in range(len(own))])
-    return None if mask is None else replace(place, position=holders[0], mask=mask)
+        mask = part.mask.reshape([-1 if p == holders[0] else 1 for p in range(len(own))])
+    return None if mask is None else replace(part, position=holders[0], mask=mask)
 
 
-def _aligned(place: Multiplied, shape: tuple[int, ...], own: tuple[int, ...]) -> Multiplied | None:
+def _aligned(part: Multiplied, shape: tuple[int, ...], own: tuple[int, ...]) -> Multiplied | None:
     """Return where an operand is multiplied that is broadcast to a shape."""
     shift = len(shape) - len(own)
-    position = place.position - shift
-    if position < 0 or own[position] != shape[place.position] or math.prod(place.mask.shape[:shift]) > 1:
+    position = part.position - shift
+    if position < 0 or own[position] != shape[part.position] or math.prod(part.mask.shape[:shift]) > 1:
         return None
-    mask = place.mask.reshape(place.mask.shape[shift:])
+    mask = part.mask.reshape(part.mask.shape[shift:])
     is_repeated = ((np.array(mask.shape) > 1) & (np.array(own) == 1)).any()
-    return None if is_repeated else replace(place, position=position, mask=mask)
+    return None if is_repeated else replace(part, position=position, mask=mask)
 
 
 def _reshaped(mask: np.ndarray, shape: tuple[int, ...], own: tuple[int, ...]) -> np.ndarray | None:
@@ -152,9 +152,9 @@ def _integers(analysis: Analysis, number: int, name: str, index: int) -> list[in
     return None if value is None else [int(entry) for entry in value.reshape(-1)]
 
 
-def _unpicked(pick: _Pick, own: tuple[int, ...], place: Multiplied) -> Multiplied:
+def _unpicked(pick: _Pick, own: tuple[int, ...], part: Multiplied) -> Multiplied:
     """Return where a tensor is multiplied in place of what is taken of it."""
-    position, mask = place.position, place.mask
+    position, mask = part.position, part.mask
     for axis, places in pick.items():
         if places.ndim == 0:
             position += axis <= position
@@ -165,12 +165,12 @@ def _unpicked(pick: _Pick, own: tuple[int, ...], place: Multiplied) -> Multiplie
         mask = np.zeros((*inner.shape[:axis], own[axis], *inner.shape[axis + 1 :]), bool)
         for k, target in enumerate(places.reshape(-1)):
             np.moveaxis(mask, axis, 0)[target] |= np.moveaxis(inner, axis, 0)[k]
-    return replace(place, position=position, mask=mask)
+    return replace(part, position=position, mask=mask)
 
 
 def read_by(analysis: Analysis, number: int, index: int) -> np.ndarray:
     """Return the mask of the elements of an operand that a node reads."""
-    picks, all_ = _picks(analysis, number) if index == 0 else None, whole(analysis, number, index)
+    picks, all_ = _picks(analysis, number) if index == 0 else None, whole_operand(analysis, number, index)
     if picks is None or len(picks) > 1:
         return all_
     own = tuple(analysis.sizes.shape(analysis.nodes[number].inputs[0].name) or ())
@@ -178,7 +178,7 @@ def read_by(analysis: Analysis, number: int, index: int) -> np.ndarray:
     return _unpicked(picks[0], own, Multiplied(0, np.ones((1,) * (len(own) - dropped), bool))).mask
 
 
-def _part(analysis: Analysis, dims: set[Dim], number: int, index: int, place: Multiplied) -> Multiplied | None:
+def _part(analysis: Analysis, dims: set[Dim], number: int, index: int, part: Multiplied) -> Multiplied | None:
     """Return where one of the parts of a Concat is multiplied; nowhere where it has none of the channels."""
     node = analysis.nodes[number]
     sizes = [[axis.size for axis in analysis.input_axes(number, i) or ()] for i in range(len(node.inputs))]
@@ -187,9 +187,9 @@ def _part(analysis: Analysis, dims: set[Dim], number: int, index: int, place: Mu
     if any(len(own) != rank for own in sizes):
         return None
     axes = analysis.input_axes(number, index) or ()
-    if not dims & leaf_set(axes[place.position]):
-        return replace(place, mask=np.zeros((1,) * rank, bool)) if along == place.position else None
-    if place.mask.shape[along] == 1:
-        return place
+    if not dims & leaf_set(axes[part.position]):
+        return replace(part, mask=np.zeros((1,) * rank, bool)) if along == part.position else None
+    if part.mask.shape[along] == 1:
+        return part
     start = sum(own[along] for own in sizes[:index])
-    return replace(place, mask=place.mask.take(range(start, start + sizes[index][along]), axis=along))
+    return replace(part, mask=part.mask.take(range(start, start + sizes[index][along]), axis=along))

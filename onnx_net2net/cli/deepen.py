@@ -14,7 +14,7 @@ from onnx_net2net.cli.output import answer, progress_bar, table
 from onnx_net2net.cli.student import Sums, deliver, prepare
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model.model import Model, load
-from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, places
+from onnx_net2net.operations.deepen.deepen import Deepening, blocks, deepen, sites
 from onnx_net2net.run.session import check_runs
 
 _AS_ASKED = ("after", "all", "count", "pairs", "way", "width", "rank", "repeat", "depth", "append", "calibrate", "seed",
@@ -72,29 +72,29 @@ COMMAND = Command(
 
 def _list(options: argparse.Namespace, teacher: Model) -> int:
     """Print the layers and the blocks, with what can be done with each."""
-    layers, repeated = places(teacher), blocks(teacher)
-    if not any(place.ways for place in layers):
+    layers, repeated = sites(teacher), blocks(teacher)
+    if not any(site.ways for site in layers):
         check_runs(teacher)
     name = options.teacher.name
     told = [
-        _places_table(layers, name) if layers else f"{name} has no layers behind which anything could be inserted",
+        _sites_table(layers, name) if layers else f"{name} has no layers behind which anything could be inserted",
         _blocks_table(repeated) if repeated else "no residual blocks that could be repeated",
     ]
-    return answer(options, {"layers": _places_list(layers), "blocks": _blocks_list(repeated)}, told)
+    return answer(options, {"layers": _sites_list(layers), "blocks": _blocks_list(repeated)}, told)
 
 
-def _places_table(places: Sequence[Site], title: str) -> object:
+def _sites_table(sites: Sequence[Site], title: str) -> object:
     rows = (
-        ([place.name, place.operator, str(place.channels or ""), ", ".join(place.ways), place.reason], not place.ways)
-        for place in places
+        ([site.name, site.operator, str(site.channels or ""), ", ".join(site.ways), site.reason], not site.ways)
+        for site in sites
     )
     return table(title, ["layer", "kind", ">units", "what can be inserted", "why not more"], rows)
 
 
-def _places_list(places: Sequence[Site]) -> list[dict[str, Any]]:
+def _sites_list(sites: Sequence[Site]) -> list[dict[str, Any]]:
     return [
         {"name": p.name, "kind": p.operator, "units": p.channels, "ways": list(p.ways), "reason": p.reason or None}
-        for p in places
+        for p in sites
     ]
 
 

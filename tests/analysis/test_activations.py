@@ -11,7 +11,7 @@ from graphs import net
 
 from onnx_net2net import load
 from onnx_net2net.analysis import activations
-from onnx_net2net.analysis.activations import Site, find_places
+from onnx_net2net.analysis.activations import Site, find_sites
 from onnx_net2net.analysis.inference import infer
 
 
@@ -19,9 +19,9 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
 
 
-def places(proto: onnx.ModelProto) -> dict[str, Site]:
+def sites(proto: onnx.ModelProto) -> dict[str, Site]:
     model = load(proto)
-    return {place.name: place for place in find_places(infer(model), model.proto)}
+    return {site.name: site for site in find_sites(infer(model), model.proto)}
 
 
 NUMBERS = {
@@ -38,12 +38,12 @@ NUMBERS = {
 
 
 def behind(activation: str, kind: str = "float", dtype: type = np.float32, opset: int = 20) -> Site:
-    """The place behind a dense layer with a bias and this activation of b, called r."""
+    """The site behind a dense layer with a bias and this activation of b, called r."""
     text = f"""({kind}[N, 6] x) => ({kind}[N, 4] y) {{
         a = MatMul(x, up) b = Add(a, bias) {activation} y = MatMul(r, down) }}"""
     weights = {name: draw(*shape).astype(dtype) for name, shape in {"up": (6, 8), "bias": (8,), "down": (8, 4)}.items()}
     numbers = {name: dtype(value) for name, value in NUMBERS.items() if re.search(rf"\b{name}\b", activation)}
-    return places(net(text, opset, **weights, **numbers))["up"]
+    return sites(net(text, opset, **weights, **numbers))["up"]
 
 
 IDEMPOTENT = {
@@ -71,38 +71,38 @@ NEITHER = {"Tanh": "r = Tanh(b)", "Sigmoid": "r = Sigmoid(b)", "Elu": "r = Elu(b
 
 @pytest.mark.parametrize("name", IDEMPOTENT)
 def test_behind_an_idempotent_activation_an_identity_can_stand(name: str) -> None:
-    place = behind(IDEMPOTENT[name])
-    assert place.ways[0] == "identity"
-    assert (place.tensor, place.operator, place.channels, place.reason) == ("r", "MatMul", 8, "")
+    site = behind(IDEMPOTENT[name])
+    assert site.ways[0] == "identity"
+    assert (site.tensor, site.operator, site.channels, site.reason) == ("r", "MatMul", 8, "")
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_where_the_difference_of_both_signs_is_a_multiple_a_pair_can_stand(name: str) -> None:
     text, factor = PAIRS[name]
-    place = behind(text)
-    assert place.ways[0] == "pair"
-    assert place.factor == pytest.approx(factor, rel=1e-5)
+    site = behind(text)
+    assert site.ways[0] == "pair"
+    assert site.factor == pytest.approx(factor, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NEITHER)
 def test_elsewhere_only_branches_and_layers_with_an_activation_of_their_own(name: str) -> None:
-    place = behind(NEITHER[name])
-    assert place.ways == ("residual", "prelu", "maxout", "factor")
-    assert "is not idempotent, and phi(v) - phi(-v) is not proportional to v" in place.reason
+    site = behind(NEITHER[name])
+    assert site.ways == ("residual", "prelu", "maxout", "factor")
+    assert "is not idempotent, and phi(v) - phi(-v) is not proportional to v" in site.reason
 
 
 @pytest.mark.parametrize("scale", ["r = Mul(b, two)", "r = Identity(b)", "r = Neg(b)"])
 def test_what_is_linear_is_no_activation(scale: str) -> None:
-    place = behind(scale)
-    assert "no activation follows" in place.reason
-    assert place.factor is None or "pair" not in place.ways
+    site = behind(scale)
+    assert "no activation follows" in site.reason
+    assert site.factor is None or "pair" not in site.ways
 
 
 @pytest.mark.parametrize("line", ["Mul(b, two)", "Neg(b)"])
 def test_a_line_may_stand_in_front_of_the_activation(line: str) -> None:
-    place = behind(f"s = {line} r = Relu(s)")
-    assert place.ways[0] == "identity"
-    assert place.tensor == "r"
+    site = behind(f"s = {line} r = Relu(s)")
+    assert site.ways[0] == "identity"
+    assert site.tensor == "r"
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("double", np.float64), ("float16", np.float16)])
@@ -111,8 +111,8 @@ def test_other_floats_are_tried_out_in_their_own_precision(kind: str, dtype: typ
 
 
 def test_a_result_inside_that_others_read_is_no_part_of_an_activation() -> None:
-    place = behind("s = Sigmoid(b) m = Mul(b, s) r = Add(m, s)")
-    assert "pair" not in place.ways
+    site = behind("s = Sigmoid(b) m = Mul(b, s) r = Add(m, s)")
+    assert "pair" not in site.ways
 
 
 def convolution(rest: str, more: str = "") -> onnx.ModelProto:
@@ -132,40 +132,40 @@ def convolution(rest: str, more: str = "") -> onnx.ModelProto:
 
 def test_a_batch_normalization_belongs_to_the_layer() -> None:
     proto = convolution("n = BatchNormalization(h, gain, shift, mean, var) r = Relu(n)")
-    place = places(proto)["up"]
-    assert (place.norm, place.operator, place.kernel, place.group, place.channels) == (1, "Conv", (3, 3), 1, 8)
-    assert place.activation == (2,)
-    assert place.ways[0] == "identity"
+    site = sites(proto)["up"]
+    assert (site.norm, site.operator, site.kernel, site.group, site.channels) == (1, "Conv", (3, 3), 1, 8)
+    assert site.activation == (2,)
+    assert site.ways[0] == "identity"
 
 
 def test_what_is_added_behind_the_norm_belongs_to_the_layer_too() -> None:
-    place = places(convolution("n = BatchNormalization(h, gain, shift, mean, var) a = Add(n, n1) r = Relu(a)"))["up"]
-    assert (place.norm, place.activation) == (1, (3,))
+    site = sites(convolution("n = BatchNormalization(h, gain, shift, mean, var) a = Add(n, n1) r = Relu(a)"))["up"]
+    assert (site.norm, site.activation) == (1, (3,))
 
 
 def test_what_others_read_in_front_of_the_norm_ends_the_layer() -> None:
-    place = places(convolution("n = BatchNormalization(h, gain, shift, mean, var) s = Relu(n) r = Add(s, h)"))["up"]
-    assert (place.norm, place.activation, place.tensor) == (None, (), "h")
+    site = sites(convolution("n = BatchNormalization(h, gain, shift, mean, var) s = Relu(n) r = Add(s, h)"))["up"]
+    assert (site.norm, site.activation, site.tensor) == (None, (), "h")
 
 
 def test_an_output_of_the_model_is_read_outside() -> None:
     for rest in ("r = Relu(h)", "a = Add(h, n1) r = Relu(a)"):
-        place = places(convolution(rest, more=", float[N, 8, 8, 8] h"))["up"]
-        assert place.activation == ()
-        assert place.tensor == "h"
+        site = sites(convolution(rest, more=", float[N, 8, 8, 8] h"))["up"]
+        assert site.activation == ()
+        assert site.tensor == "h"
 
 
 def test_integer_layers_have_nothing_behind_them() -> None:
     text = "(uint8[N, 6] x) => (int32[N, 4] y) { y = MatMulInteger(x, w) }"
-    (place,) = places(net(text, w=np.ones((6, 4), np.uint8))).values()
-    assert place.ways == ()
-    assert place.reason == "behind MatMulInteger nothing can be inserted"
+    (site,) = sites(net(text, w=np.ones((6, 4), np.uint8))).values()
+    assert site.ways == ()
+    assert site.reason == "behind MatMulInteger nothing can be inserted"
 
 
 def test_a_module_that_is_called_twice_has_two_names() -> None:
     text = """(float[N, 8] x) => (float[N, 4] y) {
         a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) d = Relu(c) y = MatMul(d, v) }"""
-    assert list(places(net(text, w=draw(8, 8), v=draw(8, 4)))) == ["w", "w#2", "v"]
+    assert list(sites(net(text, w=draw(8, 8), v=draw(8, 4)))) == ["w", "w#2", "v"]
 
 
 @pytest.mark.parametrize(("second", "times"), [("Relu", 1), ("Tanh", 2)])
@@ -174,5 +174,5 @@ def test_equal_activations_are_tried_out_once(second: str, times: int, monkeypat
     measure = activations.Finder._measure
     monkeypatch.setattr(activations.Finder, "_measure", lambda *given: tried.append(given) or measure(*given))
     text = f"(float[N, 8] x) => (float[N, 8] y) {{ a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) y = {second}(c) }}"
-    assert len(places(net(text, w=draw(8, 8), v=draw(8, 8)))) == 2
+    assert len(sites(net(text, w=draw(8, 8), v=draw(8, 8)))) == 2
     assert len(tried) == times

@@ -7,7 +7,7 @@ from graphs import net, run
 from onnx_net2net import load
 from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.analysis.inference import infer
-from onnx_net2net.analysis.preimages import Multiplied, place_before, read_by
+from onnx_net2net.analysis.preimages import Multiplied, multiplied_before, read_by
 
 MOVES = {
     "Transpose": ("y = Transpose <perm = [2, 0, 1]> (x)", {}, 3),
@@ -38,7 +38,7 @@ def test_elements_come_from_where_the_node_takes_them(name):
     for position, axis in enumerate(analysis.axes["y"]):
         mask = np.arange(axis.size).reshape([-1 if p == position else 1 for p in range(rank)]) % 3 == 1
         result = analysis.nodes[number].outputs[0]
-        before = place_before(analysis, leaf_set(axis), number, 0, result, Multiplied(position, mask))
+        before = multiplied_before(analysis, leaf_set(axis), number, 0, result, Multiplied(position, mask))
         if before is not None:
             (marked,) = run(model, {"x": np.broadcast_to(before.mask, (2, 4, 9)).astype(np.float32)})
             assert np.array_equal(marked > 0, np.broadcast_to(mask, marked.shape))
@@ -50,8 +50,8 @@ def test_a_part_of_a_concatenation_gets_its_part_of_the_mask():
     text = "(float[2, 4] x, float[2, 3] z) => (float[2, K] y) { y = Concat <axis = 1> (x, z) }"
     _, analysis, number = analysed(text)
     axis, result = analysis.axes["y"][1], analysis.nodes[number].outputs[0]
-    place = Multiplied(1, np.arange(7).reshape(1, 7) > 4)
-    masks = [place_before(analysis, leaf_set(axis), number, index, result, place).mask for index in (0, 1)]
+    part = Multiplied(1, np.arange(7).reshape(1, 7) > 4)
+    masks = [multiplied_before(analysis, leaf_set(axis), number, index, result, part).mask for index in (0, 1)]
     assert [mask.tolist() for mask in masks] == [[[False] * 4], [[False, True, True]]]
 
 

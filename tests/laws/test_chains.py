@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from onnx_net2net import deepen, inspect, load, verify, widen
-from onnx_net2net.operations.deepen.deepen import places
+from onnx_net2net.operations.deepen.deepen import sites
 
 MODELS = Path(__file__).parents[2] / "models"
 LARGEST = 600_000
@@ -41,11 +41,11 @@ class Chain(RuleBasedStateMachine):
     @precondition(is_small)
     @rule(count=st.integers(1, 2), data=st.data())
     def deepen_somewhere(self, count, data):
-        place = data.draw(st.sampled_from([place for place in places(self.student) if place.ways]))
-        way = data.draw(st.sampled_from(place.ways))
+        site = data.draw(st.sampled_from([site for site in sites(self.student) if site.ways]))
+        way = data.draw(st.sampled_from(site.ways))
         count = 1 if way == "factor" else count  # a layer has two factors
-        self.steps.append(("deepen", place.name, way, count))
-        self.student = deepen(self.student, after=[place.name], way=way, count=count, seed=len(self.steps)).student
+        self.steps.append(("deepen", site.name, way, count))
+        self.student = deepen(self.student, after=[site.name], way=way, count=count, seed=len(self.steps)).student
 
     @precondition(lambda self: not self.is_small())
     @rule()

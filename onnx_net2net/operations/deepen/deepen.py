@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.analysis.activations import BEST, WAYS, Site, Way, find_places
+from onnx_net2net.analysis.activations import BEST, WAYS, Site, Way, find_sites
 from onnx_net2net.analysis.blocks import Block, find_blocks
 from onnx_net2net.analysis.groups import analysing, inspect
 from onnx_net2net.analysis.inference import Analysis
@@ -82,13 +82,13 @@ class Deepening:
     exact: bool = True
 
 
-def places(model: ModelLike) -> list[Site]:
+def sites(model: ModelLike) -> list[Site]:
     """List the layers of a model and what can be inserted behind each.
 
     Raises:
         BadInputError: If the model cannot be used.
     """
-    return _found(model, find_places)
+    return _found(model, find_sites)
 
 
 def blocks(model: ModelLike) -> list[Block]:
@@ -204,23 +204,23 @@ def _inserted(
 ) -> Deepening:
     """Insert layers behind those named, or behind all."""
     with analysing(model) as (opened, analysis):
-        found = find_places(analysis, opened.model.proto)
+        found = find_sites(analysis, opened.model.proto)
         if pairs:
-            found = [_for_pairs(place) for place in found]
+            found = [_for_pairs(site) for site in found]
             way = "identity"
         chosen = _named(found, after, way) if after else _all(found, way)
         measured = calibrated(model, chosen, calibrate, seed, progress)
         inputs = {"calibrated on": "generated inputs" if calibrate is None else "data"} if measured else {}
         inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
-        for place, one in chosen:
+        for site, one in chosen:
             for number in range(pairs or count):
-                inserter.insert(place, one, number, _kernels(place, in_pairs=pairs > 0))
-        names = [place.name for place, _ in chosen]
+                inserter.insert(site, one, number, _kernels(site, in_pairs=pairs > 0))
+        names = [site.name for site, _ in chosen]
         options = {"after": names, "count": count, "pairs": pairs, "way": way, "seed": seed}
         metadata = record(model, "deepen", options, {**opened.notes(), **inputs})
         student = opened.close(analysis.draft.finish(metadata))
     layers = 2 * pairs or count
-    insertions = tuple(Insertion(place.name, one, layers) for place, one in chosen)
+    insertions = tuple(Insertion(site.name, one, layers) for site, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
     return Deepening(model, student, insertions, seed, notes if measured and calibrate is None else ())
 
@@ -228,13 +228,13 @@ def _inserted(
 def _factored(model: Model, after: Sequence[str], rank: int | None, seed: int) -> Deepening:
     """Put two factors in the place of layers that are named, or of all."""
     with analysing(model) as (opened, analysis):
-        found = find_places(analysis, opened.model.proto)
+        found = find_sites(analysis, opened.model.proto)
         chosen = _named(found, after, "factor") if after else _all(found, "factor")
         inserter = Inserter(analysis, versions_of(model.proto)[""], seed, {})
-        notes = [factorise(analysis, inserter, place, rank) for place, _ in chosen]
-        options = {"after": [place.name for place, _ in chosen], "way": "factor", "rank": rank, "seed": seed}
+        notes = [factorise(analysis, inserter, site, rank) for site, _ in chosen]
+        options = {"after": [site.name for site, _ in chosen], "way": "factor", "rank": rank, "seed": seed}
         student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))
-    insertions = tuple(Insertion(place.name, "factor", 1) for place, _ in chosen)
+    insertions = tuple(Insertion(site.name, "factor", 1) for site, _ in chosen)
     lossy = tuple(note for note in notes if note)
     return Deepening(model, student, insertions, seed, lossy, exact=not lossy)
 
@@ -397,27 +397,27 @@ def _last_like(analysis: Analysis, found: Sequence[Block], block: Block) -> Bloc
     return [other for other in group if analysis.sizes.shape(other.exit) == shape][-1]
 
 
-def _for_pairs(place: Site) -> Site:
-    """Allow nothing but a place behind a convolution of images."""
-    if len(place.kernel) == 2 and max(place.kernel) > 1:
-        return place
-    return replace(place, ways=(), reason=place.reason or "only kernels with two axes can be pairs")
+def _for_pairs(site: Site) -> Site:
+    """Allow nothing but a site behind a convolution of images."""
+    if len(site.kernel) == 2 and max(site.kernel) > 1:
+        return site
+    return replace(site, ways=(), reason=site.reason or "only kernels with two axes can be pairs")
 
 
-def _kernels(place: Site, in_pairs: bool) -> list[tuple[int, ...]]:
+def _kernels(site: Site, in_pairs: bool) -> list[tuple[int, ...]]:
     """Return the kernels of what is inserted at once: like that of the layer, with a middle, and not too large."""
-    sizes = tuple(min(size - 1 + size % 2, WIDEST_KERNEL) for size in place.kernel)
+    sizes = tuple(min(size - 1 + size % 2, WIDEST_KERNEL) for size in site.kernel)
     return [(1, max(sizes)), (max(sizes), 1)] if in_pairs else [sizes]
 
 
 def _all(found: Sequence[Site], way: Way | None) -> list[tuple[Site, Way]]:
-    """Choose every place where an identity, or the way that is asked for, can be inserted."""
+    """Choose every site where an identity, or the way that is asked for, can be inserted."""
     wanted = (way,) if way else BEST
-    chosen = [(place, one) for place in found if (one := next((w for w in place.ways if w in wanted), None))]
+    chosen = [(site, one) for site in found if (one := next((w for w in site.ways if w in wanted), None))]
     if not chosen:
         if not found:
             raise RefusedError("nothing can be inserted: the model has no layers")
-        reason = next((place.reason for place in found if place.reason), "there is no place for it")
+        reason = next((site.reason for site in found if site.reason), "there is no place for it")
         raise RefusedError(f"nothing can be inserted: {reason}" + ("" if way else _ADVICE))
     return chosen
 
@@ -425,10 +425,10 @@ def _all(found: Sequence[Site], way: Way | None) -> list[tuple[Site, Way]]:
 def _named(found: Sequence[Site], after: Sequence[str], way: Way | None) -> list[tuple[Site, Way]]:
     chosen: dict[int, tuple[Site, Way]] = {}
     for pattern in after:
-        matches = matching(pattern, found, lambda place: (place.name,), "layer")
-        fit = [(place, way or place.ways[0]) for place in matches if place.ways and way in (None, *place.ways)]
+        matches = matching(pattern, found, lambda site: (site.name,), "layer")
+        fit = [(site, way or site.ways[0]) for site in matches if site.ways and way in (None, *site.ways)]
         if not fit:
             reason = _NO_FACTORS if way == "factor" and not matches[0].reason else matches[0].reason
             raise RefusedError(f"nothing of the kind can be inserted behind {matches[0].name!r}: {reason}")
-        chosen.update((place.layer, (place, one)) for place, one in fit)
+        chosen.update((site.layer, (site, one)) for site, one in fit)
     return [chosen[layer] for layer in sorted(chosen)]

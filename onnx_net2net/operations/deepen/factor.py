@@ -103,19 +103,19 @@ class _Factors:
         return np.ascontiguousarray(whole.transpose(0, 2, 1)).reshape(tuple(shape))
 
 
-def factorise(analysis: Analysis, inserter: Inserter, place: Site, rank: int | None) -> str:
+def factorise(analysis: Analysis, inserter: Inserter, site: Site, rank: int | None) -> str:
     """Put two layers in the place of one.
 
     Args:
         analysis: The graph.
         inserter: Writes activations.
-        place: The layer; its `ways` must have "factor".
+        site: The layer; its `ways` must have "factor".
         rank: Units between the two in each group, not counting the negatives; None for an exact product.
 
     Returns:
         What an approximation keeps, "" if it is exact.
     """
-    node, draft = analysis.nodes[place.layer], analysis.draft
+    node, draft = analysis.nodes[site.layer], analysis.draft
     constant = constant_of(node.inputs[1])
     assert constant is not None
     turned = traits.weight_axes(node.op, node.attrs) == (1, 0)
@@ -127,21 +127,21 @@ def factorise(analysis: Analysis, inserter: Inserter, place: Site, rank: int | N
     kind = draft.type_of(constant)
     factors = _Factors(
         (lambda: read().T) if turned else read, shape, group, min(rank or full, full),
-        helper.tensor_dtype_to_np_dtype(kind), place.factor or 1.0,
+        helper.tensor_dtype_to_np_dtype(kind), site.factor or 1.0,
     )  # fmt: skip
     between = 2 * factors.rank
     first = (between * group, shape[1], *factors.kernels[0])
     second = (shape[0], between, *factors.kernels[1])
     weights = [
-        draft.lazy_constant(f"{place.name}_new0.weight", kind, _order(first, turned),
+        draft.lazy_constant(f"{site.name}_new0.weight", kind, _order(first, turned),
                             lambda: _turn(factors.first(first), turned)),
-        draft.lazy_constant(f"{place.name}_new1.weight", kind, _order(second, turned),
+        draft.lazy_constant(f"{site.name}_new1.weight", kind, _order(second, turned),
                             lambda: _turn(factors.second(second), turned)),
     ]  # fmt: skip
-    _write(analysis, inserter, place, node, weights, factors)
+    _write(analysis, inserter, site, node, weights, factors)
     kept = factors.kept() if factors.rank < full else 1.0
     return "" if factors.rank == full else (
-        f"{place.name}: rank {factors.rank} of {full} keeps {kept:.1%} of its squared weights"
+        f"{site.name}: rank {factors.rank} of {full} keeps {kept:.1%} of its squared weights"
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _turn(values: Array, turned: bool) -> Array:
 
 
 def _write(
-    analysis: Analysis, inserter: Inserter, place: Site, node: Node, weights: Sequence[Any], factors: _Factors
+    analysis: Analysis, inserter: Inserter, site: Site, node: Node, weights: Sequence[Any], factors: _Factors
 ) -> None:
     """Put the first factor and the activation in front of the layer, which becomes the second factor."""
     draft, attrs, inputs = analysis.draft, dict[str, Any](), [node.inputs[0], weights[0]]
@@ -163,10 +163,10 @@ def _write(
         node.attrs.update(rest)
     elif node.op == "Gemm":  # whose bias was no option at first
         attrs["transB"] = node.attrs.get("transB", 0)
-        inputs.append(draft.constant(f"{place.name}_new0.bias", np.zeros(2 * factors.rank, factors.dtype)))
-    made = Variable(draft.unique_name(f"{place.name}_new0_out"))
-    Writer(draft, f"{place.name}_new0.").add(node.op, *inputs, result=made, **attrs)
-    node.inputs[0], node.inputs[1] = inserter.between(place, made), weights[1]
+        inputs.append(draft.constant(f"{site.name}_new0.bias", np.zeros(2 * factors.rank, factors.dtype)))
+    made = Variable(draft.unique_name(f"{site.name}_new0_out"))
+    Writer(draft, f"{site.name}_new0.").add(node.op, *inputs, result=made, **attrs)
+    node.inputs[0], node.inputs[1] = inserter.between(site, made), weights[1]
 
 
 def _parted(
@@ -181,7 +181,7 @@ def _parted(
         part["group"] = int(attrs.get("group", 1))
         for key, nothing in defaults.items():
             values = list(attrs.get(key) or nothing)
-            kept = [(place % rank == 0) == (number == 0) for place in range(len(values))]
+            kept = [(column % rank == 0) == (number == 0) for column in range(len(values))]
             part[key] = [v if keep else n for v, n, keep in zip(values, nothing, kept, strict=True)]
         if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
             part["auto_pad"] = attrs["auto_pad"]

@@ -91,18 +91,18 @@ class _Search:
             node = self._analysis.nodes[number]
             if node.op not in traits.PLAIN_LAYERS or node.domain not in DEFAULT_DOMAIN:
                 continue
-            place = self._finder.place(layer)
+            site = self._finder.site(layer)
             if layer.weights == 1 and constant_of(node.inputs[1]) is not None:
                 reads, makes = self._units(node.inputs[0], node), self._units(node.outputs[0], node)
-                yield from self._plain(layer, place) if makes == reads else ()
-                yield from self._pair(layer, place) if makes == 2 * reads else ()
+                yield from self._plain(layer, site) if makes == reads else ()
+                yield from self._pair(layer, site) if makes == 2 * reads else ()
         for node in self._analysis.nodes:
             yield from self._repeated(node.outputs[0]) if node.outputs else ()
             yield from self._neutral(node)
             yield from self._same(node)
             yield from self._all(node)
 
-    def _plain(self, layer: Layer, place: Site) -> Iterator[Identity]:
+    def _plain(self, layer: Layer, site: Site) -> Iterator[Identity]:
         """Yield a layer with its bias and normalisation that computes the identity."""
         node = self._analysis.nodes[layer.number]
         matrix = self._matrix(node)
@@ -110,7 +110,7 @@ class _Search:
             return
         nodes = self._while_identity(node)
         if nodes:
-            yield Identity(place.name, (node, 0), tuple(nodes))
+            yield Identity(site.name, (node, 0), tuple(nodes))
 
     def _repeated(self, start: Tensor) -> Iterator[Identity]:
         """Yield the activation that repeats an idempotent one, which is applied to a tensor."""
@@ -134,13 +134,13 @@ class _Search:
         )  # fmt: skip
         return node.inputs[index], (node, index)
 
-    def _pair(self, layer: Layer, place: Site) -> Iterator[Identity]:
+    def _pair(self, layer: Layer, site: Site) -> Iterator[Identity]:
         """Yield two layers that compute (phi(v) - phi(-v)) / c = v."""
         first = self._analysis.nodes[layer.number]
         up = self._matrix(first)
-        if up is None or place.factor is None or not place.activation or up.shape[0] != 2 * up.shape[1]:
+        if up is None or site.factor is None or not site.activation or up.shape[0] != 2 * up.shape[1]:
             return
-        region = [self._analysis.nodes[number] for number in place.activation]
+        region = [self._analysis.nodes[number] for number in site.activation]
         second = self._analysis.draft.only_reader(region[-1].outputs[0])
         known = self._network.layers.get(self._analysis.numbers[id(second)]) if second is not None else None
         if second is None or known is None or known.weights != 1:
@@ -148,10 +148,10 @@ class _Search:
         down, front = self._matrix(second), self._while_identity(first)
         if down is None or down.shape != up.T.shape or not front or front[-1].outputs[0] not in region[0].inputs:
             return
-        if self._is_mirrored(up, first) and self._is_close(down * place.factor, up.T, second):
+        if self._is_mirrored(up, first) and self._is_close(down * site.factor, up.T, second):
             back = self._while_identity(second)
             if back:
-                yield Identity(place.name, (first, 0), (*front, *region, *back))
+                yield Identity(site.name, (first, 0), (*front, *region, *back))
 
     def _is_mirrored(self, up: Array, node: Node) -> bool:
         """Tell whether a matrix makes each unit and its negative, in any order."""
@@ -337,9 +337,9 @@ def _at_middle(node: Node, values: Array) -> Array | None:
     if not fits or any(step != 1 for step in strides) or any(size % 2 == 0 for size in kernel):
         return None
     rest = values.astype(np.float64)
-    place = (slice(None), slice(None), *(size // 2 for size in kernel))
-    middle = rest[place].copy()
-    rest[place] = 0
+    middle_place = (slice(None), slice(None), *(size // 2 for size in kernel))
+    middle = rest[middle_place].copy()
+    rest[middle_place] = 0
     if np.abs(rest).max(initial=0) > _ROUNDINGS * spacing(values.dtype):
         return None
     group = int(node.attrs.get("group", 1))

@@ -401,4 +401,4 @@ class _Finding:
         kernel = parameter.axes(self._analysis)[2:]
         if any(axis.size % 2 == 0 for axis in kernel):
             return False
-        return "identity" in self._finder.place(layer).ways
+        return "identity" in self._finder.site(layer).ways

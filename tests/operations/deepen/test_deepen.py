@@ -16,7 +16,7 @@ from onnx_net2net.analysis.activations import WAYS
 from onnx_net2net.cli import deepen as command
 from onnx_net2net.cli.main import main
 from onnx_net2net.model.history import history
-from onnx_net2net.operations.deepen.deepen import deepen, places
+from onnx_net2net.operations.deepen.deepen import deepen, sites
 from onnx_net2net.operations.replay import replay, steps_of
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -78,9 +78,9 @@ def test_trained_networks_everywhere(name, count):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
 def test_trained_networks_place_by_place_and_way_by_way(name):
-    for place in places(MODELS / f"{name}.onnx"):
-        for way in place.ways:
-            deepen_exactly(MODELS / f"{name}.onnx", after=[place.name], way=way)
+    for site in sites(MODELS / f"{name}.onnx"):
+        for way in site.ways:
+            deepen_exactly(MODELS / f"{name}.onnx", after=[site.name], way=way)
 
 
 @pytest.mark.parametrize("activation", IDEMPOTENT)
@@ -98,8 +98,8 @@ def test_activations_whose_difference_is_the_identity(activation):
 
 @pytest.mark.parametrize("activation", LIMITED)
 def test_what_nearly_holds_or_holds_in_the_middle_only_does_not(activation):
-    (place, _) = places(mlp(LIMITED[activation]))
-    assert place.ways[0] == "residual"
+    (site, _) = sites(mlp(LIMITED[activation]))
+    assert site.ways[0] == "residual"
 
 
 @pytest.mark.parametrize("activation", OTHERS)
@@ -246,13 +246,12 @@ def test_a_hidden_tensor_that_is_an_output_keeps_its_name():
 def test_light_models_everywhere_and_layer_by_layer(name):
     """Behind some layers only, and by one kind of insertion for each; `tools/run_corpus.py --deepen-each` does more."""
     teacher, wanted = light.model(name), light.answer(name)
-    found = [place for place in places(teacher) if place.ways]
+    found = [site for site in sites(teacher) if site.ways]
     assert len(found) >= 8
     chosen = found[:: max(1, len(found) // 5)]
-    ways = [[way for way in place.ways if way != "factor"] for place in chosen]  # singular values of these take minutes
+    ways = [[way for way in site.ways if way != "factor"] for site in chosen]  # singular values of these take minutes
     options = [
-        {"after": [place.name], "way": own[i % len(own)]}
-        for i, (place, own) in enumerate(zip(chosen, ways, strict=True))
+        {"after": [site.name], "way": own[i % len(own)]} for i, (site, own) in enumerate(zip(chosen, ways, strict=True))
     ]
     for each in ({"all": True}, *options):
         answer = light.run(deepen(teacher, **each).student, light.image(name))

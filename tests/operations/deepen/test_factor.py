@@ -7,7 +7,7 @@ from graphs import net, run, weights, weighty
 
 from onnx_net2net import BadInputError, RefusedError, deepen, verify
 from onnx_net2net.cli.main import main
-from onnx_net2net.operations.deepen.deepen import places
+from onnx_net2net.operations.deepen.deepen import sites
 from onnx_net2net.operations.replay import replay, steps_of
 
 
@@ -137,7 +137,7 @@ def test_fewer_units_are_the_nearest_layer_and_say_so(tmp_path, capsys):
 
 def test_what_has_no_factors_is_refused():
     half = linear(dtype=np.float16, kind="float16")
-    assert not any("factor" in place.ways for place in places(half))
+    assert not any("factor" in site.ways for site in sites(half))
     with pytest.raises(RefusedError, match="one matrix of single or double precision has factors"):
         deepen(half, after=["w"], way="factor")
     for options in ({"count": 2}, {"width": 20}):
