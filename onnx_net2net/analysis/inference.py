@@ -7,9 +7,10 @@ sizes never mean equal dims.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -213,11 +214,11 @@ def _close_outputs(analysis: Analysis) -> None:
 def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int], matrices: dict[int, Axes]) -> None:
     """Ask the rule of one node what it says of its axes."""
     op = _operation(analysis, number, node, versions, matrices)
-    bodies = [value for value in node.attrs.values() if isinstance(value, Topology)]
+    has_body = bool(node.attrs) and any(isinstance(value, Topology) for value in node.attrs.values())
     captured = analysis.draft.captured(node)
     rule = lookup(node.domain or "", node.op, op.version)
     shuffle = analysis.shuffles.get(number)
-    if bodies or captured:
+    if has_body or captured:
         op.freeze_all("has a body, which is not looked into")
         for name in captured:
             _freeze(_named_axes(analysis, name), f"is read in the body of {op.kind} {op.label!r}")
@@ -265,7 +266,6 @@ def _freeze_positions(analysis: Analysis) -> None:
 
     Units that a layer makes, as a router makes experts, are no positions: they get others on request.
     """
-    made = _made_by_layers(analysis) | dims.leaf_set(*(axis for said in analysis.said.values() for axis in said.chosen))
     shared: dict[int, str] = {}
     for number, said in analysis.said.items():
         node = analysis.nodes[number]
@@ -273,6 +273,9 @@ def _freeze_positions(analysis: Analysis) -> None:
             reason = f"{label_of(node)} normalises over this axis"
             axis = (analysis.input_axes(number, 0) or ())[position]
             shared.update({id(dim): reason for dim in dims.leaves(axis)})
+    if not shared:
+        return
+    made = _made_by_layers(analysis) | dims.leaf_set(*(axis for said in analysis.said.values() for axis in said.chosen))
     for number, said in analysis.said.items():
         for contraction in said.contractions:
             if not any((number, index) in analysis.uses for index, _ in contraction.sides):
@@ -311,13 +314,18 @@ def _is_shareable(analysis: Analysis, node: Node, said: Statements, index: int) 
 
 def _freeze_unspoken(analysis: Analysis, number: int, op: Op) -> None:
     """Fix the axes of operands that the rule did not speak of, like the scales of Resize."""
-    operands = [[dims.resolve(axis) for axis in axes or ()] for axes in (*op.inputs, *op.outputs)]
+    made = {dims.resolve(axis) for axes in op.outputs for axis in axes or ()}
+    inputs = [[dims.resolve(axis) for axis in axes or ()] for axes in op.inputs]
     alone: dict[Axis, int] = {}
-    for index, axes in enumerate(operands[: len(op.inputs)]):
+    for index, axes in enumerate(inputs):
         if index not in op.said.ignored:
-            alone.update((a, index) for a in axes if type(a) is Dim and a.fixed is None and a.copies is None)
-    for index in reversed(range(len(operands))):  # what is in a result is nearly all, so that few axes are looked into
-        for axis in operands[index] if alone else ():
+            for a in axes:
+                if a not in made and type(a) is Dim and a.fixed is None and a.copies is None:
+                    alone[a] = index
+    if not alone:  # as nearly always: no axis is looked into
+        return
+    for index, axes in enumerate([*inputs, list(made)]):
+        for axis in axes:
             for dim in dims.leaves(axis):
                 if alone.get(dim, index) != index:
                     del alone[dim]
@@ -332,7 +340,8 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
     inputs: list[Axes | None] = []
     values: list[np.ndarray | None] = []
     constants: list[bool] = []
-    listed = {index: analysis.places[t.name] for index, t in enumerate(node.inputs) if t.name in analysis.places}
+    places = analysis.places
+    listed = {index: places[t.name] for index, t in enumerate(node.inputs) if t.name in places} if places else {}
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         axes = _use(analysis, number, index, constant, matrices) if constant is not None else None
@@ -377,9 +386,11 @@ def _use(analysis: Analysis, number: int, index: int, constant: Constant, matric
     if shape is None:
         return None
     reads = analysis.singles.reads
-    axes: Axes = tuple(_dim(size, (number, index, p) in reads) for p, size in enumerate(shape))
-    if sum(size > 1 for size in shape) > 1 or (analysis.nodes[number].op in traits.CUTS and index == 0):
-        axes = matrices.setdefault(id(constant), axes)
+    shared = len(shape) > 1 and sum([size > 1 for size in shape]) > 1
+    if shared or (analysis.nodes[number].op in traits.CUTS and index == 0):
+        axes = matrices.get(id(constant)) or matrices.setdefault(id(constant), _fresh(shape, reads, number, index))
+    else:
+        axes = _fresh(shape, reads, number, index)
     analysis.uses[number, index] = Use(number, index, constant, axes)
     return axes
 
@@ -390,14 +401,15 @@ def _variable_axes(analysis: Analysis, name: str) -> Axes | None:
         shape = analysis.sizes.shape(name)
         if shape is None:
             return None
-        tensors = analysis.singles.tensors
-        analysis.axes[name] = tuple(_dim(size, (name, p) in tensors) for p, size in enumerate(shape))
+        analysis.axes[name] = _fresh(shape, analysis.singles.tensors, name)
     return analysis.axes[name]
 
 
-def _dim(size: int, is_single: bool) -> Dim:
-    """Return a dim; one of size 1 broadcasts, unless it is known to be a unit."""
-    return Dim.single() if is_single and size == 1 else Dim(size)
+def _fresh(shape: Iterable[int], units: Container[Any], *key: Any) -> Axes:
+    """Return dims for a shape; one of size 1 broadcasts, unless its key and position are among those of units."""
+    return tuple([
+        Dim.single() if size == 1 and (*key, position) in units else Dim(size) for position, size in enumerate(shape)
+    ])  # fmt: skip
 
 
 def _named_axes(analysis: Analysis, name: str) -> Iterator[Axis]:

@@ -81,9 +81,9 @@ class Singles:
 
     def _made(self, number: int, node: Node) -> tuple[int, set[Read]] | None:
         """Return the axis on which a layer makes a single unit, and its own constants that have it."""
-        layer = self._layer(node)
-        shape = self._shape(node.outputs[0].name) if layer else None
-        if layer is None or shape is None or len(shape) <= layer[0] or shape[layer[0]] != 1:
+        shape = (self._shape(node.outputs[0].name) if node.outputs else None) or ()
+        layer = self._layer(node) if 1 in shape else None
+        if layer is None or len(shape) <= layer[0] or shape[layer[0]] != 1:
             return None
         reads = {(number, 1, layer[1])}
         if len(node.inputs) > 2 and node.inputs[2].name:

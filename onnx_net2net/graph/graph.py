@@ -32,6 +32,8 @@ Node, Tensor, Variable, Constant, Topology = gs.Node, gs.Tensor, gs.Variable, gs
 _ROW = 16
 """So many Identities in a row are read one after another."""
 
+_NONE: frozenset[str] = frozenset()
+
 Place = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
@@ -101,7 +103,7 @@ class Graph:
     def kept(self) -> frozenset[str]:
         """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
         outputs = frozenset(tensor.name for tensor in self.graph.outputs)
-        return outputs.union(*map(self.captured, self.nodes))
+        return outputs.union(*map(self.captured, self.nodes)) if self._captured else outputs
 
     def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
         """Return the node that alone reads a tensor, if there is one."""
@@ -110,7 +112,7 @@ class Graph:
 
     def captured(self, node: gs.Node) -> frozenset[str]:
         """Return the names of the tensors of enclosing graphs that the node's bodies use (none for most nodes)."""
-        return self._captured.get(self._origin.get(id(node), -1), frozenset())
+        return self._captured.get(self._origin.get(id(node), -1), _NONE) if self._captured else _NONE
 
     def read(self, constant: gs.Constant) -> Array:
         """Return the values of a constant of the graph or of a node's attribute.

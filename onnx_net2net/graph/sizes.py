@@ -147,8 +147,9 @@ def infer_at(model: onnx.ModelProto, binding: Mapping[str, int]) -> Sizes:
     for tensor in model.graph.initializer:
         note_constant(sizes, tensor.name, tensor)
     versions = versions_of(model)
-    unknown = {o for n in model.graph.node if not _is_known(n, versions) for o in n.output}
-    sizes.types.update({v.name: v.type for v in model.graph.value_info if v.name in unknown})
+    if model.graph.value_info:
+        unknown = {o for n in model.graph.node if not _is_known(n, versions) for o in n.output}
+        sizes.types.update({v.name: v.type for v in model.graph.value_info if v.name in unknown})
     for sparse in model.graph.sparse_initializer:
         sizes.types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
     walk = _Walk(sizes, versions, model.ir_version)
@@ -243,15 +244,18 @@ class _Walk:
         """Type the outputs by types and by lists of sizes alone; tell whether these say all."""
         sizes, outputs = self._sizes, list(filter(None, node.output))
         types = [sizes.types.get(name) for name in node.input]
-        values = {name: sizes.values[name] for name in node.input if name in sizes.values}
-        lists = {name: value for name, value in values.items() if value.dtype == np.int64 and value.ndim < 2}
+        lists = {}
+        for name in node.input:
+            value = sizes.values.get(name)
+            if value is not None and value.ndim < 2 and value.dtype == np.int64:
+                lists[name] = value
         key = (
             domain,
             node.op_type,
             tuple(map(id, types)),
-            tuple(lists[name].tobytes() if name in lists else None for name in node.input),
+            tuple([lists[name].tobytes() if name in lists else None for name in node.input]) if lists else (),
             tuple(map(bool, node.output)),
-            tuple(attribute.SerializeToString() for attribute in node.attribute),
+            tuple([attribute.SerializeToString() for attribute in node.attribute]),
         )
         if key not in self._alike:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.model.protos import all_tensors, bodies, initializer_names, scopes, sorted_indices, value_names
+from onnx_net2net.model.protos import attribute_tensors, bodies, initializer_names, scopes, sorted_indices, value_names
 
 OPSETS = range(7, min(onnx.defs.onnx_opset_version(), 26) + 1)
 """Versions of the default domain that are understood here and run in onnxruntime."""
@@ -52,8 +53,9 @@ def check(proto: onnx.ModelProto) -> None:
         BadInputError: With the reason.
     """
     _check_versions(proto)
-    _check_text(proto)
-    _check_types(proto)
+    everywhere = list(scopes(proto))
+    _check_text(everywhere)
+    _check_types(everywhere)
     check_structure(proto)
 
 
@@ -71,12 +73,13 @@ def _check_versions(proto: onnx.ModelProto) -> None:
             raise BadInputError(f"it uses operator set {version}; supported are {supported}")
 
 
-def _check_text(proto: onnx.ModelProto) -> None:
+def _check_text(everywhere: Iterable[Any]) -> None:
     """Refuse names that are not UTF-8: protobuf gives these as bytes, which nothing expects."""
-    texts = [tensor.name for tensor in all_tensors(proto)]
-    for scope in scopes(proto):
+    texts: list[Any] = []
+    for scope in everywhere:
         values = [*scope.input, *scope.output, *scope.value_info]
         texts += [scope.name, scope.doc_string, *initializer_names(scope), *value_names(values)]
+        texts += [tensor.name for tensor in attribute_tensors(scope)]
         types = [value.type for value in values if hasattr(value, "type")]
         texts += [dim.dim_param for kind in types for dim in kind.tensor_type.shape.dim]
         for node in scope.node:
@@ -86,10 +89,10 @@ def _check_text(proto: onnx.ModelProto) -> None:
         raise BadInputError("it has names that are not UTF-8 text")
 
 
-def _check_types(proto: onnx.ModelProto) -> None:
+def _check_types(everywhere: Iterable[Any]) -> None:
     """Refuse element types that there are not."""
     known = frozenset(onnx.TensorProto.DataType.values())
-    for scope in scopes(proto):
+    for scope in everywhere:
         for value in (*getattr(scope, "initializer", ()), *scope.input, *scope.output, *scope.value_info):
             kind = value.type.tensor_type.elem_type if hasattr(value, "type") else getattr(value, "data_type", 1)
             if kind not in known:
@@ -116,23 +119,22 @@ def _check_scope(scope: Any, outer: tuple[set[str], ...]) -> None:
     own = set(inputs := value_names(scope.input))
     if len(own) < len(inputs):
         raise BadInputError("two of its inputs have the same name")
-    known = (*outer, own)
     initializers = initializer_names(scope)
     if len(set(initializers)) < len(initializers):
         raise BadInputError("two of its initializers have the same name")
     own.update(initializers)
     for node in scope.node:
         for name in filter(None, node.input):
-            if not any(name in names for names in known):
+            if name not in own and not any(name in names for names in outer):
                 raise BadInputError(_why_missing(scope, node, name))
         for body in bodies(node):
-            _check_scope(body, known)
+            _check_scope(body, (*outer, own))
         for name in filter(None, node.output):
-            if any(name in names for names in known):
+            if name in own or any(name in names for names in outer):
                 raise BadInputError(f"tensor {name} is produced twice")
             own.add(name)
     for name in value_names(scope.output):
-        if not any(name in names for names in known):
+        if name not in own and not any(name in names for names in outer):
             raise BadInputError(f"output {name} is not produced by any node")
 
 

@@ -77,11 +77,16 @@ def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every dense tensor, initializer or attribute, wherever it is."""
     for scope in scopes(proto):
         yield from getattr(scope, "initializer", ())
-        own = getattr(scope, "attribute_proto", ())
-        for attribute in itertools.chain(own, *(node.attribute for node in scope.node)):
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+        yield from attribute_tensors(scope)
+
+
+def attribute_tensors(scope: Any) -> Iterator[onnx.TensorProto]:
+    """Yield the dense tensors in the attributes of the nodes of a graph or a function, not those in its bodies."""
+    own = getattr(scope, "attribute_proto", ())
+    for attribute in itertools.chain(own, *(node.attribute for node in scope.node)):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
 
 
 def value_names(values: Iterable[Any]) -> list[str]:

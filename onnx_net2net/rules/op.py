@@ -193,8 +193,10 @@ class Op:
 
     def freeze(self, axes: Axis | Iterable[Axis] | None, reason: str) -> None:
         """State that axes keep their size and order; the reason follows the node's name in messages."""
-        for axis in (axes,) if isinstance(axes, (Dim, Product, Concat)) else axes or ():
-            dims.freeze(axis, self.why(reason))
+        all_axes = (axes,) if isinstance(axes, (Dim, Product, Concat)) else tuple(axes or ())
+        why = self.why(reason) if all_axes else ""
+        for axis in all_axes:
+            dims.freeze(axis, why)
 
     def look_up(self, axis: Axis, index: int | None = None) -> None:
         """State that indices at run time pick entries along an axis: it keeps its size, or gets new entries at its end.
@@ -391,25 +393,27 @@ class Op:
             name: int(self.attrs.get(size, 1)) if isinstance(size, str) else size
             for name, size in (sizes or {}).items()
         }
-        places: dict[tuple[str, int], int] = {}
-        operands = [(index, self.input(index)) for index in range(len(signature.inputs))]
-        operands += [(-1, self.output(index)) for index in range(len(signature.outputs))]
-        for place, (index, axes) in enumerate(operands):
+        contracted, places = signature.contracted, dict[tuple[str, int], int]()
+        operands = [self.input(index) for index in range(len(signature.inputs))]
+        operands += [self.output(index) for index in range(len(signature.outputs))]
+        for index, axes in enumerate(operands):
             if axes is None:
                 continue
-            matched = signature.aligned(place, len(axes))
+            matched = signature.aligned(index, len(axes))
             if matched is None:
                 self.freeze_all("has an operand of unexpected rank")
                 return
             for term, position, run in matched:
-                places.update({(name, index): position for name in term.names if name in signature.contracted})
+                for name in term.names if contracted else ():
+                    if name in contracted:
+                        places[name, index] = position
                 self._bind(term, axes[position : position + len(run)], known, numbers)
         for name in fixed.split():
             self.freeze(known.get(name), KERNEL)
         for name in uniform.split():
             found = known.get(name, ())
             self.uniform(found if isinstance(found, tuple) else (found,))
-        for name, holders in signature.contracted.items():
+        for name, holders in contracted.items():
             axis = known.get(name)
             sides = [(index, places[name, index]) for index in holders if (name, index) in places]
             if axis is not None and not isinstance(axis, tuple):
@@ -431,7 +435,7 @@ class Op:
         (axis,) = run
         if len(term.names) == 1:
             earlier = known.setdefault(term.names[0], axis)
-            if isinstance(earlier, tuple) or (term.broadcast and axis.size == 1 != earlier.size):
+            if earlier is axis or isinstance(earlier, tuple) or (term.broadcast and axis.size == 1 != earlier.size):
                 return
             self.unify(earlier, axis)
             return
