@@ -139,8 +139,14 @@ class Analysis:
         return list(found.values())
 
 
-def infer(model: Model, *, by_units: bool = True, heads: Callable[[Analysis], set[Position]] | None = None) -> Analysis:
-    """Infer the dims of every tensor of a model; no weight is read.
+def infer(
+    model: Model,
+    *,
+    by_units: bool = True,
+    heads: Callable[[Analysis], set[Position]] | None = None,
+    hold: Callable[[Analysis], None] = lambda _: None,
+) -> Analysis:
+    """Infer the dims of every tensor of a model; no weight is read. Nothing that was inferred changes afterwards.
 
     A graph with channel shuffles is looked at in two ways, as products of axes and unit by unit, and the one
     that leaves more weights growable is returned.
@@ -149,13 +155,14 @@ def infer(model: Model, *, by_units: bool = True, heads: Callable[[Analysis], se
         model: The model.
         by_units: Whether the latter is allowed; a grown shuffle then becomes a Gather.
         heads: Finds axes of size 1 that are dims, like `analysis.heads`.
+        hold: States more of the dims than the operators do: which keep their size, and which are the same.
     """
     known = sizes.infer(model.proto)
     analysis = _forward(model, known, unitwise=False, heads=heads)
-    if not by_units or not any(True for _ in find_shuffles(analysis.nodes, analysis.kept, known.shape)):
-        return analysis
-    other = _forward(model, known, unitwise=True)
-    return max(analysis, other, key=_growable_elements)
+    if by_units and any(True for _ in find_shuffles(analysis.nodes, analysis.kept, known.shape)):
+        analysis = max(analysis, _forward(model, known, unitwise=True), key=_growable_elements)
+    hold(analysis)
+    return analysis
 
 
 def _growable_elements(analysis: Analysis) -> int:

@@ -81,12 +81,15 @@ def analyse(
         BadInputError: There is no such framework.
     """
     check_framework(framework)
-    opened = open_bodies(model)
-    analysis = infer(opened.model, by_units=framework is None)
-    names = name_dims(analysis, opened.model.proto)  # before any are held, so that all have the same names
-    ties = Ties()
-    if framework:
-        ties = hold(analysis, opened.model.proto, keep_numbers, with_zeros, scale_weights)
+    opened, ties, names = open_bodies(model), Ties(), dict[Dim, str]()
+
+    def hold(analysis: Analysis) -> None:
+        nonlocal ties
+        names.update(name_dims(analysis, opened.model.proto))  # before any are held, so that all have the same names
+        if framework:
+            ties = _hold(analysis, opened.model.proto, keep_numbers, with_zeros, scale_weights)
+
+    analysis = infer(opened.model, by_units=framework is None, hold=hold)
     inspection = inspect_analysis(opened.model, analysis, names)
     if framework:
         for group in inspection.groups:
@@ -113,14 +116,10 @@ def inspect_for(framework: str | None, model: ModelLike) -> Inspection:
 # --- What has to keep its size -------------------------------------------------------------------------------
 
 
-def hold(
-    analysis: Analysis,
-    proto: onnx.ModelProto,
-    keep_numbers: bool,
-    with_zeros: bool = False,
-    scale_weights: bool = False,
+def _hold(
+    analysis: Analysis, proto: onnx.ModelProto, keep_numbers: bool, with_zeros: bool, scale_weights: bool
 ) -> Ties:
-    """Freeze the dims whose growth a class could not follow; call this before planning.
+    """Freeze the dims whose growth a class could not follow.
 
     Returns:
         How tied weights are handled.

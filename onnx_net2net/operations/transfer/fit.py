@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_net2net.algebra.dims import Axis, Concat, Dim, keep_uniform, leaf_set, leaves, resolve
+from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaf_set, leaves, resolve
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad, padded
 from onnx_net2net.algebra.weights import Style, window
@@ -20,6 +20,7 @@ from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.multipliers import frozen_constants, scalings
 from onnx_net2net.analysis.padding import State, follow
+from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.analysis.weighing import find_ways, scalable, weighed_axes
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
@@ -29,7 +30,7 @@ from onnx_net2net.operations.transfer.counterparts import Counterparts, are_size
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.softmaxes import share_gates
-from onnx_net2net.operations.transfer.ties import tie
+from onnx_net2net.operations.transfer.ties import averaged
 from onnx_net2net.operations.widen.new_units import interface_axes
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.operations.widen.plan import Plan
@@ -150,16 +151,21 @@ class Fit:
         }
 
 
-def fit(networks: Networks, found: Alignment, style: Style, choose: Choose | None = None) -> Fit:
+def fit(
+    networks: Networks, found: Alignment, style: Style, tied: dict[Place, Parameter], ties: Ties,
+    choose: Choose | None = None,
+) -> Fit:  # fmt: skip
     """Grow the teacher in place to the sizes of the target, as far as it can.
 
     Args:
         networks: The two networks; obstacles are noted.
         found: Which of their modules correspond.
         style: How copies share their outgoing weights, and the seed.
+        tied: For uses of tied constants of the target, the teacher's parameter that all get their values from.
+        ties: What else changes for them.
         choose: Chooses the units that narrower dims keep; the middle if None.
     """
-    return _Fitting(networks, found, style).fit(choose)
+    return _Fitting(networks, found, style, tied, ties).fit(choose)
 
 
 def bind(networks: Networks, found: Alignment) -> TargetSizes:
@@ -179,12 +185,13 @@ def bind(networks: Networks, found: Alignment) -> TargetSizes:
 class _Fitting:
     """Grows one teacher to the target's sizes."""
 
-    def __init__(self, networks: Networks, found: Alignment, style: Style) -> None:
-        self._networks, self._found, self._style = networks, found, style
+    def __init__(
+        self, networks: Networks, found: Alignment, style: Style, tied: dict[Place, Parameter], ties: Ties
+    ) -> None:
+        self._networks, self._found, self._style, self._tied, self._ties = networks, found, style, tied, ties
         self._analysis = networks.teacher.analysis
-        self._tied, self._ties = tie(networks, found)
         self._asked = bind(networks, found)
-        self._averaged = self._keep_means()
+        self._averaged = leaf_set(*(axis for _, axis in averaged(self._analysis)))
         self._products: dict[Dim, list[int]] = {}
         self._silent: set[int] = set()
         self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
@@ -234,18 +241,6 @@ class _Fitting:
             else:
                 self._networks.hinder(name, "the teacher's units are not the first ones in it")
         return {"interface": found} if found else {}
-
-    def _keep_means(self) -> set[Dim]:
-        """Copy all units equally often where a mean without weights runs over them; return their dims."""
-        found: set[Dim] = set()
-        for number, said in self._analysis.said.items():
-            for contraction in said.contractions:
-                is_mean = contraction.law == "mean" and len(contraction.sides) == 1
-                if is_mean and not self._analysis.is_derived(number, 0):
-                    node = self._analysis.nodes[number]
-                    keep_uniform(contraction.axis, f"{node.op} {node.name!r} takes a mean over it")
-                    found.update(leaves(contraction.axis))
-        return found
 
     def _note_conflicts(self, group: Group) -> None:
         for dim in group.dims:

@@ -49,9 +49,10 @@ class Obstacle:
 class Network:
     """One of the two networks."""
 
-    def __init__(self, model: Model) -> None:
-        self.opened = open_bodies(model)
-        self.analysis: Analysis = infer(self.opened.model, by_units=False, heads=find_heads)
+    def __init__(self, model: Model, hold: Callable[[Analysis], None] = lambda _: None) -> None:
+        """Take the network, and what states more of its dims; see `analysis.inference.infer`."""
+        self.model, self.opened = model, open_bodies(model)
+        self.analysis: Analysis = infer(self.opened.model, by_units=False, heads=find_heads, hold=hold)
         self.nodes = list(self.analysis.nodes)  # growing inserts others between them
         self.numbers = self.analysis.numbers
 

@@ -1,12 +1,14 @@
-"""Weights that a target has tied: what is one tensor there, like the embedding and the head, grows as one."""
+"""How a teacher may grow for a target: what is one tensor there, like embedding and head, has the same dims here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from onnx_net2net.algebra import dims
+from onnx_net2net.algebra.dims import Axis
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.ties import Ties, rescale_instead
 from onnx_net2net.analysis.weighing import weighed_axes
@@ -19,39 +21,53 @@ Pair = tuple[Parameter, Parameter]
 """A parameter of the teacher and the one of the target that corresponds to it."""
 
 
-def tie(networks: Networks, found: Alignment) -> tuple[dict[Place, Parameter], Ties]:
+def tie(networks: Networks, found: Alignment) -> tuple[Networks, dict[Place, Parameter], Ties]:
     """Let what is one tensor in the target have the same dims in the teacher, where it has the same values there.
 
     Units that one reader of a matrix makes and another one sums over would be copied for the one and shared for the
     other. The scale in front of the sum carries the division instead, as in `analysis.loadable`; where there is
-    none they keep their size.
+    none they keep their size. Units that a mean without weights runs over are all copied equally often.
 
     Args:
-        networks: The two networks; the dims of the teacher are changed.
+        networks: The two networks.
         found: Which of their modules correspond.
 
     Returns:
-        For uses of tied constants of the target, whose values in the teacher they all get; and what else changes for
-        them.
+        The two networks, where all that holds of the teacher's dims; for uses of tied constants of the target, whose
+        values in the teacher they all get; and what else changes for them.
     """
-    analysis = networks.teacher.analysis
-    weighed = weighed_axes(analysis)
-    shared: dict[Place, Parameter] = {}
-    ties = Ties()
-    for pairs in _tied(networks.target, found):
-        reads = [networks.teacher.reader(old) for old, _ in pairs]
-        values = [read() for read in reads if read is not None]
-        if len(values) < len(pairs) or any(not np.array_equal(values[0], other) for other in values[1:]):
-            continue  # a network that ties nothing can be exact, too; only its class cannot hold it
-        first, name = pairs[0][0], networks.target.original(pairs[0][1].use).name
-        for old, _ in pairs[1:]:
-            for axis, same in zip(first.axes(analysis), old.axes(analysis), strict=True):
-                dims.unify(axis, same, f"{name!r} is one tensor in the target")
-        reason = f"is made and summed over by {name!r}"
-        ties.rescaled |= _share_or_keep(analysis, [old for old, _ in pairs], weighed, reason)
-        shared |= {new.use: first for _, new in pairs}
-        ties.tied |= {old.use: first.use for old, _ in pairs}
-    return shared, ties
+    ties, tied = Ties(), [pairs for pairs in _tied(networks.target, found) if _are_equal(networks.teacher, pairs)]
+
+    def hold(analysis: Analysis) -> None:
+        weighed = weighed_axes(analysis)
+        for pairs in tied:
+            first, name = pairs[0][0], networks.target.original(pairs[0][1].use).name
+            for old, _ in pairs[1:]:
+                for axis, same in zip(first.axes(analysis), old.axes(analysis), strict=True):
+                    dims.unify(axis, same, f"{name!r} is one tensor in the target")
+            reason = f"is made and summed over by {name!r}"
+            ties.rescaled |= _share_or_keep(analysis, [old for old, _ in pairs], weighed, reason)
+            ties.tied |= {old.use: first.use for old, _ in pairs}
+        for label, axis in averaged(analysis):
+            dims.keep_uniform(axis, f"{label} takes a mean over it")
+
+    shared = {new.use: pairs[0][0] for pairs in tied for _, new in pairs}
+    return replace(networks, teacher=Network(networks.teacher.model, hold)), shared, ties
+
+
+def averaged(analysis: Analysis) -> Iterator[tuple[str, Axis]]:
+    """Yield the axes that a mean without weights runs over, each with the node that takes it."""
+    for number, said in analysis.said.items():
+        for contraction in said.contractions:
+            if contraction.law == "mean" and len(contraction.sides) == 1 and not analysis.is_derived(number, 0):
+                yield f"{analysis.nodes[number].op} {analysis.nodes[number].name!r}", contraction.axis
+
+
+def _are_equal(teacher: Network, pairs: Sequence[Pair]) -> bool:
+    """Tell whether parameters have the same values; a network that ties nothing can be exact without its class."""
+    reads = [teacher.reader(old) for old, _ in pairs]
+    values = [read() for read in reads if read is not None]
+    return len(values) == len(pairs) and all(np.array_equal(values[0], other) for other in values[1:])
 
 
 def _share_or_keep(

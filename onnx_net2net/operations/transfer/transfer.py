@@ -43,6 +43,7 @@ from onnx_net2net.operations.transfer.modules import Module
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle, reshaped
 from onnx_net2net.operations.transfer.segments import put_together
 from onnx_net2net.operations.transfer.sharing import shared_less
+from onnx_net2net.operations.transfer.ties import tie
 from onnx_net2net.operations.transfer.values import Source
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.proof.models import compare_models
@@ -227,12 +228,13 @@ def _transfer(
         if (adapted := adapt(networks, found)) is not None:
             networks = Networks(Network(adapted), networks.target)
             found = _aligned(networks)
+    networks, tied, ties = tie(networks, found)
     examples = [] if data is None else _examples(teacher, target, data)
     changes: Changes | None = {} if examples else None
     choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
     reconstruction = Reconstruction(networks, found.pairs) if examples else None
     stages = stages_of(networks, found)
-    fitted = fit(networks, found, style, choice if examples else None)
+    fitted = fit(networks, found, style, tied, ties, choice if examples else None)
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
         filling.fill(old, new)
