@@ -174,13 +174,13 @@ def copied(array: Array, axes: Sequence[Axis], growth: Growth) -> Array:
 
 def analyse_open(model: Model) -> Analysis:
     """The dims of a model whose inputs and outputs may grow as well."""
-    analysis = Analysis(Graph(model), sizes.infer(model.proto))
+    analysis = Analysis(Graph(model), sizes.infer_sizes(model.proto))
     matrices: dict[int, tuple[Axis, ...]] = {}
     for tensor in analysis.draft.graph.inputs:
         inference._variable_axes(analysis, tensor.name)
     for number, node in enumerate(analysis.nodes):
         if not is_alias(node):
-            inference._visit(analysis, number, node, sizes.versions_of(model.proto), matrices)
+            inference._visit(analysis, number, node, sizes.opsets_of(model.proto), matrices)
     return analysis
 
 

@@ -255,7 +255,7 @@ def task_scale(source: str) -> None:
 
         return call
 
-    sizes.infer = timed("sizes", sizes.infer)
+    sizes.infer_sizes = timed("sizes", sizes.infer_sizes)
     model = timed("load", load)(source)
     with paused_gc():  # as all who infer do
         timed("sizes and dims", inference.infer)(model)

@@ -28,7 +28,7 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.analysis.names import module_of, told_apart
 from onnx_net2net.graph.graph import Node, Tensor, Topology
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.graph.walk import constant_of, is_fixed_norm
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.rules import traits
@@ -280,7 +280,7 @@ class Finder:
             [helper.make_tensor_value_info(nodes[-1].output[0], dtype, array.shape)],
             [numpy_helper.from_array(value, name) for name, value in self._constants(region).items()],
         )  # fmt: skip
-        versions = versions_of(self._proto)
+        versions = opsets_of(self._proto)
         model = helper.make_model(
             graph, ir_version=self._proto.ir_version,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in versions.items()],

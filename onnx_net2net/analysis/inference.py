@@ -157,7 +157,7 @@ def infer(
         heads: Finds axes of size 1 that are dims, like `analysis.heads`.
         hold: States more of the dims than the operators do: which keep their size, and which are the same.
     """
-    known = sizes.infer(model.proto)
+    known = sizes.infer_sizes(model.proto)
     analysis = _forward(model, known, unitwise=False, heads=heads)
     if by_units and any(True for _ in find_shuffles(analysis.nodes, analysis.kept, known.shape)):
         analysis = max(analysis, _forward(model, known, unitwise=True), key=_growable_elements)
@@ -187,7 +187,7 @@ def _forward(
         shuffles = find_shuffles(analysis.nodes, analysis.kept, known.shape)
         analysis.shuffles = {shuffle.last: shuffle for shuffle in shuffles}
     inside = {n for s in analysis.shuffles.values() for n in range(s.first, s.last)}
-    versions = sizes.versions_of(model.proto)
+    versions = sizes.opsets_of(model.proto)
     matrices: dict[int, Axes] = {}
     for number, node in enumerate(graph.nodes):
         if number not in inside and not is_alias(node):

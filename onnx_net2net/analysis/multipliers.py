@@ -183,7 +183,7 @@ of the operand; the inputs of weights that are multiplied themselves."""
 
 
 @dataclass(frozen=True)
-class Size:
+class CandidateSize:
     """A size that a number may be a function of."""
 
     size: int  # units
@@ -199,7 +199,7 @@ class Multiplier:
     name: str  # the name of the number
     value: float  # the number, as a factor
     in_residual: bool  # whether it scales what is added to something else that others read too
-    sizes: tuple[Size, ...]  # the sizes that it may be a function of, the likely ones first
+    sizes: tuple[CandidateSize, ...]  # the sizes that it may be a function of, the likely ones first
 
     @property
     def is_told(self) -> bool:
@@ -212,7 +212,7 @@ class Multiplier:
         return f"{self.node} by {self.value:.6g} ({self.name})"
 
 
-def computed_numbers(analysis: Analysis) -> Iterator[tuple[Multiplier, Size, str]]:
+def computed_numbers(analysis: Analysis) -> Iterator[tuple[Multiplier, CandidateSize, str]]:
     """Yield the numbers that a class may compute from a size near them, with that size and the function."""
     found = list(multipliers(analysis))
     gains = _gains(found)
@@ -234,7 +234,7 @@ def _gains(found: list[Multiplier]) -> set[float]:
     return {gain for gain, known in sizes.items() if len(known) > 1}
 
 
-def _gains_of(multiplier: Multiplier) -> Iterator[tuple[Size, float]]:
+def _gains_of(multiplier: Multiplier) -> Iterator[tuple[CandidateSize, float]]:
     """Yield the sizes of weights over whose square roots a gain would be a number, with the gain."""
     for size in multiplier.sizes:
         if size.where == "weights":
@@ -307,15 +307,15 @@ def _in_residual(tensor: Tensor) -> bool:
     return any(len(other.outputs) > 1 for add in adds for other in add.inputs if other is not tensor)
 
 
-def _sizes(analysis: Analysis, number: int, index: int, axes: tuple[Axis, ...]) -> Iterator[Size]:
+def _sizes(analysis: Analysis, number: int, index: int, axes: tuple[Axis, ...]) -> Iterator[CandidateSize]:
     """Yield the sizes that the scale of an operand may be of."""
     node = analysis.nodes[number]
     if analysis.is_derived(number, index):
         if len(axes) > 1:
             inputs = axes[1:]
-            yield Size(math.prod(axis.size for axis in inputs), frozenset(leaf_set(*inputs)), "weights")
+            yield CandidateSize(math.prod(axis.size for axis in inputs), frozenset(leaf_set(*inputs)), "weights")
             for axis in axes if len(axes) == 2 else axes[1:2]:
-                yield Size(axis.size, frozenset(leaf_set(axis)), "weights")
+                yield CandidateSize(axis.size, frozenset(leaf_set(axis)), "weights")
         return
     if len(node.inputs[index].outputs) == 1 and not _is_activated(analysis, node.outputs[0]):
         for axis, where in _behind(analysis, node.inputs[index]):
@@ -325,10 +325,10 @@ def _sizes(analysis: Analysis, number: int, index: int, axes: tuple[Axis, ...]) 
     yield from _parts(axes[-1], "own")
 
 
-def _parts(axis: Axis, where: Where) -> Iterator[Size]:
-    yield Size(axis.size, frozenset(leaf_set(axis)), where)
+def _parts(axis: Axis, where: Where) -> Iterator[CandidateSize]:
+    yield CandidateSize(axis.size, frozenset(leaf_set(axis)), where)
     for dim in leaves(axis):
-        yield Size(dim.size, frozenset([dim]), where)
+        yield CandidateSize(dim.size, frozenset([dim]), where)
 
 
 def _is_activated(analysis: Analysis, tensor: Tensor) -> bool:

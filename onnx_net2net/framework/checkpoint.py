@@ -18,7 +18,7 @@ from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.framework.formats.stored import StateDict
-from onnx_net2net.framework.statedict.carry import Carrier, Step, match_all, versions_of
+from onnx_net2net.framework.statedict.carry import Carrier, ConstantGrowths, descendants_of, match_all
 from onnx_net2net.framework.statedict.deeper import Placed, deepened
 from onnx_net2net.framework.statedict.derivation import added, derive, untied
 from onnx_net2net.framework.statedict.entries import Entry
@@ -215,7 +215,7 @@ def _steps(teacher: Model, student: Model) -> list[dict[str, Any]]:
 class _Run:
     """Steps in a row, and the copies of blocks that were put in behind them."""
 
-    steps: list[Step]  # how each constant grew in each step, by the name that it had before it
+    steps: list[ConstantGrowths]  # how each constant grew in each step, by the name that it had before it
     final: Mapping[str, StoredConstant]  # the constants behind the last step
     copies: tuple[Copy, ...] = ()  # the copies
     deeper: Mapping[str, StoredConstant] = field(default_factory=dict)  # the constants of the graph with these
@@ -225,7 +225,7 @@ class _Run:
 def _redo(teacher: Model, student: Model, steps: Sequence[dict[str, Any]], folder: Path) -> list[_Run]:
     """Grow the teacher again, and return how each constant grew, up to each repetition of blocks and behind it."""
     runs: list[_Run] = []
-    grown: list[Step] = []
+    grown: list[ConstantGrowths] = []
     numbers: tuple[str, ...] = ()
     for result in redo(teacher, steps, folder):
         numbers += getattr(result, "numbers", ())
@@ -267,8 +267,8 @@ def _grow(
     called: dict[str, str] = {}
     torn: list[str] = []
     for run in runs:
-        versions = {name: versions_of(constant, run.steps) for name, constant in constants.items()}
-        carrier = Carrier(entries, constants, run.final, versions, matches, _UNCLEAR, called)
+        descendants = {name: descendants_of(constant, run.steps) for name, constant in constants.items()}
+        carrier = Carrier(entries, constants, run.final, descendants, matches, _UNCLEAR, called)
         found = derive(carrier)
         torn += untied(carrier, found)
         result = [_chained(entry, deeper[entry.name]) if entry.name in deeper else entry for entry in found]

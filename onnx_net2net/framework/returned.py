@@ -18,7 +18,7 @@ from onnx_net2net.algebra.views import Once, apply
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.formats.stored import StateDict
 from onnx_net2net.framework.fx.parameters import Trained
-from onnx_net2net.framework.statedict.carry import Carrier, match_all, one_each, versions_of
+from onnx_net2net.framework.statedict.carry import Carrier, descendants_of, match_all, one_each
 from onnx_net2net.framework.statedict.folded import EPSILONS
 from onnx_net2net.framework.statedict.match import Match, StoredConstant, constants_of, single
 from onnx_net2net.model.model import Model
@@ -47,8 +47,8 @@ def returned(
     """
     _check_same(before, after)
     constants = constants_of(model)
-    versions = {name: versions_of(constant, ()) for name, constant in constants.items()}
-    carrier = Carrier(before, constants, constants, versions, match_all(before, constants), "")
+    descendants = {name: descendants_of(constant, ()) for name, constant in constants.items()}
+    carrier = Carrier(before, constants, constants, descendants, match_all(before, constants), "")
     matches = one_each({name: carrier.later(name) for name in before}, constants)
     news = _News(constants, before, after)
     for name, found in matches.items():

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from onnx_net2net.graph.flatten import open_bodies
-from onnx_net2net.graph.sizes import Sizes, bind, infer, infer_at
+from onnx_net2net.graph.sizes import Sizes, bind_axes, infer_at, infer_sizes
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.tensors import bits_of
 from onnx_net2net.rules.work import WORK
@@ -41,9 +41,9 @@ def costs_of(model: Model, binding: Mapping[str, int] | None = None) -> Costs:
     """
     proto = open_bodies(model).model.proto
     nodes = proto.graph.node
-    sizes = infer_at(proto, bind(proto.graph, [1] * 64) if binding is None else binding)
+    sizes = infer_at(proto, bind_axes(proto.graph, [1] * 64) if binding is None else binding)
     if binding is None and any(_products(node, sizes) is None for node in nodes):
-        sizes = infer(proto)
+        sizes = infer_sizes(proto)
     return Costs(
         sum(_products(node, sizes) or 0 for node in nodes),
         sum(_bytes(name, sizes) for node in nodes for name in node.output if name not in sizes.constant),

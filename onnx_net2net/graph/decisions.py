@@ -32,7 +32,7 @@ def key(node: onnx.NodeProto) -> str:
 
 def reconsider(flat: onnx.ModelProto, decisions: Decisions) -> bool:
     """Look at the sizes: close loops that change their shapes, fold Ifs that cannot change; tell if any did."""
-    known = sizes.infer(flat)
+    known = sizes.infer_sizes(flat)
     ends = [node for node in flat.graph.node if node.domain == DOMAIN]
     loops = [node for node in ends if node.op_type in traits.LOOPS]
     closed = {key(node) for node in loops if any(name in known.failures for name in node.output)}

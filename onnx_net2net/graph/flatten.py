@@ -206,7 +206,7 @@ class _Flat:
         self.frames: list[_Frame] = []
         self.bodies: list[_Body] = []
         self.home: dict[str, int] = {}
-        self._versions = sizes.versions_of(source)
+        self._versions = sizes.opsets_of(source)
         self._known = dict.fromkeys((name for scope in scopes(source) for name in _mentioned(scope)), 0)
         self._moved_out: set[str] = set()
         self.folded: list[str] = []

@@ -22,7 +22,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.protos import integer
 from onnx_net2net.rules import traits
-from onnx_net2net.rules.typing import SMALL, STEPS, TypeFunction, UntypableError, is_large, type_functions
+from onnx_net2net.rules.typing import SMALL_TENSOR, STEPS, TypeFunction, UntypableError, is_large, type_functions
 
 PROBES = (
     (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41),  # coprime: no product of two dynamic axes looks like another
@@ -91,7 +91,7 @@ def _tensor_type(dtype: int, shape: Shape) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(dtype, shape)
 
 
-def infer(model: onnx.ModelProto) -> Sizes:
+def infer_sizes(model: onnx.ModelProto) -> Sizes:
     """Infer the sizes of a (weightless) model at the first probe binding that fits it.
 
     Args:
@@ -102,7 +102,7 @@ def infer(model: onnx.ModelProto) -> Sizes:
     """
     best: Sizes | None = None
     for probe in PROBES:
-        sizes = infer_at(model, bind(model.graph, probe))
+        sizes = infer_at(model, bind_axes(model.graph, probe))
         if best is None or len(sizes.failures) < len(best.failures):
             best = sizes
         if not sizes.failures or not sizes.binding:
@@ -111,7 +111,7 @@ def infer(model: onnx.ModelProto) -> Sizes:
     return best
 
 
-def bind(graph: onnx.GraphProto, probe: Iterable[int]) -> dict[str, int]:
+def bind_axes(graph: onnx.GraphProto, probe: Iterable[int]) -> dict[str, int]:
     """Give each dynamic axis of the graph inputs a size; axes of one name share it.
 
     Returns:
@@ -146,7 +146,7 @@ def infer_at(model: onnx.ModelProto, binding: Mapping[str, int]) -> Sizes:
         sizes.types[value.name] = typed.type
     for tensor in model.graph.initializer:
         note_constant(sizes, tensor.name, tensor)
-    versions = versions_of(model)
+    versions = opsets_of(model)
     if model.graph.value_info:
         unknown = {o for n in model.graph.node if not _is_known(n, versions) for o in n.output}
         sizes.types.update({v.name: v.type for v in model.graph.value_info if v.name in unknown})
@@ -169,7 +169,7 @@ def reevaluate(model: onnx.ModelProto, old: Sizes, types: dict[str, onnx.TypePro
     new = Sizes(types=types, binding=old.binding)
     computed = {name for node in model.graph.node for name in node.output if name in old.values}
     new.values = {name: value for name, value in old.values.items() if name not in computed}
-    versions = versions_of(model)
+    versions = opsets_of(model)
     for node in model.graph.node:
         if any(name in computed for name in node.output):
             try:
@@ -179,7 +179,7 @@ def reevaluate(model: onnx.ModelProto, old: Sizes, types: dict[str, onnx.TypePro
     return new
 
 
-def versions_of(model: onnx.ModelProto) -> dict[str, int]:
+def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
     """Return the opset version that the model imports for each domain; ai.onnx is ""."""
     versions = {entry.domain or "": entry.version for entry in model.opset_import}
     versions.setdefault("", versions.get("ai.onnx", 1))
@@ -190,7 +190,7 @@ def note_constant(sizes: Sizes, name: str, tensor: onnx.TensorProto) -> None:
     """Record the type of a constant, and its value when it is small and its bytes are here."""
     sizes.types[name] = _tensor_type(tensor.data_type, tuple(tensor.dims))
     inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-    if inline and prod(tensor.dims) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
+    if inline and prod(tensor.dims) <= SMALL_TENSOR and tensor.data_type != onnx.TensorProto.STRING:
         sizes.values[name] = numpy_helper.to_array(tensor)
         sizes.constant.add(name)
 
@@ -313,7 +313,7 @@ def _evaluate(node: onnx.NodeProto, sizes: Sizes, versions: dict[str, int]) -> b
     fixed = all(name in sizes.constant for name in read if name)
     for name, result in zip(node.output, results, strict=False):
         result = np.asarray(result)
-        if name and result.size <= SMALL:
+        if name and result.size <= SMALL_TENSOR:
             _set_value(sizes, name, result)
             if fixed:
                 sizes.constant.add(name)

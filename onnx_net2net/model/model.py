@@ -23,7 +23,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.checks import check, parse, parse_bytes
 from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
-from onnx_net2net.model.saving import Progress, Staged, check_room, stage, write
+from onnx_net2net.model.saving import Progress, Staged, check_room, stage_model, write
 from onnx_net2net.model.staging import work_folder, writing
 from onnx_net2net.model.tensors import Weight, Weights, data_of, detach, is_floating
 from onnx_net2net.model.wire import without_data
@@ -124,12 +124,12 @@ class Model:
             WriteError: On entering: the file cannot be written, for example because the disk is full.
         """
         folder = Path(os.path.realpath(path)).parent
-        if folder.is_dir():  # else `stage` says what is wrong
+        if folder.is_dir():  # else `stage_model` says what is wrong
             check_room(folder, self.nbytes)
-        return stage(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
+        return stage_model(Path(path), self.sources, lambda file, data_name: self._write(file, data_name, progress))
 
     def save(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
-        """Write the model to `path`, with external data as in its source; see `stage`.
+        """Write the model to `path`, with external data as in its source; see `stage_model`.
 
         At any moment `path` holds either the old file or the whole new one.
 

@@ -22,7 +22,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.protos import all_tensors
-from onnx_net2net.model.staging import Stage, destination, same_file, stage as stage_files, writing
+from onnx_net2net.model.staging import StagedFiles, destination, same_file, staged_files, writing
 from onnx_net2net.model.tensors import Weight, set_external, set_inline, stub_key
 from onnx_net2net.model.threads import in_threads
 from onnx_net2net.model.wire import Part, parts_of, size_of
@@ -62,7 +62,7 @@ class Staged:
             WriteError: If a file cannot be moved there; nothing has changed, then.
         """
         with writing(self.target):
-            Stage(self.path.parent).commit(lambda: self._moves(beside))
+            StagedFiles(self.path.parent).commit(lambda: self._moves(beside))
 
     def _moves(self, beside: Iterable[str]) -> tuple[list[str], list[str]]:
         """Return the files to move and those to remove, when no other writer changes the folder."""
@@ -88,7 +88,7 @@ class Staged:
 
 
 @contextlib.contextmanager
-def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], Path | None]) -> Iterator[Staged]:
+def stage_model(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], Path | None]) -> Iterator[Staged]:
     """Write a model beside its destination; on leaving the context everything that was not committed is removed.
 
     Args:
@@ -100,7 +100,7 @@ def stage(target: Path, sources: tuple[Path, ...], write: Callable[[Path, str], 
         BadInputError: If that is not possible there.
     """
     place = check_target(target, sources)
-    with stage_files(place) as files:
+    with staged_files(place) as files:
         with writing(target):
             path = files.folder / place.name
             data = write(path, _free_data_name(place))

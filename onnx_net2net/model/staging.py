@@ -36,7 +36,7 @@ except ImportError:  # Windows
 written: list[Path] = []
 """The files that this process has put in place, for the message when it is interrupted."""
 
-Identity = list[int]
+FileIdentity = list[int]
 """Inode, size and time of change: a moved file keeps them, another file of its name has others."""
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _JOURNAL, _OLD = ".journal", ".old"
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagedFiles:
     """Files that are written but not yet in their places, which are in the folder around.
 
     Attributes:
@@ -97,7 +97,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(target: Path) -> Iterator[Stage]:
+def staged_files(target: Path) -> Iterator[StagedFiles]:
     """Make a work folder beside a file that is going to be written; on leaving the context it is removed.
 
     Args:
@@ -109,7 +109,7 @@ def stage(target: Path) -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
         with writing(target):
             folder = stack.enter_context(work_folder(target.parent, target.name))
-        yield Stage(folder)
+        yield StagedFiles(folder)
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def whole(path: Path) -> Iterator[Path]:
         BadInputError: If it cannot be written there.
     """
     target = destination(path)
-    with stage(target) as staged, writing(path):
+    with staged_files(target) as staged, writing(path):
         yield staged.folder / target.name
         staged.commit(lambda: ([target.name], []))
 
@@ -253,8 +253,8 @@ class _Journal:
     """Which files a writer is going to move from its work folder to the folder around, and to remove there."""
 
     folder: Path
-    moves: Mapping[str, Identity]
-    removals: Mapping[str, Identity]
+    moves: Mapping[str, FileIdentity]
+    removals: Mapping[str, FileIdentity]
 
     @classmethod
     def read(cls, folder: Path) -> _Journal:
@@ -287,11 +287,11 @@ class _Journal:
                 _log.warning("%s is no longer needed, but cannot be removed: %s", parent / name, reason(error))
 
 
-def _identities(folder: Path, names: Sequence[str]) -> dict[str, Identity]:
+def _identities(folder: Path, names: Sequence[str]) -> dict[str, FileIdentity]:
     return {name: identity for name in names if (identity := _identity(folder / name))}
 
 
-def _identity(path: Path) -> Identity | None:
+def _identity(path: Path) -> FileIdentity | None:
     """Return the identity of a regular file, None if there is none."""
     try:
         status = os.lstat(path)

@@ -25,7 +25,7 @@ _FOLDS = traits.REFOLDS | traits.CASTS | traits.COPIES | traits.ROWS
 
 
 @dataclass(frozen=True)
-class Mask:
+class RemovedMask:
     """A mask that was removed: the name of the node that added it, and its largest penalty."""
 
     name: str
@@ -44,7 +44,7 @@ class Unmasking:
 
     teacher: Model
     student: Model
-    masks: tuple[Mask, ...]
+    masks: tuple[RemovedMask, ...]
 
     @property
     def exact(self) -> bool:
@@ -72,7 +72,7 @@ def unmask(teacher: ModelLike) -> Unmasking:
         graph = Graph(opened.model)
         masks = []
         for node, plain, marks in list(_masks(graph)):
-            masks.append(Mask(node.name or node.outputs[0].name, marks))
+            masks.append(RemovedMask(node.name or node.outputs[0].name, marks))
             _remove(graph, node, plain)
         if not masks:
             raise RefusedError("the model has no masks of copied experts")

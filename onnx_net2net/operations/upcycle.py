@@ -31,7 +31,7 @@ from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.graph import Node, Tensor, Variable
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
@@ -138,7 +138,7 @@ def upcycle(
     model = load(teacher)
     with paused_gc():
         opened = open_bodies(model)
-        version = versions_of(opened.model.proto)[""]
+        version = opsets_of(opened.model.proto)[""]
         if version < _FIRST_OPSET:
             raise RefusedError(f"no router can be written in opset {version}: convert the model to {_FIRST_OPSET}")
         analysis = infer(opened.model)

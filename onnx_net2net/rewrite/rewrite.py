@@ -9,7 +9,7 @@ from onnx_net2net.algebra.weights import Style
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.padding import follow, pads_of
 from onnx_net2net.analysis.ties import Ties
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.model.history import mark_grown
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.classes import add_priors, find_biases, silence_classes
@@ -106,7 +106,7 @@ def rewrite(
     resize(teacher, rewriting)
     mask_copies(rewriting, masks, rows, style.seed)
     if scaling is None:
-        fill_norms(rewriting, versions_of(teacher.proto)[""])
+        fill_norms(rewriting, opsets_of(teacher.proto)[""])
     add_priors(rewriting, style.logit, biases)
     if scaling is None:
         cut_outputs(rewriting)

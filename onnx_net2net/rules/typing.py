@@ -14,10 +14,10 @@ Typed = tuple[int, tuple[int, ...]]
 TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
 """Returns dtype and shape of each output, given those of the inputs, the attributes, and the input values if known."""
 
-SMALL = 2048
+SMALL_TENSOR = 2048
 """The largest number of elements of a tensor that is evaluated: more than sizes have, enough for a dim's units."""
 
-_LARGE = SMALL**2
+_LARGE = SMALL_TENSOR**2
 """Elements that two small inputs make at most; no node is evaluated that makes more."""
 
 STEPS = 43
@@ -52,16 +52,16 @@ def is_large(kind: str, inputs: Sequence[np.ndarray | None]) -> bool:
         return prod(np.broadcast_shapes(*(value.shape for value in inputs if value is not None))) > _LARGE
     if kind == "OneHot":
         indices, depth = inputs[:2]
-        return indices is None or depth is None or abs(float(np.max(depth))) * max(indices.size, 1) > SMALL
+        return indices is None or depth is None or abs(float(np.max(depth))) * max(indices.size, 1) > SMALL_TENSOR
     if kind == "Einsum":
         return prod(value.size for value in inputs if value is not None) > _LARGE
     if kind in ("ConstantOfShape", "Expand"):
         shape = inputs[-1]
-        return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL
+        return shape is None or abs(float(np.prod(shape.astype(float)))) > SMALL_TENSOR
     if kind == "Range":
         start, limit, delta = (float(np.asarray(value)) for value in inputs)
-        return delta == 0 or (limit - start) / delta > SMALL
+        return delta == 0 or (limit - start) / delta > SMALL_TENSOR
     if kind == "Tile":
         tiled, repeats = inputs
-        return tiled is None or repeats is None or prod(map(int, repeats.reshape(-1))) * tiled.size > SMALL
+        return tiled is None or repeats is None or prod(map(int, repeats.reshape(-1))) * tiled.size > SMALL_TENSOR
     return kind in ("Resize", "Upsample", "Pad")

@@ -12,11 +12,11 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.model.protos import bodies, constants_in, integer
 from onnx_net2net.rules import traits
 
-Size = int | str
+AxisSize = int | str
 """A number, the name of a dynamic axis, or arithmetic over such names."""
 
 
-def declared_shape(info: onnx.ValueInfoProto) -> tuple[Size, ...]:
+def declared_shape(info: onnx.ValueInfoProto) -> tuple[AxisSize, ...]:
     """Return the declared sizes; an axis without a usable name gets one of its own."""
     return tuple(
         dim.dim_value if dim.dim_value > 0
@@ -33,17 +33,17 @@ class Flow:
         self.readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
         self.producers: dict[str, onnx.NodeProto] = {}
         self.constants: dict[str, onnx.TensorProto] = {}
-        self.shapes: dict[str, tuple[Size, ...]] = {}
+        self.shapes: dict[str, tuple[AxisSize, ...]] = {}
         self.aliases: dict[str, list[str]] = defaultdict(list)  # across the borders of If, Loop and Scan
         self._read(graph)
 
-    def follow(self, name: str) -> tuple[set[tuple[str, int]], list[tuple[Size, int]]]:
+    def follow(self, name: str) -> tuple[set[tuple[str, int]], list[tuple[AxisSize, int]]]:
         """Return the (operator, input) pairs that the values of a tensor reach, and their bounds.
 
         They stay below ``size - shift`` for every bound ``(size, shift)``.
         """
         uses: set[tuple[str, int]] = set()
-        bounds: set[tuple[Size, int]] = set()
+        bounds: set[tuple[AxisSize, int]] = set()
         queue = [(name, 0)]  # a tensor, and how much it exceeds the input at most
         seen = set(queue)
         while queue:
@@ -105,7 +105,7 @@ class Flow:
         factors = [self.producers.get(factor) for factor in node.input] if node and node.op_type in traits.TIMES else []
         return any(factor is not None and factor.op_type in traits.CASTS for factor in factors)
 
-    def _limits(self, node: onnx.NodeProto, index: int) -> list[tuple[Size, int]]:
+    def _limits(self, node: onnx.NodeProto, index: int) -> list[tuple[AxisSize, int]]:
         """Return the bounds that an input of the node puts on the values given to it."""
         if node.op_type == "OneHot" and index == 0:
             depth = self._whole(node.input[1])
@@ -122,7 +122,7 @@ class Flow:
             return [(size, 0) for size in sizes[axis:]]
         return [(sizes[axis], 0)] if -len(sizes) <= axis < len(sizes) else []
 
-    def _sizes(self, name: str) -> Sequence[Size]:
+    def _sizes(self, name: str) -> Sequence[AxisSize]:
         """Return the shape of a tensor where it is a constant, a stored weight or declared; else empty."""
         turns = []
         while name not in self.constants:

@@ -24,7 +24,7 @@ from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.protos import free_inputs
 from onnx_net2net.rules import traits
-from onnx_net2net.run.input_uses import Flow, Size, declared_shape
+from onnx_net2net.run.input_uses import AxisSize, Flow, declared_shape
 
 Feeds = dict[str, Array]
 
@@ -58,10 +58,10 @@ class InputSpec:
 
     name: str
     dtype: np.dtype[Any]
-    shape: tuple[Size, ...]
+    shape: tuple[AxisSize, ...]
     kind: str = "real"
     low: int = 0
-    bounds: tuple[tuple[Size, int], ...] = ()
+    bounds: tuple[tuple[AxisSize, int], ...] = ()
     choices: tuple[int, ...] = ()
 
 
@@ -215,14 +215,14 @@ def _expression(size: str) -> Any:
     return dim
 
 
-def _names(size: Size) -> list[str]:
+def _names(size: AxisSize) -> list[str]:
     if isinstance(size, int):
         return []
     expression = _expression(size)
     return sorted(expression.free_symbols()) if expression else [size]
 
 
-def _resolve(size: Size, binding: Mapping[str, int]) -> int | None:
+def _resolve(size: AxisSize, binding: Mapping[str, int]) -> int | None:
     """Return the number that a size stands for, None where the binding does not tell."""
     if isinstance(size, int):
         return size

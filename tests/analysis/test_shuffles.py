@@ -26,7 +26,7 @@ def found(perm: str, outputs: str = "float[2,6,5] y", split: tuple[int, ...] = (
             whole=np.array([2, 6, 5]),
         )
     )
-    graph, known = Graph(model), sizes.infer(model.proto)
+    graph, known = Graph(model), sizes.infer_sizes(model.proto)
     return list(find_shuffles(graph.nodes, graph.kept, known.shape))
 
 

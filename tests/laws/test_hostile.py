@@ -23,7 +23,7 @@ from onnx_net2net.analysis.loadable import inspect_for
 from onnx_net2net.cli import main as cli
 from onnx_net2net.errors import BadInputError, RefusedError, one_line, shown
 from onnx_net2net.graph.graph import Graph
-from onnx_net2net.graph.sizes import infer
+from onnx_net2net.graph.sizes import infer_sizes
 from onnx_net2net.model.functions import LIMIT, check_functions
 from onnx_net2net.model.history import HISTORY, check_values
 from onnx_net2net.model.model import load
@@ -388,7 +388,7 @@ def test_small_constants_are_not_blown_up(made: onnx.NodeProto) -> None:
     numbers = {"big": 2**40, "nil": 0, "unit": 1, "one": [1], "pair": [0, 1]}
     constants += [tensor(np.array(number, np.int64), name) for name, number in numbers.items()]
     with within(5):
-        known = infer(model([made], constants))
+        known = infer_sizes(model([made], constants))
     assert "t" not in known.values
 
 

@@ -25,7 +25,7 @@ from onnx_net2net.framework.formats.stored import SMALL_FLOATS, Entries, StateDi
 from onnx_net2net.model.checks import parse
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
-from onnx_net2net.model.staging import place_folder, stage, writing
+from onnx_net2net.model.staging import place_folder, staged_files, writing
 from onnx_net2net.model.tensors import DataFile
 from onnx_net2net.run.inputs import arrays_of
 
@@ -238,7 +238,7 @@ def write(
     for other in others:
         if other.parent != target.parent or not path.suffix:
             raise BadInputError(f"cannot write {other} together with {target}: it is a folder, or in another folder")
-    with stage(target) as staged:
+    with staged_files(target) as staged:
         with writing(path):
             arrays = {name: np.asarray(value(name), order="C") for name in names}
         with saving(path):

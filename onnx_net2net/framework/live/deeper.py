@@ -24,7 +24,7 @@ from onnx_net2net.framework.live.attributes import Slot, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.exported import duplicate, export, move_apart
 from onnx_net2net.framework.live.tensors import tensors_of
-from onnx_net2net.framework.statedict.carry import Carrier, match_all, versions_of
+from onnx_net2net.framework.statedict.carry import Carrier, descendants_of, match_all
 from onnx_net2net.framework.statedict.deeper import Placed, deepened, parted
 from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.framework.statedict.match import Match, StoredConstant, constants_of
@@ -168,8 +168,8 @@ def _lists(module: nn.Module, model: Model, deepening: Deepening) -> tuple[Lengt
     """Return what a growth of the graph means for the lists of the module."""
     entries, constants = from_torch(tensors_of(module)), constants_of(model)
     matches = match_all(entries, constants)
-    versions = {name: versions_of(constant, ()) for name, constant in constants.items()}
-    carrier = Carrier(entries, constants, constants, versions, matches, _UNCLEAR)
+    descendants = {name: descendants_of(constant, ()) for name, constant in constants.items()}
+    carrier = Carrier(entries, constants, constants, descendants, matches, _UNCLEAR)
     placed = [Placed(Entry(name, "same", (), stored), stored, carrier.later(name)) for name, stored in entries.items()]
     after = constants_of(deepening.student)
     try:

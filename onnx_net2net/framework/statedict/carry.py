@@ -1,8 +1,8 @@
 """What became of each constant of a graph, and so of the entries of a state dict that it was exported from.
 
 The way back of a student that grew (`checkpoint`) and that of a target that was filled (`fill_state_dict`) are one way.
-An entry is found among the old constants by its values. A constant may have several versions in the student, each for
-some of its readers; an entry is the version that is read in the entry's own module, as far as names tell.
+An entry is found among the old constants by its values. A constant may have several descendants in the student, each
+for some of its readers. An entry is the descendant that its own module reads, as far as names tell.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from onnx_net2net.framework.statedict.folded import match_folded
 from onnx_net2net.framework.statedict.match import Match, Matches, Piece, StoredConstant, in_common, match, match_parts
 from onnx_net2net.rewrite.constants import GrownConstant
 
-Step = Mapping[str, Sequence[GrownConstant]]
+ConstantGrowths = Mapping[str, Sequence[GrownConstant]]
 """How each constant grew in a step, by the name that it had before."""
 
 
 @dataclass(frozen=True)
-class Version:
+class Descendant:
     """What a constant became for some of its readers."""
 
     final: str  # its name in the student
@@ -37,25 +37,25 @@ class Version:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for versions that grew alike."""
+        """The same for descendants that grew alike."""
         growths = (grown and grown.growth for grown in self.chain)
         return tuple(growth and (growth.factor, *(axis.key for axis in growth.axes)) for growth in growths)
 
 
-def versions_of(constant: StoredConstant, steps: Sequence[Step]) -> list[Version]:
+def descendants_of(constant: StoredConstant, steps: Sequence[ConstantGrowths]) -> list[Descendant]:
     """Return what steps made of a constant, for all its readers."""
-    versions = [Version(constant.name, tuple(read.scope for read in constant.reads))]
+    descendants = [Descendant(constant.name, tuple(read.scope for read in constant.reads))]
     for step in steps:
-        versions = [
-            Version(
-                grown.student if grown else version.final,
-                grown.scopes if grown else version.scopes,
-                (*version.chain, grown),
+        descendants = [
+            Descendant(
+                grown.student if grown else descendant.final,
+                grown.scopes if grown else descendant.scopes,
+                (*descendant.chain, grown),
             )
-            for version in versions
-            for grown in step.get(version.final) or (None,)
+            for descendant in descendants
+            for grown in step.get(descendant.final) or (None,)
         ]
-    return versions
+    return descendants
 
 
 def nearness(entry: str, scope: str) -> int:
@@ -78,9 +78,9 @@ class Carrier:
     entries: StateDict  # the state dict, as it was when the old graph was exported
     old: Mapping[str, StoredConstant]  # the constants of the old graph
     new: Mapping[str, StoredConstant]  # those of the student
-    versions: Mapping[str, Sequence[Version]]  # what each of the old ones became
+    descendants: Mapping[str, Sequence[Descendant]]  # what each of the old ones became
     matches: Matches  # which of them each entry may be
-    unclear: str  # what an error says where versions differ, and the file does not tell which of them `{entry}` is
+    unclear: str  # what an error says where descendants differ, and the file does not tell which of them `{entry}` is
     # What the modules of the graph call entries that have other names there.
     called: Mapping[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # the names of the student's constants that entries are
@@ -99,14 +99,14 @@ class Carrier:
         ranks = [self._rank(name, match) for match in matches]
         best = [match for match, rank in zip(matches, ranks, strict=True) if rank == max(ranks)]
         constants = list(dict.fromkeys(match.pieces[0].constant for match in best))
-        versions = [version for constant in constants for version in self._near(name, constant)]
-        if len(constants) > 1 and not all(self._are_alike(versions[0], other) for other in versions[1:]):
-            became = "grew differently" if versions[0].chain else "got different values"
+        descendants = [descendant for constant in constants for descendant in self._near(name, constant)]
+        if len(constants) > 1 and not all(self._are_alike(descendants[0], other) for other in descendants[1:]):
+            became = "grew differently" if descendants[0].chain else "got different values"
             raise RefusedError(
                 f"{name} is equal to {some(constants)}, which {became}: the export made one for each use "
                 "(export with folding off)"
             )
-        self.used.update(version.final for version in versions if len(constants) > 1)
+        self.used.update(descendant.final for descendant in descendants if len(constants) > 1)
         return best[0]
 
     def _rank(self, name: str, match: Match) -> tuple[bool, int]:
@@ -119,14 +119,14 @@ class Carrier:
         called = self.called.get(name, name)
         return max((nearness(called, scope) for scope in scopes), default=0)
 
-    def _near(self, name: str, constant: str) -> list[Version]:
-        """Return the versions of a constant that are read nearest to the module of an entry."""
-        versions = [v for v in self.versions[constant] if v.scopes] or list(self.versions[constant])
-        near = [self._nearness(name, version.scopes) for version in versions]
-        return [version for version, score in zip(versions, near, strict=True) if score == max(near)]
+    def _near(self, name: str, constant: str) -> list[Descendant]:
+        """Return the descendants of a constant that are read nearest to the module of an entry."""
+        descendants = [v for v in self.descendants[constant] if v.scopes] or list(self.descendants[constant])
+        near = [self._nearness(name, descendant.scopes) for descendant in descendants]
+        return [descendant for descendant, score in zip(descendants, near, strict=True) if score == max(near)]
 
-    def nearest(self, name: str, constant: str) -> Version:
-        """Return the version of a constant that the module of an entry reads.
+    def nearest(self, name: str, constant: str) -> Descendant:
+        """Return the descendant of a constant that the module of an entry reads.
 
         Raises:
             RefusedError: If it may be one of several that differ.
@@ -137,8 +137,8 @@ class Carrier:
         self.used.add(first.final)
         return first
 
-    def _are_alike(self, one: Version, other: Version) -> bool:
-        """Tell whether versions grew alike; of those that were filled, whether they got the same values."""
+    def _are_alike(self, one: Descendant, other: Descendant) -> bool:
+        """Tell whether descendants grew alike; of those that were filled, whether they got the same values."""
         if one.chain or one.final == other.final:
             return one.key == other.key
         return np.array_equal(self.new[one.final].read(), self.new[other.final].read())
@@ -149,14 +149,15 @@ class Carrier:
         Raises:
             RefusedError: If it did not grow axis by axis, or it is not clear how.
         """
-        versions = [self.nearest(name, piece.constant) for piece in match.pieces]
+        descendants = [self.nearest(name, piece.constant) for piece in match.pieces]
         if match.axes is not None:
-            pieces = [replace(piece, constant=v.final) for piece, v in zip(match.pieces, versions, strict=True)]
+            pieces = [replace(piece, constant=v.final) for piece, v in zip(match.pieces, descendants, strict=True)]
             growths = [
-                _folded(grown.growth if grown else None, match, self.entries[name].shape) for grown in versions[0].chain
+                _folded(grown.growth if grown else None, match, self.entries[name].shape)
+                for grown in descendants[0].chain
             ]
         else:
-            followed = [self.follow(*pair) for pair in zip(match.pieces, versions, strict=True)]
+            followed = [self.follow(*pair) for pair in zip(match.pieces, descendants, strict=True)]
             pieces = [piece for piece, _ in followed]
             growths = [_joined(step, match.axis) for step in zip(*(steps for _, steps in followed), strict=True)]
         return replace(match, pieces=tuple(pieces)), tuple(growths)
@@ -170,20 +171,20 @@ class Carrier:
                 found.append(self.carried(name, one)[0])
         return found
 
-    def follow(self, piece: Piece, version: Version) -> tuple[Piece, list[WeightGrowth]]:
-        """Return what a piece is in a version, and how it grew in each step.
+    def follow(self, piece: Piece, descendant: Descendant) -> tuple[Piece, list[WeightGrowth]]:
+        """Return what a piece is in a descendant, and how it grew in each step.
 
         Raises:
             RefusedError: If it did not grow axis by axis.
         """
         view, shape = piece.view, self.old[piece.constant].shape
         growths: list[WeightGrowth] = []
-        for grown in version.chain:
+        for grown in descendant.chain:
             growth = grown.growth if grown else _still(shape)
             shape = growth.shape
             view, axes = views.follow(view, growth.axes)
             growths.append(replace(growth, axes=axes))
-        return Piece(version.final, view), growths
+        return Piece(descendant.final, view), growths
 
 
 def one_each(matches: Mapping[str, list[Match]], constants: Mapping[str, StoredConstant]) -> dict[str, list[Match]]:

@@ -51,7 +51,7 @@ def _derived(carrier: Carrier, name: str) -> Entry:
 
 def added(carrier: Carrier) -> Iterator[tuple[Entry, Match]]:
     """Yield the weights of layers that the teacher does not have, as the class of a layer has them."""
-    old = {version.final for versions in carrier.versions.values() for version in versions}
+    old = {descendant.final for descendants in carrier.descendants.values() for descendant in descendants}
     for name, constant in carrier.new.items():
         if name not in old and constant.shape:
             stored, match = as_parameter(constant, constant.is_turned)
@@ -80,7 +80,9 @@ def _is_part_again(carrier: Carrier, name: str) -> bool:
                 view = shown_again(carrier.old[name], Match("same", (piece,)).read(carrier.old))
                 if view is not None:
                     part = Match("same", (carrier.carried(entry, match)[0].pieces[k],)).read(carrier.new)
-                    mine = [carrier.follow(Piece(name, view), version)[0] for version in carrier.versions[name]]
+                    mine = [
+                        carrier.follow(Piece(name, view), descendant)[0] for descendant in carrier.descendants[name]
+                    ]
                     return all(np.array_equal(Match("same", (one,)).read(carrier.new), part) for one in mine)
     return False
 
@@ -91,9 +93,9 @@ def _is_computed_anew(carrier: Carrier, name: str) -> bool:
     States that start at zeros are such, and masks of ones.
     """
     old = carrier.old[name]
-    for version in carrier.versions[name]:
-        new = carrier.new[version.final]
-        if not any(version.chain):
+    for descendant in carrier.descendants[name]:
+        new = carrier.new[descendant.final]
+        if not any(descendant.chain):
             continue
         if len(new.shape) != len(old.shape):
             return False
@@ -135,9 +137,9 @@ def untied(carrier: Carrier, entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _unused(carrier: Carrier, entry: Entry, piece: Piece) -> Iterator[str]:
-    """Yield the versions of an entry's constant that are no entry and differ from it."""
-    for version in carrier.versions[piece.constant]:
-        if version.scopes and version.final not in carrier.used:
-            later = Match("same", (carrier.follow(piece, version)[0],))
+    """Yield the descendants of an entry's constant that are no entry and differ from it."""
+    for descendant in carrier.descendants[piece.constant]:
+        if descendant.scopes and descendant.final not in carrier.used:
+            later = Match("same", (carrier.follow(piece, descendant)[0],))
             if not np.array_equal(later.read(carrier.new), entry.value()):
-                yield f"{entry.name} in {' and '.join(filter(None, version.scopes)) or version.final}"
+                yield f"{entry.name} in {' and '.join(filter(None, descendant.scopes)) or descendant.final}"

@@ -21,7 +21,7 @@ from onnx_net2net.algebra.views import Reshape, Slice
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.formats import files as statedict
 from onnx_net2net.framework.formats.stored import StateDict
-from onnx_net2net.framework.statedict.carry import Carrier, Version, match_all
+from onnx_net2net.framework.statedict.carry import Carrier, Descendant, match_all
 from onnx_net2net.framework.statedict.entries import is_matrix
 from onnx_net2net.framework.statedict.folded import out_axis, row_factors, rows
 from onnx_net2net.framework.statedict.match import (
@@ -35,7 +35,7 @@ from onnx_net2net.framework.statedict.match import (
     single,
 )
 from onnx_net2net.operations.transfer.transfer import Transfer
-from onnx_net2net.operations.transfer.values import Source
+from onnx_net2net.operations.transfer.values import Provenance
 
 _UNCLEAR = (
     "{entry} has the same values as other entries in the target, and the file does not say which is whose; export it "
@@ -114,17 +114,19 @@ class _Filling:
     """Finds the entries of a state dict in the target, and reads them in the student."""
 
     def __init__(self, result: Transfer, entries: StateDict) -> None:
-        sources: dict[str, list[Source]] = {}
+        sources: dict[str, list[Provenance]] = {}
         for source in result.sources:
             sources.setdefault(source.target, []).append(source)
         filled = {name for name, found in sources.items() if any(source.origin != "kept" for source in found)}
         old, new = constants_of(result.target), constants_of(result.student)
-        versions = {name: [Version(source.name, source.scopes) for source in sources.get(name, ())] or [Version(name)]
-                    for name in old}  # fmt: skip
+        descendants = {
+            name: [Descendant(one.name, one.scopes) for one in sources.get(name, ())] or [Descendant(name)]
+            for name in old
+        }
         matches = match_all(entries, old)
         _match_repeated(entries, old, matches)
         self._entries, self._filled = entries, filled
-        self._carrier = Carrier(entries, old, new, versions, matches, _UNCLEAR)
+        self._carrier = Carrier(entries, old, new, descendants, matches, _UNCLEAR)
         self._tables, lost_tables = _match_tables(result, entries, sources)
         lost = [name for name in sources if name in filled and name in old and name not in self._carrier.explained()]
         self._refuse_lost(lost, lost_tables)
@@ -171,12 +173,12 @@ class _Filling:
         """Return what computes the entries of a layer whose normalisation was folded into it."""
         stored, carrier = self._entries[name], self._carrier
 
-        def versions(piece: Piece) -> tuple[StoredConstant, StoredConstant]:
+        def before_and_after(piece: Piece) -> tuple[StoredConstant, StoredConstant]:
             """Return what a constant was in the target, and what it is in the student."""
             return carrier.old[piece.constant], carrier.new[carrier.nearest(name, piece.constant).final]
 
         def weight() -> Array:
-            before, after = versions(found.pieces[0])
+            before, after = before_and_after(found.pieces[0])
             order = [axis for axis in found.axes or () if axis is not None]
             axis = out_axis(before.reads[0].operator, len(stored.shape))
             plain = rows(stored.read().astype(np.float64), axis)
@@ -185,7 +187,7 @@ class _Filling:
             return np.asarray(np.transpose(after.read(), order) / scale.reshape(shape), stored.dtype)
 
         def shift() -> Array:
-            before, after = versions(found.pieces[-1])
+            before, after = before_and_after(found.pieces[-1])
             moved = after.read() - before.read()
             return np.asarray(stored.read() + moved.reshape(stored.shape), stored.dtype)
 
@@ -196,7 +198,7 @@ class _Filling:
 
 
 def _match_tables(
-    result: Transfer, entries: StateDict, sources: Mapping[str, list[Source]]
+    result: Transfer, entries: StateDict, sources: Mapping[str, list[Provenance]]
 ) -> tuple[dict[str, StoredConstant], list[str]]:
     """Find the entries that are masks, indices and other integers which were filled; and what of these is no entry."""
     old, new = (constants_of(model, floats=False) for model in (result.target, result.student))

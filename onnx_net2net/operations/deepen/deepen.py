@@ -24,7 +24,7 @@ from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import check_framework
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.operations.deepen.factor import factorise
@@ -211,7 +211,7 @@ def _inserted(
         chosen = _named(found, after, way) if after else _all(found, way)
         measured = calibrated(model, chosen, calibrate, seed, progress)
         inputs = {"calibrated on": "generated inputs" if calibrate is None else "data"} if measured else {}
-        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, measured)
+        inserter = Inserter(analysis, opsets_of(model.proto)[""], seed, measured)
         for site, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(site, one, number, _kernels(site, in_pairs=pairs > 0))
@@ -230,7 +230,7 @@ def _factored(model: Model, after: Sequence[str], rank: int | None, seed: int) -
     with analysing(model) as (opened, analysis):
         found = find_sites(analysis, opened.model.proto)
         chosen = _named(found, after, "factor") if after else _all(found, "factor")
-        inserter = Inserter(analysis, versions_of(model.proto)[""], seed, {})
+        inserter = Inserter(analysis, opsets_of(model.proto)[""], seed, {})
         notes = [factorise(analysis, inserter, site, rank) for site, _ in chosen]
         options = {"after": [site.name for site, _ in chosen], "way": "factor", "rank": rank, "seed": seed}
         student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))

@@ -16,7 +16,7 @@ from onnx import defs, helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.graph.graph import Node
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
@@ -162,7 +162,7 @@ def _defaults(network: Network, node: Node) -> dict[str, object]:
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     known: dict[str, object] = dict(_DEFAULTS)
     with contextlib.suppress(defs.SchemaError):
-        schema = defs.get_schema(node.op, versions_of(network.opened.model.proto).get(domain, 1), domain)
+        schema = defs.get_schema(node.op, opsets_of(network.opened.model.proto).get(domain, 1), domain)
         for name, attribute in schema.attributes.items():
             if attribute.default_value.type:
                 value = helper.get_attribute_value(attribute.default_value)

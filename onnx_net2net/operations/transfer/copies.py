@@ -20,7 +20,7 @@ from onnx_net2net.analysis.feedforward import bias_of, find_feedforwards
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.graph.edit import Writer, drop_unread
 from onnx_net2net.graph.graph import Constant, Node, Tensor, Variable
-from onnx_net2net.graph.sizes import versions_of
+from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
@@ -206,7 +206,7 @@ def joined(networks: Networks, found: Alignment) -> Model | None:
         made = [bias_of(teacher, teacher.analysis.nodes[number].outputs[0])[1] for number in firsts]
         gates = [_is_bent(tensor) for tensor in made]
         order = (0, 1) if gates[0] == halves[0] else (1, 0)
-        version = versions_of(networks.teacher.opened.model.proto)[""]
+        version = opsets_of(networks.teacher.opened.model.proto)[""]
         changed |= _join(teacher, block.name, [firsts[place] for place in order], version)
     if not changed:
         return None

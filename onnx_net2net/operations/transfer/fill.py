@@ -18,7 +18,7 @@ from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Compute, Networks
 from onnx_net2net.operations.transfer.segments import Segment
-from onnx_net2net.operations.transfer.values import Source, Values, real
+from onnx_net2net.operations.transfer.values import Provenance, Values, real
 from onnx_net2net.rules import traits
 
 _NOTHING = 1e-8
@@ -167,7 +167,7 @@ class Filling:
         elif not self.values.has(table.use):
             self.values.set(table.use, ("table", table.teacher, table.use), table.read, "teacher", table.teacher)
 
-    def fill_outputs(self) -> Iterator[Source]:
+    def fill_outputs(self) -> Iterator[Provenance]:
         """Give outputs that are parameters the teacher's values, unless they are filled where nodes read them."""
         teacher, target = (network.analysis.draft for network in self._networks)
         read = {id(use.constant) for use in self._target.analysis.uses.values()}
@@ -180,7 +180,7 @@ class Filling:
                 self._networks.hinder(str(new.name), f"it is a constant of the target, and the teacher {what}")
                 continue
             target.replace(other, tuple(other.shape), teacher.reader(one))
-            yield Source(str(other.name), tuple(other.shape), "teacher", str(one.name), str(other.name))
+            yield Provenance(str(other.name), tuple(other.shape), "teacher", str(one.name), str(other.name))
 
     # -- modules that only the target has ----------------------------------------------------------------------
 

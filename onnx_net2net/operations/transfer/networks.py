@@ -170,7 +170,7 @@ def reshaped(model: Model) -> Model:
     """
     tensors = constants_in(model.proto.graph)
     makers = {name: node for node in model.proto.graph.node for name in node.output}
-    shapes = sizes.infer(model.proto).shape
+    shapes = sizes.infer_sizes(model.proto).shape
     nodes, shape_of = [], {}
     for node in model.proto.graph.node:
         new = [node]

@@ -44,7 +44,7 @@ from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacl
 from onnx_net2net.operations.transfer.segments import put_together
 from onnx_net2net.operations.transfer.sharing import shared_less
 from onnx_net2net.operations.transfer.ties import tie
-from onnx_net2net.operations.transfer.values import Source
+from onnx_net2net.operations.transfer.values import Provenance
 from onnx_net2net.operations.widen.options import WidenOptions
 from onnx_net2net.proof.models import compare_models
 from onnx_net2net.proof.verdict import Verification
@@ -74,7 +74,7 @@ class Transfer:
     teacher: Model
     target: Model
     student: Model
-    sources: tuple[Source, ...]
+    sources: tuple[Provenance, ...]
     obstacles: tuple[Obstacle, ...]
     seed: int
     doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)

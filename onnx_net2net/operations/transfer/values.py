@@ -19,7 +19,7 @@ from onnx_net2net.operations.transfer.networks import Compute, Network
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where the values of a tensor of the target came from.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Value:
     Attributes:
         key: Equal keys mean equal values.
         compute: Computes them, in the constant's own order.
-        origin: Where they come from, as in `Source`.
+        origin: Where they come from, as in `Provenance`.
         teacher: The teacher's tensor.
     """
 
@@ -98,7 +98,7 @@ class Values:
             parameter: The parameter.
             key: Equal keys mean equal values.
             compute: Computes the values.
-            origin: Where they come from, as in `Source`.
+            origin: Where they come from, as in `Provenance`.
             teacher: The teacher's tensor.
             uses: Other inputs that are the same constant and get the same values.
         """
@@ -132,7 +132,7 @@ class Values:
         """Tell whether a use of a constant gets new values."""
         return use in self._values
 
-    def write(self) -> Iterator[Source]:
+    def write(self) -> Iterator[Provenance]:
         """Put all values into the network's draft; constants that several nodes read in different ways are parted."""
         for uses in self._network.readings.values():
             constant = self._network.original(uses[0])
@@ -147,9 +147,9 @@ class Values:
             for (_, readers), own in zip(shares, names, strict=True):
                 value = self._values.get(readers[0])
                 if value is not None:
-                    yield Source(own, shape, value.origin, value.teacher, name, self._scopes(readers))
+                    yield Provenance(own, shape, value.origin, value.teacher, name, self._scopes(readers))
                 elif is_float:
-                    yield Source(name, shape, "kept", "", name, self._scopes(readers))
+                    yield Provenance(name, shape, "kept", "", name, self._scopes(readers))
 
     def _version(self, readers: Sequence[Place], shape: Sequence[int]) -> Version:
         value, nodes = self._values.get(readers[0]), self._network.nodes
