@@ -39,7 +39,7 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
     from checkpoint_table import import_torchvision
 
     import_torchvision()
-    from onnx_net2net.framework.formats.files import DTYPES
+    from onnx_net2net.framework.formats.state_dicts import DTYPES
     from onnx_net2net.framework.formats.stored import Stored
     from onnx_net2net.framework.huggingface.parameters import Parameter, Written
     from onnx_net2net.framework.huggingface.skeleton import build

@@ -61,7 +61,7 @@ def digest(path: Path) -> str:
         Exception: If it is not whole.
     """
     if path.suffix != ".onnx":
-        from onnx_net2net.framework.formats.files import read
+        from onnx_net2net.framework.formats.state_dicts import read
 
         entries = read(path)
         return hashlib.sha256(b"".join(entries[name].read().tobytes() for name in sorted(entries))).hexdigest()

@@ -110,7 +110,7 @@ def _run(path: Path, steps: int, result: Result) -> None:
 
 def _inputs(model: Model) -> list[list[torch.Tensor]]:
     """Return some sets of inputs that onnxruntime accepts."""
-    from onnx_net2net.framework.formats.files import to_torch as tensor
+    from onnx_net2net.framework.formats.state_dicts import torch_tensor
     from onnx_net2net.run.inputs import accepted, draw, input_specs
     from onnx_net2net.run.session import LEVELS, Runner, provider_name
 
@@ -125,7 +125,7 @@ def _inputs(model: Model) -> list[list[torch.Tensor]]:
                 runner(feeds)
                 drawn.append(feeds)
     drawn = drawn[:3]
-    return [[tensor(feeds[spec.name]) for spec in specs] for feeds in drawn]
+    return [[torch_tensor(feeds[spec.name]) for spec in specs] for feeds in drawn]
 
 
 def _loss(outputs: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ from onnx_net2net.cli.output import answer, shape_text, table
 from onnx_net2net.cli.student import check_replaced, widths_of
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
-from onnx_net2net.framework.formats.files import check_output
+from onnx_net2net.framework.formats.state_dicts import check_output
 from onnx_net2net.framework.optimizer import grow_state, output_beside, read_state, with_note, write_state
 from onnx_net2net.framework.recipe import next_steps, recipe_of_entries
 from onnx_net2net.framework.statedict.entries import Entry

@@ -16,7 +16,7 @@ from rich.table import Table
 from onnx_net2net.analysis.outline import outline
 from onnx_net2net.cli.drawing import Drawing
 from onnx_net2net.errors import BadInputError, optional, shown
-from onnx_net2net.framework.formats.files import is_made
+from onnx_net2net.framework.formats.state_dicts import is_made
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.staging import destination, whole
 

@@ -13,7 +13,7 @@ from onnx_net2net.cli.output import answer, progress_bar, shape_text, table, tel
 from onnx_net2net.cli.page import check_page, picture, write_page
 from onnx_net2net.cli.student import check_replaced
 from onnx_net2net.errors import NotEquivalentError, RefusedError
-from onnx_net2net.framework.formats.files import check_output
+from onnx_net2net.framework.formats.state_dicts import check_output
 from onnx_net2net.framework.recipe import next_steps, recipe_of
 from onnx_net2net.framework.statedict.filled import fill_state_dict
 from onnx_net2net.model.model import load

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.errors import optional
-from onnx_net2net.framework.formats.files import load_torch, save_torch
+from onnx_net2net.framework.formats.state_dicts import load_torch, save_torch
 from onnx_net2net.framework.optimizer import bare_optimizer
 
 

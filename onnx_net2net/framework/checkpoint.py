@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array, are_equal
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.formats.stored import StateDict
 from onnx_net2net.framework.statedict.carry import Carrier, ConstantGrowths, descendants_of, match_all
 from onnx_net2net.framework.statedict.deeper import Placed, deepened
@@ -62,10 +62,10 @@ class Checkpoint:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all values as tensors of torch, for `module.load_state_dict`."""
-        return {name: statedict.to_torch(values) for name, values in self.arrays().items()}
+        return {name: state_dicts.torch_tensor(values) for name, values in self.arrays().items()}
 
     def save(self, path: str | os.PathLike[str], beside: Mapping[Path, Callable[[Path], None]] | None = None) -> None:
-        """Write the state dict in the format of the path's suffix; see `onnx_net2net.framework.formats.files.write`.
+        """Write the state dict in the format of the path's suffix; see `framework.formats.state_dicts.write`.
 
         Args:
             path: The file, or a folder for Orbax.
@@ -75,7 +75,7 @@ class Checkpoint:
             BadInputError: There is no such format, or the file cannot be written.
         """
         values = {entry.name: entry.value for entry in self.entries}
-        statedict.write(path, values, lambda name: values[name](), self.sources, self.kept, beside)
+        state_dicts.write(path, values, lambda name: values[name](), self.sources, self.kept, beside)
 
 
 def checkpoint(
@@ -90,7 +90,7 @@ def checkpoint(
     Args:
         teacher: The model that the student was grown from.
         student: The student, which has a record in its metadata.
-        state_dict: The teacher's state dict: a file (see `onnx_net2net.framework.formats.files.read`), or the result of
+        state_dict: The teacher's state dict: a file (see `framework.formats.state_dicts.read`), or the result of
             `module.state_dict()`. If None, the names and layouts of the graph are used (see
             `onnx_net2net.framework.statedict.recover`).
         untie: Whether tied entries may grow differently. If they do, the class must not tie them any more.
@@ -109,7 +109,7 @@ def checkpoint(
         recovered = recover(constants)
         entries: StateDict = recovered.entries
     else:
-        entries = statedict.read(state_dict)
+        entries = state_dicts.read(state_dict)
     steps = _steps(model, grown)
     with work_folder() as folder:
         runs = _redo(model, grown, steps, folder)

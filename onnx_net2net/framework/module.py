@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, NotEquivalentError, one_line, optional, some
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.run.inputs import Feeds, input_specs
 
@@ -50,7 +50,7 @@ class ModuleRunner:
         """Run the module on arrays by the teacher's names; return its outputs by the teacher's names."""
         import torch
 
-        given = {name: statedict.to_torch(feeds[name]).to(self._device) for name in self._inputs}
+        given = {name: state_dicts.torch_tensor(feeds[name]).to(self._device) for name in self._inputs}
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             result = self._module(**given) if self._by_name else self._module(*given.values())
         if isinstance(result, Mapping) and all(name in result for name in self._outputs):
@@ -58,7 +58,7 @@ class ModuleRunner:
         tensors = list(_tensors(result))
         if len(tensors) != len(self._outputs):
             raise NotEquivalentError(f"the class returns {len(tensors)} tensors, the teacher {len(self._outputs)}")
-        made = statedict.from_torch({n: one.cpu() for n, one in zip(self._outputs, tensors, strict=True)})
+        made = state_dicts.from_torch({n: one.cpu() for n, one in zip(self._outputs, tensors, strict=True)})
         return {name: stored.read() for name, stored in made.items()}
 
 
@@ -116,7 +116,7 @@ def load_strictly(module: torch.nn.Module, state_dict: str | os.PathLike[str]) -
         BadInputError: If the file cannot be read.
         NotEquivalentError: If it does not fit; the text has the first names and shapes.
     """
-    state, wanted = statedict.read(state_dict), module.state_dict()
+    state, wanted = state_dicts.read(state_dict), module.state_dict()
     shapes = [
         f"{name} is {list(stored.shape)}, in the class {list(wanted[name].shape)}"
         for name, stored in state.items()
@@ -131,7 +131,7 @@ def load_strictly(module: torch.nn.Module, state_dict: str | os.PathLike[str]) -
     if found:
         raise NotEquivalentError(f"{Path(state_dict).name} does not fit the class: it is {'; '.join(found)}")
     try:
-        module.load_state_dict({name: statedict.to_torch(stored.read()) for name, stored in state.items()})
+        module.load_state_dict({name: state_dicts.torch_tensor(stored.read()) for name, stored in state.items()})
     except RuntimeError as error:  # a class may have rules of its own
         raise NotEquivalentError(f"{Path(state_dict).name} does not fit the class: {one_line(error)}") from error
 

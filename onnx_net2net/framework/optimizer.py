@@ -26,7 +26,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.weights import AxisGrowth, Held
 from onnx_net2net.errors import BadInputError, RefusedError, some
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.model.staging import whole
 
@@ -183,7 +183,7 @@ def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
             other = FACTORED[name]
             result[name], result[other] = _factored(_read(value), _read(values[other]), entry)
         elif name in MOMENTS:
-            result[name] = statedict.to_torch(entry.grow(_read(value), MOMENTS[name]))
+            result[name] = state_dicts.torch_tensor(entry.grow(_read(value), MOMENTS[name]))
         elif name not in FACTORED.values():
             raise RefusedError(
                 f"how {name!r} grows is not known; known are {', '.join((*MOMENTS, *FACTORED))} (Adam, AdamW, SGD, "
@@ -193,7 +193,7 @@ def _grow_parameter(values: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
 
 
 def _read(tensor: Any) -> Array:
-    return statedict.from_torch({"": tensor.cpu()})[""].read()
+    return state_dicts.from_torch({"": tensor.cpu()})[""].read()
 
 
 def _factored(rows: Array, columns: Array, entry: Entry) -> tuple[Any, Any]:
@@ -203,7 +203,7 @@ def _factored(rows: Array, columns: Array, entry: Entry) -> tuple[Any, Any]:
     mean = r.mean(axis=-2, keepdims=True)
     squares = entry.grow(r * c / np.where(mean > 0, mean, 1).astype(r.dtype), "square")
     found = squares.mean(axis=-1, keepdims=not is_flat), squares.mean(axis=-2, keepdims=not is_flat)
-    return statedict.to_torch(found[0]), statedict.to_torch(found[1])
+    return state_dicts.torch_tensor(found[0]), state_dicts.torch_tensor(found[1])
 
 
 def _parameters(state: Mapping[str, Any], checkpoint: Checkpoint) -> dict[int, Entry]:
@@ -300,7 +300,7 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise BadInputError(f"cannot read {path}: there is no such file")
-    loaded = statedict.load_torch(path)
+    loaded = state_dicts.load_torch(path)
     if not isinstance(loaded, Mapping):
         raise BadInputError(f"{path} is no state dict of an optimizer")
     return loaded
@@ -312,8 +312,8 @@ def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         BadInputError: If it cannot be written there.
     """
-    with whole(Path(path)) as place, statedict.saving(Path(path)):
-        statedict.save_torch(dict(state), place)
+    with whole(Path(path)) as place, state_dicts.saving(Path(path)):
+        state_dicts.save_torch(dict(state), place)
 
 
 def output_beside(path: Path) -> Path:

@@ -13,7 +13,7 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, some
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.formats.stored import StateDict, Stored
 from onnx_net2net.framework.fx.parameters import Trained, trained_of
 from onnx_net2net.framework.returned import returned
@@ -59,8 +59,8 @@ def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None)
 def _read(source: Source) -> tuple[StateDict, list[Path]]:
     """Return a state dict, and the files that it is read from later; tensors in memory are copied now."""
     if not isinstance(source, Mapping):
-        return statedict.read(source), [Path(source)]
-    entries = statedict.from_torch(source)
+        return state_dicts.read(source), [Path(source)]
+    entries = state_dicts.from_torch(source)
     return {name: _copied(stored) for name, stored in entries.items()}, []
 
 

@@ -20,7 +20,7 @@ from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.optimizer import squares_of
 from onnx_net2net.framework.statedict.entries import Entry
 from onnx_net2net.framework.statedict.match import constants_of, match
@@ -46,7 +46,7 @@ def expert_utility(
     model = load(teacher)
     with analysing(model) as (opened, analysis):
         names = {dim: group.name for group in inspect_analysis(opened.model, analysis).groups for dim in group.dims}
-    entries = files.read(state_dict)
+    entries = state_dicts.read(state_dict)
     constants = constants_of(model)
     matches = match(entries, constants)
     squares = squares_of(optimizer, Checkpoint(tuple(Entry(name, "", (), one) for name, one in entries.items())))

@@ -19,7 +19,7 @@ from onnx_net2net.algebra.dims import leaf_set
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.groups import analysing
 from onnx_net2net.analysis.layers import Layer, LayerGraph
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.statedict.carry import match_all, one_each
 from onnx_net2net.framework.statedict.match import constants_of
 from onnx_net2net.graph.walk import constant_of
@@ -139,7 +139,7 @@ def _features(model: Model, state: Path) -> Iterator[Feature]:
 def _modules(model: Model, state: Path) -> dict[str, str]:
     """Return what the state dict calls the module of each constant."""
     constants = constants_of(model)
-    matches = one_each(match_all(statedict.read(state), constants), constants)
+    matches = one_each(match_all(state_dicts.read(state), constants), constants)
     return {found[0].pieces[0].constant: entry.rpartition(".")[0] for entry, found in matches.items()}
 
 

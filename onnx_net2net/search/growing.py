@@ -16,7 +16,7 @@ from onnx_net2net.analysis.groups import inspect
 from onnx_net2net.analysis.names import matching
 from onnx_net2net.errors import Net2NetError, RefusedError, WriteError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.fx.parameters import trained_of
 from onnx_net2net.framework.optimizer import grow_state, read_state, write_state
 from onnx_net2net.framework.refit import refit
@@ -82,7 +82,7 @@ def begin(model: Path, state: Path | None, optimizer: Path | None, folder: Path)
     """
     if state is not None:
         loaded = load(model)
-        apart = separated(loaded, statedict.read(state))
+        apart = separated(loaded, state_dicts.read(state))
         if apart is not loaded:
             model = folder / "start.onnx"
             apart.save(model)
@@ -170,7 +170,7 @@ def fill_network(
         exact: Whether to refuse one that computes something else.
     """
     empty = load(target)
-    result = transfer(load(teacher.model), separated(empty, statedict.read(state)) if state else empty, prove=False)
+    result = transfer(load(teacher.model), separated(empty, state_dicts.read(state)) if state else empty, prove=False)
     _, obstacles = proof(result)
     if exact and obstacles:
         raise RefusedError(f"not exact: {obstacles[0]}")
@@ -207,7 +207,7 @@ def _write_own(model: Model, path: Path) -> None:
     """Write the weights of a file under the names that `to_torch` gives them."""
     tensors = dict(enumerate(all_tensors(model.proto)))
     places = {one.name: tensors[one.tensor] for one in trained_of(model).trained}
-    statedict.write(path, places, lambda name: model.tensor(places[name]).numpy())
+    state_dicts.write(path, places, lambda name: model.tensor(places[name]).numpy())
 
 
 def _grow_optimizer(teacher: SavedNetwork, made: Checkpoint, path: Path | None, notes: list[str]) -> Path | None:

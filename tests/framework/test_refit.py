@@ -10,7 +10,7 @@ from graphs import net
 
 from onnx_net2net import BadInputError, RefusedError, checkpoint, deepen, load, refit, to_torch, verify, widen
 from onnx_net2net.cli.main import main
-from onnx_net2net.framework.formats.files import write
+from onnx_net2net.framework.formats.state_dicts import write
 from onnx_net2net.model.history import history
 
 torch = pytest.importorskip("torch")

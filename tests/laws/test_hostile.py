@@ -558,7 +558,7 @@ def test_examples_that_nothing_needs_are_read_all_the_same(tmp_path: Path) -> No
 
 def test_a_state_dict_inside_itself_is_none(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from onnx_net2net.framework.formats.files import read
+    from onnx_net2net.framework.formats.state_dicts import read
 
     itself: dict[str, object] = {"epoch": 1}
     itself["state_dict"] = itself

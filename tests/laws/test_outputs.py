@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_net2net import load, verify, widen
 from onnx_net2net.cli import main as cli
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model import saving, staging
 from onnx_net2net.run.session import LEVELS, Runner
@@ -254,7 +254,7 @@ def test_what_is_no_file_is_left_alone(tmp_path, run, make):
             assert code == 2
         else:
             with pytest.raises(BadInputError) as caught:
-                statedict.write(folder / name, ["a"], lambda _: np.zeros(3))
+                state_dicts.write(folder / name, ["a"], lambda _: np.zeros(3))
             err = f"onnx-net2net: {caught.value}\n"
         assert len(err.splitlines()) == 1
         assert re.search(f"cannot write .*{name}: {text}", err)
@@ -443,15 +443,15 @@ def test_a_kill_at_any_moment_leaves_a_pair_that_belongs_together(tmp_path):
 
     def save(value):
         beside = {state: lambda place: place.write_text(str(value))}
-        statedict.write(path, ["a"], lambda _: np.full(8, value), beside=beside)
+        state_dicts.write(path, ["a"], lambda _: np.full(8, value), beside=beside)
 
     found = set()
     for number in itertools.count(1):
         save(1)
         if not killed_at(number, folder, lambda: save(2)):
             break
-        statedict.write(folder / "next.safetensors", ["a"], lambda _: np.zeros(3))
-        value = statedict.read(path)["a"].read()[0]
+        state_dicts.write(folder / "next.safetensors", ["a"], lambda _: np.zeros(3))
+        value = state_dicts.read(path)["a"].read()[0]
         assert state.read_text() == str(value)
         assert names(folder) == ["next.safetensors", "s.optimizer.pt", "s.safetensors"]
         found.add(int(value))
@@ -531,8 +531,8 @@ def test_data_that_shrink_under_an_open_array(tmp_path):
 
 def test_a_state_dict_that_shrinks_while_it_is_read(tmp_path):
     path = tmp_path / "s.safetensors"
-    statedict.write(path, ["a"], lambda _: np.ones(100_000))
-    entry = statedict.read(path)["a"]
+    state_dicts.write(path, ["a"], lambda _: np.ones(100_000))
+    entry = state_dicts.read(path)["a"]
     np.testing.assert_array_equal(entry.read(), np.ones(100_000))
     os.truncate(path, 1000)
     with pytest.raises(BadInputError, match="changed while it was read"):
@@ -585,10 +585,10 @@ def test_two_files_are_written_together_or_not_at_all(tmp_path, monkeypatch):
             if fail:
                 raise BadInputError("cannot write it: the disk is full")
 
-        statedict.write(path, ["a"], lambda _: np.full(8, value), beside={state: write_state})
+        state_dicts.write(path, ["a"], lambda _: np.full(8, value), beside={state: write_state})
 
     def content():
-        return int(statedict.read(path)["a"].read()[0]), state.read_text(), names(tmp_path)
+        return int(state_dicts.read(path)["a"].read()[0]), state.read_text(), names(tmp_path)
 
     save(1)
     before = content()

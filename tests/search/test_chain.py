@@ -14,7 +14,7 @@ from searches import stages_table as table
 
 from onnx_net2net import load, verify
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.search.chain import plan_chain, run_chain, saving
 from onnx_net2net.search.stages import read_chain
 from onnx_net2net.search.training import TrainingError
@@ -47,14 +47,14 @@ def test_trained_weights_are_in_the_file_and_in_the_next_stage(tmp_path):
     rows = run_chain(read_chain(write(tmp_path)))
     for row in rows:
         state, tensors = (
-            statedict.read(row.network.state),
+            state_dicts.read(row.network.state),
             {t.name: t for t in load(row.network.model).proto.graph.initializer},
         )
         assert state.keys() <= tensors.keys()
-    weight = statedict.read(rows[0].network.state)["fc3.bias"].read()
-    later = statedict.read(rows[1].network.state.parent.parent / "init.safetensors")["fc3.bias"].read()
+    weight = state_dicts.read(rows[0].network.state)["fc3.bias"].read()
+    later = state_dicts.read(rows[1].network.state.parent.parent / "init.safetensors")["fc3.bias"].read()
     assert weight.tolist() == later.tolist()
-    assert weight.tolist() != statedict.read(rows[1].network.state)["fc3.bias"].read().tolist()
+    assert weight.tolist() != state_dicts.read(rows[1].network.state)["fc3.bias"].read().tolist()
 
 
 def test_what_changed_makes_a_stage_stale_and_all_behind_it(tmp_path):

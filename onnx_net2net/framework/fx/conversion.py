@@ -12,7 +12,7 @@ from onnx2fx.op_registry import get_handler
 from torch import fx, nn
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.fx.operators import BatchNorm, registered
 from onnx_net2net.framework.fx.parameters import Plain
 from onnx_net2net.model.model import Model
@@ -114,7 +114,7 @@ class _Builder(GraphBuilder):  # type: ignore[misc]
         array = self._source.tensor(tensor).numpy()
         if array.dtype.name in ("int4", "uint4", "int2", "uint2"):  # torch computes with none of them
             array = array.astype("int8" if array.dtype.name[0] == "i" else "uint8")
-        return statedict.to_torch(array)
+        return state_dicts.torch_tensor(array)
 
     def get_opset_version(self, domain: str = "") -> int:
         """Return the version of a domain, which may be called by its long name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_net2net.errors import BadInputError, one_line, some
-from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.formats.stored import StateDict, Stored
 from onnx_net2net.model.tensors import data_file
 
@@ -66,7 +66,7 @@ def read_folder(path: Path) -> Folder:
         tensors = dict(_indexed(path, listed))
         shards = dict.fromkeys(_shards(path, _weight_map(listed)))
     elif single is not None:
-        tensors, shards = dict(files.read(_inside(path, single.name))), {single: None}
+        tensors, shards = dict(state_dicts.read(_inside(path, single.name))), {single: None}
     else:
         shards = dict.fromkeys(_inside(path, file.name) for file in sorted(path.glob("*.safetensors")))
         tensors = dict(_together(shards))
@@ -81,7 +81,7 @@ def _read_file(path: Path) -> Folder:
     if path.name.endswith(".index.json"):
         tensors, shards = dict(_indexed(path.parent, path)), tuple(_shards(path.parent, _weight_map(path)))
     else:
-        tensors, shards = dict(files.read(path)), (path,)
+        tensors, shards = dict(state_dicts.read(path)), (path,)
     return Folder(path, {}, tensors, shards, ())
 
 
@@ -89,7 +89,7 @@ def _together(shards: Iterable[Path]) -> Iterator[tuple[str, Stored]]:
     """Yield the tensors of files that no index lists."""
     found: dict[str, Path] = {}
     for shard in shards:
-        for name, tensor in files.read(shard).items():
+        for name, tensor in state_dicts.read(shard).items():
             if found.setdefault(name, shard) != shard:
                 raise BadInputError(f"{found[name]} and {shard} both have {name}, and no index tells which counts")
             yield name, tensor
@@ -132,7 +132,7 @@ def _indexed(folder: Path, index: Path) -> Iterator[tuple[str, Stored]]:
     """Yield the tensors of all shards that an index lists."""
     weight_map = _weight_map(index)
     for shard in _shards(folder, weight_map):
-        stored = files.read(_inside(folder, shard.name))
+        stored = state_dicts.read(_inside(folder, shard.name))
         wanted = {name for name, file in weight_map.items() if file == shard.name}
         missing = [name for name in wanted if name not in stored]
         if missing:

@@ -14,7 +14,7 @@ import torch
 
 from onnx_net2net.errors import BadInputError, RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint
-from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.huggingface import distributed
 from onnx_net2net.framework.huggingface.distributed import Distributed, Key
 from onnx_net2net.framework.huggingface.student import Student
@@ -39,7 +39,7 @@ def optimizer_of(student: Student, source: Path) -> Callable[[Path], None]:
     """
     if not source.is_dir():
         state = grow_state(read_state(source), Checkpoint(tuple(_entries(student))))
-        return lambda folder: files.save_torch(dict(state), folder / "optimizer.pt")
+        return lambda folder: state_dicts.save_torch(dict(state), folder / "optimizer.pt")
     if any(any(source.glob(pattern)) for pattern in _DEEPSPEED):
         raise RefusedError(
             f"{source} is a state of DeepSpeed, whose ranks hold pieces of one flat vector: load it there, and save it "
@@ -98,8 +98,8 @@ def _distributed(student: Student, state: Distributed) -> Callable[[Path], None]
         value: torch.Tensor = state.value(name)
         if not value.ndim:
             return value
-        old = files.from_torch({"": value})[""].read()
-        grown: torch.Tensor = files.to_torch(entry.grow(old, MOMENTS[str(key[-1])]))
+        old = state_dicts.from_torch({"": value})[""].read()
+        grown: torch.Tensor = state_dicts.torch_tensor(entry.grow(old, MOMENTS[str(key[-1])]))
         return grown
 
     return lambda folder: distributed.write(folder / "optimizer", others, tensors, value_of)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.inputs import call, output_of
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
@@ -176,7 +176,7 @@ class _FromDisk(TorchFunctionMode):  # type: ignore[misc]
 
     def _values(self, tensor: torch.Tensor, rows: tuple[int, int] | None) -> torch.Tensor:
         name, stored = self._known[id(tensor)]
-        value: torch.Tensor = files.to_torch(stored.part(*rows) if rows else stored.read())
+        value: torch.Tensor = state_dicts.torch_tensor(stored.part(*rows) if rows else stored.read())
         if not value.is_floating_point():
             return value
         value = value.to(self._dtype)

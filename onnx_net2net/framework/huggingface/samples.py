@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.formats import files
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.huggingface.teacher import Teacher
 
 MOST = 8
@@ -46,9 +46,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
     Raises:
         BadInputError: If it cannot be read.
     """
-    if path.suffix not in (".safetensors", ".npz", *files.TORCH):
+    if path.suffix not in (".safetensors", ".npz", *state_dicts.TORCH):
         return None
-    return {name: files.to_torch(stored.read()) for name, stored in files.read(path).items()}
+    return {name: state_dicts.torch_tensor(stored.read()) for name, stored in state_dicts.read(path).items()}
 
 
 def _ids(entry: Any, teacher: Teacher, where: str) -> list[int]:

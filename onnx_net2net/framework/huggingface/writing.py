@@ -22,7 +22,7 @@ import numpy as np
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError
-from onnx_net2net.framework.formats.files import DTYPES
+from onnx_net2net.framework.formats.state_dicts import DTYPES
 from onnx_net2net.framework.huggingface.card import card
 from onnx_net2net.framework.huggingface.folder import CONFIG, Folder
 from onnx_net2net.framework.huggingface.parameters import Written

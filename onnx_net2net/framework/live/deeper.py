@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.formats.files import from_torch
+from onnx_net2net.framework.formats.state_dicts import from_torch
 from onnx_net2net.framework.live.attributes import Slot, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.exported import duplicate, export, move_apart

@@ -16,7 +16,7 @@ from torch import nn
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.live.example import Example, Inputs
 from onnx_net2net.framework.live.exported import duplicate, export, in_double, move_apart
 from onnx_net2net.framework.live.growth import Difference, Yardstick, called
@@ -92,12 +92,12 @@ def fill(
 
 def _values(result: Transfer, exported: nn.Module, target: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state dict of the filled target; what is not filled stays as the user has it."""
-    entries, own = statedict.from_torch(exported.state_dict()), target.state_dict()
+    entries, own = state_dicts.from_torch(exported.state_dict()), target.state_dict()
     found = {}
     for name, compute in fill_state_dict(result, entries).values.items():
         values: Array = compute()
         is_kept = np.array_equal(values, entries[name].read(), equal_nan=True)
-        found[name] = own[name].detach().clone() if is_kept else statedict.to_torch(values)
+        found[name] = own[name].detach().clone() if is_kept else state_dicts.torch_tensor(values)
     return found
 
 

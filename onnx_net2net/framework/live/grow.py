@@ -21,7 +21,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.configs import SMALL
-from onnx_net2net.framework.formats.files import from_torch
+from onnx_net2net.framework.formats.state_dicts import from_torch
 from onnx_net2net.framework.live.attributes import Sizes, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
 from onnx_net2net.framework.live.configs import configured, fit_config

@@ -19,7 +19,7 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array, are_equal, is_float
 from onnx_net2net.algebra.views import Reshape, Slice
 from onnx_net2net.errors import RefusedError
-from onnx_net2net.framework.formats import files as statedict
+from onnx_net2net.framework.formats import state_dicts
 from onnx_net2net.framework.formats.stored import StateDict
 from onnx_net2net.framework.statedict.carry import Carrier, Descendant, match_all
 from onnx_net2net.framework.statedict.entries import is_matrix
@@ -59,8 +59,8 @@ class FilledState:
     kept: Any = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it in the format that the name says; see `onnx_net2net.framework.formats.files.write`."""
-        statedict.write(path, self.values, lambda name: self.values[name](), self.sources, self.kept)
+        """Write it in the format that the name says; see `onnx_net2net.framework.formats.state_dicts.write`."""
+        state_dicts.write(path, self.values, lambda name: self.values[name](), self.sources, self.kept)
 
 
 def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str] | StateDict) -> FilledState:
@@ -74,7 +74,7 @@ def fill_state_dict(result: Transfer, state_dict: str | os.PathLike[str] | State
         BadInputError: If it cannot be read.
         RefusedError: If tensors that were filled are no entry of it.
     """
-    entries = state_dict if isinstance(state_dict, Mapping) else statedict.read(state_dict)
+    entries = state_dict if isinstance(state_dict, Mapping) else state_dicts.read(state_dict)
     filling = _Filling(result, entries)
     files = [] if isinstance(state_dict, Mapping) else [Path(state_dict)]
     sources = (*result.teacher.sources, *result.target.sources, *files)

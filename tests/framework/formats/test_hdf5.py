@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_net2net import BadInputError
-from onnx_net2net.framework.formats.files import read, write
+from onnx_net2net.framework.formats.state_dicts import read, write
 
 h5py = pytest.importorskip("h5py")
 

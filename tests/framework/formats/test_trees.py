@@ -5,7 +5,7 @@ import pytest
 
 from onnx_net2net import BadInputError
 from onnx_net2net.framework.formats import trees
-from onnx_net2net.framework.formats.files import read, write
+from onnx_net2net.framework.formats.state_dicts import read, write
 
 msgpack = pytest.importorskip("msgpack")
 

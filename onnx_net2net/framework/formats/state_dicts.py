@@ -291,7 +291,7 @@ def check_output(path: Path, sources: Iterable[Path]) -> Path:
 
 
 def _write_torch(path: Path, arrays: Mapping[str, Array], kept: Any) -> None:
-    tensors: Any = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
+    tensors: Any = OrderedDict((name, torch_tensor(array)) for name, array in arrays.items())
     if isinstance(kept, OrderedDict):
         tensors._metadata = kept
     save_torch(tensors, path)
@@ -325,7 +325,7 @@ def save_torch(value: Any, path: Path) -> None:
         torch.save(value, file)
 
 
-def to_torch(array: Array) -> Any:
+def torch_tensor(array: Array) -> Any:
     """Return a torch tensor of the same type and values."""
     import torch
 

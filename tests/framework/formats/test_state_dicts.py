@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from onnx_net2net import BadInputError
-from onnx_net2net.framework.formats.files import read, write
+from onnx_net2net.framework.formats.state_dicts import read, write
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
