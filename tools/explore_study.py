@@ -25,7 +25,7 @@ import yaml
 from warm import warm
 
 from onnx_net2net.model.model import load
-from onnx_net2net.search.chain import Row, run_chain
+from onnx_net2net.search.chain import StageResult, run_chain
 from onnx_net2net.search.cost import cost_of
 from onnx_net2net.search.engines import Local
 from onnx_net2net.search.explore import Exploration, Trial
@@ -58,7 +58,7 @@ Curve = list[tuple[float, float]]
 """Compute, in steps of the teacher, and the best metric so far."""
 
 
-def prepared(folder: Path, seed: int, command: str) -> Row:
+def prepared(folder: Path, seed: int, command: str) -> StageResult:
     """Return a small network that is trained; it is in the folder afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     chain = {
@@ -102,7 +102,7 @@ def study_chain(seed: int, folder: Path, command: str) -> dict[str, object]:
     return found
 
 
-def chained(seed: int, folder: Path, command: str, rate: float, weight: float | None = None) -> list[Row]:
+def chained(seed: int, folder: Path, command: str, rate: float, weight: float | None = None) -> list[StageResult]:
     """Train the networks of a chain, with a loss on features if that has a weight."""
     folder.mkdir(parents=True, exist_ok=True)
     export(folder, seed)
@@ -119,7 +119,7 @@ def chained(seed: int, folder: Path, command: str, rate: float, weight: float | 
     return run_chain(read_chain(folder / "chain.yaml"))
 
 
-def alone(last: Row, seed: int, folder: Path, command: str, rate: float, steps: int) -> float:
+def alone(last: StageResult, seed: int, folder: Path, command: str, rate: float, steps: int) -> float:
     """Train the last network of a chain from random weights; return its best metric."""
     template = Template.of(f"{command} {ARGUMENTS} --rate {rate} --anneal --fresh", folder)
     values = {"init": last.network.state, "optimizer": "", "start": 0, "seed": seed}
@@ -134,7 +134,7 @@ def tuned(folder: Path, command: str) -> dict[str, float]:
     def mean(run: Callable[[int], float]) -> float:
         return statistics.mean(run(seed) for seed in TUNING_SEEDS)
 
-    def chain(seed: int, rate: float, weight: float | None = None) -> list[Row]:
+    def chain(seed: int, rate: float, weight: float | None = None) -> list[StageResult]:
         return chained(seed, folder / f"{seed} {rate} {weight}", command, rate, weight)
 
     def baseline(seed: int, rate: float) -> float:
@@ -154,13 +154,13 @@ def tuned(folder: Path, command: str) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def best(row: Row) -> float:
+def best(row: StageResult) -> float:
     """Return the best metric of a training."""
     assert row.outcome is not None
     return min(value for _, value in row.outcome.curve)
 
 
-def first_of(row: Row, name: str) -> float:
+def first_of(row: StageResult, name: str) -> float:
     """Return another number of the first line that a training wrote."""
     return float(json.loads((row.network.state.parent / METRICS).read_text().split("\n")[0])[name])
 
@@ -226,7 +226,7 @@ def study_population(seed: int, folder: Path, command: str) -> dict[str, object]
     return found
 
 
-def progress_of(rounds: Sequence[Sequence[Member]], ends: Sequence[int], teacher: Row) -> Curve:
+def progress_of(rounds: Sequence[Sequence[Member]], ends: Sequence[int], teacher: StageResult) -> Curve:
     """Return the best metric of all members so far against all compute so far, the teacher's included."""
     assert teacher.outcome is not None
     spent, lowest, curve, last = float(TEACHER_STEPS), best(teacher), [], 0

@@ -41,7 +41,7 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
     import_torchvision()
     from onnx_net2net.framework.formats.state_dicts import DTYPES
     from onnx_net2net.framework.formats.stored import Stored
-    from onnx_net2net.framework.huggingface.parameters import Parameter, Written
+    from onnx_net2net.framework.huggingface.parameters import StudentParameter, Written
     from onnx_net2net.framework.huggingface.skeleton import build
     from onnx_net2net.framework.huggingface.writing import write_shard
 
@@ -65,7 +65,7 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
 
         own = partial(elements, cut.parameter, shape)
         stored = Stored(shape, dtype, lambda: None, elements=own)  # nobody reads all of it
-        tensors.append(Written(name, cut, Parameter(cut.parameter, stored)))
+        tensors.append(Written(name, cut, StudentParameter(cut.parameter, stored)))
     total = sum(tensor.nbytes for tensor in tensors)
     parts: list[list[Any]] = [[] for _ in range(4)]
     done = 0

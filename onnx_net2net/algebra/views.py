@@ -113,8 +113,8 @@ class Reshape:
         return Reshape(tuple(axis.map.new for axis in result)), tuple(result)
 
 
-Step = Slice | Once | Blocks | Transpose | Reshape
-View = tuple[Step, ...]
+ViewStep = Slice | Once | Blocks | Transpose | Reshape
+View = tuple[ViewStep, ...]
 """Steps, one after another."""
 
 
@@ -138,7 +138,7 @@ def follow(view: View, axes: AxisGrowths) -> tuple[View, AxisGrowths]:
     Raises:
         RefusedError: If what it shows does not grow axis by axis.
     """
-    steps: list[Step] = []
+    steps: list[ViewStep] = []
     for step in view:
         grown, axes = step.follow(axes)
         steps.append(grown)

@@ -22,7 +22,7 @@ from onnx_net2net.graph.graph import Node, Place
 from onnx_net2net.graph.walk import label_of
 from onnx_net2net.rules import traits
 
-State = Literal["same", "whole", "shared", "times", "marks", "marked"]
+ExpertState = Literal["same", "whole", "shared", "times", "marks", "marked"]
 """What a tensor holds in the student. "same": the teacher's values, without a dim of experts. "whole": for each copy
 the value of its expert. "shared": for each copy an m-th part of that value. "times": m times the teacher's values.
 "marks": for each chosen copy a mark (one-hot) at this copy. "marked": such marks times shared values."""
@@ -75,13 +75,13 @@ class _Walk:
     def __init__(self, analysis: Analysis, grown: Collection[Dim]) -> None:
         self._analysis, self._experts = analysis, set(grown)
         self.found = JointExperts()
-        self.states: dict[str, State] = {}
+        self.states: dict[str, ExpertState] = {}
         self.listed: set[str] = set()
 
     def _has(self, *axes: Axis) -> bool:
         return not (self._experts | self.found.chosen).isdisjoint(leaf_set(*axes))
 
-    def _state(self, number: int, index: int) -> State:
+    def _state(self, number: int, index: int) -> ExpertState:
         name = self._analysis.nodes[number].inputs[index].name
         if name in self.states and (number, index) not in self._analysis.uses:
             return self.states[name]
@@ -108,7 +108,7 @@ class _Walk:
             if state != "same" or self._has(*self._analysis.axes.get(tensor.name, ())):
                 self.states[tensor.name] = state
 
-    def _choice(self, number: int) -> State:
+    def _choice(self, number: int) -> ExpertState:
         """Return the state of what a node chooses; it chooses all copies."""
         node, ((index, position), *_) = self._analysis.nodes[number], self._analysis.said[number].choices
         state, axis = self._state(number, index), (self._analysis.input_axes(number, index) or ())[position]
@@ -128,7 +128,7 @@ class _Walk:
         self.found.chosen |= leaf_set(chosen)
         return state
 
-    def _made(self, number: int, held: list[State]) -> State:
+    def _made(self, number: int, held: list[ExpertState]) -> ExpertState:
         """Return the state of what any other node makes."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
         if node.op == "OneHot" or said.counts:
@@ -159,7 +159,7 @@ class _Walk:
             return "whole"
         raise self._refuse(number, "is no linear function of what copies share")
 
-    def _written(self, number: int) -> State:
+    def _written(self, number: int) -> ExpertState:
         """Return the state of zeros into which something is written at the places of experts."""
         if fill_of(self._analysis, self._analysis.nodes[number].inputs[0]) == 0:
             return self._state(number, 2)
@@ -167,7 +167,7 @@ class _Walk:
             return "whole"
         raise self._refuse(number, "writes what copies share between other things")
 
-    def _product(self, number: int, held: list[State]) -> State:
+    def _product(self, number: int, held: list[ExpertState]) -> ExpertState:
         """Return the state of a product or a quotient."""
         if self._analysis.nodes[number].op in traits.QUOTIENTS and held[1] != "same":
             if held[0] in ("whole", "times") and held[1] == "times":
@@ -187,7 +187,7 @@ class _Walk:
                 return factors[0]
         raise self._refuse(number, "multiplies what copies share by one another")
 
-    def _sum(self, number: int, held: list[State]) -> State:
+    def _sum(self, number: int, held: list[ExpertState]) -> ExpertState:
         """Return the state of a sum, beside which numbers that are next to nothing do not count."""
         node = self._analysis.nodes[number]
         numbers = [number_of(self._analysis, tensor) for tensor in node.inputs]
@@ -198,7 +198,7 @@ class _Walk:
             return counted.pop()
         raise self._refuse(number, "adds values that copies share to others")
 
-    def _summed(self, number: int, law: str, sides: list[State]) -> State:
+    def _summed(self, number: int, law: str, sides: list[ExpertState]) -> ExpertState:
         """Return the state of a sum over copies."""
         left = self._has(*self._analysis.axes.get(self._analysis.nodes[number].outputs[0].name, ()))
         shared = sides.count("shared")

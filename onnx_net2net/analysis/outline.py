@@ -19,8 +19,8 @@ _INDEX = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A layer.
+class LayerOutline:
+    """A layer, as pictures show it.
 
     Attributes:
         name: The module that has it.
@@ -53,16 +53,16 @@ class Section:
 
     Attributes:
         name: What their names begin with, with a star for the number of the repetition; "" for a layer alone.
-        stages: The layers of the first repetition.
+        layers: The layers of the first repetition.
         times: How often they repeat.
     """
 
     name: str
-    stages: tuple[Stage, ...]
+    layers: tuple[LayerOutline, ...]
     times: int = 1
 
 
-def outline(model: ModelLike) -> list[Stage]:
+def outline(model: ModelLike) -> list[LayerOutline]:
     """Return the layers of a model, in the order in which they run.
 
     Raises:
@@ -72,7 +72,7 @@ def outline(model: ModelLike) -> list[Stage]:
         flat = opened.model
         network, inspection = LayerGraph(analysis), inspect_analysis(flat, analysis)
     group_of = {dim: group for group in inspection.groups for dim in group.dims}
-    stages = []
+    found = []
     for number in sorted(network.layers):
         layer = network.layers[number]
         node, tensor = analysis.nodes[number], analysis.nodes[number].inputs[layer.weights]
@@ -83,7 +83,7 @@ def outline(model: ModelLike) -> list[Stage]:
         stack = {dim for dim in all_made if dim in group_of and group_of[dim].role in (Role.EXPERTS, Role.COPIES)}
         if stack == all_made:  # the router
             stack = set()
-        stages.append(Stage(
+        found.append(LayerOutline(
             module_of(node, flat.proto.graph.node[number], weight or tensor.name), layer.kind, weight,
             network.shape(tensor), layer.width, _made(network, number, stack),
             tuple(dict.fromkeys(group.name for group in (*read, *made))),
@@ -91,7 +91,7 @@ def outline(model: ModelLike) -> list[Stage]:
             any(group.role == Role.RESIDUAL_STREAM for group in read),
             any(group.role == Role.RESIDUAL_STREAM for group in made),
         ))  # fmt: skip
-    return stages
+    return found
 
 
 def _made(network: LayerGraph, number: int, stack: set[Dim]) -> int:
@@ -107,19 +107,19 @@ def _made(network: LayerGraph, number: int, stack: set[Dim]) -> int:
     return size if made else network.layers[number].sizes[0] if network.layers[number].sizes else 1
 
 
-def sections(stages: Sequence[Stage]) -> list[Section]:
+def sections(layers: Sequence[LayerOutline]) -> list[Section]:
     """Fold repeated blocks: runs of layers whose names differ by one number, and whose sizes are the same."""
-    runs: list[tuple[str, str, list[Stage]]] = []  # the block without its number, the number, its layers
-    for stage in stages:
-        block, number = _block(stage.name)
+    runs: list[tuple[str, str, list[LayerOutline]]] = []  # the block without its number, the number, its layers
+    for layer in layers:
+        block, number = _block(layer.name)
         if runs and number and runs[-1][:2] == (block, number):
-            runs[-1][2].append(stage)
+            runs[-1][2].append(layer)
         else:
-            runs.append((block, number, [stage]))
+            runs.append((block, number, [layer]))
     found: list[Section] = []
     for block, number, members in runs:
         last = found[-1] if found else None
-        if last is not None and number and last.name == block and _alike(last.stages, members):
+        if last is not None and number and last.name == block and _alike(last.layers, members):
             found[-1] = replace(last, times=last.times + 1)
         else:
             found.append(Section(block if number else "", tuple(members)))
@@ -135,10 +135,10 @@ def _block(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _alike(one: Sequence[Stage], other: Sequence[Stage]) -> bool:
+def _alike(one: Sequence[LayerOutline], other: Sequence[LayerOutline]) -> bool:
     """Tell whether two repetitions of a block are the same but for numbers in names."""
 
-    def looks(stage: Stage) -> tuple[object, ...]:
-        return _INDEX.sub("", stage.name), stage.kind, stage.shape, stage.reads, stage.makes
+    def looks(layer: LayerOutline) -> tuple[object, ...]:
+        return _INDEX.sub("", layer.name), layer.kind, layer.shape, layer.reads, layer.makes
 
     return [*map(looks, one)] == [*map(looks, other)]

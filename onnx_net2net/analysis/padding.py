@@ -38,8 +38,8 @@ class Scale(NamedTuple):
     input: int
 
 
-Held = State | Scale
-States = dict[str, dict[Dim, Held]]
+Contents = State | Scale
+States = dict[str, dict[Dim, Contents]]
 """What padding units hold, by tensor name and dim."""
 
 Scales = dict[tuple[int, int], dict[Dim, Scale]]
@@ -168,14 +168,14 @@ def _follow(analysis: Analysis, pads: dict[Dim, State], scales: Scales) -> Paddi
     return padding
 
 
-def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], padding: Padding) -> dict[Dim, Held]:
+def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], padding: Padding) -> dict[Dim, Contents]:
     use = analysis.uses.get((number, index))
     if use is None:
         return padding.states.get(analysis.nodes[number].inputs[index].name, {})
     # Integers and what scales units one by one are copied, and hold neither means nor zeros.
     copied = index in analysis.said[number].scales or analysis.sizes.dtype(use.constant.name) not in DIVISIBLE
     own = padding.scales.get((number, index), {})
-    held: dict[Dim, Held] = {}
+    held: dict[Dim, Contents] = {}
     for axis in map(resolve, use.axes):
         for dim in (d for d in leaves(axis) if d in pads):
             # The mean is taken over an axis, which must not have other units beside those of the dim.
@@ -184,7 +184,7 @@ def _held(analysis: Analysis, number: int, index: int, pads: dict[Dim, State], p
     return held
 
 
-def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[dict[Dim, Held]]) -> Held:
+def _result(analysis: Analysis, number: int, output: int, dim: Dim, held: list[dict[Dim, Contents]]) -> Contents:
     """Return what a node makes of the padding units of a dim, in one of its outputs."""
     said, node = analysis.said[number], analysis.nodes[number]
     operands = {index: state[dim] for index, state in enumerate(held) if dim in state}
@@ -236,7 +236,7 @@ def _summands(analysis: Analysis, number: int) -> list[int]:
     ]
 
 
-def _common(states: Iterable[Held]) -> Held:
+def _common(states: Iterable[Contents]) -> Contents:
     """Return what all operands hold, "other" where they differ."""
     found = set(states)
     return found.pop() if len(found) == 1 else "other"
@@ -248,11 +248,11 @@ def pads_of(growth: Growth) -> dict[Dim, State]:
     return {dim: starts[kind] for dim, map in growth.items() if (kind := int(map.kind.max())) in starts}
 
 
-def _stays_zero(pointwise: str, state: Held) -> bool:
+def _stays_zero(pointwise: str, state: Contents) -> bool:
     return state == "zero" and pointwise in ("zero", "relu")
 
 
-def _scaled(number: int, divides: bool, operands: dict[int, Held], is_norm: bool) -> Held:
+def _scaled(number: int, divides: bool, operands: dict[int, Contents], is_norm: bool) -> Contents:
     """Return what a product or quotient holds: an operand without the dim scales all units alike.
 
     Args:
@@ -272,7 +272,7 @@ def _scaled(number: int, divides: bool, operands: dict[int, Held], is_norm: bool
     return operands.get(0, "other" if divides else operands.get(1, "other"))
 
 
-def _combined(node: Node, operands: dict[int, Held]) -> Held:
+def _combined(node: Node, operands: dict[int, Contents]) -> Contents:
     """Return what a sum or extreme holds: an operand without the dim adds to all units alike, so to zeros too."""
     state = _common(operands.values())
     whole = len(operands) == len(node.inputs)
@@ -281,7 +281,7 @@ def _combined(node: Node, operands: dict[int, Held]) -> Held:
     return state if whole or state == "mean" else "other"
 
 
-def _product(analysis: Analysis, number: int, operands: dict[int, Held], dim: Dim) -> Held:
+def _product(analysis: Analysis, number: int, operands: dict[int, Contents], dim: Dim) -> Contents:
     """Return what a product of two operands (0 and 1) plus a bias holds on a dim that it does not sum over."""
     operands = {index: state for index, state in operands.items() if _keeps(analysis, number, index, dim)}
     factors = {operands[index] for index in (0, 1) if index in operands}

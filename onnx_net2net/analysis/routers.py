@@ -23,7 +23,7 @@ from onnx_net2net.graph.graph import Node, Tensor
 from onnx_net2net.graph.walk import label_of, source
 from onnx_net2net.rules import traits
 
-State = Literal["copy", "low", "faint", "zero", "other"]
+MaskedState = Literal["copy", "low", "faint", "zero", "other"]
 """What the copies that are masked for a token hold in a tensor: what the unmasked one holds; a number far below all
 others; 0, where the unmasked ones are above 0; 0; or anything."""
 
@@ -128,7 +128,7 @@ class _Walk:
     def __init__(self, analysis: Analysis, grown: Collection[Dim], ways: Collection[str] = _WAYS) -> None:
         self._analysis, self._grown, self._ways = analysis, set(grown), ways
         self._network = LayerGraph(analysis)
-        self._states: dict[str, State] = {}
+        self._states: dict[str, MaskedState] = {}
         self._positions: set[Dim] = set()
         self.masked: dict[str, None] = {}
 
@@ -169,7 +169,7 @@ class _Walk:
     def _made(self, number: int) -> list[str]:
         return [tensor.name for tensor in self._analysis.nodes[number].outputs]
 
-    def _state(self, number: int, index: int) -> State | None:
+    def _state(self, number: int, index: int) -> MaskedState | None:
         """Return the state of an input, None where it has none of the dims."""
         if not self._has(*self._axes(number, index)):
             return None
@@ -203,7 +203,7 @@ class _Walk:
                 self._states[tensor.name] = "low" if tensor.name in self.masked else state
         return None
 
-    def _result(self, number: int) -> State:
+    def _result(self, number: int) -> MaskedState:
         """Return the state of what a node makes."""
         node, said = self._analysis.nodes[number], self._analysis.said[number]
         held = [state for index in range(len(node.inputs)) if (state := self._state(number, index))]
@@ -227,7 +227,7 @@ class _Walk:
             return self._summed(number, held)
         raise self._refuse(number, _MIXES)
 
-    def _written(self, number: int) -> State:
+    def _written(self, number: int) -> MaskedState:
         """Return what a node leaves in the places that it does not write."""
         node = self._analysis.nodes[number]
         if node.op == "OneHot":
@@ -238,12 +238,12 @@ class _Walk:
             return "zero" if state == "faint" else state
         return self._filled(node.inputs[0])
 
-    def _filled(self, tensor: Tensor) -> State:
+    def _filled(self, tensor: Tensor) -> MaskedState:
         """Return the state of a tensor that is one number everywhere."""
         number = fill_of(self._analysis, tensor)
         return "other" if number is None else "zero" if number == 0 else "low" if number <= NEVER else "other"
 
-    def _alone(self, node: Node, state: State) -> State:
+    def _alone(self, node: Node, state: MaskedState) -> MaskedState:
         """Return what an operator on each unit alone makes."""
         if node.op in traits.CASTS | traits.COPIES:
             return state
@@ -253,7 +253,7 @@ class _Walk:
         is_root = node.op == "Sqrt"
         return ("faint" if is_root else "zero") if state in _DEAD and (keeps or is_root) else "other"
 
-    def _combined(self, number: int) -> State:
+    def _combined(self, number: int) -> MaskedState:
         """Return what an operator on broadcast operands makes."""
         node = self._analysis.nodes[number]
         states = [self._state(number, index) for index in range(len(node.inputs))]
@@ -275,7 +275,7 @@ class _Walk:
             return "zero"
         return "zero" if node.op == "Greater" and states[0] == "low" and states[1] is None else "other"
 
-    def _summed(self, number: int, held: list[State]) -> State:
+    def _summed(self, number: int, held: list[MaskedState]) -> MaskedState:
         """Return what sums and extremes over other axes make: zeros, where no token is mixed with others."""
         said = self._analysis.said[number]
         over = leaf_set(*(contraction.axis for contraction in said.contractions))

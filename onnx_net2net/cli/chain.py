@@ -12,7 +12,7 @@ from onnx_net2net.cli.options import HTML, JSON, Command, argument
 from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, Points, check_page, curves, picture, write_page
 from onnx_net2net.model.model import load
-from onnx_net2net.search.chain import Row, Saving, plan_chain, run_chain, saving
+from onnx_net2net.search.chain import Saving, StageResult, plan_chain, run_chain, saving
 from onnx_net2net.search.stages import Chain, read_chain
 
 
@@ -56,7 +56,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _table(rows: Sequence[Row], chain: Chain) -> object:
+def _table(rows: Sequence[StageResult], chain: Chain) -> object:
     step_cost = rows[-1].cost.macs
     metric = chain.stages[-1].stop.metric
     columns = ["stage", ">parameters", ">size", ">steps", ">seconds", ">compute", ">teacher's last", ">at step 0",
@@ -74,7 +74,7 @@ def _table(rows: Sequence[Row], chain: Chain) -> object:
     return table("size: multiplications by the first network's; compute: in steps of the last network", columns, cells)
 
 
-def _figures(rows: Sequence[Row], chain: Chain) -> list[Figure]:
+def _figures(rows: Sequence[StageResult], chain: Chain) -> list[Figure]:
     """Return the metric against compute, and what grew from the first network to the last."""
     step_cost, spent = rows[-1].cost.macs, 0.0
     lines: dict[str, Points] = {}
@@ -89,7 +89,7 @@ def _figures(rows: Sequence[Row], chain: Chain) -> list[Figure]:
     return [*curves("trainings", "compute, in steps of the last network", metric, lines), *picture(first, last)]
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[StageResult]) -> list[str]:
     inexact = [f"{row.name}: does not compute what its teacher does, as asked" for row in rows
                if row.kind == "grown" and not row.exact]  # fmt: skip
     return [*inexact, *(f"{row.name}: {note}" for row in rows for note in row.notes)]
@@ -107,7 +107,7 @@ def _saving_lines(saved: Saving | None, chain: Chain) -> list[str]:
     return [f"to {where} {took}: the chain {word} {abs(part):.0%}"]
 
 
-def _to_dict(row: Row) -> dict[str, Any]:
+def _to_dict(row: StageResult) -> dict[str, Any]:
     return {
         "name": row.name, "kind": row.kind, **asdict(row.cost), "exact": row.exact, "notes": list(row.notes),
         "training": asdict(row.outcome) if row.outcome else None, "expected": row.expected, "compute": row.compute,

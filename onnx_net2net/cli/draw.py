@@ -32,9 +32,9 @@ def run(options: argparse.Namespace) -> int:
         steps = history(student)
         title = f"{options.model.name} \u2192 {options.student.name}"
         kinds = dict.fromkeys(str(step["map"]) for step in steps if "map" in step)
-        before = {one.name: one for one in drawing.stages}
+        before = {one.name: one for one in drawing.layers}
         drawing = Drawing(title, outline(student), before, ", ".join(kinds))
-    if not drawing.stages:
+    if not drawing.layers:
         raise BadInputError(f"{options.model} has no layers of weights to draw")
     picture = drawing.svg() if output.suffix == ".svg" else drawing.html()
     with whole(output) as place:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from onnx_net2net.analysis.outline import Section, Stage, sections
+from onnx_net2net.analysis.outline import LayerOutline, Section, sections
 from onnx_net2net.cli.output import shape_text
 from onnx_net2net.errors import optional, shown
 from onnx_net2net.texts import shorten
@@ -32,14 +32,14 @@ class Drawing:
 
     Attributes:
         title: What stands above.
-        stages: The layers.
+        layers: The layers.
         before: The same layers of the teacher, by name; None where there is no teacher.
         map: How new units came about, "" where nobody knows.
     """
 
     title: str
-    stages: Sequence[Stage]
-    before: Mapping[str, Stage] | None = None
+    layers: Sequence[LayerOutline]
+    before: Mapping[str, LayerOutline] | None = None
     map: str = ""
 
     def svg(self) -> str:
@@ -58,12 +58,12 @@ class Drawing:
         )
 
     def _drawn(self) -> drawsvg.Drawing:
-        found = sections(self.stages)
+        found = sections(self.layers)
         height = 76 + sum(_height(section) + _GAP for section in found)
         pen = _Pen(_WIDTH, height)
         pen.text(self.title, 16, 26, size=17, weight="bold")
         self._legend(pen)
-        top, largest = 68.0, max((max(stage.reads, stage.makes, 1) for stage in self.stages), default=1)
+        top, largest = 68.0, max((max(layer.reads, layer.makes, 1) for layer in self.layers), default=1)
         at = top
         for section in found:
             if section.name:
@@ -87,15 +87,15 @@ class Drawing:
         spans: dict[str, list[float]] = {}
         sizes: dict[str, tuple[int, int]] = {}
         for section in found:
-            for place, stage in enumerate(section.stages):
+            for place, layer in enumerate(section.layers):
                 y = top + _HEAD * bool(section.name) + _PAD + place * (_ROW + _GAP)
-                old = (self.before or {}).get(stage.name, stage)
-                if stage.makes_stream and stage.names:
-                    spans.setdefault(stage.names[-1], [y + _ROW, y + _ROW])[1] = y + _ROW
-                    sizes[stage.names[-1]] = (old.makes, stage.makes)
-                if stage.reads_stream:
-                    spans.setdefault(stage.names[0], [y, y])[1] = y
-                    sizes.setdefault(stage.names[0], (old.reads, stage.reads))
+                old = (self.before or {}).get(layer.name, layer)
+                if layer.makes_stream and layer.names:
+                    spans.setdefault(layer.names[-1], [y + _ROW, y + _ROW])[1] = y + _ROW
+                    sizes[layer.names[-1]] = (old.makes, layer.makes)
+                if layer.reads_stream:
+                    spans.setdefault(layer.names[0], [y, y])[1] = y
+                    sizes.setdefault(layer.names[0], (old.reads, layer.reads))
             top += _height(section) + _GAP
         for name, (start, end) in spans.items():
             before, after = (_half(size, largest) * _RAIL_HALF / _HALF for size in sizes[name])
@@ -112,45 +112,45 @@ class Drawing:
                 pen.text(f"{new} of them new", _WIDTH - 18, top + 17, anchor="end", colour=NEW)
             top += _HEAD
         top += _PAD
-        for stage in section.stages:
-            self._stage(pen, stage, section, top, largest)
+        for layer in section.layers:
+            self._layer(pen, layer, section, top, largest)
             top += _ROW + _GAP
 
     def _new_repetitions(self, section: Section) -> int:
         if self.before is None or section.times == 1:
             return 0
         prefix, _, _ = section.name.rpartition("*")
-        first = section.stages[0].name.removeprefix(prefix).partition(".")
+        first = section.layers[0].name.removeprefix(prefix).partition(".")
         known = sum(f"{prefix}{int(first[0]) + k}.{first[2]}" in self.before for k in range(section.times))
         return section.times - known
 
-    def _stage(self, pen: _Pen, stage: Stage, section: Section, y: float, largest: int) -> None:
-        old = stage if self.before is None else self.before.get(stage.name)
+    def _layer(self, pen: _Pen, layer: LayerOutline, section: Section, y: float, largest: int) -> None:
+        old = layer if self.before is None else self.before.get(layer.name)
         is_new = old is None
-        old = old or stage
-        note = self._note(stage, old, is_new)
-        if old.experts != stage.experts:  # more of the same stand behind them
-            pen.band(_BAND, y + _BEHIND, _half(stage.reads, largest), _half(stage.makes, largest), GROWN, note)
-        for one, colour in ((stage, GROWN), (old, NEW if is_new else OLD)):
+        old = old or layer
+        note = self._note(layer, old, is_new)
+        if old.experts != layer.experts:  # more of the same stand behind them
+            pen.band(_BAND, y + _BEHIND, _half(layer.reads, largest), _half(layer.makes, largest), GROWN, note)
+        for one, colour in ((layer, GROWN), (old, NEW if is_new else OLD)):
             if one is old or (one.reads, one.makes) != (old.reads, old.makes):
                 pen.band(_BAND, y, _half(one.reads, largest), _half(one.makes, largest), colour, note)
-        if stage.reads_stream:
-            pen.line(_RAIL, y, _BAND - _half(stage.reads, largest), y)
-        if stage.makes_stream:
-            pen.line(_BAND - _half(stage.makes, largest), y + _ROW, _RAIL, y + _ROW)
-        name = stage.name.removeprefix(_prefix(stage.name) if section.name else "")
+        if layer.reads_stream:
+            pen.line(_RAIL, y, _BAND - _half(layer.reads, largest), y)
+        if layer.makes_stream:
+            pen.line(_BAND - _half(layer.makes, largest), y + _ROW, _RAIL, y + _ROW)
+        name = layer.name.removeprefix(_prefix(layer.name) if section.name else "")
         pen.text(shorten(shown(name), _LETTERS), _NAMES, y + _ROW / 2 + 4, anchor="end", note=note)
-        pen.text(_sizes(stage, old), _SIZES, y + _ROW / 2 + 4, note=note)
+        pen.text(_sizes(layer, old), _SIZES, y + _ROW / 2 + 4, note=note)
 
-    def _note(self, stage: Stage, old: Stage, is_new: bool) -> str:
+    def _note(self, layer: LayerOutline, old: LayerOutline, is_new: bool) -> str:
         """Return what is shown where the pointer rests on a layer."""
-        shape = shape_text(stage.shape)
-        if old.shape != stage.shape:
+        shape = shape_text(layer.shape)
+        if old.shape != layer.shape:
             shape = f"{shape_text(old.shape)} -> {shape}"
-        lines = [f"{stage.name} ({stage.kind}){': a new layer' if is_new else ''}",
-                 f"{stage.weight or 'weights'}: {shape}",
-                 f"dims: {', '.join(stage.names)}"]  # fmt: skip
-        if self.map and old != stage:
+        lines = [f"{layer.name} ({layer.kind}){': a new layer' if is_new else ''}",
+                 f"{layer.weight or 'weights'}: {shape}",
+                 f"dims: {', '.join(layer.names)}"]  # fmt: skip
+        if self.map and old != layer:
             lines.append(f"map: {self.map}")
         return "\n".join(map(shown, lines))
 
@@ -199,16 +199,16 @@ def _half(size: int, largest: int) -> float:
 
 
 def _height(section: Section) -> float:
-    rows = len(section.stages)
+    rows = len(section.layers)
     return rows * (_ROW + _GAP) + 2 * _PAD - _GAP + _HEAD * bool(section.name)
 
 
-def _sizes(stage: Stage, old: Stage) -> str:
+def _sizes(layer: LayerOutline, old: LayerOutline) -> str:
     """Say how many units a layer reads and makes, and how many these were."""
-    text = f"{stage.reads:,} to {stage.makes:,}" + (f" x {stage.experts} experts" if stage.experts else "")
-    if (old.reads, old.makes) != (stage.reads, stage.makes):
+    text = f"{layer.reads:,} to {layer.makes:,}" + (f" x {layer.experts} experts" if layer.experts else "")
+    if (old.reads, old.makes) != (layer.reads, layer.makes):
         return f"{text} (was {old.reads:,} to {old.makes:,}{f' x {old.experts}' if old.experts else ''})"
-    return text if old.experts == stage.experts else f"{text} (was {old.experts})"
+    return text if old.experts == layer.experts else f"{text} (was {old.experts})"
 
 
 def _change(old: int, new: int) -> str:
@@ -216,7 +216,7 @@ def _change(old: int, new: int) -> str:
 
 
 def _heading(section: Section) -> str:
-    name = section.name if section.times > 1 else _prefix(section.stages[0].name).rstrip(".")
+    name = section.name if section.times > 1 else _prefix(section.layers[0].name).rstrip(".")
     return shorten(name, 60) + (f"  x {section.times}" if section.times > 1 else "")
 
 

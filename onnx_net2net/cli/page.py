@@ -85,7 +85,7 @@ def picture(teacher: Model, student: Model) -> list[Figure]:
     """Return a picture of a student with what grew; none where there is nothing to draw, or nothing to draw it with."""
     drawing = Drawing("", outline(student), {one.name: one for one in outline(teacher)})
     try:
-        return [Figure("what grew", _inline(drawing.svg()))] if drawing.stages else []
+        return [Figure("what grew", _inline(drawing.svg()))] if drawing.layers else []
     except BadInputError:  # there is no drawsvg
         return []
 

@@ -63,7 +63,7 @@ _WIDTHS = ("inner", "dim", "_size", "width", "heads")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StudentSizes:
     """What a student's config has to say.
 
     Attributes:
@@ -80,7 +80,7 @@ class Sizes:
 
 
 def grown_config(
-    raw: Mapping[str, Any], full: Any, sizes: Sizes, build: Callable[[dict[str, Any]], M],
+    raw: Mapping[str, Any], full: Any, sizes: StudentSizes, build: Callable[[dict[str, Any]], M],
     is_exact: Callable[[dict[str, Any], M], bool] | None = None,
 ) -> tuple[dict[str, Any], M]:  # fmt: skip
     """Return the config of a student, and its class without weights.
@@ -118,7 +118,7 @@ def grown_config(
     raise RefusedError("no config that makes the student's sizes computes what the teacher does")
 
 
-Change = tuple[Path, Any]
+Edit = tuple[Path, Any]
 """A place in a config, and what is put there."""
 
 
@@ -137,7 +137,7 @@ class NoConfigError(RefusedError):
 class _Search(Generic[M]):
     """Compares the shapes that a config makes with those that are wanted."""
 
-    def __init__(self, sizes: Sizes, build: Callable[[dict[str, Any]], M]) -> None:
+    def __init__(self, sizes: StudentSizes, build: Callable[[dict[str, Any]], M]) -> None:
         self._wanted, self._build = sizes.shapes, build
 
     def distance(self, config: dict[str, Any]) -> tuple[int, M | None]:
@@ -151,7 +151,7 @@ class _Search(Generic[M]):
         return sum(shapes.get(name) != self._wanted.get(name) for name in names), made
 
     def guess(
-        self, config: dict[str, Any], whole: Mapping[str, Any], candidates: Sequence[Change]
+        self, config: dict[str, Any], whole: Mapping[str, Any], candidates: Sequence[Edit]
     ) -> tuple[int, dict[str, Any], M | None]:
         """Change all widths at once that can become one other, if that is nearer; those that no shape shows stay."""
         best, made = self.distance(config)
@@ -170,7 +170,7 @@ class _Search(Generic[M]):
         return distance, _with(config, wide), other
 
     def nearest(
-        self, config: dict[str, Any], best: int, candidates: Sequence[Change]
+        self, config: dict[str, Any], best: int, candidates: Sequence[Edit]
     ) -> tuple[int, dict[str, Any], M] | None:
         """Return what comes nearer by one change, or else by two; None if nothing does."""
         for count in (1, 2):
@@ -185,9 +185,9 @@ class _Search(Generic[M]):
                 return min(found, key=lambda one: one[0])
         return None
 
-    def alike(self, config: dict[str, Any], candidates: Sequence[Change]) -> Iterator[tuple[dict[str, Any], M]]:
+    def alike(self, config: dict[str, Any], candidates: Sequence[Edit]) -> Iterator[tuple[dict[str, Any], M]]:
         """Yield configs that make the same shapes, with their classes: by changes that no shape shows, one or two."""
-        free: list[Change] = []
+        free: list[Edit] = []
         for change in candidates:
             for changed in _changed(config, [change], 1):
                 distance, made = self.distance(changed)
@@ -207,7 +207,7 @@ class _Search(Generic[M]):
         return {n: f"{n} {list(self._wanted[n])} (the class: {list(shapes.get(n, ()))})" for n in names}
 
 
-def _changed(config: dict[str, Any], candidates: Sequence[Change], count: int) -> Iterator[dict[str, Any]]:
+def _changed(config: dict[str, Any], candidates: Sequence[Edit], count: int) -> Iterator[dict[str, Any]]:
     """Yield a config with some of its numbers changed, each time others."""
     for changes in itertools.combinations(candidates, count):
         if len({path for path, _ in changes}) == count and all(_get(config, p) != v for p, v in changes):
@@ -243,7 +243,7 @@ def _lists(config: Any, layers: Mapping[int, Sequence[int]], path: Path = ()) ->
             yield (*path, key), [value[layer] for layer in layers[len(value)]]
 
 
-def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()) -> Iterator[Change]:
+def _candidates(config: Mapping[str, Any], pairs: Iterable[tuple[int, int]], path: Path = ()) -> Iterator[Edit]:
     """Yield the numbers of a config that may be sizes which grew, with what they may become."""
     pairs = sorted(pairs)
     became: dict[int, list[int]] = {}

@@ -29,7 +29,7 @@ from onnx_net2net.model.history import history
 from onnx_net2net.model.model import Model
 from onnx_net2net.rules import traits
 
-Sizes = dict[str, int | tuple[int, ...]]
+ConstructorSizes = dict[str, int | tuple[int, ...]]
 """Sizes of a module by the names of its constructor's parameters."""
 
 Pair = tuple[Any, Any]
@@ -37,11 +37,11 @@ Pair = tuple[Any, Any]
 
 
 @dataclass
-class Module:
-    """A module as a constructor makes it."""
+class Constructed:
+    """A module as its constructor makes it."""
 
     kind: str  # its class in PyTorch
-    sizes: Sizes  # the sizes that it is made with
+    sizes: ConstructorSizes  # the sizes that it is made with
     # For sizes that are products or sums of them, the factors: (3 x heads x head_dim).
     products: dict[str, str] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Module:
 class Widths:
     """The widths of one model."""
 
-    modules: dict[str, Module]  # the modules by path
+    modules: dict[str, Constructed]  # the modules by path
     config: dict[str, int | float]  # sizes that all layers have in common, by the names that configs give them
     epsilons: dict[str, float]  # the epsilon of each normalisation, by path
     rotary: tuple[int, ...]  # how many pairs rotary embeddings turn
@@ -180,7 +180,7 @@ def _open(model: Model) -> tuple[Model, Analysis]:
 
 def widths(model: Model, analysis: Analysis) -> Widths:
     """Return the widths of a model that was analysed."""
-    modules: dict[str, Module] = {}
+    modules: dict[str, Constructed] = {}
     epsilons: dict[str, float] = {}
     uses = Counter(id(use.constant) for use in analysis.uses.values())
     for number, node in enumerate(analysis.nodes):
@@ -219,7 +219,7 @@ def _weight(analysis: Analysis, number: int) -> tuple[Constant, int] | None:
     return None
 
 
-def _module(analysis: Analysis, number: int, index: int) -> Module | None:
+def _module(analysis: Analysis, number: int, index: int) -> Constructed | None:
     """Return the module that a node is, by what its weight at an input says; None where it is none."""
     node = analysis.nodes[number]
     axes = analysis.input_axes(number, index) or ()
@@ -229,45 +229,45 @@ def _module(analysis: Analysis, number: int, index: int) -> Module | None:
         groups = int(attrs.get("group", 1))
         made, read = traits.weight_axes(node.op, attrs)
         ends = shape[0], shape[1] * groups
-        sizes: Sizes = {"in_channels": ends[read], "out_channels": ends[made], "groups": groups}
+        sizes: ConstructorSizes = {"in_channels": ends[read], "out_channels": ends[made], "groups": groups}
         reason = f"and in_channels are multiples of groups {groups}"
         why = {"out_channels": reason, **_products(out_channels=axes[made])} if groups > 1 else {}
-        return Module(f"{node.op}{len(shape) - 2}d", sizes, why)
+        return Constructed(f"{node.op}{len(shape) - 2}d", sizes, why)
     if node.op in traits.MATRICES and len(shape) == 2:
         at = next(
             (position for c in analysis.said[number].contractions for side, position in c.sides if side == index), 0
         )
         summed, other = axes[at], axes[1 - at]
         sizes = {"in_features": summed.size, "out_features": other.size}
-        return Module("Linear", sizes, _products(in_features=summed, out_features=other))
+        return Constructed("Linear", sizes, _products(in_features=summed, out_features=other))
     if (node.op, index) in traits.TABLES and len(shape) == 2 and not int(attrs.get("axis", 0)):
-        return Module("Embedding", {"num_embeddings": shape[0], "embedding_dim": shape[1]})
+        return Constructed("Embedding", {"num_embeddings": shape[0], "embedding_dim": shape[1]})
     if node.op in traits.FIXED_NORMS:
         rank = len(analysis.input_axes(number, 0) or ()) - 2
-        return Module(f"BatchNorm{max(rank, 1)}d", {"num_features": shape[0]})
+        return Constructed(f"BatchNorm{max(rank, 1)}d", {"num_features": shape[0]})
     if node.op in traits.ROW_NORMS:
-        return Module("LayerNorm" if node.op[0] == "L" else "RMSNorm", {"normalized_shape": tuple(shape)})
+        return Constructed("LayerNorm" if node.op[0] == "L" else "RMSNorm", {"normalized_shape": tuple(shape)})
     if node.op == "GroupNormalization":
         channels = (analysis.input_axes(number, 0) or ())[1].size
-        return Module("GroupNorm", {"num_groups": int(attrs["num_groups"]), "num_channels": channels})
+        return Constructed("GroupNorm", {"num_groups": int(attrs["num_groups"]), "num_channels": channels})
     if node.op == "InstanceNormalization":
         return _group_norm(analysis, number)
     if node.op in traits.RECURRENT:
-        return Module(node.op, {"input_size": shape[2], "hidden_size": int(attrs["hidden_size"])})
+        return Constructed(node.op, {"input_size": shape[2], "hidden_size": int(attrs["hidden_size"])})
     if node.op == "PRelu":
-        return Module("PReLU", {"num_parameters": math.prod(shape)})
+        return Constructed("PReLU", {"num_parameters": math.prod(shape)})
     return None
 
 
-def _group_norm(analysis: Analysis, number: int) -> Module:
+def _group_norm(analysis: Analysis, number: int) -> Constructed:
     """Return a normalisation of each channel, or of groups of channels, which exporters write as channels."""
     node = analysis.nodes[number]
     axes = analysis.input_axes(number, 0) or ()
     makers = node.inputs[0].inputs
     before = analysis.input_axes(analysis.numbers[id(makers[0])], 0) if makers and makers[0].op == "Reshape" else None
     if before and len(before) > 1 and len(axes) > 1 and set(leaves(axes[1])) <= set(leaves(before[1])):
-        return Module("GroupNorm", {"num_groups": axes[1].size, "num_channels": before[1].size})
-    return Module(f"InstanceNorm{max(len(axes) - 2, 1)}d", {"num_features": axes[1].size if len(axes) > 1 else 0})
+        return Constructed("GroupNorm", {"num_groups": axes[1].size, "num_channels": before[1].size})
+    return Constructed(f"InstanceNorm{max(len(axes) - 2, 1)}d", {"num_features": axes[1].size if len(axes) > 1 else 0})
 
 
 def _products(**axes: Axis) -> dict[str, str]:
@@ -299,7 +299,7 @@ _FIELDS = {
 _BOTTLENECK = re.compile(r"layer(\d+)\.\d+\.conv([23])")
 
 
-def _config(groups: Iterable[Group], modules: Mapping[str, Module]) -> dict[str, int | float]:
+def _config(groups: Iterable[Group], modules: Mapping[str, Constructed]) -> dict[str, int | float]:
     """Return the sizes that all layers have in common, by the names that configs give them."""
     sizes: dict[str, set[int]] = {}
     for group in groups:
@@ -319,7 +319,7 @@ def _config(groups: Iterable[Group], modules: Mapping[str, Module]) -> dict[str,
     return {**config, **_width_per_group(modules)}
 
 
-def _width_per_group(modules: Mapping[str, Module]) -> dict[str, int | float]:
+def _width_per_group(modules: Mapping[str, Constructed]) -> dict[str, int | float]:
     """Return the width of a group in the first stage of a ResNet, where the other stages have 2, 4 and 8 times that."""
     widths_: set[float] = set()
     for name, module in modules.items():

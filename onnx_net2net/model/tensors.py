@@ -46,7 +46,7 @@ _NARROW = 1024
 
 _keys = itertools.count()
 
-Piece = tuple[int, Callable[[], Array | bytes]]
+Chunk = tuple[int, Callable[[], Array | bytes]]
 """A part of a tensor's bytes: where it begins, and what reads or computes it."""
 
 
@@ -211,7 +211,7 @@ class Weight:
         """Whether it is made row by row, and not as a whole."""
         return _is_source(self._source) and bool(self.shape) and bits_of(self.kind) >= 8
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Chunk]:
         """Yield its bytes in pieces, in order, to be made in any order by any thread."""
         if not self.has_rows:
             yield 0, self.tobytes
@@ -258,7 +258,7 @@ class FileWeight(Weight):
 
         return read if row >= _NARROW or self.nbytes > _BLOCK else InMemory(self()).rows()
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Chunk]:
         """Yield its bytes in pieces."""
         file = self._file.opened()
         for done in range(0, self.nbytes, _BLOCK):

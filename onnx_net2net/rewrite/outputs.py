@@ -58,7 +58,7 @@ def _replace(old: Tensor, new: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Cut:
+class OutputGather:
     """A Gather that makes an output of a hidden tensor.
 
     Attributes:
@@ -74,14 +74,14 @@ class Cut:
     places: np.ndarray
 
 
-def uncut(model: Model) -> tuple[Model, list[Cut]]:
+def uncut(model: Model) -> tuple[Model, list[OutputGather]]:
     """Return a model with hidden tensors for outputs where these were cut, and the cuts."""
     graph = model.proto.graph
     outputs = {value.name: value for value in graph.output}
     constants = {tensor.name: tensor for tensor in graph.initializer if stub_key(tensor) is None}
     readers = Counter(name for node in graph.node for name in node.input)
     made = {name for node in graph.node for name in node.output} - outputs.keys()
-    cuts: dict[str, Cut] = {}
+    cuts: dict[str, OutputGather] = {}
     for node in graph.node:
         source, places = (*node.input, "", "")[:2]
         shown = outputs.get(node.output[0]) if node.op_type in traits.ROWS else None
@@ -91,7 +91,7 @@ def uncut(model: Model) -> tuple[Model, list[Cut]]:
         axis = integer(node, "axis")
         rank = len(shown.type.tensor_type.shape.dim)
         if index.ndim == 1 and 0 <= axis < rank and index.min(initial=0) >= 0:
-            cuts[source] = Cut(node, shown, axis, index)
+            cuts[source] = OutputGather(node, shown, axis, index)
     if not cuts:
         return model, []
     proto = copy.deepcopy(model.proto)
@@ -106,7 +106,7 @@ def uncut(model: Model) -> tuple[Model, list[Cut]]:
     return dataclasses.replace(model, proto=proto), list(cuts.values())
 
 
-def cut_again(model: Model, cuts: list[Cut]) -> Model:
+def cut_again(model: Model, cuts: list[OutputGather]) -> Model:
     """Return a model whose outputs are cut again; `places` of the cuts count the units that there are now."""
     proto = copy.deepcopy(model.proto)
     by_source = {cut.node.input[0]: cut for cut in cuts}

@@ -17,7 +17,7 @@ from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.model.model import load
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost, cost_of
-from onnx_net2net.search.engines import Report
+from onnx_net2net.search.engines import OnMetric
 from onnx_net2net.search.features import write_features
 from onnx_net2net.search.folders import digest, digest_of, read_json, write_json
 from onnx_net2net.search.growing import (
@@ -42,12 +42,12 @@ _PARTS = {"teacher": "its teacher", "stage": "its description", "files": "its fi
 
 
 @dataclass(frozen=True)
-class Row:
+class StageResult:
     """The result of a stage.
 
     Attributes:
         name: The name of the stage.
-        kind: The `kind` of the `Stage`.
+        kind: The `kind` of its `Stage`.
         cost: The cost of the network.
         exact: Whether it computed the same as its teacher before its training.
         notes: Remarks for people on how it was made.
@@ -100,7 +100,7 @@ def plan_chain(chain: Chain, since: str | None = None) -> list[Planned]:
     return list(runner.plan())
 
 
-def run_chain(chain: Chain, since: str | None = None, report: Report = lambda *_: None) -> list[Row]:
+def run_chain(chain: Chain, since: str | None = None, report: OnMetric = lambda *_: None) -> list[StageResult]:
     """Do what is to be done of a chain, and return what became of all stages.
 
     Args:
@@ -122,7 +122,7 @@ def run_chain(chain: Chain, since: str | None = None, report: Report = lambda *_
 class _Runner:
     """Goes through the stages, each made of what the one before came to."""
 
-    def __init__(self, chain: Chain, since: str | None, report: Report) -> None:
+    def __init__(self, chain: Chain, since: str | None, report: OnMetric) -> None:
         self._chain, self._since, self._report = chain, since, report
 
     def plan(self) -> Iterator[Planned]:
@@ -142,8 +142,8 @@ class _Runner:
                 yield Planned(later, f"{stage.name} is done before")
             return
 
-    def run(self) -> list[Row]:
-        rows: list[Row] = []
+    def run(self) -> list[StageResult]:
+        rows: list[StageResult] = []
         again = False
         for number, stage in enumerate(self._chain.stages):
             folder = self._folder(number, stage)
@@ -182,7 +182,7 @@ class _Runner:
         changed = [text for part, text in _PARTS.items() if record["key"].get(part) != key[part]]
         return f"it is stale: {' and '.join(changed)} changed" if changed else ""
 
-    def _do(self, stage: Stage, folder: Path, key: Mapping[str, str], before: Row | None, again: bool) -> None:
+    def _do(self, stage: Stage, folder: Path, key: Mapping[str, str], before: StageResult | None, again: bool) -> None:
         """Make and train a stage; what was made for the same key before it was interrupted is kept."""
         made = read_json(folder / _MADE)
         if folder.exists() and (again or made is None or made["key"] != key):
@@ -201,7 +201,7 @@ class _Runner:
             network = trained(grown.network, out, folder)
         write_json(folder / _RECORD, {"key": key, "network": network_json(network)})
 
-    def _make(self, stage: Stage, folder: Path, before: Row | None) -> GrownNetwork:
+    def _make(self, stage: Stage, folder: Path, before: StageResult | None) -> GrownNetwork:
         chain = self._chain
         if before is None:
             return GrownNetwork(begin(chain.model, chain.state, chain.optimizer, folder), exact=True)
@@ -211,7 +211,9 @@ class _Runner:
             return fill_network(before.network, stage.target, stage.state, folder, stage.exact)
         return grow_network(before.network, stage.steps, folder, stage.exact)
 
-    def _train(self, stage: Stage, template: Template, folder: Path, grown: GrownNetwork, before: Row | None) -> None:
+    def _train(
+        self, stage: Stage, template: Template, folder: Path, grown: GrownNetwork, before: StageResult | None
+    ) -> None:
         network, features = grown.network, ""
         if before is not None and stage.kind == "grown" and template.names("features"):
             path = folder / "features.json"
@@ -234,12 +236,14 @@ class _Runner:
     def _network(self, folder: Path) -> SavedNetwork:
         return network_of(read_json(folder / _RECORD)["network"])
 
-    def _row(self, stage: Stage, folder: Path, before: Row | None) -> Row:
+    def _row(self, stage: Stage, folder: Path, before: StageResult | None) -> StageResult:
         made = read_json(folder / _MADE)
         grown, outcome = _grown_of(made), completed(folder / _TRAIN) if stage.template else None
         expected = before.outcome.last if before and before.outcome and stage.kind == "grown" else None
         cost = Cost(**made["cost"])
-        return Row(stage.name, stage.kind, cost, grown.exact, grown.notes, outcome, expected, self._network(folder))
+        return StageResult(
+            stage.name, stage.kind, cost, grown.exact, grown.notes, outcome, expected, self._network(folder)
+        )
 
 
 def _check_start(stage: Stage, value: float, past: Outcome) -> None:
@@ -252,7 +256,7 @@ def _check_start(stage: Stage, value: float, past: Outcome) -> None:
         )
 
 
-def _untrained(last: Row, folder: Path) -> SavedNetwork:
+def _untrained(last: StageResult, folder: Path) -> SavedNetwork:
     """Return the last network as it was before its training, for one that starts from scratch."""
     network = _grown_of(read_json(folder / _MADE)).network
     return SavedNetwork(network.model, network.state, None, last.network.own)
@@ -284,7 +288,7 @@ class Saving:
     alone: float | None
 
 
-def saving(rows: Sequence[Row], stop: Stop) -> Saving | None:
+def saving(rows: Sequence[StageResult], stop: Stop) -> Saving | None:
     """Compare a chain with its last network alone; None where this was not trained."""
     *chain, last = rows
     if last.kind != "alone" or last.outcome is None or not chain[-1].outcome:

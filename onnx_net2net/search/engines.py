@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onnx_net2net.errors import WriteError, optional
-from onnx_net2net.search.training import Outcome, Stop, Template, TrainingError, Watch, completed, failure_of, train
+from onnx_net2net.search.training import (
+    MetricCallback,
+    Outcome,
+    Stop,
+    Template,
+    TrainingError,
+    completed,
+    failure_of,
+    train,
+)
 
 ENGINES = ("local", "ray")
 
@@ -39,7 +48,7 @@ class Job:
     out: Path
     stop: Stop
 
-    def run(self, watch: Watch | None = None, halt: threading.Event | None = None) -> Outcome | TrainingError:
+    def run(self, watch: MetricCallback | None = None, halt: threading.Event | None = None) -> Outcome | TrainingError:
         """Do it, or return what was done before; a training that fails is a result, too."""
         before = completed(self.out) or failure_of(self.out)
         if before is not None:
@@ -50,14 +59,14 @@ class Job:
             return error
 
 
-Report = Callable[[str, float, float], None]
+OnMetric = Callable[[str, float, float], None]
 """Called with the name of a job, a step and the metric there."""
 
 
 class Engine(Protocol):
     """Runs trainings side by side."""
 
-    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+    def run(self, jobs: Sequence[Job], report: OnMetric) -> list[Outcome | TrainingError]:
         """Return what each job came to, in their order."""
 
 
@@ -71,7 +80,7 @@ class Local:
 
     workers: int
 
-    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+    def run(self, jobs: Sequence[Job], report: OnMetric) -> list[Outcome | TrainingError]:
         """Run the jobs; what interrupts this process ends them."""
         halt = threading.Event()
 
@@ -99,7 +108,7 @@ class Cluster:
     workers: int
     folder: Path
 
-    def run(self, jobs: Sequence[Job], report: Report) -> list[Outcome | TrainingError]:
+    def run(self, jobs: Sequence[Job], report: OnMetric) -> list[Outcome | TrainingError]:
         """Run the jobs; one whose worker dies is done again."""
         ray, tune = _ray()
         found: list[Outcome | TrainingError | None] = [completed(job.out) or failure_of(job.out) for job in jobs]

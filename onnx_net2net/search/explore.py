@@ -20,7 +20,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.staging import writing
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost
-from onnx_net2net.search.engines import Report
+from onnx_net2net.search.engines import OnMetric
 from onnx_net2net.search.folders import read_json, write_json
 from onnx_net2net.search.growing import SavedNetwork, network_json, network_of, trained
 from onnx_net2net.search.search import Search
@@ -84,7 +84,7 @@ class Trial:
 class Exploration(Search):
     """A search in a folder."""
 
-    def run(self, report: Report = lambda *_: None) -> list[Trial]:
+    def run(self, report: OnMetric = lambda *_: None) -> list[Trial]:
         """Explore, or go on where it was interrupted; return the trials, the best first.
 
         Raises:
@@ -130,7 +130,7 @@ class Exploration(Search):
             yield batch
             start += size
 
-    def _explore(self, study: Study, trials: list[Trial], size: int, report: Report) -> None:
+    def _explore(self, study: Study, trials: list[Trial], size: int, report: OnMetric) -> None:
         """Make, train and judge a batch, which is the end of all trials so far."""
         batch = trials[-size:]
         for trial in batch:
@@ -181,7 +181,7 @@ class Exploration(Search):
         grown, cost = found
         return {"network": network_json(grown.network), "cost": asdict(cost), "notes": list(grown.notes)}
 
-    def _train(self, alive: Sequence[Trial], rung: int, report: Report) -> None:
+    def _train(self, alive: Sequence[Trial], rung: int, report: OnMetric) -> None:
         """Train candidates to a rung, each from where it is."""
         jobs = [
             self._job("trial", trial.number, trial.candidate, trial.network, rung,

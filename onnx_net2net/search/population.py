@@ -21,7 +21,7 @@ from typing import Any
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.search import folders
 from onnx_net2net.search.cost import Cost
-from onnx_net2net.search.engines import Report
+from onnx_net2net.search.engines import OnMetric
 from onnx_net2net.search.folders import read_json, write_json
 from onnx_net2net.search.growing import SavedNetwork, network_json, network_of, trained
 from onnx_net2net.search.search import Search
@@ -67,7 +67,7 @@ class Member:
 class Population(Search):
     """A population in a folder."""
 
-    def run(self, report: Report = lambda *_: None) -> list[list[Member]]:
+    def run(self, report: OnMetric = lambda *_: None) -> list[list[Member]]:
         """Train, or go on where it was interrupted; return the members at the end of each round.
 
         Raises:
@@ -86,7 +86,7 @@ class Population(Search):
                 rounds.append([_of_json(value) for value in read_json(path)])
             return rounds
 
-    def _round(self, number: int, before: Sequence[Member] | None, report: Report) -> list[Member]:
+    def _round(self, number: int, before: Sequence[Member] | None, report: OnMetric) -> list[Member]:
         folder = self._work / f"round-{number + 1}"
         draw = random.Random(self._options.seed * 1_000_003 + number)
         members = list(self._first(folder, draw) if before is None else self._successors(before, folder, draw))
@@ -142,7 +142,7 @@ class Population(Search):
         grown, cost = found
         return self._space.excess(cost, self._base) or Member(number, candidate, grown.network, cost)
 
-    def _train(self, members: Sequence[Member], number: int, folder: Path, report: Report) -> None:
+    def _train(self, members: Sequence[Member], number: int, folder: Path, report: OnMetric) -> None:
         """Train all members for a round."""
         steps = (0, *self._options.rungs)
         jobs = [

@@ -55,7 +55,7 @@ METRICS = "metrics.jsonl"
 LOG = "log.txt"
 
 Cause = Literal["crash", "silence", "number", "metric", "checkpoint"]
-Watch = Callable[[float, float], None]
+MetricCallback = Callable[[float, float], None]
 """Called with a step and the metric there, as soon as the training has written them."""
 
 _INTERVAL = 0.05
@@ -211,7 +211,7 @@ def train(
     values: Mapping[str, object],
     out: Path,
     stop: Stop,
-    watch: Watch | None = None,
+    watch: MetricCallback | None = None,
     halt: threading.Event | None = None,
 ) -> Outcome:
     """Run a training command and follow it.
@@ -297,7 +297,7 @@ def _follow(
     values: Mapping[str, object],
     folder: Path,
     stop: Stop,
-    watch: Watch | None,
+    watch: MetricCallback | None,
     halt: threading.Event | None,
 ) -> Outcome:
     """Run a command to its end, or to where it has come far enough."""
@@ -394,7 +394,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _note(outcome: Outcome, entry: Mapping[str, Any], stop: Stop, watch: Watch | None) -> None:
+def _note(outcome: Outcome, entry: Mapping[str, Any], stop: Stop, watch: MetricCallback | None) -> None:
     """Note a line; one without the metric says only that the training is alive."""
     value, step = entry.get(stop.metric), float(entry["step"])
     if value is None:

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 
 from onnx_net2net import BadInputError, RefusedError
-from onnx_net2net.framework.configs import Sizes, grown_config
+from onnx_net2net.framework.configs import StudentSizes, grown_config
 
 RAW = {"hidden_size": 8, "heads": 2, "inner": None, "max_position": 8, "vocab_size": 16, "layers": 2,
        "kinds": ["a", "b"]}  # fmt: skip
@@ -32,7 +32,7 @@ def build(config):
 
 def found(shapes, pairs, named=None, layers=None):
     return grown_config(
-        RAW, Full(attribute_map=ALIASES), Sizes(shapes, frozenset(pairs), named or {}, layers or {}), build
+        RAW, Full(attribute_map=ALIASES), StudentSizes(shapes, frozenset(pairs), named or {}, layers or {}), build
     )[0]
 
 
@@ -55,7 +55,7 @@ def test_what_becomes_smaller_is_made_up_for_by_a_number_of_them():
         return SimpleNamespace(shapes={**experts, "beside": (config["expert"] * config["shared"],)})
 
     full = SimpleNamespace(to_dict=lambda: dict(raw), attribute_map={})
-    sizes = Sizes({"up": (8, 4), "down": (8, 4), "beside": (8,)}, frozenset({(8, 4), (4, 8)}), {}, {})
+    sizes = StudentSizes({"up": (8, 4), "down": (8, 4), "beside": (8,)}, frozenset({(8, 4), (4, 8)}), {}, {})
     assert grown_config(raw, full, sizes, make)[0] == {"expert": 4, "shared": 2, "count": 8}
 
 
@@ -85,14 +85,14 @@ PAIRS = frozenset({(8, 16), (16, 32), (32, 32), (16, 48), (32, 96), (64, 96)})
 def test_lists_of_widths_and_ratios_follow_the_sizes(ratio):
     raw = {"dims": [8, 16, 32], "ratio": ratio}
     full = SimpleNamespace(to_dict=lambda: dict(raw))
-    sizes = Sizes({"0.up": (48, 16), "1.up": (96, 32), "2.up": (96, 32)}, PAIRS, {}, {})
+    sizes = StudentSizes({"0.up": (48, 16), "1.up": (96, 32), "2.up": (96, 32)}, PAIRS, {}, {})
     assert grown_config(raw, full, sizes, staged)[0] == {"dims": [16, 32, 32], "ratio": 3.0}
 
 
 def test_numbers_that_no_shape_shows_are_those_with_which_the_class_is_exact():
     raw = {"hidden_size": 8, "vocab_size": 16, "layers": 0}
     full = SimpleNamespace(to_dict=lambda: {**raw, "heads": 2})
-    sizes = Sizes({"embed": (16, 16)}, frozenset({(8, 16), (2, 4)}), {}, {})
+    sizes = StudentSizes({"embed": (16, 16)}, frozenset({(8, 16), (2, 4)}), {}, {})
 
     def build_(config):
         return build({"heads": 2, **config})

@@ -70,7 +70,7 @@ _SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
-class Reading:
+class StoredSource:
     """A tensor of a state dict, read by rows (see `algebra.rows.Source`).
 
     Attributes:

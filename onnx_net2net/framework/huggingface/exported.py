@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.framework.formats.stored import Reading, Stored
+from onnx_net2net.framework.formats.stored import Stored, StoredSource
 from onnx_net2net.framework.huggingface.inputs import plainly_called
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.live.exported import quiet
@@ -110,6 +110,6 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[str, Stored]) -> Mode
     return Model(proto, table, external=True)
 
 
-def _values(stored: Stored) -> Reading:
+def _values(stored: Stored) -> StoredSource:
     """Return what the graph has of a tensor: numbers in single precision, indices as they are."""
-    return Reading(stored, stored.dtype if stored.dtype.kind in "iub" else np.dtype(np.float32))
+    return StoredSource(stored, stored.dtype if stored.dtype.kind in "iub" else np.dtype(np.float32))

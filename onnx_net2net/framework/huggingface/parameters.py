@@ -22,7 +22,7 @@ from onnx_net2net.algebra.rows import BLOCK_BYTES, blocks
 from onnx_net2net.algebra.shares import Shared
 from onnx_net2net.algebra.weights import AxisGrowth, GrownSource, WeightGrowth
 from onnx_net2net.errors import BadInputError, some
-from onnx_net2net.framework.formats.stored import Reading, StateDict, Stored
+from onnx_net2net.framework.formats.stored import StateDict, Stored, StoredSource
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton, is_whole, strides_of
 
 # --- The teacher ------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _view(array: Array, offset: int, shape: Sequence[int], strides: Sequence[int
 
 
 @dataclass(frozen=True)
-class Parameter:
+class StudentParameter:
     """A parameter of the student.
 
     Attributes:
@@ -193,17 +193,17 @@ class Parameter:
                 block[place - start, places[0] : places[-1] + 1] = read(int(places[0]), int(places[-1]) + 1)
         return block
 
-    def row(self, place: int) -> Parameter:
+    def row(self, place: int) -> StudentParameter:
         """Return a row of a stack as a parameter."""
         assert self.growth is not None
         stored = self.stored.row(int(self.growth.axes[0].map.index[place]))
-        return Parameter(f"{self.name}:{place}", stored, replace(self.growth, axes=self.growth.axes[1:]))
+        return StudentParameter(f"{self.name}:{place}", stored, replace(self.growth, axes=self.growth.axes[1:]))
 
 
 def _grown(stored: Stored, growth: WeightGrowth, name: str) -> GrownSource:
     """Return a weight that grows; floats of eight bits do so in single precision, as nothing computes with them."""
     is_computed = is_float(stored.dtype) or stored.dtype.kind in "iub"
-    source = Reading(stored, stored.dtype if is_computed else np.dtype(np.float32))
+    source = StoredSource(stored, stored.dtype if is_computed else np.dtype(np.float32))
     return GrownSource(source, growth, zlib.crc32(name.encode()))
 
 
@@ -230,7 +230,7 @@ class Written:
 
     name: str
     cut: Cut
-    parameter: Parameter
+    parameter: StudentParameter
 
     @property
     def nbytes(self) -> int:
@@ -251,7 +251,7 @@ class Written:
             yield 0, lambda: np.ascontiguousarray(_view(read(first, last + 1), inner, cut.shape, cut.strides))
 
 
-def _run(parameter: Parameter, start: int, count: int, at: int = 0) -> Iterator[tuple[int, Callable[[], Array]]]:
+def _run(parameter: StudentParameter, start: int, count: int, at: int = 0) -> Iterator[tuple[int, Callable[[], Array]]]:
     """Yield elements of a parameter that lie together, from one on, in pieces with their places in bytes."""
     size, elements = parameter.dtype.itemsize, parameter.stored.elements
     row = math.prod(parameter.shape[1:])

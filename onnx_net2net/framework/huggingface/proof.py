@@ -24,7 +24,7 @@ import torch
 from onnx_net2net.algebra.maps import Map
 from onnx_net2net.errors import NotEquivalentError, one_line
 from onnx_net2net.framework.formats.stored import Stored
-from onnx_net2net.framework.huggingface.parameters import Parameter
+from onnx_net2net.framework.huggingface.parameters import StudentParameter
 from onnx_net2net.framework.huggingface.running import MEMORY, BlockOutputs, run_blocks
 from onnx_net2net.framework.huggingface.student import Student
 from onnx_net2net.framework.huggingface.teacher import Teacher
@@ -219,7 +219,7 @@ def _last(order: Sequence[tuple[int, bool]], layer: int) -> int:
 
 
 def _maps(
-    parameters: Mapping[str, Parameter], block: str, old: torch.Tensor, new: torch.Tensor
+    parameters: Mapping[str, StudentParameter], block: str, old: torch.Tensor, new: torch.Tensor
 ) -> Iterator[Map | None]:
     """Yield the maps of a block's vectors that the residual stream may have: those of its norms are among them."""
     seen = set()

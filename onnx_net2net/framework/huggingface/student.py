@@ -14,10 +14,10 @@ import numpy as np
 
 from onnx_net2net.algebra.weights import WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError, some
-from onnx_net2net.framework.configs import NoConfigError, Sizes, grown_config
+from onnx_net2net.framework.configs import NoConfigError, StudentSizes, grown_config
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface.layers import Layers, deeper_names, plan_layers
-from onnx_net2net.framework.huggingface.parameters import Parameter, Written
+from onnx_net2net.framework.huggingface.parameters import StudentParameter, Written
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.framework.huggingface.teacher import Teacher
 from onnx_net2net.framework.huggingface.vocabulary import NAME, tokens_of, with_tokens
@@ -87,7 +87,7 @@ class Student:
     teacher: Teacher
     skeleton: Skeleton
     config: dict[str, Any]
-    parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, StudentParameter]
     sources: Mapping[str, tuple[str, bool]]
     tensors: tuple[Written, ...]
     widening: Widening | None
@@ -249,33 +249,33 @@ def _growths(widening: Widening | None) -> dict[str, WeightGrowth]:
 
 def _parameters(
     stored: Mapping[str, Stored], places: Mapping[str, str], growths: Mapping[str, WeightGrowth]
-) -> tuple[dict[str, Parameter], list[str]]:
+) -> tuple[dict[str, StudentParameter], list[str]]:
     """Return the teacher's parameters with their growths, and notes on those that are not in the graph."""
-    grown = {name: Parameter(name, stored[name], growths.get(place)) for name, place in places.items()}
+    grown = {name: StudentParameter(name, stored[name], growths.get(place)) for name, place in places.items()}
     seen = [Entry(name, "same", (places[name],), one.stored, (one.growth,) if one.growth else ())
             for name, one in grown.items()]  # fmt: skip
     unseen = Unseen(seen, folded=False)
     others = [unseen.entry(name, one) for name, one in stored.items() if name not in grown]
     for entry in others:
-        grown[entry.name] = Parameter(entry.name, entry.stored, entry.growths[-1] if entry.growths else None)
+        grown[entry.name] = StudentParameter(entry.name, entry.stored, entry.growths[-1] if entry.growths else None)
     return grown, [f"{entry.name} {entry.note}" for entry in others if entry.note]
 
 
-def _copied(name: str, original: Parameter, end: float | None) -> Parameter:
+def _copied(name: str, original: StudentParameter, end: float | None) -> StudentParameter:
     """Return the parameter of a layer's copy: the original's values, or one number where a branch ends."""
     if end is None:
         return replace(original, name=name)
     own = Stored.in_parts(original.shape, original.dtype, lambda low, high: np.full(high - low, end, original.dtype))
-    return Parameter(name, own)
+    return StudentParameter(name, own)
 
 
 # --- The config ---------------------------------------------------------------------------------------------------
 
 
 def _sizes(
-    teacher: Model, student: Model, grown: Mapping[str, Parameter], widening: Widening | None, layers: Layers,
+    teacher: Model, student: Model, grown: Mapping[str, StudentParameter], widening: Widening | None, layers: Layers,
     vocabulary: tuple[int, int],
-) -> Sizes:  # fmt: skip
+) -> StudentSizes:  # fmt: skip
     """Return what the student's config has to say."""
     pairs = {(old, new) for p in grown.values() for old, new in zip(p.stored.shape, p.shape, strict=True)}
     pairs |= {(change.old, change.new) for change in (widening.changes if widening else ())}
@@ -290,4 +290,4 @@ def _sizes(
         named["vocab_size"] = vocabulary
     lists = {old: [layer for layer, _ in layers.order(group)] for group, (old, _) in layers.counts.items()}
     shapes = {name: parameter.shape for name, parameter in grown.items()}
-    return Sizes(shapes, frozenset(pairs), named, lists)
+    return StudentSizes(shapes, frozenset(pairs), named, lists)

@@ -12,7 +12,7 @@ from typing import Any
 from onnx_net2net.algebra.maps import identity, pad
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth
 from onnx_net2net.errors import BadInputError, RefusedError
-from onnx_net2net.framework.huggingface.parameters import Parameter
+from onnx_net2net.framework.huggingface.parameters import StudentParameter
 from onnx_net2net.framework.huggingface.skeleton import Skeleton
 from onnx_net2net.operations.widen.options import target_size
 
@@ -41,7 +41,9 @@ def tokens_of(skeleton: Skeleton, size: int | str) -> tuple[int, int]:
     return old, new
 
 
-def with_tokens(skeleton: Skeleton, parameters: Mapping[str, Parameter], old: int, new: int) -> dict[str, Parameter]:
+def with_tokens(
+    skeleton: Skeleton, parameters: Mapping[str, StudentParameter], old: int, new: int
+) -> dict[str, StudentParameter]:
     """Return the student's parameters with rows for more tokens."""
     found = dict(parameters)
     for name in _rows(skeleton, old):

@@ -100,7 +100,7 @@ Became = Mapping[int, Sequence[int]]
 """What sizes became, the likeliest first."""
 
 
-class Sizes:
+class SizeChanges:
     """What the sizes of a teacher became in its student."""
 
     def __init__(

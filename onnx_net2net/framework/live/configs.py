@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onnx_net2net.errors import BadInputError, RefusedError, one_line
-from onnx_net2net.framework.configs import Shapes, Sizes, grown_config, shapes_of
+from onnx_net2net.framework.configs import Shapes, StudentSizes, grown_config, shapes_of
 from onnx_net2net.framework.live.attributes import slots_of
 
 
@@ -80,7 +80,7 @@ def fit_config(
 
     for told in (named, {}) if named else ({},):  # the second time, since equal numbers may be others
         with contextlib.suppress(RefusedError):
-            grown_config(before, config, Sizes(shapes_of(student), pairs, told, {}), build, is_right)
+            grown_config(before, config, StudentSizes(shapes_of(student), pairs, told, {}), build, is_right)
             return True
     return False
 

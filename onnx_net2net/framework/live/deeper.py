@@ -40,7 +40,7 @@ _ADVICE = "fill a deeper class by `fill`"
 
 
 @dataclass(frozen=True)
-class Inserted:
+class InsertedBlock:
     """A copy of a block in a list."""
 
     source: int  # the place of the block that it is a copy of, in the old list
@@ -53,7 +53,7 @@ class Lengthened:
 
     path: str
     old: int
-    inserted: Mapping[int, Inserted]  # by their places in the new list
+    inserted: Mapping[int, InsertedBlock]  # by their places in the new list
 
     @property
     def new(self) -> int:
@@ -186,7 +186,7 @@ def _lists(module: nn.Module, model: Model, deepening: Deepening) -> tuple[Lengt
         raise RefusedError("there are no blocks to repeat")
     return tuple(
         Lengthened(path, len(list(module.get_submodule(path).children())),
-                   {place: Inserted(source, frozenset(zeros)) for place, (source, zeros) in copies.items()})
+                   {place: InsertedBlock(source, frozenset(zeros)) for place, (source, zeros) in copies.items()})
         for path, copies in found.items()
     )  # fmt: skip
 
@@ -254,7 +254,7 @@ def _lengthen(module: nn.Module, one: Lengthened, origins: dict[int, nn.Paramete
     yield from copies.values()
 
 
-def _copy(module: nn.Module, block: nn.Module, inserted: Inserted, origins: dict[int, nn.Parameter]) -> nn.Module:
+def _copy(module: nn.Module, block: nn.Module, inserted: InsertedBlock, origins: dict[int, nn.Parameter]) -> nn.Module:
     """Copy a block; what it shares with modules outside of it stays shared.
 
     Raises:

@@ -22,7 +22,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.framework.checkpoint import Checkpoint, checkpoint
 from onnx_net2net.framework.configs import SMALL
 from onnx_net2net.framework.formats.state_dicts import from_torch
-from onnx_net2net.framework.live.attributes import Sizes, likely, slots_of
+from onnx_net2net.framework.live.attributes import SizeChanges, likely, slots_of
 from onnx_net2net.framework.live.blame import refusal
 from onnx_net2net.framework.live.configs import configured, fit_config
 from onnx_net2net.framework.live.deeper import find_depth
@@ -31,7 +31,7 @@ from onnx_net2net.framework.live.exported import duplicate, duplicate_both, expo
 from onnx_net2net.framework.live.growth import Difference, FoundGrowth, ModuleGrowth, Yardstick, renumbered
 from onnx_net2net.framework.live.layers import resize_layer
 from onnx_net2net.framework.live.report import Report, deeper_report, report_of
-from onnx_net2net.framework.live.search import Search
+from onnx_net2net.framework.live.search import NumberSearch
 from onnx_net2net.framework.live.tensors import computed_values, grow_tensors, tensors_of
 from onnx_net2net.framework.live.trace import events_of
 from onnx_net2net.framework.statedict.entries import Entry
@@ -225,7 +225,7 @@ class _Attempt:
         for path, module in student.named_modules():
             resize_layer(module, path, widths)
         old, new = ({name: tuple(one.shape) for name, one in tensors_of(m).items()} for m in (teacher, student))
-        sizes = Sizes(old, new, [(change.name, change.old, change.new) for change in widening.changes])
+        sizes = SizeChanges(old, new, [(change.name, change.old, change.new) for change in widening.changes])
         _guess(student, sizes)
         loads = [fit_config(module, widths.config, sizes.pairs, partial(self._is_exact, student, path))
                  for path, module in list(configured(student))]  # fmt: skip
@@ -233,13 +233,13 @@ class _Attempt:
         growth = ModuleGrowth(entries, tuple(renumbered(teacher, student)), values)
         return FoundGrowth(growth, widening, options, difference, all(loads) if loads else None)
 
-    def _settle(self, student: nn.Module, sizes: Sizes) -> Difference:
+    def _settle(self, student: nn.Module, sizes: SizeChanges) -> Difference:
         """Search the numbers that are still wrong."""
         found = self._difference(student)
         if found is not None and found.is_none:
             return found
         events = events_of(self._teacher, self._example)
-        search = Search(student, self._originals, sizes, self._example, events)
+        search = NumberSearch(student, self._originals, sizes, self._example, events)
         search.settle()
         found = self._difference(student)
         if found is None or not found.is_none:
@@ -264,7 +264,7 @@ class _Attempt:
             return None
 
 
-def _guess(student: nn.Module, sizes: Sizes) -> None:
+def _guess(student: nn.Module, sizes: SizeChanges) -> None:
     """Set the numbers of the user's own modules that are widths by their names."""
     for path, module in student.named_modules():
         if type(module).__module__.startswith("torch.nn"):

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.framework.live.example import Inputs
 from onnx_net2net.framework.live.report import Report
-from onnx_net2net.framework.live.schedule import Options, checked, grow_in_place, refuse_processes
+from onnx_net2net.framework.live.schedule import GrowOptions, checked, grow_in_place, refuse_processes
 from onnx_net2net.framework.optimizer import bare_optimizer
 
 
@@ -33,7 +33,7 @@ class TrainerGrowth(TrainerCallback):  # type: ignore[misc]  # transformers is n
     """
 
     def __init__(
-        self, example_inputs: Inputs, at: Mapping[int, Options], *, averages: Sequence[nn.Module] = (),
+        self, example_inputs: Inputs, at: Mapping[int, GrowOptions], *, averages: Sequence[nn.Module] = (),
         moments: bool = True,
     ) -> None:  # fmt: skip
         """Make a callback; the arguments are those of `onnx_net2net.GrowthSchedule`."""

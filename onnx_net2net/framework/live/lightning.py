@@ -11,7 +11,7 @@ from torch import nn
 
 from onnx_net2net.framework.live.example import Inputs
 from onnx_net2net.framework.live.report import Report
-from onnx_net2net.framework.live.schedule import Options, checked, grow_in_place, refuse_processes
+from onnx_net2net.framework.live.schedule import GrowOptions, checked, grow_in_place, refuse_processes
 from onnx_net2net.framework.optimizer import bare_optimizer
 
 
@@ -28,7 +28,9 @@ class LightningGrowth(Callback):  # type: ignore[misc]  # lightning is not follo
         reports: A report of each growth that this process did, by step.
     """
 
-    def __init__(self, name: str, example_inputs: Inputs, at: Mapping[int, Options], *, moments: bool = True) -> None:
+    def __init__(
+        self, name: str, example_inputs: Inputs, at: Mapping[int, GrowOptions], *, moments: bool = True
+    ) -> None:
         """Make a callback.
 
         Args:

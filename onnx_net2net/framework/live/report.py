@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from onnx_net2net.errors import some
-from onnx_net2net.framework.live.attributes import Sizes, slots_of
+from onnx_net2net.framework.live.attributes import SizeChanges, slots_of
 from onnx_net2net.framework.live.deeper import Depth, Lengthened
 from onnx_net2net.framework.live.growth import Difference, FoundGrowth, Renumbered
 from onnx_net2net.framework.live.tensors import tensors_of
@@ -102,7 +102,7 @@ def deeper_report(
 def _kept(teacher: nn.Module, student: nn.Module, changes: Sequence[Change]) -> Iterator[str]:
     """Yield the numbers that are a power of a width that grew, and stay."""
     shapes = [{name: tuple(one.shape) for name, one in tensors_of(module).items()} for module in (teacher, student)]
-    sizes = Sizes(shapes[0], shapes[1], [(change.name, change.old, change.new) for change in changes])
+    sizes = SizeChanges(shapes[0], shapes[1], [(change.name, change.old, change.new) for change in changes])
     for path, module in student.named_modules():
         widths = [old for old, news in sizes.near(path).items() if old > 1 and any(new != old for new in news)]
         for slot in slots_of(module, path, floats=True):

@@ -20,7 +20,7 @@ from onnx_net2net.framework.live.grow import find_growth, options_of
 from onnx_net2net.framework.live.report import Report
 from onnx_net2net.framework.recipe import DECAYS_TO
 
-Options = Mapping[str, Any]
+GrowOptions = Mapping[str, Any]
 """What `grow` takes: `factor`, `sizes`, `only`, `depth`, `seed`."""
 
 _WRAPPED = {
@@ -31,7 +31,7 @@ _WRAPPED = {
 }
 
 
-def checked(at: Mapping[int, Options]) -> dict[int, Options]:
+def checked(at: Mapping[int, GrowOptions]) -> dict[int, GrowOptions]:
     """Return the options of growths by step.
 
     Raises:
@@ -169,7 +169,7 @@ class GrowthSchedule:
         optimizer: torch.optim.Optimizer,
         example_inputs: Inputs,
         *,
-        at: Mapping[int, Options],
+        at: Mapping[int, GrowOptions],
         warmup: int = 0,
         total: int | None = None,
         decay: float = 0.2,

@@ -12,17 +12,17 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from onnx_net2net.framework.live.attributes import Number, Sizes, Slot, set_all, slots_of
+from onnx_net2net.framework.live.attributes import Number, SizeChanges, Slot, set_all, slots_of
 from onnx_net2net.framework.live.example import Example
 from onnx_net2net.framework.live.trace import Event, Trace, trace_student
 
 MOST_TRIES = 400
 """How many changes are tried at one module."""
 
-Change = dict[Slot, Number]
+NumberChange = dict[Slot, Number]
 
 
-class Search:
+class NumberSearch:
     """Changes the numbers of a student until it runs like its teacher.
 
     Attributes:
@@ -30,7 +30,7 @@ class Search:
     """
 
     def __init__(
-        self, student: nn.Module, originals: dict[tuple[str, tuple[object, ...]], Number], sizes: Sizes,
+        self, student: nn.Module, originals: dict[tuple[str, tuple[object, ...]], Number], sizes: SizeChanges,
         example: Example, events: Sequence[Event],
     ) -> None:  # fmt: skip
         self._student, self._originals, self._sizes = student, originals, sizes
@@ -59,10 +59,10 @@ class Search:
     def _run(self, start: int = 0) -> Trace:
         return trace_student(self._student, self._example, self._events, self._ignored, start)
 
-    def _best(self, run: Trace) -> tuple[Change, Trace]:
+    def _best(self, run: Trace) -> tuple[NumberChange, Trace]:
         """Return the change that brings the run furthest; none if no change does."""
         assert run.culprit is not None
-        best: Change = {}
+        best: NumberChange = {}
         furthest = run
         for changes in self._stages(run.culprit):
             for change in itertools.islice(changes, MOST_TRIES):
@@ -76,7 +76,7 @@ class Search:
                 break
         return best, furthest
 
-    def _stages(self, culprit: str) -> Iterator[Iterator[Change]]:
+    def _stages(self, culprit: str) -> Iterator[Iterator[NumberChange]]:
         """Yield the changes to try: one number of a module, several of it, and those around it."""
         own = self._options(culprit)
         yield ({slot: value} for slot, values in own for value in values)
@@ -90,7 +90,7 @@ class Search:
             yield ({slot: value} for slot, values in options for value in values)
 
     @staticmethod
-    def _several(options: Sequence[tuple[Slot, list[Number]]]) -> Iterator[Change]:
+    def _several(options: Sequence[tuple[Slot, list[Number]]]) -> Iterator[NumberChange]:
         for count in (2, 3):
             for chosen in itertools.combinations(options, count):
                 for values in itertools.product(*(values for _, values in chosen)):
@@ -104,7 +104,7 @@ class Search:
                 found.append((slot, values))
         return found
 
-    def _repeat(self, change: Change) -> None:
+    def _repeat(self, change: NumberChange) -> None:
         """Do the same to modules of the same class."""
         for slot, value in change.items():
             kind = type(self._modules[slot.path])

@@ -28,7 +28,7 @@ _MOST_AXES = 5
 
 
 @dataclass(frozen=True)
-class Read:
+class Reader:
     """A node that reads a constant: its operator, at which input, the module it belongs to ("" if not told)."""
 
     operator: str
@@ -45,7 +45,7 @@ class StoredConstant:
     shape: tuple[int, ...]  # its shape
     dtype: np.dtype[Any]  # its type
     read: Callable[[], Array]  # returns its values
-    reads: list[Read] = field(default_factory=list)  # the nodes that read it
+    reads: list[Reader] = field(default_factory=list)  # the nodes that read it
 
     @property
     def is_turned(self) -> bool:
@@ -107,7 +107,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
                 if source in found and node.op_type in traits.RENAMES:
                     alias[node.output[0]] = source
                 elif source in found:
-                    found[source].reads.append(Read(node.op_type, index, scope_of(node), number))
+                    found[source].reads.append(Reader(node.op_type, index, scope_of(node), number))
     return found
 
 

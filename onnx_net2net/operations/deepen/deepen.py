@@ -29,7 +29,7 @@ from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.operations.deepen.factor import factorise
 from onnx_net2net.operations.deepen.insert import Inserter, calibrated
-from onnx_net2net.operations.deepen.repeat import Copy, Shape, insert_copy, program, value_numbers
+from onnx_net2net.operations.deepen.repeat import Copy, WeightShape, insert_copy, program, value_numbers
 from onnx_net2net.operations.widen.widen import widen
 
 T = TypeVar("T")
@@ -324,7 +324,7 @@ def alike_groups(analysis: Analysis, found: Sequence[Block]) -> set[str]:
     numbers = value_numbers(analysis)
     for block in found:
         own = program(analysis, block, numbers)
-        shapes = tuple(shape for _, _, _, reads in own for shape in reads if isinstance(shape, Shape))
+        shapes = tuple(shape for _, _, _, reads in own for shape in reads if isinstance(shape, WeightShape))
         programs[block.group].setdefault(shapes, set()).add(own)
     return {group for group, kinds in programs.items() if all(len(own) == 1 for own in kinds.values())}
 

@@ -129,11 +129,11 @@ def name_of(tensor: Tensor) -> str:
     return str(source(tensor, traits.RENAMES).name)
 
 
-class Shape(tuple[int, ...]):
+class WeightShape(tuple[int, ...]):
     """The shape of a weight that a node reads."""
 
 
-Step = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
+NodeKey = tuple[str, str, tuple[tuple[str, str], ...], tuple[object, ...]]
 """A node: operator, domain, attributes, and of what it reads the shapes of weights, the values of other constants, the
 places of what the block itself makes, and the names of what comes from outside."""
 
@@ -158,7 +158,7 @@ def value_numbers(analysis: Analysis) -> dict[str, int]:
     return numbers
 
 
-def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tuple[Step, ...]:
+def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tuple[NodeKey, ...]:
     """Return all that a block computes, without the values of its weights; blocks with one program can change places.
 
     Args:
@@ -167,14 +167,14 @@ def program(analysis: Analysis, block: Block, numbers: Mapping[str, int]) -> tup
         numbers: The `value_numbers` of the graph.
     """
     made: dict[str, object] = {block.entry: -1}
-    found: list[Step] = []
+    found: list[NodeKey] = []
     for number in block.nodes:
         node = analysis.nodes[number]
         reads: list[object] = []
         for value in node.inputs:
             constant, told = constant_of(value), _told(analysis, value)
             if constant is not None and told is None:
-                reads.append(Shape(constant.shape))
+                reads.append(WeightShape(constant.shape))
             elif value.name in made or told is None:
                 reads.append(made.get(value.name, numbers.get(value.name, value.name)))
             else:

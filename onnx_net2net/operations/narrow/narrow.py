@@ -23,7 +23,7 @@ from onnx_net2net.operations.narrow.identities import remove_identities
 from onnx_net2net.operations.narrow.merge import merge
 from onnx_net2net.operations.narrow.padding import find_pads, shares_of
 from onnx_net2net.rewrite.norms import correct_norms, unfill
-from onnx_net2net.rewrite.outputs import Cut, cut_again, uncut
+from onnx_net2net.rewrite.outputs import OutputGather, cut_again, uncut
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _State:
     def analysis(self) -> Analysis:
         return infer(self.model)
 
-    def uncut(self) -> tuple[_State, list[Cut]]:
+    def uncut(self) -> tuple[_State, list[OutputGather]]:
         """Return the state without cuts of outputs, and the cuts."""
         whole, cuts = uncut(self.model)
         return (_State(whole) if cuts else self), cuts
@@ -144,7 +144,7 @@ def _without_duplicates(state: _State) -> tuple[_State, list[Reduction]]:
     return (_State(state.model) if fills else state), []
 
 
-def _reduced(state: _State, cuts: list[Cut], found: Duplicates) -> tuple[_State, list[Reduction]]:
+def _reduced(state: _State, cuts: list[OutputGather], found: Duplicates) -> tuple[_State, list[Reduction]]:
     """Remove units, put back the cuts, and tell which dims lost some."""
     changes, analysis = [], state.analysis
     for group in inspect_analysis(state.model, analysis).groups:

@@ -33,7 +33,7 @@ from onnx_net2net.operations.transfer.softmaxes import share_gates
 from onnx_net2net.operations.transfer.ties import averaged
 from onnx_net2net.operations.widen.new_units import interface_axes
 from onnx_net2net.operations.widen.options import WidenOptions
-from onnx_net2net.operations.widen.plan import Plan
+from onnx_net2net.operations.widen.plan import WidenPlan
 from onnx_net2net.rewrite.rewrite import rewrite
 from onnx_net2net.rewrite.scaling import Scaling, rescale
 from onnx_net2net.rules import traits
@@ -195,7 +195,7 @@ class _Fitting:
         self._products: dict[Dim, list[int]] = {}
         self._silent: set[int] = set()
         self._inspection: Inspection = inspect_analysis(networks.teacher.opened.model, self._analysis)
-        self._plan = Plan(self._analysis, self._inspection, WidenOptions(seed=style.seed, fill_norms=False))
+        self._plan = WidenPlan(self._analysis, self._inspection, WidenOptions(seed=style.seed, fill_norms=False))
 
     def fit(self, choose: Choose | None) -> Fit:
         """Grow the teacher in place; obstacles are noted."""

@@ -1,4 +1,4 @@
-"""Chooses the dims that grow, their new sizes, and their maps; `Plan` matches the patterns of options to dims."""
+"""Chooses the dims that grow, their new sizes, and their maps; `WidenPlan` matches the patterns of options to dims."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Change:
     why: str = ""
 
 
-class Plan:
+class WidenPlan:
     """Sizes and maps chosen so far."""
 
     def __init__(self, analysis: Analysis, inspection: Inspection, options: WidenOptions) -> None:

@@ -17,7 +17,7 @@ from onnx_net2net.model.history import record
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.widen.experts import route
 from onnx_net2net.operations.widen.options import WidenOptions
-from onnx_net2net.operations.widen.plan import Change, Plan
+from onnx_net2net.operations.widen.plan import Change, WidenPlan
 from onnx_net2net.operations.widen.scaled import allow_padding, scaling_for
 from onnx_net2net.rewrite.constants import GrownConstant
 from onnx_net2net.rewrite.rewrite import rewrite
@@ -163,7 +163,7 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
     )
     if options.scale_weights:
         allow_padding(analysis, inspection, ties)
-    plan = Plan(analysis, inspection, options)
+    plan = WidenPlan(analysis, inspection, options)
     plan.set_sizes(options.sizes)
     if factor is not None:
         plan.widen_all(factor, options.only)
@@ -205,7 +205,7 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
     )
 
 
-def _notes(opened: Opened, analysis: Analysis, plan: Plan) -> Iterator[str]:
+def _notes(opened: Opened, analysis: Analysis, plan: WidenPlan) -> Iterator[str]:
     """Say what was done to the graph besides growing it, and what could be done."""
     for what, names in opened.notes().items():
         yield f"{what}: {', '.join(names)}"
@@ -232,7 +232,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _main_reason(plan: Plan, analysis: Analysis) -> str:
+def _main_reason(plan: WidenPlan, analysis: Analysis) -> str:
     """Return why the largest of the dims that were to grow stays as it is."""
     chosen = plan.chosen or list(plan.inspection.groups)
     if all(group.on_request for group in chosen):

@@ -90,7 +90,7 @@ def test_the_student_is_loaded_by_its_class_and_computes_the_same(transformers, 
 def test_a_wrong_weight_is_found_and_nothing_is_written(teacher, tmp_path, monkeypatch):
     from onnx_net2net.framework.huggingface import grow as growing, parameters
 
-    honest = parameters.Parameter.read
+    honest = parameters.StudentParameter.read
 
     def wrong(self):
         return lambda start, stop: changed(self, honest(self)(start, stop), start)
@@ -101,7 +101,7 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(teacher, tmp_path, monke
             values[0] = values[1]
         return values
 
-    monkeypatch.setattr(parameters.Parameter, "read", wrong)
+    monkeypatch.setattr(parameters.StudentParameter, "read", wrong)
     with pytest.raises(NotEquivalentError, match=r"NOT equivalent.*first to differ is model\.layers\.1"):
         growing.grow_checkpoint(teacher, tmp_path / "out", growing.Request(factor=2.0))
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from onnx_net2net.algebra.maps import identity, pad, replicate, uneven, uniform
 from onnx_net2net.algebra.weights import AxisGrowth, WeightGrowth, fold
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import parameters
-from onnx_net2net.framework.huggingface.parameters import Parameter, Written, parameters_of
+from onnx_net2net.framework.huggingface.parameters import StudentParameter, Written, parameters_of
 from onnx_net2net.framework.huggingface.skeleton import Cut
 
 RNG = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def whole(name, shape):
 
 
 def grown(values, *axes):
-    return Parameter("w", stored(values), WeightGrowth(axes))
+    return StudentParameter("w", stored(values), WeightGrowth(axes))
 
 
 MADE = [AxisGrowth(uniform(6, 12)), AxisGrowth(replicate(6, 9, np.random.default_rng(1))), AxisGrowth(identity(6))]
@@ -119,7 +119,7 @@ UNEVEN = AxisGrowth(uneven(uniform(4, 8), 0.3, np.random.default_rng(3)), reads=
 )
 def test_copies_and_their_fixed_parts_are_not_rounded(growth, rounding):
     values = drawn(6, 4).astype(ml_dtypes.bfloat16)
-    own = Parameter("w", stored(values), growth)
+    own = StudentParameter("w", stored(values), growth)
     assert own.rounding == rounding
     if growth and not rounding:
         made, reads = growth.axes
@@ -132,7 +132,7 @@ def test_experts_are_cut_out_of_one_parameter_and_put_together_again():
     values = drawn(3, 4, 5)
     cuts = {f"{expert}.{part}": Cut("experts", (2, 5), expert * 20 + place * 10, (5, 1))
             for expert in range(3) for place, part in enumerate(("gate", "up"))}  # fmt: skip
-    own = Parameter("experts", stored(values))
+    own = StudentParameter("experts", stored(values))
     parts = {name: put_together(Written(name, cut, own)) for name, cut in cuts.items()}
     np.testing.assert_array_equal(parts["1.up"], values[1, 2:])
     skeleton = SimpleNamespace(model=object(), cuts=cuts, tied={}, shapes={"experts": (3, 4, 5)})

@@ -15,7 +15,7 @@ from onnx_net2net import BadInputError, NotEquivalentError
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import writing
 from onnx_net2net.framework.huggingface.folder import read_folder
-from onnx_net2net.framework.huggingface.parameters import Parameter, Written
+from onnx_net2net.framework.huggingface.parameters import StudentParameter, Written
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton
 from onnx_net2net.framework.huggingface.student import Request
 from onnx_net2net.framework.huggingface.teacher import Teacher
@@ -54,7 +54,7 @@ def tensors(made=None):
                 made.append(name)
             return values
 
-        own = Parameter(name, Stored(values.shape, values.dtype, read))
+        own = StudentParameter(name, Stored(values.shape, values.dtype, read))
         yield Written(name, Cut(name, values.shape, 0, (5, 1)), own)
 
 
