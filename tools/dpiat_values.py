@@ -17,8 +17,8 @@ from checkpoint_table import import_torchvision
 from torch import nn
 
 from onnx_net2net.model.model import load
-from onnx_net2net.operations.transfer.dpiat.dpiat import elements_of, similarity
-from onnx_net2net.operations.transfer.dpiat.elements import Element, Layer, Scored, Tree, standardized
+from onnx_net2net.operations.transfer.dpiat.dpiat import elements_of, network_similarity
+from onnx_net2net.operations.transfer.dpiat.elements import Element, LayerTree, Scored, ScoredLayer, standardized
 from onnx_net2net.operations.transfer.networks import Network
 
 SCORED = [f"{kind}{n}d" for kind in ("Conv", "ConvTranspose", "BatchNorm") for n in (1, 2, 3)] + ["Linear"]
@@ -77,11 +77,11 @@ def make(name: str) -> nn.Module:
     return timm.create_model(name, num_classes=100).eval()
 
 
-def tree_of(module: nn.Module) -> Tree:
+def tree_of(module: nn.Module) -> LayerTree:
     """Return the tree of modules of a network."""
     for kind in SCORED:
         if isinstance(module, getattr(nn, kind)):
-            return Layer(kind, tuple(module.weight.shape))
+            return ScoredLayer(kind, tuple(module.weight.shape))
     return [tree_of(child) for child in module.children()]
 
 
@@ -107,10 +107,12 @@ def main() -> None:
             modules[name] = standardized(tree_of(network))
             with tempfile.TemporaryDirectory() as folder:
                 graphs[name] = exported(network, Path(folder))
-        named = similarity(*elements_of(graphs[one], graphs[other]))
-        by_graph = similarity(graphs[one].elements(), graphs[other].elements())
+        named = network_similarity(*elements_of(graphs[one], graphs[other]))
+        by_graph = network_similarity(graphs[one].elements(), graphs[other].elements())
         counts = f"{len(modules[one])}, {len(modules[other])}"
-        values = f"{expected:10.4f}{similarity(modules[one], modules[other]):10.4f}{named:12.4f}{by_graph:12.4f}"
+        values = (
+            f"{expected:10.4f}{network_similarity(modules[one], modules[other]):10.4f}{named:12.4f}{by_graph:12.4f}"
+        )
         print(f"{f'{one} - {other}':44}{counts:>10}{values}")
 
 

@@ -42,14 +42,14 @@ def make(folder: Path, kind: str, layers: int | None) -> None:
     from onnx_net2net.framework.formats.state_dicts import DTYPES
     from onnx_net2net.framework.formats.stored import Stored
     from onnx_net2net.framework.huggingface.parameters import StudentParameter, Written
-    from onnx_net2net.framework.huggingface.skeleton import build
+    from onnx_net2net.framework.huggingface.skeleton import build_skeleton
     from onnx_net2net.framework.huggingface.writing import write_shard
 
     name, options, count = KINDS[kind]
     model_class = getattr(transformers, name)
     config = model_class.config_class(**options, num_hidden_layers=layers or count)
     config.architectures, config.dtype = [name], "bfloat16"
-    skeleton = build(model_class, config)
+    skeleton = build_skeleton(model_class, config)
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     dtype = np.dtype(DTYPES["BF16"])

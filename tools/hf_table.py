@@ -130,12 +130,12 @@ def outputs(folder: Path, kind: str) -> torch.Tensor:
         return found
     import transformers
 
-    from onnx_net2net.framework.huggingface.inputs import call, draw
+    from onnx_net2net.framework.huggingface.inputs import call, draw_inputs
     from onnx_net2net.framework.huggingface.skeleton import IMPLEMENTATIONS
 
     made = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float64, **IMPLEMENTATIONS)
     model = made.eval()
-    inputs = draw(model, model.config, seed=5, length=24)
+    inputs = draw_inputs(model, model.config, seed=5, length=24)
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     with torch.no_grad():
         result = call(model, type(model).forward, inputs)

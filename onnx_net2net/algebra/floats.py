@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Compute = Callable[[], Array]
+"""Computes an array when it is needed."""
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -17,8 +17,8 @@ from onnx_net2net.algebra.floats import Array, is_float
 from onnx_net2net.algebra.growths import AxisGrowth, Filler, Style
 from onnx_net2net.algebra.maps import NEVER, ORIGINS, Map, halved
 from onnx_net2net.algebra.noise import Noise
-from onnx_net2net.algebra.rows import Source, blocks
-from onnx_net2net.algebra.shares import Shared, bits_of, parts_of
+from onnx_net2net.algebra.rows import Source, row_blocks
+from onnx_net2net.algebra.shares import Shared, share_bits, shared_parts
 
 Draw = Callable[[int, int], Noise]
 """Makes so many random numbers for each of so many rows."""
@@ -85,7 +85,7 @@ class Growing:
         if not self._shape:
             return np.array(self._source())
         result = np.empty(self._shape, self._dtype)
-        for places in blocks(result.shape, result.itemsize):
+        for places in row_blocks(result.shape, result.itemsize):
             result[places[0] : places[-1] + 1] = self.rows(places)
         return result
 
@@ -198,7 +198,7 @@ class _Weighing:
         self._position, self._weight, self._shares, self._bits = axis.position, map.weight, map.weight, 0
         draw = None
         if is_uneven:
-            self._bits = bits_of(style.spread)
+            self._bits = share_bits(style.spread)
             step = 2.0**-self._bits
             self._shares = np.rint(map.weight / step) * step
             draw = partial(Noise, rng, deviation=style.spread, step=step)
@@ -232,7 +232,7 @@ class _Weighing:
             noise = self._copies.random(places, which)
             noise += shares
             shares = noise
-        return parts_of(values, shares, self._bits, self._dtype).astype(self._dtype, copy=False)
+        return shared_parts(values, shares, self._bits, self._dtype).astype(self._dtype, copy=False)
 
     def _left(self, block: Array, own: Array) -> Array:
         """Return what copies leave to units that are no rows; the copies have their parts already."""
@@ -319,7 +319,7 @@ class _Making:
     def _mean_row(self, source: Source, units: Array) -> Array:
         """Return the same of units that are rows themselves, as one row."""
         read, total = source.rows(), np.zeros(source.shape[1:])
-        for places in blocks((len(units), *source.shape[1:]), 8):
+        for places in row_blocks((len(units), *source.shape[1:]), 8):
             total += np.tensordot(self._factors[places], read(units[places]).astype(np.float64), 1)
         return total[None].astype(source.dtype)
 
@@ -384,5 +384,5 @@ def _deviation(source: Source) -> float:
 
 def _is_whole(source: Source) -> bool:
     """Tell whether all weights are whole numbers, whose sums may have to be exact (in front of Sign)."""
-    parts = map(source.rows(), blocks(source.shape, source.dtype.itemsize))
+    parts = map(source.rows(), row_blocks(source.shape, source.dtype.itemsize))
     return all(np.all(values == np.rint(values)) for values in parts)

@@ -148,7 +148,7 @@ def from_index(old: int, index: np.ndarray) -> Map:
     return Map(old, index.astype(np.int64), 1.0 / counts[index], np.zeros(len(index), np.int8), first)
 
 
-def split(counts: np.ndarray) -> Map:
+def split_copies(counts: np.ndarray) -> Map:
     """Return the map in which each unit gets so many copies, side by side; only one copy is in use at a time."""
     map = from_index(len(counts), np.repeat(np.arange(len(counts)), counts))
     return replace(map, weight=np.ones(map.new))
@@ -165,7 +165,7 @@ def lifted(counts: np.ndarray) -> Map:
     """Return the map in which copies that no router chooses follow the old units; `counts` includes the old units."""
     old = len(counts)
     more = np.repeat(np.arange(old), counts - 1)
-    map = split(np.ones(old, np.int64))
+    map = split_copies(np.ones(old, np.int64))
     index = np.concatenate([map.index, more])
     kind = np.where(np.arange(len(index)) < old, 0, ORIGINS.index("lifted")).astype(np.int8)
     return Map(old, index, np.ones(len(index)), kind, np.arange(len(index)) < old)
@@ -304,7 +304,7 @@ Numbers = tuple[np.ndarray, int]
 """For each unit of a dim or an axis a number, -1 for none, and how many numbers there are."""
 
 
-def table(axis: Axis, numbers: Callable[[Dim], Numbers]) -> Numbers:
+def axis_numbers(axis: Axis, numbers: Callable[[Dim], Numbers]) -> Numbers:
     """Number the units of an axis, when those of its dims have numbers; a unit without a number leaves none.
 
     Args:

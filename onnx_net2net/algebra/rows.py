@@ -67,7 +67,7 @@ class InMemory:
         return read
 
 
-def blocks(shape: Sequence[int], itemsize: int) -> Iterator[Array]:
+def row_blocks(shape: Sequence[int], itemsize: int) -> Iterator[Array]:
     """Yield the numbers of the rows of an array, in order, as many at a time as are a block."""
     _keep_freed_memory()
     step = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
@@ -95,7 +95,7 @@ def fill_in(source: Source) -> Any:
     if not source.shape:
         return source().flat[0]
     read, found = source.rows(), None
-    for places in blocks(source.shape, source.dtype.itemsize):
+    for places in row_blocks(source.shape, source.dtype.itemsize):
         rows = read(places)
         if not is_fill(rows) or (found is not None and rows.flat[0] != found):
             return None

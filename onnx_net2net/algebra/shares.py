@@ -55,7 +55,7 @@ _MOST_BITS = 12
 """Binary places of shares up to which leading bits of weights are multiplied alone: more would leave too few bits."""
 
 
-def bits_of(spread: float) -> int:
+def share_bits(spread: float) -> int:
     """Return the number b of binary places of uneven shares: each share is an odd multiple of half of 2 ** -b.
 
     So no share is zero, no two copies have the same share, and sums of whole numbers stay exact: the 9 places of a
@@ -64,13 +64,13 @@ def bits_of(spread: float) -> int:
     return max(8, math.ceil(8 + math.log2(0.3 / spread)))
 
 
-def parts_of(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
+def shared_parts(values: Array, shares: Array, bits: int, dtype: np.dtype) -> Array:
     """Multiply weights by shares, and round to multiples of the last place of each weight.
 
     Args:
         values: The weights, of at least single precision.
         shares: The shares, in a shape that broadcasts with them.
-        bits: Their binary places (`bits_of`); 0 for shares of any number of places.
+        bits: Their binary places (`share_bits`); 0 for shares of any number of places.
         dtype: The type that the weights are kept in.
 
     Returns:

@@ -2,7 +2,7 @@
 
 A weight W' = E W D is copied by E where it makes an axis, and divided by D where it sums over one. All who change the
 size of an array use this module: widen and checkpoint (`WeightGrowth`), the state of an optimizer (the same, of
-gradients), narrow (`fold`) and transfer (`clip`).
+gradients), narrow (`fold`) and transfer (`into_middle`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from onnx_net2net.algebra.rows import InMemory, Rows, Source
 from onnx_net2net.algebra.shares import share_integers
 from onnx_net2net.errors import RefusedError
 
-__all__ = ["AxisGrowth", "Filler", "GrownSource", "Held", "Style", "WeightGrowth", "clip", "fold", "grow", "window"]
+__all__ = [
+    "AxisGrowth",
+    "Filler",
+    "GrownSource",
+    "Held",
+    "Style",
+    "WeightGrowth",
+    "fold",
+    "grow",
+    "into_middle",
+    "window",
+]
 
 Held = Literal["weight", "gradient", "square"]
 """What an array holds for each element of a weight: its value, its gradient (or a mean of these), or their square."""
@@ -237,7 +248,7 @@ def window(old: int, new: int) -> tuple[slice, slice]:
     return slice((old - size) // 2, (old - size) // 2 + size), slice((new - size) // 2, (new - size) // 2 + size)
 
 
-def clip(source: Array, target: Array) -> Array:
+def into_middle(source: Array, target: Array) -> Array:
     """Return the target with the source's values in its middle: a crop along axes where the source is larger."""
     read, written = zip(*starmap(window, zip(source.shape, target.shape, strict=True)), strict=True)
     result: Array = target.copy()

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_net2net.algebra import dims
 from onnx_net2net.algebra.dims import Axis
-from onnx_net2net.algebra.rows import Source, blocks
+from onnx_net2net.algebra.rows import Source, row_blocks
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.analysis.linearity import Tables, weighings
 from onnx_net2net.analysis.weighing import Ways, is_free, scalable, weighed_axes
@@ -165,7 +165,7 @@ def _are_equal(one: Source, other: Source) -> bool:
     """Tell whether matrices have the same values, and more than one; some rows are in memory at a time."""
     read, read_other = one.rows(), other.rows()
     low = high = None
-    for places in blocks(one.shape, one.dtype.itemsize):
+    for places in row_blocks(one.shape, one.dtype.itemsize):
         values = read(places)
         if not np.array_equal(values, read_other(places)):
             return False
@@ -185,7 +185,7 @@ def _are_transposed(one: Source, other: Source) -> bool:
     low = high = None
     for start in range(0, other.shape[0], step):
         part = read_other(np.arange(start, min(start + step, other.shape[0])))
-        for places in blocks(one.shape, one.dtype.itemsize):
+        for places in row_blocks(one.shape, one.dtype.itemsize):
             if not np.array_equal(read(places)[:, start : start + len(part)], part[:, places].T):
                 return False
         low = part.min() if low is None else min(low, part.min())

@@ -12,7 +12,7 @@ from onnx_net2net.cli.options import HTML, JSON, Command, argument
 from onnx_net2net.cli.output import answer, following, table
 from onnx_net2net.cli.page import Figure, Points, check_page, curves, picture, write_page
 from onnx_net2net.model.model import load
-from onnx_net2net.search.chain import Saving, StageResult, plan_chain, run_chain, saving
+from onnx_net2net.search.chain import Saving, StageResult, compute_saved, plan_chain, run_chain
 from onnx_net2net.search.stages import Chain, read_chain
 
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     check_page(options)
     with following() as follow:
         rows = run_chain(chain, options.since, follow)
-    saved = saving(rows, chain.stages[-1].stop)
+    saved = compute_saved(rows, chain.stages[-1].stop)
     told = [_table(rows, chain), *_notes(rows), *_saving_lines(saved, chain)]
     if options.html:
         write_page(options.html, options.chain.name, [*told, *_figures(rows, chain)])

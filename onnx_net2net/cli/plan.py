@@ -13,7 +13,7 @@ import numpy as np
 from onnx_net2net.cli.options import JSON, Command, argument
 from onnx_net2net.cli.output import answer
 from onnx_net2net.errors import BadInputError, one_line, optional
-from onnx_net2net.framework.planning import Log, Plan, expected, fit, plan, read_log, sentences
+from onnx_net2net.framework.planning import Log, Plan, expected, fit_curve, plan, read_log, sentences
 from onnx_net2net.model.staging import whole
 
 
@@ -74,13 +74,13 @@ def _draw(path: Path, small: Log, large: Log, found: Plan) -> None:
     figure = plots.Figure(figsize=(7, 4.3), layout="constrained")
     axes: Any = figure.add_subplot()
     for log, name, cost, color in ((small, "small", found.ratio, "tab:blue"), (large, "large", 1.0, "tab:orange")):
-        curve, steps = fit(log), np.geomspace(log.steps[0], found.budget / cost, 400)
+        curve, steps = fit_curve(log), np.geomspace(log.steps[0], found.budget / cost, 400)
         axes.plot(log.steps * cost, log.losses, ".", ms=2, alpha=0.4, color=color)
         axes.plot(steps * cost, curve.loss(steps), color=color, label=f"{name} network")
     if found.pays:
         after = np.linspace(0, found.after, 400)
         spent = found.ratio * found.grow_at
-        axes.plot(spent + after, fit(large).loss(found.stands_for + after), color="tab:green", label="grown")
+        axes.plot(spent + after, fit_curve(large).loss(found.stands_for + after), color="tab:green", label="grown")
         axes.axvline(spent, color="gray", ls=":", label=f"grow at step {found.grow_at:,.0f}")
     axes.set(xscale="log", xlabel="compute, in steps of the large network", ylabel="loss")
     axes.legend()

@@ -153,7 +153,7 @@ def _entry(line: str, where: str) -> tuple[float, float, float | None]:
     return step, loss, cost if "cost" in entry else None
 
 
-def fit(log: Log) -> Curve:
+def fit_curve(log: Log) -> Curve:
     """Fit a curve to a log: least squares over the medians of evenly spaced parts of log(step).
 
     Raises:
@@ -205,7 +205,7 @@ def plan(small: Log, large: Log, budget: float, ratio: float | None = None) -> P
         ratio = small.cost / large.cost
     if not 0 < ratio < math.inf or not 0 < budget < math.inf:
         raise BadInputError(f"the ratio ({ratio:g}) and the budget ({budget:g}) must be above 0")
-    cheap, dear = fit(small), fit(large)
+    cheap, dear = fit_curve(small), fit_curve(large)
     times = np.geomspace(1.0, min(budget / ratio, FARTHEST * cheap.last), 2000)
     stands = np.minimum(dear.steps(cheap.loss(times)), FARTHEST * dear.last)
     best = int(np.argmax(stands - ratio * times))
@@ -233,7 +233,7 @@ def expected(small: Log, ratio: float, budget: float) -> tuple[float, float]:
     Raises:
         BadInputError: If the loss does not fall, or the ratio is out of range.
     """
-    fit(small)
+    fit_curve(small)
     if not 0 < ratio < math.inf:
         raise BadInputError(f"the ratio must be above 0, not {ratio:g}")
     return EARLIEST * budget / ratio, LATEST * budget / ratio
@@ -265,4 +265,4 @@ def sentences(plan: Plan) -> Iterable[str]:
         yield f"this is read off beyond the end of the {name} network's log: a longer one makes it surer"
 
 
-__all__: Sequence[str] = ["Curve", "Log", "Plan", "expected", "fit", "plan", "read_log", "sentences"]
+__all__: Sequence[str] = ["Curve", "Log", "Plan", "expected", "fit_curve", "plan", "read_log", "sentences"]

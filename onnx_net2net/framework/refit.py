@@ -21,11 +21,11 @@ from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.tensors import Weight, make_stub, set_inline, stub_key
 
-Source = str | os.PathLike[str] | Mapping[str, Any]
+StateDictLike = str | os.PathLike[str] | Mapping[str, Any]
 """A state dict: a file, or what `state_dict()` returns."""
 
 
-def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None) -> Model:
+def refit(model: ModelLike, state_dict: StateDictLike, *, before: StateDictLike | None = None) -> Model:
     """Replace a model's weights by trained ones.
 
     Args:
@@ -56,7 +56,7 @@ def refit(model: ModelLike, state_dict: Source, *, before: Source | None = None)
     return _replaced(loaded, found, files)
 
 
-def _read(source: Source) -> tuple[StateDict, list[Path]]:
+def _read(source: StateDictLike) -> tuple[StateDict, list[Path]]:
     """Return a state dict, and the files that it is read from later; tensors in memory are copied now."""
     if not isinstance(source, Mapping):
         return state_dicts.read(source), [Path(source)]

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.graph.sizes import Sizes, bind_axes, infer_at, infer_sizes
 from onnx_net2net.model.model import Model
-from onnx_net2net.model.tensors import bits_of
+from onnx_net2net.model.tensors import type_bits
 from onnx_net2net.rules.work import WORK
 
 
@@ -71,4 +71,4 @@ def _bytes(name: str, sizes: Sizes) -> int:
     shape, dtype = sizes.shape(name), sizes.dtype(name)
     if shape is None or dtype in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         return 0
-    return prod(shape) * bits_of(dtype) // 8
+    return prod(shape) * type_bits(dtype) // 8

@@ -21,7 +21,7 @@ DEFAULT_DOMAIN = ("", "ai.onnx", None)
 """What ONNX's own domain is called; nodes of onnx-graphsurgeon may have None."""
 
 
-def parse(path: Path) -> onnx.ModelProto:
+def parse_model(path: Path) -> onnx.ModelProto:
     """Read a model file without its external data."""
     try:
         if path.is_dir():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import onnx
 
 from onnx_net2net.errors import BadInputError, one_line
-from onnx_net2net.model.checks import check, parse, parse_bytes
+from onnx_net2net.model.checks import check, parse_bytes, parse_model
 from onnx_net2net.model.functions import check_functions
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.saving import Progress, Staged, check_room, stage_model, write
@@ -213,10 +213,10 @@ def load(source: ModelLike) -> Model:
 
 def _parsed(path: Path) -> onnx.ModelProto:
     """Read a model file; the weights of a large one stay there."""
-    with contextlib.suppress(OSError):  # `parse` says what it is
+    with contextlib.suppress(OSError):  # `parse_model` says what it is
         if (proto := without_data(path)) is not None:
             return proto
-    return parse(path)
+    return parse_model(path)
 
 
 def _proto(source: object) -> onnx.ModelProto:

@@ -20,12 +20,12 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError
-from onnx_net2net.model.checks import parse
+from onnx_net2net.model.checks import parse_model
 from onnx_net2net.model.protos import all_tensors
 from onnx_net2net.model.staging import StagedFiles, destination, same_file, staged_files, writing
 from onnx_net2net.model.tensors import Weight, set_external, set_inline, stub_key
 from onnx_net2net.model.threads import in_threads
-from onnx_net2net.model.wire import Part, parts_of, size_of
+from onnx_net2net.model.wire import Part, serialized, size_of
 
 Content = Array | bytes
 
@@ -78,7 +78,7 @@ class Staged:
             return data.name
         name = _free_data_name(self.target)
         os.replace(data, data.with_name(name))
-        proto = parse(self.path)
+        proto = parse_model(self.path)
         for tensor in all_tensors(proto):
             for entry in tensor.external_data:
                 if entry.key == "location":
@@ -132,7 +132,7 @@ def write(
         for tensor, key in stubs:
             if id(tensor) not in around:  # it is in a body, or in a function
                 set_inline(tensor, weights[key].tobytes())
-        total = _write_parts(path, parts_of(proto, weights), weights, report)
+        total = _write_parts(path, serialized(proto, weights), weights, report)
     else:
         shared = {key: weights[key] for _, key in stubs}  # a tensor that several share counts once
         places = dict(zip(shared, itertools.accumulate((w.nbytes for w in shared.values()), initial=0), strict=False))
@@ -252,7 +252,7 @@ def _own_data_files(target: Path) -> list[Path]:
         ours = list(filter(pattern.fullmatch, files))
         if not ours or not target.is_file():
             return []
-        old = parse(target)
+        old = parse_model(target)
     except (BadInputError, OSError):  # whatever it is, it has no data files
         return []
     used = {entry.value for tensor in all_tensors(old) for entry in tensor.external_data if entry.key == "location"}

@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.rows import InMemory, Rows, Source, blocks
+from onnx_net2net.algebra.rows import InMemory, Rows, Source, row_blocks
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.model.protos import all_tensors
 
@@ -51,14 +51,14 @@ Chunk = tuple[int, Callable[[], Array | bytes]]
 
 
 @cache
-def bits_of(kind: int) -> int:
+def type_bits(kind: int) -> int:
     """Return how many bits an element of a type has, by its `TensorProto.DataType`."""
     packed = re.match(r"(?:FLOAT|U?INT)([246])(?:E|$)", onnx.TensorProto.DataType.Name(kind))
-    return int(packed[1]) if packed else dtype_of(kind).itemsize * 8
+    return int(packed[1]) if packed else numpy_type(kind).itemsize * 8
 
 
 @cache
-def dtype_of(kind: int) -> np.dtype[Any]:
+def numpy_type(kind: int) -> np.dtype[Any]:
     """Return a type, given as `TensorProto.DataType`, as numpy or ml_dtypes have it."""
     dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
     return dtype
@@ -166,7 +166,7 @@ class Weight:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of its elements in numpy or ml_dtypes."""
-        return dtype_of(self.kind)
+        return numpy_type(self.kind)
 
     @property
     def size(self) -> int:
@@ -176,7 +176,7 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """The number of its bytes in a file."""
-        return (self.size * bits_of(self.kind) + 7) // 8
+        return (self.size * type_bits(self.kind) + 7) // 8
 
     @property
     def is_computed(self) -> bool:
@@ -209,7 +209,7 @@ class Weight:
     @property
     def has_rows(self) -> bool:
         """Whether it is made row by row, and not as a whole."""
-        return _is_source(self._source) and bool(self.shape) and bits_of(self.kind) >= 8
+        return _is_source(self._source) and bool(self.shape) and type_bits(self.kind) >= 8
 
     def pieces(self) -> Iterator[Chunk]:
         """Yield its bytes in pieces, in order, to be made in any order by any thread."""
@@ -217,7 +217,7 @@ class Weight:
             yield 0, self.tobytes
             return
         rows, width = self.rows(), math.prod(self.shape[1:]) * self.dtype.itemsize
-        for places in blocks(self.shape, self.dtype.itemsize):
+        for places in row_blocks(self.shape, self.dtype.itemsize):
             yield int(places[0]) * width, partial(rows, places)
 
 
@@ -358,7 +358,7 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
 def _nbytes(tensor: onnx.TensorProto) -> int:
     if any(size < 0 for size in tensor.dims):
         raise BadInputError(f"tensor {tensor.name} has a negative dimension")
-    return (int(math.prod(tensor.dims)) * bits_of(tensor.data_type) + 7) // 8
+    return (int(math.prod(tensor.dims)) * type_bits(tensor.data_type) + 7) // 8
 
 
 def _in_memory(tensor: onnx.TensorProto, size: int) -> Weight:
@@ -378,16 +378,16 @@ def _in_memory(tensor: onnx.TensorProto, size: int) -> Weight:
 
 def _values_of(content: Array, kind: int, shape: tuple[int, ...]) -> Array:
     """Return the values that bytes of a file are."""
-    if bits_of(kind) < 8:  # several elements to a byte
+    if type_bits(kind) < 8:  # several elements to a byte
         proto = onnx.TensorProto(data_type=kind, dims=shape, raw_data=content.tobytes())
         return np.asarray(numpy_helper.to_array(proto))
-    values: Array = content.view(dtype_of(kind)).reshape(shape)
+    values: Array = content.view(numpy_type(kind)).reshape(shape)
     return values
 
 
 def _bytes_of(values: Array, kind: int) -> bytes:
     """Return values as they are in a file."""
-    if bits_of(kind) < 8:
+    if type_bits(kind) < 8:
         return bytes(numpy_helper.from_array(values).raw_data)
     return values.tobytes()
 

@@ -41,7 +41,7 @@ _MOST_FIELDS = 1 << 20
 """Fields of a file that are read one by one. Protobuf is faster where there are more, as in an attack."""
 
 
-def parts_of(proto: onnx.ModelProto, weights: Mapping[int, Weight]) -> list[Part]:
+def serialized(proto: onnx.ModelProto, weights: Mapping[int, Weight]) -> list[Part]:
     """Return a model in parts, in order: protobuf would write the same bytes, were the weights in it.
 
     Args:

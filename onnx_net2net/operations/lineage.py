@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.rows import blocks
+from onnx_net2net.algebra.rows import row_blocks
 from onnx_net2net.errors import Net2NetError
 from onnx_net2net.model.history import history, unmark_grown
 from onnx_net2net.model.model import Model
@@ -121,7 +121,7 @@ def _in_blocks(one: Weight, other: Weight) -> Iterator[tuple[Array, Array]]:
         yield one.numpy(), other.numpy()
         return
     first, second = one.rows(), other.rows()
-    for places in blocks(one.shape, one.dtype.itemsize):
+    for places in row_blocks(one.shape, one.dtype.itemsize):
         yield first(places), second(places)
 
 

@@ -115,7 +115,7 @@ class Gathered:
     seconds: float = 0.0
 
 
-def gather(
+def gather_cases(
     path: Path,
     open_with: Callable[..., Runner],
     specs: Sequence[InputSpec],

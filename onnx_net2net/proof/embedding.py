@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Dim, leaves, resolve
-from onnx_net2net.algebra.maps import table
+from onnx_net2net.algebra.maps import axis_numbers
 from onnx_net2net.analysis.inference import infer
 from onnx_net2net.graph.flatten import open_bodies
 from onnx_net2net.model.model import Model
@@ -47,7 +47,7 @@ def _places(old: Axis, new: Axis) -> np.ndarray | None:
     if not _fits(old, new):
         return None
     grown = iter(leaves(new))
-    return table(old, lambda dim: (np.arange(dim.size), next(grown).size))[0]
+    return axis_numbers(old, lambda dim: (np.arange(dim.size), next(grown).size))[0]
 
 
 def _fits(old: Axis, new: Axis) -> bool:

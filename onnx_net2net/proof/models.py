@@ -23,7 +23,7 @@ from onnx_net2net.errors import BadInputError, NotEquivalentError
 from onnx_net2net.model.history import grown_interface
 from onnx_net2net.model.model import Model, ModelLike, Progress, load
 from onnx_net2net.model.protos import bodies
-from onnx_net2net.proof.cases import Case, Gathered, gather, run_all, typical
+from onnx_net2net.proof.cases import Case, Gathered, gather_cases, run_all, typical
 from onnx_net2net.proof.compare import MAX_TOLERANCE, QUANTIZED_TOLERANCE, Judge, OutputReport, compare
 from onnx_net2net.proof.divergence import Embed, Insides, Stand
 from onnx_net2net.proof.embedding import embedding
@@ -69,7 +69,7 @@ def compare_models(
     cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
     judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
     with old.on_disk() as old_path, (new or old).on_disk() as new_path:
-        gathered = gather(old_path, open_with, specs, moving, given, samples, seed, progress)
+        gathered = gather_cases(old_path, open_with, specs, moving, given, samples, seed, progress)
 
         def open_student(level: Level) -> RunFunction:
             run = student if callable(student) else open_with(new_path, level)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from onnx_net2net.algebra.dims import Dim
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.algebra.rows import Source, is_fill
 from onnx_net2net.algebra.weights import Filler, GrownSource, Style, WeightGrowth
 from onnx_net2net.analysis.inference import SHAREABLE, Use
@@ -24,7 +24,7 @@ from onnx_net2net.graph.edit import Version, assign
 from onnx_net2net.graph.graph import Constant, Place
 from onnx_net2net.model.model import Model
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sums import Compute, Weighers, axis_growths
+from onnx_net2net.rewrite.sums import Weighers, axis_growths
 from onnx_net2net.rules import traits
 
 

@@ -15,23 +15,22 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.algebra.maps import NEVER, Map, compose, ranks
 from onnx_net2net.analysis.layers import LayerGraph
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Tensor
 from onnx_net2net.rewrite.rewriting import Rewriting
-from onnx_net2net.rewrite.sums import Compute
 
 _SMALL = 1e-3
 """Offsets of planes: where equal inputs lie on all planes, some copy has to win."""
 
-Rows = Mapping[int, Compute]
+MaskRows = Mapping[int, Compute]
 """For layers that make logits: what computes the router's rows."""
 
 
-def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: Rows, seed: int) -> None:
+def mask_copies(rewriting: Rewriting, masks: Sequence[Mask], rows: MaskRows, seed: int) -> None:
     """Add a penalty to the scores of all copies of experts but one, for each token another one.
 
     Args:
@@ -93,7 +92,7 @@ def _penalty(rewriting: Rewriting, layer: int, rows: Compute | None, seed: int) 
     return penalty
 
 
-def read_rows(rewriting: Rewriting, masks: Sequence[Mask]) -> Rows:
+def read_rows(rewriting: Rewriting, masks: Sequence[Mask]) -> MaskRows:
     """Return for each layer that makes logits what reads the router's rows [units, inputs] of the teacher.
 
     A layer whose weight follows from several constants is left out. It has to be called before constants grow.

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Dim, Product, leaves, resolve
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.maps import Numbers, table
+from onnx_net2net.algebra.maps import Numbers, axis_numbers
 from onnx_net2net.algebra.weights import Filler
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.edit import Version, Writer, assign, drop_unread
@@ -163,7 +163,7 @@ def _filled(rewriting: Rewriting, axis: Axis, times: Times) -> np.ndarray:
         units = np.arange(times[dim] * dim.size if dim in times else size)
         return np.where(units < size, units, units % dim.size), size
 
-    return table(axis, places)[0]
+    return axis_numbers(axis, places)[0]
 
 
 def _own(rewriting: Rewriting, axis: Axis, times: Times) -> np.ndarray:
@@ -173,7 +173,7 @@ def _own(rewriting: Rewriting, axis: Axis, times: Times) -> np.ndarray:
         size = rewriting.size(dim)
         return np.arange(size), times[dim] * dim.size if dim in times else size
 
-    return table(axis, places)[0]
+    return axis_numbers(axis, places)[0]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ A constant that can be multiplied is used if there is one (see `onnx_net2net.ana
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axes, Dim, leaves
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Compute
 from onnx_net2net.algebra.maps import Growth, Map, compose, evened, halved, keep, ranks
 from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.analysis.inference import Use
@@ -20,9 +20,6 @@ from onnx_net2net.analysis.padding import States
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rules.statements import Contraction
-
-Compute = Callable[[], Array]
-"""Computes an array whenever it is called."""
 
 
 @dataclass(frozen=True)

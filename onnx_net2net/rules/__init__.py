@@ -36,7 +36,7 @@ from onnx import defs, helper
 from onnx_net2net.errors import BadInputError, one_line
 from onnx_net2net.rules import inert as inert_attributes
 from onnx_net2net.rules.op import Op, UnknownShapeError
-from onnx_net2net.rules.signature import Signature, Term, align, parse
+from onnx_net2net.rules.signature import Signature, Term, pair_terms, parse
 from onnx_net2net.rules.typing import Typed, type_function
 
 Rule = Callable[[Op], None]
@@ -145,7 +145,7 @@ def _typed(
     """Return dtypes and shapes of an operator's outputs; letters have the sizes that they have in the inputs."""
     sizes: dict[str, tuple[int, ...]] = {}
     for operand, known in zip(signature.inputs, types, strict=False):
-        for term, _, run in align(operand, known[1]) or () if known else ():
+        for term, _, run in pair_terms(operand, known[1]) or () if known else ():
             if term.star or len(term.names) == 1:
                 sizes.setdefault(term.names[0], run)
     dtype = next(known[0] for known in types if known)

@@ -49,7 +49,7 @@ class Signature:
     def aligned(self, index: int, rank: int) -> Aligned[int]:
         """Return how the terms of an operand (inputs, then outputs) lie on so many axes, by their numbers."""
         if (index, rank) not in self._aligned:
-            self._aligned[index, rank] = align((*self.inputs, *self.outputs)[index], range(rank))
+            self._aligned[index, rank] = pair_terms((*self.inputs, *self.outputs)[index], range(rank))
         return self._aligned[index, rank]
 
     @cached_property
@@ -103,7 +103,7 @@ def _name(word: str) -> str:
     return word
 
 
-def align(operand: Operand, axes: Sequence[T]) -> Aligned[T]:
+def pair_terms(operand: Operand, axes: Sequence[T]) -> Aligned[T]:
     """Pair the terms of an operand with axes (or sizes): (term, position, run); None if the rank does not fit."""
     terms = list(operand)
     stars = [i for i, term in enumerate(terms) if term.star]

@@ -288,7 +288,7 @@ class Saving:
     alone: float | None
 
 
-def saving(rows: Sequence[StageResult], stop: Stop) -> Saving | None:
+def compute_saved(rows: Sequence[StageResult], stop: Stop) -> Saving | None:
     """Compare a chain with its last network alone; None where this was not trained."""
     *chain, last = rows
     if last.kind != "alone" or last.outcome is None or not chain[-1].outcome:

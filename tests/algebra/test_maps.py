@@ -12,13 +12,13 @@ from onnx_net2net.algebra.maps import (
     MAP_KINDS,
     Map,
     MapKind,
+    axis_numbers,
     compose,
     from_index,
     keep,
     new_size,
     padded,
     replicate,
-    table,
     uniform,
     units_of,
 )
@@ -106,9 +106,9 @@ def test_equal_seeds_give_equal_maps() -> None:
 @settings(deadline=None)
 def test_units_are_numbered_in_layout_order(case: tuple[Axis, dict[Dim, Map], np.ndarray, np.ndarray]) -> None:
     axis, growth, _, _ = case
-    numbers, size = table(axis, lambda dim: (np.arange(dim.size), dim.size))
+    numbers, size = axis_numbers(axis, lambda dim: (np.arange(dim.size), dim.size))
     assert (numbers.tolist(), size) == (list(range(axis.size)), axis.size)
-    places, size = table(axis, lambda dim: (np.flatnonzero(compose(dim, growth).first), new_size(dim, growth)))
+    places, size = axis_numbers(axis, lambda dim: (np.flatnonzero(compose(dim, growth).first), new_size(dim, growth)))
     np.testing.assert_array_equal(np.sort(places), np.flatnonzero(compose(axis, growth).first))
     assert size == new_size(axis, growth)
 
@@ -116,7 +116,7 @@ def test_units_are_numbered_in_layout_order(case: tuple[Axis, dict[Dim, Map], np
 def test_a_unit_without_a_number_leaves_none() -> None:
     a, b, c = Dim(2), Dim(3), Dim(2)
     numbers = {a: (np.array([0, -1]), 1), b: (np.array([-1, 0, 1]), 2), c: (np.array([1, 0]), 2)}
-    found, size = table(Concat((Product((a, b)), c)), numbers.__getitem__)
+    found, size = axis_numbers(Concat((Product((a, b)), c)), numbers.__getitem__)
     assert (found.tolist(), size) == ([-1, 0, 1, -1, -1, -1, 3, 2], 4)
 
 

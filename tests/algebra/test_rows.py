@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_net2net.algebra.rows import BLOCK_BYTES, InMemory, Source, blocks, fill_in
+from onnx_net2net.algebra.rows import BLOCK_BYTES, InMemory, Source, fill_in, row_blocks
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 10**7), (70000, 8), (0, 4), (4, 0), (1000, 300, 2)])
 def test_blocks_cover_all_rows(shape: tuple[int, ...]) -> None:
-    found = list(blocks(shape, 4))
+    found = list(row_blocks(shape, 4))
     np.testing.assert_array_equal(np.concatenate([*found, np.zeros(0, int)]), np.arange(shape[0]))
     row = 4 * int(np.prod(shape[1:]))
     assert all(len(places) * row <= max(BLOCK_BYTES, row) for places in found)

@@ -9,7 +9,7 @@ from growths import SIZES, maps
 from hypothesis import given, settings
 
 from onnx_net2net.algebra.maps import Map, from_index
-from onnx_net2net.algebra.shares import Shared, bits_of, parts_of, share_integers
+from onnx_net2net.algebra.shares import Shared, share_bits, share_integers, shared_parts
 
 
 def test_originals_come_with_their_copies() -> None:
@@ -39,12 +39,12 @@ def test_each_copy_is_in_one_rank_and_belongs_to_its_original(map: Map) -> None:
 @pytest.mark.parametrize("spread", [0.3, 0.05, 1e-3, 1e-8])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 def test_what_parts_leave_is_exact(dtype: type, spread: float) -> None:
-    rng, bits = np.random.default_rng(0), bits_of(spread)
+    rng, bits = np.random.default_rng(0), share_bits(spread)
     wide = np.promote_types(dtype, np.float32)
     values = (rng.standard_normal((50, 40)) * 10.0 ** rng.integers(-7, 2, (50, 40))).astype(dtype)
     values[0], values[1] = 0, np.finfo(np.float16).smallest_subnormal
     shares = (np.floor(rng.uniform(0.1, 0.9, values.shape) * 2**bits) + 0.5) / 2**bits
-    parts = parts_of(values.astype(wide), shares.astype(wide), bits, np.dtype(dtype)).astype(dtype)
+    parts = shared_parts(values.astype(wide), shares.astype(wide), bits, np.dtype(dtype)).astype(dtype)
     left = (values.astype(wide) - parts.astype(wide)).astype(dtype)
     np.testing.assert_array_equal(parts.astype(np.float64) + left.astype(np.float64), values.astype(np.float64))
     assert not parts[0].any()

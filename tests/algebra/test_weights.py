@@ -19,7 +19,7 @@ from onnx_net2net.algebra.maps import (
     pad,
     padded,
     replicate,
-    split,
+    split_copies,
     uniform,
 )
 from onnx_net2net.algebra.rows import InMemory
@@ -211,7 +211,7 @@ def test_folded_squares_are_roots_of_sums() -> None:
 
 def test_experts_are_cut_into_parts_along_two_axes_together():
     values = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)  # experts, reads, units
-    experts = AxisGrowth(split(np.array([2, 2])), ranks=np.array([0, 1, 0, 1]))
+    experts = AxisGrowth(split_copies(np.array([2, 2])), ranks=np.array([0, 1, 0, 1]))
     units = AxisGrowth(keep(4, np.arange(2)), places=np.array([[0, 1], [2, 3]]))
     growth = WeightGrowth((experts, AxisGrowth(replicate(3, 4, np.random.default_rng(0))), units), factor=2.0)
     grown = growth.apply(values, 0)

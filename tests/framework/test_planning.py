@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from onnx_net2net import BadInputError
-from onnx_net2net.framework.planning import Log, fit, plan, read_log, sentences
+from onnx_net2net.framework.planning import Log, fit_curve, plan, read_log, sentences
 
 
 def log(floor, scale, power, last, cost=1.0, noise=0.0):
@@ -17,14 +17,14 @@ def log(floor, scale, power, last, cost=1.0, noise=0.0):
 
 @given(st.floats(0, 3), st.floats(0.5, 10), st.floats(0.15, 1.0))
 def test_a_curve_is_found_again_by_its_points(floor, scale, power):
-    curve = fit(log(floor, scale, power, 3000))
+    curve = fit_curve(log(floor, scale, power, 3000))
     steps = np.array([200.0, 1000.0, 6000.0])
     np.testing.assert_allclose(curve.loss(steps), floor + scale * steps**-power, rtol=0.01, atol=1e-3 * scale)
     np.testing.assert_allclose(curve.steps(curve.loss(steps)), steps, rtol=1e-6)
 
 
 def test_noise_does_not_move_a_curve_much():
-    curve = fit(log(1.5, 6.0, 0.4, 4000, noise=0.1))
+    curve = fit_curve(log(1.5, 6.0, 0.4, 4000, noise=0.1))
     assert curve.loss(np.array(2000.0)) == pytest.approx(1.5 + 6.0 * 2000**-0.4, abs=0.02)
 
 
@@ -85,7 +85,7 @@ def test_logs_are_read_with_their_cost(tmp_path):
 )
 def test_a_log_that_says_nothing_is_refused(tmp_path, entries, words):
     with pytest.raises(BadInputError, match=words):
-        fit(read_log(write(tmp_path / "log.jsonl", entries)))
+        fit_curve(read_log(write(tmp_path / "log.jsonl", entries)))
 
 
 def test_without_costs_the_ratio_is_asked_for():

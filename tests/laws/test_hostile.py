@@ -153,8 +153,8 @@ def test_long_networks_are_aligned_near_the_diagonal(
     length: int, kinds: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    similarity = alignment.similarity
-    monkeypatch.setattr(alignment, "similarity", lambda one, other: calls.append(0) or similarity(one, other))
+    alikeness = alignment.alikeness
+    monkeypatch.setattr(alignment, "alikeness", lambda one, other: calls.append(0) or alikeness(one, other))
     monkeypatch.setattr(alignment, "LIMIT", limit)
     found = align(segments(length, kinds), segments(length + 2, kinds))
     assert [(old.place, new.place) for old, new in found.pairs] == [(k, k) for k in range(length)]

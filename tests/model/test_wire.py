@@ -11,7 +11,7 @@ from onnx_net2net import verify, widen
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.model import wire
 from onnx_net2net.model.model import load
-from onnx_net2net.model.wire import parts_of, size_of, without_data
+from onnx_net2net.model.wire import serialized, size_of, without_data
 
 MLP_FILE = Path(__file__).parents[2] / "models" / "digits_mlp.onnx"
 
@@ -31,7 +31,7 @@ def test_parts_are_what_protobuf_writes(width):
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], doc_string="m", ir_version=8)
     helper.set_model_props(proto, {"a": "b"})
     model = load(proto)
-    parts = parts_of(model.proto, model.weights)
+    parts = serialized(model.proto, model.weights)
     found = b"".join(part if isinstance(part, bytes) else model.weights[part].tobytes() for part in parts)
     assert sum(size_of(part, model.weights) for part in parts) == len(found)
     assert found == proto.SerializeToString()

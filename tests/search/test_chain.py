@@ -15,7 +15,7 @@ from searches import stages_table as table
 from onnx_net2net import load, verify
 from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.framework.formats import state_dicts
-from onnx_net2net.search.chain import plan_chain, run_chain, saving
+from onnx_net2net.search.chain import compute_saved, plan_chain, run_chain
 from onnx_net2net.search.stages import read_chain
 from onnx_net2net.search.training import TrainingError
 
@@ -113,7 +113,7 @@ def test_the_baseline_is_the_last_network_alone(tmp_path):
     chain = read_chain(write(tmp_path, baseline=baseline))
     rows = run_chain(chain)
     assert (rows[-1].name, rows[-1].cost, rows[-1].outcome.first) == ("alone", rows[-2].cost, 1.0)
-    saved = saving(rows, chain.stages[-1].stop)
+    saved = compute_saved(rows, chain.stages[-1].stop)
     assert saved.alone > saved.chain > 3
 
 

@@ -79,11 +79,11 @@ def test_a_disk_that_is_full_again_and_again_does_not_change_the_result(run, dis
 def test_a_full_disk_does_not_drop_a_candidate(tmp_path, monkeypatch):
     pytest.importorskip("optuna")
 
-    def grow(*_):
+    def grow_network(*_):
         raise WriteError("cannot write student.onnx: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(searching, "grow", grow)
+        patched.setattr(searching, "grow_network", grow_network)
         with pytest.raises(WriteError):
             explore(tmp_path, budget=2, batch=2)
     assert {trial.state for trial in explore(tmp_path, budget=2, batch=2)} == {"complete", "pruned"}

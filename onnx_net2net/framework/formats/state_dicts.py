@@ -22,7 +22,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.errors import BadInputError, WriteError, one_line, optional
 from onnx_net2net.framework.formats import hdf5, trees
 from onnx_net2net.framework.formats.stored import SMALL_FLOATS, Entries, StateDict, Stored
-from onnx_net2net.model.checks import parse
+from onnx_net2net.model.checks import parse_model
 from onnx_net2net.model.history import HISTORY
 from onnx_net2net.model.saving import check_target
 from onnx_net2net.model.staging import place_folder, staged_files, writing
@@ -91,7 +91,7 @@ def is_made(path: Path) -> bool:
             return _MADE in path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
             return path.read_text(encoding="utf-8").startswith("trial,")
-        return any(entry.key == HISTORY for entry in parse(path).metadata_props)
+        return any(entry.key == HISTORY for entry in parse_model(path).metadata_props)
     except (OSError, ValueError, MemoryError, OverflowError, AttributeError, BadInputError):
         return False
 

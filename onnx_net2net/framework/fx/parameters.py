@@ -23,7 +23,7 @@ from onnx_net2net.model.checks import DEFAULT_DOMAIN
 from onnx_net2net.model.functions import inlined
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import all_tensors, bodies, initializer_names, refill, scopes, unused, value_names
-from onnx_net2net.model.tensors import dtype_of
+from onnx_net2net.model.tensors import numpy_type
 from onnx_net2net.rules import traits
 
 Kind = Literal["parameter", "statistic"]
@@ -98,7 +98,7 @@ def trained_of(model: Model, reserved: Iterable[str] = ()) -> Plain:
     for (number, found), name in zip(places.items(), names, strict=True):
         tensor = tensors[number]
         kind: Kind = "parameter" if any(kinds[one] == "parameter" for one in found) else "statistic"
-        dtype = dtype_of(tensor.data_type)
+        dtype = numpy_type(tensor.data_type)
         trained.append(Trained(name, values[found[0]], number, kind, tuple(tensor.dims), dtype))
     by_name = {one.name: tuple(places[one.tensor]) for one in trained}
     return Plain(plain, tuple(trained), by_name)
@@ -122,7 +122,7 @@ def _kinds(plain: Model) -> dict[str, Kind]:
 
 
 def _is_float(tensor: onnx.TensorProto) -> bool:
-    return is_float(dtype_of(tensor.data_type))
+    return is_float(numpy_type(tensor.data_type))
 
 
 # --- Names ---------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class Distributed:
         return own[name]
 
 
-def read(path: Path) -> Distributed:
+def read_checkpoint(path: Path) -> Distributed:
     """Read what a checkpoint has; no tensor is read.
 
     Raises:
@@ -125,7 +125,7 @@ class _Saving(dcp.DefaultSavePlanner):  # type: ignore[misc]
         return make() if make else super().lookup_object(index)
 
 
-def write(
+def write_checkpoint(
     path: Path, others: Mapping[Key, Any], tensors: Mapping[Key, tuple[tuple[int, ...], torch.dtype]],
     value: Callable[[Key], torch.Tensor],
 ) -> None:  # fmt: skip

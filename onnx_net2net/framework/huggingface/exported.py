@@ -24,7 +24,7 @@ from onnx_net2net.model.model import Model
 from onnx_net2net.model.tensors import INLINE_BYTES, Weight, Weights, make_stub, set_inline
 
 
-def export(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapping[str, Stored]) -> Model:
+def export_skeleton(skeleton: Skeleton, inputs: Mapping[str, torch.Tensor], weights: Mapping[str, Stored]) -> Model:
     """Export a model without weights.
 
     Args:

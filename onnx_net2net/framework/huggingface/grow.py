@@ -17,9 +17,9 @@ from onnx_net2net.framework.huggingface.parameters import parameters_of
 from onnx_net2net.framework.huggingface.proof import Proof, TeacherRun
 from onnx_net2net.framework.huggingface.running import MEMORY
 from onnx_net2net.framework.huggingface.samples import read_samples, read_tensors
-from onnx_net2net.framework.huggingface.student import Request, Student, grow
+from onnx_net2net.framework.huggingface.student import Request, Student, plan_student
 from onnx_net2net.framework.huggingface.teacher import Teacher, open_teacher
-from onnx_net2net.framework.huggingface.writing import seconds_for, shards_of, write
+from onnx_net2net.framework.huggingface.writing import seconds_for, shards_of, write_folder
 from onnx_net2net.model.saving import Progress
 
 
@@ -103,7 +103,7 @@ def grow_checkpoint(
     def yardstick() -> TeacherRun:
         return TeacherRun(teacher, inputs, memory)
 
-    student = grow(teacher, request, lambda student: yardstick().is_exact(student))
+    student = plan_student(teacher, request, lambda student: yardstick().is_exact(student))
     if not any(p.growth or p.stored is not teacher.parameters.get(name) for name, p in student.parameters.items()):
         raise RefusedError("nothing grows")
     shards = tuple((name, sum(t.nbytes for t in tensors)) for name, tensors in shards_of(student, shard_size))
@@ -124,6 +124,6 @@ def grow_checkpoint(
     if output is not None:
         if Path(output).resolve() == teacher.folder.path.resolve():
             raise BadInputError(f"cannot write {output}: the checkpoint is read from it")
-        write(student, request, Path(output), check, limit=shard_size, progress=progress)
+        write_folder(student, request, Path(output), check, limit=shard_size, progress=progress)
     seconds = time.perf_counter() - started if output is not None else seconds_for(student)
     return GrownCheckpoint(student, shards, found[0] if found else None, seconds)

@@ -19,7 +19,7 @@ PICTURE = 224
 """Pixels along the side of a picture, where a config does not tell."""
 
 
-def draw(model: nn.Module, config: Any, seed: int = 0, length: int = LENGTH) -> dict[str, torch.Tensor]:
+def draw_inputs(model: nn.Module, config: Any, seed: int = 0, length: int = LENGTH) -> dict[str, torch.Tensor]:
     """Draw what a model of transformers is called with.
 
     Returns:

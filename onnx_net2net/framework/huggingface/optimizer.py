@@ -45,7 +45,7 @@ def optimizer_of(student: Student, source: Path) -> Callable[[Path], None]:
             f"{source} is a state of DeepSpeed, whose ranks hold pieces of one flat vector: load it there, and save it "
             "by torch.distributed.checkpoint (get_optimizer_state_dict)"
         )
-    return _distributed(student, distributed.read(source))
+    return _distributed(student, distributed.read_checkpoint(source))
 
 
 def _entries(student: Student) -> Iterator[Entry]:
@@ -102,7 +102,7 @@ def _distributed(student: Student, state: Distributed) -> Callable[[Path], None]
         grown: torch.Tensor = state_dicts.torch_tensor(entry.grow(old, MOMENTS[str(key[-1])]))
         return grown
 
-    return lambda folder: distributed.write(folder / "optimizer", others, tensors, value_of)
+    return lambda folder: distributed.write_checkpoint(folder / "optimizer", others, tensors, value_of)
 
 
 def _renamed(value: Any, names: dict[str, list[str]]) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from onnx_net2net.algebra.floats import Array, is_float
-from onnx_net2net.algebra.rows import BLOCK_BYTES, blocks
+from onnx_net2net.algebra.rows import BLOCK_BYTES, row_blocks
 from onnx_net2net.algebra.shares import Shared
 from onnx_net2net.algebra.weights import AxisGrowth, GrownSource, WeightGrowth
 from onnx_net2net.errors import BadInputError, some
@@ -189,7 +189,7 @@ class StudentParameter:
         for place in range(start, stop):
             inner = self.row(place)
             read = inner.read()
-            for places in blocks(inner.shape, inner.dtype.itemsize):
+            for places in row_blocks(inner.shape, inner.dtype.itemsize):
                 block[place - start, places[0] : places[-1] + 1] = read(int(places[0]), int(places[-1]) + 1)
         return block
 

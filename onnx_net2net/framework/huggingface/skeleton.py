@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from onnx_net2net.errors import BadInputError, one_line, optional, some
 from onnx_net2net.framework.configs import Shapes, shapes_of
-from onnx_net2net.framework.huggingface.inputs import LENGTH, draw
+from onnx_net2net.framework.huggingface.inputs import LENGTH, draw_inputs
 
 IMPLEMENTATIONS = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
 """How a class computes, where it can do it in several ways: in those that exporters write as plain operators."""
@@ -72,8 +72,8 @@ class Skeleton:
     told: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, length: int = LENGTH) -> Mapping[str, torch.Tensor]:
-        """Return what it is called with, by name: its example, or what `inputs.draw` draws for its config."""
-        return draw(self.model, self.config, length=length) if self.example is None else self.example
+        """Return what it is called with, by name: its example, or what `draw_inputs` draws for its config."""
+        return draw_inputs(self.model, self.config, length=length) if self.example is None else self.example
 
     @property
     def shapes(self) -> Shapes:
@@ -155,7 +155,7 @@ def _own_class(config: Any, name: str, folder: Path) -> type[nn.Module]:
         raise BadInputError(f"the class {name} of {folder} cannot be imported: {one_line(error)}") from error
 
 
-def build(kind: type[nn.Module], config: Any) -> Skeleton:
+def build_skeleton(kind: type[nn.Module], config: Any) -> Skeleton:
     """Make a model without weights, in single precision.
 
     Raises:

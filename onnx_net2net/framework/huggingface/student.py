@@ -106,7 +106,7 @@ Compare = Callable[[Student], bool]
 """Tells whether a student computes what its teacher does."""
 
 
-def grow(teacher: Teacher, request: Request, compare: Compare | None = None) -> Student:
+def plan_student(teacher: Teacher, request: Request, compare: Compare | None = None) -> Student:
     """Plan the student of a checkpoint; none of its weights are kept.
 
     Dims that no config of the class lets grow keep their size, unless they are asked for by name.

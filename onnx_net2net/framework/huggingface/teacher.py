@@ -13,10 +13,10 @@ import torch
 from onnx_net2net.errors import BadInputError
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.huggingface import factories
-from onnx_net2net.framework.huggingface.exported import export
+from onnx_net2net.framework.huggingface.exported import export_skeleton
 from onnx_net2net.framework.huggingface.folder import Folder, read_folder
 from onnx_net2net.framework.huggingface.parameters import Naming, parameters_of
-from onnx_net2net.framework.huggingface.skeleton import Skeleton, build, class_of, read_config
+from onnx_net2net.framework.huggingface.skeleton import Skeleton, build_skeleton, class_of, read_config
 from onnx_net2net.model.model import Model
 
 
@@ -47,7 +47,7 @@ class Teacher:
         Raises:
             BadInputError: If it cannot be exported.
         """
-        return export(self.skeleton, self.skeleton.draw(), self.parameters)
+        return export_skeleton(self.skeleton, self.skeleton.draw(), self.parameters)
 
     @property
     def unknown(self) -> list[str]:
@@ -71,7 +71,7 @@ def open_teacher(
         example: What the module is called with, by the names of `forward`'s arguments.
 
     Raises:
-        BadInputError: If it cannot be used; see `read_folder`, `read_config`, `build` and `factories`.
+        BadInputError: If it cannot be used; see `read_folder`, `read_config`, `build_skeleton` and `factories`.
     """
     folder = read_folder(path)
     if module is not None:
@@ -87,9 +87,9 @@ def open_teacher(
             made = type(config).from_dict(raw)
         except Exception as error:  # of a config's own checks
             raise BadInputError(f"there is no such config: {error}") from error
-        return build(kind, made)
+        return build_skeleton(kind, made)
 
-    skeleton = build(kind, config)
+    skeleton = build_skeleton(kind, config)
     return Teacher(folder, skeleton, *parameters_of(skeleton, folder.tensors), rebuild)
 
 

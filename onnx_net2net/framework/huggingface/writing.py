@@ -67,7 +67,7 @@ def shards_of(student: Student, limit: int | None = None) -> list[Shard]:
     return [(f"model-{number:05}-of-{len(parts):05}.safetensors", part) for number, part in enumerate(parts, 1)]
 
 
-def write(
+def write_folder(
     student: Student, request: Request, output: Path, check: Callable[[Path], Sequence[str]], *,
     limit: int | None = None, progress: Progress | None = None,
 ) -> None:  # fmt: skip

@@ -17,7 +17,7 @@ from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.framework.formats.stored import StateDict, Stored
 from onnx_net2net.model.model import Model
 from onnx_net2net.model.protos import constants_in, scopes
-from onnx_net2net.model.tensors import bits_of, dtype_of
+from onnx_net2net.model.tensors import numpy_type, type_bits
 from onnx_net2net.rules import traits
 
 Relation = Literal[
@@ -28,7 +28,7 @@ _MOST_AXES = 5
 
 
 @dataclass(frozen=True)
-class Reader:
+class ConstantRead:
     """A node that reads a constant: its operator, at which input, the module it belongs to ("" if not told)."""
 
     operator: str
@@ -45,7 +45,7 @@ class StoredConstant:
     shape: tuple[int, ...]  # its shape
     dtype: np.dtype[Any]  # its type
     read: Callable[[], Array]  # returns its values
-    reads: list[Reader] = field(default_factory=list)  # the nodes that read it
+    reads: list[ConstantRead] = field(default_factory=list)  # the nodes that read it
 
     @property
     def is_turned(self) -> bool:
@@ -95,7 +95,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
     for scope in scopes(model.proto):
         for name, tensor in constants_in(scope).items():
             kind = tensor.data_type
-            dtype = dtype_of(kind) if kind != onnx.TensorProto.STRING and bits_of(kind) >= 8 else None
+            dtype = numpy_type(kind) if kind != onnx.TensorProto.STRING and type_bits(kind) >= 8 else None
             if dtype is not None and is_float(dtype) == floats:
                 found[name] = StoredConstant(name, tuple(tensor.dims), dtype, model.tensor(tensor).numpy)
     numbers = itertools.count()
@@ -107,7 +107,7 @@ def constants_of(model: Model, *, floats: bool = True) -> dict[str, StoredConsta
                 if source in found and node.op_type in traits.RENAMES:
                     alias[node.output[0]] = source
                 elif source in found:
-                    found[source].reads.append(Reader(node.op_type, index, scope_of(node), number))
+                    found[source].reads.append(ConstantRead(node.op_type, index, scope_of(node), number))
     return found
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from onnx_net2net.analysis.names import is_anonymous
 from onnx_net2net.framework.formats.stored import Stored
 from onnx_net2net.framework.statedict.match import (
+    ConstantRead,
     Match,
     Matches,
     Piece,
-    Reader,
     StoredConstant,
     as_parameter,
     biases_of,
@@ -77,7 +77,7 @@ def _is_folded(weight: StoredConstant, bias: StoredConstant | None) -> bool:
     return bias is not None and (is_anonymous(bias.name) or bias.name == f"{weight.name}_bias")
 
 
-def _layer_of(bias: StoredConstant, read: Reader, constants: Mapping[str, StoredConstant]) -> str:
+def _layer_of(bias: StoredConstant, read: ConstantRead, constants: Mapping[str, StoredConstant]) -> str:
     weight = next(c for c in constants.values() if any(r.node == read.node and r.input == 1 for r in c.reads))
     return read.scope if is_anonymous(weight.name) else weight.name.rpartition(".")[0]
 

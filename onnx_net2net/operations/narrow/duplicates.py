@@ -18,7 +18,7 @@ import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, leaf_set, resolve
 from onnx_net2net.algebra.floats import Array, is_float, spacing
-from onnx_net2net.algebra.maps import Numbers, table, units_of
+from onnx_net2net.algebra.maps import Numbers, axis_numbers, units_of
 from onnx_net2net.algebra.ratios import Ratio
 from onnx_net2net.algebra.weights import fold
 from onnx_net2net.analysis.inference import Analysis, Use
@@ -81,7 +81,7 @@ def axis_labels(axis: Axis, classes: Classes, summed: set[Dim]) -> np.ndarray:
             return np.arange(dim.size), dim.size
         return own if dim in summed else np.where(is_first(own), own, -1), class_count(own)
 
-    return table(axis, labels)[0]
+    return axis_numbers(axis, labels)[0]
 
 
 def class_count(labels: np.ndarray) -> int:

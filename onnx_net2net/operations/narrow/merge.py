@@ -22,7 +22,7 @@ from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rewrite.sizes import resize
 
 
-def merge(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
+def merge_units(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
     """Let one unit stand for each class.
 
     Args:

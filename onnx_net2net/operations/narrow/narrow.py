@@ -20,7 +20,7 @@ from onnx_net2net.model.history import record, unmark_grown
 from onnx_net2net.model.model import Model, ModelLike, load
 from onnx_net2net.operations.narrow.duplicates import Duplicates, axis_labels, class_count, find_duplicates
 from onnx_net2net.operations.narrow.identities import remove_identities
-from onnx_net2net.operations.narrow.merge import merge
+from onnx_net2net.operations.narrow.merge import merge_units
 from onnx_net2net.operations.narrow.padding import find_pads, shares_of
 from onnx_net2net.rewrite.norms import correct_norms, unfill
 from onnx_net2net.rewrite.outputs import OutputGather, cut_again, uncut
@@ -154,4 +154,4 @@ def _reduced(state: _State, cuts: list[OutputGather], found: Duplicates) -> tupl
     axes = [analysis.axes[cut.node.input[0]][cut.axis] for cut in cuts]
     labels = [axis_labels(axis, found.classes, leaf_set(axis)) for axis in axes]
     again = [replace(cut, places=own[cut.places]) for cut, own in zip(cuts, labels, strict=True)]
-    return _State(cut_again(merge(state.model, analysis, found), again)), changes
+    return _State(cut_again(merge_units(state.model, analysis, found), again)), changes

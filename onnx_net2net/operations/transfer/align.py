@@ -60,7 +60,7 @@ class Alignment:
 # --- Similarity ----------------------------------------------------------------------------------------------
 
 
-def similarity(teacher: Module, target: Module) -> float:
+def alikeness(teacher: Module, target: Module) -> float:
     """Return how alike two modules are, from 0 (another operator) to 1.
 
     The shapes count as in DPIAT (the product of the smaller size over the larger one), the resolution likewise.
@@ -360,4 +360,4 @@ def _excess(module: Module) -> float:
 
 def _gain(teacher: Module, target: Module) -> float:
     """Return the gain of matching two modules."""
-    return similarity(teacher, target) or -math.inf
+    return alikeness(teacher, target) or -math.inf

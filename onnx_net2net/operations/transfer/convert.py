@@ -14,13 +14,13 @@ from functools import partial
 import numpy as np
 from onnx import defs, helper
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
-from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
+from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.rules import traits
 
 _LAYOUT = {"transA", "transB", "momentum", "training_mode", "spatial", "is_test"}
@@ -128,7 +128,7 @@ class Conversion:
 # --- Attributes and kernels ----------------------------------------------------------------------------------
 
 
-def compare(networks: Networks, old: Module, new: Module) -> None:
+def note_differences(networks: Networks, old: Module, new: Module) -> None:
     """Note the attributes and kernels in which the nodes of two layers differ."""
     one, other = networks.teacher.nodes[old.node], networks.target.nodes[new.node]
     if one.op != other.op:

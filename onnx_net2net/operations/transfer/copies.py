@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from onnx_net2net.algebra.dims import Dim, leaf_set
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.feedforward import bias_of, find_feedforwards
 from onnx_net2net.analysis.routers import chosen_dims
@@ -25,7 +25,7 @@ from onnx_net2net.graph.walk import constant_of, source
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.modules import Module, Parameter
-from onnx_net2net.operations.transfer.networks import Compute, Network, Networks
+from onnx_net2net.operations.transfer.networks import Network, Networks
 from onnx_net2net.rules import traits
 
 _LONGEST = 60
@@ -182,7 +182,7 @@ def _others(axes: Sequence[object], places: Sequence[int]) -> tuple[int, ...]:
 # --- Gate and value in one -----------------------------------------------------------------------------------------
 
 
-def joined(networks: Networks, found: Alignment) -> Model | None:
+def with_joined_gates(networks: Networks, found: Alignment) -> Model | None:
     """Return the teacher with gate and value in one layer where the target's experts have them so, None elsewhere.
 
     Args:

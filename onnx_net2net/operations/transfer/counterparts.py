@@ -17,11 +17,12 @@ from functools import partial
 
 import numpy as np
 
+from onnx_net2net.algebra.floats import Compute
 from onnx_net2net.graph.graph import Constant, Place, dtype_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.convert import attributes
-from onnx_net2net.operations.transfer.networks import Compute, Network, Networks, Obstacle
+from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle
 from onnx_net2net.rules import traits
 
 _POWERS = (-0.5, -0.25, -1.0, 0.5)
@@ -108,7 +109,7 @@ class Counterparts:
         teacher, target = self._networks
         taken = [{use for module in modules for use in module.uses} for modules in zip(*self._found.pairs, strict=True)]
         for old, new in self._inputs():
-            one, other = number_of(teacher, old), number_of(target, new)
+            one, other = input_number(teacher, old), input_number(target, new)
             if one is None or other is None or old[0] in weighed or old in taken[0] or new in taken[1]:
                 continue
             if not math.isclose(one, other, rel_tol=1e-6) and not are_sizes(one, other):
@@ -167,7 +168,7 @@ def neighbours(network: Network, number: int) -> dict[tuple[object, ...], set[in
     return found
 
 
-def number_of(network: Network, use: Place) -> float | None:
+def input_number(network: Network, use: Place) -> float | None:
     """Return the one float that an input of a node is now, None if it is anything else."""
     constant = constant_of(network.nodes[use[0]].inputs[use[1]])
     if constant is None or math.prod(constant.shape) != 1 or not network.is_float(constant):
@@ -199,7 +200,7 @@ def _table(network: Network, use: Place) -> Constant | None:
 
 def _text(network: Network, use: Place) -> str | None:
     """Return the text of a single number or of constant integers, None for anything else."""
-    value = number_of(network, use)
+    value = input_number(network, use)
     if value is not None:
         return f"{value:.6g}"
     constant = constant_of(network.nodes[use[0]].inputs[use[1]])

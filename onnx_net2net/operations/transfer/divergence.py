@@ -36,7 +36,7 @@ _UNTOLD = traits.VIEWS | traits.COPIES | traits.CASTS | traits.SHAPES | traits.C
 
 
 @dataclass(frozen=True)
-class Stage:
+class MatchedLayers:
     """Two layers that correspond.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stage:
     axes: Axes
 
 
-def stages_of(networks: Networks, found: Alignment) -> list[Stage]:
+def stages_of(networks: Networks, found: Alignment) -> list[MatchedLayers]:
     """Return the layers that correspond, in the order of the teacher; called before the teacher grows."""
     pairs = sorted(
         (pair for pair in found.pairs if pair[0].is_layer and pair[1].is_layer), key=lambda pair: pair[0].end
@@ -68,7 +68,7 @@ def stages_of(networks: Networks, found: Alignment) -> list[Stage]:
         operators = [Counter(node.op for node in nodes if node.op not in _UNTOLD) for nodes in between]
         names = frozenset(str(node.outputs[0].name) for node in between[0])
         axes = networks.teacher.analysis.axes.get(tensors[0], ())
-        stages.append(Stage(pair, (tensors[0], tensors[1]), (operators[0], operators[1]), names, axes))
+        stages.append(MatchedLayers(pair, (tensors[0], tensors[1]), (operators[0], operators[1]), names, axes))
     return stages
 
 
@@ -100,7 +100,7 @@ class Explanation:
     is_told: bool = False
 
 
-def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit) -> Explanation:
+def explained(teacher: Model, student: Model, stages: Sequence[MatchedLayers], fit: Fit) -> Explanation:
     """Return where and why a student leaves its teacher.
 
     Args:
@@ -122,7 +122,7 @@ def explained(teacher: Model, student: Model, stages: Sequence[Stage], fit: Fit)
     return Explanation(Obstacle("the outputs", f"{where} the student computes something else"))
 
 
-def _obstacle(stage: Stage, last: str) -> Obstacle:
+def _obstacle(stage: MatchedLayers, last: str) -> Obstacle:
     more = [one - other for one, other in (stage.operators, stage.operators[::-1])]
     told = [f"the {whose} has {', '.join(sorted(own.elements()))}"
             for whose, own in zip(("teacher", "target"), more, strict=True) if own]  # fmt: skip
@@ -131,7 +131,7 @@ def _obstacle(stage: Stage, last: str) -> Obstacle:
     return Obstacle(stage.layers[1].name, f"{where} it gets something else than in the teacher: {why}")
 
 
-def _results(teacher: Model, student: Model, stages: Sequence[Stage]) -> Iterator[list[Array]]:
+def _results(teacher: Model, student: Model, stages: Sequence[MatchedLayers]) -> Iterator[list[Array]]:
     """Yield what the layers of a teacher and of a student make of the same inputs.
 
     Raises:

@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.graph.graph import Constant, dtype_of
 from onnx_net2net.graph.walk import constant_of
 from onnx_net2net.operations.deepen.insert import dirac
-from onnx_net2net.operations.transfer.convert import Conversion, compare, ring, surrounded
+from onnx_net2net.operations.transfer.convert import Conversion, note_differences, ring, surrounded
 from onnx_net2net.operations.transfer.counterparts import Table
 from onnx_net2net.operations.transfer.fit import Fit
 from onnx_net2net.operations.transfer.modules import Module, Parameter
-from onnx_net2net.operations.transfer.networks import Compute, Networks
+from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.segments import Segment
 from onnx_net2net.operations.transfer.values import Provenance, Values, real
 from onnx_net2net.rules import traits
@@ -57,7 +57,7 @@ class Filling:
         """Give the parameters of a module of the target those of one of the teacher."""
         if old.uses <= self._networks.teacher.identities and new.uses <= self._target.identities:
             return
-        compare(self._networks, old, new)
+        note_differences(self._networks, old, new)
         parameters = self._fit.sources(old, new)
         reads = self._networks.teacher.readers(parameters)
         for what in [what for what in old.parameters if what not in reads]:

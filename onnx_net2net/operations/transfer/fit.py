@@ -26,7 +26,7 @@ from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.graph import Place
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.attention import weigh_products
-from onnx_net2net.operations.transfer.counterparts import Counterparts, are_sizes, number_of
+from onnx_net2net.operations.transfer.counterparts import Counterparts, are_sizes, input_number
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.operations.transfer.softmaxes import share_gates
@@ -396,7 +396,7 @@ class _Fitting:
             if operand < 0 or number not in partner or number in replaced:
                 continue
             nodes = zip(self._networks, (number, partner[number]), strict=True)
-            own, other = (number_of(network, (node, 1 - operand)) for network, node in nodes)
+            own, other = (input_number(network, (node, 1 - operand)) for network, node in nodes)
             if own is None or other is None or math.isclose(own, other, rel_tol=1e-6) or not are_sizes(own, other):
                 continue
             found = (scalable(self._analysis, number, operand, axis) for axis in scaling.axes)

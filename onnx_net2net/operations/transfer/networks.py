@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Compute
 from onnx_net2net.analysis import layers
 from onnx_net2net.analysis.heads import find_heads
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, infer
@@ -25,9 +25,6 @@ from onnx_net2net.operations.transfer.modules import Module, Parameter, modules_
 from onnx_net2net.operations.transfer.segments import Segment, grouped
 from onnx_net2net.operations.transfer.spares import Spare, find_spares
 from onnx_net2net.rules import traits
-
-Compute = Callable[[], Array]
-"""Computes the values of a tensor when they are needed."""
 
 
 @dataclass(frozen=True)

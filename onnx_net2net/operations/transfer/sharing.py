@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, leaf_set, resolve
-from onnx_net2net.algebra.floats import Array
+from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.algebra.maps import compose, from_index, keep
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.fit import bind
-from onnx_net2net.operations.transfer.networks import Compute, Networks
+from onnx_net2net.operations.transfer.networks import Networks
 from onnx_net2net.rewrite.rewriting import Rewriting
 from onnx_net2net.rewrite.sizes import resize
 

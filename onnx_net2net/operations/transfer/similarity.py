@@ -40,7 +40,7 @@ class Similarity:
         name: The name of the source's file, or of its graph.
         kept: The fraction of the source's parameters that have a place in the target. It is 1 if all have one.
         filled: The fraction of the target's parameters that the source fills.
-        dpiat: DPIAT's similarity, which is symmetric; see `dpiat.dpiat.similarity`. None if there are too many layers.
+        dpiat: DPIAT's similarity, which is symmetric; see `network_similarity`. None if there are too many layers.
         agreement: How much the filled target answers like the source; see `agreement`. None if another measure was
             asked for, or the two have different inputs or outputs.
     """
@@ -86,7 +86,7 @@ def similarity(
             common = overlap(given.analysis, wanted.analysis, align(given.segments, wanted.segments))
             kept, filled = (min(1.0, common / max(_elements(network), 1)) for network in (given, wanted))
             with nullcontext() if measure == "dpiat" else suppress(RefusedError):  # too many layers
-                alike = dpiat.similarity(*dpiat.elements_of(Scored(given), Scored(wanted)))
+                alike = dpiat.network_similarity(*dpiat.elements_of(Scored(given), Scored(wanted)))
             measured = agreement(source, sink) if measure == "agreement" else None
             name = source.path.name if source.path is not None else source.proto.graph.name
             found.append(Similarity(name, kept, filled, alike, measured))

@@ -32,7 +32,7 @@ from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, Progress, load
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
-from onnx_net2net.operations.transfer.copies import check_gates, joined, take_copies
+from onnx_net2net.operations.transfer.copies import check_gates, take_copies, with_joined_gates
 from onnx_net2net.operations.transfer.counterparts import Counterparts
 from onnx_net2net.operations.transfer.divergence import Explanation, explained, stages_of
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
@@ -144,7 +144,7 @@ def transfer(
     """
     style = WidenOptions(spread=spread, seed=seed).style
     old, new = load(teacher), load(target)
-    check_interfaces(old.proto.graph, new.proto.graph)
+    check_correspondence(old.proto.graph, new.proto.graph)
     arrays = arrays_of(data) if isinstance(data, str | os.PathLike) else data
     with paused_gc():
         result = _transfer(old, new, style, arrays, progress)
@@ -156,7 +156,7 @@ def transfer(
         return replace(result, obstacles=(Obstacle("proof", f"the two could not be compared: {error}"),))
 
 
-def check_interfaces(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
+def check_correspondence(teacher: onnx.GraphProto, target: onnx.GraphProto) -> None:
     """Refuse models whose inputs or outputs do not correspond.
 
     Raises:
@@ -224,7 +224,7 @@ def _transfer(
     networks = Networks(Network(reshaped(teacher)), Network(target))
     take_copies(networks)
     found = _aligned(networks)
-    for adapt in (regrouped, shared_less, joined):
+    for adapt in (regrouped, shared_less, with_joined_gates):
         if (adapted := adapt(networks, found)) is not None:
             networks = Networks(Network(adapted), networks.target)
             found = _aligned(networks)

@@ -9,13 +9,13 @@ from functools import partial
 
 import numpy as np
 
-from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.weights import clip
+from onnx_net2net.algebra.floats import Array, Compute
+from onnx_net2net.algebra.weights import into_middle
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.edit import Version, assign
 from onnx_net2net.graph.graph import Place, dtype_of
 from onnx_net2net.operations.transfer.modules import Parameter
-from onnx_net2net.operations.transfer.networks import Compute, Network
+from onnx_net2net.operations.transfer.networks import Network
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Values:
                 made = made.reshape(wanted)
             else:
                 initial = np.array(self.initial(parameter))
-                made = clip(made, initial) if made.ndim == initial.ndim else initial
+                made = into_middle(made, initial) if made.ndim == initial.ndim else initial
             if factors is not None:
                 made = made * factors.reshape(-1, *(1 for _ in made.shape[1:]))
             if offset is not None:

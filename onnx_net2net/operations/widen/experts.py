@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from onnx_net2net.algebra.dims import Dim, leaf_set
-from onnx_net2net.algebra.maps import Map, keep, lifted, split
+from onnx_net2net.algebra.maps import Map, keep, lifted, split_copies
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.joint_experts import find_joint_experts
 from onnx_net2net.analysis.layers import LayerGraph
@@ -43,7 +43,7 @@ def copied(name: str, old: int, new: int, options: WidenOptions) -> Map:
                 f"{name!r}: loads need one number for each of its {old} experts, and --how split or lift"
             )
         counts = copies_by_load(options.loads[name], new)
-    return lifted(counts) if options.how == "lift" else split(counts)
+    return lifted(counts) if options.how == "lift" else split_copies(counts)
 
 
 def route(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map], options: WidenOptions) -> Copies:
@@ -83,7 +83,7 @@ def _together(analysis: Analysis, routed: Collection[Dim], growth: dict[Dim, Map
         if options.framework and found.grouped:
             raise RefusedError(f"a class of {options.framework} chooses groups of experts by a fixed number of scores")
         for chosen in found.chosen:
-            known = growth.setdefault(chosen, split(np.full(chosen.size, times)))
+            known = growth.setdefault(chosen, split_copies(np.full(chosen.size, times)))
             if known.new != chosen.size * times:
                 raise RefusedError("all experts that are chosen together need equally many copies")
         factors.update(dict.fromkeys(found.divided, 1 / times))

@@ -95,7 +95,9 @@ def test_a_distributed_checkpoint_grows_and_is_loaded_by_torch(folder):
     assert loaded["epoch"] == 3
     assert state.param_groups[0]["lr"] == 0.0
     assert_means(net, {name: state.state[parameter] for name, parameter in net.named_parameters()})
-    assert not [name for name in distributed.read(folder / "out" / "optimizer").keys if name.startswith("model")]
+    assert not [
+        name for name in distributed.read_checkpoint(folder / "out" / "optimizer").keys if name.startswith("model")
+    ]
 
 
 def test_copies_of_layers_begin_without_a_past(folder):
@@ -119,7 +121,7 @@ def test_a_file_of_torch_grows(folder):
 
 def test_what_is_no_such_state_is_said(folder):
     with pytest.raises(BadInputError, match="no checkpoint of torch"):
-        distributed.read(folder / "teacher")
+        distributed.read_checkpoint(folder / "teacher")
     (folder / "deep").mkdir()
     (folder / "deep" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_text("")
     with pytest.raises(RefusedError, match="DeepSpeed"):
@@ -144,5 +146,5 @@ class Bomb:
 def test_no_code_in_a_table_is_run(folder, capsys):
     (folder / "dcp" / ".metadata").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(BadInputError, match="has no place in a table of tensors"):
-        distributed.read(folder / "dcp")
+        distributed.read_checkpoint(folder / "dcp")
     assert "code was run" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from onnx_net2net.framework.huggingface.parameters import StudentParameter, Writ
 from onnx_net2net.framework.huggingface.skeleton import Cut, Skeleton
 from onnx_net2net.framework.huggingface.student import Request
 from onnx_net2net.framework.huggingface.teacher import Teacher
-from onnx_net2net.framework.huggingface.writing import shards_of, write
+from onnx_net2net.framework.huggingface.writing import shards_of, write_folder
 
 VALUES = {name: np.full((4, 5), number, np.float32) for number, name in enumerate("abcd")}
 
@@ -59,7 +59,7 @@ def tensors(made=None):
 
 
 def grow(student, output, check=lambda folder: ["compared"]):
-    write(student, Request(factor=2.0), output, check, limit=160)
+    write_folder(student, Request(factor=2.0), output, check, limit=160)
 
 
 def test_shards_index_config_card_and_other_files_are_written(student, tmp_path):

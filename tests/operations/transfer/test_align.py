@@ -8,7 +8,7 @@ from graphs import net
 from test_transfer import Net, dense, plain, resnet, transformer
 
 from onnx_net2net import load
-from onnx_net2net.operations.transfer.align import align, similarity
+from onnx_net2net.operations.transfer.align import align, alikeness
 from onnx_net2net.operations.transfer.modules import Module, Parameter
 from onnx_net2net.operations.transfer.networks import Network
 from onnx_net2net.operations.transfer.segments import Segment
@@ -115,17 +115,17 @@ def test_names_break_ties_and_no_more():
     ],
 )
 def test_other_operators_are_not_alike(one, other):
-    assert similarity(one, other) == 0
+    assert alikeness(one, other) == 0
 
 
 def test_similarity():
-    assert similarity(module(), module()) == 1
-    assert similarity(module(), module(shape=(4, 8))) > similarity(module(), module(shape=(4, 16)))
+    assert alikeness(module(), module()) == 1
+    assert alikeness(module(), module(shape=(4, 8))) > alikeness(module(), module(shape=(4, 16)))
     wider = module(shape=(4, 8))
-    assert similarity(module(), wider) > similarity(wider, module())  # which has not all of it
+    assert alikeness(module(), wider) > alikeness(wider, module())  # which has not all of it
     one = module(kind="Conv", shape=(4, 4, 3, 3))
     strided = Module(0, "", "Conv", (4, 4, 3, 3), ((2, 2), ()), (), one.parameters)
-    assert similarity(one, strided) < similarity(one, one)
+    assert alikeness(one, strided) < alikeness(one, one)
 
 
 def test_graphs_of_a_thousand_nodes_take_seconds():

@@ -14,11 +14,17 @@ from nets import cifar_resnet, layer, linear
 from onnx import numpy_helper
 
 from onnx_net2net import BadInputError, RefusedError, load
-from onnx_net2net.algebra.weights import clip, window
+from onnx_net2net.algebra.weights import into_middle, window
 from onnx_net2net.cli.main import main
 from onnx_net2net.model.history import history
-from onnx_net2net.operations.transfer.dpiat.dpiat import Matcher, best_scores, elements_of, similarity, transfer_dpiat
-from onnx_net2net.operations.transfer.dpiat.elements import Layer, Scored, layers_of, standardized, swapped
+from onnx_net2net.operations.transfer.dpiat.dpiat import (
+    Matcher,
+    best_scores,
+    elements_of,
+    network_similarity,
+    transfer_dpiat,
+)
+from onnx_net2net.operations.transfer.dpiat.elements import Scored, ScoredLayer, layers_of, standardized, swapped
 from onnx_net2net.operations.transfer.networks import Network
 
 
@@ -39,7 +45,7 @@ def draw(*shape, seed=0):
     ],
 )
 def test_crop_and_pad_in_the_middle(source, size, expected):
-    assert clip(np.array(source), np.zeros(size)).tolist() == expected
+    assert into_middle(np.array(source), np.zeros(size)).tolist() == expected
 
 
 def test_a_head_of_fewer_classes_gets_the_middle_ones():
@@ -48,7 +54,7 @@ def test_a_head_of_fewer_classes_gets_the_middle_ones():
 
 def test_each_axis_is_cropped_or_padded_alone_and_the_rest_keeps_its_values():
     source, target = np.ones((2, 7, 3)), np.zeros((4, 3, 5))
-    result = clip(source, target)
+    result = into_middle(source, target)
     assert result[1:3, :, 1:4].all()
     assert result.sum() == 2 * 3 * 3
     assert not target.any()
@@ -118,16 +124,18 @@ def test_the_vectorised_recurrence_is_the_one_of_the_paper(target, source):
     similarities = Matcher()._similarities(source, target)
     value, expected = reference(similarities.tolist())
     assert best_scores(similarities)[-1, -1] == pytest.approx(value, abs=1e-9)
-    named = [[e and Layer(e.kind, e.shape, str(i)) for i, e in enumerate(elements)] for elements in (source, target)]
+    named = [
+        [e and ScoredLayer(e.kind, e.shape, str(i)) for i, e in enumerate(elements)] for elements in (source, target)
+    ]
     assert [(int(one.name), int(other.name)) for one, other in Matcher().pairs(*named)] == expected
 
 
 @given(NETS, NETS)
 @settings(deadline=None)
 def test_similarity_is_symmetric_between_0_and_1_and_bounded_by_the_numbers_of_layers(one, other):
-    value = similarity(one, other)
+    value = network_similarity(one, other)
     counts = len(layers_of(one)), len(layers_of(other))
-    assert value == similarity(other, one)
+    assert value == network_similarity(other, one)
     assert 0 <= value <= (min(counts) / max(counts)) ** 0.25 + 1e-9 if all(counts) else value == 0
 
 
@@ -136,7 +144,7 @@ def test_similarity_is_symmetric_between_0_and_1_and_bounded_by_the_numbers_of_l
 def test_a_network_is_as_similar_to_itself_as_can_be(net):
     count = len(layers_of(net))
     assert Matcher().score(net, net) == pytest.approx(count)
-    assert similarity(net, net) == (pytest.approx(1) if count else 0)
+    assert network_similarity(net, net) == (pytest.approx(1) if count else 0)
     assert len(Matcher().pairs(net, net)) == count
 
 
@@ -156,8 +164,8 @@ def test_standardized_residual_networks(blocks, length):
 )
 def test_similarities_of_residual_networks(blocks, channels, expected):
     one, other = standardized(cifar_resnet(2, 16)), standardized(cifar_resnet(blocks, channels))
-    assert similarity(one, other) == pytest.approx(expected, abs=5e-5)
-    assert similarity(other, one) == pytest.approx(expected, abs=5e-5)
+    assert network_similarity(one, other) == pytest.approx(expected, abs=5e-5)
+    assert network_similarity(other, one) == pytest.approx(expected, abs=5e-5)
 
 
 def test_standardization_dissolves_stages_and_absorbs_what_is_inside_of_blocks():
@@ -405,4 +413,4 @@ def test_values_of_exported_residual_networks(tmp_path, dynamo):
     one = exported(2, 16)
     assert len(standardized(one.tree())) == 14
     for size, expected in (((2, 24), 0.5594), ((2, 10), 0.5142), ((3, 16), 0.9102), ((5, 16), 0.7999)):
-        assert similarity(*elements_of(one, exported(*size))) == pytest.approx(expected, abs=5e-5)
+        assert network_similarity(*elements_of(one, exported(*size))) == pytest.approx(expected, abs=5e-5)

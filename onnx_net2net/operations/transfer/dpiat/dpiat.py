@@ -18,24 +18,24 @@ import numpy as np
 import onnx
 
 from onnx_net2net.algebra.floats import Array
-from onnx_net2net.algebra.weights import clip
+from onnx_net2net.algebra.weights import into_middle
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, load
 from onnx_net2net.operations.transfer.dpiat.elements import (
     Element,
-    Layer,
     Scored,
-    Weight,
+    ScoredLayer,
+    ScoredWeight,
     layers_of,
     standardized,
     swapped,
 )  # fmt: skip
 from onnx_net2net.operations.transfer.networks import Network, Networks, Obstacle
-from onnx_net2net.operations.transfer.transfer import Transfer, check_interfaces
+from onnx_net2net.operations.transfer.transfer import Transfer, check_correspondence
 from onnx_net2net.operations.transfer.values import Values
 
-Pair: TypeAlias = tuple[Layer, Layer]
+LayerPair: TypeAlias = tuple[ScoredLayer, ScoredLayer]
 """A layer of the source and the layer of the target that it is copied to."""
 
 _EQUAL = 1e-9
@@ -64,11 +64,11 @@ class Matcher:
         """Return s(source -> target): the value of the best alignment."""
         return float(best_scores(self._similarities(source, target))[-1, -1])
 
-    def pairs(self, source: Sequence[Element], target: Sequence[Element]) -> list[Pair]:
+    def pairs(self, source: Sequence[Element], target: Sequence[Element]) -> list[LayerPair]:
         """Return the matched layers, in the order of the target; a target layer has at most one source."""
         similarities = self._similarities(source, target)
         scores = best_scores(similarities)
-        found: list[list[Pair]] = []
+        found: list[list[LayerPair]] = []
         i, j = len(target), len(source)
         while i and j:
             if length := run_length(similarities, scores, i, j):
@@ -82,11 +82,11 @@ class Matcher:
                 j -= 1
         return [pair for pairs in reversed(found) for pair in pairs]
 
-    def _matched(self, source: Element, target: Element) -> list[Pair]:
+    def _matched(self, source: Element, target: Element) -> list[LayerPair]:
         if isinstance(source, list) and isinstance(target, list):
             return self.pairs(source, target)
-        assert isinstance(source, Layer)
-        assert isinstance(target, Layer)
+        assert isinstance(source, ScoredLayer)
+        assert isinstance(target, ScoredLayer)
         return [(source, target)]
 
     def _similarities(self, source: Sequence[Element], target: Sequence[Element]) -> Array:
@@ -95,7 +95,7 @@ class Matcher:
         if n * n * m > LIMIT:
             raise RefusedError(f"DPIAT's matching of {m:,} with {n:,} layers takes too long: its time is cubic")
         similarities = np.zeros((n, m))
-        for kind, rank in {(e.kind, len(e.shape)) for e in source if isinstance(e, Layer)}:
+        for kind, rank in {(e.kind, len(e.shape)) for e in source if isinstance(e, ScoredLayer)}:
             columns, old = _shapes(source, kind, rank)
             rows, new = _shapes(target, kind, rank)
             ratios = new[:, None] / old
@@ -116,7 +116,9 @@ class Matcher:
 def _shapes(elements: Sequence[Element], kind: str, rank: int) -> tuple[list[int], Array]:
     """Return where the layers of a kind are, and the shapes of their weights as (layers, rank)."""
     found = {
-        i: e.shape for i, e in enumerate(elements) if isinstance(e, Layer) and (e.kind, len(e.shape)) == (kind, rank)
+        i: e.shape
+        for i, e in enumerate(elements)
+        if isinstance(e, ScoredLayer) and (e.kind, len(e.shape)) == (kind, rank)
     }
     return list(found), np.array(list(found.values()), np.float64).reshape(-1, rank)
 
@@ -183,7 +185,7 @@ def run_length(similarities: Array, scores: Array, i: int, j: int) -> int:
     return int(np.argmax(values >= values.max() - _EQUAL)) + 1
 
 
-def similarity(one: Sequence[Element], other: Sequence[Element]) -> float:
+def network_similarity(one: Sequence[Element], other: Sequence[Element]) -> float:
     """Return sqrt(s(A->B) s(B->A) / (s(A->A) s(B->B))), which is in [0, 1]; 0 where either has no layer.
 
     s(A->A) is the number of layers of A: each layer counts 1, whatever its size.
@@ -199,7 +201,7 @@ def similarity(one: Sequence[Element], other: Sequence[Element]) -> float:
 
 
 @dataclass(frozen=True)
-class Copy:
+class CopiedWeight:
     """A weight or bias that was copied.
 
     Attributes:
@@ -207,8 +209,8 @@ class Copy:
         target: The target's.
     """
 
-    source: Weight
-    target: Weight
+    source: ScoredWeight
+    target: ScoredWeight
 
     @property
     def name(self) -> str:
@@ -232,8 +234,8 @@ class DpiatTransfer(Transfer):
     """
 
     similarity: float
-    pairs: tuple[Pair, ...]
-    copies: tuple[Copy, ...]
+    pairs: tuple[LayerPair, ...]
+    copies: tuple[CopiedWeight, ...]
 
     @property
     def filled(self) -> float:
@@ -258,7 +260,7 @@ def transfer_dpiat(
         RefusedError: If no layer of the teacher matches one of the target, or they have other inputs or outputs.
     """
     old, new = load(teacher), load(target)
-    check_interfaces(old.proto.graph, new.proto.graph)
+    check_correspondence(old.proto.graph, new.proto.graph)
     networks = Networks(Network(old), Network(new))
     one, other = elements_of(*map(Scored, networks))
     pairs = Matcher().pairs(one, other)
@@ -266,14 +268,14 @@ def transfer_dpiat(
         raise RefusedError(f"DPIAT matches no layer: the teacher has {_kinds(one)}, the target {_kinds(other)}")
     values = Values(networks.target)
     both = [pair for old, new in pairs for pair in ((old.weight, new.weight), (old.bias, new.bias))]
-    copies = [Copy(given, taken) for given, taken in both if given is not None and taken is not None]
+    copies = [CopiedWeight(given, taken) for given, taken in both if given is not None and taken is not None]
     for copy in copies:
         _copy(networks, values, copy)
     sources = tuple(values.write())
     opened = networks.target.opened
     metadata = record(old, "transfer", {"method": "dpiat"}, {"filled": fingerprint(new), **opened.notes()})
     student = opened.close(networks.target.analysis.draft.finish(metadata))
-    alike = similarity(one, other)
+    alike = network_similarity(one, other)
     return DpiatTransfer(old, new, student, sources, (INEXACT,), 0, alike, tuple(pairs), tuple(copies))
 
 
@@ -289,7 +291,7 @@ def _kinds(elements: Sequence[Element]) -> str:
     return ", ".join(sorted({layer.kind for layer in layers_of(elements)})) or "none that DPIAT knows"
 
 
-def _copy(networks: Networks, values: Values, copy: Copy) -> None:
+def _copy(networks: Networks, values: Values, copy: CopiedWeight) -> None:
     """Give the target's weight the teacher's values where the two overlap."""
     given, taken = copy.source, copy.target
     read, factor = networks.teacher.reader(given.parameter), given.factor / taken.factor
@@ -297,7 +299,7 @@ def _copy(networks: Networks, values: Values, copy: Copy) -> None:
 
     def compute() -> Array:
         own, old = taken.turned(values.initial(taken.parameter)), given.turned(read())
-        made = clip(old if factor == 1 else old * np.asarray(factor, old.dtype), own)
+        made = into_middle(old if factor == 1 else old * np.asarray(factor, old.dtype), own)
         return swapped(made, taken.groups) if taken.groups else made
 
     values.put(taken.parameter, (taken.parameter.use,), compute, "teacher", given.name, uses=taken.uses)

@@ -30,7 +30,7 @@ _MOVES = traits.PLACED - traits.PIXEL_SHUFFLES
 
 
 @dataclass(frozen=True)
-class Weight:
+class ScoredWeight:
     """A weight or bias of a layer.
 
     Attributes:
@@ -55,7 +55,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ScoredLayer:
     """A layer that DPIAT scores.
 
     Attributes:
@@ -69,8 +69,8 @@ class Layer:
     kind: str
     shape: tuple[int, ...]
     name: str = ""
-    weight: Weight | None = None
-    bias: Weight | None = None
+    weight: ScoredWeight | None = None
+    bias: ScoredWeight | None = None
 
     @property
     def is_dimensional(self) -> bool:
@@ -78,16 +78,16 @@ class Layer:
         return not self.kind.startswith(_NORM)
 
 
-Element: TypeAlias = "Layer | list[Element] | None"
+Element: TypeAlias = "ScoredLayer | list[Element] | None"
 """A layer, a module or operation without scored weights (None), or a block."""
 
-Tree: TypeAlias = "Layer | Sequence[Tree]"
+LayerTree: TypeAlias = "ScoredLayer | Sequence[LayerTree]"
 """A layer or the children of a module; one without children is an activation and the like."""
 
 
-def layers_of(elements: Sequence[Element]) -> list[Layer]:
+def layers_of(elements: Sequence[Element]) -> list[ScoredLayer]:
     """Return all layers, in order."""
-    found: list[Layer] = []
+    found: list[ScoredLayer] = []
     for element in elements:
         found += layers_of(element) if isinstance(element, list) else [element] if element is not None else []
     return found
@@ -103,7 +103,7 @@ def swapped(values: Array, groups: int) -> Array:
 # --- Trees of modules ----------------------------------------------------------------------------------------
 
 
-def standardized(tree: Tree) -> list[Element]:
+def standardized(tree: LayerTree) -> list[Element]:
     """Return layers and blocks of layers of a tree of modules (the "blocks" standardization of DPIAT's code).
 
     A module that has more layers than blocks among its parts is a block; one with more blocks gives its parts to
@@ -113,9 +113,9 @@ def standardized(tree: Tree) -> list[Element]:
     return elements if isinstance(elements, list) else [elements]
 
 
-def _standardized(tree: Tree, level: int) -> tuple[int, int, Element]:
+def _standardized(tree: LayerTree, level: int) -> tuple[int, int, Element]:
     """Return the depth, the number of layers besides normalisations, and what a module becomes."""
-    if isinstance(tree, Layer):
+    if isinstance(tree, ScoredLayer):
         return 0, int(tree.is_dimensional), tree
     if not tree:
         return 0, 0, None
@@ -150,7 +150,7 @@ class Scored:
         self._network, self._nodes = network, network.nodes
         self._proto = network.opened.model.proto
         self._shared: dict[tuple[object, int], list[Place]] = {}
-        firsts: dict[object, tuple[int, Layer]] = {}
+        firsts: dict[object, tuple[int, ScoredLayer]] = {}
         for number, owner, layer in sorted(self._found(), key=lambda found: found[0]):
             firsts.setdefault(owner, (number, layer))  # a layer that is run several times is one
         self._layers = dict(firsts.values())
@@ -160,7 +160,7 @@ class Scored:
         """The program that wrote the file."""
         return str(self._proto.producer_name)
 
-    def _found(self) -> Iterator[tuple[int, object, Layer]]:
+    def _found(self) -> Iterator[tuple[int, object, ScoredLayer]]:
         """Yield a layer for each node that DPIAT scores, with its number and its matrix, or else its number."""
         for module in self._network.modules:
             parts, node = module.parameters, self._nodes[module.node]
@@ -174,11 +174,11 @@ class Scored:
                     bias = self._weight(owner, parts["bias"], 0, factor)
                 if bias is not None and (not bias.factor or bias.shape != weight.shape[:1]):
                     bias = None
-                yield module.node, owner, Layer(kind, weight.shape, module.name, weight, bias)
+                yield module.node, owner, ScoredLayer(kind, weight.shape, module.name, weight, bias)
             if module.norm is not None and {"scale", "shift"} <= parts.keys():
                 yield self._normalisation(module.norm, parts["scale"], parts["shift"])
 
-    def _normalisation(self, number: int, scale: Parameter, shift: Parameter) -> tuple[int, object, Layer]:
+    def _normalisation(self, number: int, scale: Parameter, shift: Parameter) -> tuple[int, object, ScoredLayer]:
         """Return a BatchNormalization as a layer; exporters merge vectors of equal values, so it owns no constant."""
         node, proto, owner = self._nodes[number], self._proto.graph.node[number], ("normalisation", number)
         weight, bias = self._weight(owner, scale), self._weight(owner, shift)
@@ -186,7 +186,7 @@ class Scored:
         name = module_of(node, proto, weight.name)
         if self._is_merged(weight):
             name = scope_of(proto) or name
-        return number, owner, Layer(f"{_NORM}{max(rank - 2, 1)}d", weight.shape, name, weight, bias)
+        return number, owner, ScoredLayer(f"{_NORM}{max(rank - 2, 1)}d", weight.shape, name, weight, bias)
 
     def _kind(self, module: Module) -> str:
         """Return the class of a layer as PyTorch calls it, "" if DPIAT does not score it."""
@@ -196,7 +196,7 @@ class Scored:
             return "Linear" if rank == 2 and is_float else ""
         return f"{op}{rank - 2}d" if op in traits.KERNELS and is_float else ""
 
-    def _weight(self, owner: object, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> Weight:
+    def _weight(self, owner: object, parameter: Parameter, groups: int = 0, factor: float = 1.0) -> ScoredWeight:
         constant = self._constant(parameter)
         first, *rest = own = tuple(constant.shape)
         shape = own if len(own) > 2 else parameter.shape(own)
@@ -204,12 +204,12 @@ class Scored:
             shape = (rest[0] * groups, first // groups, *rest[1:])
         uses = self._shared.setdefault((owner, id(constant)), [])
         uses += self._network.readings[id(constant)] if len(shape) > 1 else [parameter.use]
-        return Weight(parameter, str(constant.name), shape, groups, factor, uses)
+        return ScoredWeight(parameter, str(constant.name), shape, groups, factor, uses)
 
     def _constant(self, parameter: Parameter) -> Constant:
         return self._network.original(parameter.use)
 
-    def _is_merged(self, weight: Weight) -> bool:
+    def _is_merged(self, weight: ScoredWeight) -> bool:
         """Tell whether a vector stands for several of equal values, so that its name is that of another module."""
         return len(weight.shape) == 1 and len(self._network.readings[id(self._constant(weight.parameter))]) > 1
 
@@ -283,7 +283,7 @@ class Scored:
         led_past = np.cumsum(past)
         return {number for number in self._paths if not led_past[number]}
 
-    def tree(self) -> Tree | None:
+    def tree(self) -> LayerTree | None:
         """Return the tree of modules by the names of weights and nodes; None where these tell no tree.
 
         Modules without weights are those whose name is neither that of a module with parts nor inside of a layer.
@@ -313,7 +313,7 @@ def _path(name: str) -> tuple[str, ...]:
     return tuple(re.split(r"[./]", name)) if name else ()
 
 
-def _grow(root: dict[str, Any], path: Sequence[str], leaf: tuple[int | None, Tree]) -> None:
+def _grow(root: dict[str, Any], path: Sequence[str], leaf: tuple[int | None, LayerTree]) -> None:
     """Put a leaf into a tree of modules where nothing is in its place."""
     for step in path[:-1]:
         root = root.setdefault(step, {})
@@ -322,13 +322,13 @@ def _grow(root: dict[str, Any], path: Sequence[str], leaf: tuple[int | None, Tre
     root.setdefault(path[-1], leaf)
 
 
-def _ordered(root: dict[str, Any]) -> tuple[int | None, Tree]:
+def _ordered(root: dict[str, Any]) -> tuple[int | None, LayerTree]:
     """Return the rank of a module's first weight and its children in PyTorch's order, which is that of the weights.
 
     Those of a list are ordered by their numbers; those without weights, or with weights to which an exporter gave new
     names and places, stay behind what runs before them.
     """
-    children: list[tuple[int, Tree]] = []
+    children: list[tuple[int, LayerTree]] = []
     first: int | None = None
     for name, child in root.items():
         rank, tree = _ordered(child) if isinstance(child, dict) else child
