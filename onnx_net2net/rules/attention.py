@@ -9,15 +9,12 @@ not permuted: what runs over positions (softmax, masks, caches) works along them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from onnx_net2net.algebra.dims import Axes, Axis, Concat, Dim, Product
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.normalization import typed_as_input
 from onnx_net2net.rules.op import Op
 from onnx_net2net.rules.reasons import KERNEL
-from onnx_net2net.rules.typing import Typed, type_function
+from onnx_net2net.rules.typing import Attributes, InputValues, Typed, Types, type_function
 
 MICROSOFT = "com.microsoft"
 PACKED = "reads queries, keys and values from one operand, where only some would carry the weights of copies"
@@ -285,13 +282,9 @@ def _rotated(op: Op, width: int, cos: Axes | None, sin: Axes | None, interleaved
 
 # --- Types of the outputs --------------------------------------------------------------------------------------
 
-Types = Sequence["Typed | None"]
-Attrs = Mapping[str, Any]
-Values = Sequence[Any]
-
 
 @type_function("MultiHeadAttention", domain=MICROSOFT)
-def _typed_multi_head(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_multi_head(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     query, key, value, _, _, _, past = [*types, *[None] * 7][:7]
     heads = attrs["num_heads"]
     assert query is not None
@@ -306,7 +299,7 @@ def _typed_multi_head(types: Types, attrs: Attrs, values: Values) -> list[Typed]
 
 
 @type_function("GroupQueryAttention", domain=MICROSOFT)
-def _typed_group_query(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_group_query(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     query, key, _, past, *_ = types
     heads, groups = attrs["num_heads"], attrs["kv_num_heads"]
     assert query is not None
@@ -320,7 +313,7 @@ def _typed_group_query(types: Types, attrs: Attrs, values: Values) -> list[Typed
 
 
 @type_function("Attention", domain=MICROSOFT)
-def _typed_self_attention(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_self_attention(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     source, weights, _, _, past = [*types, *[None] * 3][:5]
     assert source is not None
     assert weights is not None

@@ -5,9 +5,6 @@ Most are an operator of ai.onnx with another one fused into it. Operators that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
@@ -18,18 +15,14 @@ from onnx_net2net.rules.linear import gemm
 from onnx_net2net.rules.movement import match_runs, pad
 from onnx_net2net.rules.op import Op
 from onnx_net2net.rules.traits import UNARY
-from onnx_net2net.rules.typing import Typed, TypeFunction, type_function
-
-Types = Sequence["Typed | None"]
-Attrs = Mapping[str, Any]
-Values = Sequence["np.ndarray | None"]
+from onnx_net2net.rules.typing import Attributes, InputValues, Typed, TypeFunction, Types, type_function
 
 
 def like(kind: str, opset: int = 18) -> TypeFunction:
     """Return the type function of an operator whose output is typed as that of one of ai.onnx."""
     schema = defs.get_schema(kind, opset, "")
 
-    def typed(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+    def typed(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
         names = [f"i{index}" if known else "" for index, known in enumerate(types[: len(schema.inputs)])]
         known = {name: helper.make_tensor_type_proto(*one) for name, one in zip(names, types, strict=False) if one}
         data = {
@@ -72,7 +65,7 @@ def bias_split_gelu(op: Op) -> None:
 
 
 @type_function("BiasSplitGelu", domain=MICROSOFT)
-def _typed_half(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_half(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = types[0] or (0, ())
     return [(dtype, (*shape[:-1], shape[-1] // 2))]
 
@@ -114,13 +107,13 @@ def fused_matmul(op: Op) -> None:
 
 
 @type_function("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
-def _typed_matmul(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_matmul(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     (dtype, a), (_, b) = (known for known in types[:2] if known)
     left, right = ([x[p] for p in order] for x, order in zip((a, b), _orders(len(a), len(b), attrs), strict=True))
     return [(dtype, (*np.broadcast_shapes(tuple(left[:-2]), tuple(right[:-2])), *left[-2:-1], *right[1:][-1:]))]
 
 
-def _orders(a: int, b: int, attrs: Attrs) -> tuple[list[int], list[int]]:
+def _orders(a: int, b: int, attrs: Attributes) -> tuple[list[int], list[int]]:
     """Return the order in which the axes of A and of B are multiplied."""
     orders = []
     for rank, side in ((a, "A"), (b, "B")):
@@ -147,7 +140,7 @@ def pairwise_distance(op: Op) -> None:
 
 
 @type_function("CDist", domain=MICROSOFT)
-def _typed_distance(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_distance(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     (dtype, a), (_, b) = (known for known in types[:2] if known)
     return [(dtype, (a[0], b[0]))]
 
@@ -195,7 +188,7 @@ def expand_dims(op: Op) -> None:
 
 
 @type_function("ExpandDims", domain=MICROSOFT)
-def _typed_expand_dims(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_expand_dims(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     (dtype, shape), axis = types[0] or (0, ()), values[1]
     if axis is None:
         raise ValueError("has an axis that is not known")
@@ -220,7 +213,7 @@ def rms_normalization(op: Op) -> None:
 
 
 @type_function("LayerNormalization", "SimplifiedLayerNormalization", domain="")
-def _typed_layer_norm(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_layer_norm(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     """Type it at any opset: optimizers emit it below 17, where ai.onnx has none."""
     dtype, shape = types[0] or (0, ())
     at = attrs.get("axis", -1) % len(shape)
@@ -241,7 +234,7 @@ def skip_layer_normalization(op: Op) -> None:
 
 
 @type_function("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-def _typed_skip(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_skip(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = types[0] or (0, ())
     kept = TensorProto.FLOAT, (*shape[:-1], 1)
     return [(dtype, shape), kept, kept, (dtype, shape)]
@@ -260,7 +253,7 @@ def embed_layer_normalization(op: Op) -> None:
 
 
 @type_function("EmbedLayerNormalization", domain=MICROSOFT)
-def _typed_embedding(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_embedding(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     (_, tokens), (dtype, table) = types[0] or (0, ()), types[2] or (0, ())
     result = dtype, (*tokens, table[1])
     return [result, (TensorProto.INT32, tokens[:1]), result]
@@ -288,7 +281,7 @@ def skip_group_norm(op: Op) -> None:
 
 
 @type_function("GroupNorm", "SkipGroupNorm", domain=MICROSOFT)
-def _typed_group_norm(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_group_norm(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     return [known for known in types[:1] if known] * 2
 
 
@@ -318,7 +311,7 @@ for _kind in ("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAverageP
 
 
 @type_function("ReorderOutput", domain="com.microsoft.nchwc")
-def _typed_reordered(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_reordered(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, (batch, _, *space) = types[0] or (0, (0, 0))
     inner = (*space, attrs["channels"]) if attrs.get("channels_last") else (attrs["channels"], *space)
     return [(dtype, (batch, *inner))]

@@ -3,24 +3,18 @@
 These are the rules of the nodes that `onnx_net2net.graph.flatten` puts where a body begins and ends.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import onnx
 
 from onnx_net2net.algebra.dims import Axes
 from onnx_net2net.rules import rule
 from onnx_net2net.rules.movement import match_runs
 from onnx_net2net.rules.op import Op
-from onnx_net2net.rules.typing import STEPS, Typed, UntypableError, type_function
+from onnx_net2net.rules.typing import STEPS, Attributes, InputValues, Typed, Types, UntypableError, type_function
 
 BODY = "onnx_net2net.body"
 MOST_STEPS = 1_000_000  # a larger limit says only that there is none
-
-Types = Sequence["Typed | None"]
-Attrs = Mapping[str, Any]
-Values = Sequence["np.ndarray | None"]
 
 
 @rule("If", domain=BODY)
@@ -42,7 +36,7 @@ def if_end(op: Op) -> None:
 
 
 @type_function("If", domain=BODY)
-def _typed_if(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_if(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     count = len(types) // 2
     pairs = list(zip(types[1 : 1 + count], types[1 + count :], strict=True))
     if values[0] is not None:
@@ -61,7 +55,7 @@ def loop_start(op: Op) -> None:
 
 
 @type_function("LoopStart", domain=BODY)
-def _typed_loop(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_loop(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     limit = values[0]
     steps = int(limit.item()) if limit is not None and 0 < limit.item() <= MOST_STEPS else STEPS
     states = _all_known(types[2:])
@@ -86,7 +80,7 @@ def end(op: Op) -> None:
 
 
 @type_function("Loop", "Scan", domain=BODY)
-def _typed_end(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_end(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     known = _all_known(types)
     count = int(attrs["states"])
     results = known[count + 1 + int(attrs["conditions"]) :]
@@ -116,7 +110,7 @@ def scan_start(op: Op) -> None:
 
 
 @type_function("ScanStart", domain=BODY)
-def _typed_scan(types: Types, attrs: Attrs, values: Values) -> list[Typed]:
+def _typed_scan(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     known = _all_known(types)
     count = len(known) - int(attrs["num_scan_inputs"])
     slices: list[Typed] = []
@@ -141,7 +135,7 @@ def _same(op: Op, one: Axes | None, other: Axes | None) -> None:
         op.freeze([*(one or ()), *(other or ())], "gives tensors of several shapes")
 
 
-def _axis(attrs: Attrs, name: str, number: int, rank: int) -> int:
+def _axis(attrs: Attributes, name: str, number: int, rank: int) -> int:
     axes = attrs.get(name) or ()
     return int(axes[number]) % rank if number < len(axes) else 0
 

@@ -5,8 +5,7 @@ share the integers of a weight among them in whole parts (see `Op.integers`), so
 exactly what it was, whatever the number of copies.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from onnx_net2net.rules.attention import MICROSOFT
 from onnx_net2net.rules.contrib import like
 from onnx_net2net.rules.linear import matmul
 from onnx_net2net.rules.op import Op
-from onnx_net2net.rules.typing import Typed, type_function
+from onnx_net2net.rules.typing import Attributes, InputValues, Typed, Types, type_function
 
 
 def _per_unit(op: Op, index: int, data: Axes | None, axis: int, block: int = 0) -> None:
@@ -218,9 +217,6 @@ def reduce_mean(op: Op) -> None:
 
 # --- Types of what has no schema in onnx ---------------------------------------------------------------------
 
-Types = Sequence[Typed | None]
-Attributes = Mapping[str, Any]
-
 
 def _given(types: Types, index: int) -> Typed:
     known = types[index]
@@ -231,7 +227,7 @@ def _given(types: Types, index: int) -> Typed:
 
 @type_function("DequantizeLinear", "QuantizeLinear", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
                domain=MICROSOFT)  # fmt: skip
-def _type_unary(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_unary(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype = _given(types, 0)[0]
     if dtype in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):  # QuantizeLinear
         dtype = types[2][0] if len(types) > 2 and types[2] else onnx.TensorProto.UINT8
@@ -241,7 +237,7 @@ def _type_unary(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[
 
 
 @type_function("QLinearConv", domain=MICROSOFT)
-def _type_conv(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_conv(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     shape, last = _given(types, 0)[1], attrs.get("channels_last", 0)
     first = (shape[0], shape[-1], *shape[1:-1]) if last else shape
     operands = [(onnx.TensorProto.FLOAT, first), (onnx.TensorProto.FLOAT, _given(types, 3)[1])]
@@ -250,18 +246,18 @@ def _type_conv(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 
 
 @type_function("QLinearAdd", "QLinearMul", domain=MICROSOFT)
-def _type_broadcasting(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_broadcasting(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     a, b = _given(types, 0), _given(types, 3)
     return [(a[0], np.broadcast_shapes(a[1], b[1]))]
 
 
 @type_function("QLinearWhere", domain=MICROSOFT)
-def _type_where(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_where(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     return [(_given(types, 1)[0], np.broadcast_shapes(*(_given(types, index)[1] for index in (0, 1, 4))))]
 
 
 @type_function("QLinearConcat", domain=MICROSOFT)
-def _type_concat(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_concat(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = _given(types, 2)
     at = attrs["axis"] % len(shape)
     total = sum(_given(types, index)[1][at] for index in range(2, len(types), 3))
@@ -269,7 +265,7 @@ def _type_concat(types: Types, attrs: Attributes, values: Sequence[Any]) -> list
 
 
 @type_function("QLinearAveragePool", domain=MICROSOFT)
-def _type_pool(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_pool(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     if attrs.get("channels_last", 0):
         raise ValueError("pools the middle axes")
     dtype, shape = _given(types, 0)
@@ -278,14 +274,14 @@ def _type_pool(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 
 
 @type_function("QLinearGlobalAveragePool", domain=MICROSOFT)
-def _type_global_pool(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_global_pool(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = _given(types, 0)
     ones = (1,) * (len(shape) - 2)
     return [(dtype, (shape[0], *ones, shape[-1]) if attrs.get("channels_last", 0) else (*shape[:2], *ones))]
 
 
 @type_function("QLinearReduceMean", domain=MICROSOFT)
-def _type_mean(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_mean(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = _given(types, 0)
     reduced = {a % len(shape) for a in attrs.get("axes") or range(len(shape))}
     keep = attrs.get("keepdims", 1)
@@ -293,7 +289,7 @@ def _type_mean(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 
 
 @type_function("QGemm", domain=MICROSOFT)
-def _type_gemm(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_gemm(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     a, b = _given(types, 0), _given(types, 3)
     quantized = len(types) > 8 and types[8]
     shape = (a[1][1 if attrs.get("transA", 0) else 0], b[1][0 if attrs.get("transB", 0) else 1])
@@ -301,12 +297,12 @@ def _type_gemm(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[T
 
 
 @type_function("MatMulIntegerToFloat", "DynamicQuantizeMatMul", domain=MICROSOFT)
-def _type_matmul(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_matmul(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     (_, a), (_, b) = _given(types, 0), _given(types, 1)
     return [(_given(types, 2)[0], (*np.broadcast_shapes(a[:-2], b[:-2]), *a[-2:-1], *b[-1:] * (len(b) > 1)))]
 
 
 @type_function("MatMulNBits", domain=MICROSOFT)
-def _type_nbits(types: Types, attrs: Attributes, values: Sequence[Any]) -> list[Typed]:
+def _type_nbits(types: Types, attrs: Attributes, values: InputValues) -> list[Typed]:
     dtype, shape = _given(types, 0)
     return [(dtype, (*shape[:-1], attrs["N"]))]

@@ -11,7 +11,11 @@ import numpy as np
 Typed = tuple[int, tuple[int, ...]]
 """An element type (onnx.TensorProto.DataType) and a shape."""
 
-TypeFunction = Callable[[Sequence["Typed | None"], Mapping[str, Any], Sequence["np.ndarray | None"]], Sequence["Typed"]]
+Types = Sequence["Typed | None"]
+Attributes = Mapping[str, Any]
+InputValues = Sequence["np.ndarray | None"]
+
+TypeFunction = Callable[[Types, Attributes, InputValues], Sequence["Typed"]]
 """Returns dtype and shape of each output, given those of the inputs, the attributes, and the input values if known."""
 
 SMALL_TENSOR = 2048
