@@ -389,10 +389,7 @@ class Op:
         """
         signature = parse(text)
         known: dict[str, Axis | Axes] = {}
-        numbers = {
-            name: int(self.attrs.get(size, 1)) if isinstance(size, str) else size
-            for name, size in (sizes or {}).items()
-        }
+        numbers = {k: int(self.attrs.get(v, 1)) if isinstance(v, str) else v for k, v in (sizes or {}).items()}
         contracted, places = signature.contracted, dict[tuple[str, int], int]()
         operands = [self.input(index) for index in range(len(signature.inputs))]
         operands += [self.output(index) for index in range(len(signature.outputs))]
