@@ -1,7 +1,7 @@
 """From the layout of an exporter to that of a framework: how an array, and how its axes grow, is laid out anew.
 
 A `View` turns an initializer into an entry of a state dict, or a part of one. It is found on the teacher's values;
-`follow` says what it is at the student's sizes, and how the axes of the entry grow.
+`carry_view` says what it is at the student's sizes, and how the axes of the entry grow.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def apply(view: View, array: Array) -> Array:
     return array
 
 
-def follow(view: View, axes: AxisGrowths) -> tuple[View, AxisGrowths]:
+def carry_view(view: View, axes: AxisGrowths) -> tuple[View, AxisGrowths]:
     """Carry a view over to the student.
 
     Args:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_net2net.algebra.maps import Map, from_index, identity
-from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply, follow, joined
+from onnx_net2net.algebra.views import Blocks, Once, Reshape, Slice, Transpose, View, apply, carry_view, joined
 from onnx_net2net.algebra.weights import AxisGrowth
 from onnx_net2net.errors import RefusedError
 
@@ -70,7 +70,7 @@ def test_the_view_of_a_grown_array_is_the_grown_view(name: str, reads: bool) -> 
     view, maps = FOLLOWED[name]
     sides = tuple(AxisGrowth(map, reads=reads and not isinstance(view[0], Once)) for map in maps)
     values = np.arange(np.prod([map.old for map in maps])).reshape([map.old for map in maps])
-    grown_view, grown_sides = follow(view, sides)
+    grown_view, grown_sides = carry_view(view, sides)
     assert np.array_equal(apply(grown_view, copied(values, sides)), copied(apply(view, values), grown_sides))
     assert all(side.reads == sides[0].reads for side in grown_sides if not side.map.is_identity)
 
@@ -83,7 +83,7 @@ def test_shares_stay_with_the_copies(name: str) -> None:
     values = np.ones([map.new for map in maps])
     for axis, side in enumerate(sides):
         np.moveaxis(values, axis, -1)[...] *= side.learned
-    grown_view, grown = follow(view, sides)
+    grown_view, grown = carry_view(view, sides)
     expected = np.ones([side.map.new for side in grown])
     for axis, side in enumerate(grown):
         np.moveaxis(expected, axis, -1)[...] *= side.learned
@@ -101,7 +101,7 @@ def test_shares_stay_with_the_copies(name: str) -> None:
 )
 def test_what_does_not_grow_axis_by_axis_is_refused(view: View, maps: tuple[Map, ...], words: str) -> None:
     with pytest.raises(RefusedError, match=words):
-        follow(view, tuple(AxisGrowth(map) for map in maps))
+        carry_view(view, tuple(AxisGrowth(map) for map in maps))
 
 
 def test_parts_and_axes_of_which_some_are_divided_are_refused() -> None:
@@ -109,9 +109,9 @@ def test_parts_and_axes_of_which_some_are_divided_are_refused() -> None:
     with pytest.raises(RefusedError, match="some of its parts are copied and others divided"):
         joined([made, read])
     with pytest.raises(RefusedError, match="some of its axes are copied and others divided"):
-        follow((Reshape((6,)),), (made, read))
+        carry_view((Reshape((6,)),), (made, read))
     with pytest.raises(RefusedError, match="what it repeats is weighed differently"):
-        follow((Once(0),), (read,))
+        carry_view((Once(0),), (read,))
 
 
 def test_parts_that_are_joined_lie_end_to_end() -> None:

@@ -93,7 +93,7 @@ def trained_of(model: Model, reserved: Iterable[str] = ()) -> Plain:
         if name in kinds:
             places.setdefault(number, []).append(name)
     tensors = list(all_tensors(model.proto))
-    names = module_names([values[found[0]] for found in places.values()])
+    names = parameter_names([values[found[0]] for found in places.values()])
     trained: list[Trained] = []
     for (number, found), name in zip(places.items(), names, strict=True):
         tensor = tensors[number]
@@ -143,7 +143,7 @@ _TAKEN = frozenset((
 """Attributes of torch's modules, as of 2.13: written down, so that names do not hang on what is installed."""
 
 
-def module_names(constants: Iterable[str]) -> list[str]:
+def parameter_names(constants: Iterable[str]) -> list[str]:
     """Return a name in a module for each constant: its own, with the least change that makes a module have it.
 
     Names are paths of modules, so that none may be where another one's path leads through.

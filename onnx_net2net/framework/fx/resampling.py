@@ -25,7 +25,7 @@ _INTERPOLATIONS = {3: "linear", 4: "bilinear", 5: "trilinear"}
 # --- Pad -----------------------------------------------------------------------------------------------------
 
 
-def padded(x: Tensor, pads: Any, value: Any, axes: Any, mode: str) -> Tensor:
+def pad_axes(x: Tensor, pads: Any, value: Any, axes: Any, mode: str) -> Tensor:
     """Pad some axes; negative numbers cut entries off."""
     amounts, own = _numbers(pads), range(x.dim()) if axes is None else _numbers(axes)
     by_axis = {int(axis) % x.dim(): pair for axis, *pair in zip(own, *np.reshape(amounts, (2, -1)), strict=True)}
@@ -121,7 +121,7 @@ def pad_from(builder: Any, node: onnx.NodeProto) -> Any:
     pads, value = get_attribute(node, "pads"), get_attribute(node, "value")
     given = [builder.get_value(name) if name else None for name in [*node.input, "", "", ""][:4]]
     pads, value = (given[1], given[2]) if pads is None else (pads, value)
-    return builder.call_function(padded, (given[0], pads, value, given[3], get_attribute(node, "mode", "constant")))
+    return builder.call_function(pad_axes, (given[0], pads, value, given[3], get_attribute(node, "mode", "constant")))
 
 
 def resize_from(builder: Any, node: onnx.NodeProto) -> Any:

@@ -182,7 +182,7 @@ class Carrier:
         for grown in descendant.chain:
             growth = grown.growth if grown else _still(shape)
             shape = growth.shape
-            view, axes = views.follow(view, growth.axes)
+            view, axes = views.carry_view(view, growth.axes)
             growths.append(replace(growth, axes=axes))
         return Piece(descendant.final, view), growths
 

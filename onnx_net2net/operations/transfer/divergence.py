@@ -54,13 +54,13 @@ class MatchedLayers:
     axes: Axes
 
 
-def stages_of(networks: Networks, found: Alignment) -> list[MatchedLayers]:
+def matched_layers(networks: Networks, found: Alignment) -> list[MatchedLayers]:
     """Return the layers that correspond, in the order of the teacher; called before the teacher grows."""
     pairs = sorted(
         (pair for pair in found.pairs if pair[0].is_layer and pair[1].is_layer), key=lambda pair: pair[0].end
     )
     ends = [{module.end for module in modules} for modules in zip(*pairs, strict=True)]
-    stages = []
+    matched = []
     for pair in pairs:
         sides = list(zip(networks, pair, ends, strict=True))
         tensors = [str(network.nodes[module.end].outputs[0].name) for network, module, _ in sides]
@@ -68,8 +68,8 @@ def stages_of(networks: Networks, found: Alignment) -> list[MatchedLayers]:
         operators = [Counter(node.op for node in nodes if node.op not in _UNTOLD) for nodes in between]
         names = frozenset(str(node.outputs[0].name) for node in between[0])
         axes = networks.teacher.analysis.axes.get(tensors[0], ())
-        stages.append(MatchedLayers(pair, (tensors[0], tensors[1]), (operators[0], operators[1]), names, axes))
-    return stages
+        matched.append(MatchedLayers(pair, (tensors[0], tensors[1]), (operators[0], operators[1]), names, axes))
+    return matched
 
 
 def _between(network: Network, module: Module, ends: Collection[int]) -> Iterator[Node]:
@@ -100,38 +100,38 @@ class Explanation:
     is_told: bool = False
 
 
-def explained(teacher: Model, student: Model, stages: Sequence[MatchedLayers], fit: Fit) -> Explanation:
+def explained(teacher: Model, student: Model, matched: Sequence[MatchedLayers], fit: Fit) -> Explanation:
     """Return where and why a student leaves its teacher.
 
     Args:
         teacher: The teacher.
         student: The filled target.
-        stages: The layers that correspond.
+        matched: The layers that correspond.
         fit: How the teacher has grown.
     """
     changed = fit.scaled, fit.factors.keys() | fit.offsets.keys()
-    seen = [stage for stage in stages if stage.axes and not any(
-        one.uses & uses for one, uses in zip(stage.layers, changed, strict=True))]  # fmt: skip
+    seen = [match for match in matched if match.axes and not any(
+        one.uses & uses for one, uses in zip(match.layers, changed, strict=True))]  # fmt: skip
     last = ""
     with contextlib.suppress(BadInputError):
-        for stage, before, after in zip(seen, *_results(teacher, student, seen), strict=True):
-            if not _is_same(before, after, [compose(axis, fit.growth) for axis in stage.axes]):
-                return Explanation(_obstacle(stage, last), stage.nodes, stage.operators[0] != stage.operators[1])
-            last = stage.layers[1].name
+        for match, before, after in zip(seen, *_results(teacher, student, seen), strict=True):
+            if not _is_same(before, after, [compose(axis, fit.growth) for axis in match.axes]):
+                return Explanation(_obstacle(match, last), match.nodes, match.operators[0] != match.operators[1])
+            last = match.layers[1].name
     where = f"behind {last}, up to which all matched layers agree," if last else "somewhere"
     return Explanation(Obstacle("the outputs", f"{where} the student computes something else"))
 
 
-def _obstacle(stage: MatchedLayers, last: str) -> Obstacle:
-    more = [one - other for one, other in (stage.operators, stage.operators[::-1])]
+def _obstacle(match: MatchedLayers, last: str) -> Obstacle:
+    more = [one - other for one, other in (match.operators, match.operators[::-1])]
     told = [f"the {whose} has {', '.join(sorted(own.elements()))}"
             for whose, own in zip(("teacher", "target"), more, strict=True) if own]  # fmt: skip
     why = " and ".join(told) if told else "sizes or numbers there are not the same"
     where = f"behind {last}, where both agree," if last else "from the inputs on"
-    return Obstacle(stage.layers[1].name, f"{where} it gets something else than in the teacher: {why}")
+    return Obstacle(match.layers[1].name, f"{where} it gets something else than in the teacher: {why}")
 
 
-def _results(teacher: Model, student: Model, stages: Sequence[MatchedLayers]) -> Iterator[list[Array]]:
+def _results(teacher: Model, student: Model, matched: Sequence[MatchedLayers]) -> Iterator[list[Array]]:
     """Yield what the layers of a teacher and of a student make of the same inputs.
 
     Raises:
@@ -139,7 +139,7 @@ def _results(teacher: Model, student: Model, stages: Sequence[MatchedLayers]) ->
     """
     given: list[Array] = []
     for model, side in ((teacher, 0), (student, 1)):
-        names = [stage.tensors[side] for stage in stages]
+        names = [match.tensors[side] for match in matched]
         specs, outputs = input_specs(model.proto), [value.name for value in model.proto.graph.output]
         with watched(model, names, ("teacher", "student")[side]) as watch:
             if not given:

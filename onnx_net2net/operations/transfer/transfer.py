@@ -34,7 +34,7 @@ from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
 from onnx_net2net.operations.transfer.copies import check_gates, take_copies, with_joined_gates
 from onnx_net2net.operations.transfer.counterparts import Counterparts
-from onnx_net2net.operations.transfer.divergence import Explanation, explained, stages_of
+from onnx_net2net.operations.transfer.divergence import Explanation, explained, matched_layers
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
@@ -233,7 +233,7 @@ def _transfer(
     changes: Changes | None = {} if examples else None
     choice = partial(choose, networks.teacher, [old for old, _ in found.pairs], [one for one, _ in examples])
     reconstruction = Reconstruction(networks, found.pairs) if examples else None
-    stages = stages_of(networks, found)
+    matched = matched_layers(networks, found)
     fitted = fit(networks, found, style, tied, ties, choice if examples else None)
     filling = Filling(networks, fitted, changes)
     for old, new in found.pairs:
@@ -258,7 +258,7 @@ def _transfer(
     student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
     return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed,
                     doubts=doubts, reads=reads, depth=depth,
-                    explain=lambda: explained(teacher, student, stages, fitted))  # fmt: skip
+                    explain=lambda: explained(teacher, student, matched, fitted))  # fmt: skip
 
 
 def _reads(target: Network, layers: Iterable[tuple[Module, Module]]) -> Iterator[tuple[str, float]]:

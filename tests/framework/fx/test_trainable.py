@@ -11,7 +11,7 @@ from graphs import net
 from ml_dtypes import bfloat16
 
 from onnx_net2net import BadInputError, NotEquivalentError, load, to_torch, widen
-from onnx_net2net.framework.fx.parameters import _TAKEN, module_names, trained_of
+from onnx_net2net.framework.fx.parameters import _TAKEN, parameter_names, trained_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2fx")
@@ -211,7 +211,7 @@ def test_names_are_the_constants_own_as_far_as_a_module_can_have_them():
         "_w",
         "a/b:0",
     ]
-    found = module_names(given)
+    found = parameter_names(given)
     assert found[0] == "a.weight"
     assert found[9] == "onnx::MatMul_3"
     assert found[11] == "a/b:0"
