@@ -176,7 +176,7 @@ def analyse_open(model: Model) -> Analysis:
     """The dims of a model whose inputs and outputs may grow as well."""
     analysis = Analysis(Graph(model), sizes.infer_sizes(model.proto))
     matrices: dict[int, tuple[Axis, ...]] = {}
-    for tensor in analysis.draft.graph.inputs:
+    for tensor in analysis.graph.inputs:
         inference._variable_axes(analysis, tensor.name)
     for number, node in enumerate(analysis.nodes):
         if not is_alias(node):

@@ -104,7 +104,7 @@ class Finder:
 
     def __init__(self, network: LayerGraph, proto: onnx.ModelProto) -> None:
         self._network, self._analysis, self._proto = network, network.analysis, proto
-        self._inside = {name for node in self._analysis.nodes for name in self._analysis.draft.captured(node)}
+        self._inside = {name for node in self._analysis.nodes for name in self._analysis.graph.captured(node)}
         self._tried: dict[tuple[bytes, ...], tuple[bool, float | None, bool]] = {}
 
     def site(self, layer: Layer) -> Site:
@@ -145,7 +145,7 @@ class Finder:
         constant = constant_of(node.inputs[1]) if layer.weights == 1 and node.op in traits.PLAIN_LAYERS else None
         if constant is None or node.domain not in DEFAULT_DOMAIN or node.attrs.get("transA", 0):
             return False
-        fine = self._analysis.draft.type_of(constant) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+        fine = self._analysis.graph.type_of(constant) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
         return fine and len(constant.shape) > 1 and (layer.convolves or len(constant.shape) == 2)
 
     def _obstacle(self, layer: Layer, node: Node) -> str:
@@ -168,7 +168,7 @@ class Finder:
     def behind_bias_and_norm(self, tensor: Tensor, layer: Layer) -> tuple[Tensor, int | None]:
         """Follow a tensor through scales, biases and a BatchNormalization that are its only readers, and other rows."""
         norm = None
-        while (reader := self._analysis.draft.only_reader(tensor)) is not None:
+        while (reader := self._analysis.graph.only_reader(tensor)) is not None:
             number = self._analysis.numbers[id(reader)]
             others = [index for index, value in enumerate(reader.inputs) if value is not tensor]
             is_bias = reader.op in traits.AFFINE and all(self._analysis.is_derived(number, i) for i in others)
@@ -253,7 +253,7 @@ class Finder:
         for value in (value for number in region for value in self._analysis.nodes[number].inputs):
             constant = constant_of(value)
             if constant is not None:
-                found[value.name] = np.asarray(self._analysis.draft.read(constant))
+                found[value.name] = np.asarray(self._analysis.graph.read(constant))
             elif self._is_constant(value):
                 found[value.name] = self._analysis.sizes.values[value.name]
         return found

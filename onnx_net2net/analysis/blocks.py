@@ -298,7 +298,7 @@ class _Blocks:
         if sizes.dtype(exit.name) not in DIVISIBLE:
             return "its result is no ordinary float"
         for node in map(self._analysis.nodes.__getitem__, nodes):
-            if self._analysis.draft.captured(node) or any(isinstance(v, Topology) for v in node.attrs.values()):
+            if self._analysis.graph.captured(node) or any(isinstance(v, Topology) for v in node.attrs.values()):
                 return f"{node.op} inside it has a body"
             for value in node.outputs:
                 readers = {self._network.number(reader) for reader in value.outputs if not self._is_measured(reader)}
@@ -404,7 +404,7 @@ class _Blocks:
             return False
         point = node.inputs[2] if len(node.inputs) > 2 else None
         constant = constant_of(point) if point is not None and point.name else None
-        return point is None or (constant is not None and not self._analysis.draft.read(constant).any())
+        return point is None or (constant is not None and not self._analysis.graph.read(constant).any())
 
     # -- names -------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def computed(analysis: Analysis, proto: onnx.ModelProto) -> Iterator[tuple[Use, 
     varying: dict[int, tuple[int, ...]] = {}
     for (number, index), use in analysis.uses.items():
         if id(use.constant) not in varying:
-            read, name = analysis.draft.reader(use.constant), use.constant.name
+            read, name = analysis.graph.reader(use.constant), use.constant.name
             in_node = listed and not isinstance(source(analysis.nodes[number].inputs[index], traits.RENAMES), Constant)
             sure = in_node or _is_no_entry(told.get(name, {}), has_parameters)
             is_open = sure is None and (bool(kinds) or is_anonymous(name))

@@ -181,7 +181,7 @@ def _bends(node: Node) -> bool:
 
 def bias_of(network: LayerGraph, tensor: Tensor) -> tuple[list[int], Tensor]:
     """Return the node that adds the bias of a layer, if one does, and its result."""
-    reader = network.analysis.draft.only_reader(tensor)
+    reader = network.analysis.graph.only_reader(tensor)
     if reader is None or reader.op != "Add" or network.shape(reader.outputs[0]) != network.shape(tensor):
         return [], tensor
     constant = next((known for value in reader.inputs if (known := constant_of(value)) is not None), None)

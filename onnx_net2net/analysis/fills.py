@@ -16,7 +16,7 @@ def fill_of(analysis: Analysis, tensor: Tensor) -> float | None:
     tensor = source(tensor, traits.MOVES)
     value, constant = analysis.sizes.values.get(tensor.name), constant_of(tensor)
     if value is None and constant is not None:
-        found = fill_in(analysis.draft.reader(constant))
+        found = fill_in(analysis.graph.reader(constant))
         return None if found is None else float(found)
     if value is None and (made := made_by(tensor, {"ConstantOfShape"})) is not None:
         held = made.attrs.get("value")

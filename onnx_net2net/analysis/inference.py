@@ -58,7 +58,7 @@ class Analysis:
     """The dims of a graph and what its nodes said about them.
 
     Attributes:
-        draft: The graph that the node numbers below count in.
+        graph: The graph that the node numbers below count in; it is not edited, but in an `analysis.draft`.
         sizes: Teacher sizes at the probe binding.
         axes: Axes of each activation, by tensor name.
         uses: Each read of a constant, by (node, input).
@@ -68,7 +68,7 @@ class Analysis:
         places: For tensors that hold places that a node chose along an axis, that axis.
     """
 
-    draft: Graph
+    graph: Graph
     sizes: sizes.Sizes
     axes: dict[str, Axes] = field(default_factory=dict)
     uses: dict[tuple[int, int], Use] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Analysis:
     @property
     def nodes(self) -> list[Node]:
         """The nodes of the graph, in order."""
-        return self.draft.nodes
+        return self.graph.nodes
 
     @cached_property
     def singles(self) -> Singles:
@@ -90,12 +90,12 @@ class Analysis:
     @property
     def numbers(self) -> dict[int, int]:
         """The number of each node, by its id."""
-        return self.draft.numbers
+        return self.graph.numbers
 
     @property
     def kept(self) -> frozenset[str]:
         """The names of tensors that are read by more than nodes: outputs, and what bodies capture."""
-        return self.draft.kept
+        return self.graph.kept
 
     def input_axes(self, node: int, index: int) -> Axes | None:
         """Return the axes that a node sees at an input, or None where they are not known."""
@@ -179,7 +179,7 @@ def _forward(
     analysis = Analysis(Graph(model), known)
     if heads is not None:
         analysis.singles.tensors |= heads(analysis)
-    graph = analysis.draft.graph
+    graph = analysis.graph
     for tensor in graph.inputs:
         for axis in _variable_axes(analysis, tensor.name) or ():
             dims.pin(axis, f"is the model's input {tensor.name!r}")
@@ -205,7 +205,7 @@ def _close_outputs(analysis: Analysis) -> None:
         if not all(analysis.is_derived(number, index) for index, _ in contraction.sides)  # as a norm of weights is
         for dim in dims.leaves(contraction.axis)
     }
-    for tensor in analysis.draft.graph.outputs:
+    for tensor in analysis.graph.outputs:
         is_weight = constant_of(tensor) is not None
         made = bool(tensor.inputs) and not is_weight
         for axis in _output_axes(analysis, tensor) or ():
@@ -222,7 +222,7 @@ def _visit(analysis: Analysis, number: int, node: Node, versions: dict[str, int]
     """Ask the rule of one node what it says of its axes."""
     op = _operation(analysis, number, node, versions, matrices)
     has_body = bool(node.attrs) and any(isinstance(value, Topology) for value in node.attrs.values())
-    captured = analysis.draft.captured(node)
+    captured = analysis.graph.captured(node)
     rule = lookup(node.domain or "", node.op, op.version)
     shuffle = analysis.shuffles.get(number)
     if has_body or captured:
@@ -360,7 +360,7 @@ def _operation(analysis: Analysis, number: int, node: Node, versions: dict[str, 
         value = analysis.sizes.values.get(tensor.name)
         is_long = value is None and constant is not None and (node.op, index) in traits.LONG_LISTS
         if is_long:
-            value = analysis.draft.read(constant)
+            value = analysis.graph.read(constant)
         is_list = value is not None and _is_list(node, value) and not (node.op == "Equal" and listed)
         for position, axis in enumerate(axes or ()):
             if axis.size == 1:

@@ -61,7 +61,7 @@ def find_joint_experts(analysis: Analysis, grown: Collection[Dim]) -> JointExper
     walk = _Walk(analysis, grown)
     for number in analysis.said:
         walk.visit(number)
-    for tensor in analysis.draft.graph.outputs:
+    for tensor in analysis.graph.outputs:
         if walk.states.get(tensor.name, "same") != "same" or tensor.name in walk.listed:
             raise RefusedError(f"experts cannot get copies: the model's output {tensor.name!r} tells them apart")
     if not walk.found.parted:

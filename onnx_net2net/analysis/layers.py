@@ -169,7 +169,7 @@ class LayerGraph:
 
     def _reached(self, ends: Collection[str]) -> set[str]:
         """Return the tensors that the inputs of the model reach, but not through operators in `ends`."""
-        found = {tensor.name for tensor in self.analysis.draft.graph.inputs}
+        found = {tensor.name for tensor in self.analysis.graph.inputs}
         for node in self.analysis.nodes:
             if node.op not in ends and any(tensor.name in found for tensor in node.inputs):
                 found.update(tensor.name for tensor in node.outputs)

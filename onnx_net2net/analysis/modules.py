@@ -34,7 +34,7 @@ def selected(analysis: Analysis, number: int) -> tuple[int, int] | None:
     for index, tensor in enumerate(node.inputs):
         constant = constant_of(tensor)
         if constant is not None and analysis.places.get(node.inputs[1 - index].name) is not None:
-            values = analysis.draft.read(constant).reshape(-1)
+            values = analysis.graph.read(constant).reshape(-1)
             return (index, int(values[0])) if len(values) == 1 else None
     return None
 

@@ -67,7 +67,7 @@ def number_of(analysis: Analysis, tensor: Tensor) -> float | None:
     known = analysis.sizes.values.get(tensor.name)
     if known is not None:
         return float(known.reshape(-1)[0]) if known.size == 1 and known.dtype.kind == "f" else None
-    return number_in(analysis.draft, tensor)
+    return number_in(analysis.graph, tensor)
 
 
 def _factors(analysis: Analysis, number: int) -> Iterator[tuple[int, float]]:

@@ -302,7 +302,7 @@ def _convolved(net: LayerGraph) -> set[Dim]:
 
 def _ends(net: LayerGraph) -> Found:
     """A layer reads what the model is given, or makes what it returns."""
-    graph = net.analysis.draft.graph
+    graph = net.analysis.graph
     returned = [axis for tensor in graph.outputs for axis in net.analysis.axes.get(tensor.name, ())]
     outputs = {dim for axis in returned if isinstance(dim := resolve(axis), Dim) and not _is_routine(dim)} & net.made
     for number, node in enumerate(net.analysis.nodes):

@@ -380,7 +380,7 @@ class _Walk:
         return not more and sides.get(index) == len(self._axes(layer, index)) - 1
 
     def _check_outputs(self) -> None:
-        for tensor in self._analysis.draft.graph.outputs:
+        for tensor in self._analysis.graph.outputs:
             places = self._analysis.places.get(tensor.name)
             if self._has(*self._analysis.axes.get(tensor.name, ())) or (places is not None and self._has(places)):
                 raise RefusedError(f"experts cannot get copies: the model's output {tensor.name!r} tells them apart")

@@ -135,10 +135,10 @@ def _copies(analysis: Analysis) -> Iterator[tuple[Use, Use, bool]]:
     for use in _matrices(analysis):
         if dtype_of(use.constant).kind == "i":
             continue
-        source = analysis.draft.reader(use.constant)
+        source = analysis.graph.reader(use.constant)
         end = zlib.crc32(source.rows()(np.array([source.shape[0] - 1])).tobytes())  # a row may be a whole expert
         known = originals.setdefault((source.shape, source.dtype, end), [])
-        first = next((other for other in known if _are_equal(source, analysis.draft.reader(other.constant))), None)
+        first = next((other for other in known if _are_equal(source, analysis.graph.reader(other.constant))), None)
         if first is None:
             known.append(use)
             continue
@@ -155,7 +155,7 @@ def _copies(analysis: Analysis) -> Iterator[tuple[Use, Use, bool]]:
     for table in tables.values():
         candidates = matrices.get(tuple(reversed(table.constant.shape)), {})
         for matrix in candidates.values():
-            if _are_transposed(*(analysis.draft.reader(one.constant) for one in (table, matrix))):
+            if _are_transposed(*(analysis.graph.reader(one.constant) for one in (table, matrix))):
                 for axis, same in zip(table.axes, reversed(matrix.axes), strict=True):
                     dims.unify(axis, same, f"{matrix.constant.name!r} is {table.constant.name!r} transposed")
                 yield matrix, table, True

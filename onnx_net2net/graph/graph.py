@@ -38,15 +38,21 @@ Place = tuple[int, int]
 """An input of a node: the number of the node, and which input."""
 
 
-def _shorten(graph: gs.Graph) -> None:
-    """Let Identities in a long row read what the row names, so that nobody has to walk along all of it."""
+def _shorten(graph: gs.Graph) -> bool:
+    """Let Identities in a long row read what the row names, so that nobody has to walk along all of it.
+
+    Returns:
+        Whether there are such rows.
+    """
+    is_long = False
     rows: dict[int, tuple[gs.Tensor, int]] = {}  # what a tensor names, and how many Identities lie between
     for node in graph.nodes:
         if node.op in traits.RENAMES and node.domain in DEFAULT_DOMAIN and node.inputs and node.outputs:
             named, length = rows.get(id(node.inputs[0]), (node.inputs[0], 0))
             if length >= _ROW:
-                node.inputs[0], length = named, 0
+                node.inputs[0], length, is_long = named, 0, True
             rows[id(node.outputs[0])] = named, length + 1
+    return is_long
 
 
 class Graph:
@@ -71,7 +77,15 @@ class Graph:
         self.graph = _imported(model)
         self._nodes = list(self.graph.nodes)  # keeps the nodes alive, so that their ids stay theirs
         self._origin = {id(node): index for index, node in enumerate(self._nodes)}
-        _shorten(self.graph)
+        self._is_shortened = _shorten(self.graph)
+        self._unedited: gs.Graph | None = None
+
+    def copy(self) -> Graph:
+        """Return the same graph to be edited; this one must then stay as it is."""
+        made = Graph(self._model)
+        made.numbers, made.kept = {id(node): number for number, node in enumerate(made.nodes)}, self.kept
+        made._unedited = None if self._is_shortened else self.graph
+        return made
 
     @cached_property
     def _names(self) -> dict[str, int]:
@@ -80,7 +94,7 @@ class Graph:
     @cached_property
     def _before(self) -> onnx.GraphProto:
         """What onnx-graphsurgeon makes of the model as it is: few graphs are finished, so it is made then."""
-        return _exported(_imported(self._model))
+        return _exported(_imported(self._model) if self._unedited is None else self._unedited)
 
     @cached_property
     def _captured(self) -> dict[int, frozenset[str]]:
@@ -93,6 +107,22 @@ class Graph:
         """The nodes, in order."""
         nodes: list[gs.Node] = self.graph.nodes
         return nodes
+
+    @property
+    def inputs(self) -> list[gs.Tensor]:
+        """The inputs of the model."""
+        inputs: list[gs.Tensor] = self.graph.inputs
+        return inputs
+
+    @property
+    def outputs(self) -> list[gs.Tensor]:
+        """The outputs of the model."""
+        outputs: list[gs.Tensor] = self.graph.outputs
+        return outputs
+
+    def tensors(self) -> dict[str, gs.Tensor]:
+        """Return all tensors, by name."""
+        return dict(self.graph.tensors())
 
     @cached_property
     def numbers(self) -> dict[int, int]:

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.rows import Source
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.feedforward import FeedForward, cut_axis, find_feedforwards, module_names
 from onnx_net2net.analysis.groups import analysing, paused_gc
 from onnx_net2net.analysis.inference import infer
@@ -141,17 +142,17 @@ def upcycle(
         version = opsets_of(opened.model.proto)[""]
         if version < _FIRST_OPSET:
             raise RefusedError(f"no router can be written in opset {version}: convert the model to {_FIRST_OPSET}")
-        analysis = infer(opened.model)
-        chosen = _chosen(find_feedforwards(analysis, opened.model.proto), only)
-        network = LayerGraph(analysis)
+        draft = Draft.of(infer(opened.model))
+        chosen = _chosen(find_feedforwards(draft, opened.model.proto), only)
+        network = LayerGraph(draft)
         means = {} if calibrate is None else _means(model, chosen, calibrate)
         for block in chosen:
             modules = module_names(network, opened.model.proto, block.layers)
-            _Writer(network, block, modules, version, experts, k, shared, seed, means.get(block.entry)).write()
-        drop_unread(analysis.draft, analysis.kept)
+            _Writer(network, draft, block, modules, version, experts, k, shared, seed, means.get(block.entry)).write()
+        drop_unread(draft.graph, draft.kept)
         options = {"experts": experts, "k": k, "only": list(only), "shared": shared, "seed": seed}
         notes = {**opened.notes(), **({} if calibrate is None else {"calibrated on": "data"})}
-        student = opened.close(analysis.draft.finish(record(model, "upcycle", options, notes)))
+        student = opened.close(draft.graph.finish(record(model, "upcycle", options, notes)))
     mixtures = tuple(Upcycled(block.name, block.makes, block.hidden) for block in chosen)
     return Upcycling(model, student, mixtures, experts, k, shared, seed)
 
@@ -223,20 +224,20 @@ class _Writer:
     """Writes one mixture of experts in the place of a block."""
 
     def __init__(
-        self, network: LayerGraph, block: FeedForward, modules: dict[int, str], version: int, experts: int, k: int,
-        shared: bool, seed: int, mean: Array | None = None,
+        self, network: LayerGraph, draft: Draft, block: FeedForward, modules: dict[int, str], version: int,
+        experts: int, k: int, shared: bool, seed: int, mean: Array | None = None,
     ) -> None:  # fmt: skip
-        self._network, self._analysis, self._draft = network, network.analysis, network.analysis.draft
+        self._network, self._draft, self._graph = network, draft, draft.graph
         self._block, self._modules, self._version = block, modules, version
         self._experts, self._k, self._shared, self._seed, self._mean = experts, k, shared, seed, mean
-        self._op = Writer(self._draft, f"{block.name}.")
+        self._op = Writer(self._graph, f"{block.name}.")
         self._entry = self._tensor(block.entry)
-        self._type = self._analysis.sizes.dtype(block.entry)
+        self._type = self._draft.sizes.dtype(block.entry)
 
     def write(self) -> None:
         """Do it."""
         op, block, exit = self._op, self._block, self._tensor(self._block.exit)
-        inner = take_over(self._analysis, exit)
+        inner = take_over(self._draft, exit)
         rows = op.Reshape(self._entry, self._numbers("rows", [-1, block.reads]), name="tokens")
         gates = self._gates(rows)
         made = self._made(op.Reshape(rows, self._numbers("one_row", [1, -1, block.reads]), name="each"))
@@ -253,16 +254,16 @@ class _Writer:
 
     def _gates(self, rows: Tensor) -> Variable:
         """Return how much each expert counts at each position, [experts, positions, 1]."""
-        op = Writer(self._draft, f"{self._block.name}.router.")
+        op = Writer(self._graph, f"{self._block.name}.router.")
         kind = TensorProto.DOUBLE if self._type == TensorProto.DOUBLE else TensorProto.FLOAT
         read = rows if self._type == kind else op.Cast(rows, name="read", to=kind)
         shape = (self._block.reads, self._experts)
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         draw = partial(_drawn, shape, dtype, [self._seed, zlib.crc32(self._block.name.encode())], self._mean)
-        weight = self._draft.lazy_constant(f"{self._block.name}.router.weight", kind, shape, draw)
+        weight = self._graph.lazy_constant(f"{self._block.name}.router.weight", kind, shape, draw)
         logits = self._op.MatMul(read, weight, name="router")
         scores = op.Softmax(logits, name="scores", axis=-1) if self._shared else logits
-        top, places = (Variable(self._draft.unique_name(f"{self._block.name}.router.{n}")) for n in ("top", "chosen"))
+        top, places = (Variable(self._graph.unique_name(f"{self._block.name}.router.{n}")) for n in ("top", "chosen"))
         op.TopK(scores, self._numbers("k", [self._k]), result=[top, places], axis=-1)
         gates = top if self._shared else op.Softmax(top, name="gates", axis=-1)
         zero = helper.make_tensor("zero", kind, [1], [0.0])
@@ -278,22 +279,22 @@ class _Writer:
         """Write the block for all experts at once; return what they make, [experts, positions, units]."""
         made: dict[str, Tensor] = {}
         for number in self._block.nodes:
-            node = self._analysis.nodes[number]
+            node = self._draft.nodes[number]
             if number in self._block.layers:
                 made[node.outputs[0].name] = self._layer(number, made.get(node.inputs[0].name, rows))
             elif node.op in traits.REFOLDS | traits.COPIES:
                 made[node.outputs[0].name] = made[node.inputs[0].name]
             else:
                 self._repeat(number, made)
-        return made[self._analysis.nodes[self._block.nodes[-1]].outputs[0].name]
+        return made[self._draft.nodes[self._block.nodes[-1]].outputs[0].name]
 
     def _layer(self, number: int, rows: Tensor) -> Variable:
         """Write a layer of all experts."""
-        node, name = self._analysis.nodes[number], self._label(number)
+        node, name = self._draft.nodes[number], self._label(number)
         zero = self._shared and number == self._block.layers[-1]
         weight = self._stack(f"{name}.weight", node.inputs[1], turn=bool(node.attrs.get("transB", 0)), zero=zero,
                              factor=float(node.attrs.get("alpha", 1.0)))  # fmt: skip
-        op = Writer(self._draft, f"{self._block.name}.{name}.")
+        op = Writer(self._graph, f"{self._block.name}.{name}.")
         result = op.MatMul(rows, weight)
         if len(node.inputs) < 3 or not node.inputs[2].name:
             return result
@@ -302,7 +303,7 @@ class _Writer:
 
     def _repeat(self, number: int, made: dict[str, Tensor]) -> None:
         """Write a node between layers, or the one that adds the last bias, for all experts."""
-        node = self._analysis.nodes[number]
+        node = self._draft.nodes[number]
         is_last = number > self._block.layers[-1]
         inputs, attrs = [], dict(node.attrs)
         for index, value in enumerate(node.inputs):
@@ -319,10 +320,10 @@ class _Writer:
         elif node.op in traits.CUTS:
             assert cut_axis(self._network, number) is not None
             inputs[3] = self._numbers("cut_axis", [-1])
-        outputs = [Variable(self._draft.unique_name(f"{self._block.name}.experts.{o.name}")) for o in node.outputs]
+        outputs = [Variable(self._graph.unique_name(f"{self._block.name}.experts.{o.name}")) for o in node.outputs]
         made.update((old.name, new) for old, new in zip(node.outputs, outputs, strict=True))
-        name = self._draft.unique_name(f"{self._block.name}.experts.{node.name or node.op}")
-        self._draft.graph.nodes.append(Node(node.op, name, attrs, inputs, outputs, domain=node.domain))
+        name = self._graph.unique_name(f"{self._block.name}.experts.{node.name or node.op}")
+        self._graph.nodes.append(Node(node.op, name, attrs, inputs, outputs, domain=node.domain))
 
     def _layer_of(self, number: int) -> int:
         """Return the layer in front of a node."""
@@ -335,10 +336,10 @@ class _Writer:
         shape = tuple(constant.shape[::-1] if turn else constant.shape)
         shape = shape if len(shape) == 2 and name.endswith(".weight") else (1, shape[-1])
         compute = partial(
-            _stacked, self._draft.reader(constant), (self._experts, *shape), turn, 0.0 if zero else factor
+            _stacked, self._graph.reader(constant), (self._experts, *shape), turn, 0.0 if zero else factor
         )
-        return self._draft.lazy_constant(
-            f"{self._block.name}.experts.{name}", self._draft.type_of(constant), (self._experts, *shape), compute
+        return self._graph.lazy_constant(
+            f"{self._block.name}.experts.{name}", self._graph.type_of(constant), (self._experts, *shape), compute
         )
 
     def _label(self, number: int) -> str:
@@ -366,11 +367,11 @@ class _Writer:
         return self._op.Concat(lead, self._numbers("units", [self._block.makes]), name="new_shape", axis=0)
 
     def _tensor(self, name: str) -> Variable:
-        found: Variable = self._draft.graph.tensors()[name]
+        found: Variable = self._graph.tensors()[name]
         return found
 
     def _numbers(self, name: str, values: list[int]) -> Tensor:
-        return self._draft.constant(f"{self._block.name}.{name}", np.array(values, np.int64))
+        return self._graph.constant(f"{self._block.name}.{name}", np.array(values, np.int64))
 
 
 def _drawn(shape: tuple[int, int], dtype: np.dtype, seed: Sequence[int], mean: Array | None) -> Array:

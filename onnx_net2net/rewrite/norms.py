@@ -18,6 +18,7 @@ from onnx_net2net.algebra.dims import Axis, Dim, Product, leaves, resolve
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Numbers, axis_numbers
 from onnx_net2net.algebra.weights import Filler
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.graph.edit import Version, Writer, assign, drop_unread
 from onnx_net2net.graph.graph import Node, Place, Tensor, Variable
@@ -70,30 +71,30 @@ def adapt_norms(rewriting: Rewriting, *, keep_epsilon: bool = False) -> tuple[di
     return factors, fillers
 
 
-def correct_norms(analysis: Analysis, shares: Mapping[str, float]) -> None:
+def correct_norms(draft: Draft, shares: Mapping[str, float]) -> None:
     """Undo `adapt_norms` when the padding is gone.
 
     Without padding a statistic grows by 1 / s, and so do epsilon and the square of the scale.
 
     Args:
-        analysis: The dims of the model without padding; its graph is edited.
+        draft: The model without padding.
         shares: For the results of normalisers: which part s of the units that they read was no padding.
     """
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
+    for number, said in draft.said.items():
+        node = draft.nodes[number]
         share = shares.get(node.outputs[0].name, 1.0)
         for statistic in said.statistics if share < 1 else ():
             node.attrs["epsilon"] = float(node.attrs.get("epsilon", statistic.epsilon)) / share
             assert statistic.scale is not None
-            constant = analysis.uses[number, statistic.scale].constant
-            read, factor = analysis.draft.reader(constant), share**-0.5
+            constant = draft.uses[number, statistic.scale].constant
+            read, factor = draft.graph.reader(constant), share**-0.5
 
             def compute(read: Callable[[], Array] = read, factor: float = factor) -> Array:
                 values = read()
                 return (values.astype(np.float64) * factor).astype(values.dtype)
 
             version = Version([(node, statistic.scale)], tuple(constant.shape), compute)
-            assign(analysis.draft, constant, [Version(()), version])  # other readers keep theirs
+            assign(draft.graph, constant, [Version(()), version])  # other readers keep theirs
 
 
 # --- Whole multiples -----------------------------------------------------------------------------------------
@@ -193,23 +194,23 @@ class Fill:
     places: np.ndarray
 
 
-def unfill(analysis: Analysis) -> list[Fill]:
+def unfill(draft: Draft) -> list[Fill]:
     """Let all normalisers read and make what they did before they were filled up, so that duplicates can be found.
 
     A plain node computes the same as soon as each class of duplicates is read equally often.
 
     Args:
-        analysis: The dims of the model; its graph is edited, and computes something else then.
+        draft: The model, which computes something else then.
 
     Returns:
         What was taken off.
     """
     found: list[Fill] = []
-    for number, said in analysis.said.items():
-        node = analysis.nodes[number]
+    for number, said in draft.said.items():
+        node = draft.nodes[number]
         cuts = [tensor.outputs[0] for tensor in node.outputs if len(tensor.outputs) == 1]
         same = len(cuts) == len(node.outputs) and all(cut.op in _TAKES for cut in cuts)
-        fills = {index: fill for index, tensor in enumerate(node.inputs) if (fill := _source_of(analysis, tensor))}
+        fills = {index: fill for index, tensor in enumerate(node.inputs) if (fill := _source_of(draft, tensor))}
         if not said.statistics or not same or 0 not in fills:
             continue
         for index, (source, _, _) in fills.items():
@@ -222,7 +223,7 @@ def unfill(analysis: Analysis) -> list[Fill]:
         source, axis, places = fills[0]
         found.append(Fill(results[0].name, source.name, axis, places))
     if found:
-        drop_unread(analysis.draft, analysis.kept)
+        drop_unread(draft.graph, draft.kept)
     return found
 
 
@@ -260,4 +261,4 @@ def _sliced(analysis: Analysis, node: Node, axis: int) -> np.ndarray | None:
 
 def _constant(analysis: Analysis, tensor: Tensor) -> np.ndarray | None:
     constant = constant_of(tensor)
-    return None if constant is None else np.asarray(analysis.draft.read(constant))
+    return None if constant is None else np.asarray(analysis.graph.read(constant))

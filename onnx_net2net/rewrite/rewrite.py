@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx_net2net.algebra.maps import ORIGINS, Growth
 from onnx_net2net.algebra.weights import Style
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.padding import follow, pads_of
 from onnx_net2net.analysis.ties import Ties
 from onnx_net2net.graph.sizes import opsets_of
@@ -50,7 +50,7 @@ class Rewritten:
 
 def rewrite(
     teacher: Model,
-    analysis: Analysis,
+    draft: Draft,
     growth: Growth,
     style: Style,
     metadata: dict[str, str],
@@ -62,7 +62,7 @@ def rewrite(
 
     Args:
         teacher: The model that was analysed.
-        analysis: Its dims; the graph in it becomes the student's.
+        draft: Its dims; the graph in it becomes the student's.
         growth: Map of each dim that grows.
         style: How new values are drawn.
         metadata: Entries for the student's metadata.
@@ -77,10 +77,10 @@ def rewrite(
     Raises:
         RefusedError: If a map cannot be carried out exactly; says where and why.
     """
-    rewriting = Rewriting(analysis, growth, ties, copies)
+    rewriting = Rewriting(draft, growth, ties, copies)
     masks = rewriting.copies.masks
     rows = read_rows(rewriting, masks)
-    padding = follow(analysis, pads_of(growth))
+    padding = follow(draft, pads_of(growth))
     norms = changed_norms(rewriting)
     unweighed = norms.keys() | (scaling.unweighed if scaling else set())
     weighers, inserts = find_weighers(rewriting, padding.states, unweighed)

@@ -14,7 +14,7 @@ from onnx_net2net.algebra.dims import Axes, Axis, Dim, leaves
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import Growth, new_size
 from onnx_net2net.algebra.weights import Filler
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.modules import Modules
 from onnx_net2net.analysis.routers import Mask
 from onnx_net2net.analysis.ties import Ties
@@ -67,7 +67,7 @@ class Rewriting:
 
     Attributes:
         analysis: What the graph was: its dims, and the numbers of its nodes.
-        graph: The graph of the analysis, which becomes the student's.
+        graph: The graph of the draft, which becomes the student's.
         growth: Map of each dim that gets another size.
         ties: What else changes for tied weights.
         copies: How copies of experts are kept from counting twice.
@@ -76,16 +76,14 @@ class Rewriting:
         axes: The teacher's axes of each tensor that is there by now.
     """
 
-    def __init__(
-        self, analysis: Analysis, growth: Growth, ties: Ties | None = None, copies: Copies | None = None
-    ) -> None:
-        self.analysis, self.growth, self.ties = analysis, growth, ties or Ties()
+    def __init__(self, draft: Draft, growth: Growth, ties: Ties | None = None, copies: Copies | None = None) -> None:
+        self.analysis, self.growth, self.ties = draft, growth, ties or Ties()
         self.copies = copies or Copies()
-        self.graph: Graph = analysis.draft
-        self.nodes: list[Node] = list(analysis.nodes)
+        self.graph: Graph = draft.graph
+        self.nodes: list[Node] = list(draft.nodes)
         self.inserted: list[Inserted] = []
         self.untied: list[str] = []
-        self.axes = dict(analysis.axes)
+        self.axes = dict(draft.axes)
         self._types: dict[str, onnx.TypeProto] = {}
 
     def grown(self, axis: Axis) -> set[Dim]:

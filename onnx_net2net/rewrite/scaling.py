@@ -82,7 +82,7 @@ class _Stream:
 
     def solve(self) -> dict[Place, float]:
         """Return the exponents of constants."""
-        graph = self._analysis.draft.graph
+        graph = self._analysis.graph
         for tensor in (*graph.inputs, *graph.outputs):
             self._known[tensor.name] = 0.0
         for number, said in self._analysis.said.items():
@@ -184,7 +184,7 @@ class _Stream:
 
     def _power(self, number: int) -> float | None:
         """Return the constant that a tensor is raised to."""
-        return number_in(self._analysis.draft, self._analysis.nodes[number].inputs[1])
+        return number_in(self._analysis.graph, self._analysis.nodes[number].inputs[1])
 
     def _relate_product(self, number: int, result: Tensor, sign: float) -> None:
         """Add up the exponents of factors; a vector with more than one number can have any."""

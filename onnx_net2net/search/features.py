@@ -147,7 +147,7 @@ def _behind_bias(layers: LayerGraph, layer: Layer) -> str:
     """Return the tensor that a layer makes, behind its bias where that is added by a node of its own."""
     analysis = layers.analysis
     tensor = analysis.nodes[layer.number].outputs[0]
-    reader = analysis.draft.only_reader(tensor)
+    reader = analysis.graph.only_reader(tensor)
     if reader is None or reader.op != "Add":
         return str(tensor.name)
     number = layers.number(reader)

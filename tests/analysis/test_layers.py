@@ -27,7 +27,7 @@ def sizes(dims: frozenset[Dim]) -> list[int]:
 
 
 def tensor(found: LayerGraph, name: str) -> Tensor:
-    return found.analysis.draft.graph.tensors()[name]
+    return found.analysis.graph.tensors()[name]
 
 
 def only(found: LayerGraph) -> Layer:

@@ -23,6 +23,11 @@ def tied(width):
 
 
 def known(analysis):
+    for node in analysis.nodes:
+        yield node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], repr(node.attrs)
+    yield list(analysis.sizes.types)
+    for use in analysis.uses.values():
+        yield use.constant.shape, analysis.graph.read(use.constant).tobytes()
     for axes in (*(use.axes for use in analysis.uses.values()), *analysis.axes.values()):
         for axis in axes:
             yield repr(resolve(axis)), *((d.fixed, d.pinned, d.statistic, d.copies, d.ratio) for d in leaves(axis))
@@ -30,7 +35,7 @@ def known(analysis):
 
 @pytest.fixture
 def inferred(monkeypatch):
-    """Note what is known of the dims of each graph when its inference ends."""
+    """Note what is known of each graph when its inference ends."""
     found = []
 
     def noted(model, **options):
@@ -53,7 +58,7 @@ def inferred(monkeypatch):
     lambda: narrow(widen(tied(8), factor=2).student),
     lambda: upcycle(tied(8), experts=2),
 ])  # fmt: skip
-def test_dims_stay_as_they_were_inferred(operation, inferred):
+def test_what_is_known_of_a_graph_stays_as_it_was_inferred(operation, inferred):
     operation()
     assert inferred
     for analysis, before in inferred:

@@ -35,7 +35,7 @@ def test_a_filled_norm_reads_and_makes_what_it_did_before(size: int) -> None:
     assert "Concat" in kinds(student.proto)
     analysis = infer(student)
     (fill,) = unfill(analysis)
-    plain = analysis.draft.finish(stale="all")
+    plain = analysis.graph.finish(stale="all")
     assert kinds(plain.proto) == kinds(teacher())
     made = next(node for node in plain.proto.graph.node if node.op_type == "LayerNormalization")
     assert (made.input[0], made.output[0]) == (fill.source, fill.result)

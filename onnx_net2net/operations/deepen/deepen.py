@@ -19,6 +19,7 @@ import onnx
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import BEST, WAYS, Site, Way, find_sites
 from onnx_net2net.analysis.blocks import Block, find_blocks
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.groups import analysing, inspect
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import check_framework
@@ -211,14 +212,15 @@ def _inserted(
         chosen = _named(found, after, way) if after else _all(found, way)
         measured = calibrated(model, chosen, calibrate, seed, progress)
         inputs = {"calibrated on": "generated inputs" if calibrate is None else "data"} if measured else {}
-        inserter = Inserter(analysis, opsets_of(model.proto)[""], seed, measured)
+        draft = Draft.of(analysis)
+        inserter = Inserter(draft, opsets_of(model.proto)[""], seed, measured)
         for site, one in chosen:
             for number in range(pairs or count):
                 inserter.insert(site, one, number, _kernels(site, in_pairs=pairs > 0))
         names = [site.name for site, _ in chosen]
         options = {"after": names, "count": count, "pairs": pairs, "way": way, "seed": seed}
         metadata = record(model, "deepen", options, {**opened.notes(), **inputs})
-        student = opened.close(analysis.draft.finish(metadata))
+        student = opened.close(draft.graph.finish(metadata))
     layers = 2 * pairs or count
     insertions = tuple(Insertion(site.name, one, layers) for site, one in chosen)
     notes = ("inserted normalisations are calibrated on generated inputs (--calibrate takes real ones)",)
@@ -230,10 +232,11 @@ def _factored(model: Model, after: Sequence[str], rank: int | None, seed: int) -
     with analysing(model) as (opened, analysis):
         found = find_sites(analysis, opened.model.proto)
         chosen = _named(found, after, "factor") if after else _all(found, "factor")
-        inserter = Inserter(analysis, opsets_of(model.proto)[""], seed, {})
-        notes = [factorise(analysis, inserter, site, rank) for site, _ in chosen]
+        draft = Draft.of(analysis)
+        inserter = Inserter(draft, opsets_of(model.proto)[""], seed, {})
+        notes = [factorise(draft, inserter, site, rank) for site, _ in chosen]
         options = {"after": [site.name for site, _ in chosen], "way": "factor", "rank": rank, "seed": seed}
-        student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))
+        student = opened.close(draft.graph.finish(record(model, "deepen", options, opened.notes())))
     insertions = tuple(Insertion(site.name, "factor", 1) for site, _ in chosen)
     lossy = tuple(note for note in notes if note)
     return Deepening(model, student, insertions, seed, lossy, exact=not lossy)
@@ -299,19 +302,20 @@ def _repeated(
             known = {block.name for block in found}
             found = [_in_class(block, known, alike, append, cancels) for block in found]
         copies = _by_pattern(found, counts) if factor is None else _by_factor(found, factor)
-        tensors = analysis.draft.graph.tensors()
+        draft = Draft.of(analysis)
+        tensors = draft.graph.tensors()
         made: list[Copy] = []
         for block, number in copies.items():
             behind = _last_like(analysis, found, block) if append else block
             taken = {other.name for other in found}
             names = (name for n in itertools.count() if (name := f"{block.name}_new{n}") not in taken)
             for name in itertools.islice(names, number):
-                constants = insert_copy(analysis, opened.model.proto, block, tensors[behind.exit], name, cancels)
+                constants = insert_copy(draft, opened.model.proto, block, tensors[behind.exit], name, cancels)
                 made.append(Copy(block.name, behind.name, tuple(constants), block.group in alike))
         options: dict[str, object] = {"repeat": dict(counts)} if factor is None else {"depth": factor}
         options |= {"append": append, "way": "cancel" if cancels else None, "seed": seed}
         options |= {"framework": framework} if framework else {}
-        student = opened.close(analysis.draft.finish(record(model, "deepen", options, opened.notes())))
+        student = opened.close(draft.graph.finish(record(model, "deepen", options, opened.notes())))
     way: Literal["block", "cancel"] = "cancel" if cancels else "block"
     insertions = tuple(Insertion(block.name, way, number) for block, number in copies.items())
     depths = {} if cancels else _depths(found, copies)

@@ -18,7 +18,7 @@ from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Site
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Node, Variable
 from onnx_net2net.graph.walk import constant_of
@@ -103,11 +103,11 @@ class _Factors:
         return np.ascontiguousarray(whole.transpose(0, 2, 1)).reshape(tuple(shape))
 
 
-def factorise(analysis: Analysis, inserter: Inserter, site: Site, rank: int | None) -> str:
+def factorise(draft: Draft, inserter: Inserter, site: Site, rank: int | None) -> str:
     """Put two layers in the place of one.
 
     Args:
-        analysis: The graph.
+        draft: The graph.
         inserter: Writes activations.
         site: The layer; its `ways` must have "factor".
         rank: Units between the two in each group, not counting the negatives; None for an exact product.
@@ -115,16 +115,16 @@ def factorise(analysis: Analysis, inserter: Inserter, site: Site, rank: int | No
     Returns:
         What an approximation keeps, "" if it is exact.
     """
-    node, draft = analysis.nodes[site.layer], analysis.draft
+    node, graph = draft.nodes[site.layer], draft.graph
     constant = constant_of(node.inputs[1])
     assert constant is not None
     turned = traits.weight_axes(node.op, node.attrs) == (1, 0)
-    read = draft.reader(constant)
+    read = graph.reader(constant)
     own = tuple(int(size) for size in constant.shape)
     shape = own[::-1] if turned else own
     group = int(node.attrs.get("group", 1))
     full = min(shape[0] // group * math.prod(shape[3:]), shape[1] * math.prod(shape[2:3]))
-    kind = draft.type_of(constant)
+    kind = graph.type_of(constant)
     factors = _Factors(
         (lambda: read().T) if turned else read, shape, group, min(rank or full, full),
         helper.tensor_dtype_to_np_dtype(kind), site.factor or 1.0,
@@ -133,12 +133,12 @@ def factorise(analysis: Analysis, inserter: Inserter, site: Site, rank: int | No
     first = (between * group, shape[1], *factors.kernels[0])
     second = (shape[0], between, *factors.kernels[1])
     weights = [
-        draft.lazy_constant(f"{site.name}_new0.weight", kind, _order(first, turned),
+        graph.lazy_constant(f"{site.name}_new0.weight", kind, _order(first, turned),
                             lambda: _turn(factors.first(first), turned)),
-        draft.lazy_constant(f"{site.name}_new1.weight", kind, _order(second, turned),
+        graph.lazy_constant(f"{site.name}_new1.weight", kind, _order(second, turned),
                             lambda: _turn(factors.second(second), turned)),
     ]  # fmt: skip
-    _write(analysis, inserter, site, node, weights, factors)
+    _write(draft, inserter, site, node, weights, factors)
     kept = factors.kept() if factors.rank < full else 1.0
     return "" if factors.rank == full else (
         f"{site.name}: rank {factors.rank} of {full} keeps {kept:.1%} of its squared weights"
@@ -153,19 +153,17 @@ def _turn(values: Array, turned: bool) -> Array:
     return np.ascontiguousarray(values.T) if turned else values
 
 
-def _write(
-    analysis: Analysis, inserter: Inserter, site: Site, node: Node, weights: Sequence[Any], factors: _Factors
-) -> None:
+def _write(draft: Draft, inserter: Inserter, site: Site, node: Node, weights: Sequence[Any], factors: _Factors) -> None:
     """Put the first factor and the activation in front of the layer, which becomes the second factor."""
-    draft, attrs, inputs = analysis.draft, dict[str, Any](), [node.inputs[0], weights[0]]
+    graph, attrs, inputs = draft.graph, dict[str, Any](), [node.inputs[0], weights[0]]
     if node.op in traits.CONVOLUTIONS:
         attrs, rest = _parted(dict(node.attrs), factors.kernels)
         node.attrs.update(rest)
     elif node.op == "Gemm":  # whose bias was no option at first
         attrs["transB"] = node.attrs.get("transB", 0)
-        inputs.append(draft.constant(f"{site.name}_new0.bias", np.zeros(2 * factors.rank, factors.dtype)))
-    made = Variable(draft.unique_name(f"{site.name}_new0_out"))
-    Writer(draft, f"{site.name}_new0.").add(node.op, *inputs, result=made, **attrs)
+        inputs.append(graph.constant(f"{site.name}_new0.bias", np.zeros(2 * factors.rank, factors.dtype)))
+    made = Variable(graph.unique_name(f"{site.name}_new0_out"))
+    Writer(graph, f"{site.name}_new0.").add(node.op, *inputs, result=made, **attrs)
     node.inputs[0], node.inputs[1] = inserter.between(site, made), weights[1]
 
 

@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.analysis.activations import Site, Way
-from onnx_net2net.analysis.inference import Analysis
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.errors import RefusedError
 from onnx_net2net.graph.edit import Writer
 from onnx_net2net.graph.graph import Graph, Node, Tensor, Variable
@@ -29,14 +29,12 @@ NORMED = ("identity", "prelu")
 class Inserter:
     """Writes new layers into a draft."""
 
-    def __init__(
-        self, analysis: Analysis, version: int, seed: int, measured: Mapping[str, tuple[Array, Array]]
-    ) -> None:
+    def __init__(self, draft: Draft, version: int, seed: int, measured: Mapping[str, tuple[Array, Array]]) -> None:
         """Take a draft of an operator set, a seed, and by tensor the mean and variance of what is normalised."""
-        self._analysis, self._draft, self._seed, self._measured = analysis, analysis.draft, seed, measured
-        self._tensors = dict(analysis.draft.graph.tensors())
+        self._draft, self._graph, self._seed, self._measured = draft, draft.graph, seed, measured
+        self._tensors = draft.graph.tensors()
         self._version = version
-        self._known = {node.op for node in analysis.nodes}
+        self._known = {node.op for node in draft.nodes}
 
     def insert(self, site: Site, way: Way, number: int, kernels: Sequence[tuple[int, ...]]) -> None:
         """Insert one more layer (one for each kernel), or what stands for it, behind all that is there already.
@@ -46,7 +44,7 @@ class Inserter:
         """
         name = f"{site.name}_new{number}"
         source = self._tensors[site.tensor]
-        inner = take_over(self._analysis, source)
+        inner = take_over(self._draft, source)
         if way in NORMED:
             self._layers(site, way, name, kernels, inner, source)
             return
@@ -106,14 +104,14 @@ class Inserter:
         It reads and makes as many units as the layer in front, if nothing else is said.
         """
         op, reads, makes = self._writer(site, name), reads or site.channels, makes or site.channels
-        dtype = self._analysis.sizes.dtype(site.tensor)
+        dtype = self._draft.sizes.dtype(site.tensor)
         kind = helper.tensor_dtype_to_np_dtype(dtype)
         shape = (makes, reads // group, *kernel)
-        bias = self._draft.constant(f"{name}.bias", np.zeros(makes, kind))
+        bias = self._graph.constant(f"{name}.bias", np.zeros(makes, kind))
         if site.operator == "MatMul":  # the weight of a MatMul is the transpose of a Linear's
-            weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape[::-1], lambda: values(shape, kind).T)
+            weight = self._graph.lazy_constant(f"{name}.weight", dtype, shape[::-1], lambda: values(shape, kind).T)
             return op.Add(op.MatMul(source, weight), bias, result=output)
-        weight = self._draft.lazy_constant(f"{name}.weight", dtype, shape, lambda: values(shape, kind))
+        weight = self._graph.lazy_constant(f"{name}.weight", dtype, shape, lambda: values(shape, kind))
         if site.operator == "Gemm":
             return op.Gemm(source, weight, bias, result=output, transB=1)
         inputs, pads = [source, weight, *([bias] if has_bias else [])], [size // 2 for size in kernel]
@@ -121,21 +119,21 @@ class Inserter:
 
     def _normalise(self, site: Site, tensor: Tensor, name: str) -> Variable:
         """Add a BatchNormalization like that of the layer, whose scale and shift undo what it does."""
-        node = self._analysis.nodes[site.norm or 0]
-        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(node.inputs[1].name))
+        node = self._draft.nodes[site.norm or 0]
+        kind = helper.tensor_dtype_to_np_dtype(self._draft.sizes.dtype(node.inputs[1].name))
         zeros, ones = np.zeros(site.channels), np.ones(site.channels)
         mean, variance = (values.astype(kind) for values in self._measured.get(site.tensor, (zeros, ones)))
         epsilon = float(node.attrs.get("epsilon", 1e-5))
         scale = np.sqrt(variance.astype(np.float64) + epsilon).astype(kind)
         values = {"weight": scale, "bias": mean, "running_mean": mean, "running_var": variance}
-        inputs = [self._draft.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
+        inputs = [self._graph.constant(f"{name}.bn.{what}", array) for what, array in values.items()]
         return self._writer(site, name).BatchNormalization(tensor, *inputs, **node.attrs)
 
     def activate(self, site: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Repeat the activation of a site; where it has none, max(x, 0)."""
         if not site.activation:
             return self._rectify(site, tensor, output)
-        nodes = [self._analysis.nodes[number] for number in site.activation]
+        nodes = [self._draft.nodes[number] for number in site.activation]
         made = {name: tensor for node in nodes for name in self._outside(node, nodes)}
         op, result = self._writer(site, tensor.name), tensor
         for node in nodes:
@@ -155,27 +153,27 @@ class Inserter:
 
     def _prelu(self, site: Site, tensor: Tensor, output: Variable | None = None) -> Variable:
         """Add a PRelu that starts as the identity: each unit has the slope 1."""
-        kind = helper.tensor_dtype_to_np_dtype(self._analysis.sizes.dtype(site.tensor))
+        kind = helper.tensor_dtype_to_np_dtype(self._draft.sizes.dtype(site.tensor))
         name = tensor.inputs[0].name.rpartition(".")[0]
         slopes = np.ones((site.channels, *(1 for _ in site.kernel)), kind)
-        slope = self._draft.constant(f"{name}.prelu.weight", slopes)
+        slope = self._graph.constant(f"{name}.prelu.weight", slopes)
         return self._writer(site, name).PRelu(tensor, slope, result=output)
 
     def _outside(self, node: Node, nodes: Sequence[Node]) -> list[str]:
         """Return the names of the tensors that an activation is applied to."""
         inside = {self._name_of(other) for other in nodes}
         return [v.name for v in node.inputs if v.name not in inside and isinstance(v, Variable) and v.name
-                and v.name not in self._analysis.sizes.constant]  # fmt: skip
+                and v.name not in self._draft.sizes.constant]  # fmt: skip
 
     def _name_of(self, node: Node) -> str:
         return str(node.outputs[0].name)
 
     def _writer(self, site: Site, name: str) -> Writer:
-        return _Checked(self._draft, f"{name}.", partial(self._require, site))
+        return _Checked(self._graph, f"{name}.", partial(self._require, site))
 
     def _require(self, site: Site, kind: str, name: str, inputs: int) -> None:
         """Refuse an operator that onnxruntime lacks for a type that it has the layer for."""
-        dtype = self._analysis.sizes.dtype(site.tensor)
+        dtype = self._draft.sizes.dtype(site.tensor)
         has = partial(implements, version=self._version, dtype=dtype)
         if kind not in self._known and has(site.operator, inputs=2) and not has(kind, inputs=inputs):
             shown = helper.tensor_dtype_to_np_dtype(dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_net2net.analysis.blocks import LISTS, Block
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.names import scope_of
 from onnx_net2net.graph.edit import Writer
@@ -46,22 +47,22 @@ class Copy:
     alike: bool
 
 
-def take_over(analysis: Analysis, tensor: Variable) -> Variable:
+def take_over(draft: Draft, tensor: Variable) -> Variable:
     """Let the producer of a tensor make another one, so that a node that is inserted can make this one."""
-    inner = Variable(analysis.draft.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
-    analysis.sizes.types[inner.name] = analysis.sizes.types[tensor.name]
+    inner = Variable(draft.graph.unique_name(f"{tensor.name}_before"), dtype=tensor.dtype)
+    draft.sizes.types[inner.name] = draft.sizes.types[tensor.name]
     producer = tensor.inputs[0]
     producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = inner
     return inner
 
 
 def insert_copy(
-    analysis: Analysis, proto: onnx.ModelProto, block: Block, behind: Variable, name: str, cancels: bool = False
+    draft: Draft, proto: onnx.ModelProto, block: Block, behind: Variable, name: str, cancels: bool = False
 ) -> list[CopiedConstant]:
     """Put a copy of a block, whose branches end in zero, behind all that makes a tensor already.
 
     Args:
-        analysis: The graph.
+        draft: The graph.
         proto: The same, whose nodes tell modules.
         block: What to copy.
         behind: A tensor like the block's exit.
@@ -71,30 +72,29 @@ def insert_copy(
     Returns:
         The weights that were copied, none of copies that cancel.
     """
-    inner = take_over(analysis, behind)
+    inner = take_over(draft, behind)
     if not cancels:
-        return _copy(analysis, proto, block, block.zeroed, inner, behind, name)
-    copies = [Variable(analysis.draft.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
+        return _copy(draft, proto, block, block.zeroed, inner, behind, name)
+    copies = [Variable(draft.graph.unique_name(f"{name}.{part}_out")) for part in (0, 1)]
     for part, copy in enumerate(copies):
-        _copy(analysis, proto, block, frozenset(), inner, copy, f"{name}.{part}")
-    op = Writer(analysis.draft, f"{name}.")
+        _copy(draft, proto, block, frozenset(), inner, copy, f"{name}.{part}")
+    op = Writer(draft.graph, f"{name}.")
     op.Add(inner, op.Sub(*copies), result=behind)
     return []
 
 
 def _copy(
-    analysis: Analysis, proto: onnx.ModelProto, block: Block, zeroed: Collection[Place], inner: Variable,
+    draft: Draft, proto: onnx.ModelProto, block: Block, zeroed: Collection[Place], inner: Variable,
     behind: Variable, name: str,
 ) -> list[CopiedConstant]:  # fmt: skip
     """Write a copy of a block that reads one tensor and makes another.
 
     A matrix that several nodes read is one in the copy, too. Vectors are not: exporters merge those of equal values.
     """
-    draft = analysis.draft
     made: dict[int, Tensor] = {}
     copied: list[CopiedConstant] = []
     for number in block.nodes:
-        node = analysis.nodes[number]
+        node = draft.nodes[number]
         inputs = []
         for index, value in enumerate(node.inputs):
             constant = constant_of(value)
@@ -102,11 +102,11 @@ def _copy(
                 inputs.append(inner)
             elif constant is None:
                 inputs.append(made.get(id(value), value))
-            elif (number, index) in zeroed or _is_weight(analysis, constant):
+            elif (number, index) in zeroed or _is_weight(draft, constant):
                 zero = (number, index) in zeroed
                 copy = None if zero else made.get(id(constant))
                 if copy is None:
-                    copy = draft.copied(constant, _renamed(value.name, block.name, name), zero)
+                    copy = draft.graph.copied(constant, _renamed(value.name, block.name, name), zero)
                     scope = scope_of(proto.graph.node[number])
                     copied.append(CopiedConstant(name_of(value), copy.name, scope, zero))
                 if not zero and sum(size > 1 for size in constant.shape) > 1:
@@ -115,12 +115,12 @@ def _copy(
             else:
                 inputs.append(value)
         outputs = [behind] if number == block.last else [
-            Variable(draft.unique_name(_renamed(value.name, block.name, name))) if value.name else value
+            Variable(draft.graph.unique_name(_renamed(value.name, block.name, name))) if value.name else value
             for value in node.outputs
         ]  # fmt: skip
         made.update(zip(map(id, node.outputs), outputs, strict=True))
-        label = draft.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
-        draft.graph.nodes.append(Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
+        label = draft.graph.unique_name(_renamed(node.name, block.name, name)) if node.name else ""
+        draft.nodes.append(Node(node.op, label, dict(node.attrs), inputs, outputs, domain=node.domain))
     return copied
 
 
@@ -192,13 +192,13 @@ def _told(analysis: Analysis, value: Tensor) -> bytes | None:
     """Return the values of a constant that is no weight, and of sizes; None for all others."""
     constant, size = constant_of(value), analysis.sizes.values.get(value.name)
     if constant is not None:
-        return None if _is_weight(analysis, constant) else bytes(analysis.draft.read(constant).tobytes())
+        return None if _is_weight(analysis, constant) else bytes(analysis.graph.read(constant).tobytes())
     return None if size is None else np.asarray(size).tobytes()
 
 
 def _is_weight(analysis: Analysis, constant: Constant) -> bool:
     """Tell whether a constant is no number, no list of sizes and no mask."""
-    return int(np.prod(constant.shape)) > 1 and analysis.draft.type_of(constant) not in LISTS
+    return int(np.prod(constant.shape)) > 1 and analysis.graph.type_of(constant) not in LISTS
 
 
 def _renamed(text: str, old: str, new: str) -> str:

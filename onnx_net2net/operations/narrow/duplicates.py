@@ -159,7 +159,7 @@ class _Refinement:
         analysis = self._analysis
         free = {dim for dim in analysis.dims() if not dim.frozen and dim.size > (0 if dim.origin else 1)}
         free -= {dim for dim in free if dim.ratio is not None and dim.ratio.root().frozen}
-        for tensor in analysis.draft.graph.outputs:
+        for tensor in analysis.graph.outputs:
             axes = analysis.axes.get(tensor.name, ())
             free -= leaf_set(*(axis for place, axis in enumerate(axes) if place != self._cut.get(tensor.name)))
         for number, said in analysis.said.items():
@@ -231,7 +231,7 @@ class _Refinement:
     def _values(self, use: Use) -> Array:
         key = id(use.constant)
         if key not in self._read:
-            self._read[key] = self._analysis.draft.read(use.constant)
+            self._read[key] = self._analysis.graph.read(use.constant)
         return self._read[key]
 
     def _folded(self, use: Use) -> Folded:

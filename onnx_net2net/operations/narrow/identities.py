@@ -10,6 +10,7 @@ import onnx
 
 from onnx_net2net.algebra.floats import Array, is_float, spacing
 from onnx_net2net.analysis.activations import Finder, Site
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.layers import Layer, LayerGraph
 from onnx_net2net.graph.decisions import DOMAIN
@@ -39,17 +40,17 @@ class Identity:
     nodes: tuple[Node, ...]
 
 
-def remove_identities(analysis: Analysis, proto: onnx.ModelProto) -> list[str]:
-    """Remove all layers whose function is the identity from the draft of an analysis; return their names.
+def remove_identities(draft: Draft, proto: onnx.ModelProto) -> list[str]:
+    """Remove all layers whose function is the identity; return their names.
 
     Args:
-        analysis: The dims of the flat model; its draft is edited.
-        proto: That model.
+        draft: The flat model.
+        proto: The same.
     """
-    search = _Search(analysis, proto)
-    removed = [found.name for found in list(search.find()) if _bypass(analysis, found)]
+    search = _Search(draft, proto)
+    removed = [found.name for found in list(search.find()) if _bypass(draft, found)]
     if removed:
-        drop_unread(analysis.draft, analysis.kept)
+        drop_unread(draft.graph, draft.kept)
     return removed
 
 
@@ -114,7 +115,7 @@ class _Search:
 
     def _repeated(self, start: Tensor) -> Iterator[Identity]:
         """Yield the activation that repeats an idempotent one, which is applied to a tensor."""
-        first, tensor = self._finder.activation(start) if self._analysis.draft.only_reader(start) else ([], start)
+        first, tensor = self._finder.activation(start) if self._analysis.graph.only_reader(start) else ([], start)
         if not first or not self._finder.try_out(first, start)[0]:
             return
         region, result = self._finder.activation(tensor)
@@ -141,7 +142,7 @@ class _Search:
         if up is None or site.factor is None or not site.activation or up.shape[0] != 2 * up.shape[1]:
             return
         region = [self._analysis.nodes[number] for number in site.activation]
-        second = self._analysis.draft.only_reader(region[-1].outputs[0])
+        second = self._analysis.graph.only_reader(region[-1].outputs[0])
         known = self._network.layers.get(self._analysis.numbers[id(second)]) if second is not None else None
         if second is None or known is None or known.weights != 1:
             return
@@ -195,7 +196,7 @@ class _Search:
             known.add((one.name, other.name))
             constants = [constant_of(one), constant_of(other)]
             if constants[0] is not None and constants[1] is not None:
-                first, second = self._analysis.draft.read(constants[0]), self._analysis.draft.read(constants[1])
+                first, second = self._analysis.graph.read(constants[0]), self._analysis.graph.read(constants[1])
                 if first.dtype != second.dtype or not np.array_equal(first, second):
                     return False
                 continue
@@ -212,13 +213,13 @@ class _Search:
         places = constant_of(node.inputs[1]) if node.op in traits.ROWS and constant_of(node.inputs[0]) is None else None
         if places is None or self._shape(node.inputs[0]) != self._shape(node.outputs[0]) or len(places.shape) != 1:
             return
-        if np.array_equal(self._analysis.draft.read(places), np.arange(places.shape[0])):
+        if np.array_equal(self._analysis.graph.read(places), np.arange(places.shape[0])):
             yield _single(node, 0)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def _is(self, constant: Constant, value: float) -> bool:
-        values = self._analysis.draft.read(constant)
+        values = self._analysis.graph.read(constant)
         return is_float(values.dtype) and bool((values == value).all())
 
     def _is_zero(self, tensor: Tensor) -> bool:
@@ -240,7 +241,7 @@ class _Search:
     def _matrix(self, node: Node) -> Array | None:
         """Return what a layer does to the units at one place, None where it does more than that, or moves it."""
         weights = constant_of(node.inputs[1])
-        values = self._analysis.draft.read(weights) if weights is not None else None
+        values = self._analysis.graph.read(weights) if weights is not None else None
         if values is None or not is_float(values.dtype):
             return None
         if self._shape(node.inputs[0])[:1] != self._shape(node.outputs[0])[:1]:
@@ -262,7 +263,7 @@ class _Search:
                 break
             if self._is_close(scale, 1.0, node) and self._is_close(bias, 0.0, node):
                 longest = len(run)
-            reader = self._analysis.draft.only_reader(run[-1].outputs[0])
+            reader = self._analysis.graph.only_reader(run[-1].outputs[0])
             if reader is None or self._shape(reader.outputs[0]) != self._shape(node.outputs[0]):
                 break
             if reader.op == "Add" and any(constant_of(value) is not None for value in reader.inputs):
@@ -291,7 +292,7 @@ class _Search:
         per_unit = per_unit and len(full) == places + 2 if convolves else per_unit
         if not per_unit:
             return None
-        return np.broadcast_to(self._analysis.draft.read(constants[0]).astype(np.float64).reshape(-1), units)
+        return np.broadcast_to(self._analysis.graph.read(constants[0]).astype(np.float64).reshape(-1), units)
 
     def _vector(self, tensor: Tensor, units: int) -> Array | None:
         """Return a constant with one value for each unit."""
@@ -300,7 +301,7 @@ class _Search:
         constant = constant_of(tensor)
         if constant is None or int(np.prod(constant.shape)) not in (1, units):
             return None
-        return np.broadcast_to(self._analysis.draft.read(constant).astype(np.float64).reshape(-1), units)
+        return np.broadcast_to(self._analysis.graph.read(constant).astype(np.float64).reshape(-1), units)
 
     def _units(self, tensor: Tensor, layer: Node) -> int:
         return self._shape(tensor)[1 if layer.op in traits.CONVOLUTIONS else -1]
@@ -311,7 +312,7 @@ class _Search:
     def _is_close(self, values: Array, wanted: Array | float, node: Node) -> bool:
         constant = constant_of(node.inputs[1])
         assert constant is not None
-        epsilon = spacing(self._analysis.draft.read(constant).dtype)
+        epsilon = spacing(self._analysis.graph.read(constant).dtype)
         return bool(np.allclose(values, wanted, rtol=0, atol=_ROUNDINGS * epsilon))
 
 

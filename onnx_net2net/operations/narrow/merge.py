@@ -13,6 +13,7 @@ import numpy as np
 from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import keep
 from onnx_net2net.algebra.weights import fold
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.inference import Analysis, Use
 from onnx_net2net.graph.edit import Version, assign
 from onnx_net2net.graph.graph import Node, dtype_of
@@ -27,20 +28,21 @@ def merge_units(teacher: Model, analysis: Analysis, found: Duplicates) -> Model:
 
     Args:
         teacher: The model that was analysed.
-        analysis: Its dims; the graph in it becomes the one without duplicates.
+        analysis: Its dims.
         found: The duplicates in it.
 
     Returns:
         The model without them; its weights are computed when it is saved.
     """
     maps = {dim: keep(len(own), np.flatnonzero(is_first(own))) for dim, own in found.classes.items()}
-    rewriting = Rewriting(analysis, maps)
-    for uses in analysis.readings():
+    draft = Draft.of(analysis)
+    rewriting = Rewriting(draft, maps)
+    for uses in draft.readings():
         if any(rewriting.grown(axis) for use in uses for axis in use.axes):
             _merge_constant(rewriting, uses, found)
     resize(teacher, rewriting)
     rewriting.clean_up()
-    return analysis.draft.finish()
+    return draft.graph.finish()
 
 
 @dataclass

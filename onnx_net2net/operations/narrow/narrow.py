@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_net2net.algebra.dims import leaf_set
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.groups import inspect_analysis, paused_gc
 from onnx_net2net.analysis.inference import Analysis, infer
 from onnx_net2net.errors import RefusedError
@@ -87,10 +88,7 @@ def narrow(teacher: ModelLike) -> Narrowing:
 
 
 class _State:
-    """What is left of a model by now, and its dims, which are inferred when they are first asked for.
-
-    Whoever edits the graph of the analysis makes a state of what comes out; the old one must be dropped.
-    """
+    """What is left of a model by now, and its dims, which are inferred when they are first asked for."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -107,8 +105,9 @@ class _State:
 
 def _without_layers(state: _State) -> tuple[_State, list[str]]:
     """Remove identity layers; return what they were called."""
-    removed = remove_identities(state.analysis, state.model.proto)
-    return (_State(state.analysis.draft.finish()) if removed else state), removed
+    draft = Draft.of(state.analysis)
+    removed = remove_identities(draft, state.model.proto)
+    return (_State(draft.graph.finish()) if removed else state), removed
 
 
 def _without_pads(state: _State) -> tuple[_State, list[Reduction]]:
@@ -121,8 +120,9 @@ def _without_pads(state: _State) -> tuple[_State, list[Reduction]]:
     shares = shares_of(analysis, pads)
     classes = {dim: np.where(units, -1, np.cumsum(~units) - 1) for dim, units in pads.items()}
     narrowed, changes = _reduced(whole, cuts, Duplicates(classes, {}))
-    correct_norms(narrowed.analysis, shares)
-    return _State(narrowed.analysis.draft.finish()), changes
+    draft = Draft.of(narrowed.analysis)
+    correct_norms(draft, shares)
+    return _State(draft.graph.finish()), changes
 
 
 def _without_duplicates(state: _State) -> tuple[_State, list[Reduction]]:
@@ -131,17 +131,17 @@ def _without_duplicates(state: _State) -> tuple[_State, list[Reduction]]:
     They are looked for without the cuts of outputs and the fills of normalisers first, then with them.
     """
     whole, cuts = state.uncut()
-    fills = unfill(whole.analysis)
-    attempts = [(whole, cuts, fills)]
-    if fills:  # the graph of the analysis has been edited
-        attempts = [(_State(whole.analysis.draft.finish()), cuts, fills), (_State(whole.model), cuts, [])]
+    draft = Draft.of(whole.analysis)
+    fills = unfill(draft)
+    attempts = [(_State(draft.graph.finish()), cuts, fills)] if fills else []
+    attempts.append((whole, cuts, []))
     if cuts:
         attempts.append((state, [], []))
     for one, own_cuts, own_fills in attempts:
         found = find_duplicates(one.analysis, {cut.node.input[0]: cut.axis for cut in own_cuts}, own_fills)
         if found is not None and found.classes:
             return _reduced(one, own_cuts, found)
-    return (_State(state.model) if fills else state), []
+    return state, []
 
 
 def _reduced(state: _State, cuts: list[OutputGather], found: Duplicates) -> tuple[_State, list[Reduction]]:

@@ -87,7 +87,7 @@ def _fits(analysis: Analysis, use: Use, position: int, held: State, reads_zero: 
     size = use.axes[position].size
     if reads_zero or any(use.input == statistic.scale for statistic in statistics):
         return np.ones(size, bool)
-    values = analysis.draft.read(use.constant)
+    values = analysis.graph.read(use.constant)
     if not is_float(values.dtype) or use.input in said.scales:
         return np.zeros(size, bool)
     rows = np.moveaxis(values, position, 0).reshape(size, -1).astype(np.float64)

@@ -224,7 +224,7 @@ class _Products:
         """Return a constant, a size, or zeros for an activation."""
         constant = constant_of(tensor)
         if constant is not None:
-            return np.asarray(self._analysis.draft.read(constant))
+            return np.asarray(self._analysis.graph.read(constant))
         known = self._analysis.sizes.values.get(tensor.name)
         if known is not None:
             return known

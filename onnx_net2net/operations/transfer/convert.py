@@ -15,6 +15,7 @@ import numpy as np
 from onnx import defs, helper
 
 from onnx_net2net.algebra.floats import Array, Compute
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.graph.graph import Node
 from onnx_net2net.graph.sizes import opsets_of
 from onnx_net2net.model.model import Model
@@ -216,18 +217,20 @@ def regrouped(networks: Networks, found: Alignment) -> Model | None:
     """Return the teacher with as few groups as the target has, None if it has them.
 
     Args:
-        networks: The two networks; the draft of the teacher must not be used again if it is changed.
+        networks: The two networks.
         found: Which of their modules correspond.
     """
-    analysis, changed = networks.teacher.analysis, False
-    for module, groups in _changes(networks, found):
-        constant, before = analysis.uses[module.node, 1].constant, _groups(networks.teacher, module)
+    changes = list(_changes(networks, found))
+    if not changes:
+        return None
+    draft = Draft.of(networks.teacher.analysis)
+    for module, groups in changes:
+        constant, before = draft.uses[module.node, 1].constant, _groups(networks.teacher, module)
         out, read, *kernel = constant.shape
         shape = (out, read * before // groups, *kernel)
-        analysis.draft.replace(constant, shape, partial(_blocks, analysis.draft.reader(constant), before, groups))
-        networks.teacher.nodes[module.node].attrs["group"] = groups
-        changed = True
-    return analysis.draft.finish() if changed else None
+        draft.graph.replace(constant, shape, partial(_blocks, draft.graph.reader(constant), before, groups))
+        draft.nodes[module.node].attrs["group"] = groups
+    return draft.graph.finish()
 
 
 def _changes(networks: Networks, found: Alignment) -> Iterator[tuple[Module, int]]:

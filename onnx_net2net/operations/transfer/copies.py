@@ -16,6 +16,7 @@ import numpy as np
 from onnx_net2net.algebra.dims import Dim, leaf_set
 from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.analysis import layers
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.feedforward import bias_of, find_feedforwards
 from onnx_net2net.analysis.routers import chosen_dims
 from onnx_net2net.graph.edit import Writer, drop_unread
@@ -186,32 +187,33 @@ def with_joined_gates(networks: Networks, found: Alignment) -> Model | None:
     """Return the teacher with gate and value in one layer where the target's experts have them so, None elsewhere.
 
     Args:
-        networks: The two networks; the draft of the teacher must not be used again if it is changed.
+        networks: The two networks.
         found: Which of their modules correspond.
     """
     partner = {old.node: new.node for old, new in found.pairs if new.copies}
     stacks = [module.node for module in networks.target.modules if module.copies]
     if not stacks:
         return None
-    teacher, target = (layers.LayerGraph(network.analysis) for network in networks)
+    draft = Draft.of(networks.teacher.analysis)
+    teacher, target = layers.LayerGraph(draft), layers.LayerGraph(networks.target.analysis)
     known = {number: halves for number in stacks if (halves := _halves(target, number)) is not None}
     dense = find_feedforwards(target.analysis, networks.target.opened.model.proto)
     default = next(iter(known.values()), None) if not any(len(block.layers) == 3 for block in dense) else None
     changed = False
-    for block in find_feedforwards(teacher.analysis, networks.teacher.opened.model.proto):
+    for block in find_feedforwards(draft, networks.teacher.opened.model.proto):
         firsts = block.layers[:-1]
         halves = next((known[partner[number]] for number in firsts if partner.get(number) in known), default)
         if block.reason or len(firsts) != 2 or halves is None:
             continue
-        made = [bias_of(teacher, teacher.analysis.nodes[number].outputs[0])[1] for number in firsts]
+        made = [bias_of(teacher, draft.nodes[number].outputs[0])[1] for number in firsts]
         gates = [_is_bent(tensor) for tensor in made]
         order = (0, 1) if gates[0] == halves[0] else (1, 0)
         version = opsets_of(networks.teacher.opened.model.proto)[""]
         changed |= _join(teacher, block.name, [firsts[place] for place in order], version)
     if not changed:
         return None
-    drop_unread(networks.teacher.analysis.draft, networks.teacher.analysis.kept)
-    return networks.teacher.analysis.draft.finish()
+    drop_unread(draft.graph, draft.kept)
+    return draft.graph.finish()
 
 
 def _halves(network: layers.LayerGraph, number: int) -> tuple[bool, bool] | None:
@@ -254,7 +256,7 @@ def _is_bent(tensor: Tensor) -> bool:
 
 def _join(network: layers.LayerGraph, name: str, numbers: Sequence[int], version: int) -> bool:
     """Put one layer in the place of two that read one tensor; return whether that can be done."""
-    draft, nodes = network.analysis.draft, [network.analysis.nodes[number] for number in numbers]
+    draft, nodes = network.analysis.graph, [network.analysis.nodes[number] for number in numbers]
     made = [bias_of(network, node.outputs[0])[1] for node in nodes]
     weights = [_weight(node) for node in nodes]
     biases = [_bias(node, tensor) for node, tensor in zip(nodes, made, strict=True)]

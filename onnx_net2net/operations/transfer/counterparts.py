@@ -125,8 +125,8 @@ class Counterparts:
             one, other = _table(teacher, old), _table(target, new)
             if one is None or other is None or tuple(one.shape) != tuple(other.shape):
                 continue
-            read = teacher.analysis.draft.reader(one)
-            if dtype_of(one) == dtype_of(other) and not np.array_equal(read(), target.analysis.draft.reader(other)()):
+            read = teacher.analysis.graph.reader(one)
+            if dtype_of(one) == dtype_of(other) and not np.array_equal(read(), target.analysis.graph.reader(other)()):
                 yield Table(new, read, str(teacher.nodes[old[0]].inputs[old[1]].name))
 
     def differences(self) -> Iterator[Obstacle]:
@@ -173,7 +173,7 @@ def input_number(network: Network, use: Place) -> float | None:
     constant = constant_of(network.nodes[use[0]].inputs[use[1]])
     if constant is None or math.prod(constant.shape) != 1 or not network.is_float(constant):
         return None
-    return float(network.analysis.draft.read(constant).reshape(-1)[0])
+    return float(network.analysis.graph.read(constant).reshape(-1)[0])
 
 
 def are_sizes(one: float, other: float) -> bool:
@@ -206,6 +206,6 @@ def _text(network: Network, use: Place) -> str | None:
     constant = constant_of(network.nodes[use[0]].inputs[use[1]])
     if constant is None or network.is_float(constant):
         return None
-    values = np.asarray(network.analysis.draft.read(constant))
+    values = np.asarray(network.analysis.graph.read(constant))
     digest = zlib.crc32(np.ascontiguousarray(values).tobytes())
     return str(values.tolist()) if values.size < 9 else f"{values.dtype} {list(values.shape)} (checksum {digest:08x})"

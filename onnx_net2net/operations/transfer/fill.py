@@ -169,7 +169,7 @@ class Filling:
 
     def fill_outputs(self) -> Iterator[Provenance]:
         """Give outputs that are parameters the teacher's values, unless they are filled where nodes read them."""
-        teacher, target = (network.analysis.draft for network in self._networks)
+        teacher, target = (network.analysis.graph for network in self._networks)
         read = {id(use.constant) for use in self._target.analysis.uses.values()}
         for old, new in zip(teacher.graph.outputs, target.graph.outputs, strict=True):
             one, other = constant_of(old), constant_of(new)

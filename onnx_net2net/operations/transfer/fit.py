@@ -16,6 +16,7 @@ from onnx_net2net.algebra.floats import Array
 from onnx_net2net.algebra.maps import ORIGINS, Growth, compose, in_turn, keep, new_size, pad, padded
 from onnx_net2net.algebra.weights import Style, window
 from onnx_net2net.analysis import layers
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.groups import Group, Inspection, inspect_analysis
 from onnx_net2net.analysis.layers import parts_of
 from onnx_net2net.analysis.multipliers import frozen_constants, scalings
@@ -189,7 +190,7 @@ class _Fitting:
         self, networks: Networks, found: Alignment, style: Style, tied: dict[Place, Parameter], ties: Ties
     ) -> None:
         self._networks, self._found, self._style, self._tied, self._ties = networks, found, style, tied, ties
-        self._analysis = networks.teacher.analysis
+        self._analysis: Draft = networks.teacher.analysis
         self._asked = bind(networks, found)
         self._averaged = leaf_set(*(axis for _, axis in averaged(self._analysis)))
         self._products: dict[Dim, list[int]] = {}

@@ -203,7 +203,7 @@ class _Finding:
             before = (lengths[maker] for tensor in node.inputs if 0 <= (maker := age(tensor)) < number)
             lengths.append(max(before, default=0) + (number in modules))
         places: dict[int, int] = {}
-        left = [age(tensor) for tensor in self._analysis.draft.graph.outputs]
+        left = [age(tensor) for tensor in self._analysis.graph.outputs]
         pending = [(number, False) for number in (*range(len(nodes))[::-1], *left[::-1]) if number >= 0]
         while pending:
             number, is_done = pending.pop()
@@ -225,7 +225,7 @@ class _Finding:
             return True
         if math.prod(found.constant.shape) < (1 if op in _LEARNT and use[1] else least):
             return False
-        return self._analysis.draft.type_of(found.constant) in DIVISIBLE
+        return self._analysis.graph.type_of(found.constant) in DIVISIBLE
 
     def _layer(self, layer: Layer) -> Module | None:
         """Return a layer with its bias and normalisation."""
@@ -242,7 +242,7 @@ class _Finding:
                 parameters[f"input {use[1]}"] = self._take(use)
         tensor, norm = node.outputs[0], None
         axis = 1 if layer.convolves else len(self._network.shape(tensor)) - 1
-        while (reader := self._analysis.draft.only_reader(tensor)) is not None and norm is None:
+        while (reader := self._analysis.graph.only_reader(tensor)) is not None and norm is None:
             number = self._analysis.numbers[id(reader)]
             if is_fixed_norm(reader, tensor):
                 parameters |= self._vectors(number)
@@ -362,13 +362,13 @@ class _Finding:
         constant = self._uses[parameter.use].constant
         if len(constant.shape) < 2 or constant.shape[0] < 2:
             return False
-        values = self._analysis.draft.read(constant)
+        values = self._analysis.graph.read(constant)
         return bool((values == values[:1]).all())
 
     def _shift(self, scale: Place) -> Place | None:
         """Return the constant that is added behind a scale, and along its axis; None if there is none."""
         result = self._nodes[scale[0]].outputs[0]
-        while (reader := self._analysis.draft.only_reader(result)) is not None and self._does_nothing(reader, result):
+        while (reader := self._analysis.graph.only_reader(result)) is not None and self._does_nothing(reader, result):
             result = reader.outputs[0]
         if reader is None:
             return None
@@ -381,7 +381,7 @@ class _Finding:
         """Tell whether a node multiplies by 1, as PyTorch's addcmul and addmm do, or renames its input."""
         if node.op not in traits.TIMES:
             return node.op in traits.RENAMES
-        return number_in(self._analysis.draft, node.inputs[1 if node.inputs[0] is tensor else 0]) == 1
+        return number_in(self._analysis.graph, node.inputs[1 if node.inputs[0] is tensor else 0]) == 1
 
     def _first(self, number: int) -> Parameter:
         """Return the first parameter of a node."""
@@ -395,7 +395,7 @@ class _Finding:
     def _is_neutral(self, layer: Layer, node: Node, parameter: Parameter) -> bool:
         """Tell whether a layer can compute the identity: as many units in as out, no stride, an idempotent function."""
         source, result = (self._network.shape(t) for t in (node.inputs[1 - layer.weights], node.outputs[0]))
-        is_float = self._analysis.draft.type_of(self._uses[parameter.use].constant) in DIVISIBLE
+        is_float = self._analysis.graph.type_of(self._uses[parameter.use].constant) in DIVISIBLE
         if layer.weights != 1 or node.op not in traits.PLAIN_LAYERS or source != result or not is_float:
             return False
         kernel = parameter.axes(self._analysis)[2:]

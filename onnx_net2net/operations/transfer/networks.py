@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnx_net2net.algebra.floats import Compute
 from onnx_net2net.analysis import layers
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.heads import find_heads
 from onnx_net2net.analysis.inference import DIVISIBLE, Analysis, infer
 from onnx_net2net.graph import sizes
@@ -49,7 +50,7 @@ class Network:
     def __init__(self, model: Model, hold: Callable[[Analysis], None] = lambda _: None) -> None:
         """Take the network, and what states more of its dims; see `analysis.inference.infer`."""
         self.model, self.opened = model, open_bodies(model)
-        self.analysis: Analysis = infer(self.opened.model, by_units=False, heads=find_heads, hold=hold)
+        self.analysis = Draft.of(infer(self.opened.model, by_units=False, heads=find_heads, hold=hold))
         self.nodes = list(self.analysis.nodes)  # growing inserts others between them
         self.numbers = self.analysis.numbers
 
@@ -70,7 +71,7 @@ class Network:
 
     def runnable(self, *, filled: bool = False) -> Model:
         """Return the network with its bodies, as it was given or, if `filled`, as it is by now."""
-        return self.opened.close(self.analysis.draft.finish() if filled else self.opened.model)
+        return self.opened.close(self.analysis.graph.finish() if filled else self.opened.model)
 
     @cached_property
     def visible(self) -> frozenset[str]:
@@ -103,14 +104,14 @@ class Network:
 
     def is_float(self, constant: Constant) -> bool:
         """Tell whether a constant's elements are ordinary floats, and no integers that weights are packed in."""
-        return self.analysis.draft.type_of(constant) in DIVISIBLE
+        return self.analysis.graph.type_of(constant) in DIVISIBLE
 
     def reader(self, parameter: Parameter) -> Compute | None:
         """Return what reads a parameter as it is now, in the common order; None if nodes are in its place."""
         constant = self.constant(parameter)
         if constant is None:
             return None
-        read = self.analysis.draft.reader(constant)
+        read = self.analysis.graph.reader(constant)
         return lambda: parameter.common(read())
 
     def readers(self, parameters: Mapping[str, Parameter]) -> dict[str, Compute]:
@@ -126,7 +127,7 @@ class Network:
             shape = [size for size in use.constant.shape if size > 1]
             is_square = len(shape) == 2 and shape[0] == shape[1] and self.nodes[place[0]].op in traits.SUMS
             if is_square and self.is_float(use.constant):
-                values = np.asarray(self.analysis.draft.read(use.constant))
+                values = np.asarray(self.analysis.graph.read(use.constant))
                 found.update([place] if np.array_equal(values.reshape(shape), np.eye(shape[0])) else [])
         return frozenset(found)
 
@@ -140,7 +141,7 @@ class Networks:
     """Teacher and target.
 
     Attributes:
-        teacher: The trained network; it is grown in place.
+        teacher: The trained network; `fit` grows its draft.
         target: The network to be filled.
         obstacles: Why the transfer is not exact, as far as known.
     """

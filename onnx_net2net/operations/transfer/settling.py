@@ -88,7 +88,7 @@ class Settling:
         if number == value:
             return {}
         found = self._analysis.uses.get(use)
-        if found is None or not found.constant.shape or self._analysis.draft.type_of(found.constant) not in DIVISIBLE:
+        if found is None or not found.constant.shape or self._analysis.graph.type_of(found.constant) not in DIVISIBLE:
             raise RefusedError(f"{self._analysis.nodes[use[0]].op} has a fixed number there")
         same = (other for other in self._analysis.uses.values() if other.constant is found.constant)
         is_matrix = sum(size > 1 for size in found.constant.shape) > 1
@@ -98,7 +98,7 @@ class Settling:
 
     def _number(self, use: Place) -> float | None:
         """Return the one number that a constant holds everywhere and no parameter is, None for all others."""
-        return number_in(self._analysis.draft, self._analysis.nodes[use[0]].inputs[use[1]])
+        return number_in(self._analysis.graph, self._analysis.nodes[use[0]].inputs[use[1]])
 
     def _made(self, tensor: Tensor, value: float) -> Settled:
         """Return what makes a computed tensor a number."""

@@ -15,6 +15,7 @@ import numpy as np
 from onnx_net2net.algebra.dims import Axis, Concat, Dim, Product, leaf_set, resolve
 from onnx_net2net.algebra.floats import Array, Compute
 from onnx_net2net.algebra.maps import compose, from_index, keep
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.model.model import Model
 from onnx_net2net.operations.transfer.align import Alignment
 from onnx_net2net.operations.transfer.fit import bind
@@ -27,7 +28,7 @@ def shared_less(networks: Networks, found: Alignment) -> Model | None:
     """Return the teacher with as many heads of keys and values as the target has, None if it needs no more.
 
     Args:
-        networks: The two networks; the draft of the teacher must not be used again if it is changed.
+        networks: The two networks.
         found: Which of their modules correspond.
     """
     network, uses = networks.teacher, networks.teacher.analysis.uses.values()
@@ -42,13 +43,13 @@ def shared_less(networks: Networks, found: Alignment) -> Model | None:
     for (heads, queries), m in times.items():
         growth[heads] = from_index(heads.size, np.repeat(np.arange(heads.size), m))
         growth[queries] = keep(queries.size, np.arange(queries.size // m))
-    draft = network.analysis.draft
-    for use in {id(use.constant): use for use in uses}.values():
+    draft = Draft.of(network.analysis)
+    for use in {id(use.constant): use for use in draft.uses.values()}.values():
         places = [_places(axis, times) for axis in use.axes]
         if any(not np.array_equal(own, np.arange(axis.size)) for own, axis in zip(places, use.axes, strict=True)):
             shape = [len(own) for own in places]
-            draft.replace(use.constant, shape, partial(_taken, draft.reader(use.constant), places))
-    rewriting = Rewriting(network.analysis, growth)
+            draft.graph.replace(use.constant, shape, partial(_taken, draft.graph.reader(use.constant), places))
+    rewriting = Rewriting(draft, growth)
     resize(network.opened.model, rewriting)
     rewriting.clean_up()
     return rewriting.graph.finish(stale="all")

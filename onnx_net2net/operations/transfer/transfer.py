@@ -255,7 +255,7 @@ def _transfer(
     layers = [(old, new) for old, new in found.pairs if new.is_layer]
     depth = sum(module.is_layer for module in networks.target.modules) / max(len(layers), 1)
     reads = dict(_reads(networks.target, layers))
-    student = networks.target.opened.close(networks.target.analysis.draft.finish(metadata))
+    student = networks.target.opened.close(networks.target.analysis.graph.finish(metadata))
     return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed,
                     doubts=doubts, reads=reads, depth=depth,
                     explain=lambda: explained(teacher, student, matched, fitted))  # fmt: skip

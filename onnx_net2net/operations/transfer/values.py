@@ -71,7 +71,7 @@ class Values:
         offsets: Mapping[Place, Array] | None = None,
     ) -> None:  # fmt: skip
         self._network, self._factors, self._offsets = network, factors or {}, offsets or {}
-        draft = network.analysis.draft
+        draft = network.analysis.graph
         self._initial = {key: draft.reader(use.constant) for key, use in network.analysis.uses.items()}
         self._values: dict[Place, _Value] = {}
 
@@ -143,7 +143,7 @@ class Values:
             shape, name = tuple(constant.shape), str(constant.name)
             shares = sorted(parted.items(), key=lambda share: share[0] is not None)  # those that keep theirs first
             versions = [self._version(readers, shape) for _, readers in shares]
-            names = assign(self._network.analysis.draft, constant, versions, f"{name}_own")
+            names = assign(self._network.analysis.graph, constant, versions, f"{name}_own")
             for (_, readers), own in zip(shares, names, strict=True):
                 value = self._values.get(readers[0])
                 if value is not None:

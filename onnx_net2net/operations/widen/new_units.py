@@ -42,7 +42,7 @@ def appended_as(analysis: Analysis, group: Group, prior: float | None) -> tuple[
 
 def interface_axes(analysis: Analysis, dims: set[Dim]) -> Iterator[tuple[str, int, Axis]]:
     """Yield where inputs and outputs have one of the dims: their name, the position and the axis."""
-    graph = analysis.draft.graph
+    graph = analysis.graph
     for tensor in (*graph.inputs, *graph.outputs):
         for position, axis in enumerate(analysis.axes.get(tensor.name, ())):
             if dims & set(leaves(axis)):
@@ -57,7 +57,7 @@ def interface_names(analysis: Analysis, groups: Sequence[Group]) -> dict[int, tu
     """
     names: dict[int, tuple[str, ...]] = {}
     of_dim = {dim: group for group in groups if group.on_request for dim in group.dims}
-    graph = analysis.draft.graph
+    graph = analysis.graph
     for kind, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         for tensor in tensors:
             axes = analysis.axes.get(tensor.name, ())

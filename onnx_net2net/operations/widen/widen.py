@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from onnx_net2net.algebra.dims import leaves
 from onnx_net2net.algebra.maps import NEVER, MapKind, is_never
+from onnx_net2net.analysis.draft import Draft
 from onnx_net2net.analysis.groups import Group, covered, paused_gc
 from onnx_net2net.analysis.inference import Analysis
 from onnx_net2net.analysis.loadable import analyse
@@ -182,8 +183,9 @@ def _widen(model: Model, options: WidenOptions) -> Widening:
             f"numbers beside dims that grew, which the class must not compute from its sizes: {_some(numbers)}"
         )
     scaling = scaling_for(analysis, plan.growth, ties) if options.scale_weights else None
+    draft = Draft.of(analysis)
     grown = rewrite(
-        opened.model, analysis, plan.growth, options.style, metadata, scaling=scaling, ties=ties, copies=copies
+        opened.model, draft, plan.growth, options.style, metadata, scaling=scaling, ties=ties, copies=copies
     )
     if framework and (grown.inserted or grown.untied):
         what = grown.inserted[0] if grown.inserted else f"two versions of {grown.untied[0]!r}"

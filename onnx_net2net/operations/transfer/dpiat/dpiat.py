@@ -274,7 +274,7 @@ def transfer_dpiat(
     sources = tuple(values.write())
     opened = networks.target.opened
     metadata = record(old, "transfer", {"method": "dpiat"}, {"filled": fingerprint(new), **opened.notes()})
-    student = opened.close(networks.target.analysis.draft.finish(metadata))
+    student = opened.close(networks.target.analysis.graph.finish(metadata))
     alike = network_similarity(one, other)
     return DpiatTransfer(old, new, student, sources, (INEXACT,), 0, alike, tuple(pairs), tuple(copies))
 

@@ -266,7 +266,7 @@ class Scored:
             before = {graph.age(tensor) for tensor in read} & behind.keys()
             if read and node.op not in traits.SHAPES and (before or number in self._layers):
                 behind[number] = before
-        ends = {tensor.name for tensor in self._network.analysis.draft.graph.outputs}
+        ends = {tensor.name for tensor in self._network.analysis.graph.outputs}
         alive: set[int] = set()
         for number in reversed(behind):
             if number in alive or any(tensor.name in ends for tensor in self._nodes[number].outputs):
