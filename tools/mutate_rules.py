@@ -852,7 +852,7 @@ _ROWS: dict[str, list[tuple[str, str, str, tuple[str, str]]]] = {
     "analysis/padding.py": [
         ("padding: laws swapped", '{"layer": "mean", "rms": "zero"}', '{"layer": "zero", "rms": "mean"}',
          widened("hold_the_mean")),
-        ("padding: nothing is noticed", "noticed.add(dim)", "pass", contrib("not_linear")),
+        ("padding: nothing is noticed", "padding.noticed.add(dim)", "pass", contrib("not_linear")),
         ("padding: through a softmax", "if dim not in normalised}", "}", widened("would_notice")),
         ("padding: of an extreme", "not dim.ratio.shared and not dim.copies}", "not dim.ratio.shared}",
          widened("would_notice")),
@@ -1026,10 +1026,13 @@ def mutated(mutation: Mutation, source: str) -> str:
 
     Raises:
         ValueError: The text that it replaces does not occur once.
+        SyntaxError: What comes out is no Python.
     """
     if source.count(mutation.old) != 1:
         raise ValueError(f"{mutation.what}: {mutation.file} has {source.count(mutation.old)} times {mutation.old!r}")
-    return source.replace(mutation.old, mutation.new)
+    changed = source.replace(mutation.old, mutation.new)
+    compile(changed, mutation.file, "exec")
+    return changed
 
 
 @dataclass(frozen=True)
@@ -1170,8 +1173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if failures:
             print("these tests fail without a mutation:", *failures, sep="\n", file=sys.stderr)
             return 2
+        outcomes: list[Outcome] = []
         with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes = list(pool.map(lambda mutation: try_mutation(mutation, ground), chosen))
+            for outcome in pool.map(lambda mutation: try_mutation(mutation, ground), chosen):
+                outcomes.append(outcome)
+                done = f"{len(outcomes)} of {len(chosen)}: {outcome.mutation.file}, {outcome.mutation.what}"
+                print(f"{done}: {outcome.killer or 'SURVIVED'}", file=sys.stderr, flush=True)
     survivors = [outcome for outcome in outcomes if outcome.killer is None]
     print(table(outcomes))
     print(f"\n{len(outcomes)} mutations, {len(outcomes) - len(survivors)} killed, {len(survivors)} survived")
