@@ -86,6 +86,48 @@ def _between(network: Network, module: Module, ends: Collection[int]) -> Iterato
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """What corresponds to a tensor of the teacher in the student, whose tensors have other names.
+
+    Attributes:
+        name: The student's tensor.
+        places: For each axis the places of the teacher's units in it; None where nothing has grown.
+    """
+
+    name: str
+    places: list[Array | None]
+
+
+def likenesses(matched: Sequence[MatchedLayers], fit: Fit) -> dict[str, Likeness]:
+    """Return what corresponds to the results of matched layers, by the names of the teacher's.
+
+    Args:
+        matched: The layers that correspond.
+        fit: How the teacher has grown.
+    """
+    found = {}
+    for match in _comparable(matched, fit):
+        maps = [compose(axis, fit.growth) for axis in match.axes]
+        places = [None if map.is_identity else _first_copies(map) for map in maps]
+        if all(one is None or len(one) == map.old for one, map in zip(places, maps, strict=True)):
+            found[match.tensors[0]] = Likeness(match.tensors[1], places)
+    return found
+
+
+def _first_copies(map: Map) -> Array:
+    """Return where the first copy of each of the teacher's units is, as far as they are there."""
+    copies = np.flatnonzero(map.kind == 0)
+    return copies[np.unique(map.index[copies], return_index=True)[1]]
+
+
+def _comparable(matched: Sequence[MatchedLayers], fit: Fit) -> list[MatchedLayers]:
+    """Return the layers that make the same numbers in both networks."""
+    changed = fit.scaled, fit.factors.keys() | fit.offsets.keys()
+    return [match for match in matched if match.axes and not any(
+        one.uses & uses for one, uses in zip(match.layers, changed, strict=True))]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Where and why a student leaves its teacher.
 
@@ -109,10 +151,7 @@ def explained(teacher: Model, student: Model, matched: Sequence[MatchedLayers], 
         matched: The layers that correspond.
         fit: How the teacher has grown.
     """
-    changed = fit.scaled, fit.factors.keys() | fit.offsets.keys()
-    seen = [match for match in matched if match.axes and not any(
-        one.uses & uses for one, uses in zip(match.layers, changed, strict=True))]  # fmt: skip
-    last = ""
+    seen, last = _comparable(matched, fit), ""
     with contextlib.suppress(BadInputError):
         for match, before, after in zip(seen, *_results(teacher, student, seen), strict=True):
             if not _is_same(before, after, [compose(axis, fit.growth) for axis in match.axes]):

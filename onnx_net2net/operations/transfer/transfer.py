@@ -30,11 +30,12 @@ from onnx_net2net.errors import BadInputError, NotEquivalentError, RefusedError
 from onnx_net2net.graph.graph import Graph
 from onnx_net2net.model.history import fingerprint, record
 from onnx_net2net.model.model import Model, Progress, load
+from onnx_net2net.model.protos import constants_in
 from onnx_net2net.operations.transfer.align import Alignment, align
 from onnx_net2net.operations.transfer.convert import regrouped
 from onnx_net2net.operations.transfer.copies import check_gates, take_copies, with_joined_gates
 from onnx_net2net.operations.transfer.counterparts import Counterparts
-from onnx_net2net.operations.transfer.divergence import Explanation, explained, matched_layers
+from onnx_net2net.operations.transfer.divergence import Explanation, Likeness, explained, likenesses, matched_layers
 from onnx_net2net.operations.transfer.examples.refit import Reconstruction
 from onnx_net2net.operations.transfer.examples.select import choose
 from onnx_net2net.operations.transfer.fill import Changes, Filling
@@ -68,6 +69,7 @@ class Transfer:
             the outputs of student and teacher differ.
         reads: By the name of a layer's weight: the number of units that it sums over, relative to the teacher's.
         depth: The number of the target's layers, relative to the number of those that the teacher fills.
+        likenesses: By a tensor inside of the teacher: what corresponds to it in the student.
         explain: Runs both models and finds the first place where they differ.
     """
 
@@ -80,6 +82,7 @@ class Transfer:
     doubts: tuple[Obstacle, ...] = field(default=(), kw_only=True)
     reads: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     depth: float = field(default=1.0, kw_only=True)
+    likenesses: Mapping[str, Likeness] = field(default_factory=dict, kw_only=True, repr=False)
     explain: Callable[[], Explanation] = field(
         default=lambda: Explanation(Obstacle("the outputs", "they differ")), kw_only=True, repr=False
     )
@@ -92,23 +95,25 @@ class Transfer:
 
     @property
     def comparable(self) -> Model:
-        """The student with the names of the teacher's inputs and outputs, so that `verify` can compare the two."""
-        graphs = self.teacher.proto.graph, self.student.proto.graph
-        if _names(graphs[0]) == _names(graphs[1]):
-            return self.student
-        numbers = [" and ".join(str(len(names)) for names in _names(graph)) for graph in graphs]
+        """The student with the teacher's names, as far as tensors correspond, so that `verify` can compare the two.
+
+        The two were exported apart: other tensors of one name have nothing to do with each other.
+        """
+        names = [_names(model.proto.graph) for model in (self.teacher, self.student)]
+        numbers = [" and ".join(str(len(some)) for some in own) for own in names]
         if numbers[0] != numbers[1]:
             raise NotEquivalentError(
                 f"the teacher has {numbers[0]} inputs and outputs, the student has {numbers[1]}: they are not compared"
             )
+        ends, graph = [[name for some in own for name in some] for own in names], self.teacher.proto.graph
         draft = Graph(self.student)
-        tensors = [*draft.graph.inputs, *draft.graph.outputs]
-        names = [name for some in _names(graphs[0]) for name in some]
+        held = frozenset[str]().union(*map(draft.captured, draft.nodes))
+        wanted = {other.name: name for name, other in self.likenesses.items() if name not in held}
+        wanted |= dict(zip(*reversed(ends), strict=True))
+        taken = {*wanted.values(), *constants_in(graph)}.union(*(node.output for node in graph.node))
         for name, tensor in draft.graph.tensors().items():
-            if name in names and not any(tensor is other for other in tensors):
-                tensor.name = draft.unique_name(f"{name}_inside")
-        for tensor, name in zip(tensors, names, strict=True):
-            tensor.name = name
+            if name not in held and (name in wanted or name in taken):
+                tensor.name = wanted.get(name) or draft.unique_name(f"{name}_inside")
         return draft.finish(stale="all")
 
 
@@ -193,8 +198,9 @@ def proof(result: Transfer, **checking: Any) -> tuple[Verification | None, tuple
         obstacles, even if some were expected.
     """
     try:
-        student = result.comparable
-        verification = compare_models(_at_sizes_of(result.teacher, student), student, **checking)
+        student, inside = result.comparable, result.likenesses
+        embed = {name: other.places for name, other in inside.items()}.get
+        verification = compare_models(_at_sizes_of(result.teacher, student), student, embed=embed, **checking)
     except NotEquivalentError as error:
         return None, (*result.obstacles, Obstacle("interface", str(error)))
     if verification.equivalent:
@@ -222,6 +228,7 @@ def _transfer(
     teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
+    own = networks.teacher.model
     take_copies(networks)
     found = _aligned(networks)
     for adapt in (regrouped, shared_less, with_joined_gates):
@@ -258,6 +265,7 @@ def _transfer(
     student = networks.target.opened.close(networks.target.analysis.graph.finish(metadata))
     return Transfer(teacher, target, student, tuple(sources), tuple(networks.obstacles), style.seed,
                     doubts=doubts, reads=reads, depth=depth,
+                    likenesses=likenesses(matched, fitted) if networks.teacher.model is own else {},
                     explain=lambda: explained(teacher, student, matched, fitted))  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Filled networks compute what their teachers did, or say place by place why not."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -447,6 +448,30 @@ def test_outputs_may_have_other_names():
     assert obstacles == []
     assert verification.equivalent
     assert [value.name for value in result.student.proto.graph.output] == ["scores"]
+
+
+def with_a_still_output(teacher):
+    """Let a network return the same whatever it is given."""
+    (head,) = (tensor for tensor in teacher.graph.initializer if tensor.name == "fc.weight")
+    head.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(head)), head.name))
+    return teacher
+
+
+def test_for_an_output_that_never_moves_the_layers_that_correspond_are_compared():
+    _, verification, obstacles = fill(with_a_still_output(resnet(0)), resnet(1, width=8, depth=2))
+    assert obstacles == []
+    assert verification.equivalent
+    assert verification.unmoved["logits"]  # the two use the same names for other tensors, and these are not compared
+
+
+def test_behind_an_output_that_never_moves_an_error_is_found():
+    result, _, _ = fill(with_a_still_output(resnet(0)), resnet(1, width=8, depth=2))
+    spoilt = result.student.to_proto()
+    (weight,) = (tensor for tensor in spoilt.graph.initializer if tensor.name == "stem.weight")
+    weight.CopyFrom(numpy_helper.from_array(1.01 * numpy_helper.to_array(weight), weight.name))
+    verification, _ = proof(dataclasses.replace(result, student=load(spoilt)))
+    assert not verification.equivalent
+    assert verification.diverges_at is not None
 
 
 def test_the_target_keeps_what_the_alignment_did_not_reach():
