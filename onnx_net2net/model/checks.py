@@ -93,13 +93,14 @@ def _check_types(everywhere: Iterable[Any]) -> None:
     """Refuse element types that there are not."""
     known = frozenset(onnx.TensorProto.DataType.values())
     for scope in everywhere:
-        for value in (*getattr(scope, "initializer", ()), *scope.input, *scope.output, *scope.value_info):
-            kind = value.type.tensor_type.elem_type if hasattr(value, "type") else getattr(value, "data_type", 1)
+        tensors = [(tensor.name, tensor.data_type) for tensor in getattr(scope, "initializer", ())]
+        values = [value for value in (*scope.input, *scope.output, *scope.value_info) if hasattr(value, "type")]
+        for name, kind in (*tensors, *((value.name, value.type.tensor_type.elem_type) for value in values)):
             if kind not in known:
-                raise BadInputError(f"{value.name} has the element type {kind}, which does not exist")
-        for tensor in getattr(scope, "initializer", ()):
-            if not tensor.data_type:
-                raise BadInputError(f"initializer {tensor.name} has no element type")
+                raise BadInputError(f"{name} has the element type {kind}, which does not exist")
+        for name, kind in tensors:
+            if not kind:
+                raise BadInputError(f"initializer {name} has no element type")
 
 
 def check_structure(proto: onnx.ModelProto) -> None:

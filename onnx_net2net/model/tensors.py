@@ -339,10 +339,11 @@ def detach(proto: onnx.ModelProto, weights: Weights, path: Path | None = None) -
             if external:
                 raise BadInputError(f"tensor {tensor.name} is in an external file, and holds strings or has no type")
             continue
-        size, key = _nbytes(tensor), stub_key(tensor)
+        size = _nbytes(tensor)
         is_small = size <= (LIST_BYTES if tensor.data_type == onnx.TensorProto.INT64 else INLINE_BYTES)
         if is_small and not external and len(tensor.raw_data) == size > 0:  # as it will be
             continue
+        key = stub_key(tensor)
         known = key in weights
         if key is not None and known:
             weight = weights[key]
