@@ -22,7 +22,7 @@ from onnx_net2net.model.wire import without_data
 from onnx_net2net.proof.compare import Judge, OutputReport, Typical, finite, largest_of, noise_of
 from onnx_net2net.proof.interfaces import RunFunction
 from onnx_net2net.proof.movement import bolder, unmoved
-from onnx_net2net.proof.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged
+from onnx_net2net.proof.noise import Error, chooses, drawn, is_rounded_dynamically, noisy_twin, nudged
 from onnx_net2net.run.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw
 from onnx_net2net.run.session import LEVELS, Level, Runner, blaming
 
@@ -57,6 +57,7 @@ class Case:
         nudged: The outputs when everything moves by one unit in the last place, one a draw.
         steady: The same, but what dynamic quantizers round, which may be another step then.
         binding: The sizes of the dynamic axes.
+        has_choices: Whether scores decide what the teacher computes with.
     """
 
     feeds: Feeds
@@ -64,6 +65,7 @@ class Case:
     nudged: list[dict[str, Array]]
     steady: list[dict[str, Array]]
     binding: dict[str, int] = field(default_factory=dict)
+    has_choices: bool = False
 
     @property
     def is_rounded(self) -> bool:
@@ -83,6 +85,11 @@ class Case:
         """
         first, *others = self.answers
         return any(noise_of(v, [o[n] for o in others]) > cap * largest_of(v) for n, v in first.items())
+
+    def is_undecided(self, cap: float) -> bool:
+        """Tell whether equal scores tie: noise changes a float output by more than any noise excuses."""
+        outputs = self.answers[0].items() if self.has_choices else ()
+        return any(noise_of(v, [other[name] for other in self.nudged]) > cap * largest_of(v) for name, v in outputs)
 
     def judged(
         self, answer: Mapping[str, Array], judge: Judge, typical: Mapping[str, Typical], steady: bool
@@ -184,9 +191,8 @@ class _Twin:
         return self.run({**feeds, **drawn(self.errors, rng)})
 
 
-def _twins(path: Path, level: Level, open_with: Callable[..., Runner]) -> Iterator[_Twin]:
+def _twins(proto: onnx.ModelProto, path: Path, level: Level, open_with: Callable[..., Runner]) -> Iterator[_Twin]:
     """Yield the noisy twin of a model; where quantizers choose their steps, also one that keeps these."""
-    proto = without_data(path) or onnx.load(path, load_external_data=False)
     for steps in (True, False) if is_rounded_dynamically(proto) else (True,):
         twin = copy.deepcopy(proto)
         errors = noisy_twin(twin, steps=steps)
@@ -206,7 +212,8 @@ class _Gathering:
         progress: Progress,
     ) -> None:
         self._run = open_with(path, level)
-        self._twins = list(_twins(path, level, open_with))
+        proto = without_data(path) or onnx.load(path, load_external_data=False)
+        self._twins, self._has_choices = list(_twins(proto, path, level, open_with)), chooses(proto)
         self._specs = specs
         self._progress = progress
         self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
@@ -257,14 +264,15 @@ class _Gathering:
             raise ValueError("all outputs are empty, NaN or infinite, so nothing can be compared")
         fewest = min((values.size for values in answer.values() if values.size), default=1)
         known, most = (self._elements, COSTLY_DRAWS) if self._is_costly else (0, MOST_DRAWS)
-        draws = max(1, min(most, math.ceil((ENOUGH_ELEMENTS - known) / fewest)))
+        least = most if self._has_choices else 1  # each parts two equal scores the other way round every second time
+        draws = max(least, min(most, math.ceil((ENOUGH_ELEMENTS - known) / fewest)))
         self._elements += draws * fewest
         moved = [nudged(feeds, self._specs, self._rng) for _ in range(draws)]
         try:
             answers = [[noisy(one, self._noise) for one in moved] for noisy in self._twins]
         except Exception:  # a size hung on the last place of a float
             answers = [[self._run(one) for one in moved]]
-        self._cases.append(Case(feeds, [answer], answers[0], answers[-1]))
+        self._cases.append(Case(feeds, [answer], answers[0], answers[-1], has_choices=self._has_choices))
 
     def _check_repeatable(self) -> None:
         """Refuse a teacher whose floats differ between two runs by more than threads can make them."""

@@ -76,8 +76,9 @@ def compare_models(
             return on_old_part(run, grown, np.random.default_rng(seed))
 
         levels = gathered.levels if new else gathered.levels[:1]
-        answers = _answers(open_student, levels, gathered.cases, progress)
-        reports, failed = _judged(gathered.cases, answers, judge, cap)
+        cases = [case for case in gathered.cases if not case.is_undecided(cap)] or gathered.cases
+        answers = _answers(open_student, levels, cases, progress)
+        reports, failed = _judged(cases, answers, judge, cap)
         if new is None:
             found = _Findings(unmoved=dict.fromkeys(gathered.unmoved, ()))
         else:
@@ -89,9 +90,9 @@ def compare_models(
     return Verification(
         equivalent=failed is None and found.is_equivalent,
         provider=provider,
-        runs=len(gathered.cases),
+        runs=len(cases),
         seconds=gathered.seconds,
-        bindings=tuple({tuple(case.binding.items()): case.binding for case in gathered.cases}.values()),
+        bindings=tuple({tuple(case.binding.items()): case.binding for case in cases}.values()),
         outputs=_worst(reports),
         diverges_at=found.diverges_at,
         unmoved=found.unmoved if failed is None else {},

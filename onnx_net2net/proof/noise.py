@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -
             target = np.where(rng.random(feeds[spec.name].shape) < 0.5, np.inf, -np.inf)
             moved[spec.name] = np.asarray(np.nextafter(feeds[spec.name], target.astype(spec.dtype)))
     return moved
+
+
+def chooses(proto: onnx.ModelProto) -> bool:
+    """Tell whether scores decide what the model computes with, as in a router of experts: equal ones tie."""
+    return any(node.op_type in traits.WINNERS for node in proto.graph.node)
 
 
 def is_rounded_dynamically(proto: onnx.ModelProto) -> bool:
@@ -88,7 +94,7 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
     floats = {
         t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
     }
-    nodes = []
+    nodes, scores = [], _float_scores(proto)
     values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in FLOATS}
     for node in proto.graph.node:
         carries = node.op_type not in traits.SHAPES and not values.isdisjoint(node.input)
@@ -98,11 +104,9 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
             nodes.append(helper.make_node("Mul", [node.input[0], factor], [f"{node.output[0]}/moved"]))
             node.input[0] = f"{node.output[0]}/moved"
         if steps and node.op_type == _DYNAMIC:  # its scale follows a factor, so that each value gets its own
-            factor, moved = f"{node.output[0]}/factor", f"{node.output[0]}/moved"
-            bounds = {"low": 1 - _BEFORE_DYNAMIC_ROUNDING, "high": 1 + _BEFORE_DYNAMIC_ROUNDING, "seed": 0.0}
-            nodes.append(helper.make_node("RandomUniformLike", [node.input[0]], [factor], **bounds))
-            nodes.append(helper.make_node("Mul", [node.input[0], factor], [moved]))
-            node.input[0] = moved
+            nodes += _moved(node, _BEFORE_DYNAMIC_ROUNDING)
+        if node.op_type in traits.WINNERS and node.input[0] in scores:  # rows that are equal get errors that are not
+            nodes += _moved(node, scores[node.input[0]])
         nodes.append(node)
         weight, step = next((floats[name] for name in node.input if name in floats), (None, 0.0))
         many = weight is not None and math.prod(weight.dims) > 4  # fewer: sizes and scales
@@ -115,6 +119,26 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
         values.update(nodes[-1].output if carries else ())
     refill(proto.graph.node, nodes)
     return errors
+
+
+def _moved(node: onnx.NodeProto, step: float) -> list[onnx.NodeProto]:
+    """Let a node read its first input with an error at each value, drawn anew in each run; return what makes it."""
+    value, factor, moved = node.input[0], f"{node.output[-1]}/factor", f"{node.output[-1]}/moved"
+    node.input[0] = moved
+    uniform = helper.make_node("RandomUniformLike", [value], [factor], low=1 - step, high=1 + step, seed=0.0)
+    return [uniform, helper.make_node("Mul", [value, factor], [moved])]
+
+
+def _float_scores(proto: onnx.ModelProto) -> dict[str, float]:
+    """Return the floats that decide, by name, each with its unit in the last place relative to 1."""
+    if not chooses(proto):
+        return {}
+    with contextlib.suppress(Exception):  # what cannot be typed is not moved
+        proto = onnx.shape_inference.infer_shapes(proto)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.value_info)}
+    names = (node.input[0] for node in proto.graph.node if node.op_type in traits.WINNERS)
+    known = ((name, kinds.get(name)) for name in names)
+    return {name: epsilon(helper.tensor_dtype_to_np_dtype(kind)) or 0.0 for name, kind in known if kind in FLOATS}
 
 
 def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:

@@ -8,6 +8,7 @@ its values reach. Which sizes are accepted, only a run can tell.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,7 +249,9 @@ def _values(spec: InputSpec, binding: Mapping[str, int], rng: np.random.Generato
         return flags.reshape(shape)
     if spec.kind == "whole":
         limits = [size - shift for bound, shift in spec.bounds if (size := _resolve(bound, binding)) is not None]
-        return rng.integers(spec.low, max(spec.low + 1, min(limits, default=2)), shape)
+        count = max(1, min(limits, default=2) - spec.low)
+        # All are different where there are enough: in a TopK over tokens equal ones tie, and rounding would choose.
+        return spec.low + rng.choice(count, shape, replace=math.prod(shape) > count)
     values = rng.standard_normal(shape) * scale
     return np.abs(values) if spec.kind == "positive" else values
 

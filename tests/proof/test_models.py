@@ -296,6 +296,42 @@ def test_the_same_seed_gives_the_same_numbers():
     assert verify(mlp(), student, seed=5) != verify(mlp(), student, seed=6)
 
 
+CHOOSING = """g (int64[N, 20] ids) => (float[N, 20, 6] y) {
+    e = Gather(table, ids)
+    s = MatMul(e, gate)
+    row = Squeeze(s, last)
+    moved = Mul(row, ramp)
+    best, places = TopK <axis = 1> (moved, two)
+    zeros = Mul(row, nothing)
+    ones = Exp(zeros)
+    few = Slice(ones, from, two, dim)
+    mask = ScatterElements <axis = 1> (zeros, places, few)
+    open = Unsqueeze(mask, last)
+    chosen = Mul(e, open)
+    y = Add(e, chosen)
+}"""
+
+
+def choosing(ramp, error=0.0):
+    """Of 20 tokens two get more; there are 12 kinds of tokens, so that some are equal."""
+    rng = np.random.default_rng(3)
+    table, gate = rng.standard_normal((12, 6)).astype(np.float32), rng.standard_normal((6, 1)).astype(np.float32)
+    lists = {"last": [-1], "two": [2], "from": [0], "dim": [1]}
+    ints = {name: np.array(value, np.int64) for name, value in lists.items()}
+    scale = (1 + ramp * np.arange(20)).astype(np.float32)
+    return model(CHOOSING, table=table + error, gate=gate, ramp=scale, nothing=np.float32(0), **ints)
+
+
+def test_which_of_equal_scores_is_chosen_is_no_error():
+    for seed in range(4):
+        assert verify(choosing(0), choosing(3e-7), seed=seed).equivalent
+
+
+def test_an_error_beside_choices_is_one():
+    assert not verify(choosing(0), choosing(0, np.float32(1e-3))).equivalent
+    assert not verify(choosing(0), choosing(-0.5)).equivalent  # others are chosen
+
+
 def test_grown_tensors_are_compared_where_the_teachers_units_are():
     made = weights()
     wide = {"w1": made["w1"][:, [*range(16), 3]], "w2": np.concatenate([made["w2"], made["w2"][3:4]]), "b": made["b"]}

@@ -63,6 +63,12 @@ def test_ids_stay_inside_the_table(body, highest):
     assert drawn.max() == highest
 
 
+@pytest.mark.parametrize(("size", "different"), [(3, True), (7, True), (8, False)])
+def test_ids_are_all_different_where_there_are_enough(size, different):
+    proto = model(f"g (int64[{size}] x) => (float[{size}, 4] y) {{ y = Gather(table, x) }}", table=TABLE)
+    assert all((len(set(drawn)) == size) == different for drawn in values(proto, "x").tolist())
+
+
 def test_ids_are_followed_into_bodies_and_functions():
     proto = model(
         """g (int64[9] x, bool b) => (float[9, 4] y) {
