@@ -33,11 +33,13 @@ def follow_widths(analysis: Analysis, inspection: Inspection) -> None:
     network = LayerGraph(analysis)
     layers = _Layers(network, inspection.groups)
     _keep_head_widths(analysis, network, inspection.groups)
-    squares = list(layers.squares())
+    squares = sorted(layers.squares(), key=lambda square: not _is_stream(square.streams))
     for streams, others in squares:
         heads, counts = _with_role(others, _HEADS), _with_role(others, HEAD_COUNTS)
-        is_whole = len(heads) > 1 or (not heads and streams[0].role is Role.RESIDUAL_STREAM)
+        is_whole = len(heads) > 1 or (not heads and _is_stream(streams))
         _follow(counts if heads else others if is_whole else (), streams)
+        if not _is_stream(streams):  # a learnt query, as wide as the stream that its keys are made of
+            _follow(streams, next((group.follows for group in counts if group.follows != streams), ()))
     for square in layers.outputs_of_heads():
         squares.append(square)
         _follow(_with_role(square.others, HEAD_COUNTS), square.streams)
@@ -49,13 +51,17 @@ def follow_widths(analysis: Analysis, inspection: Inspection) -> None:
         _hold_square(inspection, *square)
 
 
+def _is_stream(groups: Sequence[Group]) -> bool:
+    return groups[0].role is Role.RESIDUAL_STREAM
+
+
 def _with_role(groups: Iterable[Group], roles: Collection[Role]) -> list[Group]:
     return [group for group in groups if group.role in roles]
 
 
 def _follow(groups: Iterable[Group], leaders: tuple[Group, ...]) -> None:
     for group in groups:
-        if group not in leaders and not group.follows:
+        if leaders and group not in leaders and not group.follows:
             group.follows = leaders
 
 

@@ -61,6 +61,23 @@ def test_heads_follow_the_stream_past_a_layer_that_is_as_wide():
     assert sizes_of(widen_for_class(teacher, factor=2)) == {"embed": 16, "reduce": 16, "wq[0]": 4}
 
 
+def test_a_learnt_query_grows_by_what_the_stream_grows():
+    """Its class makes the result as wide as the stream that keys and values are made of, as in attention pooling."""
+    teacher = attention()
+    query = next(node for node in teacher.graph.node if node.input[1:] == ["wq"])
+    query.input[0] = "latents"
+    nodes = [helper.make_node("Shape", ["x"], ["rows"], end=1),
+             helper.make_node("Concat", ["rows", "ones"], ["to"], axis=0),
+             helper.make_node("Expand", ["latent", "to"], ["latents"])]  # fmt: skip
+    for node in reversed(nodes):
+        teacher.graph.node.insert(0, node)
+    for name, values in {"latent": draw(1, 5, 8), "ones": np.ones(2, np.int64)}.items():
+        teacher.graph.initializer.append(numpy_helper.from_array(values, name))
+    with pytest.raises(RefusedError, match="nothing grows"):
+        widen(teacher, framework="torch", factor=1.5)  # LayerNormalization wants whole multiples of the stream
+    assert sizes_of(widen_for_class(teacher, factor=2)) == {"embed": 16, "latent": 16, "wq[0]": 4}
+
+
 def test_without_a_class_the_width_of_a_head_may_grow():
     assert "wv[1]" not in sizes_of(widen_for_class(attention(), factor=3))
     assert sizes_of(widen(attention(), sizes={"wq[1]": 6})) == {"wq[1]": 6}
