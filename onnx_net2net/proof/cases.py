@@ -22,7 +22,7 @@ from onnx_net2net.model.wire import without_data
 from onnx_net2net.proof.compare import Judge, OutputReport, Typical, finite, largest_of, noise_of
 from onnx_net2net.proof.interfaces import RunFunction
 from onnx_net2net.proof.movement import bolder, unmoved
-from onnx_net2net.proof.noise import Error, chooses, drawn, is_rounded_dynamically, noisy_twin, nudged
+from onnx_net2net.proof.noise import Error, drawn, is_rounded_dynamically, noisy_twin, nudged, scores_in
 from onnx_net2net.run.inputs import SCALES, Feeds, InputSpec, accepted, check_feeds, draw
 from onnx_net2net.run.session import LEVELS, Level, Runner, blaming
 
@@ -213,7 +213,7 @@ class _Gathering:
     ) -> None:
         self._run = open_with(path, level)
         proto = without_data(path) or onnx.load(path, load_external_data=False)
-        self._twins, self._has_choices = list(_twins(proto, path, level, open_with)), chooses(proto)
+        self._twins, self._has_choices = list(_twins(proto, path, level, open_with)), bool(scores_in(proto))
         self._specs = specs
         self._progress = progress
         self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])

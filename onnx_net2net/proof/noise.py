@@ -44,9 +44,18 @@ def nudged(feeds: Feeds, specs: Sequence[InputSpec], rng: np.random.Generator) -
     return moved
 
 
-def chooses(proto: onnx.ModelProto) -> bool:
-    """Tell whether scores decide what the model computes with, as in a router of experts: equal ones tie."""
-    return any(node.op_type in traits.WINNERS for node in proto.graph.node)
+def scores_in(proto: onnx.ModelProto) -> dict[str, float]:
+    """Return the floats that decide what a model computes with, as in a router of experts: equal ones tie.
+
+    Returns:
+        By their names, the distance from 1 to the next number of their type.
+    """
+    names = {node.input[0] for node in proto.graph.node if node.op_type in traits.WINNERS}
+    with contextlib.suppress(Exception):  # what cannot be typed is not moved
+        proto = onnx.shape_inference.infer_shapes(proto) if names else proto
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.value_info)}
+    known = ((name, kinds.get(name)) for name in names)
+    return {name: epsilon(helper.tensor_dtype_to_np_dtype(kind)) or 0.0 for name, kind in known if kind in FLOATS}
 
 
 def is_rounded_dynamically(proto: onnx.ModelProto) -> bool:
@@ -94,7 +103,7 @@ def noisy_twin(proto: onnx.ModelProto, *, steps: bool = True) -> list[Error]:
     floats = {
         t.name: (t, e) for t in proto.graph.initializer if (e := epsilon(helper.tensor_dtype_to_np_dtype(t.data_type)))
     }
-    nodes, scores = [], _float_scores(proto)
+    nodes, scores = [], scores_in(proto)
     values = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type in FLOATS}
     for node in proto.graph.node:
         carries = node.op_type not in traits.SHAPES and not values.isdisjoint(node.input)
@@ -127,18 +136,6 @@ def _moved(node: onnx.NodeProto, step: float) -> list[onnx.NodeProto]:
     node.input[0] = moved
     uniform = helper.make_node("RandomUniformLike", [value], [factor], low=1 - step, high=1 + step, seed=0.0)
     return [uniform, helper.make_node("Mul", [value, factor], [moved])]
-
-
-def _float_scores(proto: onnx.ModelProto) -> dict[str, float]:
-    """Return the floats that decide, by name, each with its unit in the last place relative to 1."""
-    if not chooses(proto):
-        return {}
-    with contextlib.suppress(Exception):  # what cannot be typed is not moved
-        proto = onnx.shape_inference.infer_shapes(proto)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.value_info)}
-    names = (node.input[0] for node in proto.graph.node if node.op_type in traits.WINNERS)
-    known = ((name, kinds.get(name)) for name in names)
-    return {name: epsilon(helper.tensor_dtype_to_np_dtype(kind)) or 0.0 for name, kind in known if kind in FLOATS}
 
 
 def _per_unit(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[int]:
