@@ -62,8 +62,8 @@ class Graph:
     read old ones by `read`: a constant's own `values` would fail on a stub. Node bodies (see
     `graph.flatten`), functions and attributes that onnx-graphsurgeon cannot carry are not shown in `graph` and
     are kept as they are.
-    `graph.cleanup()` and `graph.copy()` must not be used: the former does not see what bodies capture, and the
-    latter makes all nodes new ones. Nodes need not be kept sorted.
+    Do not call `graph.cleanup()`, which does not see what bodies capture, nor `graph.copy()`, which forgets what each
+    node was in the model (`copy` here does not). Nodes need not be kept sorted.
 
     Attributes:
         graph: The topology.
