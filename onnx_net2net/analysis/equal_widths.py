@@ -33,7 +33,7 @@ def follow_widths(analysis: Analysis, inspection: Inspection) -> None:
     network = LayerGraph(analysis)
     layers = _Layers(network, inspection.groups)
     _keep_head_widths(analysis, network, inspection.groups)
-    squares = sorted(layers.squares(), key=lambda square: not _is_stream(square.streams))
+    squares = sorted(layers.squares(), key=lambda square: not _is_stream(square.streams))  # streams lead the rest
     for streams, others in squares:
         heads, counts = _with_role(others, _HEADS), _with_role(others, HEAD_COUNTS)
         is_whole = len(heads) > 1 or (not heads and _is_stream(streams))

@@ -58,7 +58,7 @@ class Analysis:
     """The dims of a graph and what its nodes said about them.
 
     Attributes:
-        graph: The graph that the node numbers below count in; it is not edited, but in an `analysis.draft`.
+        graph: The graph that the node numbers below count in; only that of a `Draft` is edited.
         sizes: Teacher sizes at the probe binding.
         axes: Axes of each activation, by tensor name.
         uses: Each read of a constant, by (node, input).

@@ -131,8 +131,11 @@ def gather_cases(
     samples: int | None,
     seed: int,
     progress: Progress,
+    cap: float,
 ) -> Gathered:
     """Run the teacher at each optimization level that it takes, on given inputs or else on generated ones.
+
+    Inputs on which equal scores tie are left out, unless it is so on all.
 
     Raises:
         BadInputError: The teacher does not run, or is random.
@@ -143,7 +146,7 @@ def gather_cases(
         try:
             with blaming(BadInputError, "the teacher does not run"):
                 if found is None:
-                    gathering = _Gathering(path, level, open_with, specs, seed, progress)
+                    gathering = _Gathering(path, level, open_with, specs, seed, progress, cap)
                     found = gathering.generated(samples, moving) if given is None else gathering.given(given, moving)
                     del gathering  # with its sessions
                 else:
@@ -210,12 +213,13 @@ class _Gathering:
         specs: Sequence[InputSpec],
         seed: int,
         progress: Progress,
+        cap: float,
     ) -> None:
         self._run = open_with(path, level)
         proto = without_data(path) or onnx.load(path, load_external_data=False)
         self._twins, self._has_choices = list(_twins(proto, path, level, open_with)), bool(scores_in(proto))
         self._specs = specs
-        self._progress = progress
+        self._progress, self._cap = progress, cap
         self._rng, self._noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         self._cases: list[Case] = []
         self._seconds: list[float] = []
@@ -225,7 +229,7 @@ class _Gathering:
         """Return the case of given inputs."""
         self._attempt(check_feeds(arrays, self._specs))
         self._check_repeatable()
-        return self._moved(moving, None)
+        return self._moved(moving, is_given=True)
 
     def generated(self, samples: int | None, moving: Sequence[str]) -> Gathered:
         """Return cases of generated inputs that the teacher accepts."""
@@ -241,7 +245,7 @@ class _Gathering:
         for index, case in enumerate(self._cases):
             case.binding = found[index % len(found)]
         is_cut = self._is_costly and samples is None
-        gathered = self._moved(moving, self._cases[0].binding)
+        gathered = self._moved(moving)
         return replace(gathered, seconds=statistics.fmean(self._seconds) if is_cut else 0.0)
 
     @property
@@ -285,9 +289,11 @@ class _Gathering:
                 if other.shape != values.shape or not np.allclose(values, other, rtol=0.01, atol=slack, equal_nan=True):
                     raise BadInputError("the teacher is random: two runs on the same inputs differ")
 
-    def _moved(self, moving: Sequence[str], binding: Mapping[str, int] | None) -> Gathered:
+    def _moved(self, moving: Sequence[str], *, is_given: bool = False) -> Gathered:
         """Look for inputs that move the outputs which none has moved so far; generated ones become cases."""
+        self._cases = [case for case in self._cases if not case.is_undecided(self._cap)] or self._cases
         first = self._cases[0]
+        binding = None if is_given else first.binding
         usual = typical(self._cases, steady=False)
         slack = {name: usual[name].slack for name in moving if name in usual}
         still = unmoved(slack, [case.answers[0] for case in self._cases])
@@ -301,7 +307,9 @@ class _Gathering:
                     left = unmoved(still, [first.answers[0], answer])
                     if binding is not None and left != still:
                         self._attempt(feeds)
-                        self._cases[-1].binding = dict(binding)
+                        if (case := self._cases.pop()).is_undecided(self._cap):
+                            continue
+                        self._cases.append(replace(case, binding=dict(binding)))
                     still = left
             if not still or time.perf_counter() - started > MOVING_SECONDS:
                 break

@@ -69,14 +69,14 @@ def compare_models(
     cap = QUANTIZED_TOLERANCE if _is_quantized(old.proto.graph) else MAX_TOLERANCE
     judge = partial(compare, rtol=rtol, atol=atol, cap=cap, units=_units(old.proto.graph))
     with old.on_disk() as old_path, (new or old).on_disk() as new_path:
-        gathered = gather_cases(old_path, open_with, specs, moving, given, samples, seed, progress)
+        gathered = gather_cases(old_path, open_with, specs, moving, given, samples, seed, progress, cap)
 
         def open_student(level: Level) -> RunFunction:
             run = student if callable(student) else open_with(new_path, level)
             return on_old_part(run, grown, np.random.default_rng(seed))
 
         levels = gathered.levels if new else gathered.levels[:1]
-        cases = [case for case in gathered.cases if not case.is_undecided(cap)] or gathered.cases
+        cases = gathered.cases
         answers = _answers(open_student, levels, cases, progress)
         reports, failed = _judged(cases, answers, judge, cap)
         if new is None:

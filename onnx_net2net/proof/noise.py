@@ -51,8 +51,10 @@ def scores_in(proto: onnx.ModelProto) -> dict[str, float]:
         By their names, the distance from 1 to the next number of their type.
     """
     names = {node.input[0] for node in proto.graph.node if node.op_type in traits.WINNERS}
+    if not names:
+        return {}
     with contextlib.suppress(Exception):  # what cannot be typed is not moved
-        proto = onnx.shape_inference.infer_shapes(proto) if names else proto
+        proto = onnx.shape_inference.infer_shapes(proto)
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.value_info)}
     known = ((name, kinds.get(name)) for name in names)
     return {name: epsilon(helper.tensor_dtype_to_np_dtype(kind)) or 0.0 for name, kind in known if kind in FLOATS}

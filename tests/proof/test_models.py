@@ -312,10 +312,10 @@ CHOOSING = """g (int64[N, 20] ids) => (float[N, 20, 6] y) {
 }"""
 
 
-def choosing(ramp, error=0.0):
+def choosing(ramp, error=0.0, gate=1):
     """Of 20 tokens two get more; there are 12 kinds of tokens, so that some are equal."""
     rng = np.random.default_rng(3)
-    table, gate = rng.standard_normal((12, 6)).astype(np.float32), rng.standard_normal((6, 1)).astype(np.float32)
+    table, gate = rng.standard_normal((12, 6)).astype(np.float32), gate * rng.standard_normal((6, 1)).astype(np.float32)
     lists = {"last": [-1], "two": [2], "from": [0], "dim": [1]}
     ints = {name: np.array(value, np.int64) for name, value in lists.items()}
     scale = (1 + ramp * np.arange(20)).astype(np.float32)
@@ -325,6 +325,14 @@ def choosing(ramp, error=0.0):
 def test_which_of_equal_scores_is_chosen_is_no_error():
     for seed in range(4):
         assert verify(choosing(0), choosing(3e-7), seed=seed).equivalent
+
+
+def test_inputs_on_which_scores_tie_are_left_out_unless_all_do():
+    some, every = verify(choosing(0), choosing(0)), verify(choosing(0, gate=0), choosing(0, gate=0))
+    assert some.equivalent
+    assert every.equivalent
+    assert some.runs < every.runs == 24
+    assert not verify(choosing(0, gate=0), choosing(0, np.float32(1e-2), gate=0)).equivalent
 
 
 def test_an_error_beside_choices_is_one():

@@ -228,7 +228,7 @@ def _transfer(
     teacher: Model, target: Model, style: Style, data: Mapping[str, Array] | None, progress: Progress | None
 ) -> Transfer:
     networks = Networks(Network(reshaped(teacher)), Network(target))
-    own = networks.teacher.model
+    own = networks.teacher.model  # of an adapted one the tensors are laid out otherwise
     take_copies(networks)
     found = _aligned(networks)
     for adapt in (regrouped, shared_less, with_joined_gates):
